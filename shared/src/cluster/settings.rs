@@ -1,0 +1,77 @@
+//! Settings that are equal on every node (Patroni's dynamic configuration, the `config` key).
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// The validated dynamic configuration. Made by [`crate::dcs::records::settings_from_json`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClusterSettings {
+    /// Length of the lease, whole seconds; at least 2 s, the least etcd grants with its defaults.
+    pub ttl: Duration,
+    /// The longest time between two looks.
+    pub loop_wait: Duration,
+    /// How long a DCS or PostgreSQL operation is retried.
+    pub retry_timeout: Duration,
+    /// A replica that would lose more than this does not run for leader, bytes.
+    pub maximum_lag_on_failover: u64,
+    /// How long a crashed primary may take to start before another member leads; zero fails over at once.
+    pub primary_start_timeout: Duration,
+    /// How long a stop may take before it is made immediate; zero is without a limit of its own.
+    pub primary_stop_timeout: Duration,
+    /// Automation off.
+    pub is_paused: bool,
+    /// Refuse to promote below the cluster's last known timeline.
+    pub check_timeline: bool,
+    /// `None` where the record is silent (`ha.md` 6).
+    pub failsafe_mode: Option<bool>,
+    /// Synchronous replication.
+    pub synchronous_mode: SynchronousMode,
+    /// How long the slot of a vanished member is kept.
+    pub member_slots_ttl: Duration,
+    /// Rewind a diverged member instead of re-cloning it.
+    pub use_pg_rewind: bool,
+    /// Member replication slots.
+    pub use_slots: bool,
+    /// PostgreSQL parameters of the whole cluster.
+    pub parameters: BTreeMap<String, String>,
+    /// The lines of `pg_hba.conf`, if managed.
+    pub pg_hba: Option<Vec<String>>,
+    /// How many entries the `history` key keeps; 0 keeps all.
+    pub max_timelines_history: usize,
+}
+
+/// `synchronous_mode`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum SynchronousMode {
+    /// Asynchronous.
+    #[default]
+    Off,
+    /// Named standbys hold every commit.
+    On,
+    /// Any `k` of the voters do.
+    Quorum,
+}
+
+impl Default for ClusterSettings {
+    /// Patroni's defaults.
+    fn default() -> Self {
+        Self {
+            ttl: Duration::from_secs(30),
+            loop_wait: Duration::from_secs(10),
+            retry_timeout: Duration::from_secs(10),
+            maximum_lag_on_failover: 1_048_576,
+            primary_start_timeout: Duration::from_secs(300),
+            primary_stop_timeout: Duration::ZERO,
+            is_paused: false,
+            check_timeline: false,
+            failsafe_mode: None,
+            synchronous_mode: SynchronousMode::Off,
+            member_slots_ttl: Duration::from_secs(30 * 60),
+            use_pg_rewind: false,
+            use_slots: true,
+            parameters: BTreeMap::new(),
+            pg_hba: None,
+            max_timelines_history: 0,
+        }
+    }
+}

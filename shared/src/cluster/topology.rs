@@ -1,0 +1,290 @@
+//! The cluster at one revision of the DCS, folded from what its keys hold. Pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use super::sync_state::SyncState;
+use super::{
+    ClusterSettings, Leader, LeaderEpoch, Lsn, Member, MemberName, SystemId, TimelineHistory,
+};
+
+/// Which key a fact stands under.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum FactKey {
+    /// `initialize`
+    Initialize,
+    /// `config`
+    Settings,
+    /// `leader`
+    Leader,
+    /// `members/<name>`
+    Member(MemberName),
+    /// `status`
+    Status,
+    /// `failover`
+    Failover,
+    /// `sync`
+    Sync,
+    /// `history`
+    History,
+    /// `failsafe`
+    Failsafe,
+    /// `trunkline/generation`
+    Generation,
+    /// `trunkline/disarmed/<name>`
+    Disarmed(MemberName),
+    /// `trunkline/switchover`
+    Switchover,
+    /// `trunkline/history`
+    Changes,
+    /// `routers/<name>/<instance>`
+    Router(Arc<str>),
+}
+
+/// What one key holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fact {
+    /// The system identifier; `None` while the bootstrap runs.
+    Initialize(Option<SystemId>),
+    /// The dynamic configuration.
+    Settings(Arc<ClusterSettings>),
+    /// The leader's name.
+    Leader(MemberName),
+    /// A member's record. Its `lease` and `revision` are filled from the key when it is folded.
+    Member(Arc<Member>),
+    /// The last published position and slots.
+    Status(Arc<Status>),
+    /// An operator's request for a switchover or failover.
+    Failover(FailoverRequest),
+    /// Synchronous standbys.
+    Sync(SyncState),
+    /// Ancestry of the timelines.
+    History(Arc<TimelineHistory>),
+    /// Names of the members asked in failsafe mode, with their REST URLs.
+    Failsafe(Arc<BTreeMap<MemberName, Arc<str>>>),
+    /// First part of the epoch.
+    Generation(u64),
+    /// A paused leader that disarmed its fence.
+    Disarmed,
+    /// A planned change in progress.
+    Switchover(Arc<SwitchoverRecord>),
+    /// A value that the topology does not need in parsed form.
+    Opaque,
+    /// The value could not be read; says why.
+    Unreadable(Arc<str>),
+}
+
+/// The `status` record.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Status {
+    /// The leader's last published position (Patroni's `optime`).
+    pub optime: Lsn,
+    /// Positions of slots.
+    pub slots: BTreeMap<String, Lsn>,
+    /// Slots kept for vanished members.
+    pub retain_slots: Vec<String>,
+}
+
+/// The `failover` record: a switchover if `leader` is named, else a failover.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FailoverRequest {
+    /// The leader to change away from.
+    pub leader: Option<MemberName>,
+    /// The member to change to.
+    pub candidate: Option<MemberName>,
+    /// When, as ISO 8601 text, if scheduled.
+    pub scheduled_at: Option<Arc<str>>,
+    /// The mod revision of the record: identifies the request.
+    pub revision: i64,
+}
+
+/// How far a planned change has come (`trunkline/switchover`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SwitchoverStage {
+    /// Nothing that opens a transaction block is dispatched by routers.
+    HoldTransactions,
+    /// Routers dispatch nothing new.
+    HoldAll,
+    /// The old leader has stopped; its last record begins at this position.
+    Stopped {
+        /// The shutdown checkpoint.
+        shutdown_checkpoint: Lsn,
+    },
+    /// Called off: the old leader goes on.
+    Resume,
+}
+
+/// The `trunkline/switchover` record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SwitchoverRecord {
+    /// The revision of the `failover` record that asked for it, or of its announcement.
+    pub id: u64,
+    /// The epoch that ends.
+    pub epoch: LeaderEpoch,
+    /// The old leader.
+    pub from: MemberName,
+    /// The candidate.
+    pub to: MemberName,
+    /// How far it has come.
+    pub stage: SwitchoverStage,
+}
+
+/// The `initialize` key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Initialize {
+    /// No such key: the cluster was never made, or the DCS lost its memory.
+    #[default]
+    Absent,
+    /// A bootstrap runs.
+    Running,
+    /// Made, with this system identifier.
+    Done(SystemId),
+}
+
+/// One key's change: `fact` is `None` where the key was deleted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// The key.
+    pub key: FactKey,
+    /// What it holds now.
+    pub fact: Option<Fact>,
+    /// The mod revision of the change.
+    pub revision: i64,
+    /// The lease the key hangs on, 0 if none.
+    pub lease: i64,
+}
+
+/// The whole cluster at one revision.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Topology {
+    /// The revision of the DCS that this shows.
+    pub revision: i64,
+    /// Whether, and as what, the cluster was made.
+    pub initialize: Initialize,
+    /// The dynamic configuration, if the key exists.
+    pub settings: Option<Arc<ClusterSettings>>,
+    /// Who leads.
+    pub leader: Option<Leader>,
+    /// The registered members.
+    pub members: BTreeMap<MemberName, Arc<Member>>,
+    /// The last published position.
+    pub status: Arc<Status>,
+    /// A request for a change of leader.
+    pub failover: Option<FailoverRequest>,
+    /// Synchronous standbys.
+    pub sync: Option<SyncState>,
+    /// Ancestry of timelines.
+    pub history: Arc<TimelineHistory>,
+    /// The failsafe list.
+    pub failsafe: Arc<BTreeMap<MemberName, Arc<str>>>,
+    /// First part of the epoch.
+    pub generation: u64,
+    /// Members that paused with a disarmed fence.
+    pub disarmed: BTreeSet<MemberName>,
+    /// A planned change in progress.
+    pub switchover: Option<Arc<SwitchoverRecord>>,
+}
+
+impl Topology {
+    /// The settings, or Patroni's defaults where the key is absent.
+    pub fn settings_or_default(&self) -> Arc<ClusterSettings> {
+        self.settings.clone().unwrap_or_default()
+    }
+
+    /// The leader's own record, if it is registered.
+    pub fn leader_member(&self) -> Option<&Arc<Member>> {
+        self.members.get(&self.leader.as_ref()?.member)
+    }
+
+    /// The current epoch, if there is a leader.
+    pub fn epoch(&self) -> Option<LeaderEpoch> {
+        self.leader.as_ref().map(|l| l.epoch)
+    }
+
+    /// Folds one change in. Changes older than what is shown are ignored: revisions that go back are
+    /// never believed.
+    pub fn apply(&mut self, change: &Change) {
+        self.revision = self.revision.max(change.revision);
+        match (&change.key, &change.fact) {
+            (FactKey::Initialize, Some(Fact::Initialize(id))) => {
+                self.initialize = id.map_or(Initialize::Running, Initialize::Done);
+            }
+            (FactKey::Initialize, None) => self.initialize = Initialize::Absent,
+            (FactKey::Settings, Some(Fact::Settings(s))) => self.settings = Some(s.clone()),
+            (FactKey::Settings, None) => self.settings = None,
+            (FactKey::Leader, Some(Fact::Leader(member))) => {
+                let epoch = LeaderEpoch {
+                    generation: self.generation,
+                    revision: change.revision,
+                };
+                self.leader = Some(Leader {
+                    member: member.clone(),
+                    epoch,
+                    lease: change.lease,
+                });
+            }
+            (FactKey::Leader, _) => self.leader = None,
+            (FactKey::Member(name), Some(Fact::Member(member))) => {
+                let mut member = member.clone();
+                if member.lease != change.lease || member.revision != change.revision {
+                    let own = Arc::make_mut(&mut member);
+                    own.lease = change.lease;
+                    own.revision = change.revision;
+                }
+                self.members.insert(name.clone(), member);
+            }
+            (FactKey::Member(name), _) => {
+                self.members.remove(name);
+            }
+            (FactKey::Status, Some(Fact::Status(s))) => self.status = s.clone(),
+            (FactKey::Status, None) => self.status = Arc::default(),
+            (FactKey::Failover, Some(Fact::Failover(f))) => {
+                self.failover = Some(FailoverRequest {
+                    revision: change.revision,
+                    ..f.clone()
+                });
+            }
+            (FactKey::Failover, _) => self.failover = None,
+            (FactKey::Sync, Some(Fact::Sync(s))) => {
+                self.sync = Some(SyncState {
+                    revision: change.revision,
+                    ..s.clone()
+                });
+            }
+            (FactKey::Sync, None) => self.sync = None,
+            (FactKey::History, Some(Fact::History(h))) => self.history = h.clone(),
+            (FactKey::Failsafe, Some(Fact::Failsafe(f))) => self.failsafe = f.clone(),
+            (FactKey::Failsafe, None) => self.failsafe = Arc::default(),
+            (FactKey::Generation, Some(Fact::Generation(g))) => self.set_generation(*g),
+            (FactKey::Generation, None) => self.set_generation(0),
+            (FactKey::Disarmed(name), Some(_)) => {
+                self.disarmed.insert(name.clone());
+            }
+            (FactKey::Disarmed(name), None) => {
+                self.disarmed.remove(name);
+            }
+            (FactKey::Switchover, Some(Fact::Switchover(s))) => self.switchover = Some(s.clone()),
+            (FactKey::Switchover, None) => self.switchover = None,
+            // What cannot be read leaves the last good value standing; what the topology does not hold
+            // is not folded.
+            (FactKey::History | FactKey::Changes | FactKey::Router(_), _)
+            | (
+                FactKey::Initialize
+                | FactKey::Settings
+                | FactKey::Status
+                | FactKey::Sync
+                | FactKey::Failsafe
+                | FactKey::Generation
+                | FactKey::Switchover,
+                Some(_),
+            ) => {}
+        }
+    }
+
+    fn set_generation(&mut self, generation: u64) {
+        self.generation = generation;
+        if let Some(leader) = &mut self.leader {
+            leader.epoch.generation = generation;
+        }
+    }
+}
