@@ -201,21 +201,28 @@ impl Topology {
         self.leader.as_ref().map(|l| l.epoch)
     }
 
-    /// Folds one change in. Changes older than what is shown are ignored: revisions that go back are
-    /// never believed.
+    /// Folds one change in; the caller gives them in the order of their revisions. A value that cannot be
+    /// read leaves the last good one standing where the cluster could not go on without it, and counts as
+    /// absent elsewhere.
     pub fn apply(&mut self, change: &Change) {
         self.revision = self.revision.max(change.revision);
-        match (&change.key, &change.fact) {
-            (FactKey::Initialize, Some(Fact::Initialize(id))) => {
+        match &change.fact {
+            Some(fact) => self.put(change, fact),
+            None => self.delete(&change.key),
+        }
+    }
+
+    fn put(&mut self, change: &Change, fact: &Fact) {
+        let revision = change.revision;
+        match fact {
+            Fact::Initialize(id) => {
                 self.initialize = id.map_or(Initialize::Running, Initialize::Done);
             }
-            (FactKey::Initialize, None) => self.initialize = Initialize::Absent,
-            (FactKey::Settings, Some(Fact::Settings(s))) => self.settings = Some(s.clone()),
-            (FactKey::Settings, None) => self.settings = None,
-            (FactKey::Leader, Some(Fact::Leader(member))) => {
+            Fact::Settings(settings) => self.settings = Some(settings.clone()),
+            Fact::Leader(member) => {
                 let epoch = LeaderEpoch {
                     generation: self.generation,
-                    revision: change.revision,
+                    revision,
                 };
                 self.leader = Some(Leader {
                     member: member.clone(),
@@ -223,61 +230,76 @@ impl Topology {
                     lease: change.lease,
                 });
             }
-            (FactKey::Leader, _) => self.leader = None,
-            (FactKey::Member(name), Some(Fact::Member(member))) => {
+            Fact::Member(member) => {
                 let mut member = member.clone();
-                if member.lease != change.lease || member.revision != change.revision {
+                if member.lease != change.lease || member.revision != revision {
                     let own = Arc::make_mut(&mut member);
                     own.lease = change.lease;
-                    own.revision = change.revision;
+                    own.revision = revision;
                 }
-                self.members.insert(name.clone(), member);
+                self.members.insert(member.name.clone(), member);
             }
-            (FactKey::Member(name), _) => {
-                self.members.remove(name);
-            }
-            (FactKey::Status, Some(Fact::Status(s))) => self.status = s.clone(),
-            (FactKey::Status, None) => self.status = Arc::default(),
-            (FactKey::Failover, Some(Fact::Failover(f))) => {
+            Fact::Status(status) => self.status = status.clone(),
+            Fact::Failover(request) => {
                 self.failover = Some(FailoverRequest {
-                    revision: change.revision,
-                    ..f.clone()
+                    revision,
+                    ..request.clone()
                 });
             }
-            (FactKey::Failover, _) => self.failover = None,
-            (FactKey::Sync, Some(Fact::Sync(s))) => {
+            Fact::Sync(sync) => {
                 self.sync = Some(SyncState {
-                    revision: change.revision,
-                    ..s.clone()
-                });
+                    revision,
+                    ..sync.clone()
+                })
             }
-            (FactKey::Sync, None) => self.sync = None,
-            (FactKey::History, Some(Fact::History(h))) => self.history = h.clone(),
-            (FactKey::Failsafe, Some(Fact::Failsafe(f))) => self.failsafe = f.clone(),
-            (FactKey::Failsafe, None) => self.failsafe = Arc::default(),
-            (FactKey::Generation, Some(Fact::Generation(g))) => self.set_generation(*g),
-            (FactKey::Generation, None) => self.set_generation(0),
-            (FactKey::Disarmed(name), Some(_)) => {
-                self.disarmed.insert(name.clone());
+            Fact::History(history) => self.history = history.clone(),
+            Fact::Failsafe(failsafe) => self.failsafe = failsafe.clone(),
+            Fact::Generation(generation) => self.set_generation(*generation),
+            Fact::Disarmed => {
+                if let FactKey::Disarmed(name) = &change.key {
+                    self.disarmed.insert(name.clone());
+                }
             }
-            (FactKey::Disarmed(name), None) => {
-                self.disarmed.remove(name);
-            }
-            (FactKey::Switchover, Some(Fact::Switchover(s))) => self.switchover = Some(s.clone()),
-            (FactKey::Switchover, None) => self.switchover = None,
-            // What cannot be read leaves the last good value standing; what the topology does not hold
-            // is not folded.
-            (FactKey::History | FactKey::Changes | FactKey::Router(_), _)
-            | (
+            Fact::Switchover(record) => self.switchover = Some(record.clone()),
+            Fact::Opaque => {}
+            Fact::Unreadable(_) => match &change.key {
+                FactKey::Leader | FactKey::Member(_) | FactKey::Failover => {
+                    self.delete(&change.key);
+                }
                 FactKey::Initialize
                 | FactKey::Settings
                 | FactKey::Status
                 | FactKey::Sync
+                | FactKey::History
                 | FactKey::Failsafe
                 | FactKey::Generation
-                | FactKey::Switchover,
-                Some(_),
-            ) => {}
+                | FactKey::Disarmed(_)
+                | FactKey::Switchover
+                | FactKey::Changes
+                | FactKey::Router(_) => {}
+            },
+        }
+    }
+
+    fn delete(&mut self, key: &FactKey) {
+        match key {
+            FactKey::Initialize => self.initialize = Initialize::Absent,
+            FactKey::Settings => self.settings = None,
+            FactKey::Leader => self.leader = None,
+            FactKey::Member(name) => {
+                self.members.remove(name);
+            }
+            FactKey::Status => self.status = Arc::default(),
+            FactKey::Failover => self.failover = None,
+            FactKey::Sync => self.sync = None,
+            FactKey::Failsafe => self.failsafe = Arc::default(),
+            FactKey::Generation => self.set_generation(0),
+            FactKey::Disarmed(name) => {
+                self.disarmed.remove(name);
+            }
+            FactKey::Switchover => self.switchover = None,
+            // A history that vanished is still the history of the timelines that exist.
+            FactKey::History | FactKey::Changes | FactKey::Router(_) => {}
         }
     }
 
