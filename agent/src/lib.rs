@@ -1,1 +1,7 @@
-//! Placeholder while the workspace is laid out.
+//! The HA agent: keeps one PostgreSQL in its right role.
+//!
+//! `Wake → observe → decide → act → record`. [`decide`] is pure and holds every rule; [`lease`] holds the
+//! right to lead and its deadline.
+
+pub mod decide;
+pub mod lease;

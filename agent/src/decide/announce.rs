@@ -1,0 +1,155 @@
+//! What this member says of itself in its DCS record. Pure.
+
+use std::sync::Arc;
+
+use trunkline_shared::cluster::member::{Member, SwitchoverReady, TrunklineFields};
+use trunkline_shared::cluster::topology::SwitchoverStage;
+use trunkline_shared::cluster::{MemberRole, MemberState};
+
+use super::decision::Decision;
+use super::observation::{JobKind, LeaseView, Local, Observation, Running, RunningRole};
+
+/// The record of this member after a turn. `api_url` and `version` are the agent's own words.
+pub fn announcement(
+    seen: &Observation,
+    decision: &Decision,
+    api_url: &Arc<str>,
+    version: &Arc<str>,
+) -> Member {
+    let mut member = Member {
+        name: seen.me.name.clone(),
+        address: seen.me.address.clone(),
+        api_url: api_url.clone(),
+        role: role(seen),
+        state: state(seen),
+        timeline: None,
+        position: None,
+        received: None,
+        replayed: None,
+        is_streaming: None,
+        tags: seen.me.tags.clone(),
+        is_checkpointed_after_promote: true,
+        has_pending_restart: false,
+        is_paused: seen.settings().is_paused,
+        version: version.clone(),
+        lease: 0,
+        revision: 0,
+        trunkline: Some(TrunklineFields {
+            epoch: match &seen.lease {
+                LeaseView::Held(held) => Some(held.epoch),
+                LeaseView::NotHeld | LeaseView::Lost => None,
+            },
+            system_id: seen.local.system_id(),
+            ready: ready(seen),
+            reason: Some(Arc::from(decision.reason.word())),
+        }),
+    };
+    if let Local::Running(running) = &seen.local {
+        describe(&mut member, running);
+    }
+    member
+}
+
+fn describe(member: &mut Member, running: &Running) {
+    member.timeline = Some(running.timeline);
+    member.has_pending_restart = running.has_pending_restart;
+    match &running.role {
+        RunningRole::Primary {
+            position,
+            is_checkpointed,
+        } => {
+            member.position = Some(*position);
+            member.is_checkpointed_after_promote = *is_checkpointed;
+        }
+        RunningRole::Replica {
+            received,
+            replayed,
+            is_streaming,
+            ..
+        } => {
+            member.position = Some(*received.max(replayed));
+            member.received = Some(*received);
+            member.replayed = Some(*replayed);
+            member.is_streaming = Some(*is_streaming);
+        }
+    }
+}
+
+fn role(seen: &Observation) -> MemberRole {
+    let promotes = seen
+        .job
+        .running
+        .as_ref()
+        .is_some_and(|job| job.kind == JobKind::Promote);
+    match &seen.local {
+        Local::Empty | Local::Unknown(_) => MemberRole::Uninitialized,
+        Local::Running(running) => match running.role {
+            RunningRole::Primary { .. } => MemberRole::Primary,
+            RunningRole::Replica { .. } if promotes => MemberRole::Promoted,
+            RunningRole::Replica { .. } => MemberRole::Replica,
+        },
+        Local::Starting {
+            as_primary: true, ..
+        }
+        | Local::Unresponsive {
+            was_primary: true, ..
+        } => MemberRole::Primary,
+        Local::Stopped(stopped) if stopped.was_primary => MemberRole::Demoted,
+        Local::Stopped(_) | Local::Starting { .. } | Local::Unresponsive { .. } => {
+            MemberRole::Replica
+        }
+    }
+}
+
+fn state(seen: &Observation) -> MemberState {
+    if let Some(job) = &seen.job.running {
+        match job.kind {
+            JobKind::Initialize | JobKind::FinishBootstrap => {
+                return MemberState::InitializingNewCluster;
+            }
+            JobKind::Clone | JobKind::Rewind => return MemberState::CreatingReplica,
+            JobKind::Stop => return MemberState::Stopping,
+            JobKind::Start => return MemberState::Starting,
+            JobKind::Promote | JobKind::Checkpoint => {}
+        }
+    }
+    let failed = |kind| {
+        seen.job
+            .finished
+            .as_ref()
+            .is_some_and(|job| job.kind == kind && job.error.is_some())
+    };
+    match &seen.local {
+        Local::Running(_) => MemberState::Running,
+        Local::Starting { .. } => MemberState::Starting,
+        Local::Empty if failed(JobKind::Initialize) => MemberState::InitdbFailed,
+        Local::Stopped(_) if failed(JobKind::Start) => MemberState::StartFailed,
+        Local::Stopped(stopped) if stopped.crashed_at.is_some() => MemberState::Crashed,
+        Local::Unresponsive { .. } | Local::Unknown(_) => MemberState::Crashed,
+        Local::Empty | Local::Stopped(_) => MemberState::Stopped,
+    }
+}
+
+/// Whether this member holds the last record of an old leader that names it as its successor.
+fn ready(seen: &Observation) -> Option<SwitchoverReady> {
+    let switchover = seen.topology()?.switchover.as_ref()?;
+    let SwitchoverStage::Stopped {
+        shutdown_checkpoint,
+    } = switchover.stage
+    else {
+        return None;
+    };
+    let Local::Running(Running {
+        role: RunningRole::Replica { replayed, .. },
+        ..
+    }) = &seen.local
+    else {
+        return None;
+    };
+    // Replay stops at the end of a record, so past its beginning means past its end.
+    let has_all = switchover.to == seen.me.name && *replayed > shutdown_checkpoint;
+    has_all.then_some(SwitchoverReady {
+        id: switchover.id,
+        replayed: *replayed,
+    })
+}

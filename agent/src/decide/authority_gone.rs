@@ -1,0 +1,79 @@
+//! PostgreSQL can accept writes and the right to let it is gone or ends now: it is stopped at once.
+//!
+//! This is checked before every other situation, long jobs and shutdown included, and only maintenance
+//! holds it back ("pause means pause").
+
+use trunkline_shared::cluster::{MemberName, Timeline, Topology};
+
+use super::decision::{Action, Decision, Detail, Reason, StopMode};
+use super::memory::Memory;
+use super::observation::{LeaseView, Local, Observation};
+use super::{STOP_AHEAD, Turn};
+
+/// Why PostgreSQL may not go on, if so.
+pub(super) fn verdict(seen: &Observation) -> Option<(Reason, Detail)> {
+    if !seen.local.may_accept_writes() || seen.settings().is_paused {
+        return None;
+    }
+    match &seen.lease {
+        LeaseView::Held(held) if seen.now + STOP_AHEAD >= held.deadline => {
+            Some((Reason::LeaseAboutToExpire, Detail::None))
+        }
+        LeaseView::Held(_) => None,
+        LeaseView::Lost => Some((Reason::AnotherLeads, leader_of(seen.topology()))),
+        LeaseView::NotHeld => without_lease(seen),
+    }
+}
+
+fn without_lease(seen: &Observation) -> Option<(Reason, Detail)> {
+    let Some(topology) = seen.topology() else {
+        // The agent has just started. A fence that an earlier agent armed keeps the deadline; an instance
+        // that was never ours is adopted or stopped once the DCS has spoken.
+        return None;
+    };
+    match &topology.leader {
+        Some(leader) if leader.member != seen.me.name => {
+            return Some((Reason::AnotherLeads, Detail::Member(leader.member.clone())));
+        }
+        Some(_) => return None,
+        None => {}
+    }
+    if is_stale(&seen.local, topology) {
+        return Some((Reason::StalePrimary, Detail::None));
+    }
+    // With the fence armed an earlier deadline still stands and will be kept.
+    (!seen.is_dcs_fresh() && !seen.fence.is_armed)
+        .then_some((Reason::PrimaryWithoutLease, Detail::None))
+}
+
+/// Whether the cluster has already left the timeline this primary is on.
+fn is_stale(local: &Local, topology: &Topology) -> bool {
+    match local {
+        Local::Running(running) => topology
+            .history
+            .last_ended()
+            .is_some_and(|Timeline(ended)| running.timeline.0 <= ended),
+        Local::Unknown(_)
+        | Local::Empty
+        | Local::Stopped(_)
+        | Local::Starting { .. }
+        | Local::Unresponsive { .. } => false,
+    }
+}
+
+fn leader_of(topology: Option<&Topology>) -> Detail {
+    let name: Option<MemberName> = topology
+        .and_then(|t| t.leader.as_ref())
+        .map(|leader| leader.member.clone());
+    name.map_or(Detail::None, Detail::Member)
+}
+
+/// Stops the instance at once. A job that would make it writable is ended with it.
+pub(super) fn decide(seen: &Observation, memory: &Memory) -> Decision {
+    let (reason, detail) = verdict(seen).unwrap_or((Reason::AnotherLeads, Detail::None));
+    let mut turn = Turn::new(seen, memory).detail(detail);
+    if seen.job.running.is_some() {
+        turn = turn.act(Action::CancelJob);
+    }
+    turn.act(Action::Stop(StopMode::Immediate)).now(reason)
+}

@@ -1,0 +1,27 @@
+//! The little that survives a turn.
+
+use std::collections::BTreeMap;
+
+use trunkline_shared::cluster::{LeaderEpoch, MemberName, Moment};
+
+/// Given to each decision and returned changed by it. Lost when the agent restarts: nothing safety
+/// depends on may live here.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Memory {
+    /// The next look is to ask the other members' agents.
+    pub wants_peers: bool,
+    /// The switchover in progress and when this member first saw it.
+    pub switchover: Option<(u64, Moment)>,
+    /// When the primary last crashed here: a second crash soon after fails over.
+    pub crashed_at: Option<Moment>,
+    /// When the last published position was written.
+    pub status_at: Option<Moment>,
+    /// When each slot owner was last registered, for `member_slots_ttl`.
+    pub slot_owner_seen: BTreeMap<MemberName, Moment>,
+    /// Since when a replica with the right upstream has not streamed.
+    pub not_streaming_since: Option<Moment>,
+    /// Since when this member has held the lease without a primary.
+    pub not_primary_since: Option<(LeaderEpoch, Moment)>,
+    /// Until when this member does not run for leader after having given the lease up.
+    pub stands_back_until: Option<Moment>,
+}

@@ -1,0 +1,335 @@
+//! All that may influence a decision, as plain data. `observe` writes it, `decide` reads it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use trunkline_shared::cluster::{
+    LeaderEpoch, Lsn, MemberName, Moment, SystemId, Tags, Timeline, Topology,
+};
+
+/// One look at the world.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Observation {
+    /// When the look was complete.
+    pub now: Moment,
+    /// This member.
+    pub me: Arc<Me>,
+    /// The cluster, as the DCS shows it.
+    pub dcs: DcsView,
+    /// The right to lead.
+    pub lease: LeaseView,
+    /// The local instance.
+    pub local: Local,
+    /// What the other members' agents answered.
+    pub peers: Peers,
+    /// The long job in progress, and the last one that ended.
+    pub job: JobView,
+    /// What an operator asked of this member alone.
+    pub request: Option<LocalRequest>,
+    /// The fence.
+    pub fence: FenceView,
+    /// The agent was told to end.
+    pub is_shutting_down: bool,
+}
+
+/// What does not change while the agent runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Me {
+    /// This member's name.
+    pub name: MemberName,
+    /// Its PostgreSQL's host and port, as the others reach it.
+    pub address: Arc<str>,
+    /// Its tags.
+    pub tags: Tags,
+    /// What to do when PostgreSQL crashes.
+    pub crash_policy: CrashPolicy,
+    /// Whether a diverged data directory, or one that could not be rewound, may be replaced by a new
+    /// clone. Patroni's `remove_data_directory_on_*`; true where the file is silent (`ha.md` 5.8).
+    pub may_replace_data: bool,
+}
+
+/// `trunkline.crash_policy`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum CrashPolicy {
+    /// Restart in place when little is to be replayed, else fail over.
+    #[default]
+    Auto,
+    /// Always restart in place.
+    Restart,
+    /// Fail over whenever somebody can take over.
+    Failover,
+}
+
+/// The cluster, as the DCS shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DcsView {
+    /// Never read since the agent started.
+    Unknown,
+    /// The last view.
+    Known {
+        /// The cluster.
+        topology: Arc<Topology>,
+        /// How long ago the store last proved that this is the newest: an answer, or a sign of life of
+        /// the watch.
+        age: Duration,
+    },
+}
+
+/// The right to lead, as the lease task knows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LeaseView {
+    /// This member's name is not known to stand in the leader key.
+    NotHeld,
+    /// It stands there, confirmed by a counted renewal.
+    Held(Held),
+    /// It was held, and the key is somebody else's now: a definite no.
+    Lost,
+}
+
+/// A held lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Held {
+    /// The epoch of this leadership.
+    pub epoch: LeaderEpoch,
+    /// Until when this member may act as leader (`ha.md` 3).
+    pub deadline: Moment,
+    /// The last renewal found no leader key at all; it may be created again while the deadline lies ahead.
+    pub is_key_missing: bool,
+    /// A hand-over was sent and its outcome is not known. It may still be executed.
+    pub has_unresolved_hand_over: bool,
+}
+
+/// The local instance.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Local {
+    /// It cannot be said: the data directory is unreadable or not what it was.
+    Unknown(Arc<str>),
+    /// The data directory is empty or absent, and nothing stands beside it.
+    Empty,
+    /// There is data, and no server process of it.
+    Stopped(Stopped),
+    /// The postmaster lives and does not accept connections yet.
+    Starting {
+        /// Since when.
+        since: Moment,
+        /// Whether it will accept writes when it has started.
+        as_primary: bool,
+        /// The system identifier of its data.
+        system_id: SystemId,
+    },
+    /// It answers.
+    Running(Running),
+    /// The postmaster lives and did answer before, but does not now.
+    Unresponsive {
+        /// Since when.
+        since: Moment,
+        /// Whether it accepted writes when it last answered.
+        was_primary: bool,
+        /// The system identifier of its data.
+        system_id: SystemId,
+    },
+}
+
+/// A stopped instance, by its control data.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stopped {
+    /// The identity of its data.
+    pub system_id: SystemId,
+    /// The timeline of its last checkpoint.
+    pub timeline: Timeline,
+    /// Where its last checkpoint record begins.
+    pub checkpoint: Lsn,
+    /// Where the replay of a restart would begin.
+    pub redo: Lsn,
+    /// The furthest position known to be in its WAL: for a replica the minimum recovery point.
+    pub position: Lsn,
+    /// It was shut down, as a primary or in recovery.
+    pub is_clean: bool,
+    /// It last ran as a primary.
+    pub was_primary: bool,
+    /// It ended without being told to, at this time.
+    pub crashed_at: Option<Moment>,
+}
+
+/// A running instance.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Running {
+    /// The identity of its data.
+    pub system_id: SystemId,
+    /// Its timeline.
+    pub timeline: Timeline,
+    /// What it is.
+    pub role: RunningRole,
+    /// Its physical replication slots.
+    pub slots: Arc<Vec<SlotView>>,
+    /// Parameters were changed that need a restart.
+    pub has_pending_restart: bool,
+}
+
+/// A physical replication slot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SlotView {
+    /// Its name.
+    pub name: Arc<str>,
+    /// Somebody streams through it.
+    pub is_active: bool,
+}
+
+/// What a running instance is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RunningRole {
+    /// It accepts writes.
+    Primary {
+        /// Its current position.
+        position: Lsn,
+        /// The first checkpoint on its timeline is done: others may rewind from it.
+        is_checkpointed: bool,
+    },
+    /// It is in recovery.
+    Replica {
+        /// How far it has received.
+        received: Lsn,
+        /// How far it has replayed.
+        replayed: Lsn,
+        /// Host and port of its `primary_conninfo`.
+        upstream: Option<Arc<str>>,
+        /// Its WAL receiver streams.
+        is_streaming: bool,
+    },
+}
+
+/// What the other members' agents answered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Peers {
+    /// The last decision did not want them asked.
+    NotAsked,
+    /// All other members were asked in parallel.
+    Asked(Arc<BTreeMap<MemberName, PeerAnswer>>),
+}
+
+/// One peer's answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PeerAnswer {
+    /// No answer within the time.
+    Unreachable,
+    /// Its agent answered.
+    Answered(PeerView),
+}
+
+/// A peer, by its own words.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerView {
+    /// Its PostgreSQL answers queries.
+    pub is_running: bool,
+    /// Its PostgreSQL runs and is not in recovery.
+    pub is_primary: bool,
+    /// Its timeline, if known.
+    pub timeline: Option<Timeline>,
+    /// The furthest of received and replayed, or the current position of a primary.
+    pub position: Lsn,
+    /// How far it has replayed.
+    pub replayed: Lsn,
+    /// It may be promoted by its tags.
+    pub may_lead: bool,
+    /// Its preference among equals.
+    pub priority: u32,
+}
+
+/// The jobs of this member.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct JobView {
+    /// The one in progress.
+    pub running: Option<RunningJob>,
+    /// The one that ended last, until the next begins.
+    pub finished: Option<FinishedJob>,
+}
+
+/// A job in progress.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RunningJob {
+    /// What it does.
+    pub kind: JobKind,
+    /// Since when.
+    pub since: Moment,
+    /// Whose data it copies, for a clone or a rewind.
+    pub source: Option<MemberName>,
+}
+
+/// A job that ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FinishedJob {
+    /// What it did.
+    pub kind: JobKind,
+    /// When it ended.
+    pub at: Moment,
+    /// Why it failed, if it did.
+    pub error: Option<Arc<str>>,
+}
+
+/// What takes long enough not to be waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum JobKind {
+    /// initdb.
+    Initialize,
+    /// Roles and settings of a new cluster, on its running primary.
+    FinishBootstrap,
+    /// pg_basebackup.
+    Clone,
+    /// pg_rewind.
+    Rewind,
+    /// From the start of the postmaster until it lives.
+    Start,
+    /// Until no process is left.
+    Stop,
+    /// Until the instance is out of recovery.
+    Promote,
+    /// A checkpoint after a promotion.
+    Checkpoint,
+}
+
+impl JobKind {
+    /// Every kind.
+    pub const ALL: [JobKind; 8] = [
+        JobKind::Initialize,
+        JobKind::FinishBootstrap,
+        JobKind::Clone,
+        JobKind::Rewind,
+        JobKind::Start,
+        JobKind::Stop,
+        JobKind::Promote,
+        JobKind::Checkpoint,
+    ];
+
+    /// The word for it in logs and scripts.
+    pub fn name(self) -> &'static str {
+        match self {
+            JobKind::Initialize => "initialize",
+            JobKind::FinishBootstrap => "finish_bootstrap",
+            JobKind::Clone => "clone",
+            JobKind::Rewind => "rewind",
+            JobKind::Start => "start",
+            JobKind::Stop => "stop",
+            JobKind::Promote => "promote",
+            JobKind::Checkpoint => "checkpoint",
+        }
+    }
+}
+
+/// What an operator asked of this member alone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LocalRequest {
+    /// Restart PostgreSQL.
+    Restart,
+    /// Replace the data by a new clone.
+    Reinitialize,
+}
+
+/// The fence process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FenceView {
+    /// It holds its lock and stamped its heartbeat within a second.
+    pub is_live: bool,
+    /// It will fire when the deadline passes.
+    pub is_armed: bool,
+}

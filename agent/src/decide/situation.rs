@@ -1,0 +1,168 @@
+//! Which situation this member is in; nothing else.
+
+use trunkline_shared::cluster::topology::Initialize;
+use trunkline_shared::cluster::{SystemId, Topology};
+
+use super::authority_gone;
+use super::memory::Memory;
+use super::observation::{DcsView, LeaseView, Local, Observation};
+
+/// The situations, most dangerous first. The first that applies is the one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Situation {
+    /// PostgreSQL can accept writes and the right to let it is gone or ends now.
+    AuthorityGone,
+    /// A long job is in progress.
+    JobRunning,
+    /// The data here belongs to another cluster.
+    ForeignData,
+    /// The agent was told to end.
+    ShuttingDown,
+    /// Automation is off.
+    Maintenance,
+    /// There is no data here.
+    NoData,
+    /// This member holds the leader lease.
+    HoldingLease,
+    /// The DCS was never read, or not for `retry_timeout`.
+    DcsUnreachable,
+    /// There is data here and the DCS knows no cluster of this scope.
+    Unregistered,
+    /// A leader is named by the DCS: another member, or this one, unproved.
+    Following,
+    /// Nobody leads.
+    NoLeader,
+}
+
+impl Situation {
+    /// Every situation, in order.
+    pub const ALL: [Situation; 11] = [
+        Situation::AuthorityGone,
+        Situation::JobRunning,
+        Situation::ForeignData,
+        Situation::ShuttingDown,
+        Situation::Maintenance,
+        Situation::NoData,
+        Situation::HoldingLease,
+        Situation::DcsUnreachable,
+        Situation::Unregistered,
+        Situation::Following,
+        Situation::NoLeader,
+    ];
+
+    /// The word for it in the journal and the scripts.
+    pub fn word(self) -> &'static str {
+        match self {
+            Situation::AuthorityGone => "authority_gone",
+            Situation::JobRunning => "job_running",
+            Situation::ForeignData => "foreign_data",
+            Situation::ShuttingDown => "shutting_down",
+            Situation::Maintenance => "maintenance",
+            Situation::NoData => "no_data",
+            Situation::HoldingLease => "holding_lease",
+            Situation::DcsUnreachable => "dcs_unreachable",
+            Situation::Unregistered => "unregistered",
+            Situation::Following => "following",
+            Situation::NoLeader => "no_leader",
+        }
+    }
+
+    /// The situation of this observation.
+    pub fn of(seen: &Observation, _memory: &Memory) -> Situation {
+        if authority_gone::verdict(seen).is_some() && !is_stopping(seen) {
+            return Situation::AuthorityGone;
+        }
+        if seen.job.running.is_some() {
+            return Situation::JobRunning;
+        }
+        let topology = seen.topology();
+        if is_foreign(seen, topology) {
+            return Situation::ForeignData;
+        }
+        if seen.is_shutting_down {
+            return Situation::ShuttingDown;
+        }
+        if topology.is_some_and(|t| t.settings.as_ref().is_some_and(|s| s.is_paused)) {
+            return Situation::Maintenance;
+        }
+        if seen.local == Local::Empty {
+            return Situation::NoData;
+        }
+        if matches!(seen.lease, LeaseView::Held(_)) {
+            return Situation::HoldingLease;
+        }
+        let Some(topology) = topology.filter(|_| seen.is_dcs_fresh()) else {
+            return Situation::DcsUnreachable;
+        };
+        if topology.leader.is_some() {
+            return Situation::Following;
+        }
+        match topology.initialize {
+            Initialize::Absent | Initialize::Running => Situation::Unregistered,
+            Initialize::Done(_) => Situation::NoLeader,
+        }
+    }
+}
+
+fn is_stopping(seen: &Observation) -> bool {
+    use super::observation::JobKind;
+    seen.job
+        .running
+        .as_ref()
+        .is_some_and(|job| job.kind == JobKind::Stop)
+}
+
+fn is_foreign(seen: &Observation, topology: Option<&Topology>) -> bool {
+    match (seen.local.system_id(), topology.map(|t| t.initialize)) {
+        (Some(SystemId(mine)), Some(Initialize::Done(SystemId(theirs)))) => mine != theirs,
+        _ => false,
+    }
+}
+
+impl Observation {
+    /// The last view of the cluster, however old.
+    pub fn topology(&self) -> Option<&Topology> {
+        match &self.dcs {
+            DcsView::Known { topology, .. } => Some(topology),
+            DcsView::Unknown => None,
+        }
+    }
+
+    /// Whether the view is young enough to act on: within `retry_timeout`.
+    pub fn is_dcs_fresh(&self) -> bool {
+        match &self.dcs {
+            DcsView::Known { topology, age } => {
+                *age <= topology.settings_or_default().retry_timeout
+            }
+            DcsView::Unknown => false,
+        }
+    }
+}
+
+impl Local {
+    /// Whether it may accept a write now or by itself soon.
+    pub fn may_accept_writes(&self) -> bool {
+        use super::observation::RunningRole;
+        match self {
+            Local::Starting { as_primary, .. } => *as_primary,
+            Local::Unresponsive { was_primary, .. } => *was_primary,
+            Local::Running(running) => match running.role {
+                RunningRole::Primary { .. } => true,
+                RunningRole::Replica { .. } => false,
+            },
+            Local::Unknown(_) | Local::Empty | Local::Stopped(_) => false,
+        }
+    }
+
+    /// The system identifier of its data, where it could be read.
+    pub fn system_id(&self) -> Option<SystemId> {
+        match self {
+            Local::Unknown(_) | Local::Empty => None,
+            Local::Stopped(stopped) => Some(stopped.system_id),
+            Local::Running(running) => Some(running.system_id),
+            Local::Starting { system_id, .. } | Local::Unresponsive { system_id, .. } => {
+                Some(*system_id)
+            }
+        }
+    }
+}

@@ -1,0 +1,231 @@
+//! The arithmetic of the lease (`ha.md` 3). Pure: the lease task feeds it answers and reads what it
+//! holds; the simulation drives the same code.
+
+use std::time::Duration;
+
+use trunkline_shared::cluster::{LeaderEpoch, Moment};
+
+use crate::decide::observation::{Held, LeaseView};
+
+/// The least distance between the local deadline and the moment the store may give the lease to others.
+const MARGIN_FLOOR: Duration = Duration::from_millis(500);
+/// What a kill may take, beside the clock's error of 1 % of the TTL.
+const MARGIN_KILL: Duration = Duration::from_millis(300);
+
+/// The safety distance before the end of a lease of `ttl`: max(500 ms, 300 ms + 1 % of the TTL).
+pub fn margin(ttl: Duration) -> Duration {
+    MARGIN_FLOOR.max(MARGIN_KILL + ttl / 100)
+}
+
+/// Until when a renewal that was sent at `sent` and granted `ttl` allows to act as leader.
+pub fn deadline(sent: Moment, ttl: Duration) -> Moment {
+    sent + ttl.saturating_sub(margin(ttl))
+}
+
+/// How often a lease is renewed: five times in its length.
+pub fn renew_interval(ttl: Duration) -> Duration {
+    ttl / 5
+}
+
+/// What a linearizable read of the leader key, made after the keep-alive, found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeyCheck {
+    /// The key names this member and hangs on the renewed lease.
+    Mine(LeaderEpoch),
+    /// There is no leader key.
+    Missing,
+    /// The key names somebody else, or hangs on another lease.
+    Other,
+}
+
+/// One renewal: a keep-alive, then a read of the key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Renewal {
+    /// CLOCK_BOOTTIME before the keep-alive was sent.
+    pub sent: Moment,
+    /// The TTL in the keep-alive's answer.
+    pub ttl: Duration,
+    /// The raft term of the keep-alive's answer.
+    pub keep_alive_term: u64,
+    /// The raft term of the read's answer.
+    pub check_term: u64,
+    /// What the read found.
+    pub found: KeyCheck,
+}
+
+/// What the lease task holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LeaseState {
+    view: LeaseView,
+}
+
+impl Default for LeaseState {
+    fn default() -> Self {
+        Self {
+            view: LeaseView::NotHeld,
+        }
+    }
+}
+
+impl LeaseState {
+    /// What decisions may see.
+    pub fn view(&self) -> &LeaseView {
+        &self.view
+    }
+
+    /// The lease, if held.
+    pub fn held(&self) -> Option<Held> {
+        match &self.view {
+            LeaseView::Held(held) => Some(*held),
+            LeaseView::NotHeld | LeaseView::Lost => None,
+        }
+    }
+
+    /// A renewal was answered twice. It counts only if the key is still this member's and one raft term
+    /// answered both: a deposed etcd leader may go on answering keep-alives.
+    pub fn renewed(&mut self, renewal: Renewal) {
+        match renewal.found {
+            KeyCheck::Mine(epoch) if renewal.keep_alive_term == renewal.check_term => {
+                let until = deadline(renewal.sent, renewal.ttl);
+                let (earlier, unresolved) = match self.held() {
+                    Some(held) if held.epoch == epoch => {
+                        (held.deadline, held.has_unresolved_hand_over)
+                    }
+                    _ => (until, false),
+                };
+                self.view = LeaseView::Held(Held {
+                    epoch,
+                    deadline: until.max(earlier),
+                    is_key_missing: false,
+                    has_unresolved_hand_over: unresolved,
+                });
+            }
+            KeyCheck::Mine(_) => {}
+            KeyCheck::Missing => {
+                if let LeaseView::Held(held) = &mut self.view {
+                    held.is_key_missing = true;
+                }
+            }
+            KeyCheck::Other => {
+                self.view = match self.view {
+                    LeaseView::Held(_) | LeaseView::Lost => LeaseView::Lost,
+                    LeaseView::NotHeld => LeaseView::NotHeld,
+                };
+            }
+        }
+    }
+
+    /// The key was created, or written again, by this member's committed transaction. The deadline counts
+    /// from the last counted keep-alive of the lease, never from the write of the key.
+    pub fn acquired(&mut self, epoch: LeaderEpoch, lease_sent: Moment, ttl: Duration) {
+        self.view = LeaseView::Held(Held {
+            epoch,
+            deadline: deadline(lease_sent, ttl),
+            is_key_missing: false,
+            has_unresolved_hand_over: false,
+        });
+    }
+
+    /// A hand-over was sent and its outcome is not known yet. Called before sending.
+    pub fn hand_over_sent(&mut self) {
+        if let LeaseView::Held(held) = &mut self.view {
+            held.has_unresolved_hand_over = true;
+        }
+    }
+
+    /// The transaction that gives the key away surely did not happen.
+    pub fn hand_over_failed(&mut self) {
+        if let LeaseView::Held(held) = &mut self.view {
+            held.has_unresolved_hand_over = false;
+        }
+    }
+
+    /// The key was given away or deleted by this member's committed transaction.
+    pub fn given_up(&mut self) {
+        self.view = LeaseView::NotHeld;
+    }
+
+    /// The deadline passed, or the store said that the lease is gone: nothing is held any more.
+    pub fn lapsed(&mut self, now: Moment) {
+        if self.held().is_some_and(|held| held.deadline <= now) {
+            self.view = LeaseView::NotHeld;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TTL: Duration = Duration::from_secs(5);
+
+    fn epoch(revision: i64) -> LeaderEpoch {
+        LeaderEpoch {
+            generation: 0,
+            revision,
+        }
+    }
+
+    fn renewal(sent: u64, found: KeyCheck) -> Renewal {
+        let sent = Moment(sent * 1_000_000_000);
+        Renewal {
+            sent,
+            ttl: TTL,
+            keep_alive_term: 3,
+            check_term: 3,
+            found,
+        }
+    }
+
+    #[test]
+    fn the_margin_is_half_a_second_or_more() {
+        assert_eq!(margin(Duration::from_secs(5)), Duration::from_millis(500));
+        assert_eq!(margin(Duration::from_secs(30)), Duration::from_millis(600));
+    }
+
+    #[test]
+    fn the_deadline_counts_from_before_the_keep_alive_was_sent() {
+        let mut lease = LeaseState::default();
+        lease.renewed(renewal(10, KeyCheck::Mine(epoch(7))));
+        let held = lease.held().unwrap();
+        assert_eq!(held.deadline, Moment(14_500_000_000));
+        lease.renewed(renewal(9, KeyCheck::Mine(epoch(7))));
+        assert_eq!(
+            lease.held().unwrap().deadline,
+            held.deadline,
+            "a late answer never shortens"
+        );
+    }
+
+    #[test]
+    fn answers_of_two_terms_do_not_count() {
+        let mut lease = LeaseState::default();
+        let two = Renewal {
+            check_term: 4,
+            ..renewal(10, KeyCheck::Mine(epoch(7)))
+        };
+        lease.renewed(two);
+        assert_eq!(lease.held(), None);
+    }
+
+    #[test]
+    fn a_missing_key_is_not_a_lost_one() {
+        let mut lease = LeaseState::default();
+        lease.renewed(renewal(10, KeyCheck::Mine(epoch(7))));
+        lease.renewed(renewal(11, KeyCheck::Missing));
+        assert!(lease.held().unwrap().is_key_missing);
+        lease.renewed(renewal(12, KeyCheck::Other));
+        assert_eq!(*lease.view(), LeaseView::Lost);
+    }
+
+    #[test]
+    fn an_unresolved_hand_over_stays_so_while_the_key_was_not_written_again() {
+        let mut lease = LeaseState::default();
+        lease.renewed(renewal(10, KeyCheck::Mine(epoch(7))));
+        lease.hand_over_sent();
+        lease.renewed(renewal(11, KeyCheck::Mine(epoch(7))));
+        assert!(lease.held().unwrap().has_unresolved_hand_over);
+        lease.acquired(epoch(9), Moment(11_000_000_000), TTL);
+        assert!(!lease.held().unwrap().has_unresolved_hand_over);
+    }
+}
