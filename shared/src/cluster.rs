@@ -8,6 +8,7 @@ pub mod leader;
 pub mod lsn;
 pub mod member;
 pub mod moment;
+pub mod quantity;
 pub mod settings;
 pub mod sync_state;
 pub mod timeline;

@@ -205,6 +205,16 @@ pub trait Dcs: Send + Sync + 'static {
 
     /// Renews a lease for its whole TTL.
     async fn keep_alive(&self, lease: LeaseId) -> Result<LeaseAnswer, DcsError>;
+
+    /// As [`Dcs::read`], but an answer that went back is returned too. Only to find out whether a store
+    /// that lost its memory was accepted (`trunkline/generation` grew).
+    async fn read_anew(&self, prefix: &str) -> Result<Listing, DcsError> {
+        self.read(prefix).await
+    }
+
+    /// Takes the store that sent this header for the true one from now on, whatever was seen before. Only
+    /// after a grown generation, or an operator, said so.
+    fn accept(&self, _header: &Header) {}
 }
 
 /// An open watch. Dropping it closes it.

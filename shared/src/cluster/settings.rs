@@ -26,6 +26,12 @@ pub struct ClusterSettings {
     pub failsafe_mode: Option<bool>,
     /// Synchronous replication.
     pub synchronous_mode: SynchronousMode,
+    /// Commits wait rather than degrade to asynchronous when no standby is left.
+    pub is_synchronous_mode_strict: bool,
+    /// How many synchronous standbys are wanted; at least 1.
+    pub synchronous_node_count: u32,
+    /// A synchronous standby that lags more than this is replaced, bytes; `None` is without a limit.
+    pub maximum_lag_on_syncnode: Option<u64>,
     /// How long the slot of a vanished member is kept.
     pub member_slots_ttl: Duration,
     /// Rewind a diverged member instead of re-cloning it.
@@ -36,6 +42,12 @@ pub struct ClusterSettings {
     pub parameters: BTreeMap<String, String>,
     /// The lines of `pg_hba.conf`, if managed.
     pub pg_hba: Option<Vec<String>>,
+    /// The lines of `pg_ident.conf`, if managed.
+    pub pg_ident: Option<Vec<String>>,
+    /// Recovery parameters of the whole cluster (Patroni's `recovery_conf`).
+    pub recovery_conf: BTreeMap<String, String>,
+    /// Whether the record asks for a standby cluster, which replicates from another one.
+    pub is_standby_cluster: bool,
     /// How many entries the `history` key keeps; 0 keeps all.
     pub max_timelines_history: usize,
 }
@@ -66,11 +78,17 @@ impl Default for ClusterSettings {
             check_timeline: false,
             failsafe_mode: None,
             synchronous_mode: SynchronousMode::Off,
+            is_synchronous_mode_strict: false,
+            synchronous_node_count: 1,
+            maximum_lag_on_syncnode: None,
             member_slots_ttl: Duration::from_secs(30 * 60),
             use_pg_rewind: false,
             use_slots: true,
             parameters: BTreeMap::new(),
             pg_hba: None,
+            pg_ident: None,
+            recovery_conf: BTreeMap::new(),
+            is_standby_cluster: false,
             max_timelines_history: 0,
         }
     }
