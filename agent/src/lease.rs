@@ -1,3 +1,186 @@
 //! Keeps the leader lease alive and publishes until when this member may act as leader.
+//!
+//! The lease has a thread, a runtime and a connection to the store of its own, so that nothing the agent
+//! does can starve a renewal. [`state`] is the arithmetic; [`keeper`] renews and executes the few changes
+//! of authority, each one transaction; [`arming`] joins the deadline to the fence.
 
+pub mod arming;
+pub mod keeper;
+mod saved;
 pub mod state;
+
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot, watch};
+use trunkline_shared::cluster::{MemberName, Moment};
+use trunkline_shared::dcs::{DcsError, LeaseId, Revision};
+
+use crate::decide::observation::LeaseView;
+
+/// How many commands may wait; the tick sends one at a time, so more is a defect.
+const COMMANDS: usize = 8;
+
+/// What the lease task publishes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LeaseStatus {
+    /// The right to lead.
+    pub view: LeaseView,
+    /// The session lease, on which the member record hangs; 0 while there is none.
+    pub lease: LeaseId,
+    /// What the store granted for it.
+    pub ttl: Duration,
+    /// When the last renewal that was answered was sent.
+    pub renewed_at: Option<Moment>,
+    /// Why the last renewal failed, while it does.
+    pub trouble: Option<String>,
+}
+
+impl LeaseStatus {
+    fn new(ttl: Duration) -> Self {
+        Self {
+            view: LeaseView::NotHeld,
+            lease: 0,
+            ttl,
+            renewed_at: None,
+            trouble: None,
+        }
+    }
+}
+
+/// Why a command was not carried out.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LeaseError {
+    /// A condition of the transaction did not hold. Look again.
+    #[error("the DCS refused to {what}: {why}")]
+    Refused {
+        /// What was asked.
+        what: &'static str,
+        /// What was found instead.
+        why: String,
+    },
+    /// Only the holder of the leader key may do this. Look again.
+    #[error("cannot {0}: the leader key is not held")]
+    NotHeld(&'static str),
+    /// There is no session lease yet. Retry.
+    #[error("cannot {0}: the DCS has granted no lease yet")]
+    NoLease(&'static str),
+    /// The store failed, or the outcome is not known.
+    #[error(transparent)]
+    Dcs(#[from] DcsError),
+    /// The lease task has ended.
+    #[error("the lease task has ended")]
+    Ended,
+}
+
+/// A hand-over of the leader key to a candidate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HandOver {
+    /// The candidate.
+    pub to: MemberName,
+    /// Its lease.
+    pub lease: LeaseId,
+    /// The revision of its record in which it said that it is ready.
+    pub record_revision: i64,
+    /// The `status` record to write along.
+    pub status: String,
+}
+
+#[derive(Debug)]
+enum Order {
+    Acquire,
+    ClaimBootstrap { config: Option<String> },
+    Confirm(LeaseId),
+    Reassert,
+    Release { status: Option<String> },
+    HandOver(HandOver),
+    SetTtl(Duration),
+    RemoveMember,
+}
+
+#[derive(Debug)]
+struct Command {
+    order: Order,
+    answer: oneshot::Sender<Result<Revision, LeaseError>>,
+}
+
+/// The record this member wants to show; a new `version` writes it again even if the text is the same.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct WantedRecord {
+    version: u64,
+    json: Option<String>,
+}
+
+/// What the agent holds of the lease task. The task ends when the last one is dropped. Each command is
+/// answered with the revision from which on the store shows it, 0 if there is nothing to show.
+#[derive(Clone, Debug)]
+pub struct LeaseHandle {
+    commands: mpsc::Sender<Command>,
+    record: watch::Sender<WantedRecord>,
+    status: watch::Receiver<LeaseStatus>,
+}
+
+impl LeaseHandle {
+    /// What is held now; `changed` wakes on every change but a mere renewal.
+    pub fn status(&self) -> watch::Receiver<LeaseStatus> {
+        self.status.clone()
+    }
+
+    /// Creates the leader key if it is absent.
+    pub async fn acquire(&self) -> Result<Revision, LeaseError> {
+        self.send(Order::Acquire).await
+    }
+
+    /// Creates `initialize` (empty) and `leader` on the lease, and `config` if given, if the first two are
+    /// absent.
+    pub async fn claim_bootstrap(&self, config: Option<String>) -> Result<Revision, LeaseError> {
+        self.send(Order::ClaimBootstrap { config }).await
+    }
+
+    /// The leader key names this member on `lease`: adopts that lease and proves it by a counted renewal.
+    pub async fn confirm(&self, lease: LeaseId) -> Result<Revision, LeaseError> {
+        self.send(Order::Confirm(lease)).await
+    }
+
+    /// Writes the own leader key again.
+    pub async fn reassert(&self) -> Result<Revision, LeaseError> {
+        self.send(Order::Reassert).await
+    }
+
+    /// Deletes the own leader key, and writes `status` if given.
+    pub async fn release(&self, status: Option<String>) -> Result<Revision, LeaseError> {
+        self.send(Order::Release { status }).await
+    }
+
+    /// Moves the own leader key to a candidate.
+    pub async fn hand_over(&self, hand_over: HandOver) -> Result<Revision, LeaseError> {
+        self.send(Order::HandOver(hand_over)).await
+    }
+
+    /// The length of the lease changed.
+    pub async fn set_ttl(&self, ttl: Duration) -> Result<Revision, LeaseError> {
+        self.send(Order::SetTtl(ttl)).await
+    }
+
+    /// Shows this member record from now on; it is written again whenever the lease changes.
+    pub fn put_member(&self, json: String) {
+        self.record.send_modify(|wanted| {
+            wanted.version += 1;
+            wanted.json = Some(json);
+        });
+    }
+
+    /// Deletes the member record if it is still the one written last.
+    pub async fn remove_member(&self) -> Result<Revision, LeaseError> {
+        self.record.send_modify(|wanted| wanted.json = None);
+        self.send(Order::RemoveMember).await
+    }
+
+    async fn send(&self, order: Order) -> Result<Revision, LeaseError> {
+        let (answer, outcome) = oneshot::channel();
+        self.commands
+            .send(Command { order, answer })
+            .await
+            .map_err(|_| LeaseError::Ended)?;
+        outcome.await.map_err(|_| LeaseError::Ended)?
+    }
+}

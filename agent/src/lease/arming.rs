@@ -1,0 +1,115 @@
+//! Whether the fence is armed, and the only writer of its deadline.
+
+use std::fmt;
+use std::io;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use trunkline_shared::cluster::Moment;
+
+/// Writes the deadline for the fence to read; `None` puts it to sleep.
+pub type WriteDeadline = Box<dyn FnMut(Option<Moment>) -> io::Result<()> + Send>;
+
+/// Joins the lease's deadline to the fence's. The flag and the write are one step: a renewal that comes
+/// between "disarm" and its write must not arm the fence again.
+pub struct Arming {
+    state: Mutex<State>,
+}
+
+struct State {
+    deadline: Option<Moment>,
+    write: WriteDeadline,
+}
+
+impl Arming {
+    /// `found` is the deadline that an earlier agent left armed.
+    pub fn new(found: Option<Moment>, write: WriteDeadline) -> Self {
+        Self {
+            state: Mutex::new(State {
+                deadline: found,
+                write,
+            }),
+        }
+    }
+
+    /// Whether the fence will fire when the deadline passes.
+    pub fn is_armed(&self) -> bool {
+        self.state().deadline.is_some()
+    }
+
+    /// Arms with this deadline.
+    pub fn arm(&self, deadline: Moment) -> io::Result<()> {
+        self.state().set(Some(deadline))
+    }
+
+    /// A counted renewal: moves the deadline if armed.
+    pub fn renewed(&self, deadline: Moment) -> io::Result<()> {
+        let mut state = self.state();
+        match state.deadline {
+            Some(earlier) if earlier < deadline => state.set(Some(deadline)),
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    /// Puts the fence to sleep.
+    pub fn disarm(&self) -> io::Result<()> {
+        self.state().set(None)
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn set(&mut self, deadline: Option<Moment>) -> io::Result<()> {
+        (self.write)(deadline)?;
+        self.deadline = deadline;
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Arming {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Arming")
+            .field("deadline", &self.state().deadline)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+
+    #[test]
+    fn a_renewal_moves_the_deadline_only_while_armed_and_only_forward() {
+        let written = Arc::new(Mutex::new(Vec::new()));
+        let log = written.clone();
+        let arming = Arming::new(
+            None,
+            Box::new(move |deadline| {
+                log.lock().unwrap().push(deadline);
+                Ok(())
+            }),
+        );
+        arming.renewed(Moment(5)).unwrap();
+        assert!(!arming.is_armed());
+        arming.arm(Moment(10)).unwrap();
+        arming.renewed(Moment(9)).unwrap();
+        arming.renewed(Moment(12)).unwrap();
+        arming.disarm().unwrap();
+        arming.renewed(Moment(15)).unwrap();
+        assert_eq!(
+            *written.lock().unwrap(),
+            [Some(Moment(10)), Some(Moment(12)), None]
+        );
+    }
+
+    #[test]
+    fn a_write_that_failed_changes_nothing() {
+        let arming = Arming::new(None, Box::new(|_| Err(io::Error::other("full"))));
+        assert!(arming.arm(Moment(1)).is_err());
+        assert!(!arming.is_armed());
+    }
+}

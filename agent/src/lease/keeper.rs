@@ -1,0 +1,481 @@
+//! The lease task: a thread with a runtime of its own that renews, and executes changes of authority.
+//!
+//! A renewal and a command may be in flight together. Each command that changed the key raises `changes`;
+//! a renewal that began before does not count, because what it read may be what the command undid.
+
+use std::cell::RefCell;
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::task::{JoinSet, LocalSet};
+use tokio::time::timeout;
+use trunkline_shared::cluster::topology::FactKey;
+use trunkline_shared::cluster::{LeaderEpoch, MemberName, Moment};
+use trunkline_shared::dcs::keys::Keys;
+use trunkline_shared::dcs::{Committed, Dcs, DcsError, Header, LeaseId, Operation, Txn};
+use trunkline_shared::service::clock;
+
+use super::arming::Arming;
+use super::saved::SavedLease;
+use super::state::{self, KeyCheck, LeaseState, Renewal};
+use super::{Command, LeaseHandle, LeaseStatus, WantedRecord};
+
+mod orders;
+
+/// The pause after a renewal or a write of the member record that failed.
+const RETRY: Duration = Duration::from_millis(200);
+
+/// What the lease task needs to know.
+#[derive(Clone, Debug)]
+pub struct KeeperConfig {
+    /// The keys of the cluster.
+    pub keys: Keys,
+    /// This member.
+    pub me: MemberName,
+    /// The length of lease to ask for, until `set_ttl`.
+    pub ttl: Duration,
+    /// Where the lease's number is kept: `<run_dir>/lease`.
+    pub saved: std::path::PathBuf,
+}
+
+/// Starts the lease task. `connect` is called inside its runtime, so that its connections are its own.
+pub fn spawn<F>(config: KeeperConfig, arming: Arc<Arming>, connect: F) -> io::Result<LeaseHandle>
+where
+    F: FnOnce() -> Arc<dyn Dcs> + Send + 'static,
+{
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let (commands, orders) = mpsc::channel(super::COMMANDS);
+    let (record, wanted) = watch::channel(WantedRecord::default());
+    let (publish, status) = watch::channel(LeaseStatus::new(config.ttl));
+    thread::Builder::new()
+        .name("lease".to_owned())
+        .spawn(move || {
+            let keeper = async move {
+                let keeper = Rc::new(Keeper::new(config, arming, connect(), publish));
+                keeper.run(orders, wanted).await;
+            };
+            LocalSet::new().block_on(&runtime, keeper);
+        })?;
+    Ok(LeaseHandle {
+        commands,
+        record,
+        status,
+    })
+}
+
+/// The session lease.
+#[derive(Clone, Copy, Debug)]
+struct Session {
+    lease: LeaseId,
+    /// What was asked for; the store may grant more.
+    asked: Duration,
+    /// What the last answer granted.
+    ttl: Duration,
+    /// Before the last answered keep-alive was sent.
+    sent: Moment,
+    /// The raft term of its answer.
+    term: u64,
+}
+
+struct Inner {
+    state: LeaseState,
+    session: Option<Session>,
+    asked: Duration,
+    changes: u64,
+    /// The lease and revision of the member record written last.
+    record: Option<(LeaseId, i64)>,
+    trouble: Option<String>,
+}
+
+struct Keeper {
+    keys: Keys,
+    me: MemberName,
+    leader_key: String,
+    saved: SavedLease,
+    arming: Arc<Arming>,
+    dcs: Arc<dyn Dcs>,
+    publish: watch::Sender<LeaseStatus>,
+    renew_now: Notify,
+    record_now: Notify,
+    inner: RefCell<Inner>,
+}
+
+/// What a linearizable read of the leader key found.
+struct Looked {
+    found: KeyCheck,
+    header: Header,
+    /// Whom the key names, on which lease.
+    holder: Option<(String, LeaseId)>,
+}
+
+impl Keeper {
+    fn new(
+        config: KeeperConfig,
+        arming: Arc<Arming>,
+        dcs: Arc<dyn Dcs>,
+        publish: watch::Sender<LeaseStatus>,
+    ) -> Self {
+        let leader_key = config.keys.path(&FactKey::Leader);
+        Self {
+            saved: SavedLease::new(config.saved, config.keys.prefix()),
+            keys: config.keys,
+            me: config.me,
+            leader_key,
+            arming,
+            dcs,
+            publish,
+            renew_now: Notify::new(),
+            record_now: Notify::new(),
+            inner: RefCell::new(Inner {
+                state: LeaseState::default(),
+                session: None,
+                asked: config.ttl,
+                changes: 0,
+                record: None,
+                trouble: None,
+            }),
+        }
+    }
+
+    async fn run(
+        self: Rc<Self>,
+        orders: mpsc::Receiver<Command>,
+        wanted: watch::Receiver<WantedRecord>,
+    ) {
+        if let Some(lease) = self.saved.load() {
+            self.take_up(lease).await;
+        }
+        let mut tasks = JoinSet::new();
+        tasks.spawn_local(self.clone().renew_loop());
+        tasks.spawn_local(self.clone().record_loop(wanted));
+        // Ends when the last handle is dropped; the loops end with it.
+        self.command_loop(orders).await;
+        tasks.abort_all();
+    }
+
+    async fn command_loop(&self, mut orders: mpsc::Receiver<Command>) {
+        while let Some(Command { order, answer }) = orders.recv().await {
+            let outcome = self.execute(order).await;
+            self.publish();
+            // The caller may have given up waiting; what was done is in the published state.
+            let _ = answer.send(outcome);
+        }
+    }
+
+    async fn renew_loop(self: Rc<Self>) {
+        loop {
+            let began = clock::now();
+            self.inner.borrow_mut().state.lapsed(began);
+            let outcome = self.renew().await;
+            let pause = match &outcome {
+                Ok(()) => self.interval().saturating_sub(clock::now().since(began)),
+                Err(_) => RETRY.min(self.interval()),
+            };
+            self.note(outcome.err());
+            self.publish();
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = self.renew_now.notified() => {}
+            }
+        }
+    }
+
+    /// Remembers the trouble and says so once, when it begins and when it ends.
+    fn note(&self, error: Option<DcsError>) {
+        let mut inner = self.inner.borrow_mut();
+        match (&inner.trouble, &error) {
+            (None, Some(error)) => {
+                tracing::warn!(%error, "the lease could not be renewed; retrying")
+            }
+            (Some(_), None) => tracing::info!("the lease is renewed again"),
+            (None, None) | (Some(_), Some(_)) => {}
+        }
+        inner.trouble = error.map(|e| e.to_string());
+    }
+
+    fn interval(&self) -> Duration {
+        let inner = self.inner.borrow();
+        state::renew_interval(inner.session.map_or(inner.asked, |s| s.ttl))
+    }
+
+    /// Longest wait for one answer of a renewal: two intervals, so that a lost one leaves room for others.
+    fn limit(&self) -> Duration {
+        self.interval() * 2
+    }
+
+    /// Goes on with the lease of the agent before, if it still lives.
+    async fn take_up(&self, lease: LeaseId) {
+        let sent = clock::now();
+        if let Ok(Ok(answer)) = timeout(self.limit(), self.dcs.keep_alive(lease)).await {
+            tracing::info!(
+                lease = format!("{lease:x}"),
+                "going on with the lease of the agent before"
+            );
+            let mut inner = self.inner.borrow_mut();
+            inner.session = Some(Session {
+                lease,
+                asked: inner.asked,
+                ttl: answer.ttl,
+                sent,
+                term: answer.header.term,
+            });
+        }
+    }
+
+    async fn renew(&self) -> Result<(), DcsError> {
+        let Some(session) = self.session() else {
+            return self.grant().await;
+        };
+        let changes = self.inner.borrow().changes;
+        let sent = clock::now();
+        let answer = match self.limited(self.dcs.keep_alive(session.lease)).await {
+            Ok(answer) => answer,
+            Err(DcsError::LeaseGone(_)) => return self.replace_gone(session.lease).await,
+            Err(error) => return Err(error),
+        };
+        {
+            let mut inner = self.inner.borrow_mut();
+            if let Some(current) = inner.session.as_mut().filter(|s| s.lease == session.lease) {
+                current.sent = sent;
+                current.ttl = answer.ttl;
+                current.term = answer.header.term;
+            }
+        }
+        if self.inner.borrow().state.held().is_some() {
+            self.check(session.lease, changes).await?;
+        }
+        Ok(())
+    }
+
+    /// The second half of a renewal: reads the key and counts, unless a command came between.
+    async fn check(&self, lease: LeaseId, changes: u64) -> Result<(), DcsError> {
+        let looked = self.limited(self.look(lease)).await?;
+        let mut inner = self.inner.borrow_mut();
+        let Some(session) = inner.session.filter(|s| s.lease == lease) else {
+            return Ok(());
+        };
+        if inner.changes != changes {
+            return Ok(());
+        }
+        inner.state.renewed(Renewal {
+            sent: session.sent,
+            ttl: session.ttl,
+            keep_alive_term: session.term,
+            check_term: looked.header.term,
+            found: looked.found,
+        });
+        if let Some(held) = inner.state.held() {
+            self.move_fence(held.deadline);
+        }
+        Ok(())
+    }
+
+    fn move_fence(&self, deadline: Moment) {
+        if let Err(error) = self.arming.renewed(deadline) {
+            tracing::error!(%error, "the fence's deadline could not be written; it will fire");
+        }
+    }
+
+    /// A linearizable read of the leader key.
+    async fn look(&self, lease: LeaseId) -> Result<Looked, DcsError> {
+        let txn = Txn {
+            then: self.reads(),
+            ..Txn::default()
+        };
+        let committed = self.dcs.commit(&txn).await?;
+        Ok(self.looked(&committed, lease))
+    }
+
+    fn reads(&self) -> Vec<Operation> {
+        vec![
+            Operation::Get(self.leader_key.clone()),
+            Operation::Get(self.keys.path(&FactKey::Generation)),
+        ]
+    }
+
+    fn looked(&self, committed: &Committed, lease: LeaseId) -> Looked {
+        let leader = committed.entries.iter().find(|e| e.key == self.leader_key);
+        let generation = self.generation(committed);
+        let found = match leader {
+            None => KeyCheck::Missing,
+            Some(e) if e.value == self.me.as_str().as_bytes() && e.lease == lease => {
+                KeyCheck::Mine(LeaderEpoch {
+                    generation,
+                    revision: e.mod_revision,
+                })
+            }
+            Some(_) => KeyCheck::Other,
+        };
+        let text = |value: &[u8]| String::from_utf8_lossy(value).into_owned();
+        Looked {
+            found,
+            header: committed.header,
+            holder: leader.map(|e| (text(&e.value), e.lease)),
+        }
+    }
+
+    fn generation(&self, committed: &Committed) -> u64 {
+        let path = self.keys.path(&FactKey::Generation);
+        let entry = committed.entries.iter().find(|e| e.key == path);
+        entry
+            .and_then(|e| std::str::from_utf8(&e.value).ok()?.trim().parse().ok())
+            .unwrap_or(0)
+    }
+
+    /// The lease ended in the store. The leader key, if it was held, went with it.
+    async fn replace_gone(&self, lease: LeaseId) -> Result<(), DcsError> {
+        tracing::warn!(
+            lease = format!("{lease:x}"),
+            "the lease ended in the DCS; taking a new one"
+        );
+        {
+            let mut inner = self.inner.borrow_mut();
+            if inner.session.is_some_and(|s| s.lease == lease) {
+                inner.session = None;
+            }
+        }
+        self.grant().await?;
+        let (changes, session) = (self.inner.borrow().changes, self.session());
+        match session {
+            Some(session) if self.inner.borrow().state.held().is_some() => {
+                self.check(session.lease, changes).await
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    async fn grant(&self) -> Result<(), DcsError> {
+        let asked = self.inner.borrow().asked;
+        let sent = clock::now();
+        let answer = self.limited(self.dcs.grant(asked)).await?;
+        if let Err(error) = self.saved.store(answer.lease) {
+            tracing::warn!(%error, "the lease's number could not be kept; a restart takes a new lease");
+        }
+        self.inner.borrow_mut().session = Some(Session {
+            lease: answer.lease,
+            asked,
+            ttl: answer.ttl,
+            sent,
+            term: answer.header.term,
+        });
+        self.publish();
+        self.record_now.notify_one();
+        Ok(())
+    }
+
+    async fn limited<T>(
+        &self,
+        request: impl Future<Output = Result<T, DcsError>>,
+    ) -> Result<T, DcsError> {
+        let limit = self.limit();
+        timeout(limit, request).await.unwrap_or_else(|_| {
+            Err(DcsError::UnknownOutcome {
+                endpoint: "all".to_owned(),
+                why: format!("no answer within {limit:?}"),
+            })
+        })
+    }
+
+    fn session(&self) -> Option<Session> {
+        self.inner.borrow().session
+    }
+
+    /// Publishes; wakes the readers only if more changed than the time of the last renewal.
+    fn publish(&self) {
+        let inner = self.inner.borrow();
+        let new = LeaseStatus {
+            view: inner.state.view().clone(),
+            lease: inner.session.map_or(0, |s| s.lease),
+            ttl: inner.session.map_or(inner.asked, |s| s.ttl),
+            renewed_at: inner.session.map(|s| s.sent),
+            trouble: inner.trouble.clone(),
+        };
+        self.publish.send_if_modified(|old| {
+            let is_news = old.lease != new.lease
+                || old.trouble.is_some() != new.trouble.is_some()
+                || without_deadline(old) != without_deadline(&new);
+            *old = new;
+            is_news
+        });
+    }
+
+    async fn record_loop(self: Rc<Self>, mut wanted: watch::Receiver<WantedRecord>) {
+        let mut written: Option<(u64, LeaseId)> = None;
+        loop {
+            let want = wanted.borrow_and_update().clone();
+            let session = self.session();
+            if let (Some(json), Some(session)) = (&want.json, session)
+                && written != Some((want.version, session.lease))
+            {
+                match self.write_record(json, session.lease).await {
+                    Ok(()) => written = Some((want.version, session.lease)),
+                    Err(error) => {
+                        tracing::debug!(%error, "the member record could not be written; retrying");
+                        if matches!(error, DcsError::LeaseGone(_)) {
+                            self.renew_now.notify_one();
+                        }
+                        tokio::time::sleep(RETRY).await;
+                    }
+                }
+                continue;
+            }
+            tokio::select! {
+                changed = wanted.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                }
+                () = self.record_now.notified() => {}
+            }
+        }
+    }
+
+    async fn write_record(&self, json: &str, lease: LeaseId) -> Result<(), DcsError> {
+        let txn = Txn {
+            then: vec![Operation::Put {
+                key: self.record_key(),
+                value: json.as_bytes().to_vec(),
+                lease,
+            }],
+            ..Txn::default()
+        };
+        let committed = self.limited(self.dcs.commit(&txn)).await?;
+        self.inner.borrow_mut().record = Some((lease, committed.header.revision));
+        Ok(())
+    }
+
+    fn record_key(&self) -> String {
+        self.keys.path(&FactKey::Member(self.me.clone()))
+    }
+}
+
+/// What of a status is news beside the lease's number: everything but the deadline's advance.
+fn without_deadline(status: &LeaseStatus) -> Option<(LeaderEpoch, bool, bool)> {
+    use crate::decide::observation::LeaseView;
+    match &status.view {
+        LeaseView::Held(held) => Some((
+            held.epoch,
+            held.is_key_missing,
+            held.has_unresolved_hand_over,
+        )),
+        LeaseView::NotHeld => None,
+        // No epoch is negative, so this differs from every held lease and from none.
+        LeaseView::Lost => Some((
+            LeaderEpoch {
+                generation: 0,
+                revision: -1,
+            },
+            false,
+            false,
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests;

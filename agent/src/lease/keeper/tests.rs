@@ -1,0 +1,178 @@
+use trunkline_shared::cluster::ClusterName;
+use trunkline_shared::dcs::memory::MemoryDcs;
+use trunkline_shared::dcs::{Compare, Entry};
+
+use super::*;
+use crate::decide::observation::{Held, LeaseView};
+use crate::lease::{HandOver, LeaseError};
+
+const TTL: Duration = Duration::from_secs(5);
+/// Longest wait for something that takes milliseconds.
+const SOON: Duration = Duration::from_secs(10);
+
+struct Bench {
+    dcs: Arc<MemoryDcs>,
+    keys: Keys,
+    dir: tempfile::TempDir,
+}
+
+impl Bench {
+    fn new() -> Self {
+        Self {
+            dcs: Arc::new(MemoryDcs::new()),
+            keys: Keys::new("service", &ClusterName::new("demo")),
+            dir: tempfile::tempdir().unwrap(),
+        }
+    }
+
+    fn member(&self, name: &str) -> LeaseHandle {
+        let config = KeeperConfig {
+            keys: self.keys.clone(),
+            me: MemberName::new(name),
+            ttl: TTL,
+            saved: self.dir.path().join(name),
+        };
+        let dcs = self.dcs.clone();
+        let arming = Arc::new(Arming::new(None, Box::new(|_| Ok(()))));
+        spawn(config, arming, move || dcs).unwrap()
+    }
+
+    async fn get(&self, key: &FactKey) -> Option<Entry> {
+        let path = self.keys.path(key);
+        let listing = self.dcs.read(self.keys.prefix()).await.unwrap();
+        listing.entries.into_iter().find(|e| e.key == path)
+    }
+}
+
+fn held(handle: &LeaseHandle) -> Held {
+    match handle.status().borrow().view {
+        LeaseView::Held(held) => held,
+        LeaseView::NotHeld | LeaseView::Lost => panic!("not held"),
+    }
+}
+
+async fn session(handle: &LeaseHandle) -> LeaseId {
+    let mut status = handle.status();
+    let granted = status.wait_for(|s| s.lease != 0);
+    timeout(SOON, granted).await.unwrap().unwrap().lease
+}
+
+#[tokio::test]
+async fn one_of_two_acquires_and_the_key_hangs_on_its_lease() {
+    let bench = Bench::new();
+    let (a, b) = (bench.member("a"), bench.member("b"));
+    let revision = a.acquire().await.unwrap();
+    assert!(matches!(b.acquire().await, Err(LeaseError::Refused { .. })));
+    let leader = bench.get(&FactKey::Leader).await.unwrap();
+    assert_eq!(
+        (leader.value.as_slice(), leader.mod_revision),
+        (b"a".as_slice(), revision)
+    );
+    assert_eq!(leader.lease, session(&a).await);
+    assert_eq!(held(&a).epoch.revision, revision);
+    assert_eq!(b.status().borrow().view, LeaseView::NotHeld);
+}
+
+#[tokio::test]
+async fn release_deletes_the_key_and_writes_the_status_in_one_transaction() {
+    let bench = Bench::new();
+    let a = bench.member("a");
+    a.acquire().await.unwrap();
+    a.release(Some("{\"optime\":1}".to_owned())).await.unwrap();
+    assert_eq!(bench.get(&FactKey::Leader).await, None);
+    assert!(bench.get(&FactKey::Status).await.is_some());
+    assert_eq!(a.status().borrow().view, LeaseView::NotHeld);
+    assert!(matches!(a.release(None).await, Err(LeaseError::NotHeld(_))));
+}
+
+#[tokio::test]
+async fn a_hand_over_moves_the_key_to_the_candidate_who_proves_it() {
+    let bench = Bench::new();
+    let (a, b) = (bench.member("a"), bench.member("b"));
+    a.acquire().await.unwrap();
+    b.put_member("{}".to_owned());
+    let lease = session(&b).await;
+    let path = FactKey::Member(MemberName::new("b"));
+    let record = timeout(SOON, async {
+        loop {
+            if let Some(record) = bench.get(&path).await {
+                return record;
+            }
+            tokio::task::yield_now().await;
+        }
+    });
+    let record = record.await.unwrap();
+    let mut order = HandOver {
+        to: MemberName::new("b"),
+        lease,
+        record_revision: record.mod_revision + 1,
+        status: "{}".to_owned(),
+    };
+    assert!(matches!(
+        a.hand_over(order.clone()).await,
+        Err(LeaseError::Refused { .. })
+    ));
+    assert!(!held(&a).has_unresolved_hand_over, "refused is known");
+    order.record_revision = record.mod_revision;
+    a.hand_over(order).await.unwrap();
+    assert_eq!(a.status().borrow().view, LeaseView::NotHeld);
+    b.confirm(lease).await.unwrap();
+    assert_eq!(
+        held(&b).epoch.revision,
+        bench.get(&FactKey::Leader).await.unwrap().mod_revision
+    );
+}
+
+#[tokio::test]
+async fn a_restarted_agent_goes_on_with_its_lease_and_proves_its_key() {
+    let bench = Bench::new();
+    let before = bench.member("a");
+    let epoch = before.acquire().await.unwrap();
+    let lease = session(&before).await;
+    drop(before);
+    let after = bench.member("a");
+    assert_eq!(session(&after).await, lease);
+    assert_eq!(after.status().borrow().view, LeaseView::NotHeld, "unproved");
+    assert_eq!(after.confirm(lease).await.unwrap(), epoch);
+}
+
+#[tokio::test]
+async fn a_key_of_somebody_else_is_a_definite_no_and_a_missing_one_is_not() {
+    let bench = Bench::new();
+    let a = bench.member("a");
+    a.acquire().await.unwrap();
+    let leader = bench.keys.path(&FactKey::Leader);
+    let delete = Txn {
+        then: vec![Operation::Delete(leader.clone())],
+        ..Txn::default()
+    };
+    bench.dcs.commit(&delete).await.unwrap();
+    let mut status = a.status();
+    let missing = status.wait_for(|s| matches!(s.view, LeaseView::Held(h) if h.is_key_missing));
+    timeout(SOON, missing).await.unwrap().unwrap();
+    let put = Txn {
+        when: vec![Compare::Absent(leader.clone())],
+        then: vec![Operation::Put {
+            key: leader,
+            value: b"b".to_vec(),
+            lease: 0,
+        }],
+        ..Txn::default()
+    };
+    bench.dcs.commit(&put).await.unwrap();
+    let lost = status.wait_for(|s| s.view == LeaseView::Lost);
+    timeout(SOON, lost).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_longer_ttl_takes_a_new_lease_and_moves_the_key_onto_it() {
+    let bench = Bench::new();
+    let a = bench.member("a");
+    let first = a.acquire().await.unwrap();
+    let old = session(&a).await;
+    a.set_ttl(TTL * 2).await.unwrap();
+    let leader = bench.get(&FactKey::Leader).await.unwrap();
+    assert_ne!(leader.lease, old);
+    assert!(held(&a).epoch.revision > first);
+    assert_eq!(a.status().borrow().ttl, TTL * 2);
+}
