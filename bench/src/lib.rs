@@ -1,1 +1,20 @@
-//! Placeholder while the workspace is laid out.
+//! Judges the whole of Trunkline from outside: a demo, faults on real parts, measurements.
+//!
+//! * [`stack`]: etcd, agents, routers as child processes.
+//! * [`load`]: clients and the record of what they saw.
+//! * [`fault`]: what is done to the stack.
+//! * [`check`]: verdicts on it.
+//! * [`demo`], [`failover`], [`throughput`]: the commands made of these.
+//! * [`report`]: progress and tables.
+//!
+//! Nothing here imports the agent or the router: they are known by their files, ports and commands. The
+//! simulation is the one exception.
+
+pub mod check;
+pub mod demo;
+pub mod failover;
+pub mod fault;
+pub mod load;
+pub mod report;
+pub mod stack;
+pub mod throughput;

@@ -1,2 +1,74 @@
-//! Placeholder while the workspace is laid out.
-fn main() {}
+//! `trunkline-bench`: demo, faults under load, measurements.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use tokio::signal::unix::{SignalKind, signal};
+
+use trunkline_bench::{demo, failover, report, throughput};
+
+/// Judges Trunkline from outside, on real PostgreSQL and etcd.
+#[derive(Parser, Debug)]
+#[command(version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// A cluster of three with etcd and a router in a box, until Ctrl-C
+    Demo(demo::DemoOptions),
+    /// Faults under load, each judged against its bar
+    Failover(failover::FailoverOptions),
+    /// Router and HAProxy in turn: throughput and CPU per transaction
+    Throughput(throughput::ThroughputOptions),
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+    {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            report::complain(format!("cannot start the runtime: {error}"));
+            return ExitCode::FAILURE;
+        }
+    };
+    match runtime.block_on(run(arguments.command)) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            report::complain(format!("{error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Runs the command until it ends or is interrupted; either way the stack is dropped here, and so removed.
+/// An interrupted demo has done what it was asked for.
+async fn run(command: Command) -> Result<bool> {
+    let is_demo = matches!(command, Command::Demo(_));
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let work = async {
+        match &command {
+            Command::Demo(options) => demo::run(options).await.map(|()| true),
+            Command::Failover(options) => failover::run(options).await,
+            Command::Throughput(options) => throughput::run(options).await.map(|()| true),
+        }
+    };
+    tokio::select! {
+        result = work => result,
+        _ = interrupt.recv() => Ok(stopped(is_demo)),
+        _ = terminate.recv() => Ok(stopped(is_demo)),
+    }
+}
+
+fn stopped(is_demo: bool) -> bool {
+    report::say("\nstopped; everything is removed");
+    is_demo
+}

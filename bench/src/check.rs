@@ -1,0 +1,6 @@
+//! Verdicts: what must be true during and after a run, told by asking the servers themselves.
+
+pub mod convergence;
+pub mod ledger;
+pub mod leftovers;
+pub mod one_writer;

@@ -1,0 +1,251 @@
+//! One run of one scenario: quiet load, the fault, recovery, and every check that holds for all of them.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use trunkline_shared::cluster::Moment;
+use trunkline_shared::service::clock;
+
+use super::inflict;
+use super::scenario::{Bar, Scenario};
+use crate::check::{convergence, ledger, one_writer};
+use crate::load::history::{Gaps, History};
+use crate::load::readers::{Readers, Reads};
+use crate::load::writers::{self, Writers};
+use crate::report::Progress;
+use crate::stack::Stack;
+
+/// After the last fault everyone must stream again within this.
+const CONVERGE_LIMIT: Duration = Duration::from_secs(30);
+/// How long the load goes on after the cluster has converged: a late cut would show here.
+const AFTERWARDS: Duration = Duration::from_secs(3);
+/// Readers on the read port.
+const READERS: i32 = 4;
+
+/// How a run is made.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// The time in which the quiet gap is measured.
+    pub quiet: Duration,
+    /// Writers through the router.
+    pub writers: i32,
+}
+
+/// What a run showed.
+#[derive(Clone, Debug)]
+pub struct Measured {
+    /// The longest gaps from the fault on.
+    pub gaps: Gaps,
+    /// The longest gaps of the quiet time.
+    pub quiet: Gaps,
+    /// The longest time without an answer on the read port, from the fault on.
+    pub read_gap: Duration,
+    /// What the gap is judged by.
+    pub bar: Bar,
+    /// What was missed; empty means met.
+    pub faults: Vec<String>,
+    /// What else is worth knowing.
+    pub notes: Vec<String>,
+}
+
+/// What a scenario works with and reports to.
+#[derive(Debug)]
+pub struct Run<'a> {
+    /// The cluster.
+    pub stack: &'a mut Stack,
+    /// The leader's index before the fault.
+    pub leader: usize,
+    /// Since when the fault counts.
+    pub began: Moment,
+    /// Readings of the load while it runs.
+    pub load: std::sync::Arc<writers::Shared>,
+    /// What was missed.
+    pub faults: Vec<String>,
+    /// What else is worth knowing.
+    pub notes: Vec<String>,
+    /// A second primary is what this scenario is about, so it is told and not judged.
+    pub second_primary_expected: bool,
+    /// Tables that must be equal everywhere at the end.
+    pub tables: Vec<&'static str>,
+}
+
+impl Run<'_> {
+    /// The cluster's TTL.
+    pub fn ttl(&self) -> Duration {
+        Duration::from_secs(u64::from(self.stack.timing.ttl))
+    }
+
+    /// Notes what is worth knowing.
+    pub fn note(&mut self, text: impl Into<String>) {
+        self.notes.push(text.into());
+    }
+
+    /// Notes what was missed.
+    pub fn fault(&mut self, text: impl Into<String>) {
+        self.faults.push(text.into());
+    }
+}
+
+/// Runs one scenario once.
+pub async fn once(
+    stack: &mut Stack,
+    scenario: Scenario,
+    settings: &Settings,
+    progress: &Progress,
+) -> Result<Measured> {
+    stack
+        .until_converged(CONVERGE_LIMIT * 2)
+        .await
+        .context("before the run")?;
+    let leader = stack.leader().await?;
+    writers::prepare(stack, leader).await?;
+    let watchers = one_writer::Watchers::start(stack, leader).await?;
+    let writers = Writers::start(stack, settings.writers);
+    let readers = Readers::start(stack, READERS);
+    let quiet_from = warm(&writers).await?;
+    progress.step(format!("{scenario}: quiet load for {:?}", settings.quiet));
+    tokio::time::sleep(settings.quiet).await;
+
+    progress.step(format!("{scenario}: the fault"));
+    let began = clock::now();
+    let mut run = Run {
+        stack,
+        leader,
+        began,
+        load: writers.shared().clone(),
+        faults: Vec::new(),
+        notes: Vec::new(),
+        second_primary_expected: false,
+        tables: vec!["ledger"],
+    };
+    inflict::inflict(scenario, &mut run)
+        .await
+        .with_context(|| scenario.to_string())?;
+    progress.step(format!("{scenario}: recovery"));
+    let healed = clock::now();
+    match run.stack.until_converged(CONVERGE_LIMIT).await {
+        Ok(()) => run.note(format!(
+            "one leader and two streaming {:.1} s after the end of the fault",
+            clock::now().since(healed).as_secs_f64()
+        )),
+        Err(error) => run.fault(format!("{error:#}")),
+    }
+    tokio::time::sleep(AFTERWARDS).await;
+    let until = clock::now();
+    let history = writers.finish().await?;
+    let reads = readers.finish().await?;
+    let commits = watchers.finish().await?;
+    let bar = scenario.bar(run.ttl());
+    let gaps = history.gaps(run.began, until);
+    let quiet = history.gaps(quiet_from, run.began);
+    run.faults.extend(bar.missed(gaps, quiet));
+    judge(&mut run, scenario, &history, &reads, &commits).await?;
+    let read_gap = reads.longest_gap(run.began, until);
+    let Run { faults, notes, .. } = run;
+    Ok(Measured {
+        gaps,
+        quiet,
+        read_gap,
+        bar,
+        faults,
+        notes,
+    })
+}
+
+/// Waits until every writer has written, so that the quiet time holds no start of a session.
+async fn warm(writers: &Writers) -> Result<Moment> {
+    let shared = writers.shared();
+    let deadline = clock::now() + CONVERGE_LIMIT;
+    while shared.acknowledged() < 100 {
+        if clock::now() >= deadline {
+            anyhow::bail!(
+                "the writers got {} rows and {} ended sessions in {CONVERGE_LIMIT:?} through the router",
+                shared.acknowledged(),
+                shared.cuts()
+            );
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    Ok(clock::now())
+}
+
+/// The checks that hold for every scenario.
+async fn judge(
+    run: &mut Run<'_>,
+    scenario: Scenario,
+    history: &History,
+    reads: &Reads,
+    commits: &[one_writer::Committed],
+) -> Result<()> {
+    if let Some((first, second)) = one_writer::second_primary(commits) {
+        let text = format!("two writable primaries: {first:?} and {second:?}");
+        match run.second_primary_expected {
+            true => run.note(format!("as expected without a watchdog, {text}")),
+            false => run.fault(text),
+        }
+    }
+    if reads.by_primary > 0 {
+        run.note(format!(
+            "{} reads on the read port were answered by a primary",
+            reads.by_primary
+        ));
+    }
+    run.note(format!(
+        "sessions ended or refused: {} of writers ({}), {} of readers ({})",
+        history.cuts.len(),
+        codes(history.cuts.iter().map(|cut| cut.code.as_str())),
+        reads.cuts.len(),
+        codes(reads.cuts.iter().map(|cut| cut.code.as_str())),
+    ));
+    // A cluster without a leader has nothing to compare; that it has none is already told.
+    let Ok(converged) = convergence::now(run.stack).await else {
+        return Ok(());
+    };
+    let verdict = ledger::verify(&run.stack.members[converged.leader], history).await?;
+    run.note(format!(
+        "{} writes acknowledged, {} unknown, {} refused; lost {}",
+        verdict.acknowledged,
+        verdict.unknown,
+        verdict.failed,
+        verdict.lost.len()
+    ));
+    match (verdict.lost.is_empty(), scenario.may_lose()) {
+        (true, _) => {}
+        (false, true) => run.note(format!(
+            "lost rows {:?}: replication is asynchronous and the leader's end was sudden",
+            verdict.lost
+        )),
+        (false, false) => run.fault(format!("acknowledged rows are lost: {:?}", verdict.lost)),
+    }
+    if !verdict.risen.is_empty() {
+        run.fault(format!(
+            "rows that were refused are there: {:?}",
+            verdict.risen
+        ));
+    }
+    if let Err(error) =
+        ledger::same_everywhere(run.stack, converged.leader, &run.tables.clone()).await
+    {
+        run.fault(format!("{error:#}"));
+    }
+    Ok(())
+}
+
+/// How often each SQLSTATE came.
+fn codes<'a>(codes: impl Iterator<Item = &'a str>) -> String {
+    let mut counts = std::collections::BTreeMap::new();
+    for code in codes {
+        *counts
+            .entry(if code.is_empty() { "closed" } else { code })
+            .or_insert(0) += 1;
+    }
+    let each: Vec<_> = counts
+        .iter()
+        .map(|(code, count)| format!("{count} {code}"))
+        .collect();
+    if each.is_empty() {
+        "none".to_owned()
+    } else {
+        each.join(", ")
+    }
+}

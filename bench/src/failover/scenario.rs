@@ -1,0 +1,168 @@
+//! The scenarios and their bars: one each for what the project promises.
+
+use std::fmt;
+use std::time::Duration;
+
+use clap::ValueEnum;
+
+use crate::load::history::Gaps;
+
+/// What is done to the cluster while it is under load.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
+pub enum Scenario {
+    /// The operator moves leadership.
+    Switchover,
+    /// The leader's node freezes: agent, fence and PostgreSQL at once, then thaws.
+    NodeFrozen,
+    /// The leader's postmaster is killed.
+    PostmasterKilled,
+    /// The leader's agent is killed and started again a second later.
+    AgentKilled,
+    /// The leader's agent is stopped for three TTLs.
+    AgentStopped,
+    /// The leader's agent and fence are stopped: the watchdog's case.
+    AgentAndFenceStopped,
+    /// The leader's node is cut off, the etcd leader is elsewhere.
+    Partition,
+    /// The leader's node is cut off, the etcd leader with it.
+    PartitionEtcdLeader,
+    /// One etcd member, the leader of the store, is frozen, then killed.
+    EtcdFrozenKilled,
+    /// All etcd members are restarted, one after another.
+    EtcdRolling,
+    /// A minute of pgbench with a random fault every ten seconds.
+    Mixed,
+}
+
+/// How long writes may pause.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bar {
+    /// At most this long.
+    AtMost(Duration),
+    /// Not longer than in the quiet time before, plus 100 ms: "gap 0".
+    Quiet,
+    /// Whatever it takes: judged by its checks alone.
+    ChecksAlone,
+}
+
+/// What "gap 0" grants beyond the longest quiet gap.
+const GRANTED: Duration = Duration::from_millis(100);
+
+impl Bar {
+    /// What was missed, if anything.
+    pub fn missed(self, gaps: Gaps, quiet: Gaps) -> Option<String> {
+        match self {
+            Bar::AtMost(limit) if gaps.anybody > limit => Some(format!(
+                "nobody could write for {:?}, allowed are {limit:?}",
+                gaps.anybody
+            )),
+            Bar::Quiet if gaps.anybody > quiet.anybody + GRANTED => Some(format!(
+                "nobody could write for {:?}, quiet {:?}",
+                gaps.anybody, quiet.anybody
+            )),
+            Bar::Quiet if gaps.one_writer > quiet.one_writer + GRANTED => Some(format!(
+                "one writer waited {:?}, quiet {:?}",
+                gaps.one_writer, quiet.one_writer
+            )),
+            Bar::AtMost(_) | Bar::Quiet | Bar::ChecksAlone => None,
+        }
+    }
+}
+
+impl fmt::Display for Bar {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Bar::AtMost(limit) => write!(f, "<= {} ms", limit.as_millis()),
+            Bar::Quiet => write!(f, "0 (quiet + {} ms)", GRANTED.as_millis()),
+            Bar::ChecksAlone => write!(f, "checks"),
+        }
+    }
+}
+
+impl Scenario {
+    /// Every scenario, in the order in which they are run.
+    pub const ALL: [Scenario; 11] = [
+        Scenario::Switchover,
+        Scenario::NodeFrozen,
+        Scenario::PostmasterKilled,
+        Scenario::AgentKilled,
+        Scenario::AgentStopped,
+        Scenario::AgentAndFenceStopped,
+        Scenario::Partition,
+        Scenario::PartitionEtcdLeader,
+        Scenario::EtcdFrozenKilled,
+        Scenario::EtcdRolling,
+        Scenario::Mixed,
+    ];
+
+    /// Does it need nodes that can be cut apart?
+    pub fn needs_namespaces(self) -> bool {
+        matches!(self, Scenario::Partition | Scenario::PartitionEtcdLeader)
+    }
+
+    /// Its bar under this TTL.
+    pub fn bar(self, ttl: Duration) -> Bar {
+        match self {
+            Scenario::Switchover => Bar::AtMost(Duration::from_secs(1)),
+            Scenario::PostmasterKilled => Bar::AtMost(Duration::from_millis(1500)),
+            Scenario::AgentKilled | Scenario::EtcdFrozenKilled | Scenario::EtcdRolling => {
+                Bar::Quiet
+            }
+            Scenario::NodeFrozen
+            | Scenario::AgentStopped
+            | Scenario::AgentAndFenceStopped
+            | Scenario::Partition => Bar::AtMost(ttl + Duration::from_secs(2)),
+            Scenario::PartitionEtcdLeader => Bar::AtMost(ttl + Duration::from_secs(5)),
+            Scenario::Mixed => Bar::ChecksAlone,
+        }
+    }
+
+    /// May acknowledged rows be lost, since replication is asynchronous and the leader's end sudden?
+    pub fn may_lose(self) -> bool {
+        match self {
+            Scenario::NodeFrozen
+            | Scenario::PostmasterKilled
+            | Scenario::AgentStopped
+            | Scenario::AgentAndFenceStopped
+            | Scenario::Partition
+            | Scenario::PartitionEtcdLeader
+            | Scenario::Mixed => true,
+            Scenario::Switchover
+            | Scenario::AgentKilled
+            | Scenario::EtcdFrozenKilled
+            | Scenario::EtcdRolling => false,
+        }
+    }
+}
+
+impl fmt::Display for Scenario {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let value = self.to_possible_value();
+        f.write_str(value.as_ref().map_or("", |value| value.get_name()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn gaps(anybody: u64, one_writer: u64) -> Gaps {
+        let millis = Duration::from_millis;
+        Gaps {
+            anybody: millis(anybody),
+            one_writer: millis(one_writer),
+        }
+    }
+
+    #[test]
+    fn gap_zero_means_no_more_than_quiet_plus_a_tenth_of_a_second() {
+        assert_eq!(Bar::Quiet.missed(gaps(110, 150), gaps(10, 50)), None);
+        assert!(Bar::Quiet.missed(gaps(111, 150), gaps(10, 50)).is_some());
+        assert!(Bar::Quiet.missed(gaps(110, 151), gaps(10, 50)).is_some());
+    }
+
+    #[test]
+    fn every_scenario_is_in_the_list_once() {
+        assert_eq!(Scenario::ALL.as_slice(), Scenario::value_variants());
+    }
+}

@@ -1,0 +1,5 @@
+//! Clients: writers and readers through the router, and the record of what each of them saw.
+
+pub mod history;
+pub mod readers;
+pub mod writers;

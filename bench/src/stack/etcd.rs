@@ -1,0 +1,183 @@
+//! One etcd member as a child process, and what `etcdctl` tells about the store.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use rustix::process::Signal;
+
+use super::place::Place;
+use super::process::{Launch, Process, args};
+use super::programs::Programs;
+
+/// How long an etcdctl command may take.
+const LIMIT: Duration = Duration::from_secs(5);
+/// How long a member that was asked to end may take.
+const END_LIMIT: Duration = Duration::from_secs(10);
+
+/// One member of the store.
+#[derive(Debug)]
+pub struct Etcd {
+    /// Its name: `e1` to `e3`.
+    pub name: String,
+    /// Its address, without port.
+    pub address: String,
+    launch: Launch,
+    etcdctl: Launch,
+    process: Option<Process>,
+}
+
+impl Etcd {
+    /// Prepares member `name` at `address` of a store that stands at `all` (name and address of each).
+    pub fn new(
+        place: &Place,
+        programs: &Programs,
+        name: &str,
+        namespace: Option<String>,
+        all: &[(String, String)],
+    ) -> Result<Etcd> {
+        let home = place.folder().join(name);
+        place.own(&home)?;
+        let (_, address) = all
+            .iter()
+            .find(|(other, _)| other == name)
+            .context("not a member")?;
+        let peers: Vec<_> = all
+            .iter()
+            .map(|(name, address)| format!("{name}=http://{address}:2380"))
+            .collect();
+        let client = format!("http://{address}:2379");
+        let peer = format!("http://{address}:2380");
+        let data = home.join("data");
+        let launch = Launch {
+            program: programs.etcd.clone(),
+            args: args([
+                "--name",
+                name,
+                "--data-dir",
+                &data.to_string_lossy(),
+                "--listen-client-urls",
+                &client,
+                "--advertise-client-urls",
+                &client,
+                "--listen-peer-urls",
+                &peer,
+                "--initial-advertise-peer-urls",
+                &peer,
+                "--initial-cluster",
+                &peers.join(","),
+                "--initial-cluster-token",
+                &format!("trunkline-{}", place.number()),
+                "--initial-cluster-state",
+                "new",
+            ]),
+            log: home.join("log"),
+            folder: place.folder().to_owned(),
+            namespace,
+            user: place.owner().user(),
+            ..Launch::default()
+        };
+        let etcdctl = Launch {
+            program: programs.etcdctl.clone(),
+            env: vec![("ETCDCTL_API".to_owned(), "3".to_owned())],
+            folder: place.folder().to_owned(),
+            ..Launch::default()
+        };
+        Ok(Etcd {
+            name: name.to_owned(),
+            address: address.clone(),
+            launch,
+            etcdctl,
+            process: None,
+        })
+    }
+
+    /// Starts it, or starts it again.
+    pub fn start(&mut self) -> Result<()> {
+        self.process = Some(self.launch.start(&self.name)?);
+        Ok(())
+    }
+
+    /// Fails if it has ended by itself.
+    pub fn must_live(&mut self) -> Result<()> {
+        self.process.as_mut().map_or(Ok(()), Process::must_live)
+    }
+
+    /// Ends it: by SIGTERM, as an upgrade does, or by SIGKILL.
+    pub async fn end(&mut self, signal: Signal) -> Result<()> {
+        let mut process = self
+            .process
+            .take()
+            .with_context(|| format!("{} is down", self.name))?;
+        process.signal(signal);
+        process.ended(END_LIMIT).await.map(|_| ())
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) -> bool {
+        self.process
+            .as_ref()
+            .is_some_and(|process| process.signal(signal))
+    }
+
+    /// Does this member answer, with a leader known to it?
+    pub async fn is_healthy(&self) -> bool {
+        self.ctl(&["endpoint", "health"]).await.is_ok()
+    }
+
+    /// Is this member the leader of the store?
+    pub async fn is_leader(&self) -> Result<bool> {
+        let status = self.status().await?;
+        Ok(status["leader"].is_u64() && status["leader"] == status["header"]["member_id"])
+    }
+
+    /// Its number in the store, as `move-leader` wants it.
+    pub async fn member_id(&self) -> Result<String> {
+        let status = self.status().await?;
+        let id = status["header"]["member_id"]
+            .as_u64()
+            .context("etcdctl named no member id")?;
+        Ok(format!("{id:x}"))
+    }
+
+    /// Makes another member the leader; this one must be it now.
+    pub async fn move_leader(&self, to: &str) -> Result<()> {
+        self.ctl(&["move-leader", to]).await.map(|_| ())
+    }
+
+    /// Reads one key; empty if it does not exist.
+    pub async fn read(&self, key: &str) -> Result<String> {
+        Ok(self
+            .ctl(&["get", "--print-value-only", key])
+            .await?
+            .trim()
+            .to_owned())
+    }
+
+    /// Watches one key: each event is three lines (kind, key, value) on standard output.
+    pub fn watch(&self, key: &str) -> Result<tokio::process::Child> {
+        self.command(&["watch", key]).stream()
+    }
+
+    async fn status(&self) -> Result<serde_json::Value> {
+        let text = self.ctl(&["endpoint", "status", "-w", "json"]).await?;
+        let parsed: serde_json::Value = serde_json::from_str(&text)?;
+        let status = parsed[0]["Status"].clone();
+        if status.is_null() {
+            bail!("etcdctl printed no status: {text}");
+        }
+        Ok(status)
+    }
+
+    async fn ctl(&self, words: &[&str]) -> Result<String> {
+        self.command(words).finish(LIMIT).await
+    }
+
+    fn command(&self, words: &[&str]) -> Launch {
+        let endpoint = format!("--endpoints=http://{}:2379", self.address);
+        let all = std::iter::once(endpoint.as_str()).chain(words.iter().copied());
+        Launch {
+            args: args(all),
+            ..self.etcdctl.clone()
+        }
+    }
+}

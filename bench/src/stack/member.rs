@@ -1,0 +1,295 @@
+//! One member: an agent as a child process, with the files it is given and the PostgreSQL it keeps.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use rustix::process::Signal;
+use tokio_postgres::{Client, NoTls};
+
+use super::http;
+use super::place::Place;
+use super::proc::{self, ProcessId};
+use super::process::{Launch, Process, args};
+use super::programs::Programs;
+
+/// The cluster's name in every stack.
+pub const SCOPE: &str = "demo";
+/// How long a statement of the harness itself may take.
+const SQL_LIMIT: Duration = Duration::from_secs(10);
+
+/// What the cluster is told at its bootstrap.
+#[derive(Clone, Debug)]
+pub struct Timing {
+    /// Seconds a lease lives.
+    pub ttl: u32,
+    /// Seconds between two looks at the most.
+    pub loop_wait: u32,
+    /// Seconds a DCS or PostgreSQL operation is retried.
+    pub retry_timeout: u32,
+}
+
+impl Default for Timing {
+    fn default() -> Timing {
+        Timing {
+            ttl: 5,
+            loop_wait: 1,
+            retry_timeout: 2,
+        }
+    }
+}
+
+/// One member.
+#[derive(Debug)]
+pub struct Member {
+    /// Its name: `n1` to `n3`.
+    pub name: String,
+    /// Its address, without port.
+    pub address: String,
+    /// The namespace it lives in, if any.
+    pub namespace: Option<String>,
+    /// The cgroup it lives in, if any.
+    pub cgroup: Option<PathBuf>,
+    /// The agent's file.
+    pub config: PathBuf,
+    /// PostgreSQL's data directory.
+    pub data_dir: PathBuf,
+    /// The agent's run directory.
+    pub run_dir: PathBuf,
+    socket: PathBuf,
+    launch: Launch,
+    process: Option<Process>,
+}
+
+/// Where a member is to live.
+#[derive(Debug)]
+pub struct Home {
+    /// Its name.
+    pub name: String,
+    /// Its address, without port.
+    pub address: String,
+    /// Its namespace.
+    pub namespace: Option<String>,
+    /// Its cgroup.
+    pub cgroup: Option<PathBuf>,
+}
+
+impl Member {
+    /// Writes the agent's file and prepares everything but the start.
+    pub fn new(
+        place: &Place,
+        programs: &Programs,
+        home: Home,
+        etcd_hosts: &str,
+        timing: &Timing,
+    ) -> Result<Member> {
+        let folder = place.folder().join(&home.name);
+        let run_dir = place.memory().join(&home.name);
+        let socket = folder.join("s");
+        for path in [&folder, &run_dir, &socket] {
+            place.own(path)?;
+        }
+        let (data_dir, config) = (folder.join("data"), folder.join("agent.yml"));
+        let member = Member {
+            launch: Launch {
+                program: programs.agent.clone(),
+                args: args([&config]),
+                log: folder.join("agent.log"),
+                folder: place.folder().to_owned(),
+                namespace: home.namespace.clone(),
+                user: place.owner().user(),
+                cgroup: home.cgroup.clone(),
+                ..Launch::default()
+            },
+            name: home.name,
+            address: home.address,
+            namespace: home.namespace,
+            cgroup: home.cgroup,
+            config,
+            data_dir,
+            run_dir,
+            socket,
+            process: None,
+        };
+        place.write(
+            &member.config,
+            &member.file(&folder, programs, etcd_hosts, timing),
+        )?;
+        Ok(member)
+    }
+
+    /// The agent's file, in Patroni's schema. Three servers share two cores and little memory here; what
+    /// makes a commit durable stays as in production.
+    fn file(&self, folder: &Path, programs: &Programs, etcd: &str, timing: &Timing) -> String {
+        let Member {
+            name,
+            address,
+            data_dir,
+            run_dir,
+            socket,
+            ..
+        } = self;
+        let Timing {
+            ttl,
+            loop_wait,
+            retry_timeout,
+        } = timing;
+        format!(
+            r#"scope: {SCOPE}
+name: {name}
+restapi: {{listen: "{address}:8008", connect_address: "{address}:8008"}}
+etcd3: {{hosts: "{etcd}"}}
+bootstrap:
+  dcs:
+    ttl: {ttl}
+    loop_wait: {loop_wait}
+    retry_timeout: {retry_timeout}
+    maximum_lag_on_failover: 1048576
+    postgresql:
+      use_pg_rewind: true
+      use_slots: true
+      parameters:
+        max_connections: 100
+        shared_buffers: 64MB
+        max_wal_size: 512MB
+        wal_log_hints: "on"
+      pg_hba:
+      - local all all trust
+      - host replication all 0.0.0.0/0 scram-sha-256
+      - host all all 0.0.0.0/0 scram-sha-256
+  initdb: [{{encoding: UTF8}}, {{locale: C}}, data-checksums]
+postgresql:
+  listen: "{address}:5432"
+  connect_address: "{address}:5432"
+  data_dir: {data_dir}
+  bin_dir: {bin_dir}
+  pgpass: {folder}/pgpass
+  authentication:
+    superuser: {{username: postgres, password: super-secret}}
+    replication: {{username: replicator, password: repl-secret}}
+    rewind: {{username: rewinder, password: rewind-secret}}
+  parameters: {{unix_socket_directories: "{socket}"}}
+trunkline: {{run_dir: {run_dir}}}
+"#,
+            bin_dir = programs.postgresql.display(),
+            data_dir = data_dir.display(),
+            folder = folder.display(),
+            socket = socket.display(),
+            run_dir = run_dir.display(),
+        )
+    }
+
+    /// Starts the agent, or starts it again.
+    pub fn start(&mut self) -> Result<()> {
+        self.process = Some(self.launch.start(&format!("the agent of {}", self.name))?);
+        Ok(())
+    }
+
+    /// Fails if the agent has ended by itself.
+    pub fn must_live(&mut self) -> Result<()> {
+        self.process.as_mut().map_or(Ok(()), Process::must_live)
+    }
+
+    /// The agent's process.
+    pub fn agent(&self) -> Result<ProcessId> {
+        let process = self.process.as_ref();
+        Ok(process
+            .with_context(|| format!("the agent of {} is down", self.name))?
+            .id())
+    }
+
+    /// Ends the agent by a signal and waits until it has ended.
+    pub async fn end(&mut self, signal: Signal, limit: Duration) -> Result<()> {
+        let process = self.process.take();
+        let mut process = process.with_context(|| format!("the agent of {} is down", self.name))?;
+        process.signal(signal);
+        process.ended(limit).await.map(|_| ())
+    }
+
+    /// The fence: whoever, beside the agent, holds the lock in the run directory.
+    pub fn fence(&self) -> Option<ProcessId> {
+        let agent = self.process.as_ref().map(Process::id);
+        let is_fence = |id: &ProcessId| {
+            let first = id.arguments().into_iter().next().unwrap_or_default();
+            first.ends_with("trunkline-fence") && Some(*id) != agent
+        };
+        proc::holding(&self.run_dir.join("fence.lock"))
+            .into_iter()
+            .find(is_fence)
+    }
+
+    /// The postmaster, if it lives.
+    pub fn postmaster(&self) -> Option<ProcessId> {
+        proc::postmaster(&self.data_dir)
+    }
+
+    /// Every server process of the instance.
+    pub fn servers(&self) -> std::collections::BTreeSet<ProcessId> {
+        proc::of_data_dir(&self.data_dir)
+    }
+
+    /// Everything a freeze of the node stops: agent, fence, server processes.
+    pub fn everything(&self) -> Vec<ProcessId> {
+        let agent = self.process.as_ref().map(Process::id);
+        agent
+            .into_iter()
+            .chain(self.fence())
+            .chain(self.servers())
+            .collect()
+    }
+
+    /// A page of the agent's REST API.
+    pub async fn rest(&self, path: &str) -> Result<serde_json::Value> {
+        http::get_json(&format!("{}:8008", self.address), path).await
+    }
+
+    /// Asks, in a task of its own, whether it says that it leads; no answer is a no.
+    pub fn ask_primary(&self) -> tokio::task::JoinHandle<bool> {
+        let address = format!("{}:8008", self.address);
+        tokio::spawn(async move {
+            http::get(&address, "/primary")
+                .await
+                .is_ok_and(|(code, _)| code == 200)
+        })
+    }
+
+    /// A superuser's session over the local socket: it works whatever the network does.
+    pub async fn sql(&self, database: &str) -> Result<Client> {
+        self.door().open(database).await
+    }
+
+    /// The way to the instance's local socket.
+    pub fn door(&self) -> Door {
+        Door {
+            socket: self.socket.clone(),
+        }
+    }
+
+    /// The last lines of the agent's log.
+    pub fn tail(&self) -> String {
+        self.process.as_ref().map(Process::tail).unwrap_or_default()
+    }
+}
+
+/// The way to one instance's local socket.
+#[derive(Clone, Debug)]
+pub struct Door {
+    socket: PathBuf,
+}
+
+impl Door {
+    /// A superuser's session.
+    pub async fn open(&self, database: &str) -> Result<Client> {
+        let mut config = tokio_postgres::Config::new();
+        config
+            .host_path(&self.socket)
+            .port(5432)
+            .user("postgres")
+            .dbname(database);
+        config.application_name("trunkline-bench");
+        let connect = tokio::time::timeout(SQL_LIMIT, config.connect(NoTls));
+        let (client, connection) = connect.await??;
+        tokio::spawn(connection);
+        Ok(client)
+    }
+}
