@@ -1,0 +1,155 @@
+//! An open watch on one endpoint.
+
+use std::collections::VecDeque;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use etcd_client::{EventType, WatchOptions, WatchResponse, WatchStream};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep_until};
+
+use super::endpoint::Endpoint;
+use super::failure::{Failure, classify};
+use super::{entry, header, same_cluster};
+use crate::dcs::{DcsError, Header, Revision, Watch, WatchEvent};
+
+/// How often the server is asked for a sign of life.
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How long the server may be silent before the watch is given up.
+const SILENCE_LIMIT: Duration = Duration::from_secs(2);
+
+/// A watch whose creation was confirmed.
+pub(super) struct EtcdWatch {
+    url: String,
+    stream: WatchStream,
+    ticks: Interval,
+    heard: Instant,
+    /// Responses that came before the creation was confirmed.
+    early: VecDeque<WatchResponse>,
+}
+
+/// Opens a watch and waits for its confirmation.
+pub(super) async fn open(
+    endpoint: &Endpoint,
+    prefix: &str,
+    from: Revision,
+    memory: &Mutex<Header>,
+) -> Result<EtcdWatch, Failure> {
+    let options = WatchOptions::new().with_prefix().with_start_revision(from);
+    let mut stream = endpoint
+        .client()
+        .await?
+        .watch_client()
+        .watch(prefix, Some(options))
+        .await
+        .map_err(|error| classify(&endpoint.url, error))?;
+    let mut early = VecDeque::new();
+    loop {
+        let message = stream.message().await;
+        let Some(response) = message.map_err(|error| classify(&endpoint.url, error))? else {
+            return Err(Failure::NotExecuted("the watch ended at once".to_owned()));
+        };
+        same_cluster(memory, header(response.header()))?;
+        if response.canceled() {
+            return Err(match canceled(&endpoint.url, &response) {
+                DcsError::Unreachable { why, .. } => Failure::NotExecuted(why),
+                other => Failure::Final(other),
+            });
+        }
+        let is_created = response.created();
+        early.push_back(response);
+        if is_created {
+            break;
+        }
+    }
+    let mut ticks = interval(PROGRESS_INTERVAL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks.reset();
+    Ok(EtcdWatch {
+        url: endpoint.url.clone(),
+        stream,
+        ticks,
+        heard: Instant::now(),
+        early,
+    })
+}
+
+fn canceled(url: &str, response: &WatchResponse) -> DcsError {
+    if response.compact_revision() > 0 {
+        return DcsError::Compacted(response.compact_revision());
+    }
+    let why = response.cancel_reason();
+    if why.contains("permission denied") {
+        return DcsError::Refused {
+            endpoint: url.to_owned(),
+            why: why.to_owned(),
+        };
+    }
+    lost(url, format!("the watch was cancelled: {why}"))
+}
+
+fn lost(url: &str, why: String) -> DcsError {
+    DcsError::Unreachable {
+        tried: url.to_owned(),
+        why,
+    }
+}
+
+#[async_trait]
+impl Watch for EtcdWatch {
+    async fn next(&mut self) -> Result<WatchEvent, DcsError> {
+        loop {
+            if let Some(response) = self.early.pop_front() {
+                if let Some(event) = self.event(&response)? {
+                    return Ok(event);
+                }
+                continue;
+            }
+            tokio::select! {
+                biased;
+                message = self.stream.message() => match message {
+                    Ok(Some(response)) => {
+                        self.heard = Instant::now();
+                        self.early.push_back(response);
+                    }
+                    Ok(None) => return Err(lost(&self.url, "the watch ended".to_owned())),
+                    Err(error) => return Err(lost(&self.url, error.to_string())),
+                },
+                () = sleep_until(self.heard + SILENCE_LIMIT) => {
+                    let why = format!("the watch was silent for {SILENCE_LIMIT:?}");
+                    return Err(lost(&self.url, why));
+                }
+                _ = self.ticks.tick() => {
+                    let asked = self.stream.request_progress().await;
+                    asked.map_err(|error| lost(&self.url, error.to_string()))?;
+                }
+            }
+        }
+    }
+}
+
+impl EtcdWatch {
+    fn event(&self, response: &WatchResponse) -> Result<Option<WatchEvent>, DcsError> {
+        if response.canceled() {
+            return Err(canceled(&self.url, response));
+        }
+        let revision = header(response.header()).revision;
+        if response.events().is_empty() {
+            let is_progress = !response.created();
+            return Ok(is_progress.then_some(WatchEvent::Progress(revision)));
+        }
+        let changes = response
+            .events()
+            .iter()
+            .filter_map(|event| {
+                let found = entry(event.kv()?.clone());
+                Some(match event.event_type() {
+                    EventType::Put => (found.key.clone(), Some(found)),
+                    EventType::Delete => (found.key, None),
+                })
+            })
+            .collect();
+        Ok(Some(WatchEvent::Changes { revision, changes }))
+    }
+}
