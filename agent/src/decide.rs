@@ -9,10 +9,24 @@ use std::time::Duration;
 
 pub mod announce;
 mod authority_gone;
+mod candidate;
+mod dcs_unreachable;
 pub mod decision;
+mod following;
+mod holding_lease;
+mod job_running;
+mod leading;
+mod maintenance;
 pub mod memory;
+mod no_data;
+mod no_leader;
 pub mod observation;
+mod requests;
+pub mod script;
+mod script_output;
+mod shutting_down;
 pub mod situation;
+mod unregistered;
 
 pub use decision::{Action, Decision, Detail, NextTick, NextWhy, Reason};
 pub use memory::Memory;
@@ -26,21 +40,34 @@ pub const STOP_AHEAD: Duration = Duration::from_millis(300);
 /// The lease must hold for more than this when a promotion or a start as primary begins (`ha.md` 5.1).
 pub const PROMOTE_NEEDS: Duration = Duration::from_millis(500);
 
+/// After an action failed the next turn is this much later at the earliest, unless something happens.
+pub const RETRY_PAUSE: Duration = Duration::from_millis(100);
+
 /// What to do next. Total: every observation has a decision.
 pub fn decide(seen: &Observation, memory: &Memory) -> Decision {
-    let turn = Turn::new(seen, memory);
-    match Situation::of(seen, memory) {
-        Situation::AuthorityGone => authority_gone::decide(seen, memory),
-        Situation::JobRunning
-        | Situation::ForeignData
-        | Situation::ShuttingDown
-        | Situation::Maintenance
-        | Situation::NoData
-        | Situation::HoldingLease
-        | Situation::DcsUnreachable
-        | Situation::Unregistered
-        | Situation::Following
-        | Situation::NoLeader => turn.routine(Reason::JobInProgress),
+    let situation = Situation::of(seen, memory);
+    let topology = seen.topology();
+    match (situation, topology, &seen.job.running) {
+        (Situation::AuthorityGone, _, _) => authority_gone::decide(seen, memory),
+        (Situation::JobRunning, _, Some(job)) => job_running::decide(seen, memory, job),
+        (Situation::ForeignData, _, _) => Turn::new(seen, memory).routine(Reason::ForeignSystemId),
+        (Situation::ShuttingDown, _, _) => shutting_down::decide(seen, memory),
+        (Situation::Maintenance, Some(t), _) => maintenance::decide(seen, memory, t),
+        (Situation::NoData, _, _) => no_data::decide(seen, memory),
+        (Situation::HoldingLease, _, _) => holding_lease::decide(seen, memory),
+        (Situation::Unregistered, Some(t), _) => unregistered::decide(seen, memory, t),
+        (Situation::Following, Some(t), _) => following::decide(seen, memory, t),
+        (Situation::NoLeader, Some(t), _) => no_leader::decide(seen, memory, t),
+        (Situation::DcsUnreachable, _, _)
+        | (
+            Situation::JobRunning
+            | Situation::Maintenance
+            | Situation::Unregistered
+            | Situation::Following
+            | Situation::NoLeader,
+            _,
+            _,
+        ) => dcs_unreachable::decide(seen, memory),
     }
 }
 
@@ -92,6 +119,78 @@ impl<'a> Turn<'a> {
     fn request_taken(mut self) -> Self {
         self.decision.is_request_taken = true;
         self
+    }
+
+    /// Puts an armed fence to sleep where nothing it guards can happen.
+    fn disarm_if_harmless(self) -> Self {
+        let is_writable = self.seen.local.may_accept_writes();
+        if self.seen.fence.is_armed && !is_writable && self.seen.job.running.is_none() {
+            return self.act(Action::DisarmFence);
+        }
+        self
+    }
+
+    /// Looks again at once with the other members' answers.
+    fn ask_peers(self) -> Decision {
+        self.remember(|memory| memory.wants_peers = true)
+            .now(Reason::AskingPeers)
+    }
+
+    /// Why the last job failed, if it was of this kind.
+    fn failure_of(&self, kind: observation::JobKind) -> Option<std::sync::Arc<str>> {
+        let job = self
+            .seen
+            .job
+            .finished
+            .as_ref()
+            .filter(|job| job.kind == kind)?;
+        job.error.clone()
+    }
+
+    /// Whether the last job was of this kind and failed less than `loop_wait` ago.
+    fn failed_lately(&self, kind: observation::JobKind) -> bool {
+        let wait = self.seen.settings().loop_wait;
+        self.failure_of(kind).is_some()
+            && self
+                .seen
+                .job
+                .finished
+                .as_ref()
+                .is_some_and(|j| self.seen.now.since(j.at) < wait)
+    }
+
+    /// Waits until `loop_wait` has passed since the job failed.
+    fn after_failure(self, kind: observation::JobKind) -> Decision {
+        let wait = self.seen.settings().loop_wait;
+        let at = self
+            .seen
+            .job
+            .finished
+            .as_ref()
+            .map_or(self.seen.now, |job| job.at);
+        let left = wait.saturating_sub(self.seen.now.since(at));
+        let why = self.failure_of(kind).unwrap_or_default();
+        self.detail(Detail::Text(why))
+            .within(Reason::WaitingAfterFailure, left)
+    }
+
+    /// Starts the instance in recovery, unless the last start failed less than `loop_wait` ago.
+    fn start_unless_just_failed(self, start: decision::StartAs, reason: Reason) -> Decision {
+        if self.failed_lately(observation::JobKind::Start) {
+            return self.after_failure(observation::JobKind::Start);
+        }
+        self.act(Action::Start(start)).routine(reason)
+    }
+
+    /// An instance that has not answered for a ttl is stopped by force.
+    fn wait_for_hung(self, since: trunkline_shared::cluster::Moment) -> Decision {
+        let ttl = self.seen.settings().ttl;
+        let waited = self.seen.now.since(since);
+        if waited < ttl {
+            return self.within(Reason::PostgresUnresponsive, ttl - waited);
+        }
+        self.act(Action::Stop(decision::StopMode::Immediate))
+            .now(Reason::StoppingHungPostgres)
     }
 
     /// The actions show their result at once: look again as soon as they are done.

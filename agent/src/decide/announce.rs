@@ -95,9 +95,10 @@ fn role(seen: &Observation) -> MemberRole {
             was_primary: true, ..
         } => MemberRole::Primary,
         Local::Stopped(stopped) if stopped.was_primary => MemberRole::Demoted,
-        Local::Stopped(_) | Local::Starting { .. } | Local::Unresponsive { .. } => {
-            MemberRole::Replica
-        }
+        Local::Stopped(_)
+        | Local::Starting { .. }
+        | Local::Unresponsive { .. }
+        | Local::Orphaned { .. } => MemberRole::Replica,
     }
 }
 
@@ -108,7 +109,7 @@ fn state(seen: &Observation) -> MemberState {
                 return MemberState::InitializingNewCluster;
             }
             JobKind::Clone | JobKind::Rewind => return MemberState::CreatingReplica,
-            JobKind::Stop => return MemberState::Stopping,
+            JobKind::Stop | JobKind::StopNow => return MemberState::Stopping,
             JobKind::Start => return MemberState::Starting,
             JobKind::Promote | JobKind::Checkpoint => {}
         }
@@ -125,7 +126,9 @@ fn state(seen: &Observation) -> MemberState {
         Local::Empty if failed(JobKind::Initialize) => MemberState::InitdbFailed,
         Local::Stopped(_) if failed(JobKind::Start) => MemberState::StartFailed,
         Local::Stopped(stopped) if stopped.crashed_at.is_some() => MemberState::Crashed,
-        Local::Unresponsive { .. } | Local::Unknown(_) => MemberState::Crashed,
+        Local::Unresponsive { .. } | Local::Orphaned { .. } | Local::Unknown(_) => {
+            MemberState::Crashed
+        }
         Local::Empty | Local::Stopped(_) => MemberState::Stopped,
     }
 }

@@ -12,7 +12,13 @@ use super::{STOP_AHEAD, Turn};
 
 /// Why PostgreSQL may not go on, if so.
 pub(super) fn verdict(seen: &Observation) -> Option<(Reason, Detail)> {
-    if !seen.local.may_accept_writes() || seen.settings().is_paused {
+    if seen.settings().is_paused {
+        return None;
+    }
+    if matches!(seen.local, Local::Orphaned { .. }) {
+        return Some((Reason::KillingOrphans, Detail::None));
+    }
+    if !seen.local.may_accept_writes() {
         return None;
     }
     match &seen.lease {
@@ -57,7 +63,8 @@ fn is_stale(local: &Local, topology: &Topology) -> bool {
         | Local::Empty
         | Local::Stopped(_)
         | Local::Starting { .. }
-        | Local::Unresponsive { .. } => false,
+        | Local::Unresponsive { .. }
+        | Local::Orphaned { .. } => false,
     }
 }
 

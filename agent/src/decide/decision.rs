@@ -88,8 +88,8 @@ pub enum Action {
     ConfirmLeader,
     /// Rewrite the own leader key, so that a hand-over still under way can no longer succeed.
     ReassertLeader,
-    /// Delete the own leader key, writing the final position in the same transaction. Only with the
-    /// instance dead or in recovery.
+    /// Delete the own leader key, and `initialize` while it is empty and on the own lease, writing the
+    /// final position in the same transaction. Only with the instance dead or in recovery.
     ReleaseLeader {
         /// The final position, if known.
         position: Option<Lsn>,
@@ -108,7 +108,7 @@ pub enum Action {
     },
     /// In one transaction: create `initialize` (empty) and `leader`, both on the lease, and `config`.
     ClaimBootstrap,
-    /// Write the system identifier into `initialize`, without a lease.
+    /// Write the system identifier into `initialize`, without a lease, and `config` if it is absent.
     RecordSystemId(SystemId),
     /// Write the last known position into `status`.
     PublishStatus {
@@ -297,7 +297,8 @@ impl Action {
             Action::Initialize => Some(JobKind::Initialize),
             Action::FinishBootstrap => Some(JobKind::FinishBootstrap),
             Action::Start(_) => Some(JobKind::Start),
-            Action::Stop(_) => Some(JobKind::Stop),
+            Action::Stop(StopMode::Planned | StopMode::Fast) => Some(JobKind::Stop),
+            Action::Stop(StopMode::Immediate) => Some(JobKind::StopNow),
             Action::Promote => Some(JobKind::Promote),
             Action::Checkpoint => Some(JobKind::Checkpoint),
             Action::Clone(_) => Some(JobKind::Clone),
@@ -366,6 +367,8 @@ reasons! {
     ArmingFence "arming_fence" "PostgreSQL accepts writes under a held lease; the fence is armed."
     DisarmingFence "disarming_fence" "PostgreSQL cannot accept writes; the fence is put to sleep."
     Promoting "promoting" "This member holds the lease and its PostgreSQL leaves recovery."
+    PromotionFailed "promotion_failed" "Promotion did not succeed in time; the lease is given up so that another member can run."
+    KillingOrphans "killing_orphans" "The postmaster is dead and some of its processes live on: they are killed."
     WaitingToPromote "waiting_to_promote" "This member holds the lease and waits for its PostgreSQL to be ready for promotion."
     CheckpointAfterPromote "checkpoint_after_promote" "A checkpoint on the new timeline lets the others rewind from here."
     RecordingHistory "recording_history" "The new timeline is written into the history."
@@ -376,8 +379,8 @@ reasons! {
     FailingOverAfterCrash "failing_over_after_crash" "PostgreSQL crashed and another member can take over: the lease is released."
     NobodyCanTakeOver "nobody_can_take_over" "PostgreSQL crashed and no other member can take over: it starts again in place."
     AskingPeers "asking_peers" "The other members' agents are asked before a leader is chosen."
-    PrimaryUnresponsive "primary_unresponsive" "PostgreSQL does not answer; if it stays so for a ttl it is stopped by force."
-    StoppingHungPrimary "stopping_hung_primary" "PostgreSQL has not answered for a ttl: it is stopped by force."
+    PostgresUnresponsive "postgres_unresponsive" "PostgreSQL does not answer; if it stays so for a ttl it is stopped by force."
+    StoppingHungPostgres "stopping_hung_postgres" "PostgreSQL has not answered for a ttl: it is stopped by force."
     DataUnreadable "data_unreadable" "The data directory cannot be read. Check that its volume is mounted and belongs to this user."
     LeaderWithoutData "leader_without_data" "This member holds the lease without data; it gives the lease up."
     SwitchoverRefused "switchover_refused" "No member fits the request for a change of leader; it is dropped."

@@ -129,6 +129,14 @@ pub enum Local {
         /// The system identifier of its data.
         system_id: SystemId,
     },
+    /// The postmaster is dead and server processes of it still live: a busy backend survives its
+    /// postmaster's SIGKILL and can still commit.
+    Orphaned {
+        /// Whether it accepted writes.
+        was_primary: bool,
+        /// The system identifier of its data.
+        system_id: SystemId,
+    },
 }
 
 /// A stopped instance, by its control data.
@@ -280,8 +288,10 @@ pub enum JobKind {
     Rewind,
     /// From the start of the postmaster until it lives.
     Start,
-    /// Until no process is left.
+    /// A planned stop, until no process is left.
     Stop,
+    /// A stop by force, until no process is left.
+    StopNow,
     /// Until the instance is out of recovery.
     Promote,
     /// A checkpoint after a promotion.
@@ -290,13 +300,14 @@ pub enum JobKind {
 
 impl JobKind {
     /// Every kind.
-    pub const ALL: [JobKind; 8] = [
+    pub const ALL: [JobKind; 9] = [
         JobKind::Initialize,
         JobKind::FinishBootstrap,
         JobKind::Clone,
         JobKind::Rewind,
         JobKind::Start,
         JobKind::Stop,
+        JobKind::StopNow,
         JobKind::Promote,
         JobKind::Checkpoint,
     ];
@@ -310,6 +321,7 @@ impl JobKind {
             JobKind::Rewind => "rewind",
             JobKind::Start => "start",
             JobKind::Stop => "stop",
+            JobKind::StopNow => "stop_now",
             JobKind::Promote => "promote",
             JobKind::Checkpoint => "checkpoint",
         }

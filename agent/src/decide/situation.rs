@@ -5,7 +5,7 @@ use trunkline_shared::cluster::{SystemId, Topology};
 
 use super::authority_gone;
 use super::memory::Memory;
-use super::observation::{DcsView, LeaseView, Local, Observation};
+use super::observation::{DcsView, JobKind, LeaseView, Local, Observation, RunningRole};
 
 /// The situations, most dangerous first. The first that applies is the one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -69,10 +69,12 @@ impl Situation {
 
     /// The situation of this observation.
     pub fn of(seen: &Observation, _memory: &Memory) -> Situation {
-        if authority_gone::verdict(seen).is_some() && !is_stopping(seen) {
+        let running = seen.job.running.as_ref().map(|job| job.kind);
+        if authority_gone::verdict(seen).is_some() && running != Some(JobKind::StopNow) {
             return Situation::AuthorityGone;
         }
-        if seen.job.running.is_some() {
+        // A checkpoint may take minutes and holds nothing up; any other job ends it.
+        if running.is_some_and(|kind| kind != JobKind::Checkpoint) {
             return Situation::JobRunning;
         }
         let topology = seen.topology();
@@ -102,14 +104,6 @@ impl Situation {
             Initialize::Done(_) => Situation::NoLeader,
         }
     }
-}
-
-fn is_stopping(seen: &Observation) -> bool {
-    use super::observation::JobKind;
-    seen.job
-        .running
-        .as_ref()
-        .is_some_and(|job| job.kind == JobKind::Stop)
 }
 
 fn is_foreign(seen: &Observation, topology: Option<&Topology>) -> bool {
@@ -142,10 +136,11 @@ impl Observation {
 impl Local {
     /// Whether it may accept a write now or by itself soon.
     pub fn may_accept_writes(&self) -> bool {
-        use super::observation::RunningRole;
         match self {
             Local::Starting { as_primary, .. } => *as_primary,
-            Local::Unresponsive { was_primary, .. } => *was_primary,
+            Local::Unresponsive { was_primary, .. } | Local::Orphaned { was_primary, .. } => {
+                *was_primary
+            }
             Local::Running(running) => match running.role {
                 RunningRole::Primary { .. } => true,
                 RunningRole::Replica { .. } => false,
@@ -160,9 +155,9 @@ impl Local {
             Local::Unknown(_) | Local::Empty => None,
             Local::Stopped(stopped) => Some(stopped.system_id),
             Local::Running(running) => Some(running.system_id),
-            Local::Starting { system_id, .. } | Local::Unresponsive { system_id, .. } => {
-                Some(*system_id)
-            }
+            Local::Starting { system_id, .. }
+            | Local::Unresponsive { system_id, .. }
+            | Local::Orphaned { system_id, .. } => Some(*system_id),
         }
     }
 }

@@ -1,0 +1,202 @@
+//! May this member be promoted; which member is best.
+//!
+//! Members stand in the order (timeline, position, priority, replayed, name): the most advanced history
+//! wins, and only among equals does anybody's wish count (`ha.md` 5.3).
+
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+
+use trunkline_shared::cluster::{ClusterSettings, Lsn, MemberName, Timeline, Topology};
+
+use super::decision::{Detail, Reason};
+use super::observation::{Local, Observation, PeerAnswer, PeerView, Peers, Running, RunningRole};
+
+/// How far a member stands; greater is better.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Standing<'a> {
+    timeline: Timeline,
+    position: Lsn,
+    priority: u32,
+    replayed: Lsn,
+    name: Reverse<&'a MemberName>,
+}
+
+/// The answers, if the peers were asked.
+pub(super) fn answers(seen: &Observation) -> Option<&BTreeMap<MemberName, PeerAnswer>> {
+    match &seen.peers {
+        Peers::NotAsked => None,
+        Peers::Asked(answers) => Some(answers),
+    }
+}
+
+fn views(
+    answers: &BTreeMap<MemberName, PeerAnswer>,
+) -> impl Iterator<Item = (&MemberName, &PeerView)> {
+    answers.iter().filter_map(|(name, answer)| match answer {
+        PeerAnswer::Answered(view) => Some((name, view)),
+        PeerAnswer::Unreachable => None,
+    })
+}
+
+/// A running replica that its tags allow to lead.
+fn is_able(view: &PeerView) -> bool {
+    view.is_running && !view.is_primary && view.may_lead
+}
+
+fn standing<'a>(name: &'a MemberName, view: &PeerView) -> Standing<'a> {
+    Standing {
+        timeline: view.timeline.unwrap_or_default(),
+        position: view.position,
+        priority: view.priority,
+        replayed: view.replayed,
+        name: Reverse(name),
+    }
+}
+
+fn own_standing(seen: &Observation) -> Option<Standing<'_>> {
+    let Local::Running(Running { timeline, role, .. }) = &seen.local else {
+        return None;
+    };
+    let RunningRole::Replica {
+        received, replayed, ..
+    } = role
+    else {
+        return None;
+    };
+    Some(Standing {
+        timeline: *timeline,
+        position: *received.max(replayed),
+        priority: seen.me.tags.priority(),
+        replayed: *replayed,
+        name: Reverse(&seen.me.name),
+    })
+}
+
+/// Whether this running replica may take the lease now; the reason why not otherwise. The peers must have
+/// been asked.
+pub(super) fn may_run(
+    seen: &Observation,
+    topology: &Topology,
+    answers: &BTreeMap<MemberName, PeerAnswer>,
+) -> Result<(), (Reason, Detail)> {
+    if let Some((name, _)) = views(answers).find(|(_, view)| view.is_primary) {
+        return Err((Reason::PeerIsPrimary, Detail::Member(name.clone())));
+    }
+    let Some(own) = own_standing(seen) else {
+        return Err((Reason::WaitingForStart, Detail::None));
+    };
+    let named = topology.failover.as_ref();
+    let is_named = named.is_some_and(|r| r.candidate.as_ref() == Some(&seen.me.name));
+    if !is_named {
+        if let Some(candidate) = named.and_then(|r| r.candidate.as_ref()) {
+            let answers_for_it =
+                views(answers).any(|(name, view)| name == candidate && is_able(view));
+            if answers_for_it && topology.members.contains_key(candidate) {
+                return Err((Reason::CandidateNamed, Detail::Member(candidate.clone())));
+            }
+        }
+        if !seen.me.tags.may_lead() {
+            return Err((Reason::NotEligible, Detail::None));
+        }
+    }
+    // An operator who names the successor of a leader that is gone accepts its loss; a switchover, which
+    // names the leader too, does not.
+    let accepts_loss = is_named && named.is_some_and(|r| r.leader.is_none());
+    let loss = own
+        .position
+        .bytes_behind(furthest(topology, answers, own.timeline));
+    if !accepts_loss && loss > topology.settings_or_default().maximum_lag_on_failover {
+        return Err((Reason::TooFarBehind, Detail::Bytes(loss)));
+    }
+    if is_named {
+        return Ok(());
+    }
+    // A member that is not registered has no DCS to take the lease from: it is not waited for.
+    let better = views(answers)
+        .filter(|(name, view)| is_able(view) && topology.members.contains_key(*name))
+        .map(|(name, view)| standing(name, view))
+        .filter(|other| *other > own)
+        .max();
+    match better {
+        Some(other) => Err((
+            Reason::BetterCandidate,
+            Detail::Member(other.name.0.clone()),
+        )),
+        None => Ok(()),
+    }
+}
+
+/// The furthest position known of the history: the last published one, or that of a reachable member
+/// that is not on an older timeline.
+fn furthest(
+    topology: &Topology,
+    answers: &BTreeMap<MemberName, PeerAnswer>,
+    timeline: Timeline,
+) -> Lsn {
+    views(answers)
+        .filter(|(_, view)| view.timeline.is_none_or(|t| t >= timeline))
+        .map(|(_, view)| view.position)
+        .fold(topology.status.optime, Lsn::max)
+}
+
+/// The member that is to lead after this one, or who lacks what.
+pub(super) fn successor(
+    seen: &Observation,
+    topology: &Topology,
+    settings: &ClusterSettings,
+    named: Option<&MemberName>,
+) -> Result<MemberName, Detail> {
+    let Some(answers) = answers(seen) else {
+        return Err(Detail::None);
+    };
+    let position = own_position(seen).unwrap_or(topology.status.optime);
+    let timeline = own_timeline(seen);
+    let mut lacking = named.cloned().map_or(Detail::None, Detail::Member);
+    let mut best: Option<Standing<'_>> = None;
+    for (name, view) in views(answers) {
+        if named.is_some_and(|n| n != name) || !is_able(view) {
+            continue;
+        }
+        let Some(record) = topology.members.get(name) else {
+            continue;
+        };
+        let behind = view.position.bytes_behind(position);
+        if behind > settings.maximum_lag_on_failover {
+            lacking = Detail::Lacks(name.clone(), behind);
+            continue;
+        }
+        if record.is_trunkline() && (timeline.is_none() || view.timeline == timeline) {
+            best = best.max(Some(standing(name, view)));
+        }
+    }
+    best.map(|s| s.name.0.clone()).ok_or(lacking)
+}
+
+fn own_position(seen: &Observation) -> Option<Lsn> {
+    match &seen.local {
+        Local::Running(running) => match running.role {
+            RunningRole::Primary { position, .. } => Some(position),
+            RunningRole::Replica {
+                received, replayed, ..
+            } => Some(received.max(replayed)),
+        },
+        Local::Stopped(stopped) => Some(stopped.position),
+        Local::Unknown(_)
+        | Local::Empty
+        | Local::Starting { .. }
+        | Local::Unresponsive { .. }
+        | Local::Orphaned { .. } => None,
+    }
+}
+
+fn own_timeline(seen: &Observation) -> Option<Timeline> {
+    match &seen.local {
+        Local::Running(running) => Some(running.timeline),
+        Local::Stopped(stopped) => Some(stopped.timeline),
+        Local::Unknown(_)
+        | Local::Empty
+        | Local::Starting { .. }
+        | Local::Unresponsive { .. }
+        | Local::Orphaned { .. } => None,
+    }
+}

@@ -1,0 +1,28 @@
+//! The DCS was never read, or not for `retry_timeout`, and no lease is held: nobody is promoted; reads go
+//! on.
+
+use super::Turn;
+use super::decision::{Decision, Reason, StartAs};
+use super::memory::Memory;
+use super::observation::{DcsView, Local, Observation, RunningRole};
+
+pub(super) fn decide(seen: &Observation, memory: &Memory) -> Decision {
+    let turn = Turn::new(seen, memory).disarm_if_harmless();
+    if seen.dcs == DcsView::Unknown {
+        return turn.routine(Reason::DcsUnknown);
+    }
+    match &seen.local {
+        Local::Stopped(_) => {
+            turn.start_unless_just_failed(StartAs::Replica(None), Reason::StartingInRecovery)
+        }
+        Local::Running(running) => match running.role {
+            RunningRole::Primary { .. } => turn.routine(Reason::KeepingLeaseWithoutDcs),
+            RunningRole::Replica { .. } => turn.routine(Reason::FollowingWithoutDcs),
+        },
+        Local::Starting { .. } => turn.routine(Reason::WaitingForStart),
+        Local::Unresponsive { since, .. } => turn.wait_for_hung(*since),
+        Local::Unknown(_) | Local::Empty | Local::Orphaned { .. } => {
+            turn.routine(Reason::DcsUnknown)
+        }
+    }
+}

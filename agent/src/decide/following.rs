@@ -1,0 +1,245 @@
+//! Another member leads, or the key names this one without proof: follow, rewind, re-clone, confirm.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use trunkline_shared::cluster::timeline::Ancestry;
+use trunkline_shared::cluster::topology::SwitchoverStage;
+use trunkline_shared::cluster::{Lsn, Member, MemberRole, MemberState, Timeline, Topology};
+
+use super::decision::{Action, Decision, Detail, Reason, StartAs, StopMode, Upstream};
+use super::memory::Memory;
+use super::observation::{
+    JobKind, Local, LocalRequest, Observation, Running, RunningRole, Stopped,
+};
+use super::{RETRY_PAUSE, Turn};
+
+/// How often a candidate looks whether it has the old leader's last record, and whether the new leader is
+/// ready: PostgreSQL tells nobody when replay gets there.
+const WATCH_REPLAY: Duration = Duration::from_millis(10);
+
+pub(super) fn decide(seen: &Observation, memory: &Memory, topology: &Topology) -> Decision {
+    let turn = Turn::new(seen, memory);
+    if topology
+        .leader
+        .as_ref()
+        .is_some_and(|leader| leader.member == seen.me.name)
+    {
+        return confirm(turn);
+    }
+    let turn = turn.disarm_if_harmless();
+    match &seen.local {
+        Local::Unknown(why) => turn
+            .detail(Detail::Text(why.clone()))
+            .routine(Reason::DataUnreadable),
+        Local::Stopped(stopped) => start(turn, topology, stopped),
+        Local::Starting { .. } => turn.routine(Reason::WaitingForStart),
+        Local::Unresponsive { since, .. } => turn.wait_for_hung(*since),
+        Local::Running(running) => match &running.role {
+            RunningRole::Replica {
+                received,
+                replayed,
+                upstream,
+                is_streaming,
+            } => {
+                let at = At {
+                    end: *received.max(replayed),
+                    upstream,
+                    is_streaming: *is_streaming,
+                };
+                follow(turn, topology, running, at)
+            }
+            // A primary under another leader is the situation AuthorityGone.
+            RunningRole::Primary { .. } => turn.routine(Reason::AnotherLeads),
+        },
+        Local::Empty | Local::Orphaned { .. } => turn.routine(Reason::WaitingForLeader),
+    }
+}
+
+/// The leader key names this member without proof: an earlier run of this agent, or a hand-over.
+pub(super) fn confirm(turn: Turn<'_>) -> Decision {
+    if !turn.seen.fence.is_live {
+        return turn.within(Reason::FenceNotLive, RETRY_PAUSE);
+    }
+    turn.act(Action::ConfirmLeader).now(Reason::ConfirmingLease)
+}
+
+/// The leader's record, if it says that its PostgreSQL is a running primary.
+pub(super) fn confirmed_leader(topology: &Topology) -> Option<&Arc<Member>> {
+    topology
+        .leader_member()
+        .filter(|member| member.role == MemberRole::Primary && member.state == MemberState::Running)
+}
+
+/// Where a running replica stands.
+struct At<'a> {
+    end: Lsn,
+    upstream: &'a Option<Arc<str>>,
+    is_streaming: bool,
+}
+
+fn follow(turn: Turn<'_>, topology: &Topology, running: &Running, at: At<'_>) -> Decision {
+    let seen = turn.seen;
+    match &seen.request {
+        Some(LocalRequest::Restart) => {
+            return turn
+                .request_taken()
+                .act(Action::Stop(StopMode::Fast))
+                .routine(Reason::RestartRequested);
+        }
+        Some(LocalRequest::Reinitialize) => {
+            return turn
+                .act(Action::Stop(StopMode::Fast))
+                .routine(Reason::ReinitializeRequested);
+        }
+        None => {}
+    }
+    let Some((leader, timeline)) =
+        confirmed_leader(topology).and_then(|leader| Some((leader, leader.timeline?)))
+    else {
+        return wait_for_leader(turn, topology);
+    };
+    match topology
+        .history
+        .ancestry(running.timeline, at.end, timeline)
+    {
+        Ancestry::Ancestor => {}
+        Ancestry::Unknown => return turn.routine(Reason::WaitingForHistory),
+        Ancestry::Diverged { .. } => {
+            return turn
+                .act(Action::Stop(StopMode::Fast))
+                .routine(Reason::Diverged);
+        }
+    }
+    let upstream = upstream_of(leader);
+    if at.upstream.as_ref() != Some(&leader.address) {
+        return turn
+            .remember(|memory| memory.not_streaming_since = None)
+            .detail(Detail::Member(leader.name.clone()))
+            .act(Action::Follow(upstream))
+            .routine(Reason::ChangingUpstream);
+    }
+    if !at.is_streaming {
+        return repair(turn, upstream);
+    }
+    let inactive: Vec<Arc<str>> = running
+        .slots
+        .iter()
+        .filter(|slot| !slot.is_active)
+        .map(|slot| slot.name.clone())
+        .collect();
+    let turn = turn
+        .remember(|memory| memory.not_streaming_since = None)
+        .detail(Detail::Member(leader.name.clone()));
+    if !inactive.is_empty() {
+        return turn
+            .act(Action::DropSlots(inactive))
+            .routine(Reason::MaintainingSlots);
+    }
+    turn.routine(Reason::Following)
+}
+
+fn wait_for_leader(turn: Turn<'_>, topology: &Topology) -> Decision {
+    let is_candidate = topology.switchover.as_ref().is_some_and(|record| {
+        record.to == turn.seen.me.name && matches!(record.stage, SwitchoverStage::Stopped { .. })
+    });
+    if is_candidate {
+        return turn.within(Reason::WaitingForLeader, WATCH_REPLAY);
+    }
+    turn.routine(Reason::WaitingForLeader)
+}
+
+/// The upstream is right and nothing streams: PostgreSQL retries by itself, and after a ttl its receiver
+/// is made to connect anew.
+fn repair(turn: Turn<'_>, upstream: Upstream) -> Decision {
+    let seen = turn.seen;
+    let ttl = seen.settings().ttl;
+    let since = turn.decision.memory.not_streaming_since.unwrap_or(seen.now);
+    let waited = seen.now.since(since);
+    if waited < ttl {
+        return turn
+            .remember(|memory| memory.not_streaming_since = Some(since))
+            .within(Reason::NotStreaming, ttl - waited);
+    }
+    turn.remember(|memory| memory.not_streaming_since = Some(seen.now))
+        .act(Action::Follow(upstream))
+        .routine(Reason::RepairingReplication)
+}
+
+fn upstream_of(leader: &Member) -> Upstream {
+    Upstream {
+        member: leader.name.clone(),
+        address: leader.address.clone(),
+    }
+}
+
+fn start(turn: Turn<'_>, topology: &Topology, stopped: &Stopped) -> Decision {
+    let Some((leader, timeline)) =
+        confirmed_leader(topology).and_then(|leader| Some((leader, leader.timeline?)))
+    else {
+        // A replica serves reads and keeps the upstream it has; a former primary may have diverged and
+        // waits to be compared.
+        if stopped.was_primary {
+            return turn.routine(Reason::WaitingForLeader);
+        }
+        return turn.start_unless_just_failed(StartAs::Replica(None), Reason::StartingReplica);
+    };
+    let from = upstream_of(leader);
+    if turn.seen.request == Some(LocalRequest::Reinitialize) {
+        return turn
+            .request_taken()
+            .act(Action::Clone(from))
+            .routine(Reason::ReinitializeRequested);
+    }
+    match ancestry(topology, stopped, timeline) {
+        Ancestry::Unknown => turn.routine(Reason::WaitingForHistory),
+        Ancestry::Ancestor => {
+            turn.start_unless_just_failed(StartAs::Replica(Some(from)), Reason::StartingReplica)
+        }
+        Ancestry::Diverged { .. } => mend(turn, leader, from),
+    }
+}
+
+/// Where the WAL of a stopped instance stands towards the leader's history.
+fn ancestry(topology: &Topology, stopped: &Stopped, leads: Timeline) -> Ancestry {
+    if !stopped.was_primary {
+        return topology
+            .history
+            .ancestry(stopped.timeline, stopped.position, leads);
+    }
+    if stopped.timeline == leads {
+        // A leader that is another member was promoted, and its record or the history lags behind that.
+        return Ancestry::Unknown;
+    }
+    if stopped.is_clean {
+        // The last record begins at the checkpoint: it is shared only if the fork lies past its beginning.
+        let past = Lsn(stopped.checkpoint.0 + 1);
+        return topology.history.ancestry(stopped.timeline, past, leads);
+    }
+    // How far it wrote before it died is not in its control data.
+    let beyond_all = Lsn(u64::MAX);
+    topology
+        .history
+        .ancestry(stopped.timeline, beyond_all, leads)
+}
+
+fn mend(turn: Turn<'_>, leader: &Member, from: Upstream) -> Decision {
+    let rewinds = turn.seen.settings().use_pg_rewind;
+    if rewinds && turn.failure_of(JobKind::Rewind).is_none() {
+        if !leader.is_checkpointed_after_promote {
+            return turn.routine(Reason::WaitingForLeaderCheckpoint);
+        }
+        // A clone that failed is not a reason to rewind again at once.
+        if turn.failed_lately(JobKind::Clone) {
+            return turn.after_failure(JobKind::Clone);
+        }
+        return turn.act(Action::Rewind(from)).routine(Reason::Rewinding);
+    }
+    if !turn.seen.me.may_replace_data {
+        return turn.routine(Reason::ReplaceForbidden);
+    }
+    if turn.failed_lately(JobKind::Clone) {
+        return turn.after_failure(JobKind::Clone);
+    }
+    turn.act(Action::Clone(from)).routine(Reason::Recloning)
+}

@@ -1,0 +1,294 @@
+//! Rules while this member is leader: stay, promote, mend after a crash, give up.
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::time::Duration;
+
+use trunkline_shared::cluster::topology::Initialize;
+use trunkline_shared::cluster::{Lsn, Moment, Topology};
+
+use super::decision::{Action, Decision, Detail, Reason, StartAs, StopMode};
+use super::memory::Memory;
+use super::observation::{
+    CrashPolicy, Held, JobKind, LeaseView, Local, LocalRequest, Observation, Running, RunningRole,
+    Stopped,
+};
+use super::{PROMOTE_NEEDS, RETRY_PAUSE, Turn, candidate, leading, requests};
+
+/// More than this to replay, and another member takes over sooner than a restart ends (`ha.md` 9).
+const REDO_LIMIT: u64 = 128 * 1024 * 1024;
+
+/// A second crash within this time fails over (`ha.md` 9).
+const CRASH_WINDOW: Duration = Duration::from_secs(60);
+
+pub(super) fn decide(seen: &Observation, memory: &Memory) -> Decision {
+    let turn = Turn::new(seen, memory);
+    let (LeaseView::Held(held), Some(topology)) = (&seen.lease, seen.topology()) else {
+        return turn.routine(Reason::DcsUnknown);
+    };
+    if held.deadline <= seen.now {
+        return turn.routine(Reason::LeaseExpired);
+    }
+    if held.is_key_missing {
+        return turn
+            .act(Action::AcquireLeader)
+            .now(Reason::LeaderKeyMissing);
+    }
+    match &seen.local {
+        Local::Running(running) => match &running.role {
+            RunningRole::Primary {
+                position,
+                is_checkpointed,
+            } => leading::decide(turn, topology, running, *position, *is_checkpointed),
+            RunningRole::Replica { .. } => promote(turn, held, topology),
+        },
+        Local::Stopped(stopped) => when_stopped(turn, held, topology, stopped),
+        Local::Starting {
+            since,
+            as_primary: true,
+            ..
+        } => starting(turn, *since),
+        Local::Starting {
+            as_primary: false, ..
+        } => not_primary_yet(turn, held),
+        Local::Unresponsive { since, .. } => turn.wait_for_hung(*since),
+        Local::Unknown(why) => {
+            let detail = Detail::Text(why.clone());
+            if turn
+                .seen
+                .job
+                .finished
+                .as_ref()
+                .is_some_and(|job| job.kind == JobKind::StopNow)
+            {
+                return give_up(turn.detail(detail), Reason::DataUnreadable, None);
+            }
+            turn.detail(detail)
+                .act(Action::Stop(StopMode::Immediate))
+                .now(Reason::DataUnreadable)
+        }
+        // Situations of their own.
+        Local::Empty | Local::Orphaned { .. } => turn.routine(Reason::LeaderWithoutData),
+    }
+}
+
+/// Gives the lease up and lets the others run first.
+fn give_up(turn: Turn<'_>, reason: Reason, position: Option<Lsn>) -> Decision {
+    let back = turn.seen.now + turn.seen.settings().ttl;
+    turn.remember(|memory| {
+        memory.stands_back_until = Some(back);
+        memory.not_primary_since = None;
+    })
+    .act(Action::DisarmFence)
+    .act(Action::ReleaseLeader { position })
+    .now(reason)
+}
+
+fn promote(turn: Turn<'_>, held: &Held, topology: &Topology) -> Decision {
+    let seen = turn.seen;
+    if topology.initialize == Initialize::Absent {
+        // Whoever makes a cluster of a replica splits it from its primary (`ha.md` 5.6).
+        return give_up(turn, Reason::ReplicaWithoutCluster, None);
+    }
+    if seen.now.until(held.deadline) <= PROMOTE_NEEDS || !seen.fence.is_live {
+        return not_primary_yet(turn, held);
+    }
+    if turn.failed_lately(JobKind::Promote) {
+        return not_primary_yet(turn, held);
+    }
+    note_not_primary(turn, held)
+        .act(Action::ArmFence)
+        .act(Action::Promote)
+        .routine(Reason::Promoting)
+}
+
+fn note_not_primary<'a>(turn: Turn<'a>, held: &Held) -> Turn<'a> {
+    let now = turn.seen.now;
+    turn.remember(|memory| {
+        if memory
+            .not_primary_since
+            .is_none_or(|(epoch, _)| epoch != held.epoch)
+        {
+            memory.not_primary_since = Some((held.epoch, now));
+        }
+    })
+}
+
+/// Waits for the instance to be ready for promotion; after two ttl another member is to try.
+fn not_primary_yet(turn: Turn<'_>, held: &Held) -> Decision {
+    let turn = note_not_primary(turn, held);
+    let limit = turn.seen.settings().ttl * 2;
+    let since = turn
+        .decision
+        .memory
+        .not_primary_since
+        .map_or(turn.seen.now, |(_, at)| at);
+    if turn.seen.now.since(since) >= limit {
+        return give_up(turn, Reason::PromotionFailed, None);
+    }
+    turn.within(Reason::WaitingToPromote, RETRY_PAUSE)
+}
+
+/// A start as primary that takes longer than `primary_start_timeout` ends, and what follows counts as a
+/// second crash, if anybody can take over.
+fn starting(turn: Turn<'_>, since: Moment) -> Decision {
+    let seen = turn.seen;
+    if !seen.fence.is_armed {
+        return turn.act(Action::ArmFence).now(Reason::ArmingFence);
+    }
+    let limit = seen.settings().primary_start_timeout;
+    let waited = seen.now.since(since);
+    if limit.is_zero() || waited < limit {
+        return turn.routine(Reason::WaitingForPrimaryStart);
+    }
+    let Some(topology) = seen.topology() else {
+        return turn.routine(Reason::DcsUnknown);
+    };
+    if candidate::answers(seen).is_none() {
+        return turn.ask_peers();
+    }
+    match candidate::successor(seen, topology, &seen.settings(), None) {
+        Ok(_) => turn
+            .remember(|memory| memory.crashed_at = Some(seen.now))
+            .act(Action::Stop(StopMode::Immediate))
+            .now(Reason::FailingOverAfterCrash),
+        Err(_) => turn.routine(Reason::WaitingForPrimaryStart),
+    }
+}
+
+fn when_stopped(turn: Turn<'_>, held: &Held, topology: &Topology, stopped: &Stopped) -> Decision {
+    let seen = turn.seen;
+    if let Some(record) = requests::own_switchover(seen, topology) {
+        return requests::when_stopped(turn, held, topology, record, stopped);
+    }
+    if !stopped.was_primary {
+        return note_not_primary(turn, held)
+            .start_unless_just_failed(StartAs::Replica(None), Reason::WaitingToPromote);
+    }
+    if seen.now.until(held.deadline) <= PROMOTE_NEEDS {
+        return turn.within(Reason::WaitingToPromote, RETRY_PAUSE);
+    }
+    if !seen.fence.is_live {
+        return turn.within(Reason::FenceNotLive, RETRY_PAUSE);
+    }
+    if topology.initialize == Initialize::Running {
+        return start_primary(turn, Reason::Bootstrapping);
+    }
+    if turn.failure_of(JobKind::Start).is_some() {
+        return crashed(turn, topology, stopped, true);
+    }
+    let second = turn.decision.memory.crashed_at.is_some_and(|earlier| {
+        let crashed = stopped.crashed_at.unwrap_or(seen.now);
+        earlier != crashed && crashed.since(earlier) < CRASH_WINDOW
+    });
+    let is_crash = stopped.crashed_at.is_some() || !stopped.is_clean;
+    if !is_crash {
+        return start_primary(turn, Reason::StartingPrimary);
+    }
+    let redo = topology
+        .status
+        .optime
+        .max(stopped.position)
+        .0
+        .saturating_sub(stopped.redo.0);
+    let prefers_failover = match seen.me.crash_policy {
+        CrashPolicy::Failover => true,
+        CrashPolicy::Restart => false,
+        CrashPolicy::Auto => second || redo > REDO_LIMIT,
+    };
+    let prefers_failover = prefers_failover || seen.settings().primary_start_timeout.is_zero();
+    if prefers_failover {
+        return crashed(turn, topology, stopped, false);
+    }
+    restart(turn, stopped, Reason::RestartingAfterCrash)
+}
+
+/// Fails over if somebody can take over, else starts again in place.
+fn crashed(turn: Turn<'_>, topology: &Topology, stopped: &Stopped, start_failed: bool) -> Decision {
+    let seen = turn.seen;
+    if candidate::answers(seen).is_none() {
+        return turn.ask_peers();
+    }
+    match candidate::successor(seen, topology, &seen.settings(), None) {
+        Ok(member) => {
+            let turn = turn.detail(Detail::Member(member));
+            give_up(turn, Reason::FailingOverAfterCrash, None)
+        }
+        Err(_) if start_failed && turn.failed_lately(JobKind::Start) => turn
+            .remember(|memory| memory.wants_peers = true)
+            .after_failure(JobKind::Start),
+        Err(detail) => restart(turn.detail(detail), stopped, Reason::NobodyCanTakeOver),
+    }
+}
+
+fn restart(turn: Turn<'_>, stopped: &Stopped, reason: Reason) -> Decision {
+    let crashed_at = stopped.crashed_at.unwrap_or(turn.seen.now);
+    start_primary(
+        turn.remember(|memory| memory.crashed_at = Some(crashed_at)),
+        reason,
+    )
+}
+
+fn start_primary(turn: Turn<'_>, reason: Reason) -> Decision {
+    turn.act(Action::ArmFence)
+        .act(Action::Start(StartAs::Primary))
+        .routine(reason)
+}
+
+/// What an operator asked of a leader alone.
+pub(super) fn local_request<'a>(turn: Turn<'a>) -> ControlFlow<Decision, Turn<'a>> {
+    match turn.seen.request {
+        Some(LocalRequest::Restart) => ControlFlow::Break(
+            turn.request_taken()
+                .act(Action::Stop(StopMode::Planned))
+                .routine(Reason::RestartRequested),
+        ),
+        Some(LocalRequest::Reinitialize) => {
+            let why = Arc::from("the leader has the newest data; switch over first");
+            let turn = turn.request_taken().detail(Detail::Text(why));
+            ControlFlow::Break(turn.routine(Reason::RequestRefused))
+        }
+        None => ControlFlow::Continue(turn),
+    }
+}
+
+/// The slots that this leader's members need and those that nobody needs any more.
+pub(super) fn slots(
+    seen: &Observation,
+    topology: &Topology,
+    running: &Running,
+    memory: &mut Memory,
+) -> (Vec<Arc<str>>, Vec<Arc<str>>) {
+    let settings = seen.settings();
+    if !settings.use_slots {
+        return (Vec::new(), Vec::new());
+    }
+    for name in topology
+        .members
+        .keys()
+        .filter(|name| **name != seen.me.name)
+    {
+        memory.slot_owner_seen.insert(name.clone(), seen.now);
+    }
+    let ttl = settings.member_slots_ttl;
+    memory
+        .slot_owner_seen
+        .retain(|_, at| seen.now.since(*at) <= ttl);
+    let wanted: Vec<String> = memory
+        .slot_owner_seen
+        .keys()
+        .map(|name| name.slot_name())
+        .collect();
+    let missing = wanted
+        .iter()
+        .filter(|name| !running.slots.iter().any(|slot| *slot.name == ***name))
+        .map(|name| Arc::from(name.as_str()))
+        .collect();
+    let unneeded = running
+        .slots
+        .iter()
+        .filter(|slot| !slot.is_active && !wanted.iter().any(|name| *slot.name == **name))
+        .map(|slot| slot.name.clone())
+        .collect();
+    (missing, unneeded)
+}

@@ -1,0 +1,27 @@
+//! A long job is in progress: leave it, or end it when what it was for has changed.
+
+use super::Turn;
+use super::decision::{Action, Decision, Detail, Reason};
+use super::memory::Memory;
+use super::observation::{JobKind, LeaseView, Observation, RunningJob};
+
+pub(super) fn decide(seen: &Observation, memory: &Memory, job: &RunningJob) -> Decision {
+    let turn = Turn::new(seen, memory).detail(Detail::Text(job.kind.name().into()));
+    let is_held = matches!(seen.lease, LeaseView::Held(_));
+    let is_pointless = match job.kind {
+        JobKind::Promote => !is_held,
+        JobKind::Initialize | JobKind::FinishBootstrap => !is_held || seen.is_shutting_down,
+        JobKind::Clone => seen.is_shutting_down,
+        // A rewind that is ended half-way leaves data that only a clone can mend; starts and stops end by
+        // themselves.
+        JobKind::Rewind
+        | JobKind::Start
+        | JobKind::Stop
+        | JobKind::StopNow
+        | JobKind::Checkpoint => false,
+    };
+    if is_pointless {
+        return turn.act(Action::CancelJob).now(Reason::JobCancelled);
+    }
+    turn.routine(Reason::JobInProgress)
+}

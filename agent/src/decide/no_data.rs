@@ -1,0 +1,84 @@
+//! There is no data here: initialise, clone, or wait.
+
+use trunkline_shared::cluster::Topology;
+use trunkline_shared::cluster::topology::Initialize;
+
+use super::decision::{Action, Decision, Detail, Reason, Upstream};
+use super::memory::Memory;
+use super::observation::{JobKind, LeaseView, Observation};
+use super::{Turn, following};
+
+pub(super) fn decide(seen: &Observation, memory: &Memory) -> Decision {
+    let turn = Turn::new(seen, memory).disarm_if_harmless();
+    let Some(topology) = seen.topology().filter(|_| seen.is_dcs_fresh()) else {
+        return turn.routine(Reason::DcsUnknown);
+    };
+    if let LeaseView::Held(_) = seen.lease {
+        return as_leader(turn, topology);
+    }
+    if topology
+        .leader
+        .as_ref()
+        .is_some_and(|leader| leader.member == seen.me.name)
+    {
+        return following::confirm(turn);
+    }
+    if topology.leader.is_some() {
+        return clone_from_leader(turn, topology);
+    }
+    match topology.initialize {
+        Initialize::Done(_) => turn.routine(Reason::WaitingForPrimaryToClone),
+        Initialize::Running => turn.routine(Reason::WaitingForBootstrap),
+        Initialize::Absent => {
+            if let Some(until) = memory.stands_back_until.filter(|until| *until > seen.now) {
+                return turn.within(Reason::StandingBack, seen.now.until(until));
+            }
+            if !seen.fence.is_live {
+                return turn.routine(Reason::FenceNotLive);
+            }
+            turn.act(Action::ClaimBootstrap)
+                .now(Reason::ClaimingBootstrap)
+        }
+    }
+}
+
+/// The claim to make the cluster is held, or data vanished under a leader.
+fn as_leader(turn: Turn<'_>, topology: &Topology) -> Decision {
+    let seen = turn.seen;
+    let back = seen.now + seen.settings().ttl;
+    let release = Action::ReleaseLeader { position: None };
+    if topology.initialize != Initialize::Running {
+        return turn
+            .remember(|memory| memory.stands_back_until = Some(back))
+            .act(release)
+            .now(Reason::LeaderWithoutData);
+    }
+    if let Some(why) = turn.failure_of(JobKind::Initialize) {
+        return turn
+            .remember(|memory| memory.stands_back_until = Some(back))
+            .detail(Detail::Text(why))
+            .act(release)
+            .now(Reason::BootstrapFailed);
+    }
+    turn.act(Action::Initialize).routine(Reason::Bootstrapping)
+}
+
+fn clone_from_leader(turn: Turn<'_>, topology: &Topology) -> Decision {
+    let Some(leader) = following::confirmed_leader(topology) else {
+        return turn.routine(Reason::WaitingForPrimaryToClone);
+    };
+    if turn.failed_lately(JobKind::Clone) {
+        return turn.after_failure(JobKind::Clone);
+    }
+    let preferred = topology.members.values().find(|member| {
+        member.tags.clonefrom && member.name != leader.name && member.is_streaming == Some(true)
+    });
+    let source = preferred.unwrap_or(leader);
+    let from = Upstream {
+        member: source.name.clone(),
+        address: source.address.clone(),
+    };
+    turn.detail(Detail::Member(from.member.clone()))
+        .act(Action::Clone(from))
+        .routine(Reason::Cloning)
+}

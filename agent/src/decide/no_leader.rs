@@ -1,0 +1,68 @@
+//! Nobody leads: run, wait or refuse.
+
+use std::time::Duration;
+
+use trunkline_shared::cluster::Topology;
+
+use super::decision::{Action, Decision, Detail, Reason, StartAs};
+use super::memory::Memory;
+use super::observation::{Local, Observation, RunningRole};
+use super::{Turn, candidate};
+
+/// How soon the peers are asked again while somebody else should take the lease.
+const ASK_AGAIN: Duration = Duration::from_millis(100);
+
+pub(super) fn decide(seen: &Observation, memory: &Memory, topology: &Topology) -> Decision {
+    let turn = Turn::new(seen, memory).disarm_if_harmless();
+    if let Some(other) = topology.disarmed.iter().find(|name| **name != seen.me.name) {
+        return turn
+            .detail(Detail::Member(other.clone()))
+            .routine(Reason::AnotherIsDisarmed);
+    }
+    match &seen.local {
+        Local::Unknown(why) => turn
+            .detail(Detail::Text(why.clone()))
+            .routine(Reason::DataUnreadable),
+        Local::Stopped(_) => {
+            turn.start_unless_just_failed(StartAs::Replica(None), Reason::StartingToRace)
+        }
+        Local::Starting {
+            as_primary: false, ..
+        } => turn.routine(Reason::WaitingForStart),
+        Local::Starting {
+            as_primary: true, ..
+        } => take(turn, Reason::RetakingLease),
+        Local::Unresponsive { since, .. } => turn.wait_for_hung(*since),
+        Local::Running(running) => match running.role {
+            RunningRole::Primary { .. } => take(turn, Reason::RetakingLease),
+            RunningRole::Replica { .. } => run(turn, memory, topology),
+        },
+        // Empty and orphaned instances are situations of their own.
+        Local::Empty | Local::Orphaned { .. } => turn.routine(Reason::WaitingForLeader),
+    }
+}
+
+fn run(turn: Turn<'_>, memory: &Memory, topology: &Topology) -> Decision {
+    let seen = turn.seen;
+    if let Some(until) = memory.stands_back_until.filter(|until| *until > seen.now) {
+        return turn.within(Reason::StandingBack, seen.now.until(until));
+    }
+    let Some(answers) = candidate::answers(seen) else {
+        return turn.ask_peers();
+    };
+    match candidate::may_run(seen, topology, answers) {
+        Ok(()) => take(turn, Reason::Racing),
+        Err((reason, detail)) => turn
+            .remember(|memory| memory.wants_peers = true)
+            .detail(detail)
+            .within(reason, ASK_AGAIN),
+    }
+}
+
+/// Takes the lease, unless the fence could not keep its deadline.
+fn take(turn: Turn<'_>, reason: Reason) -> Decision {
+    if !turn.seen.fence.is_live {
+        return turn.within(Reason::FenceNotLive, ASK_AGAIN);
+    }
+    turn.act(Action::AcquireLeader).now(reason)
+}

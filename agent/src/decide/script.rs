@@ -1,0 +1,595 @@
+//! Observations and decisions as text: the language of the scripts in `tests/decide`, of the journal and
+//! of `trunkline explain`, so that a recorded incident becomes a test by copying it. Pure.
+
+use std::collections::BTreeMap;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use trunkline_shared::cluster::member::{Member, SwitchoverReady, TrunklineFields};
+use trunkline_shared::cluster::timeline::TimelineEnd;
+use trunkline_shared::cluster::topology::{
+    FailoverRequest, Initialize, Status, SwitchoverRecord, SwitchoverStage,
+};
+use trunkline_shared::cluster::{
+    ClusterSettings, Leader, LeaderEpoch, Lsn, MemberName, MemberRole, MemberState, Moment,
+    SystemId, Tags, Timeline, TimelineHistory, Topology,
+};
+
+use super::observation::{
+    CrashPolicy, DcsView, FenceView, FinishedJob, Held, JobKind, JobView, LeaseView, Local,
+    LocalRequest, Me, Observation, PeerAnswer, PeerView, Peers, Running, RunningJob, RunningRole,
+    SlotView, Stopped,
+};
+
+/// What a line of a script says wrongly.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ScriptError {
+    /// No such command.
+    #[error("unknown command \"{0}\"")]
+    UnknownCommand(String),
+    /// A word the command does not know.
+    #[error("{command}: unknown word \"{word}\"")]
+    UnknownWord {
+        /// The command.
+        command: String,
+        /// The word.
+        word: String,
+    },
+    /// A value that is not of the needed form.
+    #[error("{command}: \"{value}\" is not {expected}")]
+    WrongValue {
+        /// The command.
+        command: String,
+        /// The value.
+        value: String,
+        /// What it should be.
+        expected: &'static str,
+    },
+}
+
+/// One command of a script: its name and its words, `key=value` or plain.
+pub struct Line<'a> {
+    /// The command.
+    pub name: &'a str,
+    /// The words; a plain word has no key.
+    pub words: Vec<(Option<&'a str>, &'a str)>,
+}
+
+/// The settings of a script that says nothing else: `ttl 5 loop_wait 1 retry_timeout 2`.
+fn script_settings() -> ClusterSettings {
+    ClusterSettings {
+        ttl: Duration::from_secs(5),
+        loop_wait: Duration::from_secs(1),
+        retry_timeout: Duration::from_secs(2),
+        use_pg_rewind: true,
+        ..ClusterSettings::default()
+    }
+}
+
+/// An observation being described line by line.
+#[derive(Clone, Debug)]
+pub struct Scene {
+    /// What the lines so far describe.
+    pub seen: Observation,
+    topology: Topology,
+    settings: ClusterSettings,
+    age: Option<Duration>,
+}
+
+impl Default for Scene {
+    fn default() -> Self {
+        let me = Me {
+            name: MemberName::new("a"),
+            address: Arc::from("a:5432"),
+            tags: Tags::default(),
+            crash_policy: CrashPolicy::Auto,
+            may_replace_data: true,
+        };
+        let topology = Topology {
+            revision: 100,
+            initialize: Initialize::Done(SystemId(7)),
+            ..Topology::default()
+        };
+        let mut scene = Self {
+            seen: Observation {
+                now: Moment(1_000_000_000_000),
+                me: Arc::new(me),
+                dcs: DcsView::Unknown,
+                lease: LeaseView::NotHeld,
+                local: Local::Empty,
+                peers: Peers::NotAsked,
+                job: JobView::default(),
+                request: None,
+                fence: FenceView {
+                    is_live: true,
+                    is_armed: false,
+                },
+                is_shutting_down: false,
+            },
+            topology,
+            settings: script_settings(),
+            age: Some(Duration::ZERO),
+        };
+        scene.settle();
+        scene
+    }
+}
+
+impl Scene {
+    /// Takes in one line.
+    pub fn take(&mut self, line: &Line<'_>) -> Result<(), ScriptError> {
+        let words = Words { line };
+        match line.name {
+            "me" => self.me(&words)?,
+            "settings" => self.settings(&words)?,
+            "initialize" => self.initialize(&words)?,
+            "leader" => self.leader(&words)?,
+            "member" => self.member(&words)?,
+            "status" => {
+                let optime = words.value("optime")?.unwrap_or_default();
+                self.topology.status = Arc::new(Status {
+                    optime,
+                    ..Status::default()
+                });
+            }
+            "failover" => self.failover(&words)?,
+            "switchover" => self.switchover(&words)?,
+            "history" => self.history(&words)?,
+            "disarmed" => {
+                let names = words.plain().map(MemberName::new);
+                self.topology.disarmed = names.filter(|n| n.as_str() != "none").collect();
+            }
+            "dcs" => {
+                self.age = words
+                    .seconds("age")?
+                    .or_else(|| (!words.has("unknown")).then_some(Duration::ZERO));
+            }
+            "lease" => self.lease(&words)?,
+            "local" => self.seen.local = local(&words, self.seen.now)?,
+            "peers" => self.seen.peers = peers(&words)?,
+            "job" => self.seen.job = job(&words, self.seen.now)?,
+            "request" => {
+                self.seen.request = match words.first() {
+                    Some("restart") => Some(LocalRequest::Restart),
+                    Some("reinitialize") => Some(LocalRequest::Reinitialize),
+                    _ => None,
+                }
+            }
+            "fence" => {
+                let (is_live, is_armed) = (words.has("live"), words.has("armed"));
+                self.seen.fence = FenceView { is_live, is_armed };
+            }
+            "shutdown" => self.seen.is_shutting_down = true,
+            "later" => {
+                let by = words.seconds("by")?.unwrap_or_default();
+                self.seen.now = self.seen.now + by;
+            }
+            other => return Err(ScriptError::UnknownCommand(other.to_owned())),
+        }
+        self.settle();
+        Ok(())
+    }
+
+    fn settle(&mut self) {
+        self.topology.settings = Some(Arc::new(self.settings.clone()));
+        self.seen.dcs = match self.age {
+            Some(age) => DcsView::Known {
+                topology: Arc::new(self.topology.clone()),
+                age,
+            },
+            None => DcsView::Unknown,
+        };
+    }
+
+    fn me(&mut self, words: &Words<'_, '_>) -> Result<(), ScriptError> {
+        let me = Arc::make_mut(&mut self.seen.me);
+        if let Some(name) = words.text("name") {
+            me.name = MemberName::new(name);
+            me.address = Arc::from(format!("{name}:5432"));
+        }
+        me.tags.nofailover = words.has("nofailover");
+        me.tags.failover_priority = words.value("priority")?;
+        me.may_replace_data = !words.has("may_not_replace_data");
+        me.crash_policy = match words.text("crash_policy") {
+            None | Some("auto") => CrashPolicy::Auto,
+            Some("restart") => CrashPolicy::Restart,
+            Some("failover") => CrashPolicy::Failover,
+            Some(other) => return Err(words.wrong(other, "auto, restart or failover")),
+        };
+        Ok(())
+    }
+
+    fn settings(&mut self, words: &Words<'_, '_>) -> Result<(), ScriptError> {
+        let s = &mut self.settings;
+        s.ttl = words.seconds("ttl")?.unwrap_or(s.ttl);
+        s.loop_wait = words.seconds("loop_wait")?.unwrap_or(s.loop_wait);
+        s.retry_timeout = words.seconds("retry_timeout")?.unwrap_or(s.retry_timeout);
+        s.primary_start_timeout = words
+            .seconds("primary_start_timeout")?
+            .unwrap_or(s.primary_start_timeout);
+        s.maximum_lag_on_failover = words
+            .value("maximum_lag_on_failover")?
+            .unwrap_or(s.maximum_lag_on_failover);
+        s.member_slots_ttl = words
+            .seconds("member_slots_ttl")?
+            .unwrap_or(s.member_slots_ttl);
+        s.is_paused = words.has("paused");
+        s.use_pg_rewind = !words.has("no_rewind");
+        s.use_slots = !words.has("no_slots");
+        Ok(())
+    }
+
+    fn initialize(&mut self, words: &Words<'_, '_>) -> Result<(), ScriptError> {
+        self.topology.initialize = match words.first() {
+            Some("absent") => Initialize::Absent,
+            Some("running") => Initialize::Running,
+            Some(id) => Initialize::Done(SystemId(words.parse(id, "a system identifier")?)),
+            None => return Err(words.wrong("", "absent, running or a system identifier")),
+        };
+        Ok(())
+    }
+
+    fn leader(&mut self, words: &Words<'_, '_>) -> Result<(), ScriptError> {
+        self.topology.leader = match words.first() {
+            None | Some("none") => None,
+            Some(name) => Some(Leader {
+                member: MemberName::new(name),
+                epoch: LeaderEpoch {
+                    generation: words.value("generation")?.unwrap_or(0),
+                    revision: words.value("revision")?.unwrap_or(10),
+                },
+                lease: words.value("lease")?.unwrap_or(1),
+            }),
+        };
+        Ok(())
+    }
+
+    fn member(&mut self, words: &Words<'_, '_>) -> Result<(), ScriptError> {
+        let Some(name) = words.first() else {
+            return Err(words.wrong("", "a member's name"));
+        };
+        let name = MemberName::new(name);
+        if words.has("gone") {
+            self.topology.members.remove(&name);
+            return Ok(());
+        }
+        let role = match words.text("role") {
+            Some("primary") => MemberRole::Primary,
+            Some("demoted") => MemberRole::Demoted,
+            Some("promoted") => MemberRole::Promoted,
+            Some("uninitialized") => MemberRole::Uninitialized,
+            None | Some("replica") => MemberRole::Replica,
+            Some(other) => return Err(words.wrong(other, "a role")),
+        };
+        let state = match words.text("state") {
+            None | Some("running") => MemberState::Running,
+            Some("starting") => MemberState::Starting,
+            Some("stopping") => MemberState::Stopping,
+            Some("stopped") => MemberState::Stopped,
+            Some("creating_replica") => MemberState::CreatingReplica,
+            Some("crashed") => MemberState::Crashed,
+            Some(other) => return Err(words.wrong(other, "a state")),
+        };
+        let ready = match words.text("ready") {
+            None => None,
+            Some(text) => Some(parse_ready(words, text)?),
+        };
+        let fields = TrunklineFields {
+            ready,
+            ..TrunklineFields::default()
+        };
+        let member = Member {
+            address: Arc::from(format!("{name}:5432")),
+            api_url: Arc::from(""),
+            role,
+            state,
+            timeline: words.value("tl")?.map(Timeline),
+            position: words.value("position")?,
+            received: None,
+            replayed: None,
+            is_streaming: Some(words.has("streaming")),
+            tags: Tags {
+                clonefrom: words.has("clonefrom"),
+                ..Tags::default()
+            },
+            is_checkpointed_after_promote: !words.has("unchecked"),
+            has_pending_restart: false,
+            is_paused: false,
+            version: Arc::from(""),
+            lease: words.value("lease")?.unwrap_or(0),
+            revision: words.value("revision")?.unwrap_or(1),
+            trunkline: (!words.has("patroni")).then_some(fields),
+            name: name.clone(),
+        };
+        self.topology.members.insert(name, Arc::new(member));
+        Ok(())
+    }
+
+    fn failover(&mut self, words: &Words<'_, '_>) -> Result<(), ScriptError> {
+        self.topology.failover = (!words.has("none")).then_some(FailoverRequest {
+            leader: words.text("leader").map(MemberName::new),
+            candidate: words.text("candidate").map(MemberName::new),
+            scheduled_at: words.text("at").map(Arc::from),
+            revision: words.value("revision")?.unwrap_or(20),
+        });
+        Ok(())
+    }
+
+    fn switchover(&mut self, words: &Words<'_, '_>) -> Result<(), ScriptError> {
+        if words.has("none") {
+            self.topology.switchover = None;
+            return Ok(());
+        }
+        let stage = match words.text("stage") {
+            Some("hold_transactions") => SwitchoverStage::HoldTransactions,
+            None | Some("hold_all") => SwitchoverStage::HoldAll,
+            Some("resume") => SwitchoverStage::Resume,
+            Some(text) => match text.strip_prefix("stopped:") {
+                Some(at) => SwitchoverStage::Stopped {
+                    shutdown_checkpoint: words.parse(at, "a position")?,
+                },
+                None => return Err(words.wrong(text, "a stage")),
+            },
+        };
+        self.topology.switchover = Some(Arc::new(SwitchoverRecord {
+            id: words.value("id")?.unwrap_or(20),
+            epoch: LeaderEpoch {
+                generation: 0,
+                revision: words.value("epoch")?.unwrap_or(10),
+            },
+            from: MemberName::new(words.text("from").unwrap_or("a")),
+            to: MemberName::new(words.text("to").unwrap_or("b")),
+            stage,
+        }));
+        Ok(())
+    }
+
+    fn history(&mut self, words: &Words<'_, '_>) -> Result<(), ScriptError> {
+        let mut ends = Vec::new();
+        for text in words.plain() {
+            let (timeline, end) = text
+                .split_once(':')
+                .ok_or_else(|| words.wrong(text, "TIMELINE:END"))?;
+            ends.push(TimelineEnd {
+                timeline: Timeline(words.parse(timeline, "a timeline")?),
+                end: words.parse(end, "a position")?,
+            });
+        }
+        self.topology.history = Arc::new(TimelineHistory::new(ends));
+        Ok(())
+    }
+
+    fn lease(&mut self, words: &Words<'_, '_>) -> Result<(), ScriptError> {
+        self.seen.lease = match words.first() {
+            Some("held") => {
+                let left = words.seconds("left")?.unwrap_or(Duration::from_secs(4));
+                let gone = words.seconds("gone")?.unwrap_or_default();
+                LeaseView::Held(Held {
+                    epoch: LeaderEpoch {
+                        generation: words.value("generation")?.unwrap_or(0),
+                        revision: words.value("revision")?.unwrap_or(10),
+                    },
+                    deadline: self.seen.now + left - gone,
+                    is_key_missing: words.has("missing"),
+                    has_unresolved_hand_over: words.has("unresolved"),
+                })
+            }
+            Some("lost") => LeaseView::Lost,
+            Some("none") => LeaseView::NotHeld,
+            other => return Err(words.wrong(other.unwrap_or(""), "held, lost or none")),
+        };
+        Ok(())
+    }
+}
+
+fn parse_ready(words: &Words<'_, '_>, text: &str) -> Result<SwitchoverReady, ScriptError> {
+    let (id, at) = text
+        .split_once(':')
+        .ok_or_else(|| words.wrong(text, "ID:POSITION"))?;
+    Ok(SwitchoverReady {
+        id: words.parse(id, "a number")?,
+        replayed: words.parse(at, "a position")?,
+    })
+}
+
+fn local(words: &Words<'_, '_>, now: Moment) -> Result<Local, ScriptError> {
+    let system_id = SystemId(words.value("system_id")?.unwrap_or(7));
+    let timeline = Timeline(words.value("tl")?.unwrap_or(1));
+    let since = now - words.seconds("since")?.unwrap_or_default();
+    let was_primary = words.has("primary");
+    Ok(match words.first() {
+        Some("empty") => Local::Empty,
+        Some("unknown") => Local::Unknown(Arc::from(words.text("why").unwrap_or("unknown"))),
+        Some("starting") => Local::Starting {
+            since,
+            as_primary: was_primary,
+            system_id,
+        },
+        Some("unresponsive") => Local::Unresponsive {
+            since,
+            was_primary,
+            system_id,
+        },
+        Some("orphaned") => Local::Orphaned {
+            was_primary,
+            system_id,
+        },
+        Some("stopped") => {
+            let position: Lsn = words.value("position")?.unwrap_or_default();
+            Local::Stopped(Stopped {
+                system_id,
+                timeline,
+                checkpoint: words.value("checkpoint")?.unwrap_or(position),
+                redo: words.value("redo")?.unwrap_or(position),
+                position,
+                is_clean: words.has("clean"),
+                was_primary,
+                crashed_at: words.seconds("crashed")?.map(|ago| now - ago),
+            })
+        }
+        Some("running") => Local::Running(Running {
+            system_id,
+            timeline,
+            role: running_role(words, was_primary)?,
+            slots: Arc::new(words.text("slots").map(slots).unwrap_or_default()),
+            has_pending_restart: words.has("pending_restart"),
+        }),
+        other => return Err(words.wrong(other.unwrap_or(""), "a state of the instance")),
+    })
+}
+
+fn running_role(words: &Words<'_, '_>, is_primary: bool) -> Result<RunningRole, ScriptError> {
+    if is_primary {
+        return Ok(RunningRole::Primary {
+            position: words.value("position")?.unwrap_or_default(),
+            is_checkpointed: !words.has("unchecked"),
+        });
+    }
+    let received = words.value("received")?.unwrap_or_default();
+    Ok(RunningRole::Replica {
+        received,
+        replayed: words.value("replayed")?.unwrap_or(received),
+        upstream: words
+            .text("upstream")
+            .map(|u| Arc::from(format!("{u}:5432"))),
+        is_streaming: words.has("streaming"),
+    })
+}
+
+fn slots(text: &str) -> Vec<SlotView> {
+    let slot = |s: &str| SlotView {
+        name: Arc::from(s.trim_end_matches('-')),
+        is_active: !s.ends_with('-'),
+    };
+    text.split(',')
+        .filter(|s| !s.is_empty())
+        .map(slot)
+        .collect()
+}
+
+fn peers(words: &Words<'_, '_>) -> Result<Peers, ScriptError> {
+    if words.has("not_asked") {
+        return Ok(Peers::NotAsked);
+    }
+    let mut answers = BTreeMap::new();
+    for (name, text) in words.keyed() {
+        let mut parts = text.split(':');
+        let what = parts.next().unwrap_or_default();
+        let answer = if what == "unreachable" {
+            PeerAnswer::Unreachable
+        } else {
+            let timeline = parts
+                .next()
+                .map(|t| words.parse(t, "a timeline"))
+                .transpose()?;
+            let position: Lsn = parts
+                .next()
+                .map(|t| words.parse(t, "a position"))
+                .transpose()?
+                .unwrap_or_default();
+            let rest: Vec<&str> = parts.collect();
+            let priority = rest.iter().find_map(|w| w.strip_prefix("priority"));
+            PeerAnswer::Answered(PeerView {
+                is_running: what != "stopped",
+                is_primary: what == "primary",
+                timeline: timeline.map(Timeline),
+                position,
+                replayed: position,
+                may_lead: !rest.contains(&"nofailover"),
+                priority: priority.map_or(Ok(1), |p| words.parse(p, "a priority"))?,
+            })
+        };
+        answers.insert(MemberName::new(name), answer);
+    }
+    Ok(Peers::Asked(Arc::new(answers)))
+}
+
+fn job(words: &Words<'_, '_>, now: Moment) -> Result<JobView, ScriptError> {
+    let kind = |name: &str| {
+        JobKind::ALL
+            .into_iter()
+            .find(|kind| kind.name() == name)
+            .ok_or_else(|| words.wrong(name, "a job"))
+    };
+    let ago = now - words.seconds("ago")?.unwrap_or_default();
+    let running = words.text("running").map(kind).transpose()?;
+    let finished = words.text("finished").map(kind).transpose()?;
+    Ok(JobView {
+        running: running.map(|kind| RunningJob {
+            kind,
+            since: ago,
+            source: None,
+        }),
+        finished: finished.map(|kind| FinishedJob {
+            kind,
+            at: ago,
+            error: words.text("error").map(Arc::from),
+        }),
+    })
+}
+
+/// The words of a line, asked for by name.
+struct Words<'a, 'b> {
+    line: &'a Line<'b>,
+}
+
+impl<'a, 'b> Words<'a, 'b> {
+    fn plain(&self) -> impl Iterator<Item = &'b str> + '_ {
+        self.line
+            .words
+            .iter()
+            .filter(|(key, _)| key.is_none())
+            .map(|(_, word)| *word)
+    }
+
+    fn keyed(&self) -> impl Iterator<Item = (&'b str, &'b str)> + '_ {
+        self.line
+            .words
+            .iter()
+            .filter_map(|(key, word)| key.map(|k| (k, *word)))
+    }
+
+    fn first(&self) -> Option<&'b str> {
+        self.plain().next()
+    }
+
+    fn has(&self, word: &str) -> bool {
+        self.plain().any(|w| w == word)
+    }
+
+    fn text(&self, key: &str) -> Option<&'b str> {
+        self.keyed()
+            .find(|(k, _)| *k == key)
+            .map(|(_, value)| value)
+    }
+
+    fn value<T: FromStr>(&self, key: &str) -> Result<Option<T>, ScriptError> {
+        self.text(key)
+            .map(|text| self.parse(text, "of the form this word needs"))
+            .transpose()
+    }
+
+    fn seconds(&self, key: &str) -> Result<Option<Duration>, ScriptError> {
+        let Some(text) = self.text(key) else {
+            return Ok(None);
+        };
+        let number: f64 = self.parse(text.trim_end_matches('s'), "a number of seconds")?;
+        Duration::try_from_secs_f64(number)
+            .map(Some)
+            .map_err(|_| self.wrong(text, "a number of seconds"))
+    }
+
+    fn parse<T: FromStr>(&self, text: &str, expected: &'static str) -> Result<T, ScriptError> {
+        text.parse().map_err(|_| self.wrong(text, expected))
+    }
+
+    fn wrong(&self, value: &str, expected: &'static str) -> ScriptError {
+        let command = self.line.name.to_owned();
+        ScriptError::WrongValue {
+            command,
+            value: value.to_owned(),
+            expected,
+        }
+    }
+}

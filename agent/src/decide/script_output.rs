@@ -1,0 +1,112 @@
+//! Decisions as text, for scripts, the journal and `trunkline explain`. Pure.
+
+use std::fmt;
+
+use trunkline_shared::cluster::topology::{SwitchoverRecord, SwitchoverStage};
+
+use super::decision::{Action, Decision, Detail, NextWhy, StartAs, StopMode, Upstream};
+
+impl fmt::Display for Decision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.situation.word(), self.reason)?;
+        if self.detail != Detail::None {
+            write!(f, " ({})", self.detail)?;
+        }
+        for action in &self.actions {
+            write!(f, "\n  {action}")?;
+        }
+        if self.is_request_taken {
+            write!(f, "\n  request taken")?;
+        }
+        let why = match self.next.why {
+            NextWhy::SeeResult => "to see the result",
+            NextWhy::LeaseDeadline => "lease deadline",
+            NextWhy::Limit => "limit",
+            NextWhy::Routine => "routine",
+        };
+        write!(f, "\n  next in {:?}: {why}", self.next.within)
+    }
+}
+
+impl fmt::Display for Action {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(Action::NAMES[self.index()])?;
+        match self {
+            Action::ReleaseLeader {
+                position: Some(position),
+            } => write!(f, " at {position}"),
+            Action::HandOver {
+                to,
+                lease,
+                record_revision,
+                position,
+            } => {
+                write!(
+                    f,
+                    " to {to} lease {lease:x} record {record_revision} at {position}"
+                )
+            }
+            Action::RecordSystemId(id) => write!(f, " {id}"),
+            Action::PublishStatus { optime } => write!(f, " {optime}"),
+            Action::DropFailoverRequest { revision } => write!(f, " {revision}"),
+            Action::AnnounceSwitchover(record) => write!(f, " {}", Announced(record)),
+            Action::Start(StartAs::Primary) => write!(f, " as primary"),
+            Action::Start(StartAs::Replica(None)) => write!(f, " as replica, upstream kept"),
+            Action::Start(StartAs::Replica(Some(upstream))) => {
+                write!(f, " as replica of {upstream}")
+            }
+            Action::Stop(mode) => f.write_str(match mode {
+                StopMode::Planned => " planned",
+                StopMode::Fast => " fast",
+                StopMode::Immediate => " immediate",
+            }),
+            Action::Follow(upstream) | Action::Clone(upstream) | Action::Rewind(upstream) => {
+                write!(f, " {upstream}")
+            }
+            Action::CreateSlots(slots) | Action::DropSlots(slots) => {
+                slots.iter().try_for_each(|slot| write!(f, " {slot}"))
+            }
+            Action::AcquireLeader
+            | Action::ConfirmLeader
+            | Action::ReassertLeader
+            | Action::ReleaseLeader { position: None }
+            | Action::ClaimBootstrap
+            | Action::RecordHistory
+            | Action::ClearSwitchover
+            | Action::WriteDisarmed
+            | Action::RemoveDisarmed
+            | Action::ArmFence
+            | Action::DisarmFence
+            | Action::Initialize
+            | Action::FinishBootstrap
+            | Action::Promote
+            | Action::Checkpoint
+            | Action::CancelJob => Ok(()),
+        }
+    }
+}
+
+impl fmt::Display for Upstream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.member.fmt(f)
+    }
+}
+
+struct Announced<'a>(&'a SwitchoverRecord);
+
+impl fmt::Display for Announced<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let record = self.0;
+        write!(f, "{} {} to {}: ", record.id, record.from, record.to)?;
+        match record.stage {
+            SwitchoverStage::HoldTransactions => f.write_str("hold_transactions"),
+            SwitchoverStage::HoldAll => f.write_str("hold_all"),
+            SwitchoverStage::Stopped {
+                shutdown_checkpoint,
+            } => {
+                write!(f, "stopped:{shutdown_checkpoint}")
+            }
+            SwitchoverStage::Resume => f.write_str("resume"),
+        }
+    }
+}
