@@ -216,7 +216,7 @@ impl<'a> Turn<'a> {
         // While a lease is held, its own deadline is never slept through.
         if let observation::LeaseView::Held(held) = &self.seen.lease {
             let left = self.seen.now.until(held.deadline.before(STOP_AHEAD));
-            if left < within {
+            if !left.is_zero() && left < within {
                 self.decision.next = NextTick {
                     within: left,
                     why: NextWhy::LeaseDeadline,

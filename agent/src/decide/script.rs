@@ -325,7 +325,7 @@ impl Scene {
             Some("hold_transactions") => SwitchoverStage::HoldTransactions,
             None | Some("hold_all") => SwitchoverStage::HoldAll,
             Some("resume") => SwitchoverStage::Resume,
-            Some(text) => match text.strip_prefix("stopped:") {
+            Some(text) => match text.strip_prefix("stopped@") {
                 Some(at) => SwitchoverStage::Stopped {
                     shutdown_checkpoint: words.parse(at, "a position")?,
                 },
@@ -349,8 +349,8 @@ impl Scene {
         let mut ends = Vec::new();
         for text in words.plain() {
             let (timeline, end) = text
-                .split_once(':')
-                .ok_or_else(|| words.wrong(text, "TIMELINE:END"))?;
+                .split_once('@')
+                .ok_or_else(|| words.wrong(text, "TIMELINE@END"))?;
             ends.push(TimelineEnd {
                 timeline: Timeline(words.parse(timeline, "a timeline")?),
                 end: words.parse(end, "a position")?,
@@ -385,8 +385,8 @@ impl Scene {
 
 fn parse_ready(words: &Words<'_, '_>, text: &str) -> Result<SwitchoverReady, ScriptError> {
     let (id, at) = text
-        .split_once(':')
-        .ok_or_else(|| words.wrong(text, "ID:POSITION"))?;
+        .split_once('@')
+        .ok_or_else(|| words.wrong(text, "ID@POSITION"))?;
     Ok(SwitchoverReady {
         id: words.parse(id, "a number")?,
         replayed: words.parse(at, "a position")?,
@@ -432,7 +432,7 @@ fn local(words: &Words<'_, '_>, now: Moment) -> Result<Local, ScriptError> {
             system_id,
             timeline,
             role: running_role(words, was_primary)?,
-            slots: Arc::new(words.text("slots").map(slots).unwrap_or_default()),
+            slots: Arc::new(slots(words)),
             has_pending_restart: words.has("pending_restart"),
         }),
         other => return Err(words.wrong(other.unwrap_or(""), "a state of the instance")),
@@ -457,14 +457,16 @@ fn running_role(words: &Words<'_, '_>, is_primary: bool) -> Result<RunningRole, 
     })
 }
 
-fn slots(text: &str) -> Vec<SlotView> {
-    let slot = |s: &str| SlotView {
-        name: Arc::from(s.trim_end_matches('-')),
-        is_active: !s.ends_with('-'),
-    };
-    text.split(',')
-        .filter(|s| !s.is_empty())
-        .map(slot)
+fn slots(words: &Words<'_, '_>) -> Vec<SlotView> {
+    let texts = words
+        .keyed()
+        .filter(|(key, _)| *key == "slot")
+        .map(|(_, text)| text);
+    texts
+        .map(|text| SlotView {
+            name: Arc::from(text.trim_end_matches("@idle")),
+            is_active: !text.ends_with("@idle"),
+        })
         .collect()
 }
 
@@ -474,7 +476,7 @@ fn peers(words: &Words<'_, '_>) -> Result<Peers, ScriptError> {
     }
     let mut answers = BTreeMap::new();
     for (name, text) in words.keyed() {
-        let mut parts = text.split(':');
+        let mut parts = text.split('@');
         let what = parts.next().unwrap_or_default();
         let answer = if what == "unreachable" {
             PeerAnswer::Unreachable
