@@ -1,6 +1,8 @@
 //! Runs every script of `tests/decide`: a behaviour each, named by its claim. To record a new script,
 //! write its commands, run with `UPDATE_GOLDENFILES=1`, and review what it wrote.
 
+#![expect(clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
 use std::error::Error;
 use std::path::Path;
 
