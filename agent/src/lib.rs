@@ -4,4 +4,6 @@
 //! right to lead and its deadline.
 
 pub mod decide;
+pub mod fence;
 pub mod lease;
+pub mod postgres;

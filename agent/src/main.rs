@@ -1,2 +1,7 @@
 //! Placeholder while the workspace is laid out.
-fn main() {}
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    trunkline_agent::fence::main_if_fence().unwrap_or(ExitCode::SUCCESS)
+}

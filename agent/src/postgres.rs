@@ -1,0 +1,481 @@
+//! The only door to the local instance: its processes, its files, its answers.
+//!
+//! Nothing here knows a cluster, a DCS or a leader. A caller says what it wants ("start as a replica of
+//! that address"); whether it may want that is decided elsewhere. Every method has a limit of time.
+//!
+//! * [`process`]: start, stop, exit detection, tools; the only process spawner.
+//! * [`scan`], [`kill`]: which server processes exist, and ending all of them (the fence uses these alone).
+//! * [`sql`], [`status`]: the local connection and the one query of a tick.
+//! * [`control_data`], [`settings`], [`postmaster_pid`]: pure parsers and renderers.
+//! * [`replication`], [`clone`], [`rewind`], [`directory`]: promote and follow; make, copy and mend a data
+//!   directory.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use rustix::process::Signal;
+use tokio::sync::watch;
+
+use trunkline_shared::cluster::Timeline;
+use trunkline_shared::service::clock;
+
+pub mod clone;
+pub mod config;
+pub mod control_data;
+pub mod directory;
+mod error;
+mod files;
+pub mod kill;
+pub mod postmaster_pid;
+pub mod process;
+pub mod replication;
+pub mod rewind;
+pub mod scan;
+pub mod settings;
+pub mod sql;
+pub mod status;
+
+pub use config::{Credentials, PostgresConfig, Upstream};
+pub use control_data::ControlData;
+pub use error::PostgresError;
+pub use files::{ServerRole, UpstreamChange};
+pub use kill::KillReport;
+pub use process::{Postmaster, StopMode};
+pub use scan::ProcessId;
+pub use status::ServerStatus;
+
+use postmaster_pid::PostmasterStatus;
+use process::{Tool, Watched};
+use sql::{LocalSession, SqlError, Target};
+
+/// Longest wait for an immediate stop before the Kill: PostgreSQL itself gives its children 5 s, which is
+/// longer than any lease leaves.
+const IMMEDIATE_LIMIT: Duration = Duration::from_millis(500);
+
+/// Longest the Kill may take; its target is 200 ms.
+const KILL_LIMIT: Duration = Duration::from_secs(5);
+
+/// Pause between two looks at the status line of `postmaster.pid`.
+const STATUS_PAUSE: Duration = Duration::from_millis(5);
+
+/// Longest a CHECKPOINT before a planned stop may take; the stop goes on without it.
+const CHECKPOINT_LIMIT: Duration = Duration::from_secs(60);
+
+/// Longest run of a tool that only reads a few files.
+const TOOL_LIMIT: Duration = Duration::from_secs(10);
+
+/// What is found when the instance is looked at.
+#[derive(Clone, Debug)]
+pub enum Probe {
+    /// No postmaster.
+    NotRunning {
+        /// Whether no other server process is left either.
+        is_dead: bool,
+    },
+    /// A postmaster that does not accept connections yet.
+    Starting,
+    /// A postmaster that is stopping.
+    Stopping,
+    /// A postmaster that ought to answer and does not.
+    Unresponsive(SqlError),
+    /// Its answer.
+    Answer(Box<ServerStatus>),
+}
+
+/// How to stop.
+#[derive(Clone, Debug)]
+pub struct StopPlan {
+    /// Mode to begin with. What has not stopped by `limit` is stopped immediately, then killed.
+    pub mode: StopMode,
+    /// A CHECKPOINT first, so that the one of the shutdown is short.
+    pub is_checkpoint_first: bool,
+    /// Receivers (by `application_name`) to which everything must be sent before the end; the other
+    /// walsenders are cut, so that none of them holds up the stop. `None`: wait for all.
+    pub wait_for: Option<Vec<String>>,
+    /// Limit for the mode, from the signal on.
+    pub limit: Duration,
+}
+
+/// How it stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StopReport {
+    /// Whether it ended in the mode asked for: a fast or smart stop then was clean.
+    pub is_as_planned: bool,
+    /// Time of the CHECKPOINT before.
+    pub checkpoint: Duration,
+    /// Time from the signal to the last process's end.
+    pub took: Duration,
+}
+
+/// The local instance.
+#[derive(Debug)]
+pub struct Postgres {
+    config: ArcSwap<PostgresConfig>,
+    session: LocalSession,
+    postmaster: watch::Sender<Postmaster>,
+    watched: Mutex<Option<Watched>>,
+    /// Newest timeline this postmaster was seen to receive. Its own view forgets it when the WAL receiver
+    /// ends, just when the race is run.
+    reached: Mutex<Option<(ProcessId, Timeline)>>,
+}
+
+impl Postgres {
+    /// Opens the door; adopts a postmaster that already runs. To be called within a tokio runtime. Refuses
+    /// to run as root.
+    pub fn new(config: PostgresConfig) -> Result<Self, PostgresError> {
+        process::refuse_root()?;
+        let door = Self {
+            config: ArcSwap::from_pointee(config),
+            session: LocalSession::default(),
+            postmaster: watch::Sender::new(Postmaster::Absent),
+            watched: Mutex::new(None),
+            reached: Mutex::new(None),
+        };
+        door.adopt();
+        Ok(door)
+    }
+
+    /// The configuration in use.
+    pub fn config(&self) -> Arc<PostgresConfig> {
+        self.config.load_full()
+    }
+
+    /// Uses another configuration from now on. Files and running server follow with
+    /// [`Self::apply_settings`].
+    pub async fn reconfigure(&self, config: PostgresConfig) {
+        self.config.store(Arc::new(config));
+        self.session.close().await;
+    }
+
+    /// Shows start and end of the postmaster within milliseconds.
+    pub fn watch_postmaster(&self) -> watch::Receiver<Postmaster> {
+        self.postmaster.subscribe()
+    }
+
+    /// The running postmaster, if there is one: one started by others is found and watched from then on.
+    pub fn adopt(&self) -> Option<ProcessId> {
+        self.watched().map(|watched| watched.id)
+    }
+
+    fn watched(&self) -> Option<Watched> {
+        let found = scan::find_postmaster(&self.config().data_dir);
+        let mut kept = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = kept.as_ref().map(|w| w.id);
+        if let Some(known) = known
+            && found.is_none()
+            && ProcessId::of(known.pid) == Some(known)
+        {
+            // Started a moment ago and has not written its file yet.
+            return kept.clone();
+        }
+        if found != known {
+            *kept = found.and_then(|id| Watched::new(id, &self.postmaster));
+        }
+        kept.clone()
+    }
+
+    /// Looks at the instance. `limit` bounds the query.
+    pub async fn probe(&self, limit: Duration) -> Probe {
+        let config = self.config();
+        let Some(id) = self.adopt() else {
+            return Probe::NotRunning {
+                is_dead: self.is_dead().await,
+            };
+        };
+        let status = scan::read_postmaster_pid(&config.data_dir)
+            .map_or(PostmasterStatus::Unknown, |file| file.status);
+        match status {
+            PostmasterStatus::Starting | PostmasterStatus::Unknown | PostmasterStatus::Standby => {
+                Probe::Starting
+            }
+            PostmasterStatus::Stopping => Probe::Stopping,
+            PostmasterStatus::Ready => match self.status(limit).await {
+                Ok(mut answer) => {
+                    self.remember_timeline(id, &mut answer);
+                    Probe::Answer(Box::new(answer))
+                }
+                Err(PostgresError::Sql(error)) if self.adopt() == Some(id) => {
+                    Probe::Unresponsive(error)
+                }
+                Err(_) => Probe::NotRunning {
+                    is_dead: self.is_dead().await,
+                },
+            },
+        }
+    }
+
+    async fn status(&self, limit: Duration) -> Result<ServerStatus, PostgresError> {
+        let text = self.query_text(status::STATUS_QUERY, limit).await?;
+        ServerStatus::parse(&text).map_err(|error| PostgresError::Unreadable {
+            what: "the answer of the status query",
+            text: error.to_string(),
+        })
+    }
+
+    fn remember_timeline(&self, id: ProcessId, answer: &mut ServerStatus) {
+        let mut reached = self.reached.lock().unwrap_or_else(PoisonError::into_inner);
+        if answer.is_in_recovery
+            && let Some((of, timeline)) = *reached
+            && of == id
+        {
+            answer.timeline = answer.timeline.max(timeline);
+        }
+        *reached = Some((id, answer.timeline));
+    }
+
+    pub(crate) async fn query(
+        &self,
+        sql: &str,
+        limit: Duration,
+    ) -> Result<Vec<String>, PostgresError> {
+        let target = Target::local(&self.config());
+        Ok(self.session.query(&target, sql, limit).await?)
+    }
+
+    pub(crate) async fn query_text(
+        &self,
+        sql: &str,
+        limit: Duration,
+    ) -> Result<String, PostgresError> {
+        let first = self.query(sql, limit).await?.into_iter().next();
+        first.ok_or_else(|| PostgresError::Unreadable {
+            what: "an answer without a row",
+            text: sql.chars().take(60).collect(),
+        })
+    }
+
+    /// Starts the postmaster in `role`: writes the files, ends leftovers of an earlier one, and returns as
+    /// soon as the process exists. A primary must be armed before this is called.
+    pub async fn start(&self, role: ServerRole) -> Result<ProcessId, PostgresError> {
+        let config = self.config();
+        if let Some(id) = self.adopt() {
+            return Err(PostgresError::Running {
+                data_dir: config.data_dir.clone(),
+                pid: id.pid,
+            });
+        }
+        files::check_directory(&config.data_dir)?;
+        self.check_major().await?;
+        let report = self.kill(KILL_LIMIT).await;
+        if !report.is_dead {
+            return Err(PostgresError::NotDead {
+                survivors: report.survivors,
+            });
+        }
+        let floor = match role {
+            ServerRole::Primary => None,
+            ServerRole::Replica(_) => Some(self.control_data().await?.shared_memory),
+        };
+        let controlled = settings::controlled(&config, floor);
+        files::write_all(&config, &controlled, &role, false)?;
+        files::remove_stale_lock(&config.data_dir)?;
+        let arguments = settings::command_line(&config, &controlled);
+        let id =
+            process::spawn_postmaster(&self.program("postgres"), &arguments, &config.log_file)?;
+        let watched = Watched::new(id, &self.postmaster);
+        *self.watched.lock().unwrap_or_else(PoisonError::into_inner) = watched;
+        Ok(id)
+    }
+
+    /// Waits until the instance accepts connections; an error as soon as the postmaster ends.
+    pub async fn wait_ready(&self, limit: Duration) -> Result<(), PostgresError> {
+        let config = self.config();
+        let began = clock::now();
+        loop {
+            let Some(running) = self.watched() else {
+                return Err(PostgresError::StartFailed {
+                    data_dir: config.data_dir.clone(),
+                    last_lines: process::last_lines_of(&config.log_file),
+                });
+            };
+            let is_ready = scan::read_postmaster_pid(&config.data_dir).is_some_and(|file| {
+                file.pid == running.id.pid && file.status == PostmasterStatus::Ready
+            });
+            if is_ready {
+                return Ok(());
+            }
+            if clock::now().since(began) >= limit {
+                return Err(PostgresError::Timeout {
+                    what: "the start of PostgreSQL",
+                    after: limit,
+                });
+            }
+            running.ended_within(STATUS_PAUSE).await;
+        }
+    }
+
+    /// Stops the instance and waits until no server process is left. A stop that does not end in time
+    /// becomes immediate, and then the Kill.
+    pub async fn stop(&self, plan: &StopPlan) -> Result<StopReport, PostgresError> {
+        let began = clock::now();
+        if plan.is_checkpoint_first {
+            // Only to make the stop short; without it the shutdown writes the same pages.
+            let _ = self.checkpoint(CHECKPOINT_LIMIT).await;
+        }
+        let cut = match &plan.wait_for {
+            Some(names) => self.senders_except(names).await,
+            None => Vec::new(),
+        };
+        self.session.close().await;
+        let checkpoint = clock::now().since(began);
+        let began = clock::now();
+        let mut is_as_planned = true;
+        if let Some(running) = self.watched() {
+            running.stop(plan.mode);
+            for pidfd in &cut {
+                let _ = rustix::process::pidfd_send_signal(pidfd, Signal::TERM);
+            }
+            is_as_planned = running.ended_within(plan.limit).await;
+            if !is_as_planned && plan.mode != StopMode::Immediate {
+                running.stop(StopMode::Immediate);
+                running.ended_within(IMMEDIATE_LIMIT).await;
+            }
+        }
+        let report = self.kill(KILL_LIMIT).await;
+        if !report.is_dead {
+            return Err(PostgresError::NotDead {
+                survivors: report.survivors,
+            });
+        }
+        Ok(StopReport {
+            is_as_planned: is_as_planned && report.killed.is_empty(),
+            checkpoint,
+            took: clock::now().since(began),
+        })
+    }
+
+    /// Ends every server process of the instance with SIGKILL.
+    pub async fn kill(&self, limit: Duration) -> KillReport {
+        let data_dir = self.config().data_dir.clone();
+        let killing = move || kill::kill_instance(&data_dir, limit);
+        tokio::task::spawn_blocking(killing)
+            .await
+            .unwrap_or(KillReport {
+                killed: Vec::new(),
+                survivors: Vec::new(),
+                is_dead: false,
+                took: limit,
+            })
+    }
+
+    /// Whether no server process is left: what must hold before the right to lead is released.
+    pub async fn is_dead(&self) -> bool {
+        let data_dir = self.config().data_dir.clone();
+        tokio::task::spawn_blocking(move || kill::is_dead(&data_dir))
+            .await
+            .unwrap_or(false)
+    }
+
+    /// Makes the running server read its files again.
+    pub fn reload(&self) -> Result<(), PostgresError> {
+        let running = self.watched().ok_or_else(|| self.not_running())?;
+        running.signal(Signal::HUP);
+        Ok(())
+    }
+
+    /// Writes the files anew for the role the directory is in, and reloads the server if it runs. What
+    /// needs a restart shows in [`Self::pending_restart`] and in the status.
+    pub async fn apply_settings(&self, is_paused: bool) -> Result<(), PostgresError> {
+        let config = self.config();
+        let role = if files::is_replica(&config.data_dir) {
+            ServerRole::Replica(UpstreamChange::Keep)
+        } else {
+            ServerRole::Primary
+        };
+        let floor = match role {
+            ServerRole::Primary => None,
+            ServerRole::Replica(_) => Some(self.control_data().await?.shared_memory),
+        };
+        let controlled = settings::controlled(&config, floor);
+        files::write_all(&config, &controlled, &role, is_paused)?;
+        if self.adopt().is_some() {
+            self.reload()?;
+        }
+        Ok(())
+    }
+
+    /// Which of the parameters on the command line would change with a restart: name, value in use, value
+    /// wanted. The server cannot tell, for a file never wins over its command line.
+    pub fn pending_restart(&self, status: &ServerStatus) -> Vec<(String, String, String)> {
+        let wanted = settings::controlled(&self.config(), None);
+        status
+            .controlled
+            .iter()
+            .filter_map(|(name, in_use)| {
+                let wanted = wanted.get(name.as_str())?;
+                (wanted != in_use).then(|| (name.clone(), in_use.clone(), wanted.clone()))
+            })
+            .collect()
+    }
+
+    /// Reads the control file through pg_controldata.
+    pub async fn control_data(&self) -> Result<ControlData, PostgresError> {
+        self.control_data_of(&self.config().data_dir).await
+    }
+
+    pub(crate) async fn control_data_of(&self, dir: &Path) -> Result<ControlData, PostgresError> {
+        let arguments = vec!["-D".to_owned(), dir.display().to_string()];
+        let output = self
+            .tool("pg_controldata", arguments, TOOL_LIMIT, "pg_controldata")
+            .run()
+            .await?;
+        ControlData::parse(&output.stdout).map_err(|error| PostgresError::Unreadable {
+            what: "the output of pg_controldata",
+            text: error.to_string(),
+        })
+    }
+
+    fn not_running(&self) -> PostgresError {
+        PostgresError::NotRunning(self.config().data_dir.clone())
+    }
+
+    pub(crate) fn tool(
+        &self,
+        program: &str,
+        arguments: Vec<String>,
+        limit: Duration,
+        what: &'static str,
+    ) -> Tool<'static> {
+        Tool {
+            program: self.program(program),
+            arguments,
+            passfile: None,
+            limit,
+            what,
+        }
+    }
+
+    /// The path of one of PostgreSQL's programs: `bin_dir`, else the packages' folders for the directory's
+    /// major version (without a directory: for the newest), else PATH.
+    pub(crate) fn program(&self, name: &str) -> PathBuf {
+        let config = self.config();
+        if let Some(bin_dir) = &config.bin_dir {
+            return bin_dir.join(name);
+        }
+        let major = files::directory_major(&config.data_dir);
+        files::packaged_bin_dir(major.as_deref())
+            .map_or_else(|| PathBuf::from(name), |bin_dir| bin_dir.join(name))
+    }
+
+    /// Refuses a directory of another major version than the programs.
+    async fn check_major(&self) -> Result<(), PostgresError> {
+        let config = self.config();
+        let arguments = vec!["--version".to_owned()];
+        let output = self
+            .tool("postgres", arguments, TOOL_LIMIT, "postgres --version")
+            .run()
+            .await?;
+        let program = files::major_of(output.stdout.rsplit(") ").next().unwrap_or(""));
+        let directory = files::directory_major(&config.data_dir).unwrap_or_default();
+        if program == directory {
+            return Ok(());
+        }
+        Err(PostgresError::WrongMajor {
+            data_dir: config.data_dir.clone(),
+            directory,
+            program,
+        })
+    }
+}

@@ -1,0 +1,272 @@
+//! Makes data directories: a new one by initdb, a copy by pg_basebackup.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use secrecy::ExposeSecret;
+
+use super::directory::{
+    check_space, complete_and_swap, place_for_copy, remove_tree, sync_parent_of, tree_bytes,
+};
+use super::files::{remove_file, write_file, write_pgpass};
+use super::process::Tool;
+use super::settings::conninfo;
+use super::sql::{quote_identifier, quote_literal};
+use super::{Credentials, Postgres, PostgresError, Upstream};
+
+/// Longest initdb.
+const INITDB_LIMIT: Duration = Duration::from_secs(600);
+
+/// Longest base backup: a week. It is ended earlier by dropping the call.
+const BASEBACKUP_LIMIT: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// Longest of the statements that make the roles.
+const ROLES_LIMIT: Duration = Duration::from_secs(30);
+
+/// Options of initdb that the agent sets itself.
+const REFUSED_INITDB: [&str; 7] = [
+    "pgdata",
+    "username",
+    "pwfile",
+    "pwprompt",
+    "sync-only",
+    "show",
+    "no-sync",
+];
+
+/// Options of pg_basebackup that the agent sets itself.
+const REFUSED_BASEBACKUP: [&str; 10] = [
+    "pgdata",
+    "format",
+    "wal-method",
+    "gzip",
+    "dbname",
+    "host",
+    "port",
+    "username",
+    "password",
+    "no-sync",
+];
+
+/// What pg_rewind's role must be allowed to call (PostgreSQL manual, pg_rewind).
+const REWIND_FUNCTIONS: [&str; 4] = [
+    "pg_catalog.pg_ls_dir(text, boolean, boolean)",
+    "pg_catalog.pg_stat_file(text, boolean)",
+    "pg_catalog.pg_read_binary_file(text)",
+    "pg_catalog.pg_read_binary_file(text, bigint, bigint, boolean)",
+];
+
+fn options(given: &[(String, Option<String>)], refused: &[&str]) -> Vec<String> {
+    given
+        .iter()
+        .filter(|(name, _)| !refused.contains(&name.as_str()))
+        .map(|(name, value)| match value {
+            Some(value) => format!("--{name}={value}"),
+            None => format!("--{name}"),
+        })
+        .collect()
+}
+
+impl Postgres {
+    /// Makes a new data directory with initdb. It takes its place only when whole; after an error nothing
+    /// is left of it.
+    pub async fn initialize(&self) -> Result<(), PostgresError> {
+        let config = self.config();
+        let place = place_for_copy(&config)?;
+        let mut arguments = options(&config.initdb, &REFUSED_INITDB);
+        arguments.push(format!("--username={}", config.superuser.username));
+        let pwfile = config.run_dir.join("initdb.pw");
+        if let Some(password) = &config.superuser.password {
+            write_file(&pwfile, password.expose_secret())?;
+            arguments.push(format!("--pwfile={}", pwfile.display()));
+        }
+        arguments.push(format!("--pgdata={}", place.display()));
+        let result = self
+            .tool("initdb", arguments, INITDB_LIMIT, "initdb")
+            .run()
+            .await;
+        remove_file(&pwfile)?;
+        self.put_in_place(&place, result.map(drop))
+    }
+
+    /// A made directory is swapped in; a failed one removed.
+    fn put_in_place(
+        &self,
+        place: &Path,
+        result: Result<(), PostgresError>,
+    ) -> Result<(), PostgresError> {
+        let config = self.config();
+        match result {
+            Ok(()) if place == config.data_dir => Ok(()),
+            Ok(()) => complete_and_swap(&config),
+            Err(error) => {
+                self.discard(place)?;
+                Err(error)
+            }
+        }
+    }
+
+    /// Removes what a failed run left; of a mount point only the content.
+    fn discard(&self, place: &Path) -> Result<(), PostgresError> {
+        if place != self.config().data_dir {
+            return remove_tree(place);
+        }
+        for entry in fs::read_dir(place).into_iter().flatten().flatten() {
+            let path = entry.path();
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                remove_tree(&path)?;
+            } else {
+                remove_file(&path)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the roles of a new cluster, on its first start as a primary: superuser's password,
+    /// replication, rewind with its grants, and the configured extra ones.
+    pub async fn create_roles(&self) -> Result<(), PostgresError> {
+        let config = self.config();
+        // Passwords must reach no log, whatever the configuration logs.
+        let mut sql = "SET log_statement = none; SET log_min_duration_statement = -1; \
+                       SET log_min_error_statement = log;\n"
+            .to_owned();
+        if config.superuser.password.is_some() {
+            sql.push_str(&role_sql(&config.superuser, &["SUPERUSER"]));
+        }
+        if config.replication.username != config.superuser.username {
+            sql.push_str(&role_sql(&config.replication, &["REPLICATION"]));
+        }
+        for extra in &config.bootstrap_roles {
+            let options: Vec<&str> = extra.options.iter().map(String::as_str).collect();
+            sql.push_str(&role_sql(&extra.credentials, &options));
+        }
+        if config.use_pg_rewind && config.rewind.username != config.superuser.username {
+            if config.rewind.username != config.replication.username {
+                sql.push_str(&role_sql(&config.rewind, &[]));
+            }
+            let rewind = quote_identifier(&config.rewind.username);
+            for function in REWIND_FUNCTIONS {
+                sql.push_str(&format!(
+                    "GRANT EXECUTE ON FUNCTION {function} TO {rewind};\n"
+                ));
+            }
+        }
+        sql.push_str("RESET ALL;");
+        self.query(&sql, ROLES_LIMIT).await.map(drop)
+    }
+
+    /// Copies `source` with pg_basebackup. The copy is made beside the data directory and swapped in when it
+    /// is whole and on disk; the directory it replaces is kept aside. Dropping the call ends it; what is
+    /// left is removed by the next one, or when the agent starts.
+    ///
+    /// The instance must be stopped. Follow it with [`Postgres::start`] as a replica of an upstream.
+    pub async fn copy_from(&self, source: &Upstream) -> Result<(), PostgresError> {
+        let config = self.config();
+        if let Some(id) = self.adopt() {
+            return Err(PostgresError::Running {
+                data_dir: config.data_dir.clone(),
+                pid: id.pid,
+            });
+        }
+        let place = place_for_copy(&config)?;
+        let old = config.data_dir.clone();
+        let bytes = tokio::task::spawn_blocking(move || tree_bytes(&old)).await;
+        check_space(&config, bytes.unwrap_or(0))?;
+        write_pgpass(&config)?;
+        let tool = Tool {
+            passfile: Some(&config.pgpass),
+            ..self.tool(
+                "pg_basebackup",
+                self.basebackup_arguments(source, &place),
+                BASEBACKUP_LIMIT,
+                "the base backup",
+            )
+        };
+        let result = tool.run().await.map(drop);
+        if result.is_ok() {
+            sync_parent_of(&place)?;
+        }
+        self.put_in_place(&place, result)
+    }
+
+    fn basebackup_arguments(&self, source: &Upstream, place: &Path) -> Vec<String> {
+        let config = self.config();
+        let port = source.port.to_string();
+        let dbname = conninfo(&[
+            ("host", &source.host),
+            ("port", &port),
+            ("user", &config.replication.username),
+            ("sslmode", "prefer"),
+            ("application_name", &config.member_name),
+        ]);
+        let mut arguments = options(&config.basebackup, &REFUSED_BASEBACKUP);
+        arguments.extend([
+            format!("--pgdata={}", place.display()),
+            "--wal-method=stream".to_owned(),
+            format!("--dbname={dbname}"),
+            "--no-password".to_owned(),
+        ]);
+        if !config
+            .basebackup
+            .iter()
+            .any(|(name, _)| name == "checkpoint")
+        {
+            arguments.push("--checkpoint=fast".to_owned());
+        }
+        if let Some(slot) = &source.slot {
+            arguments.push(format!("--slot={slot}"));
+        }
+        arguments
+    }
+}
+
+/// Creates a role, or gives an existing one its options and password.
+fn role_sql(role: &Credentials, options: &[&str]) -> String {
+    let password = role.password.as_ref().map_or_else(String::new, |password| {
+        format!(" PASSWORD {}", quote_literal(password.expose_secret()))
+    });
+    let definition = format!(
+        "ROLE {} WITH LOGIN {}{password}",
+        quote_identifier(&role.username),
+        options.join(" ")
+    );
+    let name = quote_literal(&role.username);
+    let (create, alter) = (
+        quote_literal(&format!("CREATE {definition}")),
+        quote_literal(&format!("ALTER {definition}")),
+    );
+    format!(
+        "DO $trunkline$ BEGIN IF EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = {name}) \
+         THEN EXECUTE {alter}; ELSE EXECUTE {create}; END IF; END $trunkline$;\n"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refused_options_are_left_out() {
+        let given = vec![
+            ("data-checksums".to_owned(), None),
+            ("encoding".to_owned(), Some("UTF8".to_owned())),
+            ("pgdata".to_owned(), Some("/elsewhere".to_owned())),
+        ];
+        assert_eq!(
+            options(&given, &REFUSED_INITDB),
+            ["--data-checksums", "--encoding=UTF8"]
+        );
+    }
+
+    #[test]
+    fn a_role_is_created_or_altered_with_its_password_quoted() {
+        let role = Credentials {
+            username: "o\"r".into(),
+            password: Some("it's".into()),
+        };
+        let sql = role_sql(&role, &["REPLICATION"]);
+        assert!(sql.contains("CREATE ROLE \"o\"\"r\" WITH LOGIN REPLICATION PASSWORD ''it''''s''"));
+        assert!(sql.contains("rolname = 'o\"r'"));
+    }
+}

@@ -1,0 +1,126 @@
+//! What this component needs to know of its instance: a small value made by the program's configuration.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use secrecy::SecretString;
+
+/// A PostgreSQL role and its password.
+#[derive(Clone, Debug)]
+pub struct Credentials {
+    /// The role's name.
+    pub username: String,
+    /// Its password; absent where `pg_hba.conf` asks for none.
+    pub password: Option<SecretString>,
+}
+
+/// An extra role made once, after initdb (Patroni's `bootstrap.users`).
+#[derive(Clone, Debug)]
+pub struct BootstrapRole {
+    /// The role.
+    pub credentials: Credentials,
+    /// Options of CREATE ROLE such as `CREATEDB`.
+    pub options: Vec<String>,
+}
+
+/// Everything [`super::Postgres`] needs to know. Nothing in it names a cluster's other members.
+#[derive(Clone, Debug)]
+pub struct PostgresConfig {
+    /// The `cluster_name` parameter (Patroni's `scope`).
+    pub cluster_name: String,
+    /// `application_name` of the WAL receiver: this member's name.
+    pub member_name: String,
+    /// The data directory.
+    pub data_dir: PathBuf,
+    /// Where `postgresql.conf` is kept, if not in the data directory.
+    pub config_dir: Option<PathBuf>,
+    /// Where the server programs are; absent: Debian's and PGDG's folders, then PATH.
+    pub bin_dir: Option<PathBuf>,
+    /// The `listen_addresses` parameter.
+    pub listen_addresses: String,
+    /// The `port` parameter.
+    pub port: u16,
+    /// Host under which others reach this instance.
+    pub connect_host: String,
+    /// Port under which others reach this instance.
+    pub connect_port: u16,
+    /// The `unix_socket_directories` parameter; empty: PostgreSQL's own default.
+    pub socket_dirs: Vec<PathBuf>,
+    /// Whether the agent itself connects through the first of `socket_dirs`.
+    pub use_unix_socket: bool,
+    /// Database the agent connects to.
+    pub database: String,
+    /// The superuser.
+    pub superuser: Credentials,
+    /// The role of the WAL receiver and of base backups.
+    pub replication: Credentials,
+    /// The role of pg_rewind.
+    pub rewind: Credentials,
+    /// The password file written for libpq (Patroni's `pgpass`).
+    pub pgpass: PathBuf,
+    /// Server parameters, after all layers were merged.
+    pub parameters: BTreeMap<String, String>,
+    /// Recovery parameters (Patroni's `recovery_conf`), such as `restore_command`.
+    pub recovery: BTreeMap<String, String>,
+    /// Lines of `pg_hba.conf`; empty: the file is left alone.
+    pub pg_hba: Vec<String>,
+    /// Lines of `pg_ident.conf`; empty: the file is left alone.
+    pub pg_ident: Vec<String>,
+    /// A file to include in place of `postgresql.base.conf`.
+    pub custom_conf: Option<PathBuf>,
+    /// How long a start, stop or reload may take before it is given up (Patroni's `pg_ctl_timeout`).
+    pub pg_ctl_timeout: Duration,
+    /// Options of initdb: name and, where it takes one, value.
+    pub initdb: Vec<(String, Option<String>)>,
+    /// Extra roles made after initdb.
+    pub bootstrap_roles: Vec<BootstrapRole>,
+    /// Extra options of pg_basebackup: name and, where it takes one, value.
+    pub basebackup: Vec<(String, Option<String>)>,
+    /// Whether pg_rewind is used, and with it `wal_log_hints` demanded.
+    pub use_pg_rewind: bool,
+    /// The agent's folder in memory.
+    pub run_dir: PathBuf,
+    /// Receives the postmaster's output.
+    pub log_file: PathBuf,
+    /// Patroni's `remove_data_directory_on_rewind_failure`; absent: re-clone beside and swap.
+    pub remove_data_directory_on_rewind_failure: Option<bool>,
+    /// Patroni's `remove_data_directory_on_diverged_timelines`; absent: re-clone beside and swap.
+    pub remove_data_directory_on_diverged_timelines: Option<bool>,
+}
+
+impl PostgresConfig {
+    /// The folder of `postgresql.conf`.
+    pub fn config_dir(&self) -> &Path {
+        self.config_dir.as_deref().unwrap_or(&self.data_dir)
+    }
+
+    /// The host the agent itself connects to when it does not use the socket: the first listen address,
+    /// or loopback where that is a wildcard.
+    pub fn local_host(&self) -> &str {
+        let first = self.listen_addresses.split(',').next().unwrap_or("").trim();
+        match first {
+            "" | "*" | "0.0.0.0" => "127.0.0.1",
+            "::" => "::1",
+            other => other,
+        }
+    }
+
+    /// A sibling of the data directory: `<data_dir><suffix>`.
+    pub fn beside(&self, suffix: &str) -> PathBuf {
+        let mut name = self.data_dir.as_os_str().to_owned();
+        name.push(suffix);
+        PathBuf::from(name)
+    }
+}
+
+/// Where to replicate from: one server's address, nothing about its role.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Upstream {
+    /// Host name or address.
+    pub host: String,
+    /// Port.
+    pub port: u16,
+    /// The physical slot reserved there for this member.
+    pub slot: Option<String>,
+}

@@ -1,0 +1,248 @@
+//! Writes and checks the files of a data directory.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use super::PostgresError;
+use super::config::{PostgresConfig, Upstream};
+use super::settings::{
+    self, BASE_CONF, ConfRole, primary_conninfo, read_setting, render_conf, render_lines,
+    render_pgpass, without_recovery_settings,
+};
+
+/// What happens to the upstream of a replica.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum UpstreamChange {
+    /// It stays as the files say: an upstream is never removed before a new one is confirmed.
+    Keep,
+    /// It becomes this one.
+    To(Upstream),
+    /// There is none: WAL comes from an archive, or not at all.
+    Nowhere,
+}
+
+/// The role a server is started in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ServerRole {
+    /// Accepts writes.
+    Primary,
+    /// In recovery.
+    Replica(UpstreamChange),
+}
+
+const STANDBY_SIGNAL: &str = "standby.signal";
+const RECOVERY_SIGNAL: &str = "recovery.signal";
+
+/// Whether the directory is that of a replica.
+pub(crate) fn is_replica(data_dir: &Path) -> bool {
+    data_dir.join(STANDBY_SIGNAL).exists()
+}
+
+/// Replaces a file whole: a crash leaves the old or the new one.
+pub(crate) fn write_file(path: &Path, text: &str) -> Result<(), PostgresError> {
+    let mut fresh = path.as_os_str().to_owned();
+    fresh.push(".trunkline-new");
+    let fresh = PathBuf::from(fresh);
+    let write = || -> io::Result<()> {
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&fresh)?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
+        fs::rename(&fresh, path)
+    };
+    write().map_err(PostgresError::file("write", path))
+}
+
+/// Makes the renames and new names of a directory durable.
+pub(crate) fn sync_directory(path: &Path) -> Result<(), PostgresError> {
+    File::open(path)
+        .and_then(|dir| dir.sync_all())
+        .map_err(PostgresError::file("sync", path))
+}
+
+pub(crate) fn remove_file(path: &Path) -> Result<(), PostgresError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(PostgresError::file("remove", path)(error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Reads a file of settings; a missing one is empty.
+fn read_text(path: &Path) -> Result<String, PostgresError> {
+    match fs::read_to_string(path) {
+        Ok(text) => Ok(text),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
+        Err(error) => Err(PostgresError::file("read", path)(error)),
+    }
+}
+
+/// Writes the password file of the agent's three roles.
+pub(crate) fn write_pgpass(config: &PostgresConfig) -> Result<(), PostgresError> {
+    let roles = [&config.superuser, &config.replication, &config.rewind];
+    write_file(&config.pgpass, &render_pgpass(&roles))
+}
+
+/// Writes every file for a server in `role`.
+pub(crate) fn write_all(
+    config: &PostgresConfig,
+    controlled: &BTreeMap<&'static str, String>,
+    role: &ServerRole,
+    is_paused: bool,
+) -> Result<(), PostgresError> {
+    write_pgpass(config)?;
+    let conf = config.config_dir().join("postgresql.conf");
+    let auto_conf = config.data_dir.join("postgresql.auto.conf");
+    let (old, old_auto) = (read_text(&conf)?, read_text(&auto_conf)?);
+    keep_original(config, &conf, &old)?;
+    let (conninfo, slot) = upstream_of(config, role, &old, &old_auto);
+    let conf_role = match role {
+        ServerRole::Primary => ConfRole::Primary,
+        ServerRole::Replica(_) => ConfRole::Replica {
+            conninfo: conninfo.as_deref(),
+            slot: slot.as_deref(),
+        },
+    };
+    write_file(
+        &conf,
+        &render_conf(config, controlled, conf_role, is_paused),
+    )?;
+    for (name, lines) in [
+        ("pg_hba.conf", &config.pg_hba),
+        ("pg_ident.conf", &config.pg_ident),
+    ] {
+        if !lines.is_empty() {
+            write_file(&config.config_dir().join(name), &render_lines(lines))?;
+        }
+    }
+    if let Some(text) = without_recovery_settings(&old_auto) {
+        write_file(&auto_conf, &text)?;
+    }
+    write_signals(&config.data_dir, role)
+}
+
+/// Before the first generated file is written, the original is renamed; it is included from then on.
+fn keep_original(config: &PostgresConfig, conf: &Path, old: &str) -> Result<(), PostgresError> {
+    let base = config.config_dir().join(BASE_CONF);
+    if config.custom_conf.is_some() || base.exists() {
+        return Ok(());
+    }
+    if old.is_empty() || settings::is_generated(old) {
+        return write_file(&base, "");
+    }
+    fs::rename(conf, &base).map_err(PostgresError::file("rename", conf))
+}
+
+fn upstream_of(
+    config: &PostgresConfig,
+    role: &ServerRole,
+    old: &str,
+    old_auto: &str,
+) -> (Option<String>, Option<String>) {
+    match role {
+        ServerRole::Primary | ServerRole::Replica(UpstreamChange::Nowhere) => (None, None),
+        ServerRole::Replica(UpstreamChange::To(upstream)) => (
+            Some(primary_conninfo(config, upstream)),
+            upstream.slot.clone(),
+        ),
+        // The automatic file is read last by the server, so its value is the one that was in use.
+        ServerRole::Replica(UpstreamChange::Keep) => {
+            let kept = |name| read_setting(old_auto, name).or_else(|| read_setting(old, name));
+            (kept("primary_conninfo"), kept("primary_slot_name"))
+        }
+    }
+}
+
+fn write_signals(data_dir: &Path, role: &ServerRole) -> Result<(), PostgresError> {
+    let standby = data_dir.join(STANDBY_SIGNAL);
+    remove_file(&data_dir.join(RECOVERY_SIGNAL))?;
+    remove_file(&data_dir.join("promote"))?;
+    match role {
+        ServerRole::Primary => remove_file(&standby)?,
+        ServerRole::Replica(_) if standby.exists() => {}
+        ServerRole::Replica(_) => write_file(&standby, "")?,
+    }
+    sync_directory(data_dir)
+}
+
+/// Removes `postmaster.pid` of a server that is proved dead. Left there, its number reused by any process
+/// of this user (usual in a container) would keep PostgreSQL from starting.
+pub(crate) fn remove_stale_lock(data_dir: &Path) -> Result<(), PostgresError> {
+    remove_file(&data_dir.join("postmaster.pid"))
+}
+
+/// Checks owner and mode as PostgreSQL does, to say it in one line before anything is started.
+pub(crate) fn check_directory(data_dir: &Path) -> Result<(), PostgresError> {
+    let wrong = |problem: String, remedy: String| PostgresError::Directory {
+        path: data_dir.to_owned(),
+        problem,
+        remedy,
+    };
+    let metadata = fs::metadata(data_dir).map_err(PostgresError::file("read", data_dir))?;
+    if !metadata.is_dir() {
+        let remedy = "set postgresql.data_dir to the data directory";
+        return Err(wrong("is not a directory".to_owned(), remedy.to_owned()));
+    }
+    let uid = rustix::process::geteuid().as_raw();
+    if metadata.uid() != uid {
+        return Err(wrong(
+            format!(
+                "belongs to user {}, the agent runs as {uid}",
+                metadata.uid()
+            ),
+            format!("run the agent as its owner, or chown -R it to {uid}"),
+        ));
+    }
+    if metadata.mode() & 0o027 != 0 {
+        return Err(wrong(
+            format!("has mode {:04o}", metadata.mode() & 0o7777),
+            format!("chmod 0700 {}", data_dir.display()),
+        ));
+    }
+    if directory_major(data_dir).is_none() {
+        return Err(wrong(
+            "holds no PG_VERSION".to_owned(),
+            "it is not a data directory; check that the right disk is mounted".to_owned(),
+        ));
+    }
+    Ok(())
+}
+
+/// The major version a directory was made by.
+pub(crate) fn directory_major(data_dir: &Path) -> Option<String> {
+    let text = fs::read_to_string(data_dir.join("PG_VERSION")).ok()?;
+    Some(text.trim().to_owned()).filter(|t| !t.is_empty())
+}
+
+/// `15` of `15.18 (Debian ...)`, `19` of `19beta1`.
+pub(crate) fn major_of(version: &str) -> String {
+    version.chars().take_while(char::is_ascii_digit).collect()
+}
+
+/// Where Debian's and PGDG's packages put the programs.
+pub(crate) fn packaged_bin_dir(major: Option<&str>) -> Option<PathBuf> {
+    let debian = Path::new("/usr/lib/postgresql");
+    if let Some(major) = major {
+        let folders = [
+            debian.join(major).join("bin"),
+            format!("/usr/pgsql-{major}/bin").into(),
+        ];
+        return folders
+            .into_iter()
+            .find(|dir| dir.join("postgres").exists());
+    }
+    let newest = fs::read_dir(debian)
+        .ok()?
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok())
+        .filter(|major| debian.join(major.to_string()).join("bin/initdb").exists())
+        .max()?;
+    Some(debian.join(newest.to_string()).join("bin"))
+}

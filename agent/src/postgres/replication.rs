@@ -1,0 +1,220 @@
+//! Promote, follow, slots, checkpoints.
+
+use std::fs;
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use rustix::process::Signal;
+
+use trunkline_shared::cluster::{Lsn, Timeline};
+use trunkline_shared::service::clock;
+
+use super::scan::ProcessId;
+use super::sql::quote_literal;
+use super::{
+    Postgres, PostgresError, ServerRole, ServerStatus, Upstream, UpstreamChange, files, settings,
+};
+
+/// Pause between two looks while a promotion or a first stream is awaited.
+const WATCH_PAUSE: Duration = Duration::from_millis(3);
+
+/// Limit of the small statements here.
+const STATEMENT_LIMIT: Duration = Duration::from_secs(3);
+
+/// How long a promotion may hang on a replay conflict before the sessions in its way are ended.
+const CONFLICT_PATIENCE: Duration = Duration::from_millis(20);
+
+/// Whether the instance is still in recovery, and whether its replay waits for a query of a client.
+const PROMOTION_QUERY: &str = "\
+SELECT pg_catalog.pg_is_in_recovery() || ' ' || EXISTS (
+ SELECT FROM pg_catalog.pg_stat_activity WHERE backend_type = 'startup'
+ AND (wait_event LIKE 'RecoveryConflict%' OR wait_event_type IN ('Lock', 'BufferPin')))";
+
+/// Ends the client sessions of a replica that hold a snapshot or a transaction: what replay can wait for.
+const LIFT_CONFLICTS: &str = "\
+SELECT pg_catalog.pg_terminate_backend(pid)::text FROM pg_catalog.pg_stat_activity
+ WHERE backend_type = 'client backend' AND pid <> pg_catalog.pg_backend_pid()
+ AND (xact_start IS NOT NULL OR backend_xmin IS NOT NULL)";
+
+/// How a promotion went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Promoted {
+    /// From the signal to the end of recovery.
+    pub took: Duration,
+    /// The timeline it began.
+    pub timeline: Timeline,
+}
+
+/// Whether a replica streams from its new upstream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Followed {
+    /// WAL arrives from it.
+    Streaming,
+    /// Not within the limit. The setting is in place; the receiver goes on trying.
+    NotYet,
+}
+
+impl Postgres {
+    /// Ends recovery. `may_promote` is asked in the same breath as the signal is sent; a no sends
+    /// nothing. Returns when the instance accepts writes. After a timeout the promotion goes on; it
+    /// cannot be taken back, only stopped with the instance.
+    pub async fn promote(
+        &self,
+        limit: Duration,
+        may_promote: impl FnOnce() -> bool,
+    ) -> Result<Promoted, PostgresError> {
+        let config = self.config();
+        let running = self.watched().ok_or_else(|| self.not_running())?;
+        if !files::is_replica(&config.data_dir) {
+            return Err(PostgresError::NotInRecovery);
+        }
+        // What `pg_ctl promote` and pg_promote() do: it needs no connection, so a server without a free
+        // slot is promoted all the same.
+        // The file gets its name only after the check: with it in place any SIGUSR1, and the server sends
+        // itself many, would promote.
+        let trigger = config.data_dir.join("promote");
+        let prepared = config.data_dir.join("promote.trunkline-new");
+        fs::write(&prepared, "").map_err(PostgresError::file("write", &prepared))?;
+        if !may_promote() {
+            files::remove_file(&prepared)?;
+            return Err(PostgresError::PromoteNotAllowed);
+        }
+        fs::rename(&prepared, &trigger).map_err(PostgresError::file("write", &trigger))?;
+        running.signal(Signal::USR1);
+        let began = clock::now();
+        loop {
+            let passed = clock::now().since(began);
+            let Some(left) = limit.checked_sub(passed) else {
+                return Err(PostgresError::Timeout {
+                    what: "the promotion",
+                    after: limit,
+                });
+            };
+            // An instance below hot standby answers nothing until it is promoted; so errors only wait.
+            let answer = self
+                .query_text(PROMOTION_QUERY, left.min(STATEMENT_LIMIT))
+                .await;
+            match answer.as_deref() {
+                Ok(text) if text.starts_with("false") => break,
+                Ok("true true") if passed >= CONFLICT_PATIENCE => {
+                    let _ = self.query(LIFT_CONFLICTS, STATEMENT_LIMIT).await;
+                }
+                _ => {}
+            }
+            if running.ended_within(WATCH_PAUSE).await {
+                return Err(self.not_running());
+            }
+        }
+        let took = clock::now().since(began);
+        let timeline = "SELECT pg_catalog.substr(pg_catalog.pg_walfile_name(\
+                        pg_catalog.pg_current_wal_lsn()), 1, 8)";
+        let text = self.query_text(timeline, STATEMENT_LIMIT).await?;
+        let timeline = u32::from_str_radix(&text, 16).map_err(|_| PostgresError::Unreadable {
+            what: "the name of a WAL file",
+            text,
+        })?;
+        Ok(Promoted {
+            took,
+            timeline: Timeline(timeline),
+        })
+    }
+
+    /// Makes a running replica follow `upstream`: rewrites its settings, reloads, and watches for `limit`
+    /// whether it really streams from there.
+    pub async fn follow(
+        &self,
+        upstream: &Upstream,
+        limit: Duration,
+    ) -> Result<Followed, PostgresError> {
+        let config = self.config();
+        if !files::is_replica(&config.data_dir) {
+            return Err(PostgresError::NotInRecovery);
+        }
+        let floor = self.control_data().await?.shared_memory;
+        let controlled = settings::controlled(&config, Some(floor));
+        let role = ServerRole::Replica(UpstreamChange::To(upstream.clone()));
+        files::write_all(&config, &controlled, &role, false)?;
+        self.reload()?;
+        self.wait_streaming(upstream, limit).await
+    }
+
+    /// Watches for `limit` whether WAL arrives from `upstream`.
+    pub async fn wait_streaming(
+        &self,
+        upstream: &Upstream,
+        limit: Duration,
+    ) -> Result<Followed, PostgresError> {
+        let began = clock::now();
+        while clock::now().since(began) < limit {
+            let running = self.watched().ok_or_else(|| self.not_running())?;
+            let is_streaming = self
+                .status(STATEMENT_LIMIT)
+                .await
+                .is_ok_and(|status| status.is_streaming_from(&upstream.host, upstream.port));
+            if is_streaming {
+                return Ok(Followed::Streaming);
+            }
+            running.ended_within(WATCH_PAUSE).await;
+        }
+        Ok(Followed::NotYet)
+    }
+
+    /// Writes a checkpoint. After a promotion this makes the instance a source for pg_rewind.
+    pub async fn checkpoint(&self, limit: Duration) -> Result<(), PostgresError> {
+        self.query("CHECKPOINT", limit).await.map(drop)
+    }
+
+    /// Creates a physical slot that reserves WAL at once; one that exists is left as it is.
+    pub async fn create_slot(&self, name: &str) -> Result<(), PostgresError> {
+        let name = quote_literal(name);
+        let sql = format!(
+            "SELECT pg_catalog.pg_create_physical_replication_slot({name}, true)::text \
+             WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_replication_slots WHERE slot_name = {name})"
+        );
+        self.query(&sql, STATEMENT_LIMIT).await.map(drop)
+    }
+
+    /// Drops a physical slot that nobody uses; one that is missing or in use is left alone.
+    pub async fn drop_slot(&self, name: &str) -> Result<(), PostgresError> {
+        let name = quote_literal(name);
+        let sql = format!(
+            "SELECT pg_catalog.pg_drop_replication_slot(slot_name)::text \
+             FROM pg_catalog.pg_replication_slots \
+             WHERE slot_name = {name} AND NOT active AND slot_type = 'physical'"
+        );
+        self.query(&sql, STATEMENT_LIMIT).await.map(drop)
+    }
+
+    /// Moves a physical slot forward to `to`, never beyond the instance's own WAL, never back.
+    pub async fn advance_slot(&self, name: &str, to: Lsn) -> Result<(), PostgresError> {
+        let name = quote_literal(name);
+        let sql = format!(
+            "SELECT pg_catalog.pg_replication_slot_advance(slot_name, least('{to}'::pg_lsn, \
+             CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_replay_lsn() \
+             ELSE pg_catalog.pg_current_wal_flush_lsn() END))::text \
+             FROM pg_catalog.pg_replication_slots WHERE slot_name = {name} AND NOT active \
+             AND slot_type = 'physical' AND restart_lsn < '{to}'::pg_lsn"
+        );
+        self.query(&sql, STATEMENT_LIMIT).await.map(drop)
+    }
+
+    /// The walsenders whose receiver is not among `names`, opened while SQL can still name them.
+    pub(crate) async fn senders_except(&self, names: &[String]) -> Vec<OwnedFd> {
+        let kept: Vec<String> = names.iter().map(|name| quote_literal(name)).collect();
+        let condition = if kept.is_empty() {
+            String::new()
+        } else {
+            format!(" WHERE application_name NOT IN ({})", kept.join(", "))
+        };
+        let sql = format!("SELECT pid::text FROM pg_catalog.pg_stat_replication{condition}");
+        let pids = self.query(&sql, STATEMENT_LIMIT).await.unwrap_or_default();
+        pids.iter()
+            .filter_map(|pid| ProcessId::of(pid.parse().ok()?)?.open())
+            .collect()
+    }
+
+    /// The status, without the memory of [`Postgres::probe`].
+    pub async fn status_now(&self) -> Result<ServerStatus, PostgresError> {
+        self.status(STATEMENT_LIMIT).await
+    }
+}

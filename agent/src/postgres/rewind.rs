@@ -1,0 +1,432 @@
+//! Whether the local WAL has left the history of another server, and pg_rewind.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use trunkline_shared::cluster::timeline::{Ancestry, TimelineEnd};
+use trunkline_shared::cluster::{Lsn, SystemId, Timeline, TimelineHistory};
+
+use super::control_data::ControlState;
+use super::directory::{REWINDING, remove_tree};
+use super::files::{remove_file, write_file, write_pgpass};
+use super::process::Tool;
+use super::settings::conninfo;
+use super::sql::Target;
+use super::{ControlData, Postgres, PostgresError, Upstream};
+
+/// Longest pg_rewind: a day. It is ended earlier by dropping the call.
+const REWIND_LIMIT: Duration = Duration::from_secs(24 * 3600);
+
+/// Limit of the queries to the source.
+const SOURCE_LIMIT: Duration = Duration::from_secs(5);
+
+/// Longest look at the last WAL record.
+const WALDUMP_LIMIT: Duration = Duration::from_secs(30);
+
+/// Suffix of the folder for WAL after the fork, of which one is kept.
+pub const WAL_ASIDE: &str = ".wal-aside";
+
+/// Most WAL set aside; beyond it the older segments, nearest to the fork, are kept.
+const WAL_ASIDE_LIMIT_BYTES: u64 = 1 << 30;
+
+/// Size of a WAL page, PostgreSQL's default; packages have no other.
+const WAL_PAGE_BYTES: u64 = 8192;
+
+/// Where the local WAL ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LocalEnd {
+    /// A primary that was stopped cleanly: the end of its shutdown checkpoint's record.
+    StoppedPrimary {
+        /// Its timeline.
+        timeline: Timeline,
+        /// First byte after the record.
+        end: Lsn,
+    },
+    /// A primary that crashed: it may have written more than anybody knows.
+    CrashedPrimary {
+        /// Its timeline.
+        timeline: Timeline,
+    },
+    /// A replica: the furthest it has received or replayed.
+    Replica {
+        /// The newest timeline it has reached.
+        timeline: Timeline,
+        /// That position.
+        end: Lsn,
+    },
+}
+
+/// Whether a directory can follow a server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RewindNeed {
+    /// It can as it is.
+    NotNeeded,
+    /// Its WAL goes on after the other's history left its timeline.
+    Needed {
+        /// Where they parted.
+        fork: Lsn,
+    },
+    /// A primary stood on the very timeline on which another now writes: nothing tells them apart, and
+    /// pg_rewind refuses. Only a copy is safe if the other is not this instance's own continuation.
+    SameTimeline,
+    /// The history does not mention the local timeline.
+    Unknown,
+}
+
+/// Compares the local end with the history of a server on timeline `of` (pure).
+pub fn needs_rewind(local: LocalEnd, of: Timeline, history: &TimelineHistory) -> RewindNeed {
+    match local {
+        LocalEnd::Replica { timeline, end } => match history.ancestry(timeline, end, of) {
+            Ancestry::Ancestor => RewindNeed::NotNeeded,
+            Ancestry::Diverged { fork } => RewindNeed::Needed { fork },
+            Ancestry::Unknown => RewindNeed::Unknown,
+        },
+        LocalEnd::StoppedPrimary { timeline, end } => {
+            match (timeline == of, history.ancestry(timeline, end, of)) {
+                (true, _) => RewindNeed::SameTimeline,
+                // A primary whose last record is not exactly where the next timeline begins has written
+                // something the other has not, or lacks something it once wrote.
+                (false, Ancestry::Ancestor) => match history.end_of(timeline) {
+                    Some(fork) if fork != end => RewindNeed::Needed { fork },
+                    _ => RewindNeed::NotNeeded,
+                },
+                (false, Ancestry::Diverged { fork }) => RewindNeed::Needed { fork },
+                (false, Ancestry::Unknown) => RewindNeed::Unknown,
+            }
+        }
+        LocalEnd::CrashedPrimary { timeline } if timeline == of => RewindNeed::SameTimeline,
+        LocalEnd::CrashedPrimary { timeline } => {
+            match history.ancestry(timeline, Lsn(u64::MAX), of) {
+                Ancestry::Diverged { fork } => RewindNeed::Needed { fork },
+                Ancestry::Ancestor | Ancestry::Unknown => RewindNeed::Unknown,
+            }
+        }
+    }
+}
+
+/// What a possible source of a rewind says of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SourceFacts {
+    /// Its system identifier.
+    pub system_id: SystemId,
+    /// Whether it is in recovery: then it is no source.
+    pub is_in_recovery: bool,
+    /// Its timeline; that of its latest checkpoint while it is in recovery.
+    pub timeline: Timeline,
+    /// Timeline of its latest checkpoint.
+    pub checkpoint_timeline: Timeline,
+    /// The ancestry of its timeline.
+    pub history: TimelineHistory,
+}
+
+impl SourceFacts {
+    /// Whether pg_rewind may run against it: a primary that has written a checkpoint since its promotion.
+    /// Before that its control file still names the old timeline, and a rewind damages the target.
+    pub fn is_rewind_source(&self) -> bool {
+        !self.is_in_recovery && self.checkpoint_timeline == self.timeline
+    }
+}
+
+/// System identifier, recovery, timeline, timeline of the checkpoint, one row each.
+const FACTS_QUERY: &str = "\
+SELECT v FROM (SELECT 1, system_identifier::text FROM pg_catalog.pg_control_system()
+ UNION ALL SELECT 2, pg_catalog.pg_is_in_recovery()::text
+ UNION ALL SELECT 3, CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.to_hex(timeline_id)
+   ELSE pg_catalog.substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 1, 8) END
+   FROM pg_catalog.pg_control_checkpoint()
+ UNION ALL SELECT 4, timeline_id::text FROM pg_catalog.pg_control_checkpoint()) AS r(n, v)
+ ORDER BY n";
+
+/// Reads a `.history` file (pure).
+pub fn parse_history(text: &str) -> TimelineHistory {
+    let ends = text
+        .lines()
+        .filter_map(|line| {
+            let mut fields = line.split_whitespace();
+            Some(TimelineEnd {
+                timeline: Timeline(fields.next()?.parse().ok()?),
+                end: fields.next()?.parse().ok()?,
+            })
+        })
+        .collect();
+    TimelineHistory::new(ends)
+}
+
+/// Where a record of `total` bytes that begins at `start` ends: a page header is skipped at every page it
+/// reaches, and the next record is aligned to 8 bytes (pure).
+fn record_end(start: Lsn, total: u64, segment_bytes: u64) -> Lsn {
+    let (mut at, mut left) = (start.0, total);
+    loop {
+        let room = WAL_PAGE_BYTES - at % WAL_PAGE_BYTES;
+        if left <= room {
+            // An end that meets the page's is followed by the next page's header only when more is written.
+            return Lsn((at + left).next_multiple_of(8));
+        }
+        left -= room;
+        at += room;
+        at += if at.is_multiple_of(segment_bytes) {
+            40
+        } else {
+            24
+        };
+    }
+}
+
+/// The total length in `pg_waldump`'s line `... len (rec/tot):    114/   114, ...` (pure).
+fn total_length(line: &str) -> Option<u64> {
+    let after = line.split("len (rec/tot):").nth(1)?;
+    let (_, total) = after.split(',').next()?.split_once('/')?;
+    total.trim().parse().ok()
+}
+
+impl Postgres {
+    /// Where the local WAL ends, of a stopped instance. `received` is what the running replica was last
+    /// seen to have received, if anything: its control file may lag behind that.
+    pub async fn local_end(&self, received: Option<Lsn>) -> Result<LocalEnd, PostgresError> {
+        let data = self.control_data().await?;
+        let timeline = data.newest_timeline();
+        Ok(match data.state {
+            ControlState::ShutDown => LocalEnd::StoppedPrimary {
+                timeline,
+                end: self.shutdown_end(&data).await?,
+            },
+            ControlState::ShutDownInRecovery | ControlState::InArchiveRecovery => {
+                LocalEnd::Replica {
+                    timeline,
+                    end: data
+                        .min_recovery_end
+                        .max(data.checkpoint)
+                        .max(received.unwrap_or_default()),
+                }
+            }
+            ControlState::StartingUp
+            | ControlState::ShuttingDown
+            | ControlState::InCrashRecovery
+            | ControlState::InProduction => LocalEnd::CrashedPrimary { timeline },
+        })
+    }
+
+    /// The end of a clean primary's WAL: where its shutdown checkpoint's record ends. A replica that has
+    /// replayed up to here has everything.
+    pub async fn shutdown_end(&self, data: &ControlData) -> Result<Lsn, PostgresError> {
+        let arguments = vec![
+            format!("--path={}", self.config().data_dir.join("pg_wal").display()),
+            format!("--timeline={}", data.timeline),
+            format!("--start={}", data.checkpoint),
+            "--limit=1".to_owned(),
+        ];
+        let tool = self.tool("pg_waldump", arguments, WALDUMP_LIMIT, "pg_waldump");
+        let output = tool.run().await?;
+        let total = total_length(&output.stdout).ok_or(PostgresError::Unreadable {
+            what: "the output of pg_waldump",
+            text: output.stdout,
+        })?;
+        Ok(record_end(data.checkpoint, total, data.wal_segment_bytes))
+    }
+
+    /// Asks another server, as the rewind role, what is needed to compare histories.
+    pub async fn source_facts(&self, source: &Upstream) -> Result<SourceFacts, PostgresError> {
+        let config = self.config();
+        let target = Target::remote(&config.rewind, &config.database, &source.host, source.port);
+        let rows = target.query_once(FACTS_QUERY, SOURCE_LIMIT).await?;
+        let unreadable = || PostgresError::Unreadable {
+            what: "what the source says of itself",
+            text: rows.join(" "),
+        };
+        let [system_id, in_recovery, timeline, checkpoint] = rows.as_slice() else {
+            return Err(unreadable());
+        };
+        let timeline = u32::from_str_radix(timeline, 16).map_err(|_| unreadable())?;
+        let history = if timeline > 1 {
+            let sql = format!(
+                "SELECT pg_catalog.convert_from(pg_catalog.pg_read_binary_file(\
+                 'pg_wal/{timeline:08X}.history', 0, 1048576, true), 'UTF8')"
+            );
+            let rows = target.query_once(&sql, SOURCE_LIMIT).await?;
+            parse_history(rows.first().map_or("", String::as_str))
+        } else {
+            TimelineHistory::default()
+        };
+        Ok(SourceFacts {
+            system_id: SystemId(system_id.parse::<i64>().map_err(|_| unreadable())? as u64),
+            is_in_recovery: in_recovery == "true",
+            timeline: Timeline(timeline),
+            checkpoint_timeline: Timeline(checkpoint.parse().map_err(|_| unreadable())?),
+            history,
+        })
+    }
+
+    /// Runs pg_rewind against `source`, which must have been found to be one by
+    /// [`SourceFacts::is_rewind_source`] and to have this system identifier. The instance must be stopped;
+    /// after a crash pg_rewind recovers it first. WAL after `fork` is copied aside before anything
+    /// changes. Until it succeeds the directory is marked and must not be started.
+    pub async fn rewind(&self, source: &Upstream, fork: Lsn) -> Result<(), PostgresError> {
+        let config = self.config();
+        if let Some(id) = self.adopt() {
+            return Err(PostgresError::Running {
+                data_dir: config.data_dir.clone(),
+                pid: id.pid,
+            });
+        }
+        let data = self.control_data().await?;
+        let (from, to) = (config.data_dir.join("pg_wal"), config.beside(WAL_ASIDE));
+        let first = fork.0 / data.wal_segment_bytes;
+        let (timeline, segment_bytes) = (data.newest_timeline(), data.wal_segment_bytes);
+        let copying = move || copy_wal_aside(&from, &to, timeline, first, segment_bytes);
+        if let Ok(result) = tokio::task::spawn_blocking(copying).await {
+            result?;
+        }
+        write_pgpass(&config)?;
+        let port = source.port.to_string();
+        let server = conninfo(&[
+            ("host", &source.host),
+            ("port", &port),
+            ("user", &config.rewind.username),
+            ("dbname", &config.database),
+            ("sslmode", "prefer"),
+        ]);
+        let mut arguments = vec![
+            format!("--target-pgdata={}", config.data_dir.display()),
+            format!("--source-server={server}"),
+        ];
+        if config.recovery.contains_key("restore_command") {
+            arguments.push("--restore-target-wal".to_owned());
+        }
+        if let Some(dir) = &config.config_dir {
+            let file = dir.join("postgresql.conf");
+            arguments.push(format!("--config-file={}", file.display()));
+        }
+        let marker = config.beside(REWINDING);
+        write_file(&marker, "")?;
+        let tool = Tool {
+            passfile: Some(&config.pgpass),
+            ..self.tool("pg_rewind", arguments, REWIND_LIMIT, "pg_rewind")
+        };
+        tool.run().await?;
+        // Slots are the source's, or stale: the agent makes those that are wanted.
+        empty_directory(&config.data_dir.join("pg_replslot"))?;
+        remove_file(&marker)
+    }
+}
+
+fn empty_directory(path: &Path) -> Result<(), PostgresError> {
+    for entry in fs::read_dir(path).into_iter().flatten().flatten() {
+        remove_tree(&entry.path())?;
+    }
+    Ok(())
+}
+
+/// Copies the segments of `timeline` from number `first` on. Copies, not links: pg_rewind writes into the
+/// files of the target.
+fn copy_wal_aside(
+    from: &Path,
+    to: &Path,
+    timeline: Timeline,
+    first: u64,
+    segment_bytes: u64,
+) -> Result<(), PostgresError> {
+    remove_tree(to)?;
+    fs::create_dir(to).map_err(PostgresError::file("create", to))?;
+    let mut names: Vec<String> = fs::read_dir(from)
+        .map_err(PostgresError::file("read", from))?
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+        .filter(|name| segment_number(name, timeline, segment_bytes).is_some_and(|n| n >= first))
+        .collect();
+    names.sort();
+    let most = usize::try_from(WAL_ASIDE_LIMIT_BYTES / segment_bytes).unwrap_or(usize::MAX);
+    for name in names.iter().take(most.max(1)) {
+        fs::copy(from.join(name), to.join(name)).map_err(PostgresError::file("copy", from))?;
+    }
+    Ok(())
+}
+
+/// The number of a WAL segment of `timeline` by its file's name (pure).
+fn segment_number(name: &str, timeline: Timeline, segment_bytes: u64) -> Option<u64> {
+    let is_segment = name.len() == 24 && name.bytes().all(|b| b.is_ascii_hexdigit());
+    if !is_segment || u32::from_str_radix(&name[..8], 16).ok()? != timeline.0 {
+        return None;
+    }
+    let high = u64::from_str_radix(&name[8..16], 16).ok()?;
+    let low = u64::from_str_radix(&name[16..], 16).ok()?;
+    Some(high * ((1 << 32) / segment_bytes) + low)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn history() -> TimelineHistory {
+        parse_history("1\t0/3000100\tno recovery target specified\n\n")
+    }
+
+    #[test]
+    fn a_primary_stopped_exactly_at_the_fork_follows_and_any_other_is_rewound() {
+        let stopped = |end| LocalEnd::StoppedPrimary {
+            timeline: Timeline(1),
+            end: Lsn(end),
+        };
+        let fork = Lsn(0x300_0100);
+        let need = |local| needs_rewind(local, Timeline(2), &history());
+        assert_eq!(need(stopped(0x300_0100)), RewindNeed::NotNeeded);
+        assert_eq!(need(stopped(0x300_0000)), RewindNeed::Needed { fork });
+        assert_eq!(need(stopped(0x300_0200)), RewindNeed::Needed { fork });
+        let crashed = |t| LocalEnd::CrashedPrimary {
+            timeline: Timeline(t),
+        };
+        assert_eq!(need(crashed(1)), RewindNeed::Needed { fork });
+        assert_eq!(need(crashed(2)), RewindNeed::SameTimeline);
+    }
+
+    #[test]
+    fn a_replica_is_rewound_only_beyond_the_fork() {
+        let need = |timeline, end| {
+            let local = LocalEnd::Replica {
+                timeline: Timeline(timeline),
+                end: Lsn(end),
+            };
+            needs_rewind(local, Timeline(2), &history())
+        };
+        let fork = Lsn(0x300_0100);
+        assert_eq!(need(1, 0x300_0100), RewindNeed::NotNeeded);
+        assert_eq!(need(1, 0x300_0101), RewindNeed::Needed { fork });
+        assert_eq!(need(2, 0x900_0000), RewindNeed::NotNeeded);
+        let unheard = needs_rewind(
+            LocalEnd::Replica {
+                timeline: Timeline(1),
+                end: Lsn(1),
+            },
+            Timeline(3),
+            &TimelineHistory::default(),
+        );
+        assert_eq!(unheard, RewindNeed::Unknown);
+    }
+
+    #[test]
+    fn a_records_end_skips_page_headers_and_is_aligned() {
+        let segment = 16 << 20;
+        assert_eq!(record_end(Lsn(0x300_0028), 114, segment), Lsn(0x300_00A0));
+        // 64 bytes fit on the page, 50 follow after a header of 24.
+        assert_eq!(
+            record_end(Lsn(0x300_2000 - 64), 114, segment),
+            Lsn((0x300_2000 + 24 + 50_u64).next_multiple_of(8))
+        );
+        // The first page of a segment has a longer header.
+        assert_eq!(
+            record_end(Lsn(0x400_0000 - 64), 114, segment),
+            Lsn((0x400_0000 + 40 + 50_u64).next_multiple_of(8))
+        );
+    }
+
+    #[test]
+    fn reads_names_and_lengths() {
+        let line =
+            "rmgr: XLOG        len (rec/tot):    114/   114, tx:          0, lsn: 0/03000028";
+        assert_eq!(total_length(line), Some(114));
+        let size = 16 << 20;
+        let name = "000000010000000200000003";
+        assert_eq!(segment_number(name, Timeline(1), size), Some(2 * 256 + 3));
+        assert_eq!(segment_number(name, Timeline(2), size), None);
+        assert_eq!(segment_number("00000002.history", Timeline(2), size), None);
+    }
+}

@@ -1,0 +1,308 @@
+//! What the instance says of itself: the one query of a tick, and its answer as plain data (pure).
+
+use serde::Deserialize;
+
+use trunkline_shared::cluster::{Lsn, SystemId, Timeline};
+
+/// One row and column of JSON: everything a tick needs in one round trip. Every column named here exists
+/// in PostgreSQL 13 to 18.
+pub(crate) const STATUS_QUERY: &str = "\
+SELECT pg_catalog.json_build_object(
+ 'version', pg_catalog.current_setting('server_version_num')::int,
+ 'started', (extract(epoch from pg_catalog.pg_postmaster_start_time()) * 1000000)::bigint,
+ 'system_id', (SELECT system_identifier::text FROM pg_catalog.pg_control_system()),
+ 'in_recovery', r.r,
+ 'timeline', CASE WHEN NOT r.r THEN pg_catalog.substr(pg_catalog.pg_walfile_name(
+    pg_catalog.pg_current_wal_lsn()), 1, 8) END,
+ 'control_timeline', (SELECT timeline_id FROM pg_catalog.pg_control_checkpoint()),
+ 'recovery_timeline', (SELECT min_recovery_end_timeline FROM pg_catalog.pg_control_recovery()),
+ 'current', CASE WHEN NOT r.r THEN pg_catalog.pg_current_wal_flush_lsn() END,
+ 'received', CASE WHEN r.r THEN pg_catalog.pg_last_wal_receive_lsn() END,
+ 'replayed', CASE WHEN r.r THEN pg_catalog.pg_last_wal_replay_lsn() END,
+ 'replay_paused', CASE WHEN r.r THEN pg_catalog.pg_is_wal_replay_paused() END,
+ 'conninfo', pg_catalog.current_setting('primary_conninfo', true),
+ 'slot', pg_catalog.current_setting('primary_slot_name', true),
+ 'synchronous_standby_names', pg_catalog.current_setting('synchronous_standby_names'),
+ 'receiver', (SELECT pg_catalog.json_build_object('status', status, 'timeline', received_tli,
+    'slot', slot_name, 'host', sender_host, 'port', sender_port)
+    FROM pg_catalog.pg_stat_wal_receiver WHERE pid IS NOT NULL),
+ 'senders', (SELECT coalesce(pg_catalog.json_agg(pg_catalog.json_build_object('pid', pid,
+    'application_name', application_name, 'client_addr', client_addr, 'state', state,
+    'sync_state', sync_state, 'sent', sent_lsn, 'flushed', flush_lsn, 'replayed', replay_lsn)), '[]')
+    FROM pg_catalog.pg_stat_replication),
+ 'slots', (SELECT coalesce(pg_catalog.json_agg(pg_catalog.json_build_object('name', slot_name,
+    'kind', slot_type, 'plugin', plugin, 'database', database, 'is_active', active,
+    'is_temporary', temporary, 'restart', restart_lsn, 'confirmed', confirmed_flush_lsn,
+    'xmin', xmin::text, 'wal_status', wal_status)), '[]')
+    FROM pg_catalog.pg_replication_slots),
+ 'pending_restart', (SELECT coalesce(pg_catalog.json_agg(name), '[]')
+    FROM pg_catalog.pg_settings WHERE pending_restart),
+ 'controlled', (SELECT pg_catalog.json_object_agg(name, setting) FROM pg_catalog.pg_settings
+    WHERE name IN ('max_connections', 'max_locks_per_transaction', 'max_worker_processes',
+    'max_prepared_transactions', 'wal_level', 'track_commit_timestamp', 'max_wal_senders',
+    'max_replication_slots', 'wal_log_hints'))
+)::text FROM (SELECT pg_catalog.pg_is_in_recovery() AS r) AS r";
+
+/// The WAL receiver.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Receiver {
+    /// PostgreSQL's word: `starting`, `streaming`, `waiting`, `restarting`, `stopping`.
+    pub status: String,
+    /// Timeline of the last WAL received.
+    pub timeline: Option<Timeline>,
+    /// Slot in use.
+    pub slot: Option<String>,
+    /// Host it is connected to.
+    pub host: Option<String>,
+    /// Port it is connected to.
+    pub port: Option<u16>,
+}
+
+impl Receiver {
+    /// Whether WAL arrives.
+    pub fn is_streaming(&self) -> bool {
+        self.status == "streaming"
+    }
+}
+
+/// One replica, or another receiver of WAL, connected to this instance.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sender {
+    /// The walsender process.
+    pub pid: i32,
+    /// The name the receiver gave itself: a member's name.
+    pub application_name: String,
+    /// Its address; absent over a Unix socket.
+    pub client_addr: Option<String>,
+    /// `startup`, `catchup`, `streaming`, `backup`, `stopping`.
+    pub state: String,
+    /// `async`, `potential`, `sync`, `quorum`.
+    pub sync_state: String,
+    /// Sent up to here.
+    pub sent: Option<Lsn>,
+    /// Flushed there up to here.
+    pub flushed: Option<Lsn>,
+    /// Replayed there up to here.
+    pub replayed: Option<Lsn>,
+}
+
+/// A replication slot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Slot {
+    /// Name.
+    pub name: String,
+    /// Whether it is physical.
+    pub is_physical: bool,
+    /// Output plugin of a logical slot.
+    pub plugin: Option<String>,
+    /// Database of a logical slot.
+    pub database: Option<String>,
+    /// Whether somebody uses it.
+    pub is_active: bool,
+    /// Whether it ends with its session.
+    pub is_temporary: bool,
+    /// WAL is kept from here on.
+    pub restart: Option<Lsn>,
+    /// Confirmed by a logical consumer.
+    pub confirmed: Option<Lsn>,
+    /// Whether it holds back vacuum, which no replica's slot may.
+    pub has_xmin: bool,
+    /// `reserved`, `extended`, `unreserved`, `lost`.
+    pub wal_status: Option<String>,
+}
+
+/// The answer of a running instance.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServerStatus {
+    /// `server_version_num`, such as 150018.
+    pub version: u32,
+    /// Start of the postmaster in microseconds since 1970.
+    pub started_us: i64,
+    /// System identifier.
+    pub system_id: SystemId,
+    /// Whether it is in recovery: writes are refused.
+    pub is_in_recovery: bool,
+    /// Timeline: of the WAL written by a primary; of a replica the newest it is known to have reached.
+    pub timeline: Timeline,
+    /// Timeline of the latest checkpoint: equals `timeline` after the first checkpoint of a promotion.
+    pub checkpoint_timeline: Timeline,
+    /// Flushed by a primary up to here.
+    pub current: Option<Lsn>,
+    /// Received by a replica up to here since it started to stream.
+    pub received: Option<Lsn>,
+    /// Replayed by a replica up to here.
+    pub replayed: Option<Lsn>,
+    /// Whether replay is paused by request.
+    pub is_replay_paused: bool,
+    /// `primary_conninfo` in use.
+    pub conninfo: String,
+    /// `primary_slot_name` in use.
+    pub slot: String,
+    /// `synchronous_standby_names` in use.
+    pub synchronous_standby_names: String,
+    /// The WAL receiver, if one runs.
+    pub receiver: Option<Receiver>,
+    /// Who receives from this instance.
+    pub senders: Vec<Sender>,
+    /// Replication slots.
+    pub slots: Vec<Slot>,
+    /// Parameters changed in the files that wait for a restart.
+    pub pending_restart: Vec<String>,
+    /// The parameters given on the command line, with the values in use.
+    pub controlled: Vec<(String, String)>,
+}
+
+impl ServerStatus {
+    /// How far the WAL of this instance reaches: flushed by a primary, received or replayed by a replica.
+    pub fn position(&self) -> Lsn {
+        let of = |lsn: Option<Lsn>| lsn.unwrap_or_default();
+        of(self.current)
+            .max(of(self.received))
+            .max(of(self.replayed))
+    }
+
+    /// Whether WAL arrives from exactly this server.
+    pub fn is_streaming_from(&self, host: &str, port: u16) -> bool {
+        self.receiver.as_ref().is_some_and(|r| {
+            r.is_streaming() && r.host.as_deref() == Some(host) && r.port == Some(port)
+        })
+    }
+
+    /// Reads the one value of [`STATUS_QUERY`].
+    pub(crate) fn parse(json: &str) -> Result<Self, serde_json::Error> {
+        serde_json::from_str::<RawStatus>(json).map(Self::from)
+    }
+}
+
+#[derive(Deserialize)]
+struct RawStatus {
+    version: u32,
+    started: i64,
+    system_id: String,
+    in_recovery: bool,
+    timeline: Option<String>,
+    control_timeline: u32,
+    recovery_timeline: Option<u32>,
+    current: Option<String>,
+    received: Option<String>,
+    replayed: Option<String>,
+    replay_paused: Option<bool>,
+    conninfo: Option<String>,
+    slot: Option<String>,
+    synchronous_standby_names: String,
+    receiver: Option<RawReceiver>,
+    senders: Vec<RawSender>,
+    slots: Vec<RawSlot>,
+    pending_restart: Vec<String>,
+    controlled: std::collections::BTreeMap<String, String>,
+}
+
+#[derive(Deserialize)]
+struct RawReceiver {
+    status: Option<String>,
+    timeline: Option<u32>,
+    slot: Option<String>,
+    host: Option<String>,
+    port: Option<u16>,
+}
+
+#[derive(Deserialize)]
+struct RawSender {
+    pid: i32,
+    application_name: Option<String>,
+    client_addr: Option<String>,
+    state: Option<String>,
+    sync_state: Option<String>,
+    sent: Option<String>,
+    flushed: Option<String>,
+    replayed: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct RawSlot {
+    name: String,
+    kind: String,
+    plugin: Option<String>,
+    database: Option<String>,
+    is_active: bool,
+    is_temporary: bool,
+    restart: Option<String>,
+    confirmed: Option<String>,
+    xmin: Option<String>,
+    wal_status: Option<String>,
+}
+
+fn lsn(text: Option<String>) -> Option<Lsn> {
+    text.and_then(|t| t.parse().ok())
+}
+
+impl From<RawStatus> for ServerStatus {
+    fn from(raw: RawStatus) -> Self {
+        let written = raw.timeline.and_then(|t| u32::from_str_radix(&t, 16).ok());
+        let receiver = raw.receiver.map(|r| Receiver {
+            status: r.status.unwrap_or_default(),
+            timeline: r.timeline.map(Timeline),
+            slot: r.slot,
+            host: r.host,
+            port: r.port,
+        });
+        let received = receiver
+            .as_ref()
+            .and_then(|r| r.timeline)
+            .map_or(0, |t| t.0);
+        let recovered = raw.recovery_timeline.unwrap_or(0);
+        let reached = raw.control_timeline.max(recovered).max(received);
+        Self {
+            version: raw.version,
+            started_us: raw.started,
+            system_id: SystemId(raw.system_id.parse::<i64>().unwrap_or(0) as u64),
+            is_in_recovery: raw.in_recovery,
+            timeline: Timeline(written.unwrap_or(reached)),
+            checkpoint_timeline: Timeline(raw.control_timeline),
+            current: lsn(raw.current),
+            received: lsn(raw.received),
+            replayed: lsn(raw.replayed),
+            is_replay_paused: raw.replay_paused.unwrap_or(false),
+            conninfo: raw.conninfo.unwrap_or_default(),
+            slot: raw.slot.unwrap_or_default(),
+            synchronous_standby_names: raw.synchronous_standby_names,
+            receiver,
+            senders: raw.senders.into_iter().map(Sender::from).collect(),
+            slots: raw.slots.into_iter().map(Slot::from).collect(),
+            pending_restart: raw.pending_restart,
+            controlled: raw.controlled.into_iter().collect(),
+        }
+    }
+}
+
+impl From<RawSender> for Sender {
+    fn from(raw: RawSender) -> Self {
+        Self {
+            pid: raw.pid,
+            application_name: raw.application_name.unwrap_or_default(),
+            client_addr: raw.client_addr,
+            state: raw.state.unwrap_or_default(),
+            sync_state: raw.sync_state.unwrap_or_default(),
+            sent: lsn(raw.sent),
+            flushed: lsn(raw.flushed),
+            replayed: lsn(raw.replayed),
+        }
+    }
+}
+
+impl From<RawSlot> for Slot {
+    fn from(raw: RawSlot) -> Self {
+        Self {
+            name: raw.name,
+            is_physical: raw.kind == "physical",
+            plugin: raw.plugin,
+            database: raw.database,
+            is_active: raw.is_active,
+            is_temporary: raw.is_temporary,
+            restart: lsn(raw.restart),
+            confirmed: lsn(raw.confirmed),
+            has_xmin: raw.xmin.is_some(),
+            wal_status: raw.wal_status,
+        }
+    }
+}
