@@ -1,0 +1,276 @@
+//! The REST API: Patroni's paths, codes and JSON. Routes only.
+//!
+//! Health answers come from [`Published`], a value in memory; no SQL and no DCS call stands on their path.
+//! Operators' requests become a record in the DCS, or a [`LocalRequest`] to this agent's own loop: the API
+//! never touches PostgreSQL or the lease.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use axum::Router;
+use axum::body::{Body, Bytes};
+use axum::extract::{DefaultBodyLimit, State};
+use axum::http::{HeaderMap, Method, StatusCode, Uri, header};
+use axum::response::Response;
+use serde_json::Value;
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+use trunkline_shared::cluster::topology::FactKey;
+use trunkline_shared::dcs::keys::Keys;
+use trunkline_shared::dcs::{Dcs, Operation, Txn};
+use trunkline_shared::service::clock;
+
+use crate::config::RestCredentials;
+use crate::metrics;
+
+pub mod authorization;
+pub mod health;
+mod local;
+mod published;
+pub mod requests;
+pub mod settings;
+pub mod status;
+pub mod view;
+
+pub use local::{LocalOutcome, LocalRequest, RestartRequest};
+pub use published::{Published, ReplicationRow, WallTime};
+use requests::{ChangeOfLeader, Kind, Progress};
+
+/// The largest body taken.
+const LARGEST_BODY: usize = 1 << 20;
+
+/// Patroni polls a switchover for `2 * max(10, loop_wait)` seconds before it answers "unknown".
+const LEAST_WAIT: Duration = Duration::from_secs(10);
+
+/// How often the published topology is looked at while a change of leader goes on.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// A request counts as called off when no trace of it was seen for this long: the leader may delete the
+/// request and announce the switchover in two transactions.
+const CALLED_OFF_AFTER: Duration = Duration::from_secs(1);
+
+/// What the API needs of the agent.
+#[derive(Clone)]
+pub struct Api {
+    /// What it may say.
+    pub published: Arc<ArcSwap<Published>>,
+    /// Where requests are written.
+    pub dcs: Arc<dyn Dcs>,
+    /// Under which keys.
+    pub keys: Keys,
+    /// Requests to this agent alone.
+    pub requests: mpsc::Sender<LocalRequest>,
+    /// Required for unsafe methods, if set.
+    pub authentication: Option<RestCredentials>,
+    /// The process's own metrics as text, beside those of the published state.
+    pub render_metrics: Arc<dyn Fn() -> String + Send + Sync>,
+}
+
+/// Serves on `listener` until `stop` ends.
+///
+/// # Errors
+/// The listener's, when it cannot go on.
+pub async fn serve(
+    listener: TcpListener,
+    api: Api,
+    stop: impl Future<Output = ()> + Send + 'static,
+) -> std::io::Result<()> {
+    axum::serve(listener, router(api))
+        .with_graceful_shutdown(stop)
+        .await
+}
+
+/// The routes.
+pub fn router(api: Api) -> Router {
+    Router::new()
+        .fallback(answer)
+        .layer(DefaultBodyLimit::max(LARGEST_BODY))
+        .with_state(api)
+}
+
+async fn answer(
+    State(api): State<Api>,
+    method: Method,
+    uri: Uri,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Response {
+    let is_safe = matches!(method, Method::GET | Method::HEAD | Method::OPTIONS);
+    if !is_safe && let Some(refused) = authorization::refusal(&headers, api.authentication.as_ref())
+    {
+        return refused;
+    }
+    match method {
+        Method::HEAD | Method::OPTIONS => status_only(&api, &uri),
+        Method::GET => get(&api, &uri).await,
+        Method::PATCH | Method::PUT if uri.path() == "/config" => {
+            settings::change(&api, method == Method::PATCH, &body).await
+        }
+        Method::POST => post(&api, uri.path(), &body).await,
+        Method::DELETE => delete(uri.path()),
+        _ => text(StatusCode::METHOD_NOT_ALLOWED, "method not allowed"),
+    }
+}
+
+/// Health checks without a body; every other path that can be read exists.
+fn status_only(api: &Api, uri: &Uri) -> Response {
+    let published = api.published.load();
+    let query = uri.query().unwrap_or_default();
+    let code = match health::status(uri.path(), query, &published, clock::now()) {
+        Some(code) => code,
+        None => match uri.path() {
+            "/patroni" | "/cluster" | "/history" | "/config" | "/metrics" => health::YES,
+            _ => 404,
+        },
+    };
+    with_status(code, "text/plain", String::new())
+}
+
+async fn get(api: &Api, uri: &Uri) -> Response {
+    let published = api.published.load_full();
+    let now = clock::now();
+    match uri.path() {
+        "/patroni" => json(200, &status::member(&published, now)),
+        "/cluster" => json(
+            200,
+            &view::cluster(published.cluster.as_str(), &published.topology),
+        ),
+        "/metrics" => {
+            let mut text = metrics::exposition(&published, now);
+            text.push_str(&(api.render_metrics)());
+            with_status(200, "text/plain; version=0.0.4", text)
+        }
+        "/history" => raw(api, &FactKey::History, 200, "[]").await,
+        "/config" => raw(api, &FactKey::Settings, 502, "").await,
+        path => {
+            let query = uri.query().unwrap_or_default();
+            match health::status(path, query, &published, now) {
+                Some(code) => json(code, &status::member(&published, now)),
+                None => text(StatusCode::NOT_FOUND, "no such path"),
+            }
+        }
+    }
+}
+
+/// A key's value as it stands in the DCS; `status` and `otherwise` where there is none.
+async fn raw(api: &Api, key: &FactKey, status: u16, otherwise: &str) -> Response {
+    let read = Txn {
+        then: vec![Operation::Get(api.keys.path(key))],
+        ..Txn::default()
+    };
+    match api.dcs.commit(&read).await {
+        Ok(committed) => match committed.entries.first() {
+            Some(entry) => {
+                let value = String::from_utf8_lossy(&entry.value).into_owned();
+                with_status(200, "application/json", value)
+            }
+            None => with_status(status, "application/json", otherwise.to_owned()),
+        },
+        Err(error) => with_status(503, "text/plain", error.to_string()),
+    }
+}
+
+async fn post(api: &Api, path: &str, body: &[u8]) -> Response {
+    match path {
+        "/switchover" => change_leader(api, Kind::Switchover, body).await,
+        "/failover" => change_leader(api, Kind::Failover, body).await,
+        "/restart" => local::restart(api, body).await,
+        "/reinitialize" => local::reinitialize(api, body).await,
+        "/reload" => local::reload(api).await,
+        _ => text(StatusCode::NOT_FOUND, "no such path"),
+    }
+}
+
+/// Nothing can be scheduled yet, so there is nothing to delete.
+fn delete(path: &str) -> Response {
+    match path {
+        "/switchover" => text(StatusCode::NOT_FOUND, "no switchover is scheduled"),
+        "/restart" => text(StatusCode::NOT_FOUND, "no restart is scheduled"),
+        _ => text(StatusCode::NOT_FOUND, "no such path"),
+    }
+}
+
+async fn change_leader(api: &Api, kind: Kind, body: &[u8]) -> Response {
+    let published = api.published.load_full();
+    let before = published.topology.leader.as_ref().map(|l| l.member.clone());
+    let asked = match ChangeOfLeader::from_body(kind, body)
+        .and_then(|asked| asked.check(&published.topology).map(|()| asked))
+    {
+        Ok(asked) => asked,
+        Err(refusal) => return with_status(refusal.status, "text/plain", refusal.text),
+    };
+    let revision = match asked.write(api.dcs.as_ref(), &api.keys).await {
+        Ok(revision) => revision,
+        Err(refusal) => return with_status(refusal.status, "text/plain", refusal.text),
+    };
+    let wait = published
+        .topology
+        .settings_or_default()
+        .loop_wait
+        .max(LEAST_WAIT)
+        * 2;
+    let deadline = clock::now() + wait;
+    let mut called_off_since = None;
+    loop {
+        tokio::time::sleep(LOOK).await;
+        let now = clock::now();
+        let published = api.published.load_full();
+        if published.topology.revision >= revision {
+            match asked.progress(&published.topology, before.as_ref()) {
+                Progress::Done(leader) => return changed(&asked, &leader),
+                Progress::CalledOff => {
+                    let since = *called_off_since.get_or_insert(now);
+                    if now.since(since) >= CALLED_OFF_AFTER {
+                        let why = published
+                            .reason
+                            .as_deref()
+                            .unwrap_or("see the leader's log");
+                        let word = kind.word();
+                        return with_status(503, "text/plain", format!("{word} failed: {why}"));
+                    }
+                }
+                Progress::Pending | Progress::Promoting(_) => called_off_since = None,
+            }
+        }
+        if now >= deadline {
+            let text = format!(
+                "{} status unknown: not finished after {} s; see GET /cluster",
+                kind.word(),
+                wait.as_secs()
+            );
+            return with_status(503, "text/plain", text);
+        }
+    }
+}
+
+fn changed(asked: &ChangeOfLeader, leader: &trunkline_shared::cluster::MemberName) -> Response {
+    let done = asked.kind.done();
+    let text = match &asked.candidate {
+        Some(candidate) if candidate != leader => {
+            let mut done = done.to_owned();
+            done[..1].make_ascii_uppercase();
+            format!("{done} to \"{leader}\" instead of \"{candidate}\"")
+        }
+        Some(_) | None => format!("Successfully {done} to \"{leader}\""),
+    };
+    with_status(200, "text/plain", text)
+}
+
+fn json(status: u16, value: &Value) -> Response {
+    with_status(status, "application/json", value.to_string())
+}
+
+fn text(status: StatusCode, text: &str) -> Response {
+    with_status(status.as_u16(), "text/plain", text.to_owned())
+}
+
+fn with_status(status: u16, content_type: &'static str, body: String) -> Response {
+    let mut response = Response::new(Body::from(body));
+    *response.status_mut() =
+        StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let value = header::HeaderValue::from_static(content_type);
+    response.headers_mut().insert(header::CONTENT_TYPE, value);
+    response
+}

@@ -1,0 +1,229 @@
+//! Requests to this agent alone: they go to its loop through a channel and come back with what became of
+//! them.
+
+use std::time::Duration;
+
+use axum::response::Response;
+use serde::Deserialize;
+use tokio::sync::{mpsc, oneshot};
+use trunkline_shared::cluster::MemberRole;
+use trunkline_shared::cluster::quantity;
+use trunkline_shared::dcs::records::{role_from_word, role_word};
+
+use super::{Api, Published, with_status};
+
+/// How long the loop may take to take a request up, and to be done with a restart that names no timeout.
+const LONGEST: Duration = Duration::from_secs(3600);
+
+/// A request to this agent alone. The loop answers through `answer`; dropping it counts as refused.
+#[derive(Debug)]
+pub enum LocalRequest {
+    /// Restart PostgreSQL.
+    Restart {
+        /// Its conditions; the API has checked them already where it can.
+        request: RestartRequest,
+        /// Answered when PostgreSQL runs again, or when it is known that it will not.
+        answer: oneshot::Sender<LocalOutcome>,
+    },
+    /// Replace the data by a new clone.
+    Reinitialize {
+        /// Even while another long job runs.
+        force: bool,
+        /// Copy from the leader, never from another replica.
+        from_leader: bool,
+        /// Answered as soon as the job has started or was refused.
+        answer: oneshot::Sender<LocalOutcome>,
+    },
+    /// Read the configuration again.
+    Reload {
+        /// Answered when the new configuration is in force, or was found wrong.
+        answer: oneshot::Sender<LocalOutcome>,
+    },
+}
+
+/// What became of a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LocalOutcome {
+    /// Done; says what.
+    Done(String),
+    /// Not begun; says why.
+    Refused(String),
+    /// Begun and failed; says how.
+    Failed(String),
+}
+
+/// The conditions of a restart.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct RestartRequest {
+    /// How long the start may take; the cluster's `primary_start_timeout` if absent.
+    pub timeout: Option<Duration>,
+}
+
+/// The body of `POST /restart`.
+#[derive(Debug, Default, Deserialize)]
+struct RestartBody {
+    restart_pending: Option<bool>,
+    role: Option<String>,
+    postgres_version: Option<String>,
+    timeout: Option<serde_json::Value>,
+    schedule: Option<String>,
+}
+
+/// The body of `POST /reinitialize`.
+#[derive(Debug, Default, Deserialize)]
+struct ReinitializeBody {
+    #[serde(default)]
+    force: bool,
+    #[serde(default, rename = "from-leader", alias = "from_leader")]
+    from_leader: bool,
+}
+
+/// `POST /restart`.
+pub async fn restart(api: &Api, body: &[u8]) -> Response {
+    let body: RestartBody = match parsed(body) {
+        Ok(body) => body,
+        Err(wrong) => return with_status(400, "text/plain", wrong),
+    };
+    if body.schedule.as_deref().is_some_and(|at| at != "now") {
+        let text = "a scheduled restart is not supported by this version".to_owned();
+        return with_status(422, "text/plain", text);
+    }
+    let timeout = match &body.timeout {
+        None | Some(serde_json::Value::Null) => None,
+        Some(value) => {
+            let text = value
+                .as_str()
+                .map_or_else(|| value.to_string(), str::to_owned);
+            match quantity::duration(&text).filter(|t| !t.is_zero()) {
+                Some(timeout) => Some(timeout),
+                None => {
+                    let text =
+                        format!("timeout {text} is not usable: {}", quantity::DURATION_FORMS);
+                    return with_status(400, "text/plain", text);
+                }
+            }
+        }
+    };
+    match why_not(&body, &api.published.load()) {
+        Ok(None) => {}
+        Ok(Some(why)) => return with_status(503, "text/plain", why),
+        Err(wrong) => return with_status(400, "text/plain", wrong),
+    }
+    let (answer, outcome) = oneshot::channel();
+    let request = RestartRequest { timeout };
+    let sent = LocalRequest::Restart { request, answer };
+    response(&api.requests, sent, outcome, 200).await
+}
+
+/// The condition of the request that does not hold, if any.
+fn why_not(body: &RestartBody, published: &Published) -> Result<Option<String>, String> {
+    if body.restart_pending == Some(true) && published.pending_restart.is_empty() {
+        return Ok(Some(
+            "restart conditions are not satisfied: no restart is pending".to_owned(),
+        ));
+    }
+    if let Some(word) = body.role.as_deref().filter(|word| !word.is_empty()) {
+        let wanted = match word {
+            "leader" | "master" => MemberRole::Primary,
+            word => role_from_word(word).ok_or_else(|| format!("role \"{word}\" is not known"))?,
+        };
+        if wanted != published.role {
+            return Ok(Some(format!(
+                "restart conditions are not satisfied: this member is {}",
+                role_word(published.role)
+            )));
+        }
+    }
+    if let Some(text) = body
+        .postgres_version
+        .as_deref()
+        .filter(|text| !text.is_empty())
+    {
+        let wanted = version_number(text)
+            .ok_or_else(|| format!("postgres_version \"{text}\" is not of the form 15.3"))?;
+        if published
+            .server_version
+            .is_some_and(|running| running >= wanted)
+        {
+            return Ok(Some(format!(
+                "restart conditions are not satisfied: PostgreSQL is not older than {text}"
+            )));
+        }
+    }
+    Ok(None)
+}
+
+/// `15.3` as 150003.
+fn version_number(text: &str) -> Option<u32> {
+    let (major, minor) = text.split_once('.').unwrap_or((text, "0"));
+    let (major, minor): (u32, u32) = (major.parse().ok()?, minor.parse().ok()?);
+    major.checked_mul(10_000)?.checked_add(minor)
+}
+
+/// `POST /reinitialize`.
+pub async fn reinitialize(api: &Api, body: &[u8]) -> Response {
+    let body: ReinitializeBody = match parsed(body) {
+        Ok(body) => body,
+        Err(wrong) => return with_status(400, "text/plain", wrong),
+    };
+    let published = api.published.load_full();
+    let leader = published.topology.leader.as_ref();
+    let refused = match leader {
+        None => Some("there is no leader to copy from"),
+        Some(leader) if leader.member == published.name => {
+            Some("this member is the leader; switch over first")
+        }
+        Some(_) => None,
+    };
+    if let Some(why) = refused {
+        return with_status(503, "text/plain", format!("cannot reinitialize: {why}"));
+    }
+    let (answer, outcome) = oneshot::channel();
+    let sent = LocalRequest::Reinitialize {
+        force: body.force,
+        from_leader: body.from_leader,
+        answer,
+    };
+    response(&api.requests, sent, outcome, 200).await
+}
+
+/// `POST /reload`.
+pub async fn reload(api: &Api) -> Response {
+    let (answer, outcome) = oneshot::channel();
+    response(&api.requests, LocalRequest::Reload { answer }, outcome, 202).await
+}
+
+fn parsed<T: Default + serde::de::DeserializeOwned>(body: &[u8]) -> Result<T, String> {
+    if body.trim_ascii().is_empty() {
+        return Ok(T::default());
+    }
+    serde_json::from_slice(body)
+        .map_err(|error| format!("the body is not the JSON expected: {error}"))
+}
+
+async fn response(
+    requests: &mpsc::Sender<LocalRequest>,
+    request: LocalRequest,
+    outcome: oneshot::Receiver<LocalOutcome>,
+    done: u16,
+) -> Response {
+    // A full queue means that requests come faster than PostgreSQL can restart: nobody is served by more.
+    if requests.try_send(request).is_err() {
+        let text = "the agent is busy with other requests; try again".to_owned();
+        return with_status(503, "text/plain", text);
+    }
+    match tokio::time::timeout(LONGEST, outcome).await {
+        Ok(Ok(LocalOutcome::Done(text))) => with_status(done, "text/plain", text),
+        Ok(Ok(LocalOutcome::Refused(text) | LocalOutcome::Failed(text))) => {
+            with_status(503, "text/plain", text)
+        }
+        Ok(Err(_)) => {
+            let text = "the agent dropped the request; see its log".to_owned();
+            with_status(503, "text/plain", text)
+        }
+        Err(_) => {
+            let text = "the request is not finished; see the agent's log".to_owned();
+            with_status(503, "text/plain", text)
+        }
+    }
+}

@@ -1,0 +1,290 @@
+//! A change of leader as an operator asks for it: the checks, the record, and how far it has come. Used by
+//! the REST API and by the operator's command alike. Nothing here touches PostgreSQL or the lease.
+
+use serde::Deserialize;
+use trunkline_shared::cluster::topology::{FactKey, FailoverRequest, SwitchoverStage};
+use trunkline_shared::cluster::{Member, MemberName, MemberRole, MemberState, Topology};
+use trunkline_shared::dcs::keys::Keys;
+use trunkline_shared::dcs::{Compare, Dcs, DcsError, Operation, Txn, records};
+
+/// Which of the two it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Planned, from a living leader.
+    Switchover,
+    /// By force, to a named candidate, with or without a leader.
+    Failover,
+}
+
+impl Kind {
+    /// As in a sentence.
+    pub fn word(self) -> &'static str {
+        match self {
+            Kind::Switchover => "switchover",
+            Kind::Failover => "failover",
+        }
+    }
+
+    /// As in "Successfully switched over".
+    pub fn done(self) -> &'static str {
+        match self {
+            Kind::Switchover => "switched over",
+            Kind::Failover => "failed over",
+        }
+    }
+}
+
+/// What is asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChangeOfLeader {
+    /// Which of the two.
+    pub kind: Kind,
+    /// The leader to change away from; a switchover names it.
+    pub leader: Option<MemberName>,
+    /// The member to change to; a failover names it.
+    pub candidate: Option<MemberName>,
+}
+
+/// The body of `POST /switchover` and `/failover`.
+#[derive(Debug, Default, Deserialize)]
+struct Body {
+    leader: Option<String>,
+    primary: Option<String>,
+    master: Option<String>,
+    candidate: Option<String>,
+    member: Option<String>,
+    scheduled_at: Option<String>,
+}
+
+/// Why not, with Patroni's status code.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{text}")]
+pub struct Refusal {
+    /// 400 incomplete, 412 not now, 422 not understood, 503 could not be done.
+    pub status: u16,
+    /// What a person reads.
+    pub text: String,
+}
+
+fn refuse(status: u16, text: impl Into<String>) -> Refusal {
+    Refusal {
+        status,
+        text: text.into(),
+    }
+}
+
+impl ChangeOfLeader {
+    /// Reads a request's body.
+    ///
+    /// # Errors
+    /// 400 when it is no JSON object, 422 for what is not supported.
+    pub fn from_body(kind: Kind, body: &[u8]) -> Result<Self, Refusal> {
+        let body: Body = serde_json::from_slice(body)
+            .map_err(|error| refuse(400, format!("the body is not the JSON expected: {error}")))?;
+        if body.scheduled_at.is_some_and(|at| !at.is_empty()) {
+            return Err(refuse(
+                422,
+                "a scheduled change of leader is not supported by this version; send the request \
+                 when it is to happen",
+            ));
+        }
+        let name = |name: Option<String>| {
+            name.filter(|name| !name.is_empty())
+                .map(|name| MemberName::new(&name))
+        };
+        Ok(Self {
+            kind,
+            leader: name(body.leader.or(body.primary).or(body.master)),
+            candidate: name(body.candidate.or(body.member)),
+        })
+    }
+
+    /// Whether the cluster, as it is, allows it.
+    ///
+    /// # Errors
+    /// 400 for what the request lacks, 412 for what the cluster lacks.
+    pub fn check(&self, topology: &Topology) -> Result<(), Refusal> {
+        self.check_names(topology)?;
+        let leader = topology.leader.as_ref().map(|leader| &leader.member);
+        if let Some(candidate) = &self.candidate {
+            let Some(member) = topology.members.get(candidate) else {
+                return Err(refuse(
+                    412,
+                    format!("candidate {candidate} does not exist: no such member is registered"),
+                ));
+            };
+            return unfit(member).map_or(Ok(()), |why| {
+                Err(refuse(412, format!("candidate {candidate} {why}")))
+            });
+        }
+        let others = || {
+            topology
+                .members
+                .values()
+                .filter(|m| Some(&m.name) != leader)
+        };
+        if others().next().is_none() {
+            return Err(refuse(
+                412,
+                "switchover is not possible: the cluster has no member except the leader",
+            ));
+        }
+        if others().all(|member| unfit(member).is_some()) {
+            let reasons: Vec<String> = others()
+                .filter_map(|member| Some(format!("{} {}", member.name, unfit(member)?)))
+                .collect();
+            return Err(refuse(
+                412,
+                format!("no good candidates have been found: {}", reasons.join(", ")),
+            ));
+        }
+        Ok(())
+    }
+
+    fn check_names(&self, topology: &Topology) -> Result<(), Refusal> {
+        let current = topology.leader.as_ref().map(|leader| &leader.member);
+        match (self.kind, &self.leader, &self.candidate) {
+            (Kind::Switchover, None, _) => Err(refuse(
+                400,
+                "a switchover needs the current leader's name: {\"leader\": \"...\"}",
+            )),
+            (Kind::Failover, _, None) => Err(refuse(
+                400,
+                "a failover needs a candidate: {\"candidate\": \"...\"}",
+            )),
+            (Kind::Switchover, Some(leader), Some(candidate)) if leader == candidate => Err(
+                refuse(400, format!("leader and candidate are the same: {leader}")),
+            ),
+            (Kind::Failover, _, Some(candidate)) if current == Some(candidate) => {
+                Err(refuse(412, format!("{candidate} is the leader already")))
+            }
+            (Kind::Switchover, Some(_), None) if topology.settings_or_default().is_paused => {
+                Err(refuse(
+                    400,
+                    "while the cluster is paused a switchover needs a candidate",
+                ))
+            }
+            (Kind::Switchover, Some(leader), _) => match current {
+                Some(current) if current == leader => Ok(()),
+                Some(current) => Err(refuse(
+                    412,
+                    format!("leader name does not match: {current} leads, not {leader}"),
+                )),
+                None => Err(refuse(
+                    412,
+                    "switchover is not possible: the cluster has no leader; use failover",
+                )),
+            },
+            (Kind::Failover, _, Some(_)) => Ok(()),
+        }
+    }
+
+    /// Writes the `failover` record; returns its revision.
+    ///
+    /// # Errors
+    /// 412 when another request stands there, 503 when the DCS does not do it.
+    pub async fn write(&self, dcs: &dyn Dcs, keys: &Keys) -> Result<i64, Refusal> {
+        let key = keys.path(&FactKey::Failover);
+        let read = Txn {
+            then: vec![Operation::Get(key.clone())],
+            ..Txn::default()
+        };
+        let found = dcs.commit(&read).await.map_err(unwritten)?.entries;
+        let guard = match found.first() {
+            None => Compare::Absent(key.clone()),
+            Some(entry) if records::is_absent(&FactKey::Failover, &entry.value) => {
+                Compare::ModRevision(key.clone(), entry.mod_revision)
+            }
+            Some(entry) => {
+                return Err(refuse(
+                    412,
+                    format!(
+                        "another change of leader is asked for already: {}",
+                        String::from_utf8_lossy(&entry.value)
+                    ),
+                ));
+            }
+        };
+        let value = records::failover_to_json(&FailoverRequest {
+            leader: match self.kind {
+                Kind::Switchover => self.leader.clone(),
+                Kind::Failover => None,
+            },
+            candidate: self.candidate.clone(),
+            scheduled_at: None,
+            revision: 0,
+        });
+        let write = Txn {
+            when: vec![guard],
+            then: vec![Operation::Put {
+                key,
+                value: value.into_bytes(),
+                lease: 0,
+            }],
+            otherwise: Vec::new(),
+        };
+        let committed = dcs.commit(&write).await.map_err(unwritten)?;
+        if committed.succeeded {
+            Ok(committed.header.revision)
+        } else {
+            Err(refuse(
+                412,
+                "another change of leader was asked for at the same time",
+            ))
+        }
+    }
+
+    /// How far it has come, by a view of the cluster that is at least as new as the written record.
+    pub fn progress(&self, topology: &Topology, before: Option<&MemberName>) -> Progress {
+        let Some(leader) = &topology.leader else {
+            return Progress::Pending;
+        };
+        if Some(&leader.member) != before {
+            let is_primary = topology.leader_member().is_some_and(|member| {
+                member.role == MemberRole::Primary && member.state == MemberState::Running
+            });
+            return if is_primary {
+                Progress::Done(leader.member.clone())
+            } else {
+                Progress::Promoting(leader.member.clone())
+            };
+        }
+        match &topology.switchover {
+            Some(record) if record.stage == SwitchoverStage::Resume => Progress::CalledOff,
+            Some(_) => Progress::Pending,
+            None if topology.failover.is_some() => Progress::Pending,
+            None => Progress::CalledOff,
+        }
+    }
+}
+
+fn unwritten(error: DcsError) -> Refusal {
+    refuse(503, format!("the request was not written: {error}"))
+}
+
+/// How far a change of leader has come.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// Asked for, the old leader leads or nobody does.
+    Pending,
+    /// This member holds the key and is not primary yet.
+    Promoting(MemberName),
+    /// This member leads as primary.
+    Done(MemberName),
+    /// The record is gone and the old leader leads.
+    CalledOff,
+}
+
+/// Why a member cannot become leader by what its record says; `None` if nothing speaks against it.
+pub fn unfit(member: &Member) -> Option<&'static str> {
+    if !member.tags.may_lead() {
+        return Some("is tagged nofailover");
+    }
+    if member.state != MemberState::Running {
+        return Some("does not run");
+    }
+    if member.role == MemberRole::Uninitialized {
+        return Some("has no data");
+    }
+    None
+}

@@ -1,0 +1,269 @@
+//! `bootstrap:`: how a new cluster is made. Read only by the member that makes it.
+
+use std::collections::BTreeMap;
+
+use secrecy::SecretString;
+use trunkline_shared::cluster::ClusterSettings;
+use trunkline_shared::dcs::records::{SettingsError, settings_from_value};
+
+use super::document::{Kind, Node, Value};
+use super::section::Section;
+use super::{Mistake, Warning};
+
+/// How a new cluster is made.
+#[derive(Clone, Debug, Default)]
+pub struct BootstrapConfig {
+    /// Becomes the `config` key: the dynamic configuration as JSON. `failsafe_mode` is true in it unless
+    /// the file says otherwise (`ha.md` 6).
+    pub dcs: serde_json::Map<String, serde_json::Value>,
+    /// Options of initdb.
+    pub initdb: Vec<InitdbOption>,
+    /// Lines of `pg_hba.conf`, used where `postgresql.pg_hba` is silent.
+    pub pg_hba: Vec<String>,
+    /// Users to make.
+    pub users: BTreeMap<String, BootstrapUser>,
+}
+
+/// One option of initdb: `--name` or `--name=value`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InitdbOption {
+    /// Without dashes.
+    pub name: String,
+    /// Its value, if it has one.
+    pub value: Option<String>,
+}
+
+/// A user to make.
+#[derive(Clone, Debug)]
+pub struct BootstrapUser {
+    /// The password, if any.
+    pub password: Option<SecretString>,
+    /// Words for CREATE ROLE such as `createrole`.
+    pub options: Vec<String>,
+}
+
+/// The agent gives these itself.
+const OWN_OPTIONS: [&str; 6] = ["pgdata", "D", "pwfile", "pwprompt", "username", "U"];
+
+/// What CREATE ROLE takes without an argument.
+const ROLE_OPTIONS: [&str; 14] = [
+    "superuser",
+    "nosuperuser",
+    "createdb",
+    "nocreatedb",
+    "createrole",
+    "nocreaterole",
+    "inherit",
+    "noinherit",
+    "login",
+    "nologin",
+    "replication",
+    "noreplication",
+    "bypassrls",
+    "nobypassrls",
+];
+
+/// Reads the section.
+pub fn read(section: &Section<'_>) -> BootstrapConfig {
+    let config = BootstrapConfig {
+        dcs: dynamic(&section.section("dcs")),
+        initdb: initdb(section),
+        pg_hba: section.texts("pg_hba", false).unwrap_or_default(),
+        users: users(&section.section("users")),
+    };
+    if let Some(method) = section.text("method")
+        && method != "initdb"
+        && let Some(node) = section.find("method")
+    {
+        section.report().mistake(Mistake::Refused {
+            origin: node.origin.clone(),
+            key: "bootstrap.method".to_owned(),
+            why: format!(
+                "\"{method}\": custom bootstrap methods are not supported yet, and initdb would make \
+                 an empty cluster instead; restore the data directory yourself and start the agent on \
+                 it, or remove the line"
+            ),
+        });
+        section.acknowledge(&[&method]);
+    }
+    section.not_acted_on(&["post_bootstrap", "post_init"]);
+    section.end();
+    config
+}
+
+/// Keys of the dynamic configuration that are acted on.
+const ACTED_ON: [&str; 13] = [
+    "ttl",
+    "loop_wait",
+    "retry_timeout",
+    "maximum_lag_on_failover",
+    "primary_start_timeout",
+    "primary_stop_timeout",
+    "check_timeline",
+    "pause",
+    "failsafe_mode",
+    "max_timelines_history",
+    "member_slots_ttl",
+    "postgresql",
+    "standby_cluster",
+];
+
+/// Checks the dynamic configuration by the rules of the `config` key and takes it over as it is.
+fn dynamic(section: &Section<'_>) -> serde_json::Map<String, serde_json::Value> {
+    let mut dcs: serde_json::Map<_, _> = section
+        .values()
+        .iter()
+        .map(|entry| (entry.key.clone(), entry.node.to_json()))
+        .collect();
+    match settings_from_value(&serde_json::Value::Object(dcs.clone())) {
+        Ok(settings) => check_times(section, &settings),
+        Err(SettingsError::Value {
+            key,
+            value,
+            allowed,
+        }) => {
+            if let Some(own) = section.node() {
+                let node = key
+                    .split('.')
+                    .try_fold(own, |node, part| node.child(part))
+                    .unwrap_or(own);
+                section.report().mistake(Mistake::Unusable {
+                    origin: node.origin.clone(),
+                    key: section.path_of(&key),
+                    value,
+                    expected: allowed,
+                });
+            }
+        }
+        // The section was made of a mapping; whatever else stood there is a mistake already.
+        Err(SettingsError::NotJson(_) | SettingsError::NotAnObject(_)) => {}
+    }
+    if let Some(node) = section.find("standby_cluster") {
+        section.report().mistake(Mistake::Refused {
+            origin: node.origin.clone(),
+            key: section.path_of("standby_cluster"),
+            why:
+                "standby clusters are not supported yet, and an independent primary would be made \
+                  instead; remove the section"
+                    .to_owned(),
+        });
+    }
+    section.not_acted_on(&[
+        "maximum_lag_on_syncnode",
+        "synchronous_mode",
+        "synchronous_mode_strict",
+        "synchronous_node_count",
+        "slots",
+        "ignore_slots",
+        "primary_race_backoff",
+    ]);
+    section.acknowledge(&ACTED_ON);
+    section.end();
+    if section.is_present() && !dcs.contains_key("failsafe_mode") {
+        dcs.insert("failsafe_mode".to_owned(), true.into());
+    }
+    dcs
+}
+
+/// The rule of the three times, on the values in effect. Reported, never bent.
+fn check_times(section: &Section<'_>, settings: &ClusterSettings) {
+    if settings.loop_wait + settings.retry_timeout * 2 <= settings.ttl {
+        return;
+    }
+    let Some(node) = section.node() else {
+        return;
+    };
+    section.report().warn(Warning::TimesDoNotFit {
+        origin: section.find("ttl").unwrap_or(node).origin.clone(),
+        ttl: settings.ttl,
+        loop_wait: settings.loop_wait,
+        retry_timeout: settings.retry_timeout,
+    });
+}
+
+fn initdb(section: &Section<'_>) -> Vec<InitdbOption> {
+    const EXPECTED: &str =
+        "a list of options, such as \"- data-checksums\" and \"- encoding: UTF8\"";
+    let Some(node) = section.find("initdb") else {
+        return Vec::new();
+    };
+    let Value::List(items) = &node.value else {
+        section.unusable("initdb", node, EXPECTED);
+        return Vec::new();
+    };
+    let mut options = Vec::new();
+    for item in items {
+        match &item.value {
+            Value::Scalar(s) => options.push((item, s.text.clone(), None)),
+            Value::Map(entries) => {
+                for entry in entries {
+                    match &entry.node.value {
+                        Value::Scalar(s) if s.kind == Kind::Boolean(true) => {
+                            options.push((item, entry.key.clone(), None));
+                        }
+                        Value::Scalar(s) if s.kind == Kind::Boolean(false) => {}
+                        Value::Scalar(s) => {
+                            options.push((item, entry.key.clone(), Some(s.text.clone())));
+                        }
+                        Value::List(_) | Value::Map(_) => {
+                            section.unusable("initdb", &entry.node, EXPECTED);
+                        }
+                    }
+                }
+            }
+            Value::List(_) => section.unusable("initdb", item, EXPECTED),
+        }
+    }
+    options
+        .into_iter()
+        .filter_map(|(item, name, value)| initdb_option(section, item, &name, value))
+        .collect()
+}
+
+fn initdb_option(
+    section: &Section<'_>,
+    item: &Node,
+    name: &str,
+    value: Option<String>,
+) -> Option<InitdbOption> {
+    let name = name.trim_start_matches('-').to_owned();
+    if OWN_OPTIONS.contains(&name.as_str()) {
+        section.report().mistake(Mistake::Refused {
+            origin: item.origin.clone(),
+            key: "bootstrap.initdb".to_owned(),
+            why: format!(
+                "option \"{name}\" is given by the agent: the folder is postgresql.data_dir, the user \
+                 postgresql.authentication.superuser; remove the line"
+            ),
+        });
+        return None;
+    }
+    Some(InitdbOption { name, value })
+}
+
+fn users(section: &Section<'_>) -> BTreeMap<String, BootstrapUser> {
+    let mut users = BTreeMap::new();
+    for entry in section.entries() {
+        let user = section.section(&entry.key);
+        let options = user.texts("options", true).unwrap_or_default();
+        for option in &options {
+            if !ROLE_OPTIONS.contains(&option.to_ascii_lowercase().as_str())
+                && let Some(node) = user.find("options")
+            {
+                user.report().mistake(Mistake::Unusable {
+                    origin: node.origin.clone(),
+                    key: user.path_of("options"),
+                    value: format!("\"{option}\""),
+                    expected: format!("words of: {}", ROLE_OPTIONS.join(", ")),
+                });
+            }
+        }
+        let made = BootstrapUser {
+            password: user.secret("password"),
+            options,
+        };
+        user.end();
+        users.insert(entry.key.clone(), made);
+    }
+    users
+}

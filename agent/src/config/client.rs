@@ -1,0 +1,108 @@
+//! What the operator's command needs: the store and the credentials, from an agent's or a router's file
+//! or from the environment alone. Nothing else in the file is looked at.
+
+use std::path::{Path, PathBuf};
+
+use trunkline_shared::cluster::ClusterName;
+
+use super::restapi::user_password;
+use super::section::{Report, Section};
+use super::{ConfigError, Environment, EtcdConfig, UserPassword, etcd3, sources};
+
+/// What the operator's command was told.
+#[derive(Clone, Debug)]
+pub struct ClientConfig {
+    /// The cluster, if the file names one.
+    pub cluster: Option<ClusterName>,
+    /// What the keys of all clusters begin with.
+    pub namespace: String,
+    /// The DCS.
+    pub etcd: EtcdConfig,
+    /// For unsafe requests to agents.
+    pub authentication: Option<UserPassword>,
+    /// Who signed the agents' certificates.
+    pub cacert: Option<PathBuf>,
+}
+
+/// Reads `path`, or the environment alone; `dcs_url` (`-d`) replaces the file's endpoints.
+pub fn load(
+    path: Option<&Path>,
+    dcs_url: Option<&str>,
+    env: &Environment,
+) -> Result<ClientConfig, ConfigError> {
+    let (mut document, _) = sources::read(path, env)?;
+    if let Some(url) = dcs_url {
+        let node = super::document::Node::from_environment("-d", url);
+        let host = url.trim_start_matches("etcd3://");
+        let host = match node.value {
+            super::document::Value::Scalar(_) => {
+                super::document::Node::from_environment("-d", host)
+            }
+            super::document::Value::List(_) | super::document::Value::Map(_) => node,
+        };
+        document.merge(host.nested(&["etcd3", "hosts"]));
+    }
+    let report = Report::new(&document);
+    let root = Section::root(&document, &report);
+    let etcd = etcd3::read(&root);
+    let ctl = root.section("ctl");
+    let authentication = user_password(&ctl.section("authentication"))
+        .or_else(|| user_password(&root.section("restapi").section("authentication")));
+    let cluster = root
+        .text("scope")
+        .filter(|s| !s.is_empty() && !s.contains('/'))
+        .or_else(|| only_scope_of_listeners(&document));
+    let namespace = root
+        .text("namespace")
+        .unwrap_or_else(|| "service".to_owned());
+    let cacert = ctl
+        .file("cacert")
+        .or_else(|| root.section("restapi").file("cafile"));
+    let (mistakes, _) = report.into_parts();
+    match etcd {
+        Some(etcd) if mistakes.is_empty() => Ok(ClientConfig {
+            cluster: cluster.map(|c| ClusterName::new(&c)),
+            namespace: namespace.trim_matches('/').to_owned(),
+            etcd,
+            authentication,
+            cacert,
+        }),
+        _ => Err(ConfigError { mistakes }),
+    }
+}
+
+/// A router's file names its clusters in its listeners; one name is enough to go by.
+fn only_scope_of_listeners(document: &super::document::Node) -> Option<String> {
+    let super::document::Value::List(items) = &document.child("listeners")?.value else {
+        return None;
+    };
+    let mut scopes: Vec<String> = items
+        .iter()
+        .filter_map(|item| match &item.child("scope")?.value {
+            super::document::Value::Scalar(s) => Some(s.text.clone()),
+            super::document::Value::List(_) | super::document::Value::Map(_) => None,
+        })
+        .collect();
+    scopes.sort();
+    scopes.dedup();
+    match scopes.as_slice() {
+        [one] => Some(one.clone()),
+        _ => None,
+    }
+}
+
+/// In an agent's file `ctl:` is the command's business: its keys are known.
+pub(super) fn accept(section: &Section<'_>) {
+    section.acknowledge(&[
+        "insecure",
+        "cacert",
+        "certfile",
+        "keyfile",
+        "keyfile_password",
+    ]);
+    section
+        .section("authentication")
+        .acknowledge(&["username", "password"]);
+    section.acknowledge(&["authentication", "auth"]);
+    section.end();
+}

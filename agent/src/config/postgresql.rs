@@ -1,0 +1,302 @@
+//! `postgresql:`: the local instance, as far as this file and not the DCS says it.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use secrecy::SecretString;
+
+use super::document::{Kind, Value};
+use super::section::{Address, Section};
+use super::{Warning, sorted};
+
+/// PostgreSQL's port.
+const DEFAULT_PORT: u16 = 5432;
+
+/// The local instance.
+#[derive(Clone, Debug)]
+pub struct PostgresqlConfig {
+    /// Where it listens; the host may be a list such as `127.0.0.1,10.0.0.1`.
+    pub listen: Address,
+    /// How others reach it; written into the member's record.
+    pub connect_address: Address,
+    /// How clients behind a proxy reach it, if so.
+    pub proxy_address: Option<Address>,
+    /// The data directory.
+    pub data_dir: PathBuf,
+    /// Where the configuration files are; `data_dir` unless set.
+    pub config_dir: PathBuf,
+    /// Where the programs are; searched in `PATH` if absent.
+    pub bin_dir: Option<PathBuf>,
+    /// Own names of programs (`bin_name`).
+    pub bin_names: BTreeMap<String, String>,
+    /// Where the password file is kept, if named.
+    pub pgpass: Option<PathBuf>,
+    /// The database to connect to for administration.
+    pub database: String,
+    /// Administration.
+    pub superuser: Credentials,
+    /// Replication.
+    pub replication: Credentials,
+    /// pg_rewind; the superuser if absent.
+    pub rewind: Option<Credentials>,
+    /// Parameters that this file sets over those of the cluster.
+    pub parameters: BTreeMap<String, String>,
+    /// Lines of `pg_hba.conf`, if managed from here.
+    pub pg_hba: Option<Vec<String>>,
+    /// Lines of `pg_ident.conf`, if managed from here.
+    pub pg_ident: Option<Vec<String>>,
+    /// A file to include in place of `postgresql.base.conf`.
+    pub custom_conf: Option<PathBuf>,
+    /// Parameters of recovery, such as `restore_command`.
+    pub recovery: BTreeMap<String, String>,
+    /// Connect by the socket for administration.
+    pub use_unix_socket: bool,
+    /// The same for replication commands.
+    pub use_unix_socket_repl: bool,
+    /// Rewind a diverged member; overrides the cluster's setting.
+    pub use_pg_rewind: Option<bool>,
+    /// An explicit false is obeyed (`ha.md` 5.8).
+    pub remove_data_directory_on_rewind_failure: Option<bool>,
+    /// An explicit false is obeyed (`ha.md` 5.8).
+    pub remove_data_directory_on_diverged_timelines: Option<bool>,
+    /// How long a start or stop by `pg_ctl` may take.
+    pub pg_ctl_timeout: Duration,
+    /// Ways to make a replica, in order; only `basebackup` is acted on.
+    pub create_replica_methods: Vec<String>,
+    /// Options of pg_basebackup: `--name` or `--name=value`.
+    pub basebackup: Vec<(String, Option<String>)>,
+    /// Operator's scripts: `on_start`, `on_stop`, `on_restart`, `on_reload`, `on_role_change`.
+    pub callbacks: BTreeMap<String, String>,
+}
+
+/// How one of the three roles connects.
+#[derive(Clone, Debug, Default)]
+pub struct Credentials {
+    /// The user.
+    pub username: String,
+    /// The password; absent where `pg_hba.conf` asks for none.
+    pub password: Option<SecretString>,
+    /// `sslmode`, `sslcert`, ... as libpq names them.
+    pub connection: BTreeMap<String, String>,
+}
+
+/// Settings of a role's connection, as libpq names them.
+const CONNECTION: [&str; 9] = [
+    "sslmode",
+    "sslkey",
+    "sslcert",
+    "sslrootcert",
+    "sslcrl",
+    "sslcrldir",
+    "sslnegotiation",
+    "gssencmode",
+    "channel_binding",
+];
+
+/// Parameters that the agent sets itself and nobody may set.
+const OWN_PARAMETERS: [&str; 3] = ["listen_addresses", "port", "cluster_name"];
+
+/// The scripts that Patroni calls.
+const CALLBACKS: [&str; 5] = [
+    "on_start",
+    "on_stop",
+    "on_restart",
+    "on_reload",
+    "on_role_change",
+];
+
+/// Reads the section.
+pub fn read(section: &Section<'_>) -> Option<PostgresqlConfig> {
+    let (listen, connect_address) = addresses(section);
+    let data_dir = section.file("data_dir");
+    if section.find("data_dir").is_none() {
+        section.missing(
+            "data_dir",
+            "write the data directory, such as \"data_dir: /var/lib/postgresql/15/main\"",
+        );
+    }
+    let authentication = section.section("authentication");
+    let superuser = credentials(&authentication.section("superuser"), Some("postgres"));
+    let replication = credentials(&authentication.section("replication"), Some("replicator"));
+    let rewind = credentials(&authentication.section("rewind"), None);
+    authentication.end();
+    let methods = methods(section);
+    let proxy_address = section.address("proxy_address", DEFAULT_PORT);
+    let is_complete = listen.is_some()
+        && connect_address.is_some()
+        && data_dir.is_some()
+        && superuser.is_some()
+        && replication.is_some();
+    let data_dir = data_dir.unwrap_or_default();
+    let config = PostgresqlConfig {
+        listen: listen.unwrap_or_default(),
+        connect_address: connect_address.unwrap_or_default(),
+        proxy_address,
+        config_dir: section
+            .file("config_dir")
+            .unwrap_or_else(|| data_dir.clone()),
+        data_dir,
+        bin_dir: section.file("bin_dir"),
+        bin_names: sorted(section.parameters("bin_name")),
+        pgpass: section.file("pgpass"),
+        database: section
+            .text("database")
+            .unwrap_or_else(|| "postgres".to_owned()),
+        superuser: superuser.unwrap_or_default(),
+        replication: replication.unwrap_or_default(),
+        rewind,
+        parameters: parameters(section),
+        pg_hba: section.texts("pg_hba", false),
+        pg_ident: section.texts("pg_ident", false),
+        custom_conf: section.file("custom_conf"),
+        recovery: sorted(section.parameters("recovery_conf")),
+        use_unix_socket: section.boolean("use_unix_socket").unwrap_or(false),
+        use_unix_socket_repl: section.boolean("use_unix_socket_repl").unwrap_or(false),
+        use_pg_rewind: section.boolean("use_pg_rewind"),
+        remove_data_directory_on_rewind_failure: section
+            .boolean("remove_data_directory_on_rewind_failure"),
+        remove_data_directory_on_diverged_timelines: section
+            .boolean("remove_data_directory_on_diverged_timelines"),
+        pg_ctl_timeout: section
+            .seconds("pg_ctl_timeout", 1)
+            .unwrap_or(Duration::from_secs(60)),
+        create_replica_methods: methods,
+        basebackup: basebackup(section),
+        callbacks: callbacks(&section.section("callbacks")),
+    };
+    section.not_acted_on(&["pre_promote", "before_stop", "krbsrvname"]);
+    section.acknowledge(&["use_slots"]);
+    section.end();
+    is_complete.then_some(config)
+}
+
+/// Ways to make a replica, with a word about each that is not acted on.
+fn methods(section: &Section<'_>) -> Vec<String> {
+    let methods = section
+        .texts("create_replica_methods", true)
+        .unwrap_or_else(|| vec!["basebackup".to_owned()]);
+    for method in methods.iter().filter(|m| m.as_str() != "basebackup") {
+        if let Some(node) = section.find("create_replica_methods") {
+            section.report().warn(Warning::NotActedOn {
+                origin: node.origin.clone(),
+                key: format!("postgresql.create_replica_methods: {method}"),
+            });
+        }
+        section.acknowledge(&[method]);
+    }
+    methods
+}
+
+fn addresses(section: &Section<'_>) -> (Option<Address>, Option<Address>) {
+    let listen = section.address("listen", DEFAULT_PORT);
+    if section.find("listen").is_none() {
+        section.missing(
+            "listen",
+            "write where PostgreSQL listens, such as \"listen: 0.0.0.0:5432\"",
+        );
+    }
+    let connect = section.address("connect_address", DEFAULT_PORT);
+    if section.find("connect_address").is_some() {
+        return (listen, connect);
+    }
+    let first = listen.as_ref().map(|listen| Address {
+        host: listen.host.split(',').next().unwrap_or_default().to_owned(),
+        port: listen.port,
+    });
+    if first.as_ref().is_some_and(Address::is_wildcard) {
+        section.missing(
+            "connect_address",
+            "postgresql.listen is every address; write the one that other members and clients can \
+             reach, such as \"connect_address: 10.0.0.1:5432\"",
+        );
+    }
+    (listen, first)
+}
+
+fn credentials(section: &Section<'_>, default: Option<&str>) -> Option<Credentials> {
+    if !section.is_present() && default.is_none() {
+        return None;
+    }
+    let username = section
+        .text("username")
+        .or_else(|| default.map(str::to_owned));
+    if username.is_none() {
+        section.missing("username", "write the role's name");
+    }
+    let connection = CONNECTION
+        .iter()
+        .filter_map(|key| Some(((*key).to_owned(), section.text(key)?)))
+        .collect();
+    let credentials = username.map(|username| Credentials {
+        username,
+        password: section.secret("password"),
+        connection,
+    });
+    section.not_acted_on(&["sslpassword"]);
+    section.end();
+    credentials
+}
+
+fn parameters(section: &Section<'_>) -> BTreeMap<String, String> {
+    let own = section.section("parameters");
+    let mut parameters = sorted(section.parameters("parameters"));
+    for key in OWN_PARAMETERS {
+        if parameters.remove(key).is_some()
+            && let Some(node) = own.find(key)
+        {
+            section.report().warn(Warning::Contradiction {
+                origin: node.origin.clone(),
+                key: own.path_of(key),
+                done: "ignored: it follows from postgresql.listen and scope".to_owned(),
+            });
+        }
+    }
+    parameters
+}
+
+fn basebackup(section: &Section<'_>) -> Vec<(String, Option<String>)> {
+    const EXPECTED: &str = "options of pg_basebackup, such as \"max-rate: 100M\" or \"- verbose\"";
+    let mut options = Vec::new();
+    let Some(node) = section.find("basebackup") else {
+        return options;
+    };
+    let mut maps = Vec::new();
+    match &node.value {
+        Value::Map(entries) => maps.push(entries),
+        Value::List(items) => {
+            for item in items {
+                match &item.value {
+                    Value::Scalar(s) => options.push((s.text.clone(), None)),
+                    Value::Map(entries) => maps.push(entries),
+                    Value::List(_) => section.unusable("basebackup", item, EXPECTED),
+                }
+            }
+        }
+        Value::Scalar(_) => section.unusable("basebackup", node, EXPECTED),
+    }
+    for entry in maps.into_iter().flatten() {
+        match &entry.node.value {
+            Value::Scalar(s) if s.kind == Kind::Null || s.kind == Kind::Boolean(true) => {
+                options.push((entry.key.clone(), None));
+            }
+            Value::Scalar(s) if s.kind == Kind::Boolean(false) => {}
+            Value::Scalar(s) => options.push((entry.key.clone(), Some(s.text.clone()))),
+            Value::List(_) | Value::Map(_) => section.unusable("basebackup", &entry.node, EXPECTED),
+        }
+    }
+    for (name, _) in &mut options {
+        *name = name.trim_start_matches('-').to_owned();
+    }
+    options
+}
+
+fn callbacks(section: &Section<'_>) -> BTreeMap<String, String> {
+    let callbacks: BTreeMap<String, String> = CALLBACKS
+        .iter()
+        .filter_map(|key| Some(((*key).to_owned(), section.text(key)?)))
+        .collect();
+    section.not_acted_on(&CALLBACKS);
+    section.end();
+    callbacks
+}

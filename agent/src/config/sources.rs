@@ -1,0 +1,71 @@
+//! Where a configuration comes from: a file, a folder of files, the environment.
+
+use std::path::Path;
+
+use super::document::{self, Node};
+use super::environment::{self, Environment};
+use super::{ConfigError, Mistake, Warning};
+
+/// The merged document, and warnings about variables that nobody reads.
+pub fn read(path: Option<&Path>, env: &Environment) -> Result<(Node, Vec<Warning>), ConfigError> {
+    let mut mistakes = Vec::new();
+    let name = path.map_or_else(
+        || "environment".to_owned(),
+        |path| path.display().to_string(),
+    );
+    let mut document = Node::empty(&name);
+    for file in path.map_or(Ok(Vec::new()), files)? {
+        match read_file(&file) {
+            Ok(node) => document.merge(node),
+            Err(mistake) => mistakes.push(mistake),
+        }
+    }
+    let (overlay, warnings, wrong) = environment::overlay(env);
+    mistakes.extend(wrong);
+    document.merge(overlay);
+    if mistakes.is_empty() {
+        Ok((document, warnings))
+    } else {
+        Err(ConfigError { mistakes })
+    }
+}
+
+fn files(path: &Path) -> Result<Vec<String>, ConfigError> {
+    let shown = path.display().to_string();
+    if !path.is_dir() {
+        return Ok(vec![shown]);
+    }
+    let unreadable = |error: std::io::Error| ConfigError {
+        mistakes: vec![Mistake::Unreadable {
+            path: shown.clone(),
+            why: error.to_string(),
+        }],
+    };
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(path).map_err(unreadable)? {
+        let file = entry.map_err(unreadable)?.path();
+        let is_yaml = file.extension().is_some_and(|e| e == "yml" || e == "yaml");
+        if is_yaml && file.is_file() {
+            found.push(file.display().to_string());
+        }
+    }
+    found.sort();
+    if found.is_empty() {
+        return Err(ConfigError {
+            mistakes: vec![Mistake::NoFiles { path: shown }],
+        });
+    }
+    Ok(found)
+}
+
+fn read_file(path: &str) -> Result<Node, Mistake> {
+    let source = std::fs::read_to_string(path).map_err(|error| Mistake::Unreadable {
+        path: path.to_owned(),
+        why: error.to_string(),
+    })?;
+    document::parse(path, &source).map_err(|malformed| Mistake::Malformed {
+        path: path.to_owned(),
+        line: malformed.line,
+        why: malformed.why,
+    })
+}
