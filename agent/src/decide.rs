@@ -23,7 +23,6 @@ mod no_leader;
 pub mod observation;
 mod requests;
 pub mod script;
-mod script_output;
 mod shutting_down;
 pub mod situation;
 mod unregistered;

@@ -1,7 +1,11 @@
 //! Runs every script of `tests/decide`: a behaviour each, named by its claim. To record a new script,
 //! write its commands, run with `UPDATE_GOLDENFILES=1`, and review what it wrote.
 
-#![expect(clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+#![expect(
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
 
 use std::error::Error;
 use std::path::Path;
@@ -11,8 +15,9 @@ use test_each_file::test_each_path;
 
 use trunkline_agent::decide::decision::Action;
 use trunkline_agent::decide::observation::LeaseView;
+use trunkline_agent::decide::script::print::to_script;
 use trunkline_agent::decide::script::{Line, Scene};
-use trunkline_agent::decide::{Memory, decide};
+use trunkline_agent::decide::{Memory, Observation, decide};
 
 test_each_path! { in "./agent/tests/decide" => run }
 
@@ -23,7 +28,6 @@ fn run(path: &Path) {
 #[derive(Default)]
 struct Script {
     scene: Scene,
-    memory: Memory,
 }
 
 impl Runner for Script {
@@ -50,19 +54,27 @@ impl Runner for Script {
 impl Script {
     fn decide(&mut self) -> String {
         let seen = &self.scene.seen;
-        let decision = decide(seen, &self.memory);
+        let decision = decide(seen, &self.scene.memory);
         let left = match &seen.lease {
             LeaseView::Held(held) => Some(seen.now.until(held.deadline)),
             LeaseView::NotHeld | LeaseView::Lost => None,
         };
         assert_eq!(decision.broken_rule(left), None, "{decision}");
-        let again = decide(seen, &self.memory);
+        let again = decide(seen, &self.scene.memory);
         assert_eq!(
             decision, again,
             "the same observation gives the same decision"
         );
-        self.memory = decision.memory.clone();
-        let asks = if self.memory.wants_peers {
+        let printed = to_script(seen, &self.scene.memory);
+        let (copy, copied_memory) = parse(&printed);
+        let replayed = decide(&copy, &copied_memory).to_string();
+        assert_eq!(
+            decision.to_string(),
+            replayed,
+            "the recorded observation replays:\n{printed}"
+        );
+        self.scene.memory = decision.memory.clone();
+        let asks = if self.scene.memory.wants_peers {
             "\n  asks peers"
         } else {
             ""
@@ -75,4 +87,12 @@ impl Script {
         );
         format!("{decision}{asks}\n")
     }
+}
+
+fn parse(text: &str) -> (Observation, Memory) {
+    let mut scene = Scene::default();
+    for line in text.lines() {
+        scene.take_text(line).expect("a printed line parses");
+    }
+    (scene.seen, scene.memory)
 }

@@ -1,8 +1,6 @@
 //! Observations and decisions as text: the language of the scripts in `tests/decide`, of the journal and
 //! of `trunkline explain`, so that a recorded incident becomes a test by copying it. Pure.
 
-use std::collections::BTreeMap;
-use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,15 +10,24 @@ use trunkline_shared::cluster::topology::{
     FailoverRequest, Initialize, Status, SwitchoverRecord, SwitchoverStage,
 };
 use trunkline_shared::cluster::{
-    ClusterSettings, Leader, LeaderEpoch, Lsn, MemberName, MemberRole, MemberState, Moment,
-    SystemId, Tags, Timeline, TimelineHistory, Topology,
+    ClusterSettings, Leader, LeaderEpoch, MemberName, MemberRole, MemberState, Moment, SystemId,
+    Tags, Timeline, TimelineHistory, Topology,
 };
 
+use super::memory::Memory;
 use super::observation::{
-    CrashPolicy, DcsView, FenceView, FinishedJob, Held, JobKind, JobView, LeaseView, Local,
-    LocalRequest, Me, Observation, PeerAnswer, PeerView, Peers, Running, RunningJob, RunningRole,
-    SlotView, Stopped,
+    CrashPolicy, DcsView, FenceView, Held, JobView, LeaseView, Local, LocalRequest, Me,
+    Observation, Peers,
 };
+use instance::{job, local, memory, peers};
+use names::{ROLES, STATES, role_word, state_word};
+use words::{Words, split_words};
+
+mod instance;
+mod names;
+mod output;
+pub mod print;
+mod words;
 
 /// What a line of a script says wrongly.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -72,6 +79,8 @@ fn script_settings() -> ClusterSettings {
 pub struct Scene {
     /// What the lines so far describe.
     pub seen: Observation,
+    /// What the member remembers.
+    pub memory: Memory,
     topology: Topology,
     settings: ClusterSettings,
     age: Option<Duration>,
@@ -107,6 +116,7 @@ impl Default for Scene {
                 },
                 is_shutting_down: false,
             },
+            memory: Memory::default(),
             topology,
             settings: script_settings(),
             age: Some(Duration::ZERO),
@@ -160,6 +170,7 @@ impl Scene {
                 let (is_live, is_armed) = (words.has("live"), words.has("armed"));
                 self.seen.fence = FenceView { is_live, is_armed };
             }
+            "memory" => self.memory = memory(&words, self.seen.now)?,
             "shutdown" => self.seen.is_shutting_down = true,
             "later" => {
                 let by = words.seconds("by")?.unwrap_or_default();
@@ -169,6 +180,26 @@ impl Scene {
         }
         self.settle();
         Ok(())
+    }
+
+    /// Takes in one line of text: words apart by spaces, `key=value` or plain, values with spaces in double
+    /// quotes. Empty lines and comments (`#`) say nothing.
+    pub fn take_text(&mut self, text: &str) -> Result<(), ScriptError> {
+        let mut words = split_words(text).into_iter();
+        let Some(name) = words.next().filter(|name| !name.starts_with('#')) else {
+            return Ok(());
+        };
+        let words: Vec<(Option<String>, String)> = words
+            .map(|word| match word.split_once('=') {
+                Some((key, value)) => (Some(key.to_owned()), value.to_owned()),
+                None => (None, word),
+            })
+            .collect();
+        let words = words
+            .iter()
+            .map(|(key, value)| (key.as_deref(), value.as_str()))
+            .collect();
+        self.take(&Line { name: &name, words })
     }
 
     fn settle(&mut self) {
@@ -255,21 +286,18 @@ impl Scene {
             return Ok(());
         }
         let role = match words.text("role") {
-            Some("primary") => MemberRole::Primary,
-            Some("demoted") => MemberRole::Demoted,
-            Some("promoted") => MemberRole::Promoted,
-            Some("uninitialized") => MemberRole::Uninitialized,
-            None | Some("replica") => MemberRole::Replica,
-            Some(other) => return Err(words.wrong(other, "a role")),
+            None => MemberRole::Replica,
+            Some(word) => ROLES
+                .into_iter()
+                .find(|role| role_word(*role) == word)
+                .ok_or_else(|| words.wrong(word, "a role"))?,
         };
         let state = match words.text("state") {
-            None | Some("running") => MemberState::Running,
-            Some("starting") => MemberState::Starting,
-            Some("stopping") => MemberState::Stopping,
-            Some("stopped") => MemberState::Stopped,
-            Some("creating_replica") => MemberState::CreatingReplica,
-            Some("crashed") => MemberState::Crashed,
-            Some(other) => return Err(words.wrong(other, "a state")),
+            None => MemberState::Running,
+            Some(word) => STATES
+                .into_iter()
+                .find(|state| state_word(*state) == word)
+                .ok_or_else(|| words.wrong(word, "a state"))?,
         };
         let ready = match words.text("ready") {
             None => None,
@@ -391,207 +419,4 @@ fn parse_ready(words: &Words<'_, '_>, text: &str) -> Result<SwitchoverReady, Scr
         id: words.parse(id, "a number")?,
         replayed: words.parse(at, "a position")?,
     })
-}
-
-fn local(words: &Words<'_, '_>, now: Moment) -> Result<Local, ScriptError> {
-    let system_id = SystemId(words.value("system_id")?.unwrap_or(7));
-    let timeline = Timeline(words.value("tl")?.unwrap_or(1));
-    let since = now - words.seconds("since")?.unwrap_or_default();
-    let was_primary = words.has("primary");
-    Ok(match words.first() {
-        Some("empty") => Local::Empty,
-        Some("unknown") => Local::Unknown(Arc::from(words.text("why").unwrap_or("unknown"))),
-        Some("starting") => Local::Starting {
-            since,
-            as_primary: was_primary,
-            system_id,
-        },
-        Some("unresponsive") => Local::Unresponsive {
-            since,
-            was_primary,
-            system_id,
-        },
-        Some("orphaned") => Local::Orphaned {
-            was_primary,
-            system_id,
-        },
-        Some("stopped") => {
-            let position: Lsn = words.value("position")?.unwrap_or_default();
-            Local::Stopped(Stopped {
-                system_id,
-                timeline,
-                checkpoint: words.value("checkpoint")?.unwrap_or(position),
-                redo: words.value("redo")?.unwrap_or(position),
-                position,
-                is_clean: words.has("clean"),
-                was_primary,
-                crashed_at: words.seconds("crashed")?.map(|ago| now - ago),
-            })
-        }
-        Some("running") => Local::Running(Running {
-            system_id,
-            timeline,
-            role: running_role(words, was_primary)?,
-            slots: Arc::new(slots(words)),
-            has_pending_restart: words.has("pending_restart"),
-        }),
-        other => return Err(words.wrong(other.unwrap_or(""), "a state of the instance")),
-    })
-}
-
-fn running_role(words: &Words<'_, '_>, is_primary: bool) -> Result<RunningRole, ScriptError> {
-    if is_primary {
-        return Ok(RunningRole::Primary {
-            position: words.value("position")?.unwrap_or_default(),
-            is_checkpointed: !words.has("unchecked"),
-        });
-    }
-    let received = words.value("received")?.unwrap_or_default();
-    Ok(RunningRole::Replica {
-        received,
-        replayed: words.value("replayed")?.unwrap_or(received),
-        upstream: words
-            .text("upstream")
-            .map(|u| Arc::from(format!("{u}:5432"))),
-        is_streaming: words.has("streaming"),
-    })
-}
-
-fn slots(words: &Words<'_, '_>) -> Vec<SlotView> {
-    let texts = words
-        .keyed()
-        .filter(|(key, _)| *key == "slot")
-        .map(|(_, text)| text);
-    texts
-        .map(|text| SlotView {
-            name: Arc::from(text.trim_end_matches("@idle")),
-            is_active: !text.ends_with("@idle"),
-        })
-        .collect()
-}
-
-fn peers(words: &Words<'_, '_>) -> Result<Peers, ScriptError> {
-    if words.has("not_asked") {
-        return Ok(Peers::NotAsked);
-    }
-    let mut answers = BTreeMap::new();
-    for (name, text) in words.keyed() {
-        let mut parts = text.split('@');
-        let what = parts.next().unwrap_or_default();
-        let answer = if what == "unreachable" {
-            PeerAnswer::Unreachable
-        } else {
-            let timeline = parts
-                .next()
-                .map(|t| words.parse(t, "a timeline"))
-                .transpose()?;
-            let position: Lsn = parts
-                .next()
-                .map(|t| words.parse(t, "a position"))
-                .transpose()?
-                .unwrap_or_default();
-            let rest: Vec<&str> = parts.collect();
-            let priority = rest.iter().find_map(|w| w.strip_prefix("priority"));
-            PeerAnswer::Answered(PeerView {
-                is_running: what != "stopped",
-                is_primary: what == "primary",
-                timeline: timeline.map(Timeline),
-                position,
-                replayed: position,
-                may_lead: !rest.contains(&"nofailover"),
-                priority: priority.map_or(Ok(1), |p| words.parse(p, "a priority"))?,
-            })
-        };
-        answers.insert(MemberName::new(name), answer);
-    }
-    Ok(Peers::Asked(Arc::new(answers)))
-}
-
-fn job(words: &Words<'_, '_>, now: Moment) -> Result<JobView, ScriptError> {
-    let kind = |name: &str| {
-        JobKind::ALL
-            .into_iter()
-            .find(|kind| kind.name() == name)
-            .ok_or_else(|| words.wrong(name, "a job"))
-    };
-    let ago = now - words.seconds("ago")?.unwrap_or_default();
-    let running = words.text("running").map(kind).transpose()?;
-    let finished = words.text("finished").map(kind).transpose()?;
-    Ok(JobView {
-        running: running.map(|kind| RunningJob {
-            kind,
-            since: ago,
-            source: None,
-        }),
-        finished: finished.map(|kind| FinishedJob {
-            kind,
-            at: ago,
-            error: words.text("error").map(Arc::from),
-        }),
-    })
-}
-
-/// The words of a line, asked for by name.
-struct Words<'a, 'b> {
-    line: &'a Line<'b>,
-}
-
-impl<'a, 'b> Words<'a, 'b> {
-    fn plain(&self) -> impl Iterator<Item = &'b str> + '_ {
-        self.line
-            .words
-            .iter()
-            .filter(|(key, _)| key.is_none())
-            .map(|(_, word)| *word)
-    }
-
-    fn keyed(&self) -> impl Iterator<Item = (&'b str, &'b str)> + '_ {
-        self.line
-            .words
-            .iter()
-            .filter_map(|(key, word)| key.map(|k| (k, *word)))
-    }
-
-    fn first(&self) -> Option<&'b str> {
-        self.plain().next()
-    }
-
-    fn has(&self, word: &str) -> bool {
-        self.plain().any(|w| w == word)
-    }
-
-    fn text(&self, key: &str) -> Option<&'b str> {
-        self.keyed()
-            .find(|(k, _)| *k == key)
-            .map(|(_, value)| value)
-    }
-
-    fn value<T: FromStr>(&self, key: &str) -> Result<Option<T>, ScriptError> {
-        self.text(key)
-            .map(|text| self.parse(text, "of the form this word needs"))
-            .transpose()
-    }
-
-    fn seconds(&self, key: &str) -> Result<Option<Duration>, ScriptError> {
-        let Some(text) = self.text(key) else {
-            return Ok(None);
-        };
-        let number: f64 = self.parse(text.trim_end_matches('s'), "a number of seconds")?;
-        Duration::try_from_secs_f64(number)
-            .map(Some)
-            .map_err(|_| self.wrong(text, "a number of seconds"))
-    }
-
-    fn parse<T: FromStr>(&self, text: &str, expected: &'static str) -> Result<T, ScriptError> {
-        text.parse().map_err(|_| self.wrong(text, expected))
-    }
-
-    fn wrong(&self, value: &str, expected: &'static str) -> ScriptError {
-        let command = self.line.name.to_owned();
-        ScriptError::WrongValue {
-            command,
-            value: value.to_owned(),
-            expected,
-        }
-    }
 }

@@ -4,7 +4,7 @@ use std::fmt;
 
 use trunkline_shared::cluster::topology::{SwitchoverRecord, SwitchoverStage};
 
-use super::decision::{Action, Decision, Detail, NextWhy, StartAs, StopMode, Upstream};
+use crate::decide::decision::{Action, Decision, Detail, NextWhy, StartAs, StopMode, Upstream};
 
 impl fmt::Display for Decision {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

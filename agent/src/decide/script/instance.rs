@@ -1,0 +1,196 @@
+//! The lines about this member: its instance, its peers, its job, its memory.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use trunkline_shared::cluster::{LeaderEpoch, Lsn, MemberName, Moment, SystemId, Timeline};
+
+use super::ScriptError;
+use super::words::Words;
+use crate::decide::memory::Memory;
+use crate::decide::observation::{
+    FinishedJob, JobKind, JobView, Local, PeerAnswer, PeerView, Peers, Running, RunningJob,
+    RunningRole, SlotView, Stopped,
+};
+
+pub(super) fn memory(words: &Words<'_, '_>, now: Moment) -> Result<Memory, ScriptError> {
+    let ago = |text: &str| words.parse_seconds(text).map(|ago| now - ago);
+    let at = |key: &str| Ok(words.seconds(key)?.map(|ago| now - ago));
+    let mut memory = Memory {
+        crashed_at: at("crashed")?,
+        status_at: at("status")?,
+        not_streaming_since: at("not_streaming")?,
+        stands_back_until: words.seconds("stands_back")?.map(|left| now + left),
+        ..Memory::default()
+    };
+    if let Some((id, since)) = words
+        .text("switchover")
+        .and_then(|text| text.split_once('@'))
+    {
+        memory.switchover = Some((words.parse(id, "a number")?, ago(since)?));
+    }
+    for (_, text) in words.keyed().filter(|(key, _)| *key == "owner") {
+        let (name, seen) = text
+            .rsplit_once('@')
+            .ok_or_else(|| words.wrong(text, "NAME@SECONDS"))?;
+        memory
+            .slot_owner_seen
+            .insert(MemberName::new(name), ago(seen)?);
+    }
+    if let Some(text) = words.text("not_primary") {
+        let wrong = || words.wrong(text, "GENERATION@REVISION@SECONDS");
+        let (generation, rest) = text.split_once('@').ok_or_else(wrong)?;
+        let (revision, since) = rest.split_once('@').ok_or_else(wrong)?;
+        let epoch = LeaderEpoch {
+            generation: words.parse(generation, "a number")?,
+            revision: words.parse(revision, "a number")?,
+        };
+        memory.not_primary_since = Some((epoch, ago(since)?));
+    }
+    Ok(memory)
+}
+
+pub(super) fn local(words: &Words<'_, '_>, now: Moment) -> Result<Local, ScriptError> {
+    let system_id = SystemId(words.value("system_id")?.unwrap_or(7));
+    let timeline = Timeline(words.value("tl")?.unwrap_or(1));
+    let since = now - words.seconds("since")?.unwrap_or_default();
+    let was_primary = words.has("primary");
+    Ok(match words.first() {
+        Some("empty") => Local::Empty,
+        Some("unknown") => Local::Unknown(Arc::from(words.text("why").unwrap_or("unknown"))),
+        Some("starting") => Local::Starting {
+            since,
+            as_primary: was_primary,
+            system_id,
+        },
+        Some("unresponsive") => Local::Unresponsive {
+            since,
+            was_primary,
+            system_id,
+        },
+        Some("orphaned") => Local::Orphaned {
+            was_primary,
+            system_id,
+        },
+        Some("stopped") => {
+            let position: Lsn = words.value("position")?.unwrap_or_default();
+            Local::Stopped(Stopped {
+                system_id,
+                timeline,
+                checkpoint: words.value("checkpoint")?.unwrap_or(position),
+                redo: words.value("redo")?.unwrap_or(position),
+                position,
+                is_clean: words.has("clean"),
+                was_primary,
+                crashed_at: words.seconds("crashed")?.map(|ago| now - ago),
+            })
+        }
+        Some("running") => Local::Running(Running {
+            system_id,
+            timeline,
+            role: running_role(words, was_primary)?,
+            slots: Arc::new(slots(words)),
+            has_pending_restart: words.has("pending_restart"),
+        }),
+        other => return Err(words.wrong(other.unwrap_or(""), "a state of the instance")),
+    })
+}
+
+fn running_role(words: &Words<'_, '_>, is_primary: bool) -> Result<RunningRole, ScriptError> {
+    if is_primary {
+        return Ok(RunningRole::Primary {
+            position: words.value("position")?.unwrap_or_default(),
+            is_checkpointed: !words.has("unchecked"),
+        });
+    }
+    let received = words.value("received")?.unwrap_or_default();
+    Ok(RunningRole::Replica {
+        received,
+        replayed: words.value("replayed")?.unwrap_or(received),
+        upstream: words.text("upstream").map(|u| {
+            Arc::from(if u.contains(':') {
+                u.to_owned()
+            } else {
+                format!("{u}:5432")
+            })
+        }),
+        is_streaming: words.has("streaming"),
+    })
+}
+
+fn slots(words: &Words<'_, '_>) -> Vec<SlotView> {
+    let texts = words
+        .keyed()
+        .filter(|(key, _)| *key == "slot")
+        .map(|(_, text)| text);
+    texts
+        .map(|text| SlotView {
+            name: Arc::from(text.trim_end_matches("@idle")),
+            is_active: !text.ends_with("@idle"),
+        })
+        .collect()
+}
+
+pub(super) fn peers(words: &Words<'_, '_>) -> Result<Peers, ScriptError> {
+    if words.has("not_asked") {
+        return Ok(Peers::NotAsked);
+    }
+    let mut answers = BTreeMap::new();
+    for (name, text) in words.keyed() {
+        let mut parts = text.split('@');
+        let what = parts.next().unwrap_or_default();
+        let answer = if what == "unreachable" {
+            PeerAnswer::Unreachable
+        } else {
+            let timeline = parts
+                .next()
+                .map(|t| words.parse(t, "a timeline"))
+                .transpose()?;
+            let position: Lsn = parts
+                .next()
+                .map(|t| words.parse(t, "a position"))
+                .transpose()?
+                .unwrap_or_default();
+            let rest: Vec<&str> = parts.collect();
+            let priority = rest.iter().find_map(|w| w.strip_prefix("priority"));
+            PeerAnswer::Answered(PeerView {
+                is_running: what != "stopped",
+                is_primary: what == "primary",
+                timeline: timeline.map(Timeline),
+                position,
+                replayed: match rest.iter().find_map(|w| w.strip_prefix("replayed")) {
+                    Some(text) => words.parse(text, "a position")?,
+                    None => position,
+                },
+                may_lead: !rest.contains(&"nofailover"),
+                priority: priority.map_or(Ok(1), |p| words.parse(p, "a priority"))?,
+            })
+        };
+        answers.insert(MemberName::new(name), answer);
+    }
+    Ok(Peers::Asked(Arc::new(answers)))
+}
+
+pub(super) fn job(words: &Words<'_, '_>, now: Moment) -> Result<JobView, ScriptError> {
+    let kind = |name: &str| {
+        JobKind::ALL
+            .into_iter()
+            .find(|kind| kind.name() == name)
+            .ok_or_else(|| words.wrong(name, "a job"))
+    };
+    let ago = now - words.seconds("ago")?.unwrap_or_default();
+    let running = words.text("running").map(kind).transpose()?;
+    let finished = words.text("finished").map(kind).transpose()?;
+    Ok(JobView {
+        running: running.map(|kind| RunningJob {
+            kind,
+            since: ago,
+            source: None,
+        }),
+        finished: finished.map(|kind| FinishedJob {
+            kind,
+            at: ago,
+            error: words.text("error").map(Arc::from),
+        }),
+    })
+}

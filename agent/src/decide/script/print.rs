@@ -1,0 +1,356 @@
+//! An observation as the lines of a script: parsing them again leads to the same decision. Pure.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use trunkline_shared::cluster::topology::{Initialize, SwitchoverStage};
+use trunkline_shared::cluster::{Member, Moment, Topology};
+
+use super::names::{role_word, state_word};
+use crate::decide::memory::Memory;
+use crate::decide::observation::{
+    CrashPolicy, DcsView, JobView, LeaseView, Local, LocalRequest, Observation, PeerAnswer, Peers,
+    Running, RunningRole,
+};
+
+/// The lines that describe what was seen and remembered; `decide` is to be added by who wants the answer.
+pub fn to_script(seen: &Observation, memory: &Memory) -> String {
+    let mut out = String::new();
+    let me = &seen.me;
+    let _ = write!(out, "me name={}", me.name);
+    flag(&mut out, me.tags.nofailover, "nofailover");
+    option(&mut out, "priority", me.tags.failover_priority);
+    flag(&mut out, !me.may_replace_data, "may_not_replace_data");
+    out.push_str(match me.crash_policy {
+        CrashPolicy::Auto => "\n",
+        CrashPolicy::Restart => " crash_policy=restart\n",
+        CrashPolicy::Failover => " crash_policy=failover\n",
+    });
+    match &seen.dcs {
+        DcsView::Unknown => out.push_str("dcs unknown\n"),
+        DcsView::Known { topology, age } => {
+            print_topology(&mut out, topology);
+            let _ = writeln!(out, "dcs age={}", seconds(*age));
+        }
+    }
+    print_lease(&mut out, &seen.lease, seen.now);
+    print_local(&mut out, &seen.local, seen.now);
+    print_peers(&mut out, &seen.peers);
+    print_job(&mut out, &seen.job, seen.now);
+    match seen.request {
+        Some(LocalRequest::Restart) => out.push_str("request restart\n"),
+        Some(LocalRequest::Reinitialize) => out.push_str("request reinitialize\n"),
+        None => {}
+    }
+    out.push_str("fence");
+    flag(&mut out, seen.fence.is_live, "live");
+    flag(&mut out, seen.fence.is_armed, "armed");
+    out.push('\n');
+    if seen.is_shutting_down {
+        out.push_str("shutdown\n");
+    }
+    print_memory(&mut out, memory, seen.now);
+    out
+}
+
+fn flag(out: &mut String, is_set: bool, word: &str) {
+    if is_set {
+        let _ = write!(out, " {word}");
+    }
+}
+
+fn option<T: std::fmt::Display>(out: &mut String, key: &str, value: Option<T>) {
+    if let Some(value) = value {
+        let _ = write!(out, " {key}={value}");
+    }
+}
+
+fn seconds(duration: Duration) -> String {
+    format!("{}.{:09}", duration.as_secs(), duration.subsec_nanos())
+}
+
+/// Text as one word in quotes.
+fn quoted(text: &str) -> String {
+    format!("\"{}\"", text.replace(['"', '\\', '\n'], " "))
+}
+
+fn print_topology(out: &mut String, topology: &Topology) {
+    let s = topology.settings_or_default();
+    let _ = write!(
+        out,
+        "settings ttl={} loop_wait={} retry_timeout={} primary_start_timeout={} \
+         maximum_lag_on_failover={} member_slots_ttl={}",
+        seconds(s.ttl),
+        seconds(s.loop_wait),
+        seconds(s.retry_timeout),
+        seconds(s.primary_start_timeout),
+        s.maximum_lag_on_failover,
+        seconds(s.member_slots_ttl),
+    );
+    flag(out, s.is_paused, "paused");
+    flag(out, !s.use_pg_rewind, "no_rewind");
+    flag(out, !s.use_slots, "no_slots");
+    out.push_str("\ninitialize ");
+    let _ = match topology.initialize {
+        Initialize::Absent => writeln!(out, "absent"),
+        Initialize::Running => writeln!(out, "running"),
+        Initialize::Done(id) => writeln!(out, "{id}"),
+    };
+    if let Some(leader) = &topology.leader {
+        let epoch = leader.epoch;
+        let _ = writeln!(
+            out,
+            "leader {} revision={} generation={} lease={}",
+            leader.member, epoch.revision, epoch.generation, leader.lease
+        );
+    }
+    for member in topology.members.values() {
+        print_member(out, member);
+    }
+    let _ = writeln!(out, "status optime={}", topology.status.optime);
+    if let Some(request) = &topology.failover {
+        let _ = write!(out, "failover revision={}", request.revision);
+        option(out, "leader", request.leader.as_ref());
+        option(out, "candidate", request.candidate.as_ref());
+        option(out, "at", request.scheduled_at.as_deref().map(quoted));
+        out.push('\n');
+    }
+    print_switchover(out, topology);
+    if !topology.history.ends().is_empty() {
+        out.push_str("history");
+        for end in topology.history.ends() {
+            let _ = write!(out, " {}@{}", end.timeline, end.end);
+        }
+        out.push('\n');
+    }
+    if !topology.disarmed.is_empty() {
+        out.push_str("disarmed");
+        topology
+            .disarmed
+            .iter()
+            .for_each(|name| flag(out, true, name.as_str()));
+        out.push('\n');
+    }
+}
+
+fn print_switchover(out: &mut String, topology: &Topology) {
+    let Some(record) = &topology.switchover else {
+        return;
+    };
+    let _ = write!(
+        out,
+        "switchover id={} epoch={} from={} to={} stage=",
+        record.id, record.epoch.revision, record.from, record.to
+    );
+    let _ = match record.stage {
+        SwitchoverStage::HoldTransactions => writeln!(out, "hold_transactions"),
+        SwitchoverStage::HoldAll => writeln!(out, "hold_all"),
+        SwitchoverStage::Resume => writeln!(out, "resume"),
+        SwitchoverStage::Stopped {
+            shutdown_checkpoint,
+        } => {
+            writeln!(out, "stopped@{shutdown_checkpoint}")
+        }
+    };
+}
+
+fn print_member(out: &mut String, member: &Member) {
+    let _ = write!(
+        out,
+        "member {} role={} state={} lease={} revision={}",
+        member.name,
+        role_word(member.role),
+        state_word(member.state),
+        member.lease,
+        member.revision
+    );
+    option(out, "tl", member.timeline);
+    option(out, "position", member.position);
+    flag(out, member.is_streaming == Some(true), "streaming");
+    flag(out, member.tags.clonefrom, "clonefrom");
+    flag(out, !member.is_checkpointed_after_promote, "unchecked");
+    flag(out, !member.is_trunkline(), "patroni");
+    if let Some(ready) = member.trunkline.as_ref().and_then(|fields| fields.ready) {
+        let _ = write!(out, " ready={}@{}", ready.id, ready.replayed);
+    }
+    out.push('\n');
+}
+
+fn print_lease(out: &mut String, lease: &LeaseView, now: Moment) {
+    match lease {
+        LeaseView::NotHeld => out.push_str("lease none\n"),
+        LeaseView::Lost => out.push_str("lease lost\n"),
+        LeaseView::Held(held) => {
+            let (left, gone) = (now.until(held.deadline), held.deadline.until(now));
+            let _ = write!(
+                out,
+                "lease held left={} gone={} revision={} generation={}",
+                seconds(left),
+                seconds(gone),
+                held.epoch.revision,
+                held.epoch.generation
+            );
+            flag(out, held.is_key_missing, "missing");
+            flag(out, held.has_unresolved_hand_over, "unresolved");
+            out.push('\n');
+        }
+    }
+}
+
+fn print_local(out: &mut String, local: &Local, now: Moment) {
+    let ago = |at: Moment| seconds(now.since(at));
+    let _ = match local {
+        Local::Empty => write!(out, "local empty"),
+        Local::Unknown(why) => write!(out, "local unknown why={}", quoted(why)),
+        Local::Starting {
+            since,
+            as_primary,
+            system_id,
+        } => {
+            let role = if *as_primary { "primary" } else { "replica" };
+            write!(
+                out,
+                "local starting {role} since={} system_id={system_id}",
+                ago(*since)
+            )
+        }
+        Local::Unresponsive {
+            since,
+            was_primary,
+            system_id,
+        } => {
+            let role = if *was_primary { "primary" } else { "replica" };
+            write!(
+                out,
+                "local unresponsive {role} since={} system_id={system_id}",
+                ago(*since)
+            )
+        }
+        Local::Orphaned {
+            was_primary,
+            system_id,
+        } => {
+            let role = if *was_primary { "primary" } else { "replica" };
+            write!(out, "local orphaned {role} system_id={system_id}")
+        }
+        Local::Stopped(s) => {
+            let role = if s.was_primary { "primary" } else { "replica" };
+            let clean = if s.is_clean { " clean" } else { "" };
+            let _ = write!(
+                out,
+                "local stopped {role}{clean} system_id={} tl={} checkpoint={} redo={} position={}",
+                s.system_id, s.timeline, s.checkpoint, s.redo, s.position
+            );
+            option(out, "crashed", s.crashed_at.map(ago));
+            Ok(())
+        }
+        Local::Running(running) => {
+            print_running(out, running);
+            Ok(())
+        }
+    };
+    out.push('\n');
+}
+
+fn print_running(out: &mut String, running: &Running) {
+    out.push_str("local running");
+    match &running.role {
+        RunningRole::Primary {
+            position,
+            is_checkpointed,
+        } => {
+            let _ = write!(out, " primary position={position}");
+            flag(out, !is_checkpointed, "unchecked");
+        }
+        RunningRole::Replica {
+            received,
+            replayed,
+            upstream,
+            is_streaming,
+        } => {
+            let _ = write!(out, " replica received={received} replayed={replayed}");
+            option(out, "upstream", upstream.as_deref().map(quoted));
+            flag(out, *is_streaming, "streaming");
+        }
+    }
+    let _ = write!(
+        out,
+        " system_id={} tl={}",
+        running.system_id, running.timeline
+    );
+    for slot in running.slots.iter() {
+        let idle = if slot.is_active { "" } else { "@idle" };
+        let _ = write!(out, " slot={}{idle}", slot.name);
+    }
+    flag(out, running.has_pending_restart, "pending_restart");
+}
+
+fn print_peers(out: &mut String, peers: &Peers) {
+    let Peers::Asked(answers) = peers else { return };
+    out.push_str("peers asked");
+    for (name, answer) in answers.iter() {
+        let PeerAnswer::Answered(view) = answer else {
+            let _ = write!(out, " {name}=unreachable");
+            continue;
+        };
+        let what = match (view.is_running, view.is_primary) {
+            (_, true) => "primary",
+            (true, false) => "replica",
+            (false, false) => "stopped",
+        };
+        let timeline = view.timeline.unwrap_or_default();
+        let _ = write!(
+            out,
+            " {name}={what}@{timeline}@{}@replayed{}",
+            view.position, view.replayed
+        );
+        if !view.may_lead {
+            out.push_str("@nofailover");
+        }
+        let _ = write!(out, "@priority{}", view.priority);
+    }
+    out.push('\n');
+}
+
+fn print_job(out: &mut String, job: &JobView, now: Moment) {
+    if let Some(running) = &job.running {
+        let _ = writeln!(out, "job running={}", running.kind.name());
+    } else if let Some(finished) = &job.finished {
+        let ago = seconds(now.since(finished.at));
+        let _ = write!(out, "job finished={} ago={ago}", finished.kind.name());
+        option(out, "error", finished.error.as_deref().map(quoted));
+        out.push('\n');
+    }
+}
+
+fn print_memory(out: &mut String, memory: &Memory, now: Moment) {
+    let ago = |at: Moment| seconds(now.since(at));
+    out.push_str("memory");
+    option(
+        out,
+        "switchover",
+        memory
+            .switchover
+            .map(|(id, at)| format!("{id}@{}", ago(at))),
+    );
+    option(out, "crashed", memory.crashed_at.map(ago));
+    option(out, "status", memory.status_at.map(ago));
+    for (name, at) in &memory.slot_owner_seen {
+        let _ = write!(out, " owner={name}@{}", ago(*at));
+    }
+    option(out, "not_streaming", memory.not_streaming_since.map(ago));
+    let since = memory.not_primary_since;
+    option(
+        out,
+        "not_primary",
+        since.map(|(e, at)| format!("{}@{}@{}", e.generation, e.revision, ago(at))),
+    );
+    option(
+        out,
+        "stands_back",
+        memory
+            .stands_back_until
+            .map(|until| seconds(now.until(until))),
+    );
+    out.push('\n');
+}
