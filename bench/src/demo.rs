@@ -43,7 +43,7 @@ pub async fn run(options: &DemoOptions) -> Result<()> {
         postgresql: options.pg_bin.clone(),
         ..Plan::new(Layout::Loopback)
     };
-    let stack = Stack::start(&plan, &progress).await?;
+    let mut stack = Stack::start(&plan, &progress).await?;
     let leader = stack.leader().await?;
     writers::prepare(&stack, leader).await?;
     let load = Writers::start(&stack, WRITERS);
@@ -53,8 +53,8 @@ pub async fn run(options: &DemoOptions) -> Result<()> {
         "A cluster of three is up after {:.1} s.\n",
         clock::now().since(began).as_secs_f64()
     ));
-    explain(&stack, &status);
-    let watched = watch(&stack, load.shared());
+    explain(&stack, leader, &status);
+    let watched = watch(&mut stack, load.shared());
     match options.seconds {
         Some(seconds) => {
             tokio::time::timeout(Duration::from_secs(seconds), watched)
@@ -69,7 +69,7 @@ pub async fn run(options: &DemoOptions) -> Result<()> {
     Ok(())
 }
 
-fn explain(stack: &Stack, status: &str) {
+fn explain(stack: &Stack, leader: usize, status: &str) {
     let router = &stack.router;
     let url = |port| format!("postgresql://{APP}:{APP_PASSWORD}@{ADDRESS}:{port}/{APP}");
     say(format!("  writes   psql {}", url(router.write_port)));
@@ -84,25 +84,33 @@ fn explain(stack: &Stack, status: &str) {
     say(format!("  {trunkline} list"));
     say(format!("  {trunkline} switchover --force"));
     say(format!("  {trunkline} history"));
-    let data = stack.folder().join("n*/data");
-    say("  kill the primary's postmaster (for another member: n1, n2, n3):");
-    let first = stack.members[0].data_dir.join("postmaster.pid");
-    say(format!("    kill -9 $(head -1 {})", first.display()));
-    say(format!("  look at the servers' files: {}", data.display()));
+    let primary = &stack.members[leader];
     say(format!(
-        "  the agents' logs: {}/n*/agent.log\n",
+        "  kill -9 $(head -1 {}/postmaster.pid)    # the primary's postmaster",
+        primary.data_dir.display()
+    ));
+    say(format!(
+        "  kill -9 $(pgrep -f {})    # the leader's agent; it is started again, as by systemd",
+        primary.config.display()
+    ));
+    say(format!(
+        "  tail -f {}/n*/agent.log\n",
         stack.folder().display()
     ));
     say("Ctrl-C stops and removes everything.\n");
 }
 
-/// One line that tells who leads and how writing goes, for ever.
-async fn watch(stack: &Stack, load: &Shared) {
+/// One line that tells who leads and how writing goes, for ever. Programs that end are started again, as a
+/// service manager would.
+async fn watch(stack: &mut Stack, load: &Shared) {
     let is_terminal = std::io::stdout().is_terminal();
     let every = if is_terminal { ON_TERMINAL } else { ELSEWHERE };
     let (mut before, mut last) = (load.acknowledged(), clock::now());
     loop {
         tokio::time::sleep(every).await;
+        if let Err(error) = stack.restart_ended() {
+            say(format!("\n{error:#}"));
+        }
         let leader = match stack.leader().await {
             Ok(index) => stack.members[index].name.clone(),
             Err(error) => format!("({error})"),

@@ -141,8 +141,13 @@ fn line(scenario: Scenario, run: u32, outcome: &Result<Measured>) -> Line {
             quiet_writer_gap_ms: millis(measured.quiet.one_writer),
             read_gap_ms: millis(measured.read_gap),
             bar: measured.bar.to_string(),
-            passed: measured.faults.is_empty(),
-            faults: measured.faults.clone(),
+            passed: measured.faults.is_empty() && measured.missed.is_none(),
+            faults: measured
+                .missed
+                .iter()
+                .chain(&measured.faults)
+                .cloned()
+                .collect(),
             notes: measured.notes.clone(),
         },
         Err(error) => Line {

@@ -329,6 +329,19 @@ impl Stack {
         Ok(())
     }
 
+    /// Starts again what has ended by itself, agents and router.
+    pub fn restart_ended(&mut self) -> Result<()> {
+        for member in &mut self.members {
+            if member.must_live().is_err() {
+                member.start()?;
+            }
+        }
+        if self.router.must_live().is_err() {
+            self.router.start()?;
+        }
+        Ok(())
+    }
+
     fn must_live(&mut self) -> Result<()> {
         for member in &mut self.members {
             member.must_live()?;

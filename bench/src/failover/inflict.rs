@@ -34,6 +34,8 @@ pub async fn inflict(scenario: Scenario, run: &mut Run<'_>) -> Result<()> {
         Scenario::NodeFrozen => node_frozen(run).await,
         Scenario::PostmasterKilled => postmaster_killed(run).await,
         Scenario::AgentKilled => agent_killed(run).await,
+        Scenario::AgentTerminated => agent_terminated(run).await,
+        Scenario::RouterKilled => router_killed(run).await,
         Scenario::AgentStopped => agent_stopped(run).await,
         Scenario::AgentAndFenceStopped => agent_and_fence_stopped(run).await,
         Scenario::Partition => partition(run, false).await,
@@ -160,6 +162,33 @@ async fn agent_killed(run: &mut Run<'_>) -> Result<()> {
         run.fault("leadership moved");
     }
     Ok(())
+}
+
+async fn agent_terminated(run: &mut Run<'_>) -> Result<()> {
+    let (witness, leader) = ((run.leader + 1) % run.stack.etcd.len(), run.leader);
+    let watch = KeyWatch::start(&run.stack.etcd[witness])?;
+    let servers = run.stack.members[leader].servers();
+    run.began = clock::now();
+    run.stack.members[leader]
+        .end(Signal::TERM, END_LIMIT)
+        .await?;
+    run.note(format!(
+        "the agent ended after {:.2} s",
+        secs(run.began, clock::now())
+    ));
+    old_servers_end(run, &servers, clock::now(), Duration::ZERO).await;
+    new_leader(run, &watch, run.began).await?;
+    run.stack.members[leader].start()
+}
+
+async fn router_killed(run: &mut Run<'_>) -> Result<()> {
+    run.began = clock::now();
+    run.stack.router.end(Signal::KILL, END_LIMIT).await?;
+    run.stack.router.start()?;
+    let is_ready = async |stack: &crate::stack::Stack| stack.router.is_ready().await;
+    run.stack
+        .until("the router to be ready", LEADER_LIMIT, is_ready)
+        .await
 }
 
 async fn agent_stopped(run: &mut Run<'_>) -> Result<()> {

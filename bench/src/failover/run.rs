@@ -42,7 +42,9 @@ pub struct Measured {
     pub read_gap: Duration,
     /// What the gap is judged by.
     pub bar: Bar,
-    /// What was missed; empty means met.
+    /// What was missed of the bar on the gap.
+    pub missed: Option<String>,
+    /// What else was not as promised; empty means that all of it held.
     pub faults: Vec<String>,
     /// What else is worth knowing.
     pub notes: Vec<String>,
@@ -138,7 +140,7 @@ pub async fn once(
     let bar = scenario.bar(run.ttl());
     let gaps = history.gaps(run.began, until);
     let quiet = history.gaps(quiet_from, run.began);
-    run.faults.extend(bar.missed(gaps, quiet));
+    let missed = bar.missed(gaps, quiet);
     judge(&mut run, scenario, &history, &reads, &commits).await?;
     let read_gap = reads.longest_gap(run.began, until);
     let Run { faults, notes, .. } = run;
@@ -147,6 +149,7 @@ pub async fn once(
         quiet,
         read_gap,
         bar,
+        missed,
         faults,
         notes,
     })

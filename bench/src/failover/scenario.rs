@@ -18,6 +18,10 @@ pub enum Scenario {
     PostmasterKilled,
     /// The leader's agent is killed and started again a second later.
     AgentKilled,
+    /// The leader's agent is told to end (SIGTERM), which hands leadership over, and started again.
+    AgentTerminated,
+    /// The router is killed and started again at once.
+    RouterKilled,
     /// The leader's agent is stopped for three TTLs.
     AgentStopped,
     /// The leader's agent and fence are stopped: the watchdog's case.
@@ -81,11 +85,13 @@ impl fmt::Display for Bar {
 
 impl Scenario {
     /// Every scenario, in the order in which they are run.
-    pub const ALL: [Scenario; 11] = [
+    pub const ALL: [Scenario; 13] = [
         Scenario::Switchover,
         Scenario::NodeFrozen,
         Scenario::PostmasterKilled,
         Scenario::AgentKilled,
+        Scenario::AgentTerminated,
+        Scenario::RouterKilled,
         Scenario::AgentStopped,
         Scenario::AgentAndFenceStopped,
         Scenario::Partition,
@@ -113,7 +119,9 @@ impl Scenario {
             | Scenario::AgentAndFenceStopped
             | Scenario::Partition => Bar::AtMost(ttl + Duration::from_secs(2)),
             Scenario::PartitionEtcdLeader => Bar::AtMost(ttl + Duration::from_secs(5)),
-            Scenario::Mixed => Bar::ChecksAlone,
+            Scenario::AgentTerminated | Scenario::RouterKilled | Scenario::Mixed => {
+                Bar::ChecksAlone
+            }
         }
     }
 
@@ -129,6 +137,8 @@ impl Scenario {
             | Scenario::Mixed => true,
             Scenario::Switchover
             | Scenario::AgentKilled
+            | Scenario::AgentTerminated
+            | Scenario::RouterKilled
             | Scenario::EtcdFrozenKilled
             | Scenario::EtcdRolling => false,
         }

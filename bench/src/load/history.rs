@@ -86,8 +86,8 @@ impl History {
     }
 }
 
-/// The longest pause between two stamps that touches `from..to`; the ends count as stamps where none lies
-/// beyond them.
+/// The longest pause between two stamps that ends in `from..=to`: one that began earlier counts whole, one
+/// that goes on at `to` counts up to there.
 pub fn longest(stamps: &[Moment], from: Moment, to: Moment) -> Duration {
     let before = stamps
         .iter()
@@ -95,18 +95,13 @@ pub fn longest(stamps: &[Moment], from: Moment, to: Moment) -> Duration {
         .find(|stamp| **stamp <= from)
         .copied()
         .unwrap_or(from);
-    let after = stamps
-        .iter()
-        .find(|stamp| **stamp >= to)
-        .copied()
-        .unwrap_or(to);
     let inside = stamps
         .iter()
         .copied()
         .filter(|stamp| *stamp > from && *stamp < to);
     let mut last = before;
     let mut longest = Duration::ZERO;
-    for stamp in inside.chain([after]) {
+    for stamp in inside.chain([to]) {
         longest = longest.max(stamp.since(last));
         last = stamp;
     }
@@ -156,6 +151,12 @@ mod tests {
             longest(&stamps, at(50), at(110)),
             Duration::from_millis(100)
         );
+    }
+
+    #[test]
+    fn a_gap_that_goes_on_after_the_window_counts_up_to_its_end() {
+        let stamps = [at(0), at(100), at(900)];
+        assert_eq!(longest(&stamps, at(0), at(150)), Duration::from_millis(100));
     }
 
     #[test]

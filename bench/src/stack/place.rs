@@ -17,7 +17,7 @@ use trunkline_shared::service::clock;
 use super::{namespaces, proc, process};
 
 /// The folder of the lock files, below the machine's temporary folder.
-const LOCKS: &str = "trunkline-numbers";
+const LOCKS: &str = "trunkline-test-networks";
 /// How many stacks one machine may hold.
 const NUMBERS: u8 = 250;
 /// How long processes that were told to end are waited for before they are killed.
@@ -70,7 +70,7 @@ impl Place {
             fs::set_permissions(&locks, fs::Permissions::from_mode(0o1777))?;
         }
         for number in 1..=NUMBERS {
-            let Some(lock) = lock(&locks.join(format!("{number}.lock"))) else {
+            let Some(lock) = lock(&locks.join(number.to_string())) else {
                 continue;
             };
             let name = format!("trunkline-{number}");
