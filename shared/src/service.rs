@@ -6,5 +6,4 @@ pub mod http;
 pub mod logging;
 pub mod metrics;
 pub mod shutdown;
-pub mod sys;
 pub mod tls;

@@ -1,1 +1,420 @@
-//! To be written in the next commit.
+//! TLS settings from files, with reload.
+//!
+//! One provider (ring). A self-signed certificate that is its own CA works where it is pinned as the CA
+//! file: rustls refuses a CA certificate as an end entity, so an exact match with the pinned file is accepted
+//! here, if its name fits.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::CryptoProvider;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
+use rustls::{
+    CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, Error, OtherError,
+    RootCertStore, ServerConfig, SignatureScheme,
+};
+
+/// Why TLS settings cannot be used. The ones from before stay in force.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// A file cannot be read, or holds nothing of the kind.
+    #[error("the {what} {file} cannot be used: {why}")]
+    File {
+        /// What it should hold.
+        what: &'static str,
+        /// The file.
+        file: PathBuf,
+        /// Why not.
+        why: String,
+    },
+    /// The parts do not fit together.
+    #[error("the TLS settings of {files} cannot be used: {source}")]
+    Settings {
+        /// The files they are from.
+        files: String,
+        /// In rustls's words.
+        source: Error,
+    },
+}
+
+/// The files of one side.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct TlsFiles {
+    /// Our certificates (PEM), leaf first.
+    pub certificate: Option<PathBuf>,
+    /// The key (PEM); absent: in the certificate's file.
+    pub key: Option<PathBuf>,
+    /// What the other side's certificate is checked by (PEM).
+    pub ca: Option<PathBuf>,
+}
+
+/// How a server treats its clients' certificates.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum ClientCertificates {
+    /// Not asked for.
+    #[default]
+    Ignore,
+    /// Asked for, and checked where given.
+    Optional,
+    /// Demanded.
+    Required,
+}
+
+/// How a client checks the server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum ServerCheck {
+    /// Encrypt only.
+    Nothing,
+    /// The certificate must come from the CA, whatever its name (`verify-ca`).
+    Issuer,
+    /// And its name must be the host's (`verify-full`).
+    #[default]
+    IssuerAndName,
+}
+
+/// The one provider.
+pub fn provider() -> Arc<CryptoProvider> {
+    Arc::new(rustls::crypto::ring::default_provider())
+}
+
+fn unusable(what: &'static str, file: &Path, why: impl ToString) -> TlsError {
+    TlsError::File {
+        what,
+        file: file.to_owned(),
+        why: why.to_string(),
+    }
+}
+
+fn certificates(what: &'static str, file: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let found: Vec<_> = CertificateDer::pem_file_iter(file)
+        .and_then(Iterator::collect)
+        .map_err(|error| unusable(what, file, error))?;
+    if found.is_empty() {
+        return Err(unusable(what, file, "it holds no certificate"));
+    }
+    Ok(found)
+}
+
+fn identity(
+    files: &TlsFiles,
+) -> Result<Option<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)>, TlsError> {
+    let Some(file) = &files.certificate else {
+        return Ok(None);
+    };
+    let chain = certificates("certificate", file)?;
+    let key_file = files.key.as_ref().unwrap_or(file);
+    let key =
+        PrivateKeyDer::from_pem_file(key_file).map_err(|error| unusable("key", key_file, error))?;
+    Ok(Some((chain, key)))
+}
+
+fn roots(file: &Path) -> Result<(RootCertStore, Vec<CertificateDer<'static>>), TlsError> {
+    let pinned = certificates("CA file", file)?;
+    let mut roots = RootCertStore::empty();
+    for certificate in &pinned {
+        roots
+            .add(certificate.clone())
+            .map_err(|error| unusable("CA file", file, error))?;
+    }
+    Ok((roots, pinned))
+}
+
+fn names(files: &TlsFiles) -> String {
+    [&files.certificate, &files.key, &files.ca]
+        .into_iter()
+        .flatten()
+        .map(|file| file.display().to_string())
+        .collect::<Vec<_>>()
+        .join(", ")
+}
+
+fn mistaken(files: &TlsFiles, error: impl Into<Error>) -> TlsError {
+    TlsError::Settings {
+        files: names(files),
+        source: error.into(),
+    }
+}
+
+fn other(error: impl std::error::Error + Send + Sync + 'static) -> Error {
+    Error::Other(OtherError(Arc::new(error)))
+}
+
+/// A server's settings.
+///
+/// # Errors
+/// Names the file and what is wrong with it.
+pub fn server(files: &TlsFiles, clients: ClientCertificates) -> Result<ServerConfig, TlsError> {
+    let Some((chain, key)) = identity(files)? else {
+        return Err(unusable("certificate", Path::new(""), "no file is named"));
+    };
+    let builder = ServerConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()
+        .map_err(|error| mistaken(files, error))?;
+    let verifier = match (clients, &files.ca) {
+        (ClientCertificates::Ignore, _) => None,
+        (_, None) => return Err(unusable("CA file", Path::new(""), "no file is named")),
+        (_, Some(ca)) => {
+            let (roots, pinned) = roots(ca)?;
+            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider());
+            let verifier = match clients {
+                ClientCertificates::Optional => verifier.allow_unauthenticated(),
+                ClientCertificates::Required | ClientCertificates::Ignore => verifier,
+            };
+            let webpki = verifier
+                .build()
+                .map_err(|error| mistaken(files, other(error)))?;
+            Some(Arc::new(PinnedClients { webpki, pinned }))
+        }
+    };
+    let builder = match verifier {
+        None => builder.with_no_client_auth(),
+        Some(verifier) => builder.with_client_cert_verifier(verifier),
+    };
+    builder
+        .with_single_cert(chain, key)
+        .map_err(|error| mistaken(files, error))
+}
+
+/// A client's settings.
+///
+/// # Errors
+/// Names the file and what is wrong with it.
+pub fn client(files: &TlsFiles, check: ServerCheck) -> Result<ClientConfig, TlsError> {
+    let builder = ClientConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()
+        .map_err(|error| mistaken(files, error))?;
+    let verifier: Arc<dyn ServerCertVerifier> = match (check, &files.ca) {
+        (ServerCheck::Nothing, _) => Arc::new(Unchecked {
+            provider: provider(),
+        }),
+        (_, None) => return Err(unusable("CA file", Path::new(""), "no file is named")),
+        (_, Some(ca)) => {
+            let (roots, pinned) = roots(ca)?;
+            let webpki = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider())
+                .build()
+                .map_err(|error| mistaken(files, other(error)))?;
+            Arc::new(PinnedServer {
+                webpki,
+                pinned,
+                checks_name: check == ServerCheck::IssuerAndName,
+            })
+        }
+    };
+    let builder = builder
+        .dangerous()
+        .with_custom_certificate_verifier(verifier);
+    match identity(files)? {
+        None => Ok(builder.with_no_client_auth()),
+        Some((chain, key)) => builder
+            .with_client_auth_cert(chain, key)
+            .map_err(|error| mistaken(files, error)),
+    }
+}
+
+/// Settings that can be replaced while connections use the old ones.
+#[derive(Debug)]
+pub struct Reloadable<T> {
+    current: ArcSwap<T>,
+}
+
+impl<T> Reloadable<T> {
+    /// The first settings.
+    pub fn new(settings: T) -> Self {
+        Self {
+            current: ArcSwap::from_pointee(settings),
+        }
+    }
+
+    /// What a new connection uses.
+    pub fn current(&self) -> Arc<T> {
+        self.current.load_full()
+    }
+
+    /// Replaces them for connections to come.
+    pub fn replace(&self, settings: T) {
+        self.current.store(Arc::new(settings));
+    }
+}
+
+/// Whether webpki refused only because the certificate is a CA's own.
+fn is_self_signed_refusal(error: &Error) -> bool {
+    match error {
+        Error::InvalidCertificate(CertificateError::Other(other)) => {
+            other.to_string().contains("CaUsedAsEndEntity")
+        }
+        _ => false,
+    }
+}
+
+#[derive(Debug)]
+struct PinnedServer {
+    webpki: Arc<WebPkiServerVerifier>,
+    pinned: Vec<CertificateDer<'static>>,
+    checks_name: bool,
+}
+
+impl ServerCertVerifier for PinnedServer {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        let verdict = self.webpki.verify_server_cert(
+            end_entity,
+            intermediates,
+            server_name,
+            ocsp_response,
+            now,
+        );
+        let is_pinned = self.pinned.iter().any(|pinned| pinned == end_entity);
+        match verdict {
+            Err(error) if is_pinned && is_self_signed_refusal(&error) => {
+                if self.checks_name {
+                    let parsed = ParsedCertificate::try_from(end_entity)?;
+                    rustls::client::verify_server_name(&parsed, server_name)?;
+                }
+                Ok(ServerCertVerified::assertion())
+            }
+            Err(Error::InvalidCertificate(
+                CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
+            )) if !self.checks_name => Ok(ServerCertVerified::assertion()),
+            other => other,
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.webpki.verify_tls12_signature(message, cert, dss)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.webpki.verify_tls13_signature(message, cert, dss)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.webpki.supported_verify_schemes()
+    }
+}
+
+#[derive(Debug)]
+struct PinnedClients {
+    webpki: Arc<dyn ClientCertVerifier>,
+    pinned: Vec<CertificateDer<'static>>,
+}
+
+impl ClientCertVerifier for PinnedClients {
+    fn offer_client_auth(&self) -> bool {
+        self.webpki.offer_client_auth()
+    }
+
+    fn client_auth_mandatory(&self) -> bool {
+        self.webpki.client_auth_mandatory()
+    }
+
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        self.webpki.root_hint_subjects()
+    }
+
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        let is_pinned = self.pinned.iter().any(|pinned| pinned == end_entity);
+        match self
+            .webpki
+            .verify_client_cert(end_entity, intermediates, now)
+        {
+            Err(error) if is_pinned && is_self_signed_refusal(&error) => {
+                Ok(ClientCertVerified::assertion())
+            }
+            other => other,
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.webpki.verify_tls12_signature(message, cert, dss)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.webpki.verify_tls13_signature(message, cert, dss)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.webpki.supported_verify_schemes()
+    }
+}
+
+/// Encrypts without asking who is there, as PostgreSQL's `sslmode=require` does.
+#[derive(Debug)]
+struct Unchecked {
+    provider: Arc<CryptoProvider>,
+}
+
+impl ServerCertVerifier for Unchecked {
+    fn verify_server_cert(
+        &self,
+        _end_entity: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        _now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        rustls::crypto::verify_tls12_signature(message, cert, dss, algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        rustls::crypto::verify_tls13_signature(message, cert, dss, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider
+            .signature_verification_algorithms
+            .supported_schemes()
+    }
+}
