@@ -152,6 +152,12 @@ impl FenceHandle {
         self.write(Deadline::Disarmed)
     }
 
+    /// Whether the fence has read the deadline since `written`. From then on nothing older is acted upon;
+    /// a start right after a deadline that passed waits for this, or may be killed once more.
+    pub fn has_read_since(&self, written: Moment) -> bool {
+        self.heartbeat().is_some_and(|stamp| stamp > written)
+    }
+
     /// The deadline as it stands; `None` if none was ever written.
     pub fn deadline(&self) -> Option<Deadline> {
         deadline::read(&self.run_dir)

@@ -6,13 +6,15 @@ use std::time::Duration;
 
 use secrecy::ExposeSecret;
 
+use trunkline_shared::cluster::SystemId;
+
 use super::directory::{
-    check_space, complete_and_swap, place_for_copy, remove_tree, sync_parent_of, tree_bytes,
+    REWINDING, check_space, complete_and_swap, place_for_copy, remove_tree, tree_bytes,
 };
 use super::files::{remove_file, write_file, write_pgpass};
 use super::process::Tool;
 use super::settings::conninfo;
-use super::sql::{quote_identifier, quote_literal};
+use super::sql::{Target, quote_identifier, quote_literal};
 use super::{Credentials, Postgres, PostgresError, Upstream};
 
 /// Longest initdb.
@@ -127,10 +129,7 @@ impl Postgres {
     /// replication, rewind with its grants, and the configured extra ones.
     pub async fn create_roles(&self) -> Result<(), PostgresError> {
         let config = self.config();
-        // Passwords must reach no log, whatever the configuration logs.
-        let mut sql = "SET log_statement = none; SET log_min_duration_statement = -1; \
-                       SET log_min_error_statement = log;\n"
-            .to_owned();
+        let mut sql = String::new();
         if config.superuser.password.is_some() {
             sql.push_str(&role_sql(&config.superuser, &["SUPERUSER"]));
         }
@@ -152,16 +151,24 @@ impl Postgres {
                 ));
             }
         }
-        sql.push_str("RESET ALL;");
-        self.query(&sql, ROLES_LIMIT).await.map(drop)
+        // Passwords must reach no log, whatever the configuration logs; a connection of its own, because
+        // what is set by the text itself comes too late for that text.
+        let target = Target::local(&config).without_log();
+        target.query_once(&sql, ROLES_LIMIT).await?;
+        Ok(())
     }
 
     /// Copies `source` with pg_basebackup. The copy is made beside the data directory and swapped in when it
     /// is whole and on disk; the directory it replaces is kept aside. Dropping the call ends it; what is
     /// left is removed by the next one, or when the agent starts.
     ///
-    /// The instance must be stopped. Follow it with [`Postgres::start`] as a replica of an upstream.
-    pub async fn copy_from(&self, source: &Upstream) -> Result<(), PostgresError> {
+    /// The instance must be stopped. A copy with another system identifier than `expected` is removed.
+    /// Follow it with [`Postgres::start`] as a replica of an upstream.
+    pub async fn copy_from(
+        &self,
+        source: &Upstream,
+        expected: Option<SystemId>,
+    ) -> Result<(), PostgresError> {
         let config = self.config();
         if let Some(id) = self.adopt() {
             return Err(PostgresError::Running {
@@ -183,11 +190,42 @@ impl Postgres {
                 "the base backup",
             )
         };
-        let result = tool.run().await.map(drop);
-        if result.is_ok() {
-            sync_parent_of(&place)?;
-        }
+        let result = match tool.run().await {
+            Ok(_) => self.check_system(&place, source, expected).await,
+            Err(error) => Err(error),
+        };
         self.put_in_place(&place, result)
+    }
+
+    async fn check_system(
+        &self,
+        place: &Path,
+        source: &Upstream,
+        expected: Option<SystemId>,
+    ) -> Result<(), PostgresError> {
+        let found = self.control_data_of(place).await?.system_id;
+        match expected {
+            Some(expected) if expected != found => Err(PostgresError::ForeignSystem {
+                source_address: format!("{}:{}", source.host, source.port),
+                found,
+                expected,
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Removes everything in the data directory: after a bootstrap that failed, or before a copy in place
+    /// where Patroni's `remove_data_directory_on_*` says so. The caller has made sure that a newer epoch
+    /// is confirmed and the system identifier matches. The instance must be dead.
+    pub async fn remove_data(&self) -> Result<(), PostgresError> {
+        let config = self.config();
+        if !self.is_dead().await {
+            let pid = self.adopt().map_or(0, |id| id.pid);
+            let data_dir = config.data_dir.clone();
+            return Err(PostgresError::Running { data_dir, pid });
+        }
+        self.discard(&config.data_dir)?;
+        remove_file(&config.beside(REWINDING))
     }
 
     fn basebackup_arguments(&self, source: &Upstream, place: &Path) -> Vec<String> {

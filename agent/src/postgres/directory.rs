@@ -135,11 +135,7 @@ pub(crate) fn complete_and_swap(config: &PostgresConfig) -> Result<(), PostgresE
 }
 
 fn sync_parent(config: &PostgresConfig) -> Result<(), PostgresError> {
-    sync_parent_of(&config.data_dir)
-}
-
-pub(crate) fn sync_parent_of(path: &Path) -> Result<(), PostgresError> {
-    sync_directory(path.parent().unwrap_or(Path::new("/")))
+    sync_directory(config.data_dir.parent().unwrap_or(Path::new("/")))
 }
 
 /// The swap, from whichever step it was left at.

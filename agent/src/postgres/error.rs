@@ -4,6 +4,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use trunkline_shared::cluster::SystemId;
+
 /// Why something asked of the instance was not done. Each text says what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum PostgresError {
@@ -115,6 +117,19 @@ pub enum PostgresError {
         /// The part in question.
         text: String,
     },
+    /// A copy belongs to another cluster. It was removed.
+    #[error(
+        "the copy from {source_address} has system identifier {found}, this cluster is {expected}; \
+         the address belongs to another cluster"
+    )]
+    ForeignSystem {
+        /// Where it was copied from.
+        source_address: String,
+        /// The copy's identifier.
+        found: SystemId,
+        /// This cluster's.
+        expected: SystemId,
+    },
     /// Not enough room for a copy beside the data directory.
     #[error(
         "a copy beside {path} needs {needed} bytes, {free} are free; make room, or set \
@@ -179,6 +194,7 @@ impl PostgresError {
             | Self::StartFailed { .. }
             | Self::NotDead { .. }
             | Self::Unreadable { .. }
+            | Self::ForeignSystem { .. }
             | Self::NoSpace { .. } => true,
         }
     }

@@ -85,6 +85,11 @@ fn read_text(path: &Path) -> Result<String, PostgresError> {
     }
 }
 
+/// Adds a line to a file of settings; the last one of a name wins.
+pub(crate) fn append_line(path: &Path, line: &str) -> Result<(), PostgresError> {
+    write_file(path, &format!("{}\n{line}\n", read_text(path)?.trim_end()))
+}
+
 /// Writes the password file of the agent's three roles.
 pub(crate) fn write_pgpass(config: &PostgresConfig) -> Result<(), PostgresError> {
     let roles = [&config.superuser, &config.replication, &config.rewind];

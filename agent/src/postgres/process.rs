@@ -212,7 +212,7 @@ pub(crate) fn spawn_postmaster(
             source,
         })?;
     let pid = i32::try_from(child.id()).unwrap_or(0);
-    ProcessId::of(pid).ok_or_else(|| PostgresError::StartFailed {
+    ProcessId::of_child(pid).ok_or_else(|| PostgresError::StartFailed {
         data_dir: PathBuf::new(),
         last_lines: last_lines_of(log),
     })

@@ -9,7 +9,7 @@ use trunkline_shared::cluster::{Lsn, SystemId, Timeline, TimelineHistory};
 
 use super::control_data::ControlState;
 use super::directory::{REWINDING, remove_tree};
-use super::files::{remove_file, write_file, write_pgpass};
+use super::files::{append_line, remove_file, write_file, write_pgpass};
 use super::process::Tool;
 use super::settings::conninfo;
 use super::sql::Target;
@@ -29,6 +29,11 @@ pub const WAL_ASIDE: &str = ".wal-aside";
 
 /// Most WAL set aside; beyond it the older segments, nearest to the fork, are kept.
 const WAL_ASIDE_LIMIT_BYTES: u64 = 1 << 30;
+
+/// In force while pg_rewind recovers a crashed target: the checkpoint at the end of that recovery would
+/// recycle segments between the last common checkpoint and the fork, which pg_rewind reads next. The next
+/// start writes the file anew.
+const KEEP_WAL: &str = "wal_keep_size = '1TB'";
 
 /// Size of a WAL page, PostgreSQL's default; packages have no other.
 const WAL_PAGE_BYTES: u64 = 8192;
@@ -299,6 +304,7 @@ impl Postgres {
         }
         let marker = config.beside(REWINDING);
         write_file(&marker, "")?;
+        append_line(&config.config_dir().join("postgresql.conf"), KEEP_WAL)?;
         let tool = Tool {
             passfile: Some(&config.pgpass),
             ..self.tool("pg_rewind", arguments, REWIND_LIMIT, "pg_rewind")

@@ -31,6 +31,12 @@ impl ProcessId {
         })
     }
 
+    /// A child of this process, which has its number until it is waited for, even if it has ended.
+    pub(crate) fn of_child(pid: i32) -> Option<Self> {
+        let start_ticks = read_stat(pid)?.start_ticks;
+        Some(Self { pid, start_ticks })
+    }
+
     /// A file descriptor of exactly this process. `None` if it has ended.
     pub fn open(self) -> Option<OwnedFd> {
         let pidfd = pidfd_open(Pid::from_raw(self.pid)?, PidfdFlags::empty()).ok()?;
@@ -110,12 +116,13 @@ pub fn read_postmaster_pid(data_dir: &Path) -> Option<PostmasterPid> {
     PostmasterPid::parse(&fs::read_to_string(data_dir.join("postmaster.pid")).ok()?)
 }
 
-/// The living postmaster of `data_dir`, checked by its working directory; `None` if the file is missing,
-/// stale, or names a single-user server.
+/// The living postmaster of `data_dir`, checked by its working directory and program; `None` if the file is
+/// missing, stale, or names a single-user server.
 pub fn find_postmaster(data_dir: &Path) -> Option<ProcessId> {
     let file = read_postmaster_pid(data_dir)?;
     let id = ProcessId::of(file.pid)?;
-    Directory::new(data_dir).is_cwd_of(id.pid).then_some(id)
+    let is_server = executable(id.pid).is_some_and(|exe| is_server_program(&exe));
+    (is_server && Directory::new(data_dir).is_cwd_of(id.pid)).then_some(id)
 }
 
 /// What a scan found.
@@ -135,13 +142,12 @@ impl Found {
 }
 
 /// Every server process of this user whose working directory is `data_dir`, with its descendants. A
-/// process is a server by its program (the postmaster's own, or one of the known names), so that a
-/// shell standing in the directory is left alone. An error means that nothing can be said.
+/// process is a server by the name of its program, so that a shell standing in the directory is left
+/// alone. An error means that nothing can be said.
 pub fn scan(data_dir: &Path) -> io::Result<Found> {
     let directory = Directory::new(data_dir);
     let uid = rustix::process::geteuid().as_raw();
     let postmaster = find_postmaster(data_dir);
-    let program = postmaster.and_then(|p| executable(p.pid));
     let mut all: Vec<(ProcessId, i32)> = Vec::new();
     let mut servers = Vec::new();
     for entry in fs::read_dir("/proc")? {
@@ -161,8 +167,7 @@ pub fn scan(data_dir: &Path) -> io::Result<Found> {
             start_ticks: stat.start_ticks,
         };
         all.push((id, stat.parent));
-        let is_server = executable(pid)
-            .is_some_and(|exe| Some(&exe) == program.as_ref() || is_server_program(&exe));
+        let is_server = executable(pid).is_some_and(|exe| is_server_program(&exe));
         if is_server && directory.is_cwd_of(pid) {
             servers.push(id);
         }

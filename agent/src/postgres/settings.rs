@@ -60,8 +60,10 @@ const OWNED: [&str; 7] = [
     "restart_after_crash",
 ];
 
-/// Used unless set: a replica must notice a dead upstream, and a new one, quickly.
-const DEFAULTS: [(&str, &str); 2] = [
+/// Used unless set: a replica must notice a dead upstream, and a new one, quickly; WAL around a fork must
+/// still be there when pg_rewind looks for it (Patroni's default).
+const DEFAULTS: [(&str, &str); 3] = [
+    ("wal_keep_size", "128MB"),
     ("wal_retrieve_retry_interval", "200ms"),
     ("wal_receiver_timeout", "5s"),
 ];

@@ -17,6 +17,15 @@ const APPLICATION_NAME: &str = "Trunkline agent";
 /// Longest time to open the local connection.
 const CONNECT_LIMIT: Duration = Duration::from_secs(3);
 
+/// The agent's own statements never wait for a replica.
+const SESSION_OPTIONS: &str = "-c synchronous_commit=local -c search_path=pg_catalog \
+    -c client_min_messages=error -c statement_timeout=0";
+
+/// For statements that hold passwords.
+const UNLOGGED_OPTIONS: &str = "-c log_statement=none -c log_min_duration_statement=-1 \
+    -c log_min_duration_sample=-1 -c log_transaction_sample_rate=0 \
+    -c log_min_error_statement=panic -c pg_stat_statements.track_utility=off";
+
 /// Why a statement gave no answer.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum SqlError {
@@ -106,11 +115,7 @@ impl Target {
             .port(port)
             .application_name(APPLICATION_NAME)
             .connect_timeout(CONNECT_LIMIT)
-            // The agent's own statements never wait for a replica, and log no password.
-            .options(
-                "-c synchronous_commit=local -c search_path=pg_catalog \
-                 -c client_min_messages=error -c statement_timeout=0",
-            );
+            .options(SESSION_OPTIONS);
         if let Some(password) = &role.password {
             config.password(password.expose_secret());
         }
@@ -118,6 +123,13 @@ impl Target {
             config,
             name: String::new(),
         }
+    }
+
+    /// The same, with nothing of its statements in log or statistics.
+    pub(crate) fn without_log(mut self) -> Self {
+        self.config
+            .options(format!("{SESSION_OPTIONS} {UNLOGGED_OPTIONS}"));
+        self
     }
 
     async fn connect(&self) -> Result<Client, SqlError> {

@@ -1,0 +1,622 @@
+//! The door to the instance, the Kill and the fence against real PostgreSQL, every installed major version.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test fails by panicking; the lints exempt only functions marked as tests"
+)]
+
+#[path = "support/servers.rs"]
+mod servers;
+
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, getsid, kill_process};
+use servers::{PATIENCE, Servers, on_every_major};
+use trunkline_agent::fence::{Deadline, FenceHandle, HEARTBEAT};
+use trunkline_agent::postgres::directory::{ASIDE, DirectoryState, NEW, finish_interrupted};
+use trunkline_agent::postgres::process::StopMode;
+use trunkline_agent::postgres::replication::Followed;
+use trunkline_agent::postgres::rewind::{LocalEnd, RewindNeed, WAL_ASIDE, needs_rewind};
+use trunkline_agent::postgres::{
+    Postgres, PostgresError, Postmaster, Probe, ServerRole, ServerStatus, StopPlan, UpstreamChange,
+};
+use trunkline_shared::cluster::{Moment, SystemId, Timeline};
+use trunkline_shared::service::clock;
+
+/// A loop that never looks whether its postmaster still lives.
+const BUSY: &str = "DO $$ BEGIN LOOP PERFORM 1; END LOOP; END $$";
+
+fn signal(pid: i32, signal: Signal) {
+    kill_process(Pid::from_raw(pid).unwrap(), signal).unwrap();
+}
+
+/// Looks every few milliseconds until `found` gives a value.
+async fn wait_for<T>(what: &str, mut found: impl AsyncFnMut() -> Option<T>) -> T {
+    let began = clock::now();
+    loop {
+        if let Some(value) = found().await {
+            return value;
+        }
+        assert!(
+            clock::now().since(began) < PATIENCE,
+            "waited in vain for {what}"
+        );
+        tokio::time::sleep(Duration::from_millis(3)).await;
+    }
+}
+
+async fn answer(door: &Postgres) -> ServerStatus {
+    match door.probe(PATIENCE).await {
+        Probe::Answer(status) => *status,
+        other => panic!("no answer: {other:?}"),
+    }
+}
+
+fn plan(mode: StopMode) -> StopPlan {
+    StopPlan {
+        mode,
+        is_checkpoint_first: mode == StopMode::Fast,
+        wait_for: None,
+        limit: PATIENCE,
+    }
+}
+
+/// A new cluster on instance 1, running as primary.
+async fn primary(servers: &Servers) -> Postgres {
+    let door = servers.door(1);
+    door.initialize().await.unwrap();
+    door.start(ServerRole::Primary).await.unwrap();
+    door.wait_ready(PATIENCE).await.unwrap();
+    door.create_roles().await.unwrap();
+    door
+}
+
+/// Waits for the end of the postmaster and returns the moment it was seen.
+async fn seen_ended(door: &Postgres) -> Moment {
+    let mut watch = door.watch_postmaster();
+    let ended = watch.wait_for(|now| matches!(now, Postmaster::Exited { .. }));
+    match *tokio::time::timeout(PATIENCE, ended)
+        .await
+        .unwrap()
+        .unwrap()
+    {
+        Postmaster::Exited { at, .. } => at,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_running_server_is_adopted_and_its_end_is_seen_at_once() {
+    on_every_major(
+        "a_running_server_is_adopted_and_its_end_is_seen_at_once",
+        async |servers| {
+            let first = primary(servers).await;
+            let status = answer(&first).await;
+            assert!(!status.is_in_recovery);
+            assert_eq!(status.timeline, Timeline(1));
+            assert_eq!(
+                first.control_data().await.unwrap().system_id,
+                status.system_id
+            );
+            assert_eq!(first.pending_restart(&status), []);
+            let log = std::fs::read_to_string(servers.config(1).log_file).unwrap();
+            assert!(!log.contains("replicated"), "a password is in the log");
+            let pid = first.adopt().unwrap().pid;
+            assert_ne!(
+                getsid(Pid::from_raw(pid)).unwrap().as_raw_nonzero().get(),
+                0
+            );
+            drop(first);
+
+            let second = servers.door(1);
+            assert_eq!(second.adopt().unwrap().pid, pid);
+            assert_eq!(answer(&second).await.started_us, status.started_us);
+            let refused = second.start(ServerRole::Primary).await;
+            assert!(
+                matches!(refused, Err(PostgresError::Running { .. })),
+                "{refused:?}"
+            );
+
+            let killed = clock::now();
+            signal(pid, Signal::KILL);
+            let seen = seen_ended(&second).await;
+            println!("measured: SIGKILL to exit seen {:?}", seen.since(killed));
+            wait_for("a dead instance", async || {
+                second.is_dead().await.then_some(())
+            })
+            .await;
+            assert!(matches!(
+                second.probe(PATIENCE).await,
+                Probe::NotRunning { is_dead: true }
+            ));
+            second.start(ServerRole::Primary).await.unwrap();
+            second.wait_ready(PATIENCE).await.unwrap();
+            assert_eq!(answer(&second).await.timeline, Timeline(1));
+        },
+    );
+}
+
+#[test]
+fn a_start_that_fails_says_why_and_a_directory_postgresql_would_refuse_is_named() {
+    on_every_major(
+        "a_start_that_fails_says_why_and_a_directory_postgresql_would_refuse_is_named",
+        async |servers| {
+            let door = primary(servers).await;
+            door.stop(&plan(StopMode::Fast)).await.unwrap();
+            let taken =
+                std::net::TcpListener::bind((servers.config(1).connect_host, 5432)).unwrap();
+            door.start(ServerRole::Primary).await.unwrap();
+            let error = door.wait_ready(PATIENCE).await.unwrap_err();
+            assert!(
+                error.to_string().contains("Address already in use"),
+                "{error}"
+            );
+            drop(taken);
+            let data = servers.config(1).data_dir;
+            let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+            std::fs::set_permissions(&data, open).unwrap();
+            let error = door.start(ServerRole::Primary).await.unwrap_err();
+            assert!(error.to_string().contains("chmod 0700"), "{error}");
+        },
+    );
+}
+
+#[test]
+fn a_stop_ends_every_process_in_each_mode() {
+    on_every_major("a_stop_ends_every_process_in_each_mode", async |servers| {
+        let door = primary(servers).await;
+        let client = servers.client(1).await;
+        client
+            .batch_execute("CREATE TABLE t AS SELECT generate_series(1, 200000) AS i")
+            .await
+            .unwrap();
+        let report = door.stop(&plan(StopMode::Fast)).await.unwrap();
+        println!(
+            "measured: checkpoint {:?}, then fast stop {:?}",
+            report.checkpoint, report.took
+        );
+        assert!(report.is_as_planned && door.is_dead().await);
+        let end = door.local_end(None).await.unwrap();
+        assert!(matches!(end, LocalEnd::StoppedPrimary { .. }), "{end:?}");
+
+        door.start(ServerRole::Primary).await.unwrap();
+        door.wait_ready(PATIENCE).await.unwrap();
+        let report = door.stop(&plan(StopMode::Immediate)).await.unwrap();
+        println!("measured: immediate stop {:?}", report.took);
+        assert!(door.is_dead().await);
+        let end = door.local_end(None).await.unwrap();
+        assert!(matches!(end, LocalEnd::CrashedPrimary { .. }), "{end:?}");
+
+        // A session that does not answer signals holds up a fast stop; its limit ends it.
+        door.start(ServerRole::Primary).await.unwrap();
+        door.wait_ready(PATIENCE).await.unwrap();
+        let stuck = servers.client(1).await;
+        let backend: i32 = stuck
+            .query_one("SELECT pg_backend_pid()", &[])
+            .await
+            .unwrap()
+            .get(0);
+        signal(backend, Signal::STOP);
+        let report = door
+            .stop(&StopPlan {
+                limit: Duration::from_millis(300),
+                ..plan(StopMode::Fast)
+            })
+            .await
+            .unwrap();
+        assert!(!report.is_as_planned && door.is_dead().await);
+    });
+}
+
+#[test]
+fn busy_backends_survive_their_postmaster_and_the_kill_ends_them() {
+    on_every_major(
+        "busy_backends_survive_their_postmaster_and_the_kill_ends_them",
+        async |servers| {
+            let door = primary(servers).await;
+            for _ in 0..20 {
+                let client = servers.client(1).await;
+                tokio::spawn(async move { client.batch_execute(BUSY).await });
+            }
+            let watching = servers.client(1).await;
+            wait_for("20 busy backends", async || {
+                let sql = "SELECT count(*) FROM pg_stat_activity \
+                           WHERE state = 'active' AND query LIKE 'DO %'";
+                let busy: i64 = watching.query_one(sql, &[]).await.unwrap().get(0);
+                (busy == 20).then_some(())
+            })
+            .await;
+            let pid = door.adopt().unwrap().pid;
+            signal(pid, Signal::KILL);
+            seen_ended(&door).await;
+            assert!(!door.is_dead().await, "the busy backends live on");
+            let report = door.kill(PATIENCE).await;
+            println!(
+                "measured: kill of {} processes {:?}",
+                report.killed.len(),
+                report.took
+            );
+            assert!(report.is_dead && report.killed.len() >= 20, "{report:?}");
+            assert!(door.is_dead().await);
+
+            // Again without postmaster.pid, and with the postmaster alive.
+            door.start(ServerRole::Primary).await.unwrap();
+            door.wait_ready(PATIENCE).await.unwrap();
+            std::fs::remove_file(servers.config(1).data_dir.join("postmaster.pid")).unwrap();
+            assert!(!door.is_dead().await);
+            let report = door.kill(PATIENCE).await;
+            println!("measured: kill of an idle instance {:?}", report.took);
+            assert!(report.is_dead && !report.killed.is_empty(), "{report:?}");
+        },
+    );
+}
+
+/// Ends the fence of a test even if the test fails.
+struct Fenced(FenceHandle);
+
+impl Drop for Fenced {
+    fn drop(&mut self) {
+        if let Some(pid) = self.0.pid() {
+            signal(pid, Signal::KILL);
+        }
+    }
+}
+
+async fn fence(servers: &Servers) -> Fenced {
+    let config = servers.config(1);
+    let program = servers.agent();
+    Fenced(
+        FenceHandle::attach_or_start(&config.run_dir, &config.data_dir, &program)
+            .await
+            .unwrap(),
+    )
+}
+
+#[test]
+fn the_fence_fires_at_its_deadline_and_not_when_it_moved() {
+    on_every_major(
+        "the_fence_fires_at_its_deadline_and_not_when_it_moved",
+        async |servers| {
+            let door = primary(servers).await;
+            let fence = fence(servers).await;
+            let fence = &fence.0;
+            // Two deadlines that pass without effect: one moved, one disarmed.
+            let passes = async |passed: Moment| {
+                wait_for("the time after the deadline", async || {
+                    let is_read = fence.has_read_since(passed + HEARTBEAT);
+                    (is_read && clock::now() > passed).then_some(())
+                })
+                .await;
+                assert!(!answer(&door).await.is_in_recovery);
+            };
+            let moved = clock::now() + Duration::from_secs(2);
+            fence.arm(moved).unwrap();
+            fence.arm(moved + PATIENCE).unwrap();
+            passes(moved).await;
+            let disarmed = clock::now() + Duration::from_secs(2);
+            fence.arm(disarmed).unwrap();
+            fence.disarm().unwrap();
+            assert_eq!(fence.deadline(), Some(Deadline::Disarmed));
+            passes(disarmed).await;
+
+            for _ in 0..5 {
+                let client = servers.client(1).await;
+                tokio::spawn(async move { client.batch_execute(BUSY).await });
+            }
+            let deadline = clock::now() + 3 * HEARTBEAT;
+            fence.arm(deadline).unwrap();
+            let seen = seen_ended(&door).await;
+            assert!(seen >= deadline, "fired {:?} early", seen.until(deadline));
+            wait_for("a dead instance", async || {
+                door.is_dead().await.then_some(())
+            })
+            .await;
+            println!(
+                "measured: deadline to postmaster's end {:?}, to dead {:?}",
+                seen.since(deadline),
+                clock::now().since(deadline)
+            );
+            let log = servers.config(1).run_dir.join("fence.log");
+            wait_for("the fence's line of what it killed", async || {
+                let text = std::fs::read_to_string(&log).unwrap();
+                text.contains("killed").then_some(())
+            })
+            .await;
+
+            // The right is not back: what is started now is killed as well.
+            door.start(ServerRole::Primary).await.unwrap();
+            seen_ended(&door).await;
+            let written = clock::now();
+            fence.disarm().unwrap();
+            wait_for("the fence to read it", async || {
+                fence.has_read_since(written).then_some(())
+            })
+            .await;
+            door.start(ServerRole::Primary).await.unwrap();
+            door.wait_ready(PATIENCE).await.unwrap();
+        },
+    );
+}
+
+#[test]
+fn the_fence_outlives_its_agent_and_a_frozen_or_dead_one_is_replaced() {
+    on_every_major(
+        "the_fence_outlives_its_agent_and_a_frozen_or_dead_one_is_replaced",
+        async |servers| {
+            let mut first = fence(servers).await;
+            let pid = first.0.pid().unwrap();
+            let session = getsid(Pid::from_raw(pid)).unwrap().as_raw_nonzero().get();
+            assert_eq!(session, pid, "a session of its own");
+            let arguments = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap();
+            assert_eq!(arguments.trim_end_matches('\0'), "trunkline-fence");
+            let second = fence(servers).await;
+            assert_eq!(second.0.pid(), Some(pid), "attached, not started again");
+            let stranger = FenceHandle::attach_or_start(
+                &servers.config(1).run_dir,
+                servers.folder(),
+                &servers.agent(),
+            )
+            .await;
+            assert!(stranger.is_err(), "it watches another instance");
+            assert!(second.0.is_live(clock::now()));
+
+            signal(pid, Signal::STOP);
+            wait_for("a frozen fence to count as not live", async || {
+                (!first.0.is_live(clock::now())).then_some(())
+            })
+            .await;
+            assert!(first.0.ensure_live().await.unwrap());
+            let replaced = first.0.pid().unwrap();
+            assert_ne!(replaced, pid);
+
+            signal(replaced, Signal::KILL);
+            wait_for("a dead fence to count as not live", async || {
+                (!first.0.is_live(clock::now())).then_some(())
+            })
+            .await;
+            let began = clock::now();
+            assert!(first.0.ensure_live().await.unwrap());
+            println!(
+                "measured: dead fence replaced in {:?}",
+                clock::now().since(began)
+            );
+            assert!(!first.0.ensure_live().await.unwrap());
+        },
+    );
+}
+
+/// A replica on instance `index`, copied from instance `from`, streaming.
+async fn replica(servers: &Servers, index: u8, from: u8) -> Postgres {
+    let door = servers.door(index);
+    let upstream = servers.upstream(from);
+    door.copy_from(&upstream, None).await.unwrap();
+    follow_from_start(&door, servers, from).await;
+    door
+}
+
+async fn follow_from_start(door: &Postgres, servers: &Servers, from: u8) {
+    let upstream = servers.upstream(from);
+    let role = ServerRole::Replica(UpstreamChange::To(upstream.clone()));
+    door.start(role).await.unwrap();
+    door.wait_ready(PATIENCE).await.unwrap();
+    let followed = door.wait_streaming(&upstream, PATIENCE).await.unwrap();
+    assert_eq!(followed, Followed::Streaming);
+}
+
+async fn wait_replayed(from: &Postgres, to: &Postgres) {
+    let written = answer(from).await.current.unwrap();
+    wait_for("the replica to replay", async || {
+        (answer(to).await.replayed >= Some(written)).then_some(())
+    })
+    .await;
+}
+
+#[test]
+fn a_member_is_cloned_promoted_rewound_and_cloned_again() {
+    on_every_major(
+        "a_member_is_cloned_promoted_rewound_and_cloned_again",
+        async |servers| {
+            let first = primary(servers).await;
+            first.create_slot("member_2").await.unwrap();
+            let second = replica(servers, 2, 1).await;
+            let client = servers.client(1).await;
+            client
+                .batch_execute("CREATE TABLE t (i int); INSERT INTO t VALUES (1)")
+                .await
+                .unwrap();
+            wait_replayed(&first, &second).await;
+            let senders = answer(&first).await.senders;
+            assert_eq!(senders.len(), 1, "{senders:?}");
+            assert_eq!(senders[0].application_name, "member-2");
+            assert!(
+                answer(&second)
+                    .await
+                    .conninfo
+                    .contains("wal_sender_timeout=5s")
+            );
+            assert_eq!(answer(&first).await.slots.len(), 1);
+            first.drop_slot("member_2").await.unwrap();
+
+            // The right to promote ends before the signal: nothing is signalled.
+            let refused = second.promote(PATIENCE, || false).await;
+            assert!(matches!(refused, Err(PostgresError::PromoteNotAllowed)));
+            assert!(answer(&second).await.is_in_recovery);
+
+            let promoted = second.promote(PATIENCE, || true).await.unwrap();
+            println!("measured: promotion {:?}", promoted.took);
+            assert_eq!(promoted.timeline, Timeline(2));
+            second.checkpoint(PATIENCE).await.unwrap();
+            let status = answer(&second).await;
+            assert_eq!(
+                (status.timeline, status.checkpoint_timeline),
+                (Timeline(2), Timeline(2))
+            );
+
+            // Both are primaries now, as no leader would allow: the first writes on, then crashes.
+            client
+                .batch_execute("INSERT INTO t VALUES (-1)")
+                .await
+                .unwrap();
+            first.stop(&plan(StopMode::Immediate)).await.unwrap();
+            servers
+                .client(2)
+                .await
+                .batch_execute("INSERT INTO t VALUES (2)")
+                .await
+                .unwrap();
+            let facts = first.source_facts(&servers.upstream(2)).await.unwrap();
+            assert!(facts.is_rewind_source(), "{facts:?}");
+            let end = first.local_end(None).await.unwrap();
+            let need = needs_rewind(end, facts.timeline, &facts.history);
+            let RewindNeed::Needed { fork } = need else {
+                panic!("{need:?} with {facts:?}")
+            };
+            let began = clock::now();
+            first.rewind(&servers.upstream(2), fork).await.unwrap();
+            println!("measured: pg_rewind {:?}", clock::now().since(began));
+            let aside = std::fs::read_dir(servers.config(1).beside(WAL_ASIDE)).unwrap();
+            assert!(aside.count() > 0, "the WAL after the fork was set aside");
+            follow_from_start(&first, servers, 2).await;
+            wait_replayed(&second, &first).await;
+            assert_eq!(rows(servers, 1).await, [1, 2]);
+
+            reclone(servers, first, second).await;
+        },
+    );
+}
+
+async fn rows(servers: &Servers, index: u8) -> Vec<i32> {
+    let client = servers.client(index).await;
+    let rows = client
+        .query("SELECT i FROM t ORDER BY i", &[])
+        .await
+        .unwrap();
+    rows.iter().map(|row| row.get(0)).collect()
+}
+
+async fn reclone(servers: &Servers, first: Postgres, second: Postgres) {
+    first.stop(&plan(StopMode::Fast)).await.unwrap();
+    let end = first.local_end(None).await.unwrap();
+    assert!(
+        matches!(
+            end,
+            LocalEnd::Replica {
+                timeline: Timeline(2),
+                ..
+            }
+        ),
+        "{end:?}"
+    );
+    let config = servers.config(1);
+    std::fs::write(config.data_dir.join("mark"), "old").unwrap();
+    let foreign = first
+        .copy_from(&servers.upstream(2), Some(SystemId(1)))
+        .await;
+    assert!(
+        matches!(foreign, Err(PostgresError::ForeignSystem { .. })),
+        "{foreign:?}"
+    );
+    assert!(config.data_dir.join("mark").exists() && !config.beside(NEW).exists());
+    let system_id = answer(&second).await.system_id;
+    first
+        .copy_from(&servers.upstream(2), Some(system_id))
+        .await
+        .unwrap();
+    assert!(
+        config.beside(ASIDE).join("mark").exists(),
+        "the old directory is kept"
+    );
+    assert!(!config.data_dir.join("mark").exists());
+    assert_eq!(
+        finish_interrupted(&config).unwrap(),
+        DirectoryState::Present
+    );
+    follow_from_start(&first, servers, 2).await;
+    wait_replayed(&second, &first).await;
+    assert_eq!(rows(servers, 1).await, [1, 2]);
+
+    // A source that is not there: the old directory stays, nothing is left beside.
+    first.stop(&plan(StopMode::Fast)).await.unwrap();
+    let failed = first.copy_from(&servers.upstream(9), None).await;
+    assert!(
+        matches!(failed, Err(PostgresError::Tool { .. })),
+        "{failed:?}"
+    );
+    assert_eq!(
+        finish_interrupted(&config).unwrap(),
+        DirectoryState::Present
+    );
+}
+
+#[test]
+fn a_planned_stop_sends_everything_and_a_follower_changes_its_upstream() {
+    on_every_major(
+        "a_planned_stop_sends_everything_and_a_follower_changes_its_upstream",
+        async |servers| {
+            let first = primary(servers).await;
+            let second = replica(servers, 2, 1).await;
+            let third = replica(servers, 3, 1).await;
+            servers
+                .client(1)
+                .await
+                .batch_execute("CREATE TABLE t (i int)")
+                .await
+                .unwrap();
+
+            // Replay on the second waits for a query; the promotion does not wait with it.
+            let mut reader = servers.client(2).await;
+            wait_replayed(&first, &second).await;
+            let reading = reader.build_transaction().start().await.unwrap();
+            reading.query("SELECT * FROM t", &[]).await.unwrap();
+            servers
+                .client(1)
+                .await
+                .batch_execute("DROP TABLE t")
+                .await
+                .unwrap();
+
+            // A walsender that cannot drain must not hold up the stop: only member-2 is waited for.
+            let frozen = third.adopt().unwrap().pid;
+            signal(frozen, Signal::STOP);
+            let report = first
+                .stop(&StopPlan {
+                    wait_for: Some(vec!["member-2".to_owned()]),
+                    ..plan(StopMode::Fast)
+                })
+                .await
+                .unwrap();
+            signal(frozen, Signal::CONT);
+            println!(
+                "measured: with two replicas, checkpoint {:?}, then fast stop {:?}",
+                report.checkpoint, report.took
+            );
+            assert!(report.is_as_planned);
+            let LocalEnd::StoppedPrimary { end, .. } = first.local_end(None).await.unwrap() else {
+                panic!("not clean")
+            };
+            assert!(answer(&second).await.received >= Some(end), "all was sent");
+
+            let promoted = second.promote(PATIENCE, || true).await.unwrap();
+            println!(
+                "measured: promotion through a replay conflict {:?}",
+                promoted.took
+            );
+            let followed = third.follow(&servers.upstream(2), PATIENCE).await.unwrap();
+            assert_eq!(followed, Followed::Streaming);
+            wait_for("the third on the new timeline", async || {
+                (answer(&third).await.timeline == Timeline(2)).then_some(())
+            })
+            .await;
+
+            // The old primary stopped exactly where the new timeline begins: it follows as it is.
+            second.checkpoint(PATIENCE).await.unwrap();
+            let facts = first.source_facts(&servers.upstream(2)).await.unwrap();
+            let local = first.local_end(None).await.unwrap();
+            let need = needs_rewind(local, facts.timeline, &facts.history);
+            assert_eq!(need, RewindNeed::NotNeeded, "{local:?} {facts:?}");
+            follow_from_start(&first, servers, 2).await;
+        },
+    );
+}
