@@ -5,9 +5,16 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use trunkline_shared::service::config_file;
+
+fn file(path: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+        .join("../deploy")
+        .join(path)
+}
+
 fn read(path: &str) -> String {
-    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..");
-    let file = root.join("deploy").join(path);
+    let file = file(path);
     std::fs::read_to_string(&file).unwrap_or_else(|error| panic!("{}: {error}", file.display()))
 }
 
@@ -75,4 +82,33 @@ fn the_routers_unit_has_a_user_of_its_own() {
             ("Install", "WantedBy", "multi-user.target"),
         ],
     );
+}
+
+/// The programs themselves check the values (`--validate-config`, `--validate`); here the form is, and that
+/// what the guide speaks of is there.
+#[test]
+fn the_example_files_are_yaml_and_name_what_the_guide_speaks_of() {
+    let agent: serde_json::Value = config_file::read(&file("config/agent.yml")).unwrap();
+    for key in ["scope", "namespace", "name"] {
+        assert!(agent[key].is_string(), "{key}");
+    }
+    assert_eq!(
+        agent["etcd3"]["hosts"]
+            .as_str()
+            .map(|hosts| hosts.split(',').count()),
+        Some(3)
+    );
+    let dcs = &agent["bootstrap"]["dcs"];
+    let seconds = |key: &str| dcs[key].as_u64().unwrap();
+    assert!(seconds("loop_wait") + 2 * seconds("retry_timeout") <= seconds("ttl"));
+    assert_eq!(agent["trunkline"]["run_dir"], "/run/trunkline");
+    let router: serde_json::Value = config_file::read(&file("config/router.yml")).unwrap();
+    let targets: Vec<_> = router["listeners"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|one| one["target"].clone())
+        .collect();
+    assert_eq!(targets, ["primary", "replicas"]);
+    assert_eq!(router["namespace"], agent["namespace"]);
 }

@@ -1,1 +1,21 @@
-//! Placeholder while the workspace is laid out.
+//! The router: carries client connections to the right PostgreSQL.
+//!
+//! The way of a connection: [`listener`] accepts and counts it, a thread of [`cores`] gets it, [`session`]
+//! reads its first packet, [`mod@route`] names a member by the table that [`topology`] publishes, and
+//! [`session::relay`] carries bytes until either side, or the order of [`lanes`], ends it.
+//!
+//! The router is never the safety mechanism: it may serve nobody, it may not decide who leads.
+
+pub mod cancel;
+pub mod config;
+pub mod cores;
+pub mod error;
+pub mod http;
+pub mod lanes;
+pub mod listener;
+pub mod metrics;
+pub mod protocol;
+pub mod route;
+pub mod run;
+pub mod session;
+pub mod topology;

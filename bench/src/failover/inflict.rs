@@ -9,7 +9,7 @@ use trunkline_shared::service::clock;
 
 use super::key_watch::KeyWatch;
 use super::median_ms;
-use super::run::Run;
+use super::run::{Helpless, Run};
 use super::scenario::Scenario;
 use crate::check::leftovers;
 use crate::fault::{node, store};
@@ -24,6 +24,8 @@ const SESSION_BAR: Duration = Duration::from_millis(100);
 const LEADER_LIMIT: Duration = Duration::from_secs(30);
 /// Bounds an agent's clean end.
 const END_LIMIT: Duration = Duration::from_secs(60);
+/// How long a fence that runs again may take to kill: its own target is 200 ms.
+const KILL_GRANT: Duration = Duration::from_millis(500);
 /// What is granted to a look at processes, beyond the deadline itself.
 const LOOK_GRANT: Duration = Duration::from_millis(500);
 
@@ -105,6 +107,11 @@ async fn node_frozen(run: &mut Run<'_>) -> Result<()> {
     // The node stays frozen for two TTLs in all, then it must find itself deposed before it serves anyone.
     tokio::time::sleep((run.ttl() * 2).saturating_sub(clock::now().since(run.began))).await;
     let thawed = clock::now();
+    run.helpless = Some(Helpless {
+        from: run.began,
+        until: thawed + KILL_GRANT,
+        why: "a thawed server runs until the fence, thawed with it, has killed it",
+    });
     frozen.thaw()?;
     old_servers_end(run, &servers, thawed, Duration::from_secs(2)).await;
     Ok(())
@@ -221,7 +228,6 @@ async fn agent_and_fence_stopped(run: &mut Run<'_>) -> Result<()> {
     let fence = run.stack.members[leader]
         .fence()
         .context("the leader has no fence")?;
-    run.second_primary_expected = true;
     run.began = clock::now();
     agent.signal(Signal::STOP);
     fence.signal(Signal::STOP);
@@ -247,6 +253,11 @@ async fn agent_and_fence_stopped(run: &mut Run<'_>) -> Result<()> {
     }
     fence.signal(Signal::CONT);
     let fired = clock::now();
+    run.helpless = Some(Helpless {
+        from: run.began,
+        until: fired + KILL_GRANT,
+        why: "agent and fence stood still, only a watchdog could have ended it",
+    });
     old_servers_end(run, &servers, fired, Duration::from_secs(2)).await;
     agent.signal(Signal::CONT);
     Ok(())

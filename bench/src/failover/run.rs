@@ -65,10 +65,22 @@ pub struct Run<'a> {
     pub faults: Vec<String>,
     /// What else is worth knowing.
     pub notes: Vec<String>,
-    /// A second primary is what this scenario is about, so it is told and not judged.
-    pub second_primary_expected: bool,
+    /// While this stood, nothing on the old leader's node could end PostgreSQL: what it then committed past
+    /// the router is told and not judged.
+    pub helpless: Option<Helpless>,
     /// Tables that must be equal everywhere at the end.
     pub tables: Vec<&'static str>,
+}
+
+/// A time in which the old leader could not be fenced, and why.
+#[derive(Clone, Debug)]
+pub struct Helpless {
+    /// Its beginning.
+    pub from: Moment,
+    /// Its end: the fence ran again, and had its time to kill.
+    pub until: Moment,
+    /// Why.
+    pub why: &'static str,
 }
 
 impl Run<'_> {
@@ -117,7 +129,7 @@ pub async fn once(
         load: writers.shared().clone(),
         faults: Vec::new(),
         notes: Vec::new(),
-        second_primary_expected: false,
+        helpless: None,
         tables: vec!["ledger"],
     };
     inflict::inflict(scenario, &mut run)
@@ -180,13 +192,7 @@ async fn judge(
     reads: &Reads,
     commits: &[one_writer::Committed],
 ) -> Result<()> {
-    if let Some((first, second)) = one_writer::second_primary(commits) {
-        let text = format!("two writable primaries: {first:?} and {second:?}");
-        match run.second_primary_expected {
-            true => run.note(format!("as expected without a watchdog, {text}")),
-            false => run.fault(text),
-        }
-    }
+    judge_one_writer(run, commits);
     if reads.by_primary > 0 {
         run.note(format!(
             "{} reads on the read port were answered by a primary",
@@ -232,6 +238,35 @@ async fn judge(
         run.fault(format!("{error:#}"));
     }
     Ok(())
+}
+
+/// No second primary, but for what a helpless old leader committed for those who bypass the router.
+fn judge_one_writer(run: &mut Run<'_>, commits: &[one_writer::Committed]) {
+    let old = run.leader;
+    let (excused, judged): (Vec<_>, Vec<_>) = commits.iter().cloned().partition(|commit| {
+        commit.member == old
+            && run.helpless.as_ref().is_some_and(|helpless| {
+                helpless.from <= commit.sent && commit.sent <= helpless.until
+            })
+    });
+    if let Some((first, second)) = one_writer::second_primary(&judged) {
+        run.fault(format!("two writable primaries: {first:?} and {second:?}"));
+    }
+    let elsewhere = judged
+        .iter()
+        .filter(|commit| commit.member != old)
+        .map(|commit| commit.done)
+        .min();
+    let beside = excused
+        .iter()
+        .filter(|commit| elsewhere.is_some_and(|since| commit.sent > since));
+    if let (count @ 1.., Some(helpless)) = (beside.count(), &run.helpless) {
+        let text = format!(
+            "past the router the old leader committed {count} writes beside the new one: {}",
+            helpless.why
+        );
+        run.note(text);
+    }
 }
 
 /// How often each SQLSTATE came.

@@ -159,7 +159,9 @@ impl Dcs for Etcd {
                 })
             })
         };
-        let finish = race::race(&self.endpoints, plan, &request).await?;
+        let finish = race::race(&self.endpoints, plan, &request)
+            .await
+            .map_err(|error| name_lease(error, txn))?;
         evidence::judge(txn, finish)
     }
 
@@ -255,6 +257,22 @@ fn same_cluster(memory: &Mutex<Header>, header: Header) -> Result<(), Failure> {
         )));
     }
     Ok(())
+}
+
+/// etcd does not say which lease of a transaction is gone; it is the one that the transaction names.
+fn name_lease(error: DcsError, txn: &Txn) -> DcsError {
+    let named = txn
+        .then
+        .iter()
+        .chain(&txn.otherwise)
+        .find_map(|step| match step {
+            Operation::Put { lease, .. } if *lease != 0 => Some(*lease),
+            Operation::Put { .. } | Operation::Delete(_) | Operation::Get(_) => None,
+        });
+    match (error, named) {
+        (DcsError::LeaseGone(0), Some(lease)) => DcsError::LeaseGone(lease),
+        (other, _) => other,
+    }
 }
 
 fn header(header: Option<&etcd_client::ResponseHeader>) -> Header {

@@ -1,0 +1,255 @@
+//! The router's file: raw YAML to validated types. After this nothing is checked again.
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use trunkline_shared::cluster::ClusterName;
+use trunkline_shared::dcs::etcd::EtcdConfig;
+
+use crate::route::TargetKind;
+
+mod raw;
+
+/// Everything this process was told.
+#[derive(Clone, Debug)]
+pub struct RouterConfig {
+    /// This router's name.
+    pub name: String,
+    /// What every key begins with.
+    pub namespace: String,
+    /// How to reach etcd.
+    pub etcd3: EtcdSection,
+    /// Level and format of the log.
+    pub log: LogConfig,
+    /// Where the last table is kept.
+    pub state_file: Option<PathBuf>,
+    /// The HTTP endpoint.
+    pub http: HttpConfig,
+    /// The ports, in the order of the file.
+    pub listeners: Vec<ListenerConfig>,
+    /// `replicas.max_lag`, bytes; none is no limit.
+    pub max_lag: Option<u64>,
+    /// `switchover.hold_timeout`: the longest time a client is held.
+    pub hold_timeout: Duration,
+}
+
+/// `etcd3`: the agents' section.
+#[derive(Clone)]
+pub struct EtcdSection {
+    /// How to reach etcd.
+    pub config: EtcdConfig,
+    /// As it was written, to see whether it changed.
+    written: serde_json::Value,
+}
+
+impl fmt::Debug for EtcdSection {
+    /// Without what was written: that may hold a password.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.config.fmt(f)
+    }
+}
+
+/// `log`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogConfig {
+    /// `error`, `warn`, `info`, `debug` or `trace`.
+    pub level: String,
+    /// JSON lines instead of plain ones.
+    pub is_json: bool,
+}
+
+/// `http`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HttpConfig {
+    /// Where it listens.
+    pub listen: SocketAddr,
+    /// Host and port that agents use.
+    pub advertise: String,
+}
+
+/// One of `listeners`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListenerConfig {
+    /// Where it listens.
+    pub listen: SocketAddr,
+    /// The cluster it leads to.
+    pub scope: ClusterName,
+    /// Where in it.
+    pub target: TargetKind,
+    /// Whether a PROXY header comes first.
+    pub proxy_protocol: ProxyProtocol,
+    /// From where a PROXY header is believed.
+    pub proxy_protocol_from: Vec<Network>,
+    /// The most clients at once.
+    pub max_client_conn: usize,
+}
+
+/// `proxy_protocol`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProxyProtocol {
+    /// No header comes.
+    Off,
+    /// A header may come, from the trusted networks.
+    Accept,
+    /// A header must come, from the trusted networks.
+    Require,
+}
+
+/// A network, as address and length of its prefix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Network {
+    address: IpAddr,
+    prefix: u8,
+}
+
+impl Network {
+    /// Parses `10.0.0.0/8`, `::1/128` or a plain address.
+    pub fn parse(text: &str) -> Option<Self> {
+        let (address, prefix) = match text.split_once('/') {
+            Some((address, prefix)) => (address, Some(prefix.parse::<u8>().ok()?)),
+            None => (text, None),
+        };
+        let address: IpAddr = address.parse().ok()?;
+        let most = if address.is_ipv4() { 32 } else { 128 };
+        let prefix = prefix.unwrap_or(most);
+        (prefix <= most).then_some(Self { address, prefix })
+    }
+
+    /// Whether `address` lies in it. An IPv4 address that came over IPv6 counts as IPv4.
+    pub fn contains(&self, address: IpAddr) -> bool {
+        match (self.address, address.to_canonical()) {
+            (IpAddr::V4(own), IpAddr::V4(other)) => {
+                shares(u32::from(own), u32::from(other), 32, self.prefix)
+            }
+            (IpAddr::V6(own), IpAddr::V6(other)) => {
+                let (own, other) = (u128::from(own), u128::from(other));
+                u32::from(self.prefix) <= (own ^ other).leading_zeros()
+            }
+            (IpAddr::V4(_), IpAddr::V6(_)) | (IpAddr::V6(_), IpAddr::V4(_)) => false,
+        }
+    }
+}
+
+fn shares(own: u32, other: u32, bits: u32, prefix: u8) -> bool {
+    u32::from(prefix).min(bits) <= (own ^ other).leading_zeros()
+}
+
+/// One thing wrong with the file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mistake {
+    /// Its line; 0 where something is missing from the whole file.
+    pub line: u64,
+    /// The key, as a path (`listeners[0].target`).
+    pub key: String,
+    /// What stands there.
+    pub value: String,
+    /// What is allowed.
+    pub allowed: String,
+}
+
+impl fmt::Display for Mistake {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Mistake {
+            line,
+            key,
+            value,
+            allowed,
+        } = self;
+        if *line > 0 {
+            write!(f, "line {line}: ")?;
+        }
+        match (key.is_empty(), value.is_empty()) {
+            (true, _) => write!(f, "{allowed}"),
+            (false, true) => write!(f, "{key}: {allowed}"),
+            (false, false) => write!(f, "{key} is {value}: {allowed}"),
+        }
+    }
+}
+
+/// Why the file cannot be used. Every mistake is named at once.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// It cannot be read.
+    #[error("{}: cannot be read: {why}", .file.display())]
+    Unreadable {
+        /// Which file.
+        file: PathBuf,
+        /// The system's reason.
+        why: std::io::Error,
+    },
+    /// It can be read and is wrong.
+    #[error("{}", listed(.file, .mistakes))]
+    Wrong {
+        /// Which file.
+        file: PathBuf,
+        /// What is wrong.
+        mistakes: Vec<Mistake>,
+    },
+}
+
+fn listed(file: &Path, mistakes: &[Mistake]) -> String {
+    let each: Vec<String> = mistakes
+        .iter()
+        .map(|mistake| format!("{}: {mistake}", file.display()))
+        .collect();
+    each.join("\n")
+}
+
+impl RouterConfig {
+    /// Reads the file.
+    ///
+    /// # Errors
+    /// It cannot be read, or something in it is wrong.
+    pub fn load(file: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(file).map_err(|why| ConfigError::Unreadable {
+            file: file.to_owned(),
+            why,
+        })?;
+        Self::parse(&text).map_err(|mistakes| ConfigError::Wrong {
+            file: file.to_owned(),
+            mistakes,
+        })
+    }
+
+    /// Reads the text of a file.
+    ///
+    /// # Errors
+    /// All that is wrong with it.
+    pub fn parse(text: &str) -> Result<Self, Vec<Mistake>> {
+        raw::read(text)
+    }
+
+    /// What differs in `new` and cannot change while the process lives, as keys.
+    pub fn needs_restart(&self, new: &RouterConfig) -> Vec<&'static str> {
+        let still = |own: &ListenerConfig, other: &ListenerConfig| {
+            own.listen == other.listen
+                && own.scope == other.scope
+                && own.proxy_protocol == other.proxy_protocol
+                && own.proxy_protocol_from == other.proxy_protocol_from
+                && std::mem::discriminant(&own.target) == std::mem::discriminant(&other.target)
+        };
+        let are_listeners_same = self.listeners.len() == new.listeners.len()
+            && self
+                .listeners
+                .iter()
+                .zip(&new.listeners)
+                .all(|(a, b)| still(a, b));
+        [
+            ("name", self.name == new.name),
+            ("namespace", self.namespace == new.namespace),
+            ("etcd3", self.etcd3.written == new.etcd3.written),
+            ("log.format", self.log.is_json == new.log.is_json),
+            ("state_file", self.state_file == new.state_file),
+            ("http", self.http == new.http),
+            ("listeners", are_listeners_same),
+        ]
+        .into_iter()
+        .filter_map(|(key, is_same)| (!is_same).then_some(key))
+        .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,470 @@
+//! What stands in the file, value by value with its line, and the checks that make it a
+//! [`RouterConfig`].
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde_json::Value;
+use serde_saphyr::Spanned;
+use trunkline_shared::cluster::{ClusterName, quantity};
+
+use super::{
+    EtcdSection, HttpConfig, ListenerConfig, LogConfig, Mistake, Network, ProxyProtocol,
+    RouterConfig,
+};
+use crate::route::TargetKind;
+
+/// `http.listen` where the file is silent.
+const DEFAULT_HTTP: &str = "0.0.0.0:8010";
+/// `max_client_conn` where the file is silent: bounded, and above what one PostgreSQL is set to.
+const DEFAULT_MAX_CLIENT_CONN: usize = 10_000;
+/// `switchover.hold_timeout` where the file is silent.
+const DEFAULT_HOLD_TIMEOUT: Duration = Duration::from_secs(10);
+/// The longest `hold_timeout`: a client held for longer is better told.
+const MAX_HOLD_TIMEOUT: Duration = Duration::from_secs(3600);
+
+type Leaf = Option<Spanned<Value>>;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Raw {
+    name: Leaf,
+    namespace: Leaf,
+    etcd3: Leaf,
+    log: Option<RawLog>,
+    state_file: Leaf,
+    http: Option<RawHttp>,
+    listeners: Option<Vec<RawListener>>,
+    replicas: Option<RawReplicas>,
+    switchover: Option<RawSwitchover>,
+    admin: Leaf,
+    auth: Leaf,
+    databases: Leaf,
+    pool: Leaf,
+    tls: Leaf,
+    users: Leaf,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+struct RawLog {
+    level: Leaf,
+    format: Leaf,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+struct RawHttp {
+    listen: Leaf,
+    advertise: Leaf,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawListener {
+    listen: Leaf,
+    scope: Leaf,
+    target: Leaf,
+    mode: Leaf,
+    proxy_protocol: Leaf,
+    proxy_protocol_from: Leaf,
+    max_client_conn: Leaf,
+    tls: Leaf,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+struct RawReplicas {
+    max_lag: Leaf,
+    fallback: Leaf,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+struct RawSwitchover {
+    hold_timeout: Leaf,
+}
+
+/// Collects mistakes, and gives a harmless value in the place of each.
+#[derive(Default)]
+struct Reader {
+    mistakes: Vec<Mistake>,
+}
+
+impl Reader {
+    fn wrong(&mut self, line: u64, key: &str, value: String, allowed: &str) {
+        self.mistakes.push(Mistake {
+            line,
+            key: key.to_owned(),
+            value,
+            allowed: allowed.to_owned(),
+        });
+    }
+
+    /// Reads a value if it is there and not null.
+    fn value<T>(
+        &mut self,
+        key: &str,
+        leaf: Leaf,
+        allowed: &str,
+        parse: impl FnOnce(&Value) -> Option<T>,
+    ) -> Option<T> {
+        let leaf = leaf.filter(|leaf| !leaf.value.is_null())?;
+        let parsed = parse(&leaf.value);
+        if parsed.is_none() {
+            let line = leaf.referenced.line();
+            self.wrong(line, key, leaf.value.to_string(), allowed);
+        }
+        parsed
+    }
+
+    fn needed<T>(
+        &mut self,
+        key: &str,
+        leaf: Leaf,
+        allowed: &str,
+        parse: impl FnOnce(&Value) -> Option<T>,
+    ) -> Option<T> {
+        if leaf.as_ref().is_none_or(|leaf| leaf.value.is_null()) {
+            self.wrong(0, key, String::new(), &format!("is missing; {allowed}"));
+            return None;
+        }
+        self.value(key, leaf, allowed, parse)
+    }
+
+    fn not_yet(&mut self, key: &str, leaf: Leaf, why: &str) {
+        if let Some(leaf) = leaf {
+            self.wrong(leaf.referenced.line(), key, String::new(), why);
+        }
+    }
+}
+
+pub(super) fn read(text: &str) -> Result<RouterConfig, Vec<Mistake>> {
+    let raw: Raw = serde_saphyr::from_str(text).map_err(|error| {
+        let line = error.location().map_or(0, |at| at.line());
+        let text = error.without_snippet().to_string();
+        vec![Mistake {
+            line,
+            key: String::new(),
+            value: String::new(),
+            allowed: text,
+        }]
+    })?;
+    let mut reader = Reader::default();
+    let config = reader.config(raw);
+    match config {
+        Some(config) if reader.mistakes.is_empty() => Ok(config),
+        Some(_) | None => Err(reader.mistakes),
+    }
+}
+
+impl Reader {
+    fn config(&mut self, raw: Raw) -> Option<RouterConfig> {
+        self.later(&raw);
+        let name = self
+            .value("name", raw.name, "a name without / is allowed", name)
+            .unwrap_or_else(host_name);
+        let namespace = self
+            .value(
+                "namespace",
+                raw.namespace,
+                "a path is allowed, such as /service",
+                text,
+            )
+            .unwrap_or_else(|| "/service".to_owned());
+        let etcd3 = self.etcd3(raw.etcd3);
+        let log = self.log(raw.log.unwrap_or_default());
+        let state_file = self.value("state_file", raw.state_file, "a path is allowed", text);
+        let http = self.http(raw.http.unwrap_or_default(), &name);
+        let replicas = raw.replicas.unwrap_or_default();
+        let max_lag = self.value(
+            "replicas.max_lag",
+            replicas.max_lag,
+            "a number of bytes is allowed, or one with kB, MB, GB",
+            bytes,
+        );
+        let falls_back = self
+            .value(
+                "replicas.fallback",
+                replicas.fallback,
+                "none or primary is allowed",
+                |v| match v.as_str()? {
+                    "none" => Some(false),
+                    "primary" => Some(true),
+                    _ => None,
+                },
+            )
+            .unwrap_or(false);
+        let listeners = self.listeners(raw.listeners.unwrap_or_default(), falls_back);
+        let hold_timeout = self
+            .value(
+                "switchover.hold_timeout",
+                raw.switchover.unwrap_or_default().hold_timeout,
+                "a time up to 1h is allowed, such as 10s or 500ms",
+                |v| duration(v).filter(|d| *d <= MAX_HOLD_TIMEOUT),
+            )
+            .unwrap_or(DEFAULT_HOLD_TIMEOUT);
+        Some(RouterConfig {
+            name,
+            namespace,
+            etcd3: etcd3?,
+            log,
+            state_file: state_file.map(PathBuf::from),
+            http: http?,
+            listeners,
+            max_lag,
+            hold_timeout,
+        })
+    }
+
+    fn etcd3(&mut self, leaf: Leaf) -> Option<EtcdSection> {
+        let Some(section) = leaf.filter(|leaf| !leaf.value.is_null()) else {
+            let example =
+                "is missing; write the agents' section, such as etcd3: {hosts: \"10.0.0.1:2379\"}";
+            self.wrong(0, "etcd3", String::new(), example);
+            return None;
+        };
+        match serde_json::from_value(section.value.clone()) {
+            Ok(config) => Some(EtcdSection {
+                config,
+                written: section.value,
+            }),
+            Err(error) => {
+                // The value is not shown: it may hold a password.
+                let line = section.referenced.line();
+                self.wrong(line, "etcd3", String::new(), &error.to_string());
+                None
+            }
+        }
+    }
+
+    fn later(&mut self, raw: &Raw) {
+        let why = "is not available in this version; every listener is in tcp mode, where PostgreSQL \
+                   itself does this";
+        for (key, leaf) in [
+            ("admin", &raw.admin),
+            ("auth", &raw.auth),
+            ("databases", &raw.databases),
+            ("pool", &raw.pool),
+            ("tls", &raw.tls),
+            ("users", &raw.users),
+        ] {
+            self.not_yet(key, leaf.clone(), why);
+        }
+    }
+
+    fn log(&mut self, raw: RawLog) -> LogConfig {
+        let level = self.value(
+            "log.level",
+            raw.level,
+            "error, warn, info, debug or trace is allowed",
+            |v| {
+                let level = v.as_str()?.to_lowercase();
+                let is_known =
+                    ["error", "warn", "info", "debug", "trace"].contains(&level.as_str());
+                is_known.then_some(level)
+            },
+        );
+        let is_json = self.value(
+            "log.format",
+            raw.format,
+            "plain or json is allowed",
+            |v| match v.as_str()? {
+                "plain" => Some(false),
+                "json" => Some(true),
+                _ => None,
+            },
+        );
+        LogConfig {
+            level: level.unwrap_or_else(|| "info".to_owned()),
+            is_json: is_json.unwrap_or(false),
+        }
+    }
+
+    fn http(&mut self, raw: RawHttp, name: &str) -> Option<HttpConfig> {
+        let default = DEFAULT_HTTP.parse().ok();
+        let listen = match raw.listen {
+            Some(leaf) => self.value("http.listen", Some(leaf), ADDRESS, address),
+            None => default,
+        };
+        let advertise = self.value(
+            "http.advertise",
+            raw.advertise,
+            "host:port is allowed",
+            |v| text(v).filter(|t| t.contains(':')),
+        );
+        let listen = listen.or(default)?;
+        Some(HttpConfig {
+            listen,
+            advertise: advertise.unwrap_or_else(|| format!("{name}:{}", listen.port())),
+        })
+    }
+
+    fn listeners(&mut self, raw: Vec<RawListener>, falls_back: bool) -> Vec<ListenerConfig> {
+        if raw.is_empty() {
+            let example = "is missing; at least one is needed, such as \
+                           - {listen: \"0.0.0.0:5432\", scope: demo, target: primary}";
+            self.wrong(0, "listeners", String::new(), example);
+        }
+        let mut listeners: Vec<ListenerConfig> = Vec::new();
+        for (at, raw) in raw.into_iter().enumerate() {
+            let line = raw.listen.as_ref().map_or(0, |leaf| leaf.referenced.line());
+            let Some(listener) = self.listener(&format!("listeners[{at}]"), raw, falls_back) else {
+                continue;
+            };
+            let is_taken = |other: &ListenerConfig| {
+                other.listen == listener.listen && listener.listen.port() != 0
+            };
+            if listeners.iter().any(is_taken) {
+                let key = format!("listeners[{at}].listen");
+                let value = listener.listen.to_string();
+                self.wrong(
+                    line,
+                    &key,
+                    value,
+                    "another listener has this address already",
+                );
+            }
+            listeners.push(listener);
+        }
+        listeners
+    }
+
+    fn listener(&mut self, at: &str, raw: RawListener, falls_back: bool) -> Option<ListenerConfig> {
+        let key = |name: &str| format!("{at}.{name}");
+        self.not_yet(
+            &key("tls"),
+            raw.tls,
+            "is not allowed in tcp mode: TLS passes through to PostgreSQL",
+        );
+        self.value(
+            &key("mode"),
+            raw.mode,
+            "tcp is allowed; session, transaction and statement are not available in this version",
+            |v| (v.as_str()? == "tcp").then_some(()),
+        );
+        let listen = self.needed(&key("listen"), raw.listen, ADDRESS, address);
+        let scope = self.needed(
+            &key("scope"),
+            raw.scope,
+            "the name of a cluster, without /, is allowed",
+            name,
+        );
+        let target = self.needed(
+            &key("target"),
+            raw.target,
+            "primary or replicas is allowed",
+            |v| match v.as_str()? {
+                "primary" => Some(TargetKind::Primary),
+                "replicas" => Some(TargetKind::Replicas { falls_back }),
+                _ => None,
+            },
+        );
+        let (proxy_protocol, proxy_protocol_from) =
+            self.proxy(at, raw.proxy_protocol, raw.proxy_protocol_from);
+        let max_client_conn = self.value(
+            &key("max_client_conn"),
+            raw.max_client_conn,
+            "a number of at least 1 is allowed",
+            |v| usize::try_from(v.as_u64()?).ok().filter(|n| *n > 0),
+        );
+        Some(ListenerConfig {
+            listen: listen?,
+            scope: ClusterName::new(&scope?),
+            target: target?,
+            proxy_protocol,
+            proxy_protocol_from,
+            max_client_conn: max_client_conn.unwrap_or(DEFAULT_MAX_CLIENT_CONN),
+        })
+    }
+
+    fn proxy(&mut self, at: &str, mode: Leaf, from: Leaf) -> (ProxyProtocol, Vec<Network>) {
+        let key = format!("{at}.proxy_protocol");
+        let line = mode.as_ref().map_or(0, |leaf| leaf.referenced.line());
+        let mode = self
+            .value(
+                &key,
+                mode,
+                "off, accept or require is allowed",
+                |v| match v {
+                    // YAML reads a bare `off` as false in some dialects.
+                    Value::Bool(false) => Some(ProxyProtocol::Off),
+                    other => match other.as_str()? {
+                        "off" => Some(ProxyProtocol::Off),
+                        "accept" => Some(ProxyProtocol::Accept),
+                        "require" => Some(ProxyProtocol::Require),
+                        _ => None,
+                    },
+                },
+            )
+            .unwrap_or(ProxyProtocol::Off);
+        let from_key = format!("{at}.proxy_protocol_from");
+        let allowed = "a list of networks is allowed, such as [10.0.0.0/8]";
+        let from = self
+            .value(&from_key, from, allowed, networks)
+            .unwrap_or_default();
+        if mode != ProxyProtocol::Off && from.is_empty() {
+            let why = "needs proxy_protocol_from: the networks whose header is believed";
+            self.wrong(line, &key, String::new(), why);
+        }
+        (mode, from)
+    }
+}
+
+const ADDRESS: &str = "an IP address and port is allowed, such as 0.0.0.0:5432 or [::]:5432";
+
+fn text(value: &Value) -> Option<String> {
+    value.as_str().filter(|t| !t.is_empty()).map(str::to_owned)
+}
+
+fn name(value: &Value) -> Option<String> {
+    let name = match value {
+        Value::String(text) => text.clone(),
+        Value::Number(number) => number.to_string(),
+        Value::Null | Value::Bool(_) | Value::Array(_) | Value::Object(_) => return None,
+    };
+    (!name.is_empty() && !name.contains('/')).then_some(name)
+}
+
+/// `*:5432` and `:5432` mean every address, as in HAProxy.
+fn address(value: &Value) -> Option<SocketAddr> {
+    let text = value.as_str()?;
+    let port = text.strip_prefix('*').unwrap_or(text).strip_prefix(':');
+    match port {
+        Some(port) => format!("0.0.0.0:{port}").parse().ok(),
+        None => text.parse().ok(),
+    }
+}
+
+fn networks(value: &Value) -> Option<Vec<Network>> {
+    match value {
+        Value::String(text) => text.split(',').map(|t| Network::parse(t.trim())).collect(),
+        Value::Array(list) => list.iter().map(|v| Network::parse(v.as_str()?)).collect(),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::Object(_) => None,
+    }
+}
+
+fn duration(value: &Value) -> Option<Duration> {
+    quantity::duration(&written(value)?)
+}
+
+fn bytes(value: &Value) -> Option<u64> {
+    quantity::bytes(&written(value)?)
+}
+
+fn written(value: &Value) -> Option<String> {
+    match value {
+        Value::String(text) => Some(text.clone()),
+        Value::Number(number) => Some(number.to_string()),
+        Value::Null | Value::Bool(_) | Value::Array(_) | Value::Object(_) => None,
+    }
+}
+
+fn host_name() -> String {
+    rustix::system::uname()
+        .nodename()
+        .to_string_lossy()
+        .into_owned()
+}

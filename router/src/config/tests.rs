@@ -1,0 +1,101 @@
+use super::*;
+
+const SMALLEST: &str = r#"
+etcd3: {hosts: "10.0.0.1:2379,10.0.0.2:2379"}
+listeners:
+  - {listen: "0.0.0.0:5432", scope: demo, target: primary}
+  - {listen: "0.0.0.0:5433", scope: demo, target: replicas}
+"#;
+
+fn wrong(text: &str) -> String {
+    let mistakes = RouterConfig::parse(text).unwrap_err();
+    let each: Vec<String> = mistakes.iter().map(Mistake::to_string).collect();
+    each.join("\n")
+}
+
+#[test]
+fn the_smallest_useful_file_is_enough() {
+    let config = RouterConfig::parse(SMALLEST).unwrap();
+    assert_eq!(config.namespace, "/service");
+    assert_eq!(config.http.listen.port(), 8010);
+    assert_eq!(config.hold_timeout, Duration::from_secs(10));
+    assert_eq!(config.listeners.len(), 2);
+    assert_eq!(
+        config.listeners[1].target,
+        TargetKind::Replicas { falls_back: false }
+    );
+}
+
+#[test]
+fn every_mistake_is_named_with_its_line() {
+    let text = r#"
+etcd3: {hosts: "10.0.0.1:2379"}
+listeners:
+  - listen: nowhere
+    scope: a/b
+    target: master
+    max_client_conn: 0
+    proxy_protocol: require
+  - {listen: "*:5433", scope: demo, target: replicas, mode: transaction}
+switchover: {hold_timeout: soon}
+replicas:
+  fallback: leader
+"#;
+    assert_eq!(
+        wrong(text),
+        "\
+line 12: replicas.fallback is \"leader\": none or primary is allowed
+line 4: listeners[0].listen is \"nowhere\": an IP address and port is allowed, such as 0.0.0.0:5432 or [::]:5432
+line 5: listeners[0].scope is \"a/b\": the name of a cluster, without /, is allowed
+line 6: listeners[0].target is \"master\": primary or replicas is allowed
+line 8: listeners[0].proxy_protocol: needs proxy_protocol_from: the networks whose header is believed
+line 7: listeners[0].max_client_conn is 0: a number of at least 1 is allowed
+line 9: listeners[1].mode is \"transaction\": tcp is allowed; session, transaction and statement are not available in this version
+line 10: switchover.hold_timeout is \"soon\": a time up to 1h is allowed, such as 10s or 500ms"
+    );
+}
+
+#[test]
+fn keys_of_later_versions_are_refused_by_name() {
+    let text = format!("{SMALLEST}pool: {{default_pool_size: 20}}\n");
+    assert!(wrong(&text).starts_with("line 6: pool: is not available in this version"));
+}
+
+#[test]
+fn unknown_keys_are_refused() {
+    let text = format!("{SMALLEST}listner: 1\n");
+    let said = wrong(&text);
+    assert!(
+        said.contains("listner") && said.contains("line 6"),
+        "{said}"
+    );
+}
+
+#[test]
+fn a_missing_section_is_named() {
+    let said = wrong("name: r1\n");
+    assert!(said.contains("etcd3: is missing") && said.contains("listeners: is missing"));
+}
+
+#[test]
+fn networks_contain_what_their_prefix_says() {
+    let ten = Network::parse("10.0.0.0/8").unwrap();
+    assert!(ten.contains("10.255.0.1".parse().unwrap()));
+    assert!(ten.contains("::ffff:10.0.0.1".parse().unwrap()));
+    assert!(!ten.contains("11.0.0.1".parse().unwrap()));
+    let all = Network::parse("::/0").unwrap();
+    assert!(all.contains("::1".parse().unwrap()) && !all.contains("1.1.1.1".parse().unwrap()));
+    assert_eq!(Network::parse("10.0.0.0/33"), None);
+    assert_eq!(Network::parse("ten"), None);
+}
+
+#[test]
+fn what_may_change_live_needs_no_restart() {
+    let old = RouterConfig::parse(SMALLEST).unwrap();
+    let text = format!("{SMALLEST}switchover: {{hold_timeout: 3}}\nlog: {{level: debug}}\n");
+    let new = RouterConfig::parse(&text).unwrap();
+    assert!(old.needs_restart(&new).is_empty());
+    let moved = SMALLEST.replace("5432", "6432");
+    let moved = RouterConfig::parse(&moved).unwrap();
+    assert_eq!(old.needs_restart(&moved), ["listeners"]);
+}

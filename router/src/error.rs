@@ -1,0 +1,278 @@
+//! Why a session ends, and the only table from that to what the client is told.
+
+use std::time::Duration;
+
+use trunkline_shared::cluster::{ClusterName, MemberName};
+
+use crate::lanes::Ending;
+use crate::protocol::startup::NotStartup;
+use crate::protocol::{messages, sqlstate};
+use crate::route::{Awaited, NoRoute};
+use crate::topology::transition::CutCause;
+
+/// Whose fault an error is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// The client's.
+    Client,
+    /// PostgreSQL's, or the way to it.
+    Server,
+    /// The router's, or the cluster's.
+    Router,
+}
+
+/// Why a session ended before its time.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum SessionError {
+    /// The lane was cut or the router stops. Connect again.
+    #[error("{}", ended_text(.ending, .has_outstanding))]
+    Ended {
+        /// Why.
+        ending: Ending,
+        /// Whether a request was sent whose outcome the client does not know.
+        has_outstanding: bool,
+    },
+    /// The server closed the connection without a word: it crashed, or the way to it broke.
+    #[error("the connection to PostgreSQL on member {member} was lost{}", unknown(.has_outstanding))]
+    ServerLost {
+        /// Which member.
+        member: MemberName,
+        /// As above.
+        has_outstanding: bool,
+    },
+    /// No target within the time a client is held.
+    #[error("cluster {cluster} takes no writes now: {}; waited {}", awaited_text(.awaited), seconds(.waited))]
+    HeldTooLong {
+        /// Which cluster.
+        cluster: ClusterName,
+        /// What for.
+        awaited: Awaited,
+        /// How long.
+        waited: Duration,
+    },
+    /// Writes never come to a standby cluster.
+    #[error("cluster {cluster} is a standby cluster, led by {leader}: it takes no writes")]
+    StandbyCluster {
+        /// Which cluster.
+        cluster: ClusterName,
+        /// Its leader.
+        leader: MemberName,
+    },
+    /// No replica serves.
+    #[error("no replica of cluster {cluster} is fit for reads: {}", reasons_text(.reasons))]
+    NoReplica {
+        /// Which cluster.
+        cluster: ClusterName,
+        /// Each member and why not.
+        reasons: Vec<(MemberName, String)>,
+    },
+    /// The listener is full.
+    #[error(
+        "sorry, too many clients already: listener {listener} allows {limit} (max_client_conn)"
+    )]
+    TooManyClients {
+        /// Its address.
+        listener: String,
+        /// Its limit.
+        limit: usize,
+    },
+    /// The first bytes are not PostgreSQL's.
+    #[error("this is not a PostgreSQL connection: {0}")]
+    NotTheProtocol(#[from] NotStartup),
+    /// A protocol version that is gone.
+    #[error("unsupported frontend protocol {major}.{minor}: this server supports 3.0 to 3.2")]
+    OldProtocol {
+        /// Major version.
+        major: u16,
+        /// Minor version.
+        minor: u16,
+    },
+    /// A second request for the same encryption.
+    #[error("encryption was asked for twice on one connection")]
+    EncryptionTwice,
+    /// The PROXY header is missing, malformed, or from a place that may not send one.
+    #[error("PROXY protocol: {0}")]
+    ProxyHeader(String),
+    /// The start-up packet did not come in time.
+    #[error("the start-up packet was not complete after {}", seconds(.0))]
+    StartupTooSlow(Duration),
+    /// The client went away.
+    #[error("the client closed the connection")]
+    ClientGone,
+}
+
+impl SessionError {
+    /// Whose fault it is: for the metric, and for whether to log it.
+    pub fn side(&self) -> Side {
+        match self {
+            SessionError::ServerLost { .. } => Side::Server,
+            SessionError::Ended { .. }
+            | SessionError::HeldTooLong { .. }
+            | SessionError::StandbyCluster { .. }
+            | SessionError::NoReplica { .. }
+            | SessionError::TooManyClients { .. } => Side::Router,
+            SessionError::NotTheProtocol(_)
+            | SessionError::OldProtocol { .. }
+            | SessionError::EncryptionTwice
+            | SessionError::ProxyHeader(_)
+            | SessionError::StartupTooSlow(_)
+            | SessionError::ClientGone => Side::Client,
+        }
+    }
+
+    /// A short name: the metric's label and the log's field.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            SessionError::Ended {
+                ending: Ending::Lane(CutCause::LeaderChanged),
+                ..
+            } => "leader_changed",
+            SessionError::Ended {
+                ending: Ending::Lane(CutCause::MemberLost),
+                ..
+            } => "member_lost",
+            SessionError::Ended {
+                ending: Ending::Lane(CutCause::BecameLeader),
+                ..
+            } => "became_leader",
+            SessionError::Ended {
+                ending: Ending::RouterStops,
+                ..
+            } => "router_stops",
+            SessionError::ServerLost { .. } => "server_lost",
+            SessionError::HeldTooLong { .. } => "held_too_long",
+            SessionError::StandbyCluster { .. } => "standby_cluster",
+            SessionError::NoReplica { .. } => "no_replica",
+            SessionError::TooManyClients { .. } => "too_many_clients",
+            SessionError::NotTheProtocol(_) => "not_the_protocol",
+            SessionError::OldProtocol { .. } => "old_protocol",
+            SessionError::EncryptionTwice => "encryption_twice",
+            SessionError::ProxyHeader(_) => "proxy_header",
+            SessionError::StartupTooSlow(_) => "startup_too_slow",
+            SessionError::ClientGone => "client_gone",
+        }
+    }
+
+    /// The one table: what the client is told, by code. `None` where there is nobody to tell.
+    pub fn sqlstate(&self) -> Option<&'static str> {
+        Some(match self {
+            SessionError::Ended {
+                has_outstanding: true,
+                ..
+            }
+            | SessionError::ServerLost {
+                has_outstanding: true,
+                ..
+            } => sqlstate::TRANSACTION_RESOLUTION_UNKNOWN,
+            SessionError::Ended { .. } | SessionError::ServerLost { .. } => {
+                sqlstate::ADMIN_SHUTDOWN
+            }
+            SessionError::HeldTooLong { .. }
+            | SessionError::StandbyCluster { .. }
+            | SessionError::NoReplica { .. } => sqlstate::CANNOT_CONNECT_NOW,
+            SessionError::TooManyClients { .. } => sqlstate::TOO_MANY_CONNECTIONS,
+            SessionError::OldProtocol { .. } => sqlstate::FEATURE_NOT_SUPPORTED,
+            SessionError::NotTheProtocol(_)
+            | SessionError::EncryptionTwice
+            | SessionError::ProxyHeader(_)
+            | SessionError::StartupTooSlow(_) => sqlstate::PROTOCOL_VIOLATION,
+            SessionError::ClientGone => return None,
+        })
+    }
+
+    /// The message for the client; `None` where there is nobody to tell.
+    pub fn to_client(&self) -> Option<Vec<u8>> {
+        let code = self.sqlstate()?;
+        let hint = match self {
+            SessionError::Ended { .. } | SessionError::ServerLost { .. }
+                if code == sqlstate::TRANSACTION_RESOLUTION_UNKNOWN =>
+            {
+                Some(
+                    "Connect again, and check whether the last transaction took place before repeating it.",
+                )
+            }
+            SessionError::Ended { .. } | SessionError::ServerLost { .. } => {
+                Some("Connect again; nothing was outstanding.")
+            }
+            SessionError::HeldTooLong { .. } => {
+                Some("Connect again later; \"trunkline list\" shows the cluster.")
+            }
+            SessionError::StandbyCluster { .. } => Some("Connect to the main cluster for writes."),
+            SessionError::NoReplica { .. } => {
+                Some("Connect again later, or set replicas.fallback to primary.")
+            }
+            SessionError::TooManyClients { .. } => Some("Raise max_client_conn of the listener."),
+            SessionError::NotTheProtocol(_)
+            | SessionError::OldProtocol { .. }
+            | SessionError::EncryptionTwice
+            | SessionError::ProxyHeader(_)
+            | SessionError::StartupTooSlow(_)
+            | SessionError::ClientGone => None,
+        };
+        Some(messages::fatal(code, &self.to_string(), hint))
+    }
+
+    /// The error of a session that found no route.
+    pub fn no_route(cluster: &ClusterName, why: NoRoute, waited: Duration) -> SessionError {
+        let cluster = cluster.clone();
+        match why {
+            NoRoute::Hold(awaited) => SessionError::HeldTooLong {
+                cluster,
+                awaited,
+                waited,
+            },
+            NoRoute::StandbyCluster { leader } => SessionError::StandbyCluster { cluster, leader },
+            NoRoute::NoReplica { reasons } => SessionError::NoReplica { cluster, reasons },
+        }
+    }
+}
+
+fn unknown(has_outstanding: &bool) -> &'static str {
+    if *has_outstanding {
+        "; the outcome of the last request is unknown"
+    } else {
+        ""
+    }
+}
+
+fn ended_text(ending: &Ending, has_outstanding: &bool) -> String {
+    let why = match ending {
+        Ending::Lane(CutCause::LeaderChanged) => {
+            "terminating connection because the leader was lost or changed"
+        }
+        Ending::Lane(CutCause::MemberLost) => {
+            "terminating connection because the member it led to left the cluster"
+        }
+        Ending::Lane(CutCause::BecameLeader) => {
+            "terminating connection because the replica it led to became the leader"
+        }
+        Ending::RouterStops => "terminating connection because the router is stopping",
+    };
+    format!("{why}{}", unknown(has_outstanding))
+}
+
+fn awaited_text(awaited: &Awaited) -> String {
+    match awaited {
+        Awaited::FirstView => "the DCS has not answered since the router started".to_owned(),
+        Awaited::Leader(why) => why.to_string(),
+        Awaited::Promotion(member) => {
+            format!("{member} holds the leader key and does not accept writes yet")
+        }
+        Awaited::Reachable(member) => format!("the leader {member} cannot be reached"),
+    }
+}
+
+fn reasons_text(reasons: &[(MemberName, String)]) -> String {
+    if reasons.is_empty() {
+        return "no member is registered".to_owned();
+    }
+    let each: Vec<String> = reasons
+        .iter()
+        .map(|(m, why)| format!("{m} {why}"))
+        .collect();
+    each.join(", ")
+}
+
+fn seconds(duration: &Duration) -> String {
+    format!("{:.1} s", duration.as_secs_f64())
+}

@@ -1,0 +1,6 @@
+//! PostgreSQL's wire protocol, as far as the router must read it. Pure: bytes in, facts out.
+
+pub mod frame;
+pub mod messages;
+pub mod sqlstate;
+pub mod startup;

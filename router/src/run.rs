@@ -1,0 +1,260 @@
+//! Builds every component, wires them, and owns the order of start and stop.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use pingora::server::configuration::{Opt, ServerConf};
+use pingora::server::{RunArgs, Server};
+use pingora::services::background::background_service;
+use tokio::sync::{mpsc, watch};
+use tracing::info;
+use trunkline_shared::dcs::etcd::{Budgets, EtcdConfigError};
+use trunkline_shared::service::logging::{self, LogFormat, LogLevel, LoggingError};
+use trunkline_shared::service::metrics::{Metrics, MetricsError};
+
+use crate::config::{ListenerConfig, RouterConfig};
+use crate::cores::Cores;
+use crate::http::Shown;
+use crate::listener::limits::Limits;
+use crate::listener::{CannotListen, Listening, Ports};
+use crate::run::conductor::{Conductor, Live};
+use crate::run::services::{Http, Topologies};
+use crate::topology::Cluster;
+use crate::topology::state_file::StateFile;
+use crate::topology::transition::Rules;
+
+mod conductor;
+mod services;
+
+/// How long an operation of the DCS is tried.
+const DCS_BUDGETS: Budgets = Budgets {
+    operation: Duration::from_secs(2),
+    renewal: Duration::from_secs(1),
+};
+
+/// How many events of the start may wait to be heard.
+const EVENTS: usize = 8;
+
+/// The runtime folder's mode: who can write there could take our ports.
+const FOLDER_MODE: u32 = 0o700;
+
+/// Why the process could not run.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// A port is not to be had.
+    #[error(transparent)]
+    CannotListen(#[from] CannotListen),
+    /// The `etcd3` section is wrong.
+    #[error(transparent)]
+    Etcd(#[from] EtcdConfigError),
+    /// The folder for the pid file and the upgrade socket.
+    #[error("the runtime folder {} cannot be used: {why}", .folder.display())]
+    RuntimeFolder {
+        /// Which.
+        folder: PathBuf,
+        /// Why.
+        why: io::Error,
+    },
+    /// The log.
+    #[error(transparent)]
+    Logging(#[from] LoggingError),
+    /// The metrics.
+    #[error(transparent)]
+    Metrics(#[from] MetricsError),
+    /// A task that must not end has ended: without it sessions would not be cut.
+    #[error("a task ended that must not: {0}; this is a defect")]
+    Defect(String),
+    /// The system refuses threads, signals or sockets.
+    #[error("the system refuses what the router needs: {0}")]
+    System(#[from] io::Error),
+}
+
+/// Runs the router until it is told to stop.
+///
+/// # Errors
+/// It cannot start.
+pub fn run(config: RouterConfig, file: PathBuf, is_upgrade: bool) -> Result<(), RunError> {
+    let (level, metrics) = start_telling(&config)?;
+    let folder = runtime_folder(config.http.listen)?;
+    let cores = Arc::new(Cores::start(std::thread::available_parallelism()?.get())?);
+    let (rules, _) = watch::channel(Rules {
+        max_lag: config.max_lag,
+    });
+    let clusters = clusters_of(&config);
+    let listenings = listenings_of(&config, &clusters);
+    let shown = Arc::new(Shown {
+        name: config.name.clone(),
+        clusters: clusters.clone(),
+        listenings: listenings.iter().map(|(_, l)| l.clone()).collect(),
+        is_draining: false.into(),
+        metrics,
+    });
+    let (events, hear) = mpsc::channel(EVENTS);
+    let (http_socket, take_socket) = mpsc::channel(1);
+    let (close, closing) = watch::channel(false);
+
+    let upgrade_socket = folder.join("upgrade.sock").to_string_lossy().into_owned();
+    let mut server = pingora_server(&folder, &upgrade_socket, is_upgrade);
+    let http = (config.http.listen, http_socket);
+    server.add_service(Ports::new(
+        listenings,
+        cores.clone(),
+        closing,
+        events.clone(),
+        http,
+    ));
+    let topologies = Topologies::new(
+        &config,
+        clusters.clone(),
+        rules.subscribe(),
+        Arc::new(StateFile::open(config.state_file.as_deref())),
+        events,
+    );
+    server.add_service(background_service("topology", topologies));
+    server.add_service(background_service(
+        "http",
+        Http::new(shown.clone(), take_socket),
+    ));
+
+    let failure: Arc<Mutex<Option<RunError>>> = Arc::default();
+    let live = Live {
+        file,
+        config,
+        rules,
+        shown,
+        level,
+    };
+    let conductor = Conductor::new(
+        live,
+        cores,
+        close,
+        hear,
+        folder.join("router.pid"),
+        upgrade_socket,
+        failure.clone(),
+    );
+    server.run(RunArgs {
+        shutdown_signal: Box::new(conductor),
+    });
+    let failed = failure
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .take();
+    failed.map_or(Ok(()), Err)
+}
+
+/// Starts the log and the metrics.
+fn start_telling(config: &RouterConfig) -> Result<(LogLevel, Metrics), RunError> {
+    let format = if config.log.is_json {
+        LogFormat::Json
+    } else {
+        LogFormat::Plain
+    };
+    let level = logging::start(&config.log.level, format)?;
+    let metrics = Metrics::install()?;
+    crate::metrics::describe();
+    info!(version = env!("CARGO_PKG_VERSION"), ?config, "starting");
+    Ok((level, metrics))
+}
+
+/// The process skeleton. It takes inherited ports over here, before anything else starts.
+fn pingora_server(folder: &Path, upgrade_socket: &str, is_upgrade: bool) -> Server {
+    let options = Opt {
+        upgrade: is_upgrade,
+        ..Opt::default()
+    };
+    let settings = ServerConf {
+        pid_file: folder.join("pingora.pid").to_string_lossy().into_owned(),
+        upgrade_sock: upgrade_socket.to_owned(),
+        threads: 1,
+        // The conductor has waited for the sessions already when pingora hears of the end.
+        grace_period_seconds: Some(0),
+        graceful_shutdown_timeout_seconds: Some(1),
+        ..ServerConf::default()
+    };
+    let mut server = Server::new_with_opt_and_conf(Some(options), settings);
+    server.bootstrap();
+    server
+}
+
+fn clusters_of(config: &RouterConfig) -> Vec<Arc<Cluster>> {
+    let mut clusters: Vec<Arc<Cluster>> = Vec::new();
+    for listener in &config.listeners {
+        if !clusters.iter().any(|known| known.name == listener.scope) {
+            clusters.push(Arc::new(Cluster::new(listener.scope.clone())));
+        }
+    }
+    clusters
+}
+
+fn listenings_of(
+    config: &RouterConfig,
+    clusters: &[Arc<Cluster>],
+) -> Vec<(SocketAddr, Arc<Listening>)> {
+    let limits = Arc::new(Limits::default());
+    let cluster_of = |listener: &ListenerConfig| {
+        let found = clusters.iter().find(|known| known.name == listener.scope);
+        found.cloned()
+    };
+    config
+        .listeners
+        .iter()
+        .filter_map(|listener| {
+            let cluster = cluster_of(listener)?;
+            let (hold, limits) = (config.hold_timeout, limits.clone());
+            let listening = Listening::new(listener, hold, cluster, limits);
+            Some((listener.listen, Arc::new(listening)))
+        })
+        .collect()
+}
+
+/// The folder for the pid file and the upgrade socket: systemd's, or one of this user's own. Its name holds
+/// the HTTP address, which no other router of this machine can have.
+fn runtime_folder(http: SocketAddr) -> Result<PathBuf, RunError> {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "systemd and the session manager hand the folder over in the environment"
+    )]
+    let base = ["RUNTIME_DIRECTORY", "XDG_RUNTIME_DIR"]
+        .iter()
+        .find_map(|name| std::env::var(name).ok())
+        .filter(|folder| !folder.is_empty())
+        .map_or_else(
+            || {
+                let uid = rustix::process::getuid().as_raw();
+                PathBuf::from(format!("/tmp/trunkline-router-{uid}"))
+            },
+            PathBuf::from,
+        );
+    private_folder(&base)?;
+    let folder = base.join(format!("router-{http}"));
+    private_folder(&folder)?;
+    Ok(folder)
+}
+
+/// Makes the folder, or checks that it is ours and nobody else's.
+fn private_folder(folder: &Path) -> Result<(), RunError> {
+    let failed = |why: io::Error| RunError::RuntimeFolder {
+        folder: folder.to_owned(),
+        why,
+    };
+    match std::fs::DirBuilder::new().mode(FOLDER_MODE).create(folder) {
+        Ok(()) => return Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        Err(error) => return Err(failed(error)),
+    }
+    let found = std::fs::symlink_metadata(folder).map_err(failed)?;
+    if !found.is_dir() || found.uid() != rustix::process::getuid().as_raw() {
+        let text = "it exists and is not a folder of this user";
+        return Err(failed(io::Error::other(text)));
+    }
+    if found.permissions().mode() & 0o077 != 0 {
+        let private = std::fs::Permissions::from_mode(FOLDER_MODE);
+        std::fs::set_permissions(folder, private).map_err(failed)?;
+    }
+    Ok(())
+}

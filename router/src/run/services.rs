@@ -1,0 +1,125 @@
+//! The background services of the process: the topologies and the HTTP endpoint.
+
+use std::net::TcpListener;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use pingora::server::ShutdownWatch;
+use pingora::services::background::BackgroundService;
+use tokio::sync::{Mutex, mpsc, watch};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::error;
+use trunkline_shared::dcs::Dcs;
+use trunkline_shared::dcs::etcd::{Etcd, EtcdConfig};
+use trunkline_shared::dcs::keys::Keys;
+use trunkline_shared::dcs::watch::follow;
+use trunkline_shared::service::http::serve;
+
+use super::DCS_BUDGETS;
+use crate::config::RouterConfig;
+use crate::http::{self, Shown};
+use crate::listener::Event;
+use crate::topology::state_file::StateFile;
+use crate::topology::transition::Rules;
+use crate::topology::{Cluster, Keeper};
+
+/// One watch and one table per cluster.
+pub(super) struct Topologies {
+    etcd: EtcdConfig,
+    namespace: String,
+    clusters: Vec<Arc<Cluster>>,
+    rules: watch::Receiver<Rules>,
+    state_file: Arc<StateFile>,
+    events: mpsc::Sender<Event>,
+}
+
+impl Topologies {
+    pub(super) fn new(
+        config: &RouterConfig,
+        clusters: Vec<Arc<Cluster>>,
+        rules: watch::Receiver<Rules>,
+        state_file: Arc<StateFile>,
+        events: mpsc::Sender<Event>,
+    ) -> Self {
+        Self {
+            etcd: config.etcd3.config.clone(),
+            namespace: config.namespace.clone(),
+            clusters,
+            rules,
+            state_file,
+            events,
+        }
+    }
+}
+
+#[async_trait]
+impl BackgroundService for Topologies {
+    // Goes on while the process drains: sessions that still run must still be cut when the leader changes.
+    async fn start(&self, _shutdown: ShutdownWatch) {
+        // The client belongs to the runtime that it was made in.
+        let dcs: Arc<dyn Dcs> = match Etcd::new(&self.etcd, DCS_BUDGETS) {
+            Ok(etcd) => Arc::new(etcd),
+            Err(error) => {
+                let _ = self.events.send(Event::Failed(error.into())).await;
+                return;
+            }
+        };
+        let mut keepers = JoinSet::new();
+        for cluster in &self.clusters {
+            let keys = Keys::new(&self.namespace, &cluster.name);
+            let follow = follow(dcs.clone(), keys);
+            let keeper = Keeper::new(
+                cluster.clone(),
+                follow,
+                self.rules.clone(),
+                self.state_file.clone(),
+            );
+            keepers.spawn(keeper.run());
+        }
+        while let Some(ended) = keepers.join_next().await {
+            if let Err(defect) = ended {
+                // Without its table a cluster's sessions would never be cut: better no router than that one.
+                let _ = self.events.send(Event::Defect(defect.to_string())).await;
+            }
+        }
+    }
+}
+
+/// The HTTP endpoint.
+pub(super) struct Http {
+    shown: Arc<Shown>,
+    socket: Mutex<mpsc::Receiver<TcpListener>>,
+}
+
+impl Http {
+    pub(super) fn new(shown: Arc<Shown>, socket: mpsc::Receiver<TcpListener>) -> Self {
+        Self {
+            shown,
+            socket: Mutex::new(socket),
+        }
+    }
+}
+
+#[async_trait]
+impl BackgroundService for Http {
+    // Goes on while the process drains: that is when it says that it does.
+    async fn start(&self, _shutdown: ShutdownWatch) {
+        let Some(socket) = self.socket.lock().await.recv().await else {
+            return;
+        };
+        let registered = socket
+            .set_nonblocking(true)
+            .and_then(|()| tokio::net::TcpListener::from_std(socket));
+        match registered {
+            Ok(listener) => {
+                let routes = http::routes(self.shown.clone());
+                tokio::join!(
+                    serve(listener, routes, None, CancellationToken::new()),
+                    self.shown.metrics.clone().upkeep()
+                );
+            }
+            Err(failure) => error!("the HTTP endpoint cannot be served: {failure}"),
+        }
+    }
+}

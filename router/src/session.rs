@@ -1,0 +1,292 @@
+//! One client connection; [`run`] is its life: PROXY header, first packet, route, connect, relay, close.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tracing::{debug, info};
+
+use crate::cancel;
+use crate::error::{SessionError, Side};
+use crate::listener::limits::{Counted, Newcomer, STARTUP_TIME};
+use crate::listener::{Listening, proxy};
+use crate::protocol::messages::{ENCRYPTION_REFUSED, GSS_ACCEPTED, TLS_ACCEPTED};
+use crate::protocol::startup::{self, First, MAX_STARTUP_PACKET_LENGTH, Progress};
+use crate::session::reach::{Connected, Reach};
+use crate::session::relay::{Relay, say};
+
+pub mod reach;
+pub mod relay;
+
+/// A client before it has a server.
+struct Client {
+    stream: TcpStream,
+    peer: SocketAddr,
+    /// Read and not yet dealt with.
+    bytes: Vec<u8>,
+    newcomer: Newcomer,
+}
+
+/// What the first packets came to.
+enum Opened {
+    /// The client and its server, ready for bytes.
+    Relay {
+        connected: Connected,
+        is_readable: bool,
+    },
+    /// Nothing more to do.
+    Over,
+}
+
+/// Lives the life of one connection. `place` is the client's place under `max_client_conn`, absent if
+/// there was none left.
+pub async fn run(
+    listening: Arc<Listening>,
+    stream: std::net::TcpStream,
+    peer: SocketAddr,
+    newcomer: Newcomer,
+    place: Option<Counted>,
+) {
+    let Ok(stream) = TcpStream::from_std(stream) else {
+        return;
+    };
+    listening.metrics.sessions.increment(1);
+    let client = Client {
+        stream,
+        peer,
+        bytes: Vec::new(),
+        newcomer,
+    };
+    let outcome = live(&listening, client, place.is_some()).await;
+    drop(place);
+    listening.metrics.sessions.decrement(1);
+    if let Err(error) = outcome {
+        report(&listening, peer, &error);
+    }
+}
+
+fn report(listening: &Listening, peer: SocketAddr, error: &SessionError) {
+    listening.metrics.ended(error.reason());
+    let (listener, reason) = (&listening.address, error.reason());
+    match error.side() {
+        Side::Client => debug!(%listener, %peer, reason, "session ended: {error}"),
+        Side::Server | Side::Router => info!(%listener, %peer, reason, "session ended: {error}"),
+    }
+}
+
+async fn live(
+    listening: &Arc<Listening>,
+    client: Client,
+    has_place: bool,
+) -> Result<(), SessionError> {
+    // The opening is long-winded and short-lived: boxed, so that an idle session does not carry its size.
+    let (client, opened) = Box::pin(open(listening, client, has_place)).await?;
+    let Opened::Relay {
+        connected,
+        is_readable,
+    } = opened
+    else {
+        return Ok(());
+    };
+    listening.metrics.sessions_opened.increment(1);
+    let relay = Relay::new(
+        client.stream,
+        connected.server,
+        connected.seat,
+        connected.member,
+        client.bytes,
+        client.newcomer,
+        is_readable,
+    );
+    relay.run(&listening.metrics).await
+}
+
+async fn open(
+    listening: &Arc<Listening>,
+    mut client: Client,
+    has_place: bool,
+) -> Result<(Client, Opened), SessionError> {
+    match opening(listening, &mut client, has_place).await {
+        Ok(opened) => Ok((client, opened)),
+        Err(error) => {
+            say(&mut client.stream, &error).await;
+            Err(error)
+        }
+    }
+}
+
+async fn opening(
+    listening: &Arc<Listening>,
+    client: &mut Client,
+    has_place: bool,
+) -> Result<Opened, SessionError> {
+    let header = proxy::accept(
+        &mut client.stream,
+        client.peer,
+        listening.proxy_protocol,
+        &listening.proxy_protocol_from,
+        &mut client.bytes,
+    );
+    client.peer = in_startup_time(header).await?;
+    let mut opening = Opening {
+        listening,
+        reach: Reach::new(listening),
+        refusal: (!has_place).then(|| SessionError::TooManyClients {
+            listener: listening.address.clone(),
+            limit: listening.max_client_conn(),
+        }),
+        connected: None,
+        asked: [false; 2],
+    };
+    loop {
+        let (first, length) = in_startup_time(first_packet(client)).await?;
+        if let Some(opened) = opening.step(client, first, length).await? {
+            return Ok(opened);
+        }
+    }
+}
+
+/// The opening so far.
+struct Opening<'a> {
+    listening: &'a Arc<Listening>,
+    reach: Reach<'a>,
+    /// Told to the client once it has sent its start-up packet: before that it would not understand.
+    refusal: Option<SessionError>,
+    connected: Option<Connected>,
+    /// Whether TLS, and whether GSS encryption, was asked for.
+    asked: [bool; 2],
+}
+
+impl Opening<'_> {
+    /// Deals with one packet of `length` bytes; `None` if another one follows.
+    async fn step(
+        &mut self,
+        client: &mut Client,
+        first: First,
+        length: usize,
+    ) -> Result<Option<Opened>, SessionError> {
+        match first {
+            First::Cancel => {
+                pass_cancel_on(self.listening, &client.bytes[..length]).await;
+                Ok(Some(Opened::Over))
+            }
+            First::OldProtocol { major, minor } => Err(SessionError::OldProtocol { major, minor }),
+            First::Ssl => self.encryption(client, length, 0).await,
+            First::Gss => self.encryption(client, length, 1).await,
+            First::DirectTls => {
+                let connected = self.server(client).await?;
+                Ok(Some(Opened::Relay {
+                    connected,
+                    is_readable: false,
+                }))
+            }
+            First::Startup { .. } => {
+                let mut connected = self.server(client).await?;
+                connected.send(&client.bytes[..length]).await?;
+                client.bytes.drain(..length);
+                Ok(Some(Opened::Relay {
+                    connected,
+                    is_readable: true,
+                }))
+            }
+        }
+    }
+
+    async fn server(&mut self, client: &Client) -> Result<Connected, SessionError> {
+        if let Some(refusal) = self.refusal.take() {
+            return Err(refusal);
+        }
+        match self.connected.take() {
+            Some(connected) => Ok(connected),
+            None => self.reach.server(client).await,
+        }
+    }
+
+    /// A request for encryption is the server's to answer. Without a server it is refused, so that the
+    /// client sends its start-up packet and can be told why.
+    async fn encryption(
+        &mut self,
+        client: &mut Client,
+        length: usize,
+        kind: usize,
+    ) -> Result<Option<Opened>, SessionError> {
+        if std::mem::replace(&mut self.asked[kind], true) {
+            return Err(SessionError::EncryptionTwice);
+        }
+        let mut connected = match self.server(client).await {
+            Ok(connected) => connected,
+            Err(SessionError::ClientGone) => return Err(SessionError::ClientGone),
+            Err(error) => {
+                self.refusal = Some(error);
+                client.bytes.drain(..length);
+                send(&mut client.stream, ENCRYPTION_REFUSED).await?;
+                return Ok(None);
+            }
+        };
+        let answer = ask_server(&mut connected, &client.bytes[..length]).await?;
+        client.bytes.drain(..length);
+        send(&mut client.stream, &[answer]).await?;
+        if answer == ENCRYPTION_REFUSED[0] {
+            self.connected = Some(connected);
+            return Ok(None);
+        }
+        Ok(Some(Opened::Relay {
+            connected,
+            is_readable: !matches!(answer, TLS_ACCEPTED | GSS_ACCEPTED),
+        }))
+    }
+}
+
+async fn in_startup_time<T>(
+    step: impl Future<Output = Result<T, SessionError>>,
+) -> Result<T, SessionError> {
+    tokio::time::timeout(STARTUP_TIME, step)
+        .await
+        .unwrap_or(Err(SessionError::StartupTooSlow(STARTUP_TIME)))
+}
+
+/// Reads until the first packet is whole in `client.bytes`.
+async fn first_packet(client: &mut Client) -> Result<(First, usize), SessionError> {
+    loop {
+        let need = match startup::parse(&client.bytes)? {
+            Progress::Whole(first, length) => return Ok((first, length)),
+            Progress::Need(need) => need,
+        };
+        client
+            .bytes
+            .reserve_exact(need.min(MAX_STARTUP_PACKET_LENGTH) - client.bytes.len());
+        match client.stream.read_buf(&mut client.bytes).await {
+            Ok(0) | Err(_) => return Err(SessionError::ClientGone),
+            Ok(_) => {}
+        }
+    }
+}
+
+async fn pass_cancel_on(listening: &Arc<Listening>, request: &[u8]) {
+    if let Ok(_permit) = listening.limits.cancels.try_acquire() {
+        listening.metrics.cancels.increment(1);
+        cancel::pass_on(&listening.cluster, listening.kind(), request).await;
+    }
+}
+
+/// Passes a request for encryption on and returns the server's answer of one byte.
+async fn ask_server(server: &mut Connected, request: &[u8]) -> Result<u8, SessionError> {
+    server.send(request).await?;
+    let lost = SessionError::ServerLost {
+        member: server.member.clone(),
+        has_outstanding: false,
+    };
+    tokio::select! {
+        answer = server.server.read_u8() => answer.map_err(|_| lost),
+        notice = server.seat.ended() => Err(SessionError::Ended {
+            ending: notice.ending,
+            has_outstanding: false,
+        }),
+    }
+}
+
+async fn send(client: &mut TcpStream, bytes: &[u8]) -> Result<(), SessionError> {
+    let sent = client.write_all(bytes).await;
+    sent.map_err(|_| SessionError::ClientGone)
+}

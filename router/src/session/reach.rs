@@ -1,0 +1,216 @@
+//! From a first packet to a connected server: route, take a seat, connect, and wait where there is nowhere
+//! to go yet.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use socket2::{SockRef, TcpKeepalive};
+use tokio::io::{AsyncWriteExt, Interest};
+use tokio::net::TcpStream;
+use tokio::time::{sleep, timeout};
+use tracing::debug;
+use trunkline_shared::cluster::MemberName;
+use trunkline_shared::service::clock;
+
+use crate::error::SessionError;
+use crate::lanes::Seat;
+use crate::listener::Listening;
+use crate::listener::limits::CONNECT_TIME;
+use crate::route::{Awaited, NoRoute, RouteRequest, Target, route};
+use crate::session::Client;
+
+/// Pause before a leader that refused a connection is tried again; a change of the table ends it early.
+const RETRY_PAUSE: Duration = Duration::from_millis(100);
+/// How often a held client that has sent something more is looked at for having left.
+const LOOK_AT_HELD: Duration = Duration::from_millis(250);
+
+/// When keep-alives begin on an idle connection, and how far apart they are; after three unanswered ones
+/// the connection is dead.
+const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(10));
+
+/// A server and the session's seat on its lane.
+pub struct Connected {
+    /// The connection.
+    pub server: TcpStream,
+    /// The seat, taken before connecting.
+    pub seat: Seat,
+    /// Whose server it is.
+    pub member: MemberName,
+}
+
+impl Connected {
+    /// Sends a part of the opening.
+    pub async fn send(&mut self, bytes: &[u8]) -> Result<(), SessionError> {
+        let sent = self.server.write_all(bytes).await;
+        sent.map_err(|_| SessionError::ServerLost {
+            member: self.member.clone(),
+            has_outstanding: false,
+        })
+    }
+}
+
+/// The search of one session.
+pub struct Reach<'a> {
+    listening: &'a Arc<Listening>,
+    tried: Vec<MemberName>,
+}
+
+impl<'a> Reach<'a> {
+    /// Begins a search.
+    pub fn new(listening: &'a Arc<Listening>) -> Self {
+        Self {
+            listening,
+            tried: Vec::new(),
+        }
+    }
+
+    /// A connected server, however long the client is held for it; or why there is none.
+    pub(super) async fn server(&mut self, client: &Client) -> Result<Connected, SessionError> {
+        let began = clock::now();
+        let mut changed = self.listening.cluster.changes();
+        let mut held: Option<Held<'_>> = None;
+        loop {
+            changed.mark_unchanged();
+            let why = match self.attempt().await {
+                Ok(connected) => {
+                    if let Some(held) = held {
+                        held.over(clock::now().since(began));
+                    }
+                    return Ok(connected);
+                }
+                Err(why) => why,
+            };
+            let NoRoute::Hold(awaited) = why else {
+                return Err(self.refused(why, clock::now().since(began)));
+            };
+            let limit = self.listening.hold_timeout();
+            let waited = clock::now().since(began);
+            if waited >= limit {
+                return Err(self.refused(NoRoute::Hold(awaited), waited));
+            }
+            held.get_or_insert_with(|| Held::new(self.listening));
+            let pause = match awaited {
+                Awaited::Reachable(_) => RETRY_PAUSE.min(limit - waited),
+                Awaited::FirstView | Awaited::Leader(_) | Awaited::Promotion(_) => limit - waited,
+            };
+            tokio::select! {
+                _ = changed.changed() => {}
+                () = sleep(pause) => {}
+                () = gone(&client.stream) => return Err(SessionError::ClientGone),
+            }
+            self.tried.clear();
+        }
+    }
+
+    fn refused(&self, why: NoRoute, waited: Duration) -> SessionError {
+        SessionError::no_route(&self.listening.cluster.name, why, waited)
+    }
+
+    /// Tries the members in turn until one takes the connection or none is left.
+    async fn attempt(&mut self) -> Result<Connected, NoRoute> {
+        loop {
+            let target = self.target()?;
+            let Some(seat) = self.listening.cluster.lanes.take_seat(target.lane) else {
+                // Cut between the choice and now; the next table is a moment away.
+                tokio::task::yield_now().await;
+                continue;
+            };
+            let connecting = self.connect(&target);
+            let connected = tokio::select! {
+                connected = connecting => connected,
+                _ = seat.ended() => continue,
+            };
+            match connected {
+                Ok(server) => {
+                    return Ok(Connected {
+                        server,
+                        seat,
+                        member: target.member,
+                    });
+                }
+                Err(error) => {
+                    let (member, address) = (&target.member, &target.address);
+                    debug!(%member, %address, "cannot connect: {error}");
+                    self.tried.push(target.member);
+                }
+            }
+        }
+    }
+
+    fn target(&self) -> Result<Target, NoRoute> {
+        let cluster = &self.listening.cluster;
+        let request = RouteRequest {
+            kind: self.listening.kind(),
+            tried: &self.tried,
+        };
+        let published = cluster.published();
+        route(&request, &published.table, &|lane| cluster.lanes.load(lane))
+    }
+
+    async fn connect(&self, target: &Target) -> io::Result<TcpStream> {
+        let _permit = self.listening.limits.connects.acquire().await;
+        let began = clock::now();
+        let places = self.listening.cluster.published().places(&target.address);
+        let server = connect_to(&places).await?;
+        let took = clock::now().since(began);
+        self.listening.metrics.connect_seconds.record(took);
+        Ok(server)
+    }
+}
+
+/// A client being held, for the metrics.
+struct Held<'a>(&'a Listening);
+
+impl<'a> Held<'a> {
+    fn new(listening: &'a Listening) -> Self {
+        listening.metrics.held.increment(1);
+        Self(listening)
+    }
+
+    fn over(&self, waited: Duration) {
+        self.0.metrics.hold_seconds.record(waited);
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.0.metrics.held.decrement(1);
+    }
+}
+
+async fn connect_to(places: &[SocketAddr]) -> io::Result<TcpStream> {
+    let mut last = io::Error::new(io::ErrorKind::NotFound, "the address has not been resolved");
+    for place in places {
+        match timeout(CONNECT_TIME, TcpStream::connect(place)).await {
+            Ok(Ok(server)) => {
+                tune(&server)?;
+                return Ok(server);
+            }
+            Ok(Err(error)) => last = error,
+            Err(_) => last = io::Error::from(io::ErrorKind::TimedOut),
+        }
+    }
+    Err(last)
+}
+
+/// Sets what both sockets of a session get: no delay, and keep-alives that find a dead peer.
+pub fn tune(stream: &TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let keepalive = TcpKeepalive::new()
+        .with_time(KEEPALIVE.0)
+        .with_interval(KEEPALIVE.1)
+        .with_retries(3);
+    SockRef::from(stream).set_tcp_keepalive(&keepalive)
+}
+
+/// Waits until the client has closed its side, without reading a byte of what it may have sent.
+async fn gone(client: &TcpStream) {
+    loop {
+        match client.ready(Interest::READABLE).await {
+            Ok(ready) if !ready.is_read_closed() && !ready.is_error() => sleep(LOOK_AT_HELD).await,
+            Ok(_) | Err(_) => return,
+        }
+    }
+}

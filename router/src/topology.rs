@@ -1,0 +1,355 @@
+//! The task that keeps one cluster's routing table: it watches the DCS, asks the last leader when in
+//! doubt, probes the members, lets [`transition`] decide, and publishes.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::time::{Instant, sleep, sleep_until};
+use tracing::{info, warn};
+use trunkline_shared::cluster::{ClusterName, Moment};
+use trunkline_shared::dcs::watch::{Follow, View as DcsView};
+use trunkline_shared::service::clock;
+use trunkline_shared::service::http::HttpClient;
+
+use crate::lanes::Lanes;
+use crate::metrics::ClusterMetrics;
+use crate::topology::health::{PROBE_INTERVAL, Streaks};
+use crate::topology::resolver::Resolver;
+use crate::topology::routing_table::{RoutingTable, Writer};
+use crate::topology::state_file::StateFile;
+use crate::topology::transition::{Answer, Health, Rules, Testimony, View, transition};
+
+pub mod health;
+pub mod resolver;
+pub mod routing_table;
+pub mod state_file;
+pub mod transition;
+pub mod witness;
+
+/// Between two questions to the last leader's agent.
+const ASK_EVERY: Duration = Duration::from_millis(500);
+/// The same after a miss.
+const ASK_AGAIN_AFTER: Duration = Duration::from_millis(100);
+/// The shortest time between two forced reads of the DCS, however often they are asked for.
+const REFRESH_EVERY: Duration = Duration::from_millis(100);
+/// The longest sleep: whatever was missed is noticed then.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// What sessions see: the table, and where its addresses lead.
+#[derive(Debug, Default)]
+pub struct Published {
+    /// The table.
+    pub table: RoutingTable,
+    addresses: BTreeMap<Arc<str>, Vec<SocketAddr>>,
+}
+
+impl Published {
+    /// Where an address of the table leads; empty while its name has not been resolved.
+    pub fn places(&self, address: &Arc<str>) -> Vec<SocketAddr> {
+        match address.parse() {
+            Ok(literal) => vec![literal],
+            Err(_) => self.addresses.get(address).cloned().unwrap_or_default(),
+        }
+    }
+}
+
+/// One cluster, as the sessions and the HTTP endpoint share it.
+pub struct Cluster {
+    /// Its name.
+    pub name: ClusterName,
+    /// Its sessions.
+    pub lanes: Arc<Lanes>,
+    published: ArcSwap<Published>,
+    changes: watch::Sender<u64>,
+    /// Why the DCS cannot be followed at present.
+    trouble: ArcSwap<Option<Arc<str>>>,
+    wants_refresh: Notify,
+}
+
+impl Cluster {
+    /// A cluster of which nothing is known.
+    pub fn new(name: ClusterName) -> Self {
+        Self {
+            name,
+            lanes: Arc::default(),
+            published: ArcSwap::default(),
+            changes: watch::Sender::new(0),
+            trouble: ArcSwap::default(),
+            wants_refresh: Notify::new(),
+        }
+    }
+
+    /// The table as it is now.
+    pub fn published(&self) -> Arc<Published> {
+        self.published.load_full()
+    }
+
+    /// Wakes at every new table.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    /// Why the DCS cannot be followed at present, if so.
+    pub fn trouble(&self) -> Option<Arc<str>> {
+        self.trouble.load().as_ref().clone()
+    }
+
+    /// Asks for a read of the DCS now; many requests make one read.
+    pub fn refresh(&self) {
+        self.wants_refresh.notify_one();
+    }
+}
+
+type Asking = Pin<Box<dyn Future<Output = Testimony> + Send>>;
+
+/// The task's own state.
+pub struct Keeper {
+    cluster: Arc<Cluster>,
+    follow: Follow,
+    rules: watch::Receiver<Rules>,
+    state_file: Arc<StateFile>,
+    client: HttpClient,
+    metrics: ClusterMetrics,
+    health: Health,
+    streaks: Streaks,
+    resolver: Resolver,
+    table: RoutingTable,
+    asking: Option<Asking>,
+    ask_at: Instant,
+    probes: mpsc::Receiver<health::Report>,
+    probing: mpsc::Sender<health::Report>,
+    probe_at: Instant,
+    refresh_at: Instant,
+}
+
+/// What woke the task.
+enum Wake {
+    View,
+    Rules,
+    Time,
+    Testimony(Testimony),
+    Probes(health::Report),
+    Resolved,
+    Refresh,
+    Over,
+}
+
+impl Keeper {
+    /// Takes up a cluster; what the state file knows of it is where questions go before the DCS answers.
+    pub fn new(
+        cluster: Arc<Cluster>,
+        follow: Follow,
+        rules: watch::Receiver<Rules>,
+        state_file: Arc<StateFile>,
+    ) -> Self {
+        let table = RoutingTable {
+            last: state_file.last_leader(&cluster.name),
+            ..RoutingTable::default()
+        };
+        let (probing, probes) = mpsc::channel(1);
+        let now = in_time(Duration::ZERO);
+        Self {
+            metrics: ClusterMetrics::new(cluster.name.as_str()),
+            cluster,
+            follow,
+            rules,
+            state_file,
+            client: HttpClient::default(),
+            health: Health::default(),
+            streaks: Streaks::default(),
+            resolver: Resolver::default(),
+            table,
+            asking: None,
+            ask_at: now,
+            probes,
+            probing,
+            probe_at: now,
+            refresh_at: now,
+        }
+    }
+
+    /// Keeps the table until the process ends.
+    pub async fn run(mut self) {
+        loop {
+            self.step();
+            match self.wait().await {
+                Wake::View | Wake::Rules | Wake::Time | Wake::Resolved => {}
+                Wake::Testimony(testimony) => {
+                    self.asking = None;
+                    let pause = match testimony.answer {
+                        Answer::Writable { .. } | Answer::Refused => ASK_EVERY,
+                        Answer::Silent => ASK_AGAIN_AFTER,
+                    };
+                    self.ask_at = in_time(pause);
+                    self.health.hear(testimony);
+                }
+                Wake::Probes(report) => self.streaks.take(report, &mut self.health.down),
+                Wake::Refresh => self.refresh(),
+                Wake::Over => return,
+            }
+        }
+    }
+
+    fn step(&mut self) {
+        let view = self.follow.views.borrow_and_update().clone();
+        self.cluster.trouble.store(Arc::new(trouble(&view)));
+        let now = clock::now();
+        let rules = *self.rules.borrow_and_update();
+        let shown = shown(&view);
+        let (next, commands) = transition(&self.table, shown, &self.health, &rules, now);
+        let is_changed = next != self.table;
+        let before = std::mem::replace(&mut self.table, next);
+        self.resolver.want(&self.table);
+        if is_changed || self.resolver.take_news() {
+            self.cluster.lanes.open(&self.table);
+            self.cluster.published.store(Arc::new(Published {
+                table: self.table.clone(),
+                addresses: self.resolver.known().clone(),
+            }));
+        }
+        for departures in self.cluster.lanes.obey(&commands) {
+            tokio::spawn(departures.run(clock::now));
+        }
+        if is_changed {
+            self.cluster.changes.send_modify(|count| *count += 1);
+            self.tell(&before);
+        }
+        self.ask();
+        self.probe();
+    }
+
+    /// Logs, counts and keeps what changed; not on the way of the cut, which has happened by now.
+    fn tell(&mut self, before: &RoutingTable) {
+        let (cluster, table) = (&self.cluster.name, &self.table);
+        if table.writer != before.writer {
+            match &table.writer {
+                Writer::Known {
+                    member,
+                    epoch,
+                    address,
+                    ..
+                } => {
+                    info!(%cluster, %member, %epoch, %address, "writes go to this member");
+                    self.metrics.changes.increment(1);
+                    self.metrics.epoch.set(epoch.revision as f64);
+                }
+                Writer::Promoting { member, epoch } => {
+                    info!(%cluster, %member, %epoch, "holding writes: the leader does not accept them yet");
+                }
+                Writer::None { why } => warn!(%cluster, "holding writes: {why}"),
+            }
+        }
+        for (member, reader) in &table.readers {
+            let was = before.readers.get(member).map(|r| &r.unfit);
+            if was != Some(&reader.unfit) {
+                match &reader.unfit {
+                    Some(why) => info!(%cluster, %member, "gets no new read sessions: it {why}"),
+                    None => info!(%cluster, %member, "is fit for reads"),
+                }
+            }
+        }
+        self.metrics
+            .writer_known
+            .set(f64::from(u8::from(table.has_writer())));
+        let fit = table.readers.values().filter(|r| r.unfit.is_none()).count();
+        self.metrics.readers_fit.set(fit as f64);
+        if table.has_writer() {
+            self.state_file.keep(cluster, table.last.as_ref());
+        }
+    }
+
+    fn ask(&mut self) {
+        let Some(question) = &self.table.question else {
+            self.asking = None;
+            self.ask_at = in_time(Duration::ZERO);
+            return;
+        };
+        if self.asking.is_none() && self.ask_at <= in_time(Duration::ZERO) {
+            self.asking = Some(Box::pin(witness::ask(
+                question.clone(),
+                self.client.clone(),
+            )));
+        }
+    }
+
+    fn probe(&mut self) {
+        if self.probe_at <= in_time(Duration::ZERO) {
+            self.probe_at = in_time(PROBE_INTERVAL);
+            let members = self
+                .table
+                .readers
+                .iter()
+                .map(|(name, reader)| {
+                    let places = self.cluster.published.load().places(&reader.address);
+                    (name.clone(), places)
+                })
+                .collect();
+            tokio::spawn(health::probe_all(members, self.probing.clone()));
+        }
+    }
+
+    fn refresh(&mut self) {
+        let now = in_time(Duration::ZERO);
+        if self.refresh_at <= now {
+            self.refresh_at = now + REFRESH_EVERY;
+            let refresh = self.follow.refresh.clone();
+            // The answer comes as a view, if it shows anything new.
+            tokio::spawn(async move { refresh.now().await });
+        }
+    }
+
+    async fn wait(&mut self) -> Wake {
+        let next_look = self.table.look_again_at.map_or(LOOK_EVERY, |at| {
+            // A timer may end early by its own resolution; a step too soon would only look again.
+            clock::now().until(at).min(LOOK_EVERY) + Duration::from_millis(1)
+        });
+        let has_question = self.table.question.is_some() && self.asking.is_none();
+        let asking = async {
+            match self.asking.as_mut() {
+                Some(asking) => asking.await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            changed = self.follow.views.changed() => {
+                if changed.is_err() { Wake::Over } else { Wake::View }
+            }
+            testimony = asking => Wake::Testimony(testimony),
+            Ok(()) = self.rules.changed() => Wake::Rules,
+            Some(report) = self.probes.recv() => Wake::Probes(report),
+            () = self.resolver.resolved() => Wake::Resolved,
+            () = self.cluster.wants_refresh.notified() => Wake::Refresh,
+            () = sleep_until(self.ask_at), if has_question => Wake::Time,
+            () = sleep_until(self.probe_at) => Wake::Time,
+            () = sleep(next_look) => Wake::Time,
+        }
+    }
+}
+
+fn in_time(pause: Duration) -> Instant {
+    Instant::now() + pause
+}
+
+fn trouble(view: &DcsView) -> Option<Arc<str>> {
+    view.went_back.clone().or_else(|| view.last_error.clone())
+}
+
+/// What of the DCS's view may be acted upon. A store that went back proves nothing by being alive.
+fn shown(view: &DcsView) -> Option<View<'_>> {
+    let proven_at = view.proven_at.filter(|_| view.is_complete)?;
+    Some(View {
+        topology: &view.topology,
+        proven_at: if view.went_back.is_some() {
+            Moment::default()
+        } else {
+            proven_at
+        },
+    })
+}

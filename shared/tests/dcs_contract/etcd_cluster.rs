@@ -1,0 +1,196 @@
+//! An etcd of the tests' own: processes on loopback addresses that no other test uses.
+
+use std::fs::File;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use tempfile::TempDir;
+use trunkline_shared::dcs::etcd::{Budgets, Etcd, EtcdConfig};
+
+/// Where Debian's package puts it.
+const ETCD: &str = "/usr/bin/etcd";
+
+/// How long an etcd may take to answer for the first time.
+pub const START_LIMIT: Duration = Duration::from_secs(30);
+
+/// What one question to one member may take.
+const PROBE: Duration = Duration::from_secs(1);
+
+/// A running etcd cluster; dropping it kills it.
+pub struct EtcdCluster {
+    net: u8,
+    members: Vec<Option<Child>>,
+    folder: TempDir,
+    _lock: File,
+}
+
+/// A network 127.77.N.0 that no other test of this machine uses, held by a lock on a file.
+fn lock_network() -> (u8, File) {
+    let folder = std::env::temp_dir().join("trunkline-test-networks");
+    std::fs::create_dir_all(&folder).expect("a folder for lock files");
+    for net in 1..=250 {
+        let file = File::create(folder.join(net.to_string())).expect("a lock file");
+        if file.try_lock().is_ok() {
+            return (net, file);
+        }
+    }
+    panic!("all networks 127.77.1.0 to 127.77.250.0 are in use by tests");
+}
+
+impl EtcdCluster {
+    /// Starts `size` members. Fails with what to install where etcd is missing.
+    pub fn start(size: u8) -> Self {
+        assert!(
+            PathBuf::from(ETCD).exists(),
+            "these tests need etcd 3.4 or newer at {ETCD}: apt-get install etcd-server"
+        );
+        let (net, lock) = lock_network();
+        let mut cluster = Self {
+            net,
+            members: (0..size).map(|_| None).collect(),
+            folder: tempfile::tempdir().expect("a folder for etcd's data"),
+            _lock: lock,
+        };
+        for index in 0..cluster.members.len() {
+            cluster.start_member(index);
+        }
+        cluster
+    }
+
+    fn address(&self, index: usize) -> String {
+        format!("127.77.{}.{}", self.net, index + 1)
+    }
+
+    /// All endpoints, as the configuration writes them.
+    pub fn hosts(&self) -> String {
+        (0..self.members.len())
+            .map(|index| format!("{}:2379", self.address(index)))
+            .collect::<Vec<_>>()
+            .join(",")
+    }
+
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the one place of these tests that starts etcd"
+    )]
+    pub fn start_member(&mut self, index: usize) {
+        let peers = (0..self.members.len())
+            .map(|n| format!("m{n}=http://{}:2380", self.address(n)))
+            .collect::<Vec<_>>()
+            .join(",");
+        let address = self.address(index);
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(self.folder.path().join(format!("m{index}.log")))
+            .expect("a log file");
+        let child = Command::new(ETCD)
+            .arg("--name")
+            .arg(format!("m{index}"))
+            .arg("--data-dir")
+            .arg(self.folder.path().join(format!("m{index}")))
+            .args(["--listen-client-urls", &format!("http://{address}:2379")])
+            .args(["--advertise-client-urls", &format!("http://{address}:2379")])
+            .args(["--listen-peer-urls", &format!("http://{address}:2380")])
+            .args([
+                "--initial-advertise-peer-urls",
+                &format!("http://{address}:2380"),
+            ])
+            .args(["--initial-cluster", &peers])
+            .args(["--initial-cluster-state", "new", "--unsafe-no-fsync"])
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().expect("a log file"))
+            .stderr(log)
+            .spawn()
+            .expect("etcd starts");
+        self.members[index] = Some(child);
+    }
+
+    /// Sends a signal to one member.
+    pub fn signal(&self, index: usize, signal: rustix::process::Signal) {
+        let child = self.members[index].as_ref().expect("the member runs");
+        let pid = rustix::process::Pid::from_child(child);
+        rustix::process::kill_process(pid, signal).expect("the member takes the signal");
+    }
+
+    /// Kills one member and waits until it is gone; its data stays.
+    pub fn kill(&mut self, index: usize) {
+        if let Some(mut child) = self.members[index].take() {
+            child.kill().expect("the member can be killed");
+            child.wait().expect("the member ends");
+        }
+    }
+
+    /// A client of all endpoints.
+    pub fn client(&self, operation: Duration, renewal: Duration) -> Etcd {
+        let config = EtcdConfig::from_hosts(&self.hosts()).expect("the endpoints are usable");
+        Etcd::new(&config, Budgets { operation, renewal }).expect("the client can be made")
+    }
+
+    /// etcd-client itself, connected to one member.
+    pub async fn direct(&self, index: usize) -> etcd_client::Client {
+        let address = format!("{}:2379", self.address(index));
+        let options = etcd_client::ConnectOptions::new()
+            .with_connect_timeout(PROBE)
+            .with_timeout(PROBE);
+        etcd_client::Client::connect([address], Some(options))
+            .await
+            .expect("a lazy client")
+    }
+
+    /// Which member leads etcd, if member `index` knows one.
+    async fn leader_seen_by(&self, index: usize) -> Option<u64> {
+        let status = self.direct(index).await.status().await.ok()?;
+        (status.leader() != 0).then_some(status.leader())
+    }
+
+    /// The index of the member that leads etcd.
+    pub async fn leader(&self) -> usize {
+        for index in 0..self.members.len() {
+            if let Ok(status) = self.direct(index).await.status().await
+                && status
+                    .header()
+                    .is_some_and(|header| header.member_id() == status.leader())
+            {
+                return index;
+            }
+        }
+        panic!("no member leads etcd: {}", self.log(0));
+    }
+
+    /// Waits until every member answers and knows the same leader.
+    pub async fn wait_until_whole(&self) {
+        let deadline = tokio::time::Instant::now() + START_LIMIT;
+        loop {
+            let mut leaders = Vec::new();
+            for index in 0..self.members.len() {
+                leaders.push(self.leader_seen_by(index).await);
+            }
+            let first = leaders.first().copied().flatten();
+            if first.is_some() && leaders.iter().all(|leader| *leader == first) {
+                return;
+            }
+            assert!(
+                tokio::time::Instant::now() < deadline,
+                "etcd is not whole: {leaders:?}\n{}",
+                self.log(0)
+            );
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// What one member logged, for a failing test to show.
+    fn log(&self, index: usize) -> String {
+        std::fs::read_to_string(self.folder.path().join(format!("m{index}.log")))
+            .unwrap_or_default()
+    }
+}
+
+impl Drop for EtcdCluster {
+    fn drop(&mut self) {
+        for index in 0..self.members.len() {
+            self.kill(index);
+        }
+    }
+}
