@@ -88,10 +88,15 @@ pub struct HandOver {
 #[derive(Debug)]
 enum Order {
     Acquire,
-    ClaimBootstrap { config: Option<String> },
+    ClaimBootstrap {
+        config: Option<String>,
+    },
     Confirm(LeaseId),
     Reassert,
-    Release { status: Option<String> },
+    Release {
+        status: Option<String>,
+        ends_bootstrap: bool,
+    },
     HandOver(HandOver),
     SetTtl(Duration),
     RemoveMember,
@@ -146,9 +151,18 @@ impl LeaseHandle {
         self.send(Order::Reassert).await
     }
 
-    /// Deletes the own leader key, and writes `status` if given.
-    pub async fn release(&self, status: Option<String>) -> Result<Revision, LeaseError> {
-        self.send(Order::Release { status }).await
+    /// Deletes the own leader key, and writes `status` if given. With `ends_bootstrap` the claim to make the
+    /// cluster goes with it: `initialize`, if it is empty and on this lease.
+    pub async fn release(
+        &self,
+        status: Option<String>,
+        ends_bootstrap: bool,
+    ) -> Result<Revision, LeaseError> {
+        self.send(Order::Release {
+            status,
+            ends_bootstrap,
+        })
+        .await
     }
 
     /// Moves the own leader key to a candidate.

@@ -23,7 +23,8 @@ pub(super) fn decide(seen: &Observation, memory: &Memory) -> Decision {
     {
         return following::confirm(turn);
     }
-    if topology.leader.is_some() {
+    // A cluster that is being made has no roles to copy it with before its identity is recorded.
+    if topology.leader.is_some() && topology.initialize != Initialize::Running {
         return clone_from_leader(turn, topology);
     }
     match topology.initialize {

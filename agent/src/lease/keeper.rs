@@ -42,10 +42,11 @@ pub struct KeeperConfig {
     pub saved: std::path::PathBuf,
 }
 
-/// Starts the lease task. `connect` is called inside its runtime, so that its connections are its own.
+/// Starts the lease task. `connect` is called inside its runtime, so that its connections are its own; if it
+/// gives none, the task ends.
 pub fn spawn<F>(config: KeeperConfig, arming: Arc<Arming>, connect: F) -> io::Result<LeaseHandle>
 where
-    F: FnOnce() -> Arc<dyn Dcs> + Send + 'static,
+    F: FnOnce() -> Option<Arc<dyn Dcs>> + Send + 'static,
 {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -57,8 +58,10 @@ where
         .name("lease".to_owned())
         .spawn(move || {
             let keeper = async move {
-                let keeper = Rc::new(Keeper::new(config, arming, connect(), publish));
-                keeper.run(orders, wanted).await;
+                if let Some(dcs) = connect() {
+                    let keeper = Rc::new(Keeper::new(config, arming, dcs, publish));
+                    keeper.run(orders, wanted).await;
+                }
             };
             LocalSet::new().block_on(&runtime, keeper);
         })?;

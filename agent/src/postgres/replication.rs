@@ -10,7 +10,7 @@ use trunkline_shared::cluster::{Lsn, Timeline};
 use trunkline_shared::service::clock;
 
 use super::scan::ProcessId;
-use super::sql::quote_literal;
+use super::sql::{Target, quote_literal};
 use super::{
     Postgres, PostgresError, ServerRole, ServerStatus, Upstream, UpstreamChange, files, settings,
 };
@@ -161,7 +161,10 @@ impl Postgres {
 
     /// Writes a checkpoint. After a promotion this makes the instance a source for pg_rewind.
     pub async fn checkpoint(&self, limit: Duration) -> Result<(), PostgresError> {
-        self.query("CHECKPOINT", limit).await.map(drop)
+        // Not through the session of the ticks: their questions would wait behind it.
+        let target = Target::local(&self.config());
+        target.query_once("CHECKPOINT", limit).await?;
+        Ok(())
     }
 
     /// Creates a physical slot that reserves WAL at once; one that exists is left as it is.

@@ -24,7 +24,10 @@ impl Keeper {
             Order::ClaimBootstrap { config } => self.claim_bootstrap(config).await,
             Order::Confirm(lease) => self.confirm(lease).await,
             Order::Reassert => self.reassert().await,
-            Order::Release { status } => self.release(status).await,
+            Order::Release {
+                status,
+                ends_bootstrap,
+            } => self.release(status, ends_bootstrap).await,
             Order::HandOver(hand_over) => self.hand_over(hand_over).await,
             Order::SetTtl(ttl) => self.set_ttl(ttl).await,
             Order::RemoveMember => self.remove_member().await,
@@ -205,13 +208,24 @@ impl Keeper {
         }
     }
 
-    async fn release(&self, status: Option<String>) -> Result<Revision, LeaseError> {
+    async fn release(
+        &self,
+        status: Option<String>,
+        ends_bootstrap: bool,
+    ) -> Result<Revision, LeaseError> {
         let what = "release the leader key";
         let (held, session) = self.own_key(what)?;
         let mut then = vec![Operation::Delete(self.leader_key.clone())];
         then.extend(status.map(|json| put(self.keys.path(&FactKey::Status), &json, 0)));
+        let mut when = vec![self.still(held)];
+        if ends_bootstrap {
+            let initialize = self.keys.path(&FactKey::Initialize);
+            when.push(Compare::Value(initialize.clone(), Vec::new()));
+            when.push(Compare::Lease(initialize.clone(), session.lease));
+            then.push(Operation::Delete(initialize));
+        }
         let txn = Txn {
-            when: vec![self.still(held)],
+            when,
             then,
             otherwise: self.reads(),
         };

@@ -34,7 +34,7 @@ impl Bench {
         };
         let dcs = self.dcs.clone();
         let arming = Arc::new(Arming::new(None, Box::new(|_| Ok(()))));
-        spawn(config, arming, move || dcs).unwrap()
+        spawn(config, arming, move || Some(dcs)).unwrap()
     }
 
     async fn get(&self, key: &FactKey) -> Option<Entry> {
@@ -78,11 +78,16 @@ async fn release_deletes_the_key_and_writes_the_status_in_one_transaction() {
     let bench = Bench::new();
     let a = bench.member("a");
     a.acquire().await.unwrap();
-    a.release(Some("{\"optime\":1}".to_owned())).await.unwrap();
+    a.release(Some("{\"optime\":1}".to_owned()), false)
+        .await
+        .unwrap();
     assert_eq!(bench.get(&FactKey::Leader).await, None);
     assert!(bench.get(&FactKey::Status).await.is_some());
     assert_eq!(a.status().borrow().view, LeaseView::NotHeld);
-    assert!(matches!(a.release(None).await, Err(LeaseError::NotHeld(_))));
+    assert!(matches!(
+        a.release(None, false).await,
+        Err(LeaseError::NotHeld(_))
+    ));
 }
 
 #[tokio::test]

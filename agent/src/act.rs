@@ -1,0 +1,284 @@
+//! Performs a decision's actions in their order; judges nothing. The first failure ends the turn: the next
+//! look shows what is so.
+#![deny(clippy::wildcard_enum_match_arm)]
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Mutex, watch};
+use tokio::time::timeout;
+use trunkline_shared::cluster::{Lsn, Moment};
+use trunkline_shared::dcs::keys::Keys;
+use trunkline_shared::dcs::watch::View;
+use trunkline_shared::dcs::{Dcs, DcsError, Revision};
+use trunkline_shared::service::clock;
+
+use crate::decide::decision::{Action, BrokenRule, Decision, StartAs};
+use crate::decide::observation::{LeaseView, Me, Observation};
+use crate::decide::{PROMOTE_NEEDS, STOP_AHEAD};
+use crate::fence::FenceHandle;
+use crate::lease::arming::Arming;
+use crate::lease::{HandOver, LeaseError, LeaseHandle, LeaseStatus};
+use crate::postgres::{Postgres, PostgresError};
+
+mod history;
+mod instance;
+pub mod jobs;
+mod records;
+
+use jobs::{JobRuns, Jobs};
+
+/// Longest time that one action may hold the loop up; what was begun goes on and shows in a later look.
+const ACTION_LIMIT: Duration = Duration::from_secs(2);
+
+/// Longest wait for a write of this agent to come back by its own watch, before the next look.
+const SHOWN_LIMIT: Duration = Duration::from_millis(500);
+
+/// Why an action was not performed.
+#[derive(Debug, thiserror::Error)]
+pub enum ActError {
+    /// The decision broke a rule that every decision keeps. A defect; the turn is skipped.
+    #[error("the decision was refused because it breaks the rule {0:?}; please report this defect")]
+    Broken(BrokenRule),
+    /// The lease task could not, or the store said no.
+    #[error(transparent)]
+    Lease(#[from] LeaseError),
+    /// The store failed.
+    #[error(transparent)]
+    Dcs(#[from] DcsError),
+    /// A condition of a write did not hold: somebody else wrote first, or this member leads no more.
+    #[error("the DCS refused to write {0}: what was seen has changed")]
+    Changed(&'static str),
+    /// PostgreSQL could not.
+    #[error(transparent)]
+    Postgres(#[from] PostgresError),
+    /// The fence's deadline could not be written.
+    #[error("the fence's deadline could not be written: {0}")]
+    Fence(std::io::Error),
+    /// Another long job is in progress.
+    #[error(transparent)]
+    Job(#[from] JobRuns),
+    /// What must hold in the same breath does not hold.
+    #[error("refused: {0}")]
+    NotAllowed(&'static str),
+    /// A member's address cannot be used.
+    #[error("the address {0} of a member is not host:port")]
+    Address(Arc<str>),
+    /// It goes on beyond the time the loop may wait.
+    #[error("{0} was not done within {ACTION_LIMIT:?}; it may still be")]
+    Slow(&'static str),
+}
+
+/// Everything that is acted on.
+pub struct Actor {
+    /// This member.
+    pub me: Arc<Me>,
+    /// The local instance.
+    pub postgres: Arc<Postgres>,
+    /// The lease task.
+    pub lease: LeaseHandle,
+    /// What it publishes.
+    pub lease_status: watch::Receiver<LeaseStatus>,
+    /// The store.
+    pub dcs: Arc<dyn Dcs>,
+    /// The cluster's keys.
+    pub keys: Keys,
+    /// The cluster as this agent follows it.
+    pub cluster: watch::Receiver<Arc<View>>,
+    /// The fence.
+    pub fence: Arc<Mutex<FenceHandle>>,
+    /// Its deadline.
+    pub arming: Arc<Arming>,
+    /// The long jobs.
+    pub jobs: Jobs,
+    /// The `config` of a new cluster.
+    pub bootstrap_config: String,
+}
+
+impl Actor {
+    /// Performs all actions of a decision, or none if it broke a rule.
+    pub async fn perform(
+        &mut self,
+        seen: &Observation,
+        decision: &Decision,
+    ) -> Result<(), ActError> {
+        if let Some(rule) = decision.broken_rule(self.lease_left()) {
+            return Err(ActError::Broken(rule));
+        }
+        for action in &decision.actions {
+            let limit = self.limit(seen);
+            let name = Action::NAMES[action.index()];
+            let shown = timeout(limit, self.act(seen, action))
+                .await
+                .map_err(|_| ActError::Slow(name))??;
+            self.wait_shown(shown).await;
+        }
+        Ok(())
+    }
+
+    /// No action is waited for into the time in which PostgreSQL must be stopped.
+    fn limit(&self, seen: &Observation) -> Duration {
+        let may_write = seen.local.may_accept_writes();
+        match self.deadline() {
+            Some(deadline) if may_write => {
+                let left = clock::now().until(deadline.before(STOP_AHEAD));
+                // Stopping itself must not be starved by a deadline that has come.
+                left.clamp(Duration::from_millis(50), ACTION_LIMIT)
+            }
+            Some(_) | None => ACTION_LIMIT,
+        }
+    }
+
+    fn deadline(&self) -> Option<Moment> {
+        match self.lease_status.borrow().view {
+            LeaseView::Held(held) => Some(held.deadline),
+            LeaseView::NotHeld | LeaseView::Lost => None,
+        }
+    }
+
+    fn lease_left(&self) -> Option<Duration> {
+        self.deadline().map(|deadline| clock::now().until(deadline))
+    }
+
+    /// The next look is to show what was written.
+    async fn wait_shown(&mut self, revision: Revision) {
+        let shown = self
+            .cluster
+            .wait_for(|view| view.topology.revision >= revision);
+        // Should it not come, the look shows the older state and the store refuses what does not fit.
+        let _ = timeout(SHOWN_LIMIT, shown).await;
+    }
+
+    /// The revision from which on the cluster shows the action's effect, 0 if it has none there.
+    async fn act(&mut self, seen: &Observation, action: &Action) -> Result<Revision, ActError> {
+        let shown = match action {
+            Action::AcquireLeader => self.lease.acquire().await?,
+            Action::ConfirmLeader => self.confirm(seen).await?,
+            Action::ReassertLeader => self.lease.reassert().await?,
+            Action::ReleaseLeader { position } => self.release(seen, *position).await?,
+            Action::HandOver {
+                to,
+                lease,
+                record_revision,
+                position,
+            } => {
+                let order = HandOver {
+                    to: to.clone(),
+                    lease: *lease,
+                    record_revision: *record_revision,
+                    status: records::status(seen, *position),
+                };
+                self.lease.hand_over(order).await?
+            }
+            Action::ClaimBootstrap => self.claim_bootstrap(seen).await?,
+            Action::RecordSystemId(id) => self.record_system_id(seen, *id).await?,
+            Action::PublishStatus { optime } => self.publish_status(seen, *optime).await?,
+            Action::RecordHistory => self.record_history(seen).await?,
+            Action::DropFailoverRequest { revision } => self.drop_failover(*revision).await?,
+            Action::AnnounceSwitchover(record) => self.announce_switchover(seen, record).await?,
+            Action::ClearSwitchover => self.clear_switchover(seen).await?,
+            Action::WriteDisarmed => self.write_disarmed(seen).await?,
+            Action::RemoveDisarmed => self.remove_disarmed().await?,
+            Action::ArmFence => self.arm()?,
+            Action::DisarmFence => self.disarm(seen)?,
+            Action::Initialize => self.initialize()?,
+            Action::FinishBootstrap => self.finish_bootstrap()?,
+            Action::Start(start) => self.start(seen, start).await?,
+            Action::Stop(mode) => self.stop(seen, *mode).await?,
+            Action::Promote => self.promote(seen).await?,
+            Action::Checkpoint => self.checkpoint()?,
+            Action::Follow(upstream) => self.follow(seen, upstream).await?,
+            Action::Clone(upstream) => self.clone_from(seen, upstream).await?,
+            Action::Rewind(upstream) => self.rewind(seen, upstream).await?,
+            Action::CancelJob => {
+                self.jobs.cancel().await;
+                0
+            }
+            Action::CreateSlots(names) => self.create_slots(names).await?,
+            Action::DropSlots(names) => self.drop_slots(names).await?,
+        };
+        Ok(shown)
+    }
+
+    async fn confirm(&self, seen: &Observation) -> Result<Revision, ActError> {
+        let leader = seen.topology().and_then(|t| t.leader.as_ref());
+        let lease = leader
+            .map(|leader| leader.lease)
+            .filter(|lease| *lease != 0);
+        let lease = lease.ok_or(ActError::NotAllowed("the leader key hangs on no lease"))?;
+        self.lease.confirm(lease).await?;
+        Ok(0)
+    }
+
+    async fn release(
+        &self,
+        seen: &Observation,
+        position: Option<Lsn>,
+    ) -> Result<Revision, ActError> {
+        if seen.local.may_accept_writes() {
+            return Err(ActError::NotAllowed(
+                "the leader key is released only with PostgreSQL dead or in recovery",
+            ));
+        }
+        let status = position.map(|position| records::status(seen, position));
+        let ends_bootstrap = records::is_bootstrap(seen);
+        Ok(self.lease.release(status, ends_bootstrap).await?)
+    }
+
+    fn arm(&self) -> Result<Revision, ActError> {
+        let deadline = self
+            .deadline()
+            .ok_or(ActError::NotAllowed("arming needs a held lease"))?;
+        self.arming.arm(deadline).map_err(ActError::Fence)?;
+        Ok(0)
+    }
+
+    fn disarm(&self, seen: &Observation) -> Result<Revision, ActError> {
+        if seen.local.may_accept_writes() && !seen.settings().is_paused {
+            return Err(ActError::NotAllowed(
+                "the fence sleeps only while PostgreSQL is dead or in recovery",
+            ));
+        }
+        self.arming.disarm().map_err(ActError::Fence)?;
+        Ok(0)
+    }
+
+    /// In the same breath as an instance becomes writable: the lease holds for long enough and a live fence
+    /// keeps its deadline.
+    fn may_become_writable(&self) -> MayBecomeWritable {
+        MayBecomeWritable {
+            lease: self.lease_status.clone(),
+            fence: self.fence.clone(),
+            arming: self.arming.clone(),
+        }
+    }
+}
+
+/// The check of the same breath, to be taken into a job.
+#[derive(Clone)]
+struct MayBecomeWritable {
+    lease: watch::Receiver<LeaseStatus>,
+    fence: Arc<Mutex<FenceHandle>>,
+    arming: Arc<Arming>,
+}
+
+impl MayBecomeWritable {
+    fn holds(&self) -> bool {
+        let now = clock::now();
+        let holds_lease = match self.lease.borrow().view {
+            LeaseView::Held(held) => {
+                now.until(held.deadline) > PROMOTE_NEEDS && !held.has_unresolved_hand_over
+            }
+            LeaseView::NotHeld | LeaseView::Lost => false,
+        };
+        let is_live = self.fence.try_lock().is_ok_and(|fence| fence.is_live(now));
+        holds_lease && is_live && self.arming.is_armed()
+    }
+}
+
+fn is_primary(start: &StartAs) -> bool {
+    match start {
+        StartAs::Primary => true,
+        StartAs::Replica(_) => false,
+    }
+}

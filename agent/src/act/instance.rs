@@ -1,0 +1,268 @@
+//! What is done to the local instance. Long work becomes a job.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use trunkline_shared::cluster::topology::Initialize;
+use trunkline_shared::cluster::{MemberName, SystemId};
+use trunkline_shared::dcs::Revision;
+
+use super::jobs::Work;
+use super::{ActError, Actor, is_primary};
+use crate::decide::decision::{StartAs, StopMode, Upstream};
+use crate::decide::observation::{JobKind, Observation};
+use crate::postgres::rewind::{RewindNeed, needs_rewind};
+use crate::postgres::{self, Postgres, PostgresError, ServerRole, StopPlan, UpstreamChange};
+
+/// How long an immediate stop may take before what is left is killed.
+const IMMEDIATE_LIMIT: Duration = Duration::from_millis(200);
+
+/// Longest checkpoint after a promotion; on a busy large instance it takes minutes.
+const CHECKPOINT_LIMIT: Duration = Duration::from_secs(3600);
+
+/// Longest promotion where `primary_start_timeout` sets none.
+const PROMOTION_LIMIT: Duration = Duration::from_secs(300);
+
+impl Actor {
+    /// Starts a job. A checkpoint in progress holds nothing up: it is ended.
+    async fn begin(
+        &mut self,
+        kind: JobKind,
+        source: Option<MemberName>,
+        work: Work,
+    ) -> Result<Revision, ActError> {
+        let running = self.jobs.view().running.map(|job| job.kind);
+        if running == Some(JobKind::Checkpoint) {
+            self.jobs.cancel().await;
+        }
+        self.jobs.start(kind, source, work)?;
+        Ok(0)
+    }
+
+    fn door(&self) -> Arc<Postgres> {
+        self.postgres.clone()
+    }
+
+    pub(super) fn initialize(&mut self) -> Result<Revision, ActError> {
+        let door = self.door();
+        let work = async move { door.initialize().await.map_err(said) };
+        self.jobs.start(JobKind::Initialize, None, Box::pin(work))?;
+        Ok(0)
+    }
+
+    pub(super) fn finish_bootstrap(&mut self) -> Result<Revision, ActError> {
+        let door = self.door();
+        let work = async move { door.create_roles().await.map_err(said) };
+        self.jobs
+            .start(JobKind::FinishBootstrap, None, Box::pin(work))?;
+        Ok(0)
+    }
+
+    pub(super) fn checkpoint(&mut self) -> Result<Revision, ActError> {
+        let door = self.door();
+        let work = async move { door.checkpoint(CHECKPOINT_LIMIT).await.map_err(said) };
+        self.jobs.start(JobKind::Checkpoint, None, Box::pin(work))?;
+        Ok(0)
+    }
+
+    pub(super) async fn start(
+        &mut self,
+        seen: &Observation,
+        start: &StartAs,
+    ) -> Result<Revision, ActError> {
+        let check = is_primary(start).then(|| self.may_become_writable());
+        let role = match start {
+            StartAs::Primary => ServerRole::Primary,
+            StartAs::Replica(None) => ServerRole::Replica(UpstreamChange::Keep),
+            StartAs::Replica(Some(upstream)) => {
+                ServerRole::Replica(UpstreamChange::To(self.upstream(seen, upstream)?))
+            }
+        };
+        let door = self.door();
+        let work = async move {
+            if check.is_some_and(|check| !check.holds()) {
+                return Err(NOT_WRITABLE.to_owned());
+            }
+            door.start(role).await.map(drop).map_err(said)
+        };
+        self.begin(JobKind::Start, None, Box::pin(work)).await
+    }
+
+    pub(super) async fn stop(
+        &mut self,
+        seen: &Observation,
+        mode: StopMode,
+    ) -> Result<Revision, ActError> {
+        let config = self.postgres.config();
+        let configured = seen.settings().primary_stop_timeout;
+        let limit = if configured.is_zero() {
+            config.pg_ctl_timeout
+        } else {
+            configured
+        };
+        let plan = |mode, is_checkpoint_first| StopPlan {
+            mode,
+            is_checkpoint_first,
+            wait_for: None,
+            limit,
+        };
+        let (kind, plan) = match mode {
+            StopMode::Planned => {
+                let plan = StopPlan {
+                    wait_for: successor(seen),
+                    ..plan(postgres::StopMode::Fast, true)
+                };
+                (JobKind::Stop, plan)
+            }
+            StopMode::Fast => (JobKind::Stop, plan(postgres::StopMode::Fast, false)),
+            StopMode::Immediate => {
+                let plan = StopPlan {
+                    limit: IMMEDIATE_LIMIT,
+                    ..plan(postgres::StopMode::Immediate, false)
+                };
+                (JobKind::StopNow, plan)
+            }
+        };
+        let door = self.door();
+        let work = async move {
+            let report = door.stop(&plan).await.map_err(said)?;
+            tracing::info!(
+                checkpoint = ?report.checkpoint,
+                took = ?report.took,
+                is_as_planned = report.is_as_planned,
+                "PostgreSQL has stopped"
+            );
+            Ok(())
+        };
+        self.begin(kind, None, Box::pin(work)).await
+    }
+
+    pub(super) async fn promote(&mut self, seen: &Observation) -> Result<Revision, ActError> {
+        let configured = seen.settings().primary_start_timeout;
+        let limit = if configured.is_zero() {
+            PROMOTION_LIMIT
+        } else {
+            configured
+        };
+        let check = self.may_become_writable();
+        let door = self.door();
+        let work = async move {
+            let promoted = door.promote(limit, || check.holds()).await.map_err(said)?;
+            tracing::info!(took = ?promoted.took, timeline = %promoted.timeline, "promoted");
+            Ok(())
+        };
+        self.begin(JobKind::Promote, None, Box::pin(work)).await
+    }
+
+    pub(super) async fn follow(
+        &mut self,
+        seen: &Observation,
+        upstream: &Upstream,
+    ) -> Result<Revision, ActError> {
+        let upstream = self.upstream(seen, upstream)?;
+        // Whether it streams from there is seen by the next looks.
+        self.postgres.follow(&upstream, Duration::ZERO).await?;
+        Ok(0)
+    }
+
+    pub(super) async fn clone_from(
+        &mut self,
+        seen: &Observation,
+        source: &Upstream,
+    ) -> Result<Revision, ActError> {
+        let upstream = self.upstream(seen, source)?;
+        let expected = match seen.topology().map(|t| t.initialize) {
+            Some(Initialize::Done(id)) => Some(id),
+            Some(Initialize::Running | Initialize::Absent) | None => None,
+        };
+        let door = self.door();
+        let work = async move { door.copy_from(&upstream, expected).await.map_err(said) };
+        let source = Some(source.member.clone());
+        self.begin(JobKind::Clone, source, Box::pin(work)).await
+    }
+
+    pub(super) async fn rewind(
+        &mut self,
+        seen: &Observation,
+        source: &Upstream,
+    ) -> Result<Revision, ActError> {
+        let upstream = self.upstream(seen, source)?;
+        let mine = seen.local.system_id();
+        let work = rewind(self.door(), upstream, mine);
+        let source = Some(source.member.clone());
+        self.begin(JobKind::Rewind, source, Box::pin(work)).await
+    }
+
+    pub(super) async fn create_slots(&self, names: &[Arc<str>]) -> Result<Revision, ActError> {
+        for name in names {
+            self.postgres.create_slot(name).await?;
+        }
+        Ok(0)
+    }
+
+    pub(super) async fn drop_slots(&self, names: &[Arc<str>]) -> Result<Revision, ActError> {
+        for name in names {
+            self.postgres.drop_slot(name).await?;
+        }
+        Ok(0)
+    }
+
+    fn upstream(
+        &self,
+        seen: &Observation,
+        upstream: &Upstream,
+    ) -> Result<postgres::Upstream, ActError> {
+        let parts = upstream.address.rsplit_once(':');
+        let (host, port) = parts
+            .and_then(|(host, port)| Some((host, port.parse().ok()?)))
+            .ok_or_else(|| ActError::Address(upstream.address.clone()))?;
+        let host = host.trim_start_matches('[').trim_end_matches(']');
+        let slot = seen.settings().use_slots.then(|| self.me.name.slot_name());
+        Ok(postgres::Upstream {
+            host: host.to_owned(),
+            port,
+            slot,
+        })
+    }
+}
+
+/// What a job says when the check of the same breath fails.
+const NOT_WRITABLE: &str = "not started as primary: the lease does not hold for long enough, or no live armed fence keeps it";
+
+/// The receiver that a planned stop waits for: the successor of a switchover.
+fn successor(seen: &Observation) -> Option<Vec<String>> {
+    let record = seen.topology()?.switchover.as_ref()?;
+    (record.from == seen.me.name).then(|| vec![record.to.to_string()])
+}
+
+async fn rewind(
+    door: Arc<Postgres>,
+    source: postgres::Upstream,
+    mine: Option<SystemId>,
+) -> Result<(), String> {
+    let facts = door.source_facts(&source).await.map_err(said)?;
+    if mine.is_some_and(|mine| mine != facts.system_id) {
+        return Err(format!(
+            "the source has the system identifier {}, not ours",
+            facts.system_id
+        ));
+    }
+    if !facts.is_rewind_source() {
+        return Err("the source has not written a checkpoint since its promotion".to_owned());
+    }
+    let end = door.local_end(None).await.map_err(said)?;
+    match needs_rewind(end, facts.timeline, &facts.history) {
+        RewindNeed::NotNeeded => Ok(()),
+        RewindNeed::Needed { fork } => door.rewind(&source, fork).await.map_err(said),
+        RewindNeed::SameTimeline => {
+            Err("both wrote on the same timeline: only a copy is safe".to_owned())
+        }
+        RewindNeed::Unknown => {
+            Err("the source's history does not mention the local timeline".to_owned())
+        }
+    }
+}
+
+fn said(error: PostgresError) -> String {
+    error.to_string()
+}

@@ -1,0 +1,138 @@
+//! At most one long job and its status.
+
+use std::pin::Pin;
+use std::sync::Arc;
+
+use tokio::task::{JoinError, JoinHandle};
+use trunkline_shared::cluster::MemberName;
+use trunkline_shared::service::clock;
+
+use crate::decide::observation::{FinishedJob, JobKind, JobView, RunningJob};
+
+/// What a job does; the error is the sentence for log and journal. Dropping it ends its child process.
+pub type Work = Pin<Box<dyn Future<Output = Result<(), String>> + Send>>;
+
+/// The long job in progress, and how the last one ended.
+#[derive(Debug, Default)]
+pub struct Jobs {
+    running: Option<(RunningJob, JoinHandle<Result<(), String>>)>,
+    finished: Option<FinishedJob>,
+}
+
+/// There is a job in progress: cancel it first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the job {} is still in progress", .0.name())]
+pub struct JobRuns(pub JobKind);
+
+impl Jobs {
+    /// An agent that was killed left a rewind unfinished: only a clone mends that.
+    pub fn after_interrupted_rewind() -> Self {
+        Self {
+            running: None,
+            finished: Some(FinishedJob {
+                kind: JobKind::Rewind,
+                at: clock::now(),
+                error: Some(Arc::from("interrupted by the end of the agent")),
+            }),
+        }
+    }
+
+    /// Starts a job; the outcome of the one before is forgotten.
+    pub fn start(
+        &mut self,
+        kind: JobKind,
+        source: Option<MemberName>,
+        work: Work,
+    ) -> Result<(), JobRuns> {
+        if let Some((running, _)) = &self.running {
+            return Err(JobRuns(running.kind));
+        }
+        let job = RunningJob {
+            kind,
+            since: clock::now(),
+            source,
+        };
+        tracing::info!(job = kind.name(), "job begins");
+        self.finished = None;
+        self.running = Some((job, tokio::spawn(work)));
+        Ok(())
+    }
+
+    /// Waits for the job in progress to end; for ever if there is none. Cancel-safe.
+    pub async fn ended(&mut self) {
+        let Some((_, task)) = &mut self.running else {
+            return std::future::pending().await;
+        };
+        let outcome = task.await;
+        self.finish(outcome);
+    }
+
+    /// Ends the job in progress and waits until its child process was signalled.
+    pub async fn cancel(&mut self) {
+        if let Some((_, task)) = &mut self.running {
+            task.abort();
+            let outcome = task.await;
+            self.finish(outcome);
+        }
+    }
+
+    /// What decisions may see.
+    pub fn view(&self) -> JobView {
+        JobView {
+            running: self.running.as_ref().map(|(job, _)| job.clone()),
+            finished: self.finished.clone(),
+        }
+    }
+
+    fn finish(&mut self, outcome: Result<Result<(), String>, JoinError>) {
+        let Some((job, _)) = self.running.take() else {
+            return;
+        };
+        let at = clock::now();
+        let error = match outcome {
+            Ok(Ok(())) => None,
+            Ok(Err(why)) => Some(why),
+            Err(error) if error.is_cancelled() => Some("cancelled".to_owned()),
+            Err(error) => Some(format!("defect: {error}")),
+        };
+        let took = at.since(job.since);
+        match &error {
+            None => tracing::info!(job = job.kind.name(), ?took, "job done"),
+            Some(why) => tracing::warn!(job = job.kind.name(), ?took, why, "job failed"),
+        }
+        self.finished = Some(FinishedJob {
+            kind: job.kind,
+            at,
+            error: error.map(Arc::from),
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn one_job_at_a_time_and_its_outcome_is_kept_until_the_next() {
+        let mut jobs = Jobs::default();
+        let fails = || Box::pin(async { Err("no space".to_owned()) });
+        jobs.start(JobKind::Clone, Some(MemberName::new("a")), fails())
+            .unwrap();
+        assert_eq!(
+            jobs.start(JobKind::Stop, None, fails()),
+            Err(JobRuns(JobKind::Clone))
+        );
+        jobs.ended().await;
+        let finished = jobs.view().finished.unwrap();
+        assert_eq!(finished.error.as_deref(), Some("no space"));
+        let endless = Box::pin(std::future::pending());
+        jobs.start(JobKind::Rewind, None, endless).unwrap();
+        assert_eq!(jobs.view().finished, None);
+        jobs.cancel().await;
+        let view = jobs.view();
+        assert_eq!(
+            (view.running, view.finished.unwrap().kind),
+            (None, JobKind::Rewind)
+        );
+    }
+}

@@ -1,0 +1,161 @@
+//! Writes of this member to the DCS, each a transaction that compares what was seen.
+
+use trunkline_shared::cluster::topology::{FactKey, Initialize, Status, SwitchoverRecord};
+use trunkline_shared::cluster::{Lsn, SystemId};
+use trunkline_shared::dcs::{Compare, Operation, Revision, Txn, records};
+
+use super::{ActError, Actor};
+use crate::decide::observation::{LeaseView, Observation};
+
+/// The `status` record with this position; slots stay as they stand.
+pub(super) fn status(seen: &Observation, optime: Lsn) -> String {
+    let known = seen
+        .topology()
+        .map(|t| t.status.clone())
+        .unwrap_or_default();
+    records::status_to_json(&Status {
+        optime,
+        ..Status::clone(&known)
+    })
+}
+
+/// Whether the cluster is still being made.
+pub(super) fn is_bootstrap(seen: &Observation) -> bool {
+    seen.topology()
+        .is_some_and(|t| t.initialize == Initialize::Running)
+}
+
+impl Actor {
+    fn put(&self, key: &FactKey, value: String) -> Operation {
+        Operation::Put {
+            key: self.keys.path(key),
+            value: value.into_bytes(),
+            lease: 0,
+        }
+    }
+
+    fn delete(&self, key: &FactKey) -> Operation {
+        Operation::Delete(self.keys.path(key))
+    }
+
+    /// The condition that this member still leads under the epoch that was seen.
+    pub(super) fn still_leads(&self, seen: &Observation) -> Result<Compare, ActError> {
+        match &seen.lease {
+            LeaseView::Held(held) => Ok(Compare::ModRevision(
+                self.keys.path(&FactKey::Leader),
+                held.epoch.revision,
+            )),
+            LeaseView::NotHeld | LeaseView::Lost => {
+                Err(ActError::NotAllowed("only the leader writes this"))
+            }
+        }
+    }
+
+    pub(super) async fn write(
+        &self,
+        what: &'static str,
+        when: Vec<Compare>,
+        then: Vec<Operation>,
+    ) -> Result<Revision, ActError> {
+        let txn = Txn {
+            when,
+            then,
+            otherwise: Vec::new(),
+        };
+        let committed = self.dcs.commit(&txn).await?;
+        if !committed.succeeded {
+            return Err(ActError::Changed(what));
+        }
+        Ok(committed.header.revision)
+    }
+
+    pub(super) async fn claim_bootstrap(&self, seen: &Observation) -> Result<Revision, ActError> {
+        let has_config = seen.topology().is_some_and(|t| t.settings.is_some());
+        let config = (!has_config).then(|| self.bootstrap_config.clone());
+        Ok(self.lease.claim_bootstrap(config).await?)
+    }
+
+    pub(super) async fn record_system_id(
+        &self,
+        seen: &Observation,
+        id: SystemId,
+    ) -> Result<Revision, ActError> {
+        let initialize = self.keys.path(&FactKey::Initialize);
+        let leads = self.still_leads(seen)?;
+        let has_config = seen.topology().is_some_and(|t| t.settings.is_some());
+        if !has_config {
+            let when = vec![
+                leads.clone(),
+                Compare::Absent(self.keys.path(&FactKey::Settings)),
+            ];
+            let config = self.put(&FactKey::Settings, self.bootstrap_config.clone());
+            match self.write("config", when, vec![config]).await {
+                Ok(_) | Err(ActError::Changed(_)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        let as_seen = if is_bootstrap(seen) {
+            Compare::Value(initialize, Vec::new())
+        } else {
+            Compare::Absent(initialize)
+        };
+        let then = self.put(&FactKey::Initialize, records::initialize_to_text(Some(id)));
+        self.write("initialize", vec![leads, as_seen], vec![then])
+            .await
+    }
+
+    pub(super) async fn publish_status(
+        &self,
+        seen: &Observation,
+        optime: Lsn,
+    ) -> Result<Revision, ActError> {
+        let then = self.put(&FactKey::Status, status(seen, optime));
+        self.write("status", vec![self.still_leads(seen)?], vec![then])
+            .await
+    }
+
+    /// A request that is gone or was replaced is not this one: nothing is left to drop.
+    pub(super) async fn drop_failover(&self, revision: Revision) -> Result<Revision, ActError> {
+        let as_seen = Compare::ModRevision(self.keys.path(&FactKey::Failover), revision);
+        let then = vec![self.delete(&FactKey::Failover)];
+        match self.write("failover", vec![as_seen], then).await {
+            Err(ActError::Changed(_)) => Ok(0),
+            other => other,
+        }
+    }
+
+    pub(super) async fn announce_switchover(
+        &self,
+        seen: &Observation,
+        record: &SwitchoverRecord,
+    ) -> Result<Revision, ActError> {
+        let then = self.put(&FactKey::Switchover, records::switchover_to_json(record));
+        self.write(
+            "trunkline/switchover",
+            vec![self.still_leads(seen)?],
+            vec![then],
+        )
+        .await
+    }
+
+    pub(super) async fn clear_switchover(&self, seen: &Observation) -> Result<Revision, ActError> {
+        let then = vec![self.delete(&FactKey::Switchover)];
+        self.write("trunkline/switchover", vec![self.still_leads(seen)?], then)
+            .await
+    }
+
+    pub(super) async fn write_disarmed(&self, seen: &Observation) -> Result<Revision, ActError> {
+        let then = self.put(&FactKey::Disarmed(self.me.name.clone()), String::new());
+        self.write(
+            "trunkline/disarmed",
+            vec![self.still_leads(seen)?],
+            vec![then],
+        )
+        .await
+    }
+
+    pub(super) async fn remove_disarmed(&self) -> Result<Revision, ActError> {
+        let then = vec![self.delete(&FactKey::Disarmed(self.me.name.clone()))];
+        self.write("trunkline/disarmed", Vec::new(), then).await
+    }
+}

@@ -1,0 +1,387 @@
+//! Fills an [`Observation`]: asks every source, each with a limit, and never judges.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Mutex, watch};
+use trunkline_shared::cluster::{Lsn, Moment, SystemId};
+use trunkline_shared::dcs::watch::View;
+use trunkline_shared::service::clock;
+use trunkline_shared::service::http::HttpClient;
+
+use crate::decide::Observation;
+use crate::decide::observation::{
+    DcsView, FenceView, JobView, Local, LocalRequest, Me, Peers, Running, RunningRole, SlotView,
+    Stopped,
+};
+use crate::fence::FenceHandle;
+use crate::lease::LeaseStatus;
+use crate::lease::arming::Arming;
+use crate::postgres::control_data::{ControlData, ControlState};
+use crate::postgres::directory::{DirectoryState, directory_state};
+use crate::postgres::sql::SqlError;
+use crate::postgres::{Postgres, Postmaster, Probe, ServerStatus, settings};
+
+pub mod peers;
+
+/// The longest wait for the answer of the local instance.
+const STATUS_LIMIT: Duration = Duration::from_secs(1);
+
+/// The age given to a view of a store that went back: older than any setting allows to act on.
+const NOT_BELIEVED: Duration = Duration::from_secs(365 * 86_400);
+
+/// Everything that is looked at.
+pub struct Observer {
+    /// This member.
+    pub me: Arc<Me>,
+    /// The local instance.
+    pub postgres: Arc<Postgres>,
+    /// The cluster.
+    pub cluster: watch::Receiver<Arc<View>>,
+    /// The right to lead.
+    pub lease: watch::Receiver<LeaseStatus>,
+    /// The fence.
+    pub fence: Arc<Mutex<FenceHandle>>,
+    /// Its deadline.
+    pub arming: Arc<Arming>,
+    /// Asks the other members' agents.
+    pub client: HttpClient,
+    /// What the local instance was before.
+    pub before: Before,
+}
+
+/// What is remembered of the local instance from look to look.
+#[derive(Debug, Default)]
+pub struct Before {
+    /// The identity of the data, until the directory is replaced.
+    system_id: Option<SystemId>,
+    /// Since when it does not answer, and which postmaster that was.
+    silent_since: Option<(i32, Moment)>,
+    /// The postmaster that has answered, and its last answer.
+    answered: Option<(i32, Box<ServerStatus>)>,
+    /// The furthest position seen, for the instance that crashed.
+    position: Option<Lsn>,
+    /// When the postmaster ended without being told to.
+    crashed_at: Option<Moment>,
+    /// The end of the postmaster that was already taken into account.
+    seen_end: Option<Moment>,
+}
+
+impl Before {
+    /// The data directory is about to be made anew or taken back: what was known of it is void.
+    pub fn forget(&mut self) {
+        *self = Before {
+            seen_end: self.seen_end,
+            ..Before::default()
+        };
+    }
+}
+
+/// An observation with the instance's whole answer, which the API shows.
+#[derive(Debug)]
+pub struct Look {
+    /// What may influence a decision.
+    pub observation: Observation,
+    /// The instance's answer.
+    pub status: Option<Box<ServerStatus>>,
+    /// When the store last answered.
+    pub dcs_proven_at: Option<Moment>,
+}
+
+/// What a look is to contain beside the sources.
+#[derive(Debug)]
+pub struct Circumstances {
+    /// The long jobs.
+    pub job: JobView,
+    /// An operator's request of this member.
+    pub request: Option<LocalRequest>,
+    /// The agent was told to end.
+    pub is_shutting_down: bool,
+    /// The other members' agents are to be asked.
+    pub wants_peers: bool,
+}
+
+impl Observer {
+    /// One look at everything.
+    pub async fn look(&mut self, now: Circumstances) -> Look {
+        let view = self.cluster.borrow_and_update().clone();
+        let (me, client) = (self.me.clone(), self.client.clone());
+        let asking = async {
+            if now.wants_peers {
+                Peers::Asked(peers::ask(&client, &view.topology, &me.name).await)
+            } else {
+                Peers::NotAsked
+            }
+        };
+        let is_stopping = now
+            .job
+            .running
+            .as_ref()
+            .is_some_and(|job| is_stop(job.kind));
+        let postgres = self.postgres.clone();
+        let local = look_at_instance(&postgres, &mut self.before, is_stopping);
+        let ((local, status), peers) = tokio::join!(local, asking);
+        let fence = self.fence_view().await;
+        let lease = self.lease.borrow_and_update().view.clone();
+        let looked_at = clock::now();
+        let observation = Observation {
+            now: looked_at,
+            me: self.me.clone(),
+            dcs: dcs_view(&view, looked_at),
+            lease,
+            local,
+            peers,
+            job: now.job,
+            request: now.request,
+            fence,
+            is_shutting_down: now.is_shutting_down,
+        };
+        Look {
+            observation,
+            status,
+            dcs_proven_at: view.proven_at,
+        }
+    }
+
+    /// A fence that is being replaced is not live.
+    async fn fence_view(&self) -> FenceView {
+        let is_live = match self.fence.try_lock() {
+            Ok(fence) => fence.is_live(clock::now()),
+            Err(_) => false,
+        };
+        FenceView {
+            is_live,
+            is_armed: self.arming.is_armed(),
+        }
+    }
+}
+
+fn is_stop(kind: crate::decide::observation::JobKind) -> bool {
+    use crate::decide::observation::JobKind;
+    match kind {
+        JobKind::Stop | JobKind::StopNow => true,
+        JobKind::Initialize
+        | JobKind::FinishBootstrap
+        | JobKind::Clone
+        | JobKind::Rewind
+        | JobKind::Start
+        | JobKind::Promote
+        | JobKind::Checkpoint => false,
+    }
+}
+
+fn dcs_view(view: &View, now: Moment) -> DcsView {
+    if !view.is_complete {
+        return DcsView::Unknown;
+    }
+    let age = match (&view.went_back, view.proven_at) {
+        (None, Some(at)) => now.since(at),
+        (Some(_), _) | (None, None) => NOT_BELIEVED,
+    };
+    DcsView::Known {
+        topology: view.topology.clone(),
+        age,
+    }
+}
+
+type Seen = (Local, Option<Box<ServerStatus>>);
+
+async fn look_at_instance(postgres: &Postgres, before: &mut Before, is_stopping: bool) -> Seen {
+    match postgres.probe(STATUS_LIMIT).await {
+        Probe::Answer(status) => {
+            before.silent_since = None;
+            before.crashed_at = None;
+            before.system_id = Some(status.system_id);
+            before.position = Some(status.position());
+            let pid = postgres.adopt().map_or(0, |id| id.pid);
+            before.answered = Some((pid, status.clone()));
+            (Local::Running(running(postgres, &status)), Some(status))
+        }
+        Probe::Starting | Probe::Unresponsive(SqlError::NotAccepting { .. }) => {
+            (silent(postgres, before, true).await, None)
+        }
+        // It answers; that it lets this session in no more says nothing about its role.
+        Probe::Unresponsive(SqlError::Refused { message, .. }) => match &before.answered {
+            Some((_, status)) => {
+                tracing::warn!(message, "PostgreSQL refuses the agent's session");
+                let status = status.clone();
+                (Local::Running(running(postgres, &status)), Some(status))
+            }
+            None => {
+                tracing::warn!(message, "PostgreSQL refuses the agent's session");
+                (silent(postgres, before, true).await, None)
+            }
+        },
+        Probe::Unresponsive(error) => {
+            tracing::warn!(%error, "PostgreSQL does not answer");
+            (silent(postgres, before, false).await, None)
+        }
+        Probe::Stopping => (silent(postgres, before, false).await, None),
+        Probe::NotRunning { is_dead } => {
+            note_end(postgres, before, is_stopping);
+            (not_running(postgres, before, is_dead).await, None)
+        }
+    }
+}
+
+/// An end that no stop job asked for is a crash.
+fn note_end(postgres: &Postgres, before: &mut Before, is_stopping: bool) {
+    before.silent_since = None;
+    let Postmaster::Exited { at, .. } = *postgres.watch_postmaster().borrow() else {
+        return;
+    };
+    if before.seen_end != Some(at) {
+        before.seen_end = Some(at);
+        before.crashed_at = (!is_stopping).then_some(at);
+    }
+}
+
+async fn system_id(postgres: &Postgres, before: &mut Before) -> Result<SystemId, Arc<str>> {
+    if let Some(known) = before.system_id {
+        return Ok(known);
+    }
+    let data = postgres
+        .control_data()
+        .await
+        .map_err(|e| Arc::from(e.to_string().as_str()))?;
+    before.system_id = Some(data.system_id);
+    Ok(data.system_id)
+}
+
+/// The postmaster lives and gave no answer.
+async fn silent(postgres: &Postgres, before: &mut Before, may_be_starting: bool) -> Local {
+    let system_id = match system_id(postgres, before).await {
+        Ok(system_id) => system_id,
+        Err(why) => return Local::Unknown(why),
+    };
+    let pid = postgres.adopt().map_or(0, |id| id.pid);
+    let since = match before.silent_since {
+        Some((of, since)) if of == pid => since,
+        Some(_) | None => clock::now(),
+    };
+    before.silent_since = Some((pid, since));
+    match &before.answered {
+        Some((of, status)) if *of == pid || !may_be_starting => Local::Unresponsive {
+            since,
+            was_primary: !status.is_in_recovery,
+            system_id,
+        },
+        Some(_) | None => Local::Starting {
+            since,
+            as_primary: !is_set_to_recover(&postgres.config().data_dir),
+            system_id,
+        },
+    }
+}
+
+/// Whether the directory holds one of the files that make a start end in recovery.
+fn is_set_to_recover(data_dir: &Path) -> bool {
+    ["standby.signal", "recovery.signal"]
+        .iter()
+        .any(|name| data_dir.join(name).exists())
+}
+
+async fn not_running(postgres: &Postgres, before: &mut Before, is_dead: bool) -> Local {
+    let config = postgres.config();
+    let data_dir = &config.data_dir;
+    match directory_state(&config) {
+        DirectoryState::Empty => return Local::Empty,
+        DirectoryState::Present | DirectoryState::Rewinding => {}
+        DirectoryState::Incomplete => {
+            let why = format!(
+                "{} holds files and is no whole data directory; mount the right disk, or empty it",
+                data_dir.display()
+            );
+            return Local::Unknown(Arc::from(why.as_str()));
+        }
+        DirectoryState::Lost => {
+            let why = format!(
+                "{} is missing while a directory set aside stands beside it; rename the one to keep",
+                data_dir.display()
+            );
+            return Local::Unknown(Arc::from(why.as_str()));
+        }
+    }
+    let data = match postgres.control_data().await {
+        Ok(data) => data,
+        Err(error) => return Local::Unknown(Arc::from(error.to_string().as_str())),
+    };
+    before.system_id = Some(data.system_id);
+    // A base backup of a primary looks like a crashed primary, but for its label.
+    let is_copy = data_dir.join("backup_label").exists();
+    let was_primary = !data.state.is_in_recovery() && !is_set_to_recover(data_dir) && !is_copy;
+    if !is_dead {
+        return Local::Orphaned {
+            was_primary,
+            system_id: data.system_id,
+        };
+    }
+    Local::Stopped(stopped(&data, before, was_primary))
+}
+
+fn stopped(data: &ControlData, before: &Before, was_primary: bool) -> Stopped {
+    let is_clean = matches!(
+        data.state,
+        ControlState::ShutDown | ControlState::ShutDownInRecovery
+    );
+    let known = data.checkpoint.max(data.min_recovery_end);
+    let position = match before.position {
+        Some(seen) if !is_clean => known.max(seen),
+        Some(_) | None => known,
+    };
+    Stopped {
+        system_id: data.system_id,
+        timeline: data.newest_timeline(),
+        checkpoint: data.checkpoint,
+        redo: data.redo,
+        position,
+        is_clean,
+        was_primary,
+        crashed_at: before.crashed_at,
+    }
+}
+
+fn running(postgres: &Postgres, status: &ServerStatus) -> Running {
+    let slots = status.slots.iter().filter(|slot| slot.is_physical);
+    let slots = slots.map(|slot| SlotView {
+        name: Arc::from(slot.name.as_str()),
+        is_active: slot.is_active,
+    });
+    Running {
+        system_id: status.system_id,
+        timeline: status.timeline,
+        role: role(status),
+        slots: Arc::new(slots.collect()),
+        has_pending_restart: !status.pending_restart.is_empty()
+            || !postgres.pending_restart(status).is_empty(),
+    }
+}
+
+fn role(status: &ServerStatus) -> RunningRole {
+    if status.is_in_recovery {
+        RunningRole::Replica {
+            received: status.received.unwrap_or_default(),
+            replayed: status.replayed.unwrap_or_default(),
+            upstream: upstream(&status.conninfo),
+            is_streaming: status.receiver.as_ref().is_some_and(|r| r.is_streaming()),
+        }
+    } else {
+        RunningRole::Primary {
+            position: status.current.unwrap_or_default(),
+            is_checkpointed: status.checkpoint_timeline == status.timeline,
+        }
+    }
+}
+
+/// Host and port of a `primary_conninfo`, IPv6 in brackets as in a member's record.
+fn upstream(conninfo: &str) -> Option<Arc<str>> {
+    let host = settings::conninfo_field(conninfo, "host")?;
+    let port = settings::conninfo_field(conninfo, "port").unwrap_or_else(|| "5432".to_owned());
+    let address = if host.contains(':') {
+        format!("[{host}]:{port}")
+    } else {
+        format!("{host}:{port}")
+    };
+    Some(Arc::from(address.as_str()))
+}

@@ -1,0 +1,110 @@
+//! Asks the other members' agents, in parallel, by Patroni's `GET /patroni`.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Bytes;
+use axum::http::Method;
+use serde_json::Value;
+use tokio::task::JoinSet;
+use trunkline_shared::cluster::{Lsn, Member, MemberName, Tags, Timeline, Topology};
+use trunkline_shared::service::http::HttpClient;
+
+use crate::decide::observation::{PeerAnswer, PeerView};
+
+/// How long a peer may take to answer.
+pub const PEER_LIMIT: Duration = Duration::from_millis(500);
+
+/// Asks every registered member but `me`.
+pub async fn ask(
+    client: &HttpClient,
+    topology: &Topology,
+    me: &MemberName,
+) -> Arc<BTreeMap<MemberName, PeerAnswer>> {
+    let mut asking = JoinSet::new();
+    let mut answers = BTreeMap::new();
+    for member in topology.members.values().filter(|m| m.name != *me) {
+        answers.insert(member.name.clone(), PeerAnswer::Unreachable);
+        let (client, member) = (client.clone(), member.clone());
+        asking.spawn(async move { (member.name.clone(), ask_one(&client, &member).await) });
+    }
+    while let Some(asked) = asking.join_next().await {
+        if let Ok((name, Some(view))) = asked {
+            answers.insert(name, PeerAnswer::Answered(view));
+        }
+    }
+    Arc::new(answers)
+}
+
+async fn ask_one(client: &HttpClient, member: &Member) -> Option<PeerView> {
+    let answer = client.request(Method::GET, &member.api_url, Bytes::new(), PEER_LIMIT);
+    view(&answer.await.ok()?.body, &member.tags)
+}
+
+/// Reads Patroni's status JSON. Without `xlog` its PostgreSQL does not answer.
+fn view(body: &[u8], registered: &Tags) -> Option<PeerView> {
+    let answer: Value = serde_json::from_slice(body).ok()?;
+    let xlog = answer.get("xlog");
+    let position = |name: &str| xlog.and_then(|x| x.get(name)?.as_u64()).map(Lsn);
+    let (current, received, replayed) = (
+        position("location"),
+        position("received_location"),
+        position("replayed_location"),
+    );
+    let word = |name: &str| answer.get(name).and_then(Value::as_str).unwrap_or("");
+    let (role, state) = (word("role"), word("state"));
+    let timeline = answer.get("timeline").and_then(Value::as_u64);
+    let tags = tags(answer.get("tags"), registered);
+    Some(PeerView {
+        is_running: xlog.is_some(),
+        is_primary: current.is_some()
+            || (matches!(role, "primary" | "master")
+                && !matches!(state, "stopped" | "start failed")),
+        timeline: timeline.and_then(|t| u32::try_from(t).ok()).map(Timeline),
+        position: [current, received, replayed]
+            .into_iter()
+            .flatten()
+            .max()
+            .unwrap_or_default(),
+        replayed: replayed.or(current).unwrap_or_default(),
+        may_lead: tags.may_lead(),
+        priority: tags.priority(),
+    })
+}
+
+/// The tags of the answer; a peer without any shows none, and its record says the same.
+fn tags(answer: Option<&Value>, registered: &Tags) -> Tags {
+    let Some(tags) = answer else {
+        return registered.clone();
+    };
+    let priority = tags.get("failover_priority").and_then(Value::as_u64);
+    Tags {
+        nofailover: tags
+            .get("nofailover")
+            .and_then(Value::as_bool)
+            .unwrap_or(false),
+        failover_priority: priority.and_then(|p| u32::try_from(p).ok()),
+        ..Tags::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_patronis_answers() {
+        let replica = br#"{"state":"running","role":"replica","timeline":3,
+            "xlog":{"received_location":100,"replayed_location":90,"paused":false},
+            "tags":{"failover_priority":2}}"#;
+        let seen = view(replica, &Tags::default()).unwrap();
+        assert!(seen.is_running && !seen.is_primary && seen.may_lead);
+        assert_eq!((seen.position, seen.replayed), (Lsn(100), Lsn(90)));
+        assert_eq!((seen.timeline, seen.priority), (Some(Timeline(3)), 2));
+        let primary = br#"{"state":"running","role":"master","xlog":{"location":7}}"#;
+        assert!(view(primary, &Tags::default()).unwrap().is_primary);
+        let stopped = br#"{"state":"stopped","role":"replica"}"#;
+        assert!(!view(stopped, &Tags::default()).unwrap().is_running);
+    }
+}

@@ -1,0 +1,475 @@
+//! Builds every component, wires their channels, owns the tasks and the order in which they end.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use rustix::process::{Signal, pidfd_send_signal};
+use tokio::net::TcpListener;
+use tokio::sync::{Mutex, Notify, mpsc, watch};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use trunkline_shared::cluster::ClusterSettings;
+use trunkline_shared::dcs::etcd::{Budgets, Etcd, EtcdConfigError};
+use trunkline_shared::dcs::keys::Keys;
+use trunkline_shared::dcs::watch::View;
+use trunkline_shared::dcs::{Dcs, records, watch as cluster_watch};
+use trunkline_shared::service::clock;
+use trunkline_shared::service::http::HttpClient;
+use trunkline_shared::service::metrics::Metrics;
+use trunkline_shared::service::shutdown::{Request, Signals};
+
+use crate::act::Actor;
+use crate::act::jobs::Jobs;
+use crate::api::{self, Api, LocalRequest, Published};
+use crate::config::AgentConfig;
+use crate::decide::observation::Me;
+use crate::fence::deadline::{self, Deadline};
+use crate::fence::run_dir::{RunDir, RunDirError};
+use crate::fence::{FenceError, FenceHandle};
+use crate::lease::arming::Arming;
+use crate::lease::keeper::{self, KeeperConfig};
+use crate::lease::{LeaseHandle, state};
+use crate::observe::{Before, Observer};
+use crate::postgres::directory::{DirectoryState, finish_interrupted};
+use crate::postgres::scan::ProcessId;
+use crate::postgres::{Postgres, PostgresConfig, PostgresError};
+use crate::tick::{Inbox, Recorder, SettingsKeeper, Tick};
+
+pub mod instance;
+
+/// How often the fence is looked at: often enough to replace it before its heartbeat counts as old twice.
+const FENCE_LOOK: Duration = Duration::from_millis(250);
+
+/// Requests of operators that may wait for the loop.
+const REQUESTS: usize = 8;
+
+/// Pause between attempts to listen on the API's address.
+const LISTEN_PAUSE: Duration = Duration::from_secs(1);
+
+/// The longest the last writes of an ending agent may take.
+const FAREWELL: Duration = Duration::from_secs(2);
+
+/// Longest wait for one start of PostgreSQL to become ready; a recovery may take hours.
+const READY_LIMIT: Duration = Duration::from_secs(24 * 3600);
+
+/// Pause before a postmaster without a lock file is looked at again.
+const READY_PAUSE: Duration = Duration::from_millis(10);
+
+/// Reads the agent's file again.
+pub type ReadConfig = crate::tick::ReadConfig;
+
+/// Why the agent could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The store's section of the file cannot be used. Mend the file.
+    #[error(transparent)]
+    Etcd(#[from] EtcdConfigError),
+    /// There is no place in memory for lease, deadline and fence.
+    #[error(transparent)]
+    RunDir(#[from] RunDirError),
+    /// There is no live fence.
+    #[error(transparent)]
+    Fence(#[from] FenceError),
+    /// The local instance cannot be used.
+    #[error(transparent)]
+    Postgres(#[from] PostgresError),
+    /// The system refused something every process gets.
+    #[error("{what}: {source}")]
+    System {
+        /// What was tried.
+        what: &'static str,
+        /// What the system said.
+        source: std::io::Error,
+    },
+}
+
+fn system(what: &'static str) -> impl FnOnce(std::io::Error) -> RunError {
+    move |source| RunError::System { what, source }
+}
+
+/// Runs the agent until it is told to end.
+pub async fn run(config: AgentConfig, read: ReadConfig, metrics: Metrics) -> Result<(), RunError> {
+    let signals = Signals::new().map_err(system("taking over the signals"))?;
+    let parts = Parts::build(&config).await?;
+    let stop = CancellationToken::new();
+    let api_stop = CancellationToken::new();
+    let ready = Arc::new(Notify::new());
+    let (requests, inbox) = mpsc::channel(REQUESTS);
+    let published = Arc::new(ArcSwap::from_pointee(Published::before_the_first_tick(
+        config.cluster.clone(),
+        config.name.clone(),
+        clock::now(),
+    )));
+    let api = Api {
+        published: published.clone(),
+        dcs: parts.dcs.clone(),
+        keys: parts.keys.clone(),
+        requests: requests.clone(),
+        authentication: config.restapi.authentication.clone(),
+        render_metrics: {
+            let metrics = metrics.clone();
+            Arc::new(move || metrics.render())
+        },
+    };
+    tokio::spawn(metrics.upkeep());
+    tokio::spawn(serve_api(
+        api,
+        config.restapi.listen.to_string(),
+        api_stop.clone(),
+    ));
+    tokio::spawn(keep_fence(parts.fence.clone()));
+    tokio::spawn(say_when_ready(parts.postgres.clone(), ready.clone()));
+    tokio::spawn(say_dcs_trouble(parts.cluster.clone()));
+    let told_twice = tokio::spawn(take_signals(signals, requests, stop.clone()));
+
+    let inbox = Inbox {
+        shutdown: stop,
+        postmaster: parts.postgres.watch_postmaster(),
+        ready,
+        lease: parts.lease.status(),
+        cluster: parts.cluster.clone(),
+        requests: inbox,
+    };
+    let (lease, postgres, fence) = (
+        parts.lease.clone(),
+        parts.postgres.clone(),
+        parts.fence.clone(),
+    );
+    let mut tick = parts.wire(config, read, inbox, published);
+    tracing::info!("started");
+    tokio::select! {
+        () = tick.run() => farewell(&lease, &postgres, &fence).await,
+        _ = told_twice => tracing::warn!("told twice to end: ending without waiting for PostgreSQL"),
+    }
+    api_stop.cancel();
+    Ok(())
+}
+
+/// The components that others share.
+struct Parts {
+    run_dir: RunDir,
+    jobs: Jobs,
+    fence: Arc<Mutex<FenceHandle>>,
+    arming: Arc<Arming>,
+    postgres: Arc<Postgres>,
+    keys: Keys,
+    dcs: Arc<dyn Dcs>,
+    lease: LeaseHandle,
+    cluster: watch::Receiver<Arc<View>>,
+}
+
+impl Parts {
+    /// The order matters: the fence lives before PostgreSQL is touched, and what an earlier agent left half
+    /// done is finished before anybody looks at the directory.
+    async fn build(config: &AgentConfig) -> Result<Self, RunError> {
+        let settings = bootstrap_settings(config);
+        let data_dir = &config.postgresql.data_dir;
+        let run_dir = RunDir::open(
+            config.own.run_dir.as_deref(),
+            config.cluster.as_str(),
+            config.name.as_str(),
+            data_dir,
+        )?;
+        let instance = instance::postgres_config(config, &settings, run_dir.path());
+        let jobs = finish_earlier_work(&instance);
+        let program = Path::new("/proc/self/exe");
+        let fence = FenceHandle::attach_or_start(run_dir.path(), data_dir, program).await?;
+        let arming = Arc::new(arming(run_dir.path(), &fence));
+        let postgres = Arc::new(Postgres::new(instance)?);
+        let keys = Keys::new(&config.namespace, &config.cluster);
+        let budgets = Budgets {
+            operation: settings.retry_timeout,
+            renewal: state::renew_interval(settings.ttl).max(Duration::from_secs(1)),
+        };
+        let dcs: Arc<dyn Dcs> = Arc::new(Etcd::new(&etcd_config(&config.etcd), budgets)?);
+        let lease = start_lease(config, &settings, budgets, &keys, run_dir.path(), &arming)?;
+        let cluster = cluster_watch::follow(dcs.clone(), keys.clone()).views;
+        Ok(Self {
+            run_dir,
+            jobs,
+            fence: Arc::new(Mutex::new(fence)),
+            arming,
+            postgres,
+            keys,
+            dcs,
+            lease,
+            cluster,
+        })
+    }
+
+    /// The loop over these parts.
+    fn wire(
+        self,
+        config: AgentConfig,
+        read: ReadConfig,
+        inbox: Inbox,
+        published: Arc<ArcSwap<Published>>,
+    ) -> Tick {
+        let me = Arc::new(me(&config));
+        let observer = Observer {
+            me: me.clone(),
+            postgres: self.postgres.clone(),
+            cluster: self.cluster.clone(),
+            lease: self.lease.status(),
+            fence: self.fence.clone(),
+            arming: self.arming.clone(),
+            client: HttpClient::default(),
+            before: Before::default(),
+        };
+        let actor = Actor {
+            me,
+            postgres: self.postgres,
+            lease_status: self.lease.status(),
+            lease: self.lease,
+            dcs: self.dcs,
+            keys: self.keys,
+            cluster: self.cluster,
+            fence: self.fence,
+            arming: self.arming,
+            jobs: self.jobs,
+            bootstrap_config: serde_json::Value::Object(config.bootstrap.dcs.clone()).to_string(),
+        };
+        let recorder = Recorder::new(
+            config.cluster.clone(),
+            &config.restapi.api_url(),
+            &config.postgresql.replication.username,
+            published,
+        );
+        let settings = SettingsKeeper::new(config, self.run_dir.path().to_owned(), read);
+        Tick::new(inbox, observer, actor, recorder, settings)
+    }
+}
+
+/// What the agent assumes until the store has spoken.
+fn bootstrap_settings(config: &AgentConfig) -> ClusterSettings {
+    let dcs = serde_json::Value::Object(config.bootstrap.dcs.clone());
+    records::settings_from_value(&dcs).unwrap_or_default()
+}
+
+/// Finishes what an agent that was killed left half done. A rewind that it interrupted counts as failed.
+fn finish_earlier_work(instance: &PostgresConfig) -> Jobs {
+    match finish_interrupted(instance) {
+        Ok(DirectoryState::Rewinding) => Jobs::after_interrupted_rewind(),
+        Ok(_) => Jobs::default(),
+        Err(error) => {
+            // The first look finds the same and says it; an operator's mending is noticed there, too.
+            tracing::error!(%error, "the data directory needs attention");
+            Jobs::default()
+        }
+    }
+}
+
+fn arming(run_dir: &Path, fence: &FenceHandle) -> Arming {
+    let found = match fence.deadline() {
+        Some(Deadline::Armed(at)) => Some(at),
+        Some(Deadline::Disarmed) | None => None,
+    };
+    let run_dir = run_dir.to_owned();
+    let write = move |at: Option<_>| {
+        let deadline = at.map_or(Deadline::Disarmed, Deadline::Armed);
+        deadline::write(&run_dir, deadline)
+    };
+    Arming::new(found, Box::new(write))
+}
+
+fn start_lease(
+    config: &AgentConfig,
+    settings: &ClusterSettings,
+    budgets: Budgets,
+    keys: &Keys,
+    run_dir: &Path,
+    arming: &Arc<Arming>,
+) -> Result<LeaseHandle, RunError> {
+    let keeper = KeeperConfig {
+        keys: keys.clone(),
+        me: config.name.clone(),
+        ttl: settings.ttl,
+        saved: run_dir.join("lease"),
+    };
+    let etcd = etcd_config(&config.etcd);
+    keeper::spawn(keeper, arming.clone(), move || {
+        let dcs = Etcd::new(&etcd, budgets);
+        dcs.map(|dcs| Arc::new(dcs) as Arc<dyn Dcs>)
+            .map_err(|error| tracing::error!(%error, "the lease task cannot reach the DCS"))
+            .ok()
+    })
+    .map_err(system("starting the lease task"))
+}
+
+fn me(config: &AgentConfig) -> Me {
+    let local = &config.postgresql;
+    let forbids = |setting: Option<bool>| setting == Some(false);
+    Me {
+        name: config.name.clone(),
+        address: Arc::from(local.connect_address.to_string().as_str()),
+        tags: config.tags.clone(),
+        crash_policy: config.own.crash_policy,
+        may_replace_data: !forbids(local.remove_data_directory_on_rewind_failure)
+            && !forbids(local.remove_data_directory_on_diverged_timelines),
+    }
+}
+
+/// Listens and serves; an address in use may become free, and the agent leads meanwhile all the same.
+async fn serve_api(api: Api, address: String, stop: CancellationToken) {
+    let mut said = false;
+    let listener = loop {
+        match TcpListener::bind(&address).await {
+            Ok(listener) => break listener,
+            Err(error) => {
+                if !said {
+                    tracing::error!(%error, address, "restapi.listen: cannot listen; retrying");
+                    said = true;
+                }
+                tokio::time::sleep(LISTEN_PAUSE).await;
+            }
+        }
+    };
+    tracing::info!(address, "the REST API listens");
+    let stopped = async move { stop.cancelled().await };
+    if let Err(error) = api::serve(listener, api, stopped).await {
+        tracing::error!(%error, "the REST API ended");
+    }
+}
+
+/// Replaces a fence that died or froze.
+async fn keep_fence(fence: Arc<Mutex<FenceHandle>>) {
+    let mut said = false;
+    loop {
+        match fence.lock().await.ensure_live().await {
+            Ok(is_new) => {
+                if is_new {
+                    tracing::warn!("the fence was dead or frozen: a new one watches");
+                }
+                said = false;
+            }
+            Err(error) => {
+                if !said {
+                    tracing::error!(%error, "there is no live fence; retrying");
+                    said = true;
+                }
+            }
+        }
+        tokio::time::sleep(FENCE_LOOK).await;
+    }
+}
+
+/// PostgreSQL tells nobody when it accepts connections: its lock file is watched while it starts.
+async fn say_when_ready(postgres: Arc<Postgres>, ready: Arc<Notify>) {
+    let mut postmaster = postgres.watch_postmaster();
+    loop {
+        let running = postmaster.borrow_and_update().running();
+        let became = async {
+            // A postmaster that has just been started may not have its lock file yet.
+            while running.is_some() && postgres.wait_ready(READY_LIMIT).await.is_err() {
+                tokio::time::sleep(READY_PAUSE).await;
+            }
+        };
+        tokio::select! {
+            () = became => {
+                if running.is_some() {
+                    ready.notify_one();
+                }
+                if postmaster.changed().await.is_err() {
+                    return;
+                }
+            }
+            changed = postmaster.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// One line when the store is lost, one when it is back.
+async fn say_dcs_trouble(mut cluster: watch::Receiver<Arc<View>>) {
+    let mut said = false;
+    while cluster.changed().await.is_ok() {
+        let view = cluster.borrow_and_update().clone();
+        match &view.last_error {
+            Some(error) if !said => {
+                tracing::warn!(%error, "the DCS cannot be read; retrying");
+                said = true;
+            }
+            None if said => {
+                tracing::info!("the DCS is read again");
+                said = false;
+            }
+            Some(_) | None => {}
+        }
+    }
+}
+
+/// Ends with the second request to stop.
+async fn take_signals(
+    mut signals: Signals,
+    requests: mpsc::Sender<LocalRequest>,
+    stop: CancellationToken,
+) {
+    loop {
+        match signals.next().await {
+            Request::Stop if stop.is_cancelled() => return,
+            Request::Stop => {
+                tracing::info!("told to end");
+                stop.cancel();
+            }
+            Request::Reload => {
+                let (answer, _) = tokio::sync::oneshot::channel();
+                if requests
+                    .send(LocalRequest::Reload { answer })
+                    .await
+                    .is_err()
+                {
+                    return;
+                }
+            }
+            Request::Reexecute | Request::HandOver => {
+                tracing::warn!("this signal is not supported by this version; restart the agent");
+            }
+        }
+    }
+}
+
+/// The record of a stopped member is removed, and the fence, with nothing left to watch, ends.
+async fn farewell(lease: &LeaseHandle, postgres: &Postgres, fence: &Mutex<FenceHandle>) {
+    match timeout(FAREWELL, lease.remove_member()).await {
+        Ok(Ok(_)) => {}
+        Ok(Err(error)) => tracing::warn!(%error, "the member record ends with its lease"),
+        Err(_) => tracing::warn!("the DCS does not answer: the member record ends with its lease"),
+    }
+    if !postgres.is_dead().await {
+        return;
+    }
+    let pid = fence.lock().await.pid();
+    if let Some(pidfd) = pid.and_then(ProcessId::of).and_then(ProcessId::open) {
+        // It may have ended by itself; then there is nothing to end.
+        let _ = pidfd_send_signal(&pidfd, Signal::TERM);
+    }
+    tracing::info!("ended");
+}
+
+fn etcd_config(from: &crate::config::EtcdConfig) -> trunkline_shared::dcs::etcd::EtcdConfig {
+    use trunkline_shared::dcs::etcd::{EtcdConfig, Protocol};
+    let is_https = from.endpoints.iter().any(|e| e.starts_with("https://"));
+    let bare = |e: &String| {
+        e.trim_start_matches("https://")
+            .trim_start_matches("http://")
+            .to_owned()
+    };
+    EtcdConfig {
+        hosts: from.endpoints.iter().map(bare).collect(),
+        protocol: if is_https {
+            Protocol::Https
+        } else {
+            Protocol::Http
+        },
+        username: from.authentication.as_ref().map(|a| a.username.clone()),
+        password: from.authentication.as_ref().map(|a| a.password.clone()),
+        cacert: from.cacert.clone(),
+        cert: from.cert.clone(),
+        key: from.key.clone(),
+    }
+}

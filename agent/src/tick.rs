@@ -1,0 +1,235 @@
+//! The loop: wake, observe, decide, act, record. Everything that can make the agent do something is a
+//! [`Wake`]; each runs a turn at once, and a decision's `next` is only the longest pause.
+#![deny(clippy::wildcard_enum_match_arm)]
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Notify, mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use trunkline_shared::dcs::watch::View;
+
+use crate::act::Actor;
+use crate::api::LocalRequest;
+use crate::decide::decision::Action;
+use crate::decide::{self, Decision, Memory, RETRY_PAUSE, Reason};
+use crate::lease::LeaseStatus;
+use crate::observe::{Circumstances, Look, Observer};
+use crate::postgres::Postmaster;
+
+mod record;
+mod request;
+mod settings;
+
+pub use record::Recorder;
+use request::Requests;
+pub use settings::{ReadConfig, SettingsKeeper};
+
+/// Why a turn runs. Closed list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wake {
+    /// Nothing happened for as long as the last decision wanted to wait.
+    Timer,
+    /// The DCS shows something new.
+    TopologyChanged,
+    /// The postmaster ended, or another runs.
+    PostmasterChanged,
+    /// The instance accepts connections.
+    PostgresReady,
+    /// The long job ended.
+    JobEnded,
+    /// The right to lead changed.
+    LeaseChanged,
+    /// An operator asked something of this member.
+    Requested,
+    /// The agent was told to end.
+    Shutdown,
+}
+
+impl Wake {
+    /// The word for it in log and journal.
+    pub fn word(self) -> &'static str {
+        match self {
+            Wake::Timer => "timer",
+            Wake::TopologyChanged => "topology_changed",
+            Wake::PostmasterChanged => "postmaster_changed",
+            Wake::PostgresReady => "postgres_ready",
+            Wake::JobEnded => "job_ended",
+            Wake::LeaseChanged => "lease_changed",
+            Wake::Requested => "requested",
+            Wake::Shutdown => "shutdown",
+        }
+    }
+}
+
+/// What wakes the loop from outside.
+pub struct Inbox {
+    /// Cancelled when the agent is told to end.
+    pub shutdown: CancellationToken,
+    /// The postmaster's start and end.
+    pub postmaster: watch::Receiver<Postmaster>,
+    /// Notified when the instance accepts connections.
+    pub ready: Arc<Notify>,
+    /// The lease task.
+    pub lease: watch::Receiver<LeaseStatus>,
+    /// The cluster.
+    pub cluster: watch::Receiver<Arc<View>>,
+    /// Operators' requests of this member alone.
+    pub requests: mpsc::Receiver<LocalRequest>,
+}
+
+/// The loop and everything it holds.
+pub struct Tick {
+    /// What wakes it.
+    pub inbox: Inbox,
+    /// Looks.
+    pub observer: Observer,
+    /// Acts.
+    pub actor: Actor,
+    /// Writes down.
+    pub recorder: Recorder,
+    /// Brings PostgreSQL's settings in line with the cluster's.
+    pub settings: SettingsKeeper,
+    requests: Requests,
+    memory: Memory,
+}
+
+impl Tick {
+    /// A loop that has not run yet.
+    pub fn new(
+        inbox: Inbox,
+        observer: Observer,
+        actor: Actor,
+        recorder: Recorder,
+        settings: SettingsKeeper,
+    ) -> Self {
+        Self {
+            inbox,
+            observer,
+            actor,
+            recorder,
+            settings,
+            requests: Requests::default(),
+            memory: Memory::default(),
+        }
+    }
+
+    /// Runs until the agent may end.
+    pub async fn run(&mut self) {
+        let mut wake = Wake::Timer;
+        loop {
+            let (pause, is_over) = self.turn(wake).await;
+            if is_over {
+                return;
+            }
+            wake = self.next_wake(pause).await;
+        }
+    }
+
+    async fn next_wake(&mut self, pause: Duration) -> Wake {
+        let inbox = &mut self.inbox;
+        let is_told = inbox.shutdown.is_cancelled();
+        tokio::select! {
+            biased;
+            () = inbox.shutdown.cancelled(), if !is_told => Wake::Shutdown,
+            Ok(()) = inbox.postmaster.changed() => Wake::PostmasterChanged,
+            () = self.actor.jobs.ended() => Wake::JobEnded,
+            Ok(()) = inbox.lease.changed() => Wake::LeaseChanged,
+            () = inbox.ready.notified() => Wake::PostgresReady,
+            Some(request) = inbox.requests.recv() => {
+                self.requests.take(request, &mut self.settings);
+                Wake::Requested
+            }
+            Ok(()) = inbox.cluster.changed() => Wake::TopologyChanged,
+            () = tokio::time::sleep(pause) => Wake::Timer,
+        }
+    }
+
+    /// One turn: how long to wait for the next at the most, and whether the agent may end.
+    async fn turn(&mut self, wake: Wake) -> (Duration, bool) {
+        let look = self.look().await;
+        self.settings
+            .bring_in_line(&look.observation, &self.actor)
+            .await;
+        let seen = &look.observation;
+        let Some(decision) = self.decide(&look) else {
+            return (RETRY_PAUSE, false);
+        };
+        self.memory = decision.memory.clone();
+        self.recorder
+            .before_acting(&look, &decision, &self.actor.lease);
+        if replaces_data(&decision) {
+            self.observer.before.forget();
+        }
+        let outcome = self.actor.perform(seen, &decision).await;
+        if let Err(error) = &outcome {
+            self.recorder.action_failed(&decision, error);
+        }
+        self.requests.answer(seen, &decision);
+        self.recorder
+            .after_acting(wake, &look, &decision, outcome.err());
+        let pause = decision.next.within;
+        let pause = if self.recorder.has_failed() {
+            pause.max(RETRY_PAUSE)
+        } else {
+            pause
+        };
+        (pause, decision.reason == Reason::ShutDown)
+    }
+
+    async fn look(&mut self) -> Look {
+        let circumstances = Circumstances {
+            job: self.actor.jobs.view(),
+            request: self.requests.shown(),
+            is_shutting_down: self.inbox.shutdown.is_cancelled(),
+            wants_peers: self.memory.wants_peers,
+        };
+        self.observer.look(circumstances).await
+    }
+
+    /// A defect in the rules costs a turn, not the agent.
+    fn decide(&mut self, look: &Look) -> Option<Decision> {
+        let (seen, memory) = (&look.observation, &self.memory);
+        match catch_unwind(AssertUnwindSafe(|| decide::decide(seen, memory))) {
+            Ok(decision) => Some(decision),
+            Err(_) => {
+                metrics::counter!("trunkline_agent_turns_skipped_total").increment(1);
+                tracing::error!("a defect in the rules: this turn is skipped; please report it");
+                None
+            }
+        }
+    }
+}
+
+/// Whether what was known of the local data is void after this decision.
+fn replaces_data(decision: &Decision) -> bool {
+    decision.actions.iter().any(|action| match action {
+        Action::Initialize | Action::Clone(_) | Action::Rewind(_) => true,
+        Action::AcquireLeader
+        | Action::ConfirmLeader
+        | Action::ReassertLeader
+        | Action::ReleaseLeader { .. }
+        | Action::HandOver { .. }
+        | Action::ClaimBootstrap
+        | Action::RecordSystemId(_)
+        | Action::PublishStatus { .. }
+        | Action::RecordHistory
+        | Action::DropFailoverRequest { .. }
+        | Action::AnnounceSwitchover(_)
+        | Action::ClearSwitchover
+        | Action::WriteDisarmed
+        | Action::RemoveDisarmed
+        | Action::ArmFence
+        | Action::DisarmFence
+        | Action::FinishBootstrap
+        | Action::Start(_)
+        | Action::Stop(_)
+        | Action::Promote
+        | Action::Checkpoint
+        | Action::Follow(_)
+        | Action::CancelJob
+        | Action::CreateSlots(_)
+        | Action::DropSlots(_) => false,
+    })
+}

@@ -1,0 +1,250 @@
+//! What a turn leaves behind: log, metrics, journal, the API's snapshot and the member record.
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use trunkline_shared::cluster::{ClusterName, Member, Moment};
+use trunkline_shared::dcs::records::member_to_json;
+use trunkline_shared::service::clock;
+
+use super::Wake;
+use crate::act::ActError;
+use crate::api::{Published, ReplicationRow, WallTime};
+use crate::decide::observation::{LeaseView, Local, Observation, RunningRole};
+use crate::decide::{Decision, Reason, announce};
+use crate::lease::LeaseHandle;
+use crate::observe::Look;
+use crate::postgres::ServerStatus;
+
+/// Writes down what the turns do.
+pub struct Recorder {
+    cluster: ClusterName,
+    api_url: Arc<str>,
+    version: Arc<str>,
+    replication_user: String,
+    published: Arc<ArcSwap<Published>>,
+    last_reason: Option<Reason>,
+    last_error: Option<String>,
+    has_failed: bool,
+    record: Option<(Member, Moment)>,
+}
+
+impl Recorder {
+    /// Nothing recorded yet.
+    pub fn new(
+        cluster: ClusterName,
+        api_url: &str,
+        replication_user: &str,
+        published: Arc<ArcSwap<Published>>,
+    ) -> Self {
+        Self {
+            cluster,
+            api_url: Arc::from(api_url),
+            version: Arc::from(env!("CARGO_PKG_VERSION")),
+            replication_user: replication_user.to_owned(),
+            published,
+            last_reason: None,
+            last_error: None,
+            has_failed: false,
+            record: None,
+        }
+    }
+
+    /// Whether an action of the last turn failed.
+    pub(super) fn has_failed(&self) -> bool {
+        self.has_failed
+    }
+
+    /// What others wait for is said before anything slow is done.
+    pub(super) fn before_acting(&mut self, look: &Look, decision: &Decision, lease: &LeaseHandle) {
+        let seen = &look.observation;
+        self.has_failed = false;
+        metrics::counter!("trunkline_agent_decisions_total", "reason" => decision.reason.word())
+            .increment(1);
+        if self.last_reason != Some(decision.reason) && is_news(decision.reason) {
+            let detail = decision.detail.to_string();
+            tracing::info!(
+                reason = decision.reason.word(),
+                detail,
+                "{}",
+                decision.reason.sentence()
+            );
+            self.last_reason = Some(decision.reason);
+        }
+        let member = announce::announcement(seen, decision, &self.api_url, &self.version);
+        self.published
+            .store(Arc::new(self.snapshot(look, decision, &member)));
+        self.show(seen, member, lease);
+    }
+
+    /// Puts the member record: at once where others act on the change, else once per `loop_wait`.
+    fn show(&mut self, seen: &Observation, member: Member, lease: &LeaseHandle) {
+        let is_missing = seen
+            .topology()
+            .is_some_and(|t| !t.members.contains_key(&seen.me.name));
+        let is_due = match &self.record {
+            None => true,
+            Some((old, at)) => {
+                let is_time = seen.now.since(*at) >= seen.settings().loop_wait;
+                without_positions(old) != without_positions(&member)
+                    || (is_time && (*old != member || is_missing))
+            }
+        };
+        if is_due {
+            lease.put_member(member_to_json(&member));
+            self.record = Some((member, seen.now));
+        }
+    }
+
+    /// An action failed; said once while the words stay the same.
+    pub(super) fn action_failed(&mut self, decision: &Decision, error: &ActError) {
+        self.has_failed = true;
+        metrics::counter!("trunkline_agent_actions_failed_total").increment(1);
+        let text = error.to_string();
+        if self.last_error.as_ref() != Some(&text) {
+            tracing::warn!(
+                reason = decision.reason.word(),
+                error = text,
+                "an action failed"
+            );
+        }
+        self.last_error = Some(text);
+    }
+
+    /// The turn is over.
+    pub(super) fn after_acting(
+        &mut self,
+        wake: Wake,
+        look: &Look,
+        decision: &Decision,
+        error: Option<ActError>,
+    ) {
+        if error.is_none() {
+            self.last_error = None;
+        }
+        let took = clock::now().since(look.observation.now);
+        tracing::debug!(
+            wake = wake.word(),
+            situation = decision.situation.word(),
+            reason = decision.reason.word(),
+            actions = ?decision.actions,
+            next = ?decision.next.within,
+            ?took,
+            "turn"
+        );
+    }
+
+    fn snapshot(&self, look: &Look, decision: &Decision, member: &Member) -> Published {
+        let seen = &look.observation;
+        let before =
+            Published::before_the_first_tick(self.cluster.clone(), seen.me.name.clone(), seen.now);
+        let status = look.status.as_deref();
+        let held = match &seen.lease {
+            LeaseView::Held(held) => Some(*held),
+            LeaseView::NotHeld | LeaseView::Lost => None,
+        };
+        let detail = decision.detail.to_string();
+        let reason = if detail.is_empty() {
+            decision.reason.sentence().to_owned()
+        } else {
+            format!("{} ({detail})", decision.reason.sentence())
+        };
+        Published {
+            state: member.state,
+            role: member.role,
+            server_version: status.map(|s| s.version),
+            postmaster_start_time: status.map(started),
+            timeline: member.timeline,
+            position: if is_primary(seen) {
+                member.position
+            } else {
+                None
+            },
+            received: member.received,
+            replayed: member.replayed,
+            is_replay_paused: status.is_some_and(|s| s.is_replay_paused),
+            replication_state: member.is_streaming.map(|is_streaming| {
+                Arc::from(if is_streaming {
+                    "streaming"
+                } else {
+                    "in archive recovery"
+                })
+            }),
+            replication: status.map(|s| self.replication(s)).unwrap_or_default(),
+            tags: member.tags.clone(),
+            system_id: seen.local.system_id(),
+            is_paused: member.is_paused,
+            dcs_last_seen: dcs_last_seen(look),
+            topology: Arc::new(seen.topology().cloned().unwrap_or_default()),
+            reason: Some(Arc::from(reason.as_str())),
+            epoch: held.map(|held| held.epoch),
+            lease_deadline: held.map(|held| held.deadline),
+            is_writable: is_primary(seen),
+            ..before
+        }
+    }
+
+    fn replication(&self, status: &ServerStatus) -> Vec<ReplicationRow> {
+        let row = |sender: &crate::postgres::status::Sender| ReplicationRow {
+            usename: self.replication_user.clone(),
+            application_name: sender.application_name.clone(),
+            client_addr: sender.client_addr.clone(),
+            state: sender.state.clone(),
+            sync_state: sender.sync_state.clone(),
+            sync_priority: 0,
+        };
+        status.senders.iter().map(row).collect()
+    }
+}
+
+/// Peers are asked in every second turn of a race, and a job says itself when it begins and ends.
+fn is_news(reason: Reason) -> bool {
+    reason != Reason::AskingPeers && reason != Reason::JobInProgress
+}
+
+fn is_primary(seen: &Observation) -> bool {
+    match &seen.local {
+        Local::Running(running) => match running.role {
+            RunningRole::Primary { .. } => true,
+            RunningRole::Replica { .. } => false,
+        },
+        Local::Unknown(_)
+        | Local::Empty
+        | Local::Stopped(_)
+        | Local::Starting { .. }
+        | Local::Unresponsive { .. }
+        | Local::Orphaned { .. } => false,
+    }
+}
+
+/// A record without what changes all the time and nobody acts on at once.
+fn without_positions(member: &Member) -> Member {
+    let mut member = member.clone();
+    member.position = None;
+    member.received = None;
+    member.replayed = None;
+    if let Some(fields) = &mut member.trunkline {
+        fields.reason = None;
+        // Ready or not is what counts; how far it has replayed since does not.
+        if let Some(ready) = &mut fields.ready {
+            ready.replayed = Default::default();
+        }
+    }
+    member
+}
+
+fn started(status: &ServerStatus) -> WallTime {
+    let text = clock::WallTime(status.started_us).rfc3339();
+    WallTime {
+        text: Arc::from(text.replacen('T', " ", 1).as_str()),
+        seconds: status.started_us as f64 / 1e6,
+    }
+}
+
+fn dcs_last_seen(look: &Look) -> u64 {
+    look.dcs_proven_at.map_or(0, |at| {
+        let ago = look.observation.now.since(at);
+        let now = u64::try_from(clock::wall_clock().0 / 1_000_000).unwrap_or(0);
+        now.saturating_sub(ago.as_secs())
+    })
+}

@@ -1,0 +1,109 @@
+//! Operators' requests of this member alone: shown to the decisions until taken up, then answered.
+
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+use trunkline_shared::cluster::Moment;
+use trunkline_shared::service::clock;
+
+use super::settings::SettingsKeeper;
+use crate::api::{LocalOutcome, LocalRequest};
+use crate::decide::observation::{self, JobKind, Local, Observation};
+use crate::decide::{Decision, Reason};
+
+/// How long a request waits for a situation that fits it.
+const TAKE_LIMIT: Duration = Duration::from_secs(30);
+
+#[derive(Debug)]
+struct Pending {
+    kind: observation::LocalRequest,
+    answer: oneshot::Sender<LocalOutcome>,
+    since: Moment,
+    taken_at: Option<Moment>,
+}
+
+/// At most one request in progress.
+#[derive(Debug, Default)]
+pub(super) struct Requests {
+    pending: Option<Pending>,
+}
+
+impl Requests {
+    /// Takes a request from the API.
+    pub(super) fn take(&mut self, request: LocalRequest, settings: &mut SettingsKeeper) {
+        let (kind, answer) = match request {
+            LocalRequest::Restart { answer, .. } => (observation::LocalRequest::Restart, answer),
+            LocalRequest::Reinitialize { answer, .. } => {
+                (observation::LocalRequest::Reinitialize, answer)
+            }
+            LocalRequest::Reload { answer } => {
+                say(answer, settings.reload());
+                return;
+            }
+        };
+        if self.pending.is_some() {
+            let why = "another request of this member is in progress".to_owned();
+            say(answer, LocalOutcome::Refused(why));
+            return;
+        }
+        self.pending = Some(Pending {
+            kind,
+            answer,
+            since: clock::now(),
+            taken_at: None,
+        });
+    }
+
+    /// The request that decisions are to see.
+    pub(super) fn shown(&self) -> Option<observation::LocalRequest> {
+        let pending = self.pending.as_ref().filter(|p| p.taken_at.is_none())?;
+        Some(pending.kind.clone())
+    }
+
+    /// Answers what this turn took up, refused, or finished.
+    pub(super) fn answer(&mut self, seen: &Observation, decision: &Decision) {
+        let Some(pending) = &mut self.pending else {
+            return;
+        };
+        if decision.is_request_taken && pending.taken_at.is_none() {
+            pending.taken_at = Some(seen.now);
+        }
+        let is_restart = pending.kind == observation::LocalRequest::Restart;
+        let outcome = match pending.taken_at {
+            Some(_) if decision.is_request_taken && decision.reason == Reason::RequestRefused => {
+                Some(LocalOutcome::Refused(decision.detail.to_string()))
+            }
+            Some(_) if !is_restart => Some(LocalOutcome::Done("reinitialize started".to_owned())),
+            Some(at) => restarted(seen, at),
+            None if seen.now.since(pending.since) >= TAKE_LIMIT => {
+                Some(LocalOutcome::Refused(decision.reason.sentence().to_owned()))
+            }
+            None => None,
+        };
+        if let Some(outcome) = outcome
+            && let Some(pending) = self.pending.take()
+        {
+            say(pending.answer, outcome);
+        }
+    }
+}
+
+/// How a restart that was taken up at `at` ended, if it has.
+fn restarted(seen: &Observation, at: Moment) -> Option<LocalOutcome> {
+    if seen.job.running.is_some() || seen.now == at {
+        return None;
+    }
+    let job = seen.job.finished.as_ref()?;
+    match (&seen.local, &job.error) {
+        (_, Some(why)) => Some(LocalOutcome::Failed(why.to_string())),
+        (Local::Running(_), None) if job.kind == JobKind::Start => {
+            Some(LocalOutcome::Done("restarted successfully".to_owned()))
+        }
+        _ => None,
+    }
+}
+
+/// The asker may have gone; then nobody needs the answer.
+fn say(answer: oneshot::Sender<LocalOutcome>, outcome: LocalOutcome) {
+    let _ = answer.send(outcome);
+}
