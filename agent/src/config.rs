@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use secrecy::SecretString;
 use trunkline_shared::cluster::{ClusterName, MemberName, Tags};
+use trunkline_shared::dcs::etcd::EtcdConfig;
 
 use self::document::{Node, Origin};
 pub use self::section::Address;
@@ -22,6 +23,7 @@ pub mod client;
 mod document;
 mod environment;
 mod etcd3;
+pub mod instance;
 mod masked;
 mod postgresql;
 mod restapi;
@@ -32,7 +34,6 @@ mod tags;
 
 pub use self::bootstrap::{BootstrapConfig, BootstrapUser, InitdbOption};
 pub use self::environment::{Environment, environment};
-pub use self::etcd3::EtcdConfig;
 pub use self::postgresql::{Credentials, PostgresqlConfig};
 pub use self::restapi::{RestApiConfig, RestCredentials, VerifyClient};
 pub use self::sample::SAMPLE;

@@ -6,6 +6,7 @@
 pub mod act;
 pub mod api;
 pub mod config;
+pub mod ctl;
 pub mod decide;
 pub mod fence;
 pub mod lease;

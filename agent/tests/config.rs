@@ -227,7 +227,7 @@ fn a_file_as_it_is_found_in_the_field_is_usable() {
     let words: Vec<String> = warnings.iter().map(ToString::to_string).collect();
     assert_eq!(words.len(), 3, "{words:#?}");
     assert_eq!(config.namespace, "db");
-    assert_eq!(config.etcd.endpoints.len(), 2);
+    assert_eq!(config.etcd.hosts.len(), 2);
     assert_eq!(config.bootstrap.initdb.len(), 3);
     assert_eq!(config.postgresql.replication.username, "replicator");
     assert_eq!(

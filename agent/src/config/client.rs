@@ -4,10 +4,11 @@
 use std::path::{Path, PathBuf};
 
 use trunkline_shared::cluster::ClusterName;
+use trunkline_shared::dcs::etcd::EtcdConfig;
 
 use super::restapi::user_password;
 use super::section::{Report, Section};
-use super::{ConfigError, Environment, EtcdConfig, UserPassword, etcd3, sources};
+use super::{ConfigError, Environment, UserPassword, etcd3, sources};
 
 /// What the operator's command was told.
 #[derive(Clone, Debug)]
@@ -32,15 +33,9 @@ pub fn load(
 ) -> Result<ClientConfig, ConfigError> {
     let (mut document, _) = sources::read(path, env)?;
     if let Some(url) = dcs_url {
-        let node = super::document::Node::from_environment("-d", url);
-        let host = url.trim_start_matches("etcd3://");
-        let host = match node.value {
-            super::document::Value::Scalar(_) => {
-                super::document::Node::from_environment("-d", host)
-            }
-            super::document::Value::List(_) | super::document::Value::Map(_) => node,
-        };
-        document.merge(host.nested(&["etcd3", "hosts"]));
+        let hosts = url.trim_start_matches("etcd3://");
+        let hosts = super::document::Node::from_environment("-d", hosts);
+        document.merge(hosts.nested(&["etcd3", "hosts"]));
     }
     let report = Report::new(&document);
     let root = Section::root(&document, &report);

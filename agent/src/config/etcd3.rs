@@ -1,27 +1,12 @@
 //! `etcd3:`, and the clear refusal of the stores this version does not speak to.
 
-use std::path::PathBuf;
+use trunkline_shared::dcs::etcd::{EtcdConfig, Protocol};
 
+use super::Mistake;
 use super::section::{Address, Section};
-use super::{Mistake, UserPassword};
 
 /// etcd's port.
 const DEFAULT_PORT: u16 = 2379;
-
-/// How etcd is reached.
-#[derive(Clone, Debug)]
-pub struct EtcdConfig {
-    /// URLs such as `http://10.0.0.1:2379`, at least one.
-    pub endpoints: Vec<String>,
-    /// User and password, if etcd asks for them.
-    pub authentication: Option<UserPassword>,
-    /// Who signed etcd's certificates; the system's authorities if absent.
-    pub cacert: Option<PathBuf>,
-    /// This client's certificate.
-    pub cert: Option<PathBuf>,
-    /// Its key.
-    pub key: Option<PathBuf>,
-}
 
 /// Stores of Patroni's that are not spoken to.
 const OTHER_STORES: [&str; 5] = ["raft", "consul", "zookeeper", "exhibitor", "kubernetes"];
@@ -86,46 +71,32 @@ fn written(node: &super::document::Node) -> String {
 
 /// Reads the section itself; a router's file has the same.
 pub fn read_section(section: &Section<'_>) -> Option<EtcdConfig> {
-    let protocol = section
-        .one_of("protocol", &[("http", "http"), ("https", "https")])
-        .unwrap_or("http");
-    let mut endpoints = Vec::new();
-    for (key, split) in [("hosts", true), ("host", true), ("url", false)] {
-        let Some(node) = section.find(key) else {
-            continue;
+    let mut protocol = section
+        .one_of(
+            "protocol",
+            &[("http", Protocol::Http), ("https", Protocol::Https)],
+        )
+        .unwrap_or_default();
+    let endpoints = endpoints(section, &mut protocol);
+    let (username, password) = (section.text("username"), section.secret("password"));
+    if username.is_some() != password.is_some() {
+        let (absent, present) = match username {
+            Some(_) => ("password", "username"),
+            None => ("username", "password"),
         };
-        for text in section.texts(key, split).unwrap_or_default() {
-            match endpoint(&text, protocol) {
-                Some(endpoint) => endpoints.push(endpoint),
-                None => section.unusable(
-                    key,
-                    node,
-                    "host:port, several separated by commas or as a list, such as \
-                     10.0.0.1:2379,10.0.0.2:2379 (with https: \"protocol: https\")",
-                ),
-            }
-        }
-        if !endpoints.is_empty() {
-            // Patroni takes the first of these that is set.
-            break;
-        }
+        section.missing(
+            absent,
+            &format!("it goes with {present}: write both or none"),
+        );
     }
-    for key in ["hosts", "host", "url"] {
-        section.acknowledge(&[key]);
-    }
-    let authentication = match (section.text("username"), section.secret("password")) {
-        (Some(username), Some(password)) => Some(UserPassword { username, password }),
-        (Some(_), None) => {
-            section.missing("password", "etcd asks for it with a username");
-            None
-        }
-        (None, _) => None,
-    };
     let (cacert, cert, key) = (
         section.file("cacert"),
         section.file("cert"),
         section.file("key"),
     );
+    if key.is_some() && cert.is_none() {
+        section.missing("cert", "it goes with key: write both or none");
+    }
     section.not_acted_on(&["proxy", "srv", "srv_suffix", "use_proxies"]);
     section.end();
     if endpoints.is_empty() {
@@ -141,19 +112,55 @@ pub fn read_section(section: &Section<'_>) -> Option<EtcdConfig> {
         return None;
     }
     Some(EtcdConfig {
-        endpoints,
-        authentication,
+        hosts: endpoints,
+        protocol,
+        username,
+        password,
         cacert,
         cert,
         key,
     })
 }
 
-fn endpoint(text: &str, protocol: &str) -> Option<String> {
-    let (scheme, rest) = text.split_once("://").unwrap_or((protocol, text));
-    if scheme != "http" && scheme != "https" {
-        return None;
+/// The first of `hosts`, `host` and `url` that is set, as Patroni takes them.
+fn endpoints(section: &Section<'_>, protocol: &mut Protocol) -> Vec<String> {
+    let mut endpoints = Vec::new();
+    for (key, split) in [("hosts", true), ("host", true), ("url", false)] {
+        let Some(node) = section.find(key) else {
+            continue;
+        };
+        for text in section.texts(key, split).unwrap_or_default() {
+            match endpoint(&text) {
+                Some((host, own)) => {
+                    *protocol = own.unwrap_or(*protocol);
+                    endpoints.push(host);
+                }
+                None => section.unusable(
+                    key,
+                    node,
+                    "host:port, several separated by commas or as a list, such as \
+                     10.0.0.1:2379,10.0.0.2:2379 (with https: \"protocol: https\")",
+                ),
+            }
+        }
+        if !endpoints.is_empty() {
+            break;
+        }
     }
+    for key in ["hosts", "host", "url"] {
+        section.acknowledge(&[key]);
+    }
+    endpoints
+}
+
+/// `host:port`, and the protocol if a URL says it.
+fn endpoint(text: &str) -> Option<(String, Option<Protocol>)> {
+    let (protocol, rest) = match text.split_once("://") {
+        None => (None, text),
+        Some(("http", rest)) => (Some(Protocol::Http), rest),
+        Some(("https", rest)) => (Some(Protocol::Https), rest),
+        Some(_) => return None,
+    };
     let address = Address::parse(rest.trim_end_matches('/'), Some(DEFAULT_PORT))?;
-    Some(format!("{scheme}://{address}"))
+    Some((address.to_string(), protocol))
 }

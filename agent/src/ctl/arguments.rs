@@ -1,0 +1,211 @@
+//! The command line of `trunkline`: patronictl's commands and options.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// The operator's command: looks at a cluster and changes it.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "trunkline", version, about)]
+pub struct Arguments {
+    /// An agent's or a router's file. Without it the environment (TRUNKLINE_*, PATRONI_*) is enough.
+    #[arg(
+        short = 'c',
+        long = "config-file",
+        env = "TRUNKLINE_CONFIG_FILE",
+        global = true
+    )]
+    pub config: Option<PathBuf>,
+    /// Where the DCS is, such as 10.0.0.1:2379; in place of the file's.
+    #[arg(short = 'd', long = "dcs-url", alias = "dcs", global = true)]
+    pub dcs_url: Option<String>,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Clone, Debug, Subcommand)]
+pub enum Command {
+    /// Show the members of a cluster.
+    List(List),
+    /// Show the members as a tree by upstream.
+    Topology(Cluster),
+    /// Change the leader while it lives: planned, nothing is lost.
+    Switchover(Change),
+    /// Change the leader to a named member, by force if need be.
+    Failover(Change),
+    /// Restart PostgreSQL of members.
+    Restart(Restart),
+    /// Replace a member's data by a new copy.
+    Reinit(Reinit),
+    /// Make agents read their configuration again.
+    Reload(Members),
+    /// Show the changes of leader.
+    History(History),
+    /// Show the configuration of the cluster.
+    ShowConfig(Cluster),
+    /// Change the configuration of the cluster.
+    EditConfig(EditConfig),
+    /// Turn automation off.
+    Pause(Pause),
+    /// Turn automation on again.
+    Resume(Pause),
+    /// Show versions of this program and of the members.
+    Version(Cluster),
+}
+
+/// How a table is printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// For people.
+    Pretty,
+    /// Tabulators.
+    Tsv,
+    /// JSON.
+    Json,
+    /// YAML.
+    #[value(alias = "yml")]
+    Yaml,
+}
+
+/// A cluster.
+#[derive(Clone, Debug, Args)]
+pub struct Cluster {
+    /// The cluster; the file's scope if absent.
+    pub cluster: Option<String>,
+}
+
+/// `list`
+#[derive(Clone, Debug, Args)]
+pub struct List {
+    /// The cluster; the file's scope if absent.
+    pub cluster: Option<String>,
+    /// How it is printed.
+    #[arg(short, long, value_enum, default_value_t = Format::Pretty)]
+    pub format: Format,
+    /// Show all columns, even empty ones.
+    #[arg(short, long)]
+    pub extended: bool,
+    /// Print again every 2 seconds.
+    #[arg(short = 'W')]
+    pub watch_2_seconds: bool,
+    /// Print again after so many seconds.
+    #[arg(short = 'w', long, value_name = "SECONDS")]
+    pub watch: Option<u32>,
+}
+
+/// `history`
+#[derive(Clone, Debug, Args)]
+pub struct History {
+    /// The cluster; the file's scope if absent.
+    pub cluster: Option<String>,
+    /// How it is printed.
+    #[arg(short, long, value_enum, default_value_t = Format::Pretty)]
+    pub format: Format,
+}
+
+/// `switchover` and `failover`
+#[derive(Clone, Debug, Args)]
+pub struct Change {
+    /// The cluster; the file's scope if absent.
+    pub cluster: Option<String>,
+    /// The leader to change away from.
+    #[arg(long, alias = "primary", alias = "master")]
+    pub leader: Option<String>,
+    /// The member to change to.
+    #[arg(long)]
+    pub candidate: Option<String>,
+    /// Never ask.
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// Members of a cluster.
+#[derive(Clone, Debug, Args)]
+pub struct Members {
+    /// The cluster.
+    pub cluster: String,
+    /// The members; all if none is named.
+    pub members: Vec<String>,
+    /// Only members of this role.
+    #[arg(short, long, value_parser = ["leader", "primary", "standby-leader", "replica", "standby", "any"], default_value = "any")]
+    pub role: String,
+    /// Never ask.
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// `restart`
+#[derive(Clone, Debug, Args)]
+pub struct Restart {
+    /// Which members.
+    #[command(flatten)]
+    pub members: Members,
+    /// One member of those, whichever.
+    #[arg(long)]
+    pub any: bool,
+    /// Only members that wait for a restart.
+    #[arg(long)]
+    pub pending: bool,
+    /// Only members whose PostgreSQL is older than this.
+    #[arg(long)]
+    pub pg_version: Option<String>,
+    /// How long the start may take, such as 30s.
+    #[arg(long)]
+    pub timeout: Option<String>,
+}
+
+/// `reinit`
+#[derive(Clone, Debug, Args)]
+pub struct Reinit {
+    /// The cluster.
+    pub cluster: String,
+    /// The members.
+    #[arg(required = true)]
+    pub members: Vec<String>,
+    /// Never ask; also while another long job runs.
+    #[arg(long)]
+    pub force: bool,
+    /// Copy from the leader, never from another replica.
+    #[arg(long)]
+    pub from_leader: bool,
+    /// Wait until the members stream again.
+    #[arg(long)]
+    pub wait: bool,
+}
+
+/// `pause` and `resume`
+#[derive(Clone, Debug, Args)]
+pub struct Pause {
+    /// The cluster; the file's scope if absent.
+    pub cluster: Option<String>,
+    /// Wait until every member has seen it.
+    #[arg(long)]
+    pub wait: bool,
+}
+
+/// `edit-config`
+#[derive(Clone, Debug, Args)]
+pub struct EditConfig {
+    /// The cluster; the file's scope if absent.
+    pub cluster: Option<String>,
+    /// Set a value: key=value, dots between the levels; key=null removes it.
+    #[arg(short, long, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// Set a PostgreSQL parameter: -p NAME=VALUE is -s postgresql.parameters.NAME=VALUE.
+    #[arg(short, long, value_name = "NAME=VALUE")]
+    pub pg: Vec<String>,
+    /// Merge a YAML file; - is standard input.
+    #[arg(long, value_name = "FILE")]
+    pub apply: Option<PathBuf>,
+    /// Replace everything by a YAML file; - is standard input.
+    #[arg(long, value_name = "FILE", conflicts_with = "apply")]
+    pub replace: Option<PathBuf>,
+    /// Do not show what changes.
+    #[arg(short, long)]
+    pub quiet: bool,
+    /// Never ask.
+    #[arg(long)]
+    pub force: bool,
+}

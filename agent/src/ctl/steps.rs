@@ -1,0 +1,156 @@
+//! The steps of a change of leader as the watch shows them, each with the time it was seen. Pure.
+
+use std::time::Duration;
+
+use trunkline_shared::cluster::topology::SwitchoverStage;
+use trunkline_shared::cluster::{MemberName, Moment, Topology};
+
+use crate::api::requests::{ChangeOfLeader, Kind, Progress};
+
+/// When each step was seen first.
+#[derive(Clone, Debug)]
+pub struct Steps {
+    asked: ChangeOfLeader,
+    before: Option<MemberName>,
+    started: Moment,
+    requested: Option<Moment>,
+    stopped: Option<Moment>,
+    moved: Option<(Moment, MemberName)>,
+    promoted: Option<(Moment, MemberName)>,
+    called_off: Option<Moment>,
+}
+
+/// What a new view says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Seen {
+    /// A step to print.
+    Step(String),
+    /// It is done: the last line.
+    Done(String),
+}
+
+/// A change counts as called off when no trace of it was seen for this long.
+pub const CALLED_OFF_AFTER: Duration = Duration::from_secs(1);
+
+impl Steps {
+    /// Begins now.
+    pub fn new(asked: ChangeOfLeader, before: Option<MemberName>, started: Moment) -> Self {
+        Self {
+            asked,
+            before,
+            started,
+            requested: None,
+            stopped: None,
+            moved: None,
+            promoted: None,
+            called_off: None,
+        }
+    }
+
+    /// Takes a view in; returns what is new in it, in order.
+    pub fn see(&mut self, topology: &Topology, now: Moment) -> Vec<Seen> {
+        let mut seen = Vec::new();
+        let is_announced = topology.failover.is_some() || topology.switchover.is_some();
+        if self.requested.is_none() && is_announced {
+            self.requested = Some(now);
+            let candidate = topology.switchover.as_ref().map(|record| record.to.clone());
+            let to = candidate.or_else(|| self.asked.candidate.clone());
+            let to = to.map_or_else(String::new, |to| format!(", to {to}"));
+            seen.push(self.step(now, &format!("requested{to}")));
+        }
+        if let Some(record) = &topology.switchover
+            && let SwitchoverStage::Stopped {
+                shutdown_checkpoint,
+            } = record.stage
+            && self.stopped.is_none()
+        {
+            self.stopped = Some(now);
+            seen.push(self.step(
+                now,
+                &format!("stopped: {} ended at {shutdown_checkpoint}", record.from),
+            ));
+        }
+        match self.asked.progress(topology, self.before.as_ref()) {
+            Progress::Pending => self.called_off = None,
+            Progress::Promoting(leader) => seen.extend(self.see_moved(leader, now)),
+            Progress::Done(leader) => {
+                seen.extend(self.see_moved(leader.clone(), now));
+                if self.promoted.is_none() {
+                    seen.push(self.step(now, &format!("promoted: {leader} is primary")));
+                    seen.push(Seen::Done(self.summary(&leader, now)));
+                    self.promoted = Some((now, leader));
+                }
+            }
+            Progress::CalledOff => {
+                if self.requested.is_some() && self.called_off.is_none() {
+                    self.called_off = Some(now);
+                }
+            }
+        }
+        seen
+    }
+
+    fn see_moved(&mut self, leader: MemberName, now: Moment) -> Option<Seen> {
+        self.called_off = None;
+        if self
+            .moved
+            .as_ref()
+            .is_some_and(|(_, known)| *known == leader)
+        {
+            return None;
+        }
+        let step = self.step(now, &format!("moved: {leader} holds the leader key"));
+        self.moved = Some((now, leader));
+        Some(step)
+    }
+
+    fn step(&self, now: Moment, what: &str) -> Seen {
+        Seen::Step(format!("{:>8} {what}", seconds(now.since(self.started))))
+    }
+
+    /// Who leads now, if it is done.
+    pub fn leader(&self) -> Option<&MemberName> {
+        self.promoted.as_ref().map(|(_, leader)| leader)
+    }
+
+    /// Whether the request is gone and the old leader leads, and has so for long enough to be believed.
+    pub fn is_called_off(&self, now: Moment) -> bool {
+        self.called_off
+            .is_some_and(|since| now.since(since) >= CALLED_OFF_AFTER)
+    }
+
+    fn summary(&self, leader: &MemberName, now: Moment) -> String {
+        let moved = self.moved.as_ref().map_or(now, |(at, _)| *at);
+        let requested = self.requested.unwrap_or(self.started);
+        let mut parts = Vec::new();
+        match self.stopped {
+            Some(stopped) => {
+                parts.push(format!("stop {}", plain(stopped.since(requested))));
+                parts.push(format!("hand over {}", plain(moved.since(stopped))));
+            }
+            None => parts.push(format!("hand over {}", plain(moved.since(requested)))),
+        }
+        parts.push(format!("promote {}", plain(now.since(moved))));
+        let from = self
+            .before
+            .as_ref()
+            .map_or_else(String::new, |from| format!(" from {from}"));
+        let done = match self.asked.kind {
+            Kind::Switchover => "Switched over",
+            Kind::Failover => "Failed over",
+        };
+        format!(
+            "{done}{from} to {leader} in {} ({})",
+            seconds(now.since(self.started)),
+            parts.join(", ")
+        )
+    }
+}
+
+fn plain(duration: Duration) -> String {
+    format!("{:.3}", duration.as_secs_f64())
+}
+
+fn seconds(duration: Duration) -> String {
+    format!("{:.3} s", duration.as_secs_f64())
+}

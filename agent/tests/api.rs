@@ -1,0 +1,415 @@
+//! The REST API over HTTP, with what a tick would publish made by hand and the in-memory DCS behind it.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+use trunkline_agent::api::{self, Api, LocalOutcome, LocalRequest, Published};
+use trunkline_agent::config::RestCredentials;
+use trunkline_agent::ctl::rest::{Answer, request};
+use trunkline_shared::cluster::topology::{Change, FactKey};
+use trunkline_shared::cluster::{
+    ClusterName, LeaderEpoch, Lsn, MemberName, MemberRole, MemberState, Timeline, Topology,
+};
+use trunkline_shared::dcs::keys::Keys;
+use trunkline_shared::dcs::memory::MemoryDcs;
+use trunkline_shared::dcs::{Dcs, Operation, Txn, records};
+use trunkline_shared::service::clock;
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+struct Fixture {
+    address: SocketAddr,
+    published: Arc<ArcSwap<Published>>,
+    dcs: Arc<MemoryDcs>,
+    keys: Keys,
+    requests: mpsc::Receiver<LocalRequest>,
+    credentials: RestCredentials,
+}
+
+impl Fixture {
+    async fn new() -> Self {
+        let cluster = ClusterName::new("demo");
+        let keys = Keys::new("service", &cluster);
+        let dcs = Arc::new(MemoryDcs::new());
+        let first = Published::before_the_first_tick(cluster, MemberName::new("n1"), clock::now());
+        let published = Arc::new(ArcSwap::from_pointee(first));
+        let (sender, requests) = mpsc::channel(4);
+        let credentials = RestCredentials {
+            username: "admin".to_owned(),
+            password: "secret".to_owned().into(),
+        };
+        let api = Api {
+            published: published.clone(),
+            dcs: dcs.clone(),
+            keys: keys.clone(),
+            requests: sender,
+            authentication: Some(credentials.clone()),
+            render_metrics: Arc::new(|| "trunkline_agent_ticks_total 1\n".to_owned()),
+        };
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(api::serve(listener, api, std::future::pending()));
+        Self {
+            address,
+            published,
+            dcs,
+            keys,
+            requests,
+            credentials,
+        }
+    }
+
+    async fn send(&self, method: &str, path: &str, body: Value) -> Answer {
+        let url = format!("http://{}/patroni", self.address);
+        let user = Some(&self.credentials);
+        request(&url, method, path, body.to_string(), user, PATIENCE)
+            .await
+            .unwrap()
+    }
+
+    async fn get(&self, path: &str) -> Answer {
+        self.send("GET", path, Value::Null).await
+    }
+
+    async fn put(&self, key: &FactKey, value: &str) {
+        let txn = Txn {
+            then: vec![Operation::Put {
+                key: self.keys.path(key),
+                value: value.as_bytes().to_vec(),
+                lease: 0,
+            }],
+            ..Txn::default()
+        };
+        self.dcs.commit(&txn).await.unwrap();
+    }
+
+    fn publish(&self, change: impl FnOnce(&mut Published)) {
+        let mut next = Published::clone(&self.published.load());
+        next.last_tick = clock::now();
+        change(&mut next);
+        self.published.store(Arc::new(next));
+    }
+}
+
+fn topology(revision: i64, keys: &[(FactKey, &str)]) -> Arc<Topology> {
+    let mut topology = Topology::default();
+    for (key, value) in keys {
+        topology.apply(&Change {
+            key: key.clone(),
+            fact: Some(records::parse(key, value.as_bytes())),
+            revision,
+            lease: 1,
+        });
+    }
+    Arc::new(topology)
+}
+
+fn member(name: &str, role: &str) -> (FactKey, String) {
+    let record = json!({
+        "conn_url": format!("postgres://{name}:5432/postgres"),
+        "api_url": format!("http://{name}:8008/patroni"),
+        "state": "running",
+        "role": role,
+        "version": "0.1.0",
+        "timeline": 1,
+        "xlog_location": 1000,
+    });
+    (FactKey::Member(MemberName::new(name)), record.to_string())
+}
+
+fn led_by(revision: i64, leader: &str, others: &[(&str, &str)]) -> Arc<Topology> {
+    let members: Vec<(FactKey, String)> = others.iter().map(|(n, r)| member(n, r)).collect();
+    let mut keys: Vec<(FactKey, &str)> = vec![(FactKey::Leader, leader)];
+    keys.extend(
+        members
+            .iter()
+            .map(|(key, text)| (key.clone(), text.as_str())),
+    );
+    topology(revision, &keys)
+}
+
+fn as_primary(published: &mut Published) {
+    published.state = MemberState::Running;
+    published.role = MemberRole::Primary;
+    published.position = Some(Lsn(1000));
+    published.timeline = Some(Timeline(1));
+    published.is_writable = true;
+    published.epoch = Some(LeaderEpoch {
+        generation: 0,
+        revision: 5,
+    });
+    published.lease_deadline = Some(clock::now() + Duration::from_secs(60));
+    published.topology = led_by(1, "n1", &[("n1", "primary"), ("n2", "replica")]);
+}
+
+#[tokio::test]
+async fn leader_paths_are_200_only_while_the_deadline_lies_ahead() {
+    let fixture = Fixture::new().await;
+    fixture.publish(as_primary);
+    for path in [
+        "/",
+        "/primary",
+        "/read-write",
+        "/leader",
+        "/read-only",
+        "/health",
+        "/readiness",
+    ] {
+        for method in ["GET", "HEAD", "OPTIONS"] {
+            assert_eq!(
+                fixture.send(method, path, Value::Null).await.status,
+                200,
+                "{method} {path}"
+            );
+        }
+    }
+    for path in ["/replica", "/standby-leader", "/sync", "/async", "/quorum"] {
+        assert_eq!(fixture.get(path).await.status, 503, "{path}");
+    }
+    // The deadline passes and nobody publishes anything: a stuck tick must not keep a leader alive.
+    fixture.publish(|published| published.lease_deadline = Some(clock::now()));
+    for path in ["/", "/primary", "/read-write", "/leader"] {
+        assert_eq!(fixture.get(path).await.status, 503, "{path}");
+    }
+    assert_eq!(fixture.get("/health").await.status, 200);
+    assert_eq!(fixture.get("/nonsense").await.status, 404);
+}
+
+#[tokio::test]
+async fn replica_checks_know_lag_and_tags() {
+    let fixture = Fixture::new().await;
+    fixture.publish(|published| {
+        published.state = MemberState::Running;
+        published.role = MemberRole::Replica;
+        published.received = Some(Lsn(3 << 20));
+        published.replayed = Some(Lsn(1 << 20));
+        published.replication_state = Some("streaming".into());
+        published
+            .tags
+            .custom
+            .insert("dc".to_owned(), "\"a\"".to_owned());
+        published.topology = topology(1, &[(FactKey::Status, r#"{"optime":3145728}"#)]);
+    });
+    for (path, status) in [
+        ("/replica", 200),
+        ("/replica?lag=3MB", 200),
+        ("/replica?lag=1MB", 503),
+        ("/replica?lag=1%20MB", 503),
+        ("/replica?lag=nonsense", 503),
+        ("/replica?tag_dc=a", 200),
+        ("/replica?tag_dc=b", 503),
+        ("/replica?tag_rack=1", 503),
+        ("/replica?replication_state=streaming", 200),
+        ("/async?lag=2097152", 200),
+        ("/read-only", 200),
+        ("/primary", 503),
+        ("/readiness", 503),
+        ("/readiness?lag=2MB", 200),
+        ("/readiness?mode=write", 200),
+        ("/liveness", 200),
+    ] {
+        assert_eq!(fixture.get(path).await.status, status, "{path}");
+    }
+    fixture.publish(|published| published.tags.noloadbalance = true);
+    assert_eq!(fixture.get("/replica").await.status, 503);
+}
+
+#[tokio::test]
+async fn status_carries_patronis_fields_and_ours() {
+    let fixture = Fixture::new().await;
+    fixture.publish(as_primary);
+    let answer = fixture.get("/patroni").await;
+    let status: Value = serde_json::from_str(&answer.text).unwrap();
+    assert_eq!(status["role"], "primary");
+    assert_eq!(status["xlog"]["location"], 1000);
+    assert_eq!(status["patroni"]["name"], "n1");
+    assert_eq!(status["trunkline"]["epoch"], "0.5");
+    assert_eq!(status["trunkline"]["writable"], true);
+    let left = status["trunkline"]["lease_left_ms"].as_u64().unwrap();
+    assert!((1..=60_000).contains(&left), "{left}");
+    let cluster = fixture.get("/cluster").await;
+    let cluster: Value = serde_json::from_str(&cluster.text).unwrap();
+    assert_eq!(cluster["members"][0]["role"], "leader");
+    assert_eq!(cluster["members"][1]["role"], "replica");
+    assert_eq!(cluster["scope"], "demo");
+    let metrics = fixture.get("/metrics").await.text;
+    for line in [
+        "patroni_primary{scope=\"demo\",name=\"n1\"} 1\n",
+        "patroni_postgres_state{scope=\"demo\",name=\"n1\"} 5\n",
+        "trunkline_agent_writable{scope=\"demo\",name=\"n1\"} 1\n",
+        "trunkline_agent_ticks_total 1\n",
+    ] {
+        assert!(metrics.contains(line), "{line} is not in\n{metrics}");
+    }
+}
+
+#[tokio::test]
+async fn unsafe_methods_need_the_password() {
+    let mut fixture = Fixture::new().await;
+    fixture.credentials.password = "wrong".to_owned().into();
+    for (method, path) in [
+        ("POST", "/switchover"),
+        ("POST", "/restart"),
+        ("PATCH", "/config"),
+        ("DELETE", "/switchover"),
+    ] {
+        assert_eq!(
+            fixture.send(method, path, json!({})).await.status,
+            401,
+            "{path}"
+        );
+    }
+    assert_eq!(fixture.get("/patroni").await.status, 200);
+    assert!(fixture.requests.try_recv().is_err());
+}
+
+#[tokio::test]
+async fn the_configuration_is_merged_and_checked() {
+    let fixture = Fixture::new().await;
+    assert_eq!(fixture.get("/config").await.status, 502);
+    assert_eq!(
+        fixture
+            .send("PATCH", "/config", json!({"ttl": 20}))
+            .await
+            .status,
+        503
+    );
+    fixture
+        .put(
+            &FactKey::Settings,
+            r#"{"ttl":30,"loop_wait":10,"pause":true}"#,
+        )
+        .await;
+    let patched = fixture
+        .send("PATCH", "/config", json!({"ttl": 20, "pause": null}))
+        .await;
+    assert_eq!(patched.status, 200);
+    assert_eq!(
+        fixture.get("/config").await.text,
+        r#"{"ttl":20,"loop_wait":10}"#
+    );
+    let wrong = fixture
+        .send("PATCH", "/config", json!({"ttl": "never"}))
+        .await;
+    assert_eq!(wrong.status, 400);
+    assert!(wrong.text.contains("ttl"), "{}", wrong.text);
+    assert_eq!(fixture.send("PUT", "/config", json!([1])).await.status, 400);
+    assert_eq!(
+        fixture
+            .send("PUT", "/config", json!({"ttl": 40}))
+            .await
+            .status,
+        200
+    );
+    assert_eq!(fixture.get("/config").await.text, r#"{"ttl":40}"#);
+}
+
+#[tokio::test]
+async fn a_switchover_is_checked_written_and_followed() {
+    let fixture = Fixture::new().await;
+    fixture.publish(as_primary);
+    for (body, status) in [
+        (json!({}), 400),
+        (json!({"leader": "n1", "candidate": "n1"}), 400),
+        (json!({"leader": "n2"}), 412),
+        (json!({"leader": "n1", "candidate": "n9"}), 412),
+        (
+            json!({"leader": "n1", "scheduled_at": "2030-01-01T00:00+00:00"}),
+            422,
+        ),
+        (json!("text"), 400),
+    ] {
+        let answer = fixture.send("POST", "/switchover", body.clone()).await;
+        assert_eq!(answer.status, status, "{body}: {}", answer.text);
+    }
+    assert_eq!(
+        fixture.send("POST", "/failover", json!({})).await.status,
+        400
+    );
+    let acting = async {
+        let key = fixture.keys.path(&FactKey::Failover);
+        loop {
+            let found = fixture.dcs.read(&key).await.unwrap();
+            if let Some(entry) = found.entries.first() {
+                assert_eq!(entry.value, br#"{"leader":"n1","member":"n2"}"#);
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let after = led_by(100, "n2", &[("n1", "replica"), ("n2", "primary")]);
+        fixture.publish(|published| published.topology = after);
+    };
+    let body = json!({"leader": "n1", "candidate": "n2"});
+    let (answer, ()) = tokio::join!(fixture.send("POST", "/switchover", body), acting);
+    assert_eq!(
+        (answer.status, answer.text.as_str()),
+        (200, "Successfully switched over to \"n2\"")
+    );
+}
+
+#[tokio::test]
+async fn a_switchover_that_is_called_off_is_503() {
+    let fixture = Fixture::new().await;
+    fixture.publish(as_primary);
+    let acting = async {
+        let same = led_by(100, "n1", &[("n1", "primary"), ("n2", "replica")]);
+        fixture.publish(|published| {
+            published.topology = same;
+            published.reason = Some("no member fits".into());
+        });
+    };
+    let body = json!({"leader": "n1", "candidate": "n2"});
+    let (answer, ()) = tokio::join!(fixture.send("POST", "/switchover", body), acting);
+    assert_eq!(
+        (answer.status, answer.text.as_str()),
+        (503, "switchover failed: no member fits")
+    );
+}
+
+#[tokio::test]
+async fn local_requests_reach_the_loop_and_come_back() {
+    let mut fixture = Fixture::new().await;
+    fixture.publish(|published| {
+        as_primary(published);
+        published.role = MemberRole::Replica;
+        published.topology = led_by(1, "n2", &[("n1", "replica"), ("n2", "primary")]);
+    });
+    let (sender, receiver) = mpsc::channel(4);
+    let mut requests = std::mem::replace(&mut fixture.requests, receiver);
+    drop(sender);
+    tokio::spawn(async move {
+        while let Some(request) = requests.recv().await {
+            let (answer, outcome) = match request {
+                LocalRequest::Restart { request, answer } => {
+                    (answer, LocalOutcome::Done(format!("{:?}", request.timeout)))
+                }
+                LocalRequest::Reinitialize { answer, .. } => {
+                    (answer, LocalOutcome::Refused("busy".to_owned()))
+                }
+                LocalRequest::Reload { answer } => {
+                    (answer, LocalOutcome::Done("reloaded".to_owned()))
+                }
+            };
+            answer.send(outcome).unwrap();
+        }
+    });
+    for (path, body, status) in [
+        ("/restart", json!({"timeout": "30s"}), 200),
+        ("/restart", json!({"timeout": "soon"}), 400),
+        ("/restart", json!({"role": "primary"}), 503),
+        ("/restart", json!({"restart_pending": true}), 503),
+        ("/restart", json!({"schedule": "2030-01-01"}), 422),
+        ("/restart", json!({"role": "king"}), 400),
+        ("/reinitialize", json!({"force": true}), 503),
+        ("/reload", json!({}), 202),
+        ("/nonsense", json!({}), 404),
+    ] {
+        let answer = fixture.send("POST", path, body.clone()).await;
+        assert_eq!(answer.status, status, "{path} {body}: {}", answer.text);
+    }
+}
