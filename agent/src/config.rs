@@ -23,7 +23,7 @@ pub mod client;
 mod document;
 mod environment;
 mod etcd3;
-pub mod instance;
+pub mod layers;
 mod masked;
 mod postgresql;
 mod restapi;

@@ -183,7 +183,7 @@ impl Parts {
             operation: settings.retry_timeout,
             renewal: state::renew_interval(settings.ttl).max(Duration::from_secs(1)),
         };
-        let dcs: Arc<dyn Dcs> = Arc::new(Etcd::new(&etcd_config(&config.etcd), budgets)?);
+        let dcs: Arc<dyn Dcs> = Arc::new(Etcd::new(&config.etcd, budgets)?);
         let lease = start_lease(config, &settings, budgets, &keys, run_dir.path(), &arming)?;
         let cluster = cluster_watch::follow(dcs.clone(), keys.clone()).views;
         Ok(Self {
@@ -288,7 +288,7 @@ fn start_lease(
         ttl: settings.ttl,
         saved: run_dir.join("lease"),
     };
-    let etcd = etcd_config(&config.etcd);
+    let etcd = config.etcd.clone();
     keeper::spawn(keeper, arming.clone(), move || {
         let dcs = Etcd::new(&etcd, budgets);
         dcs.map(|dcs| Arc::new(dcs) as Arc<dyn Dcs>)
@@ -449,27 +449,4 @@ async fn farewell(lease: &LeaseHandle, postgres: &Postgres, fence: &Mutex<FenceH
         let _ = pidfd_send_signal(&pidfd, Signal::TERM);
     }
     tracing::info!("ended");
-}
-
-fn etcd_config(from: &crate::config::EtcdConfig) -> trunkline_shared::dcs::etcd::EtcdConfig {
-    use trunkline_shared::dcs::etcd::{EtcdConfig, Protocol};
-    let is_https = from.endpoints.iter().any(|e| e.starts_with("https://"));
-    let bare = |e: &String| {
-        e.trim_start_matches("https://")
-            .trim_start_matches("http://")
-            .to_owned()
-    };
-    EtcdConfig {
-        hosts: from.endpoints.iter().map(bare).collect(),
-        protocol: if is_https {
-            Protocol::Https
-        } else {
-            Protocol::Http
-        },
-        username: from.authentication.as_ref().map(|a| a.username.clone()),
-        password: from.authentication.as_ref().map(|a| a.password.clone()),
-        cacert: from.cacert.clone(),
-        cert: from.cert.clone(),
-        key: from.key.clone(),
-    }
 }

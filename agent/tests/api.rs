@@ -1,5 +1,7 @@
 //! The REST API over HTTP, with what a tick would publish made by hand and the in-memory DCS behind it.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;

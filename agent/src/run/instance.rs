@@ -17,7 +17,7 @@ pub fn postgres_config(
     run_dir: &Path,
 ) -> PostgresConfig {
     let local = &config.postgresql;
-    let parameters = layered(&settings.parameters, &local.parameters);
+    let parameters = config::layers::parameters(&settings.parameters, &local.parameters);
     let bootstrap = &config.bootstrap;
     let first_hba = || {
         let cluster = settings.pg_hba.clone();
