@@ -1,3 +1,5 @@
+//! Round trips, and literal records as Patroni 4 writes them.
+
 use std::time::Duration;
 
 use super::*;

@@ -1,3 +1,5 @@
+//! Server and client against each other, in the clear and over TLS.
+
 use std::net::SocketAddr;
 
 use axum::http::HeaderMap;
