@@ -99,13 +99,21 @@ const IMPORTS: &[Never] = &[
             "crate::act::jobs",
             "crate::decide::observation",
             "crate::decide::memory",
+            "crate::decide::Observation",
+            "crate::decide::Memory",
         ],
         why: "observe never judges",
     },
     Never {
         modules: &["agent/src/act"],
         imports: &["crate::observe", "crate::decide"],
-        except: &["crate::decide::decision", "crate::decide::observation"],
+        // The two spans are what act checks again, in the same breath as the signal.
+        except: &[
+            "crate::decide::decision",
+            "crate::decide::observation",
+            "crate::decide::PROMOTE_NEEDS",
+            "crate::decide::STOP_AHEAD",
+        ],
         why: "act never judges",
     },
     Never {
@@ -199,10 +207,8 @@ const HOMES: &[Home] = &[
         &[
             "\"members/",
             "}members/",
-            "trunkline/generation",
-            "trunkline/switchover",
-            "trunkline/disarmed",
-            "trunkline/history",
+            "}trunkline/",
+            "trunkline/disarmed/",
             "\"routers/",
             "}routers/",
         ],
@@ -398,7 +404,8 @@ fn files_are_short_documented_and_well_named() {
             .lines()
             .take_while(|line| !line.starts_with("#[cfg(test)]"))
             .count();
-        let is_exempt = file.ends_with("/tests.rs") || TOO_LONG.contains(&file.as_str());
+        let is_test = file.ends_with("/tests.rs") || file.contains("/tests/");
+        let is_exempt = is_test || TOO_LONG.contains(&file.as_str());
         if lines > MAX_LINES && !is_exempt {
             breaches.push(format!(
                 "{file} has {lines} lines before its tests; {MAX_LINES} are allowed"
