@@ -68,18 +68,8 @@ pub async fn same_everywhere(stack: &Stack, leader: usize, tables: &[&str]) -> R
         if index == leader {
             continue;
         }
+        replayed(member, &position).await?;
         let client = member.sql(APP).await?;
-        let deadline = clock::now() + REPLAY_LIMIT;
-        let query = format!("SELECT pg_last_wal_replay_lsn() >= '{position}'::pg_lsn");
-        while !client.query_one(&query, &[]).await?.get::<_, bool>(0) {
-            if clock::now() >= deadline {
-                bail!(
-                    "{} did not replay {position} within {REPLAY_LIMIT:?}",
-                    member.name
-                );
-            }
-            tokio::time::sleep(LOOK).await;
-        }
         let own = checksums(&client, tables).await?;
         if own != expected {
             bail!(
@@ -87,6 +77,23 @@ pub async fn same_everywhere(stack: &Stack, leader: usize, tables: &[&str]) -> R
                 member.name
             );
         }
+    }
+    Ok(())
+}
+
+/// Waits until the member has replayed this position; asked in a database that every member has from the start.
+async fn replayed(member: &Member, position: &str) -> Result<()> {
+    let client = member.sql("postgres").await?;
+    let deadline = clock::now() + REPLAY_LIMIT;
+    let query = format!("SELECT pg_last_wal_replay_lsn() >= '{position}'::pg_lsn");
+    while !client.query_one(&query, &[]).await?.get::<_, bool>(0) {
+        if clock::now() >= deadline {
+            bail!(
+                "{} did not replay {position} within {REPLAY_LIMIT:?}",
+                member.name
+            );
+        }
+        tokio::time::sleep(LOOK).await;
     }
     Ok(())
 }

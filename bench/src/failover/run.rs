@@ -113,6 +113,8 @@ pub async fn once(
         .context("before the run")?;
     let leader = stack.leader().await?;
     writers::prepare(stack, leader).await?;
+    // Readers must find the database on every replica.
+    ledger::same_everywhere(stack, leader, &["ledger"]).await?;
     let watchers = one_writer::Watchers::start(stack, leader).await?;
     let writers = Writers::start(stack, settings.writers);
     let readers = Readers::start(stack, READERS);

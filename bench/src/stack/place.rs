@@ -17,7 +17,7 @@ use trunkline_shared::service::clock;
 use super::{namespaces, proc, process};
 
 /// The folder of the lock files, below the machine's temporary folder.
-const LOCKS: &str = "trunkline-test-networks";
+const LOCKS: &str = "trunkline-numbers";
 /// How many stacks one machine may hold.
 const NUMBERS: u8 = 250;
 /// How long processes that were told to end are waited for before they are killed.
@@ -70,7 +70,7 @@ impl Place {
             fs::set_permissions(&locks, fs::Permissions::from_mode(0o1777))?;
         }
         for number in 1..=NUMBERS {
-            let Some(lock) = lock(&locks.join(number.to_string())) else {
+            let Some(lock) = lock(&locks.join(format!("{number}.lock"))) else {
                 continue;
             };
             let name = format!("trunkline-{number}");
@@ -218,7 +218,8 @@ fn pause() {
 
 /// The lock of one number, or nothing if it is held, or its file belongs to someone who does not share it.
 fn lock(path: &Path) -> Option<File> {
-    let file = match File::options().write(true).open(path) {
+    // Reading is enough to lock it: so users share the files that any of them made.
+    let file = match File::open(path) {
         Ok(file) => file,
         Err(_) => {
             let file = File::options()

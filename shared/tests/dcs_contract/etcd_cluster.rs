@@ -1,6 +1,7 @@
 //! An etcd of the tests' own: processes on loopback addresses that no other test uses.
 
-use std::fs::File;
+use std::fs::{self, File, Permissions};
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -25,17 +26,25 @@ pub struct EtcdCluster {
     _lock: File,
 }
 
-/// A network 127.77.N.0 that no other test of this machine uses, held by a lock on a file.
+/// A network 127.77.N.0 that no other test and no stack of this machine uses, held by a lock on a file of the
+/// folder that all of them, and all users, share.
 fn lock_network() -> (u8, File) {
-    let folder = std::env::temp_dir().join("trunkline-test-networks");
-    std::fs::create_dir_all(&folder).expect("a folder for lock files");
-    for net in 1..=250 {
-        let file = File::create(folder.join(net.to_string())).expect("a lock file");
-        if file.try_lock().is_ok() {
-            return (net, file);
-        }
+    let folder = std::env::temp_dir().join("trunkline-numbers");
+    if fs::create_dir(&folder).is_ok() {
+        fs::set_permissions(&folder, Permissions::from_mode(0o1777)).expect("a shared folder");
     }
-    panic!("all networks 127.77.1.0 to 127.77.250.0 are in use by tests");
+    let lock = |net: &u8| {
+        let path = folder.join(format!("{net}.lock"));
+        // Reading is enough to lock it, whoever made it.
+        let file = File::open(&path).or_else(|_| {
+            let file = File::options().write(true).create_new(true).open(&path)?;
+            fs::set_permissions(&path, Permissions::from_mode(0o666)).map(|()| file)
+        });
+        file.ok().filter(|file| file.try_lock().is_ok())
+    };
+    (1..=250)
+        .find_map(|net| Some((net, lock(&net)?)))
+        .expect("a free network between 127.77.1.0 and 127.77.250.0")
 }
 
 impl EtcdCluster {
