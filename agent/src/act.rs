@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{Mutex, watch};
+use tokio::sync::{RwLock, watch};
 use tokio::time::timeout;
 use trunkline_shared::cluster::{Lsn, Moment};
 use trunkline_shared::dcs::keys::Keys;
@@ -17,6 +17,7 @@ use crate::decide::decision::{Action, BrokenRule, Decision, StartAs};
 use crate::decide::observation::{LeaseView, Me, Observation};
 use crate::decide::{PROMOTE_NEEDS, STOP_AHEAD};
 use crate::fence::FenceHandle;
+use crate::fence::run_dir::{RunDir, RunDirError};
 use crate::lease::arming::Arming;
 use crate::lease::{HandOver, LeaseError, LeaseHandle, LeaseStatus};
 use crate::postgres::{Postgres, PostgresError};
@@ -52,9 +53,12 @@ pub enum ActError {
     /// PostgreSQL could not.
     #[error(transparent)]
     Postgres(#[from] PostgresError),
-    /// The fence's deadline could not be written.
-    #[error("the fence's deadline could not be written: {0}")]
+    /// The fence's deadline, or another file beside it, could not be written.
+    #[error("the run directory could not be written: {0}")]
     Fence(std::io::Error),
+    /// The run directory belongs to another instance.
+    #[error(transparent)]
+    RunDir(#[from] RunDirError),
     /// Another long job is in progress.
     #[error(transparent)]
     Job(#[from] JobRuns),
@@ -86,11 +90,13 @@ pub struct Actor {
     /// The cluster as this agent follows it.
     pub cluster: watch::Receiver<Arc<View>>,
     /// The fence.
-    pub fence: Arc<Mutex<FenceHandle>>,
+    pub fence: Arc<RwLock<FenceHandle>>,
     /// Its deadline.
     pub arming: Arc<Arming>,
     /// The long jobs.
     pub jobs: Jobs,
+    /// The folder of lease, deadline and fence, tied to one instance.
+    pub run_dir: RunDir,
     /// The `config` of a new cluster.
     pub bootstrap_config: String,
 }
@@ -258,7 +264,7 @@ impl Actor {
 #[derive(Clone)]
 struct MayBecomeWritable {
     lease: watch::Receiver<LeaseStatus>,
-    fence: Arc<Mutex<FenceHandle>>,
+    fence: Arc<RwLock<FenceHandle>>,
     arming: Arc<Arming>,
 }
 
@@ -271,7 +277,8 @@ impl MayBecomeWritable {
             }
             LeaseView::NotHeld | LeaseView::Lost => false,
         };
-        let is_live = self.fence.try_lock().is_ok_and(|fence| fence.is_live(now));
+        // It is locked for writing only while it is replaced.
+        let is_live = self.fence.try_read().is_ok_and(|fence| fence.is_live(now));
         holds_lease && is_live && self.arming.is_armed()
     }
 }

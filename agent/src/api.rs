@@ -23,6 +23,7 @@ use trunkline_shared::dcs::{Dcs, Operation, Txn};
 use trunkline_shared::service::clock;
 
 use crate::config::RestCredentials;
+use crate::journal::Journal;
 use crate::metrics;
 
 pub mod authorization;
@@ -66,6 +67,8 @@ pub struct Api {
     pub authentication: Option<RestCredentials>,
     /// The process's own metrics as text, beside those of the published state.
     pub render_metrics: Arc<dyn Fn() -> String + Send + Sync>,
+    /// The last turns.
+    pub journal: Arc<Journal>,
 }
 
 /// Serves on `listener` until `stop` ends.
@@ -121,7 +124,9 @@ fn status_only(api: &Api, uri: &Uri) -> Response {
     let code = match health::status(uri.path(), query, &published, clock::now()) {
         Some(code) => code,
         None => match uri.path() {
-            "/patroni" | "/cluster" | "/history" | "/config" | "/metrics" => health::YES,
+            "/patroni" | "/cluster" | "/history" | "/config" | "/metrics" | "/journal" => {
+                health::YES
+            }
             _ => 404,
         },
     };
@@ -142,6 +147,7 @@ async fn get(api: &Api, uri: &Uri) -> Response {
             text.push_str(&(api.render_metrics)());
             with_status(200, "text/plain; version=0.0.4", text)
         }
+        "/journal" => with_status(200, "application/jsonl", api.journal.lines()),
         "/history" => raw(api, &FactKey::History, 200, "[]").await,
         "/config" => raw(api, &FactKey::Settings, 502, "").await,
         path => {

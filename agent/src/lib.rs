@@ -9,6 +9,7 @@ pub mod config;
 pub mod ctl;
 pub mod decide;
 pub mod fence;
+pub mod journal;
 pub mod lease;
 pub mod metrics;
 pub mod observe;

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{Mutex, watch};
+use tokio::sync::{RwLock, watch};
 use trunkline_shared::cluster::{Lsn, Moment, SystemId};
 use trunkline_shared::dcs::watch::View;
 use trunkline_shared::service::clock;
@@ -12,8 +12,8 @@ use trunkline_shared::service::http::HttpClient;
 
 use crate::decide::Observation;
 use crate::decide::observation::{
-    DcsView, FenceView, JobView, Local, LocalRequest, Me, Peers, Running, RunningRole, SlotView,
-    Stopped,
+    DcsView, FenceView, JobView, LeaseView, Local, LocalRequest, Me, Peers, Running, RunningRole,
+    SlotView, Stopped,
 };
 use crate::fence::FenceHandle;
 use crate::lease::LeaseStatus;
@@ -27,6 +27,12 @@ pub mod peers;
 
 /// The longest wait for the answer of the local instance.
 const STATUS_LIMIT: Duration = Duration::from_secs(1);
+
+/// The shortest such wait, near the end of a lease.
+const LEAST_STATUS_LIMIT: Duration = Duration::from_millis(50);
+
+/// How long before the end of a lease PostgreSQL is waited for no longer.
+const STOP_MARGIN: Duration = Duration::from_millis(400);
 
 /// The age given to a view of a store that went back: older than any setting allows to act on.
 const NOT_BELIEVED: Duration = Duration::from_secs(365 * 86_400);
@@ -42,7 +48,7 @@ pub struct Observer {
     /// The right to lead.
     pub lease: watch::Receiver<LeaseStatus>,
     /// The fence.
-    pub fence: Arc<Mutex<FenceHandle>>,
+    pub fence: Arc<RwLock<FenceHandle>>,
     /// Its deadline.
     pub arming: Arc<Arming>,
     /// Asks the other members' agents.
@@ -66,9 +72,16 @@ pub struct Before {
     crashed_at: Option<Moment>,
     /// The end of the postmaster that was already taken into account.
     seen_end: Option<Moment>,
+    /// The postmaster ended before it was ever ready.
+    failed_start: Option<String>,
 }
 
 impl Before {
+    /// Why the last start failed after its postmaster had been started; told once.
+    pub fn take_failed_start(&mut self) -> Option<String> {
+        self.failed_start.take()
+    }
+
     /// The data directory is about to be made anew or taken back: what was known of it is void.
     pub fn forget(&mut self) {
         *self = Before {
@@ -120,7 +133,8 @@ impl Observer {
             .as_ref()
             .is_some_and(|job| is_stop(job.kind));
         let postgres = self.postgres.clone();
-        let local = look_at_instance(&postgres, &mut self.before, is_stopping);
+        let limit = self.status_limit();
+        let local = look_at_instance(&postgres, &mut self.before, is_stopping, limit);
         let ((local, status), peers) = tokio::join!(local, asking);
         let fence = self.fence_view().await;
         let lease = self.lease.borrow_and_update().view.clone();
@@ -144,9 +158,20 @@ impl Observer {
         }
     }
 
+    /// A hung instance must not be waited for into the time in which it has to be stopped.
+    fn status_limit(&self) -> Duration {
+        match self.lease.borrow().view {
+            LeaseView::Held(held) => {
+                let left = clock::now().until(held.deadline.before(STOP_MARGIN));
+                left.clamp(LEAST_STATUS_LIMIT, STATUS_LIMIT)
+            }
+            LeaseView::NotHeld | LeaseView::Lost => STATUS_LIMIT,
+        }
+    }
+
     /// A fence that is being replaced is not live.
     async fn fence_view(&self) -> FenceView {
-        let is_live = match self.fence.try_lock() {
+        let is_live = match self.fence.try_read() {
             Ok(fence) => fence.is_live(clock::now()),
             Err(_) => false,
         };
@@ -187,8 +212,13 @@ fn dcs_view(view: &View, now: Moment) -> DcsView {
 
 type Seen = (Local, Option<Box<ServerStatus>>);
 
-async fn look_at_instance(postgres: &Postgres, before: &mut Before, is_stopping: bool) -> Seen {
-    match postgres.probe(STATUS_LIMIT).await {
+async fn look_at_instance(
+    postgres: &Postgres,
+    before: &mut Before,
+    is_stopping: bool,
+    limit: Duration,
+) -> Seen {
+    match postgres.probe(limit).await {
         Probe::Answer(status) => {
             before.silent_since = None;
             before.crashed_at = None;
@@ -204,7 +234,8 @@ async fn look_at_instance(postgres: &Postgres, before: &mut Before, is_stopping:
         // It answers; that it lets this session in no more says nothing about its role.
         Probe::Unresponsive(SqlError::Refused { message, .. }) => match &before.answered {
             Some((_, status)) => {
-                tracing::warn!(message, "PostgreSQL refuses the agent's session");
+                // Also the one question that met the very end of recovery.
+                tracing::debug!(message, "PostgreSQL refused to answer");
                 let status = status.clone();
                 (Local::Running(running(postgres, &status)), Some(status))
             }
@@ -228,12 +259,25 @@ async fn look_at_instance(postgres: &Postgres, before: &mut Before, is_stopping:
 /// An end that no stop job asked for is a crash.
 fn note_end(postgres: &Postgres, before: &mut Before, is_stopping: bool) {
     before.silent_since = None;
-    let Postmaster::Exited { at, .. } = *postgres.watch_postmaster().borrow() else {
+    let Postmaster::Exited { id, at, .. } = *postgres.watch_postmaster().borrow() else {
         return;
     };
-    if before.seen_end != Some(at) {
-        before.seen_end = Some(at);
-        before.crashed_at = (!is_stopping).then_some(at);
+    if before.seen_end == Some(at) {
+        return;
+    }
+    before.seen_end = Some(at);
+    let has_answered = before
+        .answered
+        .as_ref()
+        .is_some_and(|(pid, _)| *pid == id.pid);
+    if is_stopping {
+        before.crashed_at = None;
+    } else if has_answered {
+        before.crashed_at = Some(at);
+    } else {
+        let log = &postgres.config().log_file;
+        let said = crate::postgres::process::last_lines_of(log);
+        before.failed_start = Some(format!("PostgreSQL ended while starting: {said}"));
     }
 }
 

@@ -270,7 +270,7 @@ impl Postgres {
         };
         let controlled = settings::controlled(&config, floor);
         files::write_all(&config, &controlled, &role, false)?;
-        files::remove_stale_lock(&config.data_dir)?;
+        files::remove_stale_lock(&config)?;
         let arguments = settings::command_line(&config, &controlled);
         let id =
             process::spawn_postmaster(&self.program("postgres"), &arguments, &config.log_file)?;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use rustix::process::{Signal, pidfd_send_signal};
 use tokio::net::TcpListener;
-use tokio::sync::{Mutex, Notify, mpsc, watch};
+use tokio::sync::{Notify, RwLock, mpsc, watch};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use trunkline_shared::cluster::ClusterSettings;
@@ -28,6 +28,7 @@ use crate::decide::observation::Me;
 use crate::fence::deadline::{self, Deadline};
 use crate::fence::run_dir::{RunDir, RunDirError};
 use crate::fence::{FenceError, FenceHandle};
+use crate::journal::Journal;
 use crate::lease::arming::Arming;
 use crate::lease::keeper::{self, KeeperConfig};
 use crate::lease::{LeaseHandle, state};
@@ -102,12 +103,14 @@ pub async fn run(config: AgentConfig, read: ReadConfig, metrics: Metrics) -> Res
         config.name.clone(),
         clock::now(),
     )));
+    let journal = Arc::new(Journal::default());
     let api = Api {
         published: published.clone(),
         dcs: parts.dcs.clone(),
         keys: parts.keys.clone(),
         requests: requests.clone(),
         authentication: config.restapi.authentication.clone(),
+        journal: journal.clone(),
         render_metrics: {
             let metrics = metrics.clone();
             Arc::new(move || metrics.render())
@@ -121,7 +124,6 @@ pub async fn run(config: AgentConfig, read: ReadConfig, metrics: Metrics) -> Res
     ));
     tokio::spawn(keep_fence(parts.fence.clone()));
     tokio::spawn(say_when_ready(parts.postgres.clone(), ready.clone()));
-    tokio::spawn(say_dcs_trouble(parts.cluster.clone()));
     let told_twice = tokio::spawn(take_signals(signals, requests, stop.clone()));
 
     let inbox = Inbox {
@@ -137,7 +139,7 @@ pub async fn run(config: AgentConfig, read: ReadConfig, metrics: Metrics) -> Res
         parts.postgres.clone(),
         parts.fence.clone(),
     );
-    let mut tick = parts.wire(config, read, inbox, published);
+    let mut tick = parts.wire(config, read, inbox, published, journal);
     tracing::info!("started");
     tokio::select! {
         () = tick.run() => farewell(&lease, &postgres, &fence).await,
@@ -151,7 +153,7 @@ pub async fn run(config: AgentConfig, read: ReadConfig, metrics: Metrics) -> Res
 struct Parts {
     run_dir: RunDir,
     jobs: Jobs,
-    fence: Arc<Mutex<FenceHandle>>,
+    fence: Arc<RwLock<FenceHandle>>,
     arming: Arc<Arming>,
     postgres: Arc<Postgres>,
     keys: Keys,
@@ -189,7 +191,7 @@ impl Parts {
         Ok(Self {
             run_dir,
             jobs,
-            fence: Arc::new(Mutex::new(fence)),
+            fence: Arc::new(RwLock::new(fence)),
             arming,
             postgres,
             keys,
@@ -206,7 +208,9 @@ impl Parts {
         read: ReadConfig,
         inbox: Inbox,
         published: Arc<ArcSwap<Published>>,
+        journal: Arc<Journal>,
     ) -> Tick {
+        let run_dir = self.run_dir.path().to_owned();
         let me = Arc::new(me(&config));
         let observer = Observer {
             me: me.clone(),
@@ -229,6 +233,7 @@ impl Parts {
             fence: self.fence,
             arming: self.arming,
             jobs: self.jobs,
+            run_dir: self.run_dir,
             bootstrap_config: serde_json::Value::Object(config.bootstrap.dcs.clone()).to_string(),
         };
         let recorder = Recorder::new(
@@ -236,8 +241,9 @@ impl Parts {
             &config.restapi.api_url(),
             &config.postgresql.replication.username,
             published,
+            journal,
         );
-        let settings = SettingsKeeper::new(config, self.run_dir.path().to_owned(), read);
+        let settings = SettingsKeeper::new(config, run_dir, read);
         Tick::new(inbox, observer, actor, recorder, settings)
     }
 }
@@ -334,10 +340,14 @@ async fn serve_api(api: Api, address: String, stop: CancellationToken) {
 }
 
 /// Replaces a fence that died or froze.
-async fn keep_fence(fence: Arc<Mutex<FenceHandle>>) {
+async fn keep_fence(fence: Arc<RwLock<FenceHandle>>) {
     let mut said = false;
     loop {
-        match fence.lock().await.ensure_live().await {
+        if fence.read().await.is_live(clock::now()) {
+            tokio::time::sleep(FENCE_LOOK).await;
+            continue;
+        }
+        match fence.write().await.ensure_live().await {
             Ok(is_new) => {
                 if is_new {
                     tracing::warn!("the fence was dead or frozen: a new one watches");
@@ -384,25 +394,6 @@ async fn say_when_ready(postgres: Arc<Postgres>, ready: Arc<Notify>) {
     }
 }
 
-/// One line when the store is lost, one when it is back.
-async fn say_dcs_trouble(mut cluster: watch::Receiver<Arc<View>>) {
-    let mut said = false;
-    while cluster.changed().await.is_ok() {
-        let view = cluster.borrow_and_update().clone();
-        match &view.last_error {
-            Some(error) if !said => {
-                tracing::warn!(%error, "the DCS cannot be read; retrying");
-                said = true;
-            }
-            None if said => {
-                tracing::info!("the DCS is read again");
-                said = false;
-            }
-            Some(_) | None => {}
-        }
-    }
-}
-
 /// Ends with the second request to stop.
 async fn take_signals(
     mut signals: Signals,
@@ -434,7 +425,7 @@ async fn take_signals(
 }
 
 /// The record of a stopped member is removed, and the fence, with nothing left to watch, ends.
-async fn farewell(lease: &LeaseHandle, postgres: &Postgres, fence: &Mutex<FenceHandle>) {
+async fn farewell(lease: &LeaseHandle, postgres: &Postgres, fence: &RwLock<FenceHandle>) {
     match timeout(FAREWELL, lease.remove_member()).await {
         Ok(Ok(_)) => {}
         Ok(Err(error)) => tracing::warn!(%error, "the member record ends with its lease"),
@@ -443,7 +434,7 @@ async fn farewell(lease: &LeaseHandle, postgres: &Postgres, fence: &Mutex<FenceH
     if !postgres.is_dead().await {
         return;
     }
-    let pid = fence.lock().await.pid();
+    let pid = fence.read().await.pid();
     if let Some(pidfd) = pid.and_then(ProcessId::of).and_then(ProcessId::open) {
         // It may have ended by itself; then there is nothing to end.
         let _ = pidfd_send_signal(&pidfd, Signal::TERM);

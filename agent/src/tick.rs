@@ -156,7 +156,7 @@ impl Tick {
         let Some(decision) = self.decide(&look) else {
             return (RETRY_PAUSE, false);
         };
-        self.memory = decision.memory.clone();
+        let memory = std::mem::replace(&mut self.memory, decision.memory.clone());
         self.recorder
             .before_acting(&look, &decision, &self.actor.lease);
         if replaces_data(&decision) {
@@ -168,7 +168,7 @@ impl Tick {
         }
         self.requests.answer(seen, &decision);
         self.recorder
-            .after_acting(wake, &look, &decision, outcome.err());
+            .after_acting(wake, &look, &memory, &decision, outcome.err());
         let pause = decision.next.within;
         let pause = if self.recorder.has_failed() {
             pause.max(RETRY_PAUSE)
@@ -185,7 +185,15 @@ impl Tick {
             is_shutting_down: self.inbox.shutdown.is_cancelled(),
             wants_peers: self.memory.wants_peers,
         };
-        self.observer.look(circumstances).await
+        let mut look = self.observer.look(circumstances).await;
+        if let Some(why) = self.observer.before.take_failed_start() {
+            self.actor.jobs.start_failed(why);
+            look.observation.job = self.actor.jobs.view();
+        }
+        if look.status.is_some() {
+            self.actor.jobs.start_succeeded();
+        }
+        look
     }
 
     /// A defect in the rules costs a turn, not the agent.

@@ -52,6 +52,7 @@ impl Fixture {
             requests: sender,
             authentication: Some(credentials.clone()),
             render_metrics: Arc::new(|| "trunkline_agent_ticks_total 1\n".to_owned()),
+            journal: Arc::default(),
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();

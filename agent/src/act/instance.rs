@@ -44,6 +44,7 @@ impl Actor {
     }
 
     pub(super) fn initialize(&mut self) -> Result<Revision, ActError> {
+        self.run_dir.unbind().map_err(ActError::Fence)?;
         let door = self.door();
         let work = async move { door.initialize().await.map_err(said) };
         self.jobs.start(JobKind::Initialize, None, Box::pin(work))?;
@@ -70,6 +71,9 @@ impl Actor {
         seen: &Observation,
         start: &StartAs,
     ) -> Result<Revision, ActError> {
+        if let Some(id) = seen.local.system_id() {
+            self.run_dir.bind(id)?;
+        }
         let check = is_primary(start).then(|| self.may_become_writable());
         let role = match start {
             StartAs::Primary => ServerRole::Primary,
@@ -171,6 +175,7 @@ impl Actor {
         source: &Upstream,
     ) -> Result<Revision, ActError> {
         let upstream = self.upstream(seen, source)?;
+        self.run_dir.unbind().map_err(ActError::Fence)?;
         let expected = match seen.topology().map(|t| t.initialize) {
             Some(Initialize::Done(id)) => Some(id),
             Some(Initialize::Running | Initialize::Absent) | None => None,

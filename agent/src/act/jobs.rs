@@ -17,6 +17,8 @@ pub type Work = Pin<Box<dyn Future<Output = Result<(), String>> + Send>>;
 pub struct Jobs {
     running: Option<(RunningJob, JoinHandle<Result<(), String>>)>,
     finished: Option<FinishedJob>,
+    /// What was said last of a failure; the same is not said again and again.
+    said: Option<(JobKind, String)>,
 }
 
 /// There is a job in progress: cancel it first.
@@ -28,12 +30,12 @@ impl Jobs {
     /// An agent that was killed left a rewind unfinished: only a clone mends that.
     pub fn after_interrupted_rewind() -> Self {
         Self {
-            running: None,
             finished: Some(FinishedJob {
                 kind: JobKind::Rewind,
                 at: clock::now(),
                 error: Some(Arc::from("interrupted by the end of the agent")),
             }),
+            ..Self::default()
         }
     }
 
@@ -52,7 +54,9 @@ impl Jobs {
             since: clock::now(),
             source,
         };
-        tracing::info!(job = kind.name(), "job begins");
+        if self.said.as_ref().is_none_or(|(said, _)| *said != kind) {
+            tracing::info!(job = kind.name(), "job begins");
+        }
         self.finished = None;
         self.running = Some((job, tokio::spawn(work)));
         Ok(())
@@ -84,6 +88,35 @@ impl Jobs {
         }
     }
 
+    /// The postmaster that the last job started ended before it was ready: the start has failed after all.
+    pub fn start_failed(&mut self, why: String) {
+        self.say_failed(JobKind::Start, &why);
+        self.finished = Some(FinishedJob {
+            kind: JobKind::Start,
+            at: clock::now(),
+            error: Some(Arc::from(why.as_str())),
+        });
+    }
+
+    /// The instance answers: whatever failed before is over.
+    pub fn start_succeeded(&mut self) {
+        if self
+            .said
+            .as_ref()
+            .is_some_and(|(said, _)| *said == JobKind::Start)
+        {
+            self.said = None;
+        }
+    }
+
+    fn say_failed(&mut self, kind: JobKind, why: &str) {
+        let new = (kind, why.to_owned());
+        if self.said.as_ref() != Some(&new) {
+            tracing::warn!(job = kind.name(), why, "job failed");
+        }
+        self.said = Some(new);
+    }
+
     fn finish(&mut self, outcome: Result<Result<(), String>, JoinError>) {
         let Some((job, _)) = self.running.take() else {
             return;
@@ -97,8 +130,17 @@ impl Jobs {
         };
         let took = at.since(job.since);
         match &error {
-            None => tracing::info!(job = job.kind.name(), ?took, "job done"),
-            Some(why) => tracing::warn!(job = job.kind.name(), ?took, why, "job failed"),
+            None => {
+                tracing::info!(job = job.kind.name(), ?took, "job done");
+                if self
+                    .said
+                    .as_ref()
+                    .is_some_and(|(said, _)| *said != JobKind::Start)
+                {
+                    self.said = None;
+                }
+            }
+            Some(why) => self.say_failed(job.kind, why),
         }
         self.finished = Some(FinishedJob {
             kind: job.kind,

@@ -180,8 +180,18 @@ fn write_signals(data_dir: &Path, role: &ServerRole) -> Result<(), PostgresError
 
 /// Removes `postmaster.pid` of a server that is proved dead. Left there, its number reused by any process
 /// of this user (usual in a container) would keep PostgreSQL from starting.
-pub(crate) fn remove_stale_lock(data_dir: &Path) -> Result<(), PostgresError> {
-    remove_file(&data_dir.join("postmaster.pid"))
+pub(crate) fn remove_stale_lock(config: &PostgresConfig) -> Result<(), PostgresError> {
+    // A killed postmaster that nobody has reaped yet keeps PostgreSQL itself from removing the lock of its
+    // socket. The second line tells whose it is.
+    for dir in &config.socket_dirs {
+        let lock = dir.join(format!(".s.PGSQL.{}.lock", config.port));
+        let is_ours = fs::read_to_string(&lock)
+            .is_ok_and(|text| text.lines().nth(1).map(Path::new) == Some(&config.data_dir));
+        if is_ours {
+            remove_file(&lock)?;
+        }
+    }
+    remove_file(&config.data_dir.join("postmaster.pid"))
 }
 
 /// Checks owner and mode as PostgreSQL does, to say it in one line before anything is started.

@@ -11,7 +11,8 @@ use super::Wake;
 use crate::act::ActError;
 use crate::api::{Published, ReplicationRow, WallTime};
 use crate::decide::observation::{LeaseView, Local, Observation, RunningRole};
-use crate::decide::{Decision, Reason, announce};
+use crate::decide::{Decision, Memory, Reason, announce};
+use crate::journal::{Entry, Journal};
 use crate::lease::LeaseHandle;
 use crate::observe::Look;
 use crate::postgres::ServerStatus;
@@ -23,6 +24,7 @@ pub struct Recorder {
     version: Arc<str>,
     replication_user: String,
     published: Arc<ArcSwap<Published>>,
+    journal: Arc<Journal>,
     last_reason: Option<Reason>,
     last_error: Option<String>,
     has_failed: bool,
@@ -36,6 +38,7 @@ impl Recorder {
         api_url: &str,
         replication_user: &str,
         published: Arc<ArcSwap<Published>>,
+        journal: Arc<Journal>,
     ) -> Self {
         Self {
             cluster,
@@ -43,6 +46,7 @@ impl Recorder {
             version: Arc::from(env!("CARGO_PKG_VERSION")),
             replication_user: replication_user.to_owned(),
             published,
+            journal,
             last_reason: None,
             last_error: None,
             has_failed: false,
@@ -116,6 +120,7 @@ impl Recorder {
         &mut self,
         wake: Wake,
         look: &Look,
+        memory: &Memory,
         decision: &Decision,
         error: Option<ActError>,
     ) {
@@ -123,6 +128,17 @@ impl Recorder {
             self.last_error = None;
         }
         let took = clock::now().since(look.observation.now);
+        let time = clock::wall_clock().rfc3339();
+        let failed = error.map(|e| e.to_string());
+        let seen = &look.observation;
+        self.journal.push(Entry::new(
+            time,
+            wake.word(),
+            seen,
+            memory,
+            decision,
+            failed,
+        ));
         tracing::debug!(
             wake = wake.word(),
             situation = decision.situation.word(),

@@ -1,8 +1,9 @@
 //! Brings PostgreSQL's settings and the lease's length in line with the cluster's settings.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use trunkline_shared::cluster::ClusterSettings;
+use trunkline_shared::cluster::{ClusterSettings, Moment};
 
 use crate::act::Actor;
 use crate::api::LocalOutcome;
@@ -10,6 +11,9 @@ use crate::config::AgentConfig;
 use crate::decide::Observation;
 use crate::decide::observation::{Local, LocalRequest};
 use crate::run::instance;
+
+/// Longest time that the loop is held up by this.
+const LIMIT: Duration = Duration::from_secs(1);
 
 /// Reads the agent's file again; the error is for people.
 pub type ReadConfig = Box<dyn Fn() -> Result<AgentConfig, String> + Send>;
@@ -20,6 +24,8 @@ pub struct SettingsKeeper {
     run_dir: std::path::PathBuf,
     read: ReadConfig,
     applied: Option<(Arc<ClusterSettings>, bool)>,
+    /// After a failure the next attempt waits until then.
+    again_at: Moment,
 }
 
 impl SettingsKeeper {
@@ -30,6 +36,7 @@ impl SettingsKeeper {
             run_dir,
             read,
             applied: None,
+            again_at: Moment::default(),
         }
     }
 
@@ -66,21 +73,41 @@ impl SettingsKeeper {
         if seen.job.running.is_some() || self.applied.as_ref().is_some_and(is_applied) {
             return;
         }
-        let config = instance::postgres_config(&self.config, &settings, &self.run_dir);
-        actor.postgres.reconfigure(config).await;
-        if let Err(error) = actor.lease.set_ttl(settings.ttl).await {
-            tracing::warn!(%error, "the lease's new length is not in force yet");
+        if seen.now.until(self.again_at) > Duration::ZERO {
             return;
         }
-        if let Local::Running(_) = &seen.local
-            && let Err(error) = actor.postgres.apply_settings(settings.is_paused).await
-        {
-            tracing::warn!(%error, "PostgreSQL's settings could not be brought in line; retrying");
+        let is_running = matches!(&seen.local, Local::Running(_));
+        let applied = tokio::time::timeout(LIMIT, self.apply(&settings, is_running, actor)).await;
+        let failed = match applied {
+            Ok(Ok(())) => None,
+            Ok(Err(why)) => Some(why),
+            Err(_) => Some(format!("not done within {LIMIT:?}")),
+        };
+        if let Some(why) = failed {
+            tracing::warn!(why, "the cluster's settings could not be applied; retrying");
+            self.again_at = seen.now + settings.loop_wait;
             return;
         }
         if seen.request != Some(LocalRequest::Restart) {
             tracing::info!("the cluster's settings are applied");
         }
         self.applied = Some((settings, has_data));
+    }
+
+    async fn apply(
+        &self,
+        settings: &ClusterSettings,
+        is_running: bool,
+        actor: &Actor,
+    ) -> Result<(), String> {
+        let config = instance::postgres_config(&self.config, settings, &self.run_dir);
+        actor.postgres.reconfigure(config).await;
+        let granted = actor.lease.set_ttl(settings.ttl).await;
+        granted.map_err(|error| error.to_string())?;
+        if is_running {
+            let applied = actor.postgres.apply_settings(settings.is_paused).await;
+            applied.map_err(|error| error.to_string())?;
+        }
+        Ok(())
     }
 }
