@@ -257,7 +257,7 @@ impl Postgres {
             });
         }
         files::check_directory(&config.data_dir)?;
-        self.check_major().await?;
+        let major = self.check_major().await?;
         let report = self.kill(KILL_LIMIT).await;
         if !report.is_dead {
             return Err(PostgresError::NotDead {
@@ -271,7 +271,8 @@ impl Postgres {
         let controlled = settings::controlled(&config, floor);
         files::write_all(&config, &controlled, &role, false)?;
         files::remove_stale_lock(&config)?;
-        let arguments = settings::command_line(&config, &controlled);
+        let mut arguments = settings::command_line(&config, &controlled);
+        arguments.extend(settings::recovery_sync(&config, &major));
         let id =
             process::spawn_postmaster(&self.program("postgres"), &arguments, &config.log_file)?;
         let watched = Watched::new(id, &self.postmaster);
@@ -459,8 +460,8 @@ impl Postgres {
             .map_or_else(|| PathBuf::from(name), |bin_dir| bin_dir.join(name))
     }
 
-    /// Refuses a directory of another major version than the programs.
-    async fn check_major(&self) -> Result<(), PostgresError> {
+    /// The major version of the directory; refuses one that is not the programs'.
+    async fn check_major(&self) -> Result<String, PostgresError> {
         let config = self.config();
         let arguments = vec!["--version".to_owned()];
         let output = self
@@ -470,7 +471,7 @@ impl Postgres {
         let program = files::major_of(output.stdout.rsplit(") ").next().unwrap_or(""));
         let directory = files::directory_major(&config.data_dir).unwrap_or_default();
         if program == directory {
-            return Ok(());
+            return Ok(directory);
         }
         Err(PostgresError::WrongMajor {
             data_dir: config.data_dir.clone(),
