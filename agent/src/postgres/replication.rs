@@ -11,9 +11,7 @@ use trunkline_shared::service::clock;
 
 use super::scan::ProcessId;
 use super::sql::{Target, quote_literal};
-use super::{
-    Postgres, PostgresError, ServerRole, ServerStatus, Upstream, UpstreamChange, files, settings,
-};
+use super::{Postgres, PostgresError, ServerRole, ServerStatus, Upstream, UpstreamChange, files};
 
 /// Pause between two looks while a promotion or a first stream is awaited.
 const WATCH_PAUSE: Duration = Duration::from_millis(3);
@@ -130,10 +128,8 @@ impl Postgres {
         if !files::is_replica(&config.data_dir) {
             return Err(PostgresError::NotInRecovery);
         }
-        let floor = self.control_data().await?.shared_memory;
-        let controlled = settings::controlled(&config, Some(floor));
         let role = ServerRole::Replica(UpstreamChange::To(upstream.clone()));
-        files::write_all(&config, &controlled, &role, false)?;
+        self.write_settings(role).await?;
         self.reload()?;
         self.wait_streaming(upstream, limit).await
     }
