@@ -38,6 +38,7 @@ pub mod scan;
 pub mod settings;
 pub mod sql;
 pub mod status;
+pub mod timelines;
 
 pub use config::{Credentials, PostgresConfig, Upstream};
 pub use control_data::ControlData;
@@ -271,6 +272,7 @@ impl Postgres {
         }
         let controlled = self.write_settings(role).await?;
         files::remove_stale_lock(&config)?;
+        timelines::release(&config.data_dir)?;
         let mut arguments = settings::command_line(&config, &controlled);
         arguments.extend(settings::recovery_sync(&config, &major));
         let id =
