@@ -233,12 +233,11 @@ fn replaces_data(decision: &Decision) -> bool {
         | Action::FinishBootstrap
         | Action::Start(_)
         | Action::Stop(_)
-        | Action::Promote(_)
+        | Action::Promote
         | Action::Checkpoint
         | Action::Follow(_)
         | Action::CancelJob
         | Action::CreateSlots(_)
-        | Action::DropSlots(_)
-        | Action::ClaimTimeline(_) => false,
+        | Action::DropSlots(_) => false,
     })
 }

@@ -290,7 +290,8 @@ pub fn close(fds: &ListenFds) {
     fds.lock().close_unclaimed(&keep);
 }
 
-async fn accept(port: TcpListener, listening: Arc<Listening>, cores: Arc<Cores>) {
+/// Accepts on a port for ever, giving each connection to a core.
+pub async fn accept(port: TcpListener, listening: Arc<Listening>, cores: Arc<Cores>) {
     let listener = &listening.address;
     let registered = port
         .set_nonblocking(true)

@@ -154,11 +154,22 @@ fn start_telling(config: &RouterConfig) -> Result<(LogLevel, Metrics), RunError>
     } else {
         LogFormat::Plain
     };
-    let level = logging::start(&config.log.level, format)?;
+    let level = logging::start(&filter_of(&config.log.level), format)?;
     let metrics = Metrics::install()?;
     crate::metrics::describe();
     info!(version = env!("CARGO_PKG_VERSION"), ?config, "starting");
     Ok((level, metrics))
+}
+
+/// The log's filter: pingora tells of its own start and stop in words that would mislead here.
+fn filter_of(level: &str) -> String {
+    match level {
+        "debug" | "trace" => {
+            format!("info,pingora_core=warn,trunkline_router={level},trunkline_shared={level}")
+        }
+        "info" => "info,pingora_core=warn".to_owned(),
+        other => other.to_owned(),
+    }
 }
 
 /// The process skeleton. It takes inherited ports over here, before anything else starts.

@@ -14,7 +14,7 @@ use trunkline_shared::service::clock;
 use trunkline_shared::service::logging::LogLevel;
 use trunkline_shared::service::shutdown::{Request, Signals};
 
-use super::RunError;
+use super::{RunError, filter_of};
 use crate::config::RouterConfig;
 use crate::cores::Cores;
 use crate::http::Shown;
@@ -68,7 +68,7 @@ impl Live {
             max_lag: new.max_lag,
         });
         // The file's check knows the level already.
-        let _ = self.level.set(&new.log.level);
+        let _ = self.level.set(&filter_of(&new.log.level));
         self.config.log.level = new.log.level;
         self.config.hold_timeout = new.hold_timeout;
         self.config.max_lag = new.max_lag;

@@ -67,7 +67,7 @@ struct Flow {
     held_back: HeldBack,
     /// The source has ended.
     is_ended: bool,
-    /// The end was passed on.
+    /// The end was passed on. Only the client's is: after the server's the router may have a word to say.
     is_shut: bool,
     /// Bytes passed on.
     bytes: u64,
@@ -130,7 +130,10 @@ impl Relay {
                 },
                 ..Flow::default()
             },
-            to_client: Flow::default(),
+            to_client: Flow {
+                is_shut: true,
+                ..Flow::default()
+            },
             // Behind encryption the end of authentication cannot be seen; PostgreSQL's own
             // authentication_timeout bounds it.
             newcomer: is_readable.then_some(newcomer),

@@ -174,6 +174,8 @@ pub struct Reader {
     pub lane: LaneId,
     /// In recovery, by its record.
     pub is_in_recovery: bool,
+    /// Not just being made or made anew, by its record.
+    pub has_data: bool,
     /// `None` while it is fit to serve.
     pub unfit: Option<Unfit>,
 }

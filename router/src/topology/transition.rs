@@ -14,9 +14,14 @@ use trunkline_shared::cluster::{
     Leader, LeaderEpoch, Member, MemberName, MemberRole, MemberState, Moment, Timeline, Topology,
 };
 
+use self::fitness::{has_data, is_in_recovery, strictly_unfit};
+use self::verdict::{Bad, Verdict, verdict};
 use super::routing_table::{
     Doubt, LaneId, LastLeader, NoWriter, Question, Reader, RoutingTable, Unfit, Writer,
 };
+
+mod fitness;
+mod verdict;
 
 /// A view of the DCS older than this is doubted.
 pub const VIEW_IS_FRESH_FOR: Duration = Duration::from_secs(2);
@@ -261,18 +266,20 @@ impl Step<'_> {
             return;
         }
         self.next.highest_epoch = Some(leader.epoch);
-        self.holder(view.topology, leader);
         let stale_at = view.proven_at + VIEW_IS_FRESH_FOR;
-        if self.now >= stale_at {
-            self.doubt(Doubt::ViewOld, health);
-        } else {
+        let is_fresh = self.now < stale_at;
+        self.holder(view.topology, leader, is_fresh);
+        if is_fresh {
             self.next.doubt = None;
             self.look_again_at(stale_at);
+        } else {
+            self.doubt(Doubt::ViewOld, health);
         }
     }
 
-    /// A member holds the key: is it the writer?
-    fn holder(&mut self, topology: &Topology, leader: &Leader) {
+    /// A member holds the key: is it the writer? An old view opens nothing; what is open under it stays
+    /// until the doubt is settled.
+    fn holder(&mut self, topology: &Topology, leader: &Leader, is_fresh: bool) {
         let said = said(topology, leader);
         let is_same = self
             .next
@@ -295,7 +302,7 @@ impl Step<'_> {
         self.remember(topology.members.get(&leader.member), leader, is_same);
         let has_lane = self.next.last.as_ref().is_some_and(|l| l.lane.is_some());
         let is_writer = match said {
-            Said::Confirmed => true,
+            Said::Confirmed => is_fresh || has_lane,
             // The holder of the key is the only member that may be promoted, so what is open to it stays
             // good while its record has not caught up with a key it took again.
             Said::Before | Said::Nothing => has_lane,
@@ -387,7 +394,8 @@ impl Step<'_> {
             api_url: last.api_url.clone(),
             is_trunkline: last.is_trunkline,
         });
-        match verdict(why, since, last.epoch, health, self.now) {
+        let can_be_asked = self.next.question.is_some();
+        match verdict(why, since, last.epoch, can_be_asked, health, self.now) {
             Verdict::Good { until } => {
                 self.look_again_at(until);
                 self.confirm();
@@ -436,6 +444,7 @@ impl Step<'_> {
                 address: member.address.clone(),
                 lane,
                 is_in_recovery: is_in_recovery(member),
+                has_data: has_data(member),
                 unfit,
             };
             readers.insert(name.clone(), reader);
@@ -454,24 +463,7 @@ impl Step<'_> {
         let Some(known) = known else {
             return self.new_lane();
         };
-        let is_lost = known.address != member.address
-            || match member.state {
-                MemberState::InitializingNewCluster
-                | MemberState::InitdbFailed
-                | MemberState::RunningCustomBootstrap
-                | MemberState::CustomBootstrapFailed
-                | MemberState::CreatingReplica => true,
-                MemberState::Running
-                | MemberState::Starting
-                | MemberState::StartingAfterCustomBootstrap
-                | MemberState::StartFailed
-                | MemberState::Restarting
-                | MemberState::RestartFailed
-                | MemberState::Stopping
-                | MemberState::Stopped
-                | MemberState::StopFailed
-                | MemberState::Crashed => false,
-            };
+        let is_lost = known.address != member.address || (known.has_data && !has_data(member));
         if is_lost {
             self.cut(known.lane, CutCause::MemberLost, self.now, Duration::ZERO);
             self.new_lane()
@@ -521,93 +513,4 @@ impl Step<'_> {
 
 fn differ(a: Option<Timeline>, b: Option<Timeline>) -> bool {
     matches!((a, b), (Some(a), Some(b)) if a != b)
-}
-
-fn is_in_recovery(member: &Member) -> bool {
-    match member.role {
-        MemberRole::Replica | MemberRole::StandbyLeader => true,
-        MemberRole::Primary
-        | MemberRole::Demoted
-        | MemberRole::Uninitialized
-        | MemberRole::Promoted => false,
-    }
-}
-
-/// Why a member may not serve reads in quiet times. Fields that a record does not carry (Patroni's) are
-/// not held against it.
-fn strictly_unfit(
-    member: &Member,
-    topology: &Topology,
-    current: Option<Timeline>,
-    rules: &Rules,
-) -> Option<Unfit> {
-    if !is_in_recovery(member) {
-        return Some(Unfit::Role(member.role));
-    }
-    if member.state != MemberState::Running {
-        return Some(Unfit::State(member.state));
-    }
-    if member.tags.noloadbalance {
-        return Some(Unfit::NoLoadBalance);
-    }
-    if member.is_streaming == Some(false) {
-        return Some(Unfit::NotStreaming);
-    }
-    if let (Some(own), Some(current)) = (member.timeline, current)
-        && own != current
-    {
-        return Some(Unfit::Timeline { own, current });
-    }
-    let position = member.replayed.or(member.received).or(member.position);
-    let lag_bytes = position.map_or(0, |at| at.bytes_behind(topology.status.optime));
-    if rules.max_lag.is_some_and(|max| lag_bytes > max) {
-        return Some(Unfit::Lag { lag_bytes });
-    }
-    None
-}
-
-enum Bad {
-    Refused,
-    Silent,
-}
-
-enum Verdict {
-    /// It vouches for itself until then.
-    Good { until: Moment },
-    /// It has until then to answer.
-    Waiting { until: Moment },
-    /// It does not lead any more, as far as the router may believe.
-    Bad(Bad),
-}
-
-/// What to make of a doubted leader. A good answer holds for as long as it promised, whatever is heard
-/// after it but a refusal.
-fn verdict(why: Doubt, since: Moment, epoch: LeaderEpoch, health: &Health, now: Moment) -> Verdict {
-    let latest = health
-        .latest
-        .filter(|t| t.epoch == epoch && t.asked_at >= since);
-    if latest.is_some_and(|t| t.answer == Answer::Refused) {
-        return Verdict::Bad(Bad::Refused);
-    }
-    if let Some(vouch) = health.vouch.filter(|t| t.epoch == epoch)
-        && let Answer::Writable { until } = vouch.answer
-    {
-        if now < until {
-            return Verdict::Good { until };
-        }
-        if vouch.asked_at >= since {
-            return Verdict::Bad(Bad::Silent);
-        }
-    }
-    let patience = match why {
-        Doubt::KeyGone if latest.is_some() => Duration::ZERO,
-        Doubt::KeyGone => ANSWER_WITHIN,
-        Doubt::ViewOld => SILENCE_TOLERATED,
-    };
-    let until = since + patience;
-    if now < until {
-        Verdict::Waiting { until }
-    } else {
-        Verdict::Bad(Bad::Silent)
-    }
 }

@@ -1,0 +1,149 @@
+//! A server that speaks as much of PostgreSQL's protocol as a router in front of it can see.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+
+/// No wait takes longer than this.
+const DEADLINE: Duration = Duration::from_secs(20);
+
+/// What the fake has seen so far.
+#[derive(Clone, Debug, Default)]
+pub struct Seen {
+    /// Start-up packets, whole.
+    pub startups: Vec<Vec<u8>>,
+    /// Cancel requests, whole.
+    pub cancels: Vec<Vec<u8>>,
+    /// Simple queries.
+    pub queries: Vec<String>,
+    /// Sessions that ended, by reset or by close; a probe is no session.
+    pub ended: usize,
+}
+
+/// A fake server.
+pub struct FakePostgres {
+    /// Where it listens.
+    pub address: SocketAddr,
+    seen: watch::Receiver<Seen>,
+}
+
+#[derive(Clone)]
+struct Notes {
+    sender: Arc<Mutex<watch::Sender<Seen>>>,
+    speaks_tls: bool,
+}
+
+impl Notes {
+    fn note(&self, change: impl FnOnce(&mut Seen)) {
+        self.sender.lock().unwrap().send_modify(change);
+    }
+}
+
+impl FakePostgres {
+    /// Starts one. With `speaks_tls` it answers SSLRequest with `S` and echoes everything after.
+    pub async fn start(speaks_tls: bool) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (sender, seen) = watch::channel(Seen::default());
+        let notes = Notes {
+            sender: Arc::new(Mutex::new(sender)),
+            speaks_tls,
+        };
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let notes = notes.clone();
+                tokio::spawn(async move {
+                    // However it ends, it ends.
+                    let _ = serve(stream, &notes).await;
+                });
+            }
+        });
+        Self { address, seen }
+    }
+
+    /// Waits until what was seen is enough.
+    pub async fn until(&mut self, is_enough: impl FnMut(&Seen) -> bool) -> Seen {
+        let wait = self.seen.wait_for(is_enough);
+        tokio::time::timeout(DEADLINE, wait)
+            .await
+            .unwrap()
+            .unwrap()
+            .clone()
+    }
+}
+
+async fn serve(mut stream: TcpStream, notes: &Notes) -> std::io::Result<()> {
+    loop {
+        let length = stream.read_u32().await?;
+        let mut packet = length.to_be_bytes().to_vec();
+        packet.resize(length as usize, 0);
+        stream.read_exact(&mut packet[4..]).await?;
+        match u32::from_be_bytes(packet[4..8].try_into().unwrap()) {
+            80_877_103 if notes.speaks_tls => {
+                stream.write_all(b"S").await?;
+                return echo(stream, notes).await;
+            }
+            80_877_103 | 80_877_104 => stream.write_all(b"N").await?,
+            80_877_102 => {
+                notes.note(|seen| seen.cancels.push(packet));
+                return Ok(());
+            }
+            _ => {
+                notes.note(|seen| seen.startups.push(packet));
+                let talked = talk(stream, notes).await;
+                notes.note(|seen| seen.ended += 1);
+                return talked;
+            }
+        }
+    }
+}
+
+async fn echo(mut stream: TcpStream, notes: &Notes) -> std::io::Result<()> {
+    let mut bytes = [0; 1024];
+    let mut has_spoken = false;
+    while let Ok(count @ 1..) = stream.read(&mut bytes).await {
+        has_spoken = true;
+        stream.write_all(&bytes[..count]).await?;
+    }
+    if has_spoken {
+        notes.note(|seen| seen.ended += 1);
+    }
+    Ok(())
+}
+
+async fn talk(mut stream: TcpStream, notes: &Notes) -> std::io::Result<()> {
+    // AuthenticationOk and ReadyForQuery.
+    stream.write_all(b"R\0\0\0\x08\0\0\0\0Z\0\0\0\x05I").await?;
+    loop {
+        let kind = stream.read_u8().await?;
+        let length = stream.read_u32().await? as usize;
+        let mut body = vec![0; length - 4];
+        stream.read_exact(&mut body).await?;
+        if kind != b'Q' {
+            continue;
+        }
+        let query = String::from_utf8_lossy(&body[..body.len() - 1]).into_owned();
+        notes.note(|seen| seen.queries.push(query.clone()));
+        match query.as_str() {
+            "hang" => {}
+            // A message that never ends.
+            "half" => stream.write_all(b"D\0\0\x10\0half").await?,
+            "die" => return Ok(()),
+            query if query.starts_with("rows ") => {
+                let count: usize = query[5..].parse().unwrap();
+                let mut row = vec![b'D'];
+                row.extend_from_slice(&4100u32.to_be_bytes());
+                row.resize(4101, b'x');
+                for _ in 0..count {
+                    stream.write_all(&row).await?;
+                }
+                stream.write_all(b"Z\0\0\0\x05I").await?;
+            }
+            _ => stream.write_all(b"C\0\0\0\x09DONE\0Z\0\0\0\x05I").await?,
+        }
+    }
+}
