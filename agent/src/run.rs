@@ -122,7 +122,7 @@ pub async fn run(config: AgentConfig, read: ReadConfig, metrics: Metrics) -> Res
         config.restapi.listen.to_string(),
         api_stop.clone(),
     ));
-    tokio::spawn(keep_fence(parts.fence.clone()));
+    let fence_kept = tokio::spawn(keep_fence(parts.fence.clone()));
     tokio::spawn(say_when_ready(parts.postgres.clone(), ready.clone()));
     let told_twice = tokio::spawn(take_signals(signals, requests, stop.clone()));
 
@@ -142,7 +142,11 @@ pub async fn run(config: AgentConfig, read: ReadConfig, metrics: Metrics) -> Res
     let mut tick = parts.wire(config, read, inbox, published, journal);
     tracing::info!("started");
     tokio::select! {
-        () = tick.run() => farewell(&lease, &postgres, &fence).await,
+        () = tick.run() => {
+            // Nobody is to replace the fence that is about to end.
+            fence_kept.abort();
+            farewell(&lease, &postgres, &fence).await;
+        }
         _ = told_twice => tracing::warn!("told twice to end: ending without waiting for PostgreSQL"),
     }
     api_stop.cancel();
