@@ -119,7 +119,8 @@ impl Member {
     }
 
     /// The agent's file, in Patroni's schema. Three servers share two cores and little memory here; what
-    /// makes a commit durable stays as in production.
+    /// makes a commit durable stays as in production. Dynamic shared memory lies in the data directory, so that
+    /// a killed server leaves none behind in /dev/shm once its directory is removed.
     fn file(&self, folder: &Path, programs: &Programs, etcd: &str, timing: &Timing) -> String {
         let Member {
             name,
@@ -153,6 +154,7 @@ bootstrap:
         shared_buffers: 64MB
         max_wal_size: 512MB
         wal_log_hints: "on"
+        dynamic_shared_memory_type: mmap
       pg_hba:
       - local all all trust
       - host replication all 0.0.0.0/0 scram-sha-256

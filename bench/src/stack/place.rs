@@ -148,7 +148,7 @@ impl Place {
     /// Ends every process of this number and removes its namespaces, cgroups and folders.
     fn clean(&self) {
         namespaces::thaw(self.number);
-        end_all(&self.folder);
+        end_all(&self.folder, &self.memory);
         namespaces::remove(self.number);
         fs::remove_dir_all(&self.folder).ok();
         fs::remove_dir_all(&self.memory).ok();
@@ -169,9 +169,9 @@ impl Drop for Place {
 
 /// Agents, fences and all else first, then the servers by an immediate stop, which frees their shared memory;
 /// whatever is left after that is killed.
-fn end_all(folder: &Path) {
+fn end_all(folder: &Path, memory: &Path) {
     let mark = folder.to_string_lossy().into_owned();
-    let marked = || proc::marked(process::MARK, &mark, folder);
+    let marked = || proc::marked(process::MARK, &mark, &[folder, memory]);
     let is_postmaster = |id: &proc::ProcessId| {
         let arguments = id.arguments();
         arguments

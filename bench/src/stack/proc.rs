@@ -79,19 +79,25 @@ pub fn of_data_dir(data_dir: &Path) -> BTreeSet<ProcessId> {
 
 /// The processes that hold `file` open.
 pub fn holding(file: &Path) -> Vec<ProcessId> {
-    all().into_iter().filter(|id| holds(id.pid, file)).collect()
+    all()
+        .into_iter()
+        .filter(|id| open_files(id.pid).iter().any(|open| open == file))
+        .collect()
 }
 
-/// The processes that were started with `NAME=VALUE` in their environment, or that work below `folder`.
-/// PostgreSQL overwrites its environment to show a title, which is why the folder is asked as well.
-pub fn marked(name: &str, value: &str, folder: &Path) -> Vec<ProcessId> {
+/// The processes that were started with `NAME=VALUE` in their environment, that work below one of the folders,
+/// or that hold a file below one open. The mark alone is not enough: PostgreSQL overwrites its environment to
+/// show a title, and a fence starts with an empty one.
+pub fn marked(name: &str, value: &str, folders: &[&Path]) -> Vec<ProcessId> {
     let wanted = format!("{name}={value}").into_bytes();
+    let is_below = |path: PathBuf| folders.iter().any(|folder| path.starts_with(folder));
     let is_ours = |id: &ProcessId| {
         let environment = fs::read(format!("/proc/{}/environ", id.pid)).unwrap_or_default();
         environment
             .split(|byte| *byte == 0)
             .any(|entry| entry == wanted)
-            || cwd(id.pid).is_some_and(|path| path.starts_with(folder))
+            || cwd(id.pid).is_some_and(is_below)
+            || open_files(id.pid).into_iter().any(is_below)
     };
     all()
         .into_iter()
@@ -118,13 +124,15 @@ fn cwd(pid: i32) -> Option<PathBuf> {
     Some(PathBuf::from(OsStr::from_bytes(kept)))
 }
 
-fn holds(pid: i32, file: &Path) -> bool {
-    let Ok(entries) = fs::read_dir(format!("/proc/{pid}/fd")) else {
-        return false;
-    };
-    entries
+/// The files a process holds open; none if it is another user's.
+fn open_files(pid: i32) -> Vec<PathBuf> {
+    let entries = fs::read_dir(format!("/proc/{pid}/fd"))
+        .into_iter()
         .flatten()
-        .any(|entry| fs::read_link(entry.path()).is_ok_and(|link| link == file))
+        .flatten();
+    entries
+        .filter_map(|entry| fs::read_link(entry.path()).ok())
+        .collect()
 }
 
 fn is_zombie(pid: i32) -> bool {
