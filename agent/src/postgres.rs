@@ -10,7 +10,9 @@
 //! * [`replication`], [`clone`], [`rewind`], [`directory`]: promote and follow; make, copy and mend a data
 //!   directory.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -36,6 +38,7 @@ pub mod scan;
 pub mod settings;
 pub mod sql;
 pub mod status;
+pub mod timelines;
 
 pub use config::{Credentials, PostgresConfig, Upstream};
 pub use control_data::ControlData;
@@ -119,6 +122,8 @@ pub struct Postgres {
     /// Newest timeline this postmaster was seen to receive. Its own view forgets it when the WAL receiver
     /// ends, just when the race is run.
     reached: Mutex<Option<(ProcessId, Timeline)>>,
+    /// In maintenance the server restarts itself after a crash.
+    is_paused: AtomicBool,
 }
 
 impl Postgres {
@@ -132,6 +137,7 @@ impl Postgres {
             postmaster: watch::Sender::new(Postmaster::Absent),
             watched: Mutex::new(None),
             reached: Mutex::new(None),
+            is_paused: AtomicBool::new(false),
         };
         door.adopt();
         Ok(door)
@@ -264,13 +270,9 @@ impl Postgres {
                 survivors: report.survivors,
             });
         }
-        let floor = match role {
-            ServerRole::Primary => None,
-            ServerRole::Replica(_) => Some(self.control_data().await?.shared_memory),
-        };
-        let controlled = settings::controlled(&config, floor);
-        files::write_all(&config, &controlled, &role, false)?;
+        let controlled = self.write_settings(role).await?;
         files::remove_stale_lock(&config)?;
+        timelines::release(&config.data_dir)?;
         let mut arguments = settings::command_line(&config, &controlled);
         arguments.extend(settings::recovery_sync(&config, &major));
         let id =
@@ -376,7 +378,8 @@ impl Postgres {
         Ok(())
     }
 
-    /// Writes the files anew for the role the directory is in, and reloads the server if it runs. What
+    /// Writes the files anew for the role the directory is in, and reloads the server if it runs. In
+    /// maintenance (`is_paused`) the server restarts itself after a crash, until this is called again. What
     /// needs a restart shows in [`Self::pending_restart`] and in the status.
     pub async fn apply_settings(&self, is_paused: bool) -> Result<(), PostgresError> {
         let config = self.config();
@@ -385,16 +388,35 @@ impl Postgres {
         } else {
             ServerRole::Primary
         };
+        self.is_paused.store(is_paused, Ordering::Relaxed);
+        self.write_settings(role).await?;
+        if self.adopt().is_some() {
+            self.reload()?;
+        }
+        Ok(())
+    }
+
+    /// Writes every file for `role` and returns the parameters for the command line.
+    async fn write_settings(
+        &self,
+        role: ServerRole,
+    ) -> Result<BTreeMap<&'static str, String>, PostgresError> {
+        let config = self.config();
         let floor = match role {
             ServerRole::Primary => None,
             ServerRole::Replica(_) => Some(self.control_data().await?.shared_memory),
         };
         let controlled = settings::controlled(&config, floor);
-        files::write_all(&config, &controlled, &role, is_paused)?;
-        if self.adopt().is_some() {
-            self.reload()?;
+        let (for_files, is_paused) = (controlled.clone(), self.is_paused.load(Ordering::Relaxed));
+        // Files are synced; a slow disk must not hold up the tasks of this runtime.
+        let writing = move || files::write_all(&config, &for_files, &role, is_paused);
+        match tokio::task::spawn_blocking(writing).await {
+            Ok(result) => result.map(|()| controlled),
+            Err(_) => Err(PostgresError::Timeout {
+                what: "writing the settings, which was cut off by the end of the agent",
+                after: Duration::ZERO,
+            }),
         }
-        Ok(())
     }
 
     /// Which of the parameters on the command line would change with a restart: name, value in use, value

@@ -233,11 +233,12 @@ fn replaces_data(decision: &Decision) -> bool {
         | Action::FinishBootstrap
         | Action::Start(_)
         | Action::Stop(_)
-        | Action::Promote
+        | Action::Promote(_)
         | Action::Checkpoint
         | Action::Follow(_)
         | Action::CancelJob
         | Action::CreateSlots(_)
-        | Action::DropSlots(_) => false,
+        | Action::DropSlots(_)
+        | Action::ClaimTimeline(_) => false,
     })
 }

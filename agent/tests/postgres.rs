@@ -19,6 +19,7 @@ use trunkline_agent::postgres::directory::{ASIDE, DirectoryState, NEW, finish_in
 use trunkline_agent::postgres::process::StopMode;
 use trunkline_agent::postgres::replication::Followed;
 use trunkline_agent::postgres::rewind::{LocalEnd, RewindNeed, WAL_ASIDE, needs_rewind};
+use trunkline_agent::postgres::timelines::TimelineStep;
 use trunkline_agent::postgres::{
     Postgres, PostgresError, Postmaster, Probe, ServerRole, ServerStatus, StopPlan, UpstreamChange,
 };
@@ -440,18 +441,23 @@ fn a_member_is_cloned_promoted_rewound_and_cloned_again() {
             first.drop_slot("member_2").await.unwrap();
 
             // The right to promote ends before the signal: nothing is signalled.
-            let refused = second.promote(PATIENCE, || false).await;
+            let step = |to| TimelineStep {
+                from: Timeline(1),
+                to: Timeline(to),
+            };
+            let refused = second.promote(step(4), PATIENCE, || false).await;
             assert!(matches!(refused, Err(PostgresError::PromoteNotAllowed)));
             assert!(answer(&second).await.is_in_recovery);
 
-            let promoted = second.promote(PATIENCE, || true).await.unwrap();
+            // Numbers claimed elsewhere are left out.
+            let promoted = second.promote(step(4), PATIENCE, || true).await.unwrap();
             println!("measured: promotion {:?}", promoted.took);
-            assert_eq!(promoted.timeline, Timeline(2));
+            assert_eq!(promoted.timeline, Timeline(4));
             second.checkpoint(PATIENCE).await.unwrap();
             let status = answer(&second).await;
             assert_eq!(
                 (status.timeline, status.checkpoint_timeline),
-                (Timeline(2), Timeline(2))
+                (Timeline(4), Timeline(4))
             );
 
             // Both are primaries now, as no leader would allow: the first writes on, then crashes.
@@ -598,7 +604,11 @@ fn a_planned_stop_sends_everything_and_a_follower_changes_its_upstream() {
             };
             assert!(answer(&second).await.received >= Some(end), "all was sent");
 
-            let promoted = second.promote(PATIENCE, || true).await.unwrap();
+            let step = TimelineStep {
+                from: Timeline(1),
+                to: Timeline(2),
+            };
+            let promoted = second.promote(step, PATIENCE, || true).await.unwrap();
             println!(
                 "measured: promotion through a replay conflict {:?}",
                 promoted.took

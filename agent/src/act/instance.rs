@@ -4,14 +4,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use trunkline_shared::cluster::topology::Initialize;
-use trunkline_shared::cluster::{MemberName, SystemId};
+use trunkline_shared::cluster::{MemberName, SystemId, Timeline};
 use trunkline_shared::dcs::Revision;
 
 use super::jobs::Work;
 use super::{ActError, Actor, is_primary};
 use crate::decide::decision::{StartAs, StopMode, Upstream};
-use crate::decide::observation::{JobKind, Observation};
+use crate::decide::observation::{JobKind, Local, Observation};
 use crate::postgres::rewind::{RewindNeed, needs_rewind};
+use crate::postgres::timelines::TimelineStep;
 use crate::postgres::{self, Postgres, PostgresError, ServerRole, StopPlan, UpstreamChange};
 
 /// How long an immediate stop may take before what is left is killed.
@@ -141,17 +142,31 @@ impl Actor {
         self.begin(kind, None, Box::pin(work)).await
     }
 
-    pub(super) async fn promote(&mut self, seen: &Observation) -> Result<Revision, ActError> {
+    pub(super) async fn promote(
+        &mut self,
+        seen: &Observation,
+        timeline: Timeline,
+    ) -> Result<Revision, ActError> {
         let configured = seen.settings().primary_start_timeout;
         let limit = if configured.is_zero() {
             PROMOTION_LIMIT
         } else {
             configured
         };
+        let Local::Running(running) = &seen.local else {
+            return Err(ActError::NotAllowed("only a running replica is promoted"));
+        };
+        let step = TimelineStep {
+            from: running.timeline,
+            to: timeline,
+        };
         let check = self.may_become_writable();
         let door = self.door();
         let work = async move {
-            let promoted = door.promote(limit, || check.holds()).await.map_err(said)?;
+            let promoted = door
+                .promote(step, limit, || check.holds())
+                .await
+                .map_err(said)?;
             tracing::info!(took = ?promoted.took, timeline = %promoted.timeline, "promoted");
             Ok(())
         };

@@ -1,6 +1,8 @@
 //! Writes of this member to the DCS, each a transaction that compares what was seen.
 
-use trunkline_shared::cluster::topology::{FactKey, Initialize, Status, SwitchoverRecord};
+use trunkline_shared::cluster::topology::{
+    ClaimedTimeline, FactKey, Initialize, Status, SwitchoverRecord,
+};
 use trunkline_shared::cluster::{Lsn, SystemId};
 use trunkline_shared::dcs::{Compare, Operation, Revision, Txn, records};
 
@@ -142,6 +144,28 @@ impl Actor {
         let then = vec![self.delete(&FactKey::Switchover)];
         self.write("trunkline/switchover", vec![self.still_leads(seen)?], then)
             .await
+    }
+
+    /// Only ever a higher number: what was seen is compared as it was seen.
+    pub(super) async fn claim_timeline(
+        &self,
+        seen: &Observation,
+        claimed: ClaimedTimeline,
+    ) -> Result<Revision, ActError> {
+        let path = self.keys.path(&FactKey::Timeline);
+        let known = seen.topology().map(|t| t.claimed).unwrap_or_default();
+        let as_seen = if known == ClaimedTimeline::default() {
+            Compare::Absent(path)
+        } else {
+            Compare::Value(path, records::claimed_to_json(known).into_bytes())
+        };
+        let then = self.put(&FactKey::Timeline, records::claimed_to_json(claimed));
+        self.write(
+            "trunkline/timeline",
+            vec![self.still_leads(seen)?, as_seen],
+            vec![then],
+        )
+        .await
     }
 
     pub(super) async fn write_disarmed(&self, seen: &Observation) -> Result<Revision, ActError> {

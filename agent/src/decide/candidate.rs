@@ -38,6 +38,14 @@ fn views(
     })
 }
 
+/// A peer that answered that its PostgreSQL is not in recovery.
+pub(super) fn living_primary(seen: &Observation) -> Option<MemberName> {
+    let mut views = views(answers(seen)?);
+    views
+        .find(|(_, view)| view.is_primary)
+        .map(|(name, _)| name.clone())
+}
+
 /// A running replica that its tags allow to lead.
 fn is_able(view: &PeerView) -> bool {
     view.is_running && !view.is_primary && view.may_lead

@@ -4,8 +4,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use trunkline_shared::cluster::topology::SwitchoverRecord;
-use trunkline_shared::cluster::{Lsn, MemberName, Moment, SystemId};
+use trunkline_shared::cluster::topology::{ClaimedTimeline, SwitchoverRecord};
+use trunkline_shared::cluster::{Lsn, MemberName, Moment, SystemId, Timeline};
 
 use super::memory::Memory;
 use super::situation::Situation;
@@ -142,8 +142,10 @@ pub enum Action {
     Start(StartAs),
     /// Stop the instance.
     Stop(StopMode),
-    /// End recovery. Arm first.
-    Promote,
+    /// Write down, comparing the own leader key, which timeline the next promotion begins.
+    ClaimTimeline(ClaimedTimeline),
+    /// End recovery, beginning this timeline. Arm first.
+    Promote(Timeline),
     /// A checkpoint, so that others may rewind from here.
     Checkpoint,
     /// Replicate from this address.
@@ -191,7 +193,7 @@ pub enum StopMode {
 
 impl Action {
     /// The names of all actions, for coverage counts.
-    pub const NAMES: [&'static str; 28] = [
+    pub const NAMES: [&'static str; 29] = [
         "acquire_leader",
         "confirm_leader",
         "reassert_leader",
@@ -220,6 +222,7 @@ impl Action {
         "cancel_job",
         "create_slots",
         "drop_slots",
+        "claim_timeline",
     ];
 
     /// Its place in [`Action::NAMES`].
@@ -245,7 +248,7 @@ impl Action {
             Action::FinishBootstrap => 17,
             Action::Start(_) => 18,
             Action::Stop(_) => 19,
-            Action::Promote => 20,
+            Action::Promote(_) => 20,
             Action::Checkpoint => 21,
             Action::Follow(_) => 22,
             Action::Clone(_) => 23,
@@ -253,6 +256,7 @@ impl Action {
             Action::CancelJob => 25,
             Action::CreateSlots(_) => 26,
             Action::DropSlots(_) => 27,
+            Action::ClaimTimeline(_) => 28,
         }
     }
 
@@ -262,7 +266,7 @@ impl Action {
             Action::Initialize
             | Action::Start(_)
             | Action::Stop(_)
-            | Action::Promote
+            | Action::Promote(_)
             | Action::Clone(_)
             | Action::Rewind(_) => true,
             Action::AcquireLeader
@@ -286,7 +290,8 @@ impl Action {
             | Action::Follow(_)
             | Action::CancelJob
             | Action::CreateSlots(_)
-            | Action::DropSlots(_) => false,
+            | Action::DropSlots(_)
+            | Action::ClaimTimeline(_) => false,
         }
     }
 
@@ -299,7 +304,7 @@ impl Action {
             Action::Start(_) => Some(JobKind::Start),
             Action::Stop(StopMode::Planned | StopMode::Fast) => Some(JobKind::Stop),
             Action::Stop(StopMode::Immediate) => Some(JobKind::StopNow),
-            Action::Promote => Some(JobKind::Promote),
+            Action::Promote(_) => Some(JobKind::Promote),
             Action::Checkpoint => Some(JobKind::Checkpoint),
             Action::Clone(_) => Some(JobKind::Clone),
             Action::Rewind(_) => Some(JobKind::Rewind),
@@ -322,7 +327,8 @@ impl Action {
             | Action::Follow(_)
             | Action::CancelJob
             | Action::CreateSlots(_)
-            | Action::DropSlots(_) => None,
+            | Action::DropSlots(_)
+            | Action::ClaimTimeline(_) => None,
         }
     }
 }
@@ -390,7 +396,7 @@ reasons! {
     SwitchoverWaitingForCandidate "switchover_waiting_for_candidate" "The candidate has not confirmed the last position yet."
     HandingOver "handing_over" "The candidate has everything; the leader key moves to it."
     SwitchoverRolledBack "switchover_rolled_back" "The candidate did not confirm in time; this member goes on as leader."
-    HandOverUnresolved "hand_over_unresolved" "The outcome of the hand-over is unknown; the key is written again before PostgreSQL may start."
+    HandOverUnresolved "hand_over_unresolved" "Whether the leader key was given away is unknown; it is written again before PostgreSQL may start."
     Following "following" "This member follows the leader."
     WaitingForLeader "waiting_for_leader" "The leader is not a running primary yet."
     ChangingUpstream "changing_upstream" "PostgreSQL is pointed at the leader."
@@ -469,7 +475,8 @@ impl Decision {
         if self.actions.iter().filter(|a| a.is_disruptive()).count() > 1 {
             return Some(BrokenRule::TwoDisruptiveActions);
         }
-        let writable = |a: &Action| *a == Action::Promote || *a == Action::Start(StartAs::Primary);
+        let writable =
+            |a: &Action| matches!(a, Action::Promote(_) | Action::Start(StartAs::Primary));
         let at = self.actions.iter().position(writable)?;
         if lease_left.is_none_or(|left| left <= super::PROMOTE_NEEDS) {
             return Some(BrokenRule::PromotesWithoutLease);

@@ -99,10 +99,7 @@ fn follow(turn: Turn<'_>, topology: &Topology, running: &Running, at: At<'_>) ->
     else {
         return wait_for_leader(turn, topology);
     };
-    match topology
-        .history
-        .ancestry(running.timeline, at.end, timeline)
-    {
+    match topology.ancestry(running.timeline, at.end, timeline) {
         Ancestry::Ancestor => {}
         Ancestry::Unknown => return turn.routine(Reason::WaitingForHistory),
         Ancestry::Diverged { .. } => {
@@ -203,9 +200,7 @@ fn start(turn: Turn<'_>, topology: &Topology, stopped: &Stopped) -> Decision {
 /// Where the WAL of a stopped instance stands towards the leader's history.
 fn ancestry(topology: &Topology, stopped: &Stopped, leads: Timeline) -> Ancestry {
     if !stopped.was_primary {
-        return topology
-            .history
-            .ancestry(stopped.timeline, stopped.position, leads);
+        return topology.ancestry(stopped.timeline, stopped.position, leads);
     }
     if stopped.timeline == leads {
         // A leader that is another member was promoted, and its record or the history lags behind that.
@@ -214,13 +209,11 @@ fn ancestry(topology: &Topology, stopped: &Stopped, leads: Timeline) -> Ancestry
     if stopped.is_clean {
         // The last record begins at the checkpoint: it is shared only if the fork lies past its beginning.
         let past = Lsn(stopped.checkpoint.0 + 1);
-        return topology.history.ancestry(stopped.timeline, past, leads);
+        return topology.ancestry(stopped.timeline, past, leads);
     }
     // How far it wrote before it died is not in its control data.
     let beyond_all = Lsn(u64::MAX);
-    topology
-        .history
-        .ancestry(stopped.timeline, beyond_all, leads)
+    topology.ancestry(stopped.timeline, beyond_all, leads)
 }
 
 fn mend(turn: Turn<'_>, leader: &Member, from: Upstream) -> Decision {

@@ -4,8 +4,8 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 
-use trunkline_shared::cluster::topology::Initialize;
-use trunkline_shared::cluster::{Lsn, Moment, Topology};
+use trunkline_shared::cluster::topology::{ClaimedTimeline, Initialize};
+use trunkline_shared::cluster::{Lsn, MemberName, Moment, Timeline, Topology};
 
 use super::decision::{Action, Decision, Detail, Reason, StartAs, StopMode};
 use super::memory::Memory;
@@ -29,6 +29,11 @@ pub(super) fn decide(seen: &Observation, memory: &Memory) -> Decision {
     if held.deadline <= seen.now {
         return turn.routine(Reason::LeaseExpired);
     }
+    if held.has_unresolved_hand_over && !seen.local.may_accept_writes() {
+        return turn
+            .act(Action::ReassertLeader)
+            .now(Reason::HandOverUnresolved);
+    }
     if held.is_key_missing {
         return turn
             .act(Action::AcquireLeader)
@@ -40,7 +45,7 @@ pub(super) fn decide(seen: &Observation, memory: &Memory) -> Decision {
                 position,
                 is_checkpointed,
             } => leading::decide(turn, topology, running, *position, *is_checkpointed),
-            RunningRole::Replica { .. } => promote(turn, held, topology),
+            RunningRole::Replica { .. } => promote(turn, held, topology, running),
         },
         Local::Stopped(stopped) => when_stopped(turn, held, topology, stopped),
         Local::Starting {
@@ -84,7 +89,7 @@ fn give_up(turn: Turn<'_>, reason: Reason, position: Option<Lsn>) -> Decision {
     .now(reason)
 }
 
-fn promote(turn: Turn<'_>, held: &Held, topology: &Topology) -> Decision {
+fn promote(turn: Turn<'_>, held: &Held, topology: &Topology, running: &Running) -> Decision {
     let seen = turn.seen;
     if topology.initialize == Initialize::Absent {
         // Whoever makes a cluster of a replica splits it from its primary (`ha.md` 5.6).
@@ -96,10 +101,42 @@ fn promote(turn: Turn<'_>, held: &Held, topology: &Topology) -> Decision {
     if turn.failed_lately(JobKind::Promote) {
         return not_primary_yet(turn, held);
     }
+    if let Some(peer) = candidate::living_primary(seen) {
+        return not_while_primary(turn, peer);
+    }
+    let next = next_timeline(topology, running.timeline);
     note_not_primary(turn, held)
+        .act(Action::ClaimTimeline(ClaimedTimeline {
+            timeline: next,
+            parent: running.timeline,
+        }))
         .act(Action::ArmFence)
-        .act(Action::Promote)
+        .act(Action::Promote(next))
         .routine(Reason::Promoting)
+}
+
+/// The first number that no promotion known to anybody has taken.
+fn next_timeline(topology: &Topology, own: Timeline) -> Timeline {
+    let recorded = topology
+        .history
+        .last_ended()
+        .map_or(Timeline(0), |t| Timeline(t.0 + 1));
+    let of_members = topology
+        .members
+        .values()
+        .filter_map(|member| member.timeline);
+    let last = of_members.fold(
+        own.max(recorded).max(topology.claimed.timeline),
+        Timeline::max,
+    );
+    Timeline(last.0 + 1)
+}
+
+/// Two primaries would be worse than none (`ha.md` 5.2).
+fn not_while_primary(turn: Turn<'_>, peer: MemberName) -> Decision {
+    turn.remember(|memory| memory.wants_peers = true)
+        .detail(Detail::Member(peer))
+        .within(Reason::PeerIsPrimary, RETRY_PAUSE)
 }
 
 fn note_not_primary<'a>(turn: Turn<'a>, held: &Held) -> Turn<'a> {
@@ -230,6 +267,9 @@ fn restart(turn: Turn<'_>, stopped: &Stopped, reason: Reason) -> Decision {
 }
 
 fn start_primary(turn: Turn<'_>, reason: Reason) -> Decision {
+    if let Some(peer) = candidate::living_primary(turn.seen) {
+        return not_while_primary(turn, peer);
+    }
     turn.act(Action::ArmFence)
         .act(Action::Start(StartAs::Primary))
         .routine(reason)

@@ -4,7 +4,7 @@
 use std::ops::ControlFlow;
 
 use trunkline_shared::cluster::topology::Initialize;
-use trunkline_shared::cluster::{Lsn, Timeline, Topology};
+use trunkline_shared::cluster::{Lsn, Topology};
 
 use super::decision::{Action, Decision, Detail, Reason};
 use super::observation::{JobKind, Running};
@@ -87,13 +87,7 @@ fn duties(
     if topology.disarmed.contains(&seen.me.name) {
         turn = turn.act(Action::RemoveDisarmed);
     }
-    let parent = Timeline(running.timeline.0.saturating_sub(1));
-    if parent.0 > 0
-        && topology
-            .history
-            .last_ended()
-            .is_none_or(|ended| ended < parent)
-    {
+    if !topology.has_history_of(running.timeline) {
         turn = turn.act(Action::RecordHistory);
         reason = Reason::RecordingHistory;
     }

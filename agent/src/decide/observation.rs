@@ -96,7 +96,8 @@ pub struct Held {
     pub deadline: Moment,
     /// The last renewal found no leader key at all; it may be created again while the deadline lies ahead.
     pub is_key_missing: bool,
-    /// A hand-over was sent and its outcome is not known. It may still be executed.
+    /// A hand-over or a release was sent and its outcome is not known. It may still be executed, so the
+    /// deadline protects nothing: only writing the key again makes it impossible.
     pub has_unresolved_hand_over: bool,
 }
 

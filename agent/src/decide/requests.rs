@@ -150,11 +150,6 @@ pub(super) fn when_stopped(
     let turn = turn
         .remember(|memory| memory.switchover = Some((record.id, since)))
         .detail(Detail::Member(record.to.clone()));
-    if held.has_unresolved_hand_over {
-        return turn
-            .act(Action::ReassertLeader)
-            .now(Reason::HandOverUnresolved);
-    }
     if !stopped.is_clean || !stopped.was_primary {
         return roll_back(turn, held, topology);
     }

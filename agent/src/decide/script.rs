@@ -7,7 +7,7 @@ use std::time::Duration;
 use trunkline_shared::cluster::member::{Member, SwitchoverReady, TrunklineFields};
 use trunkline_shared::cluster::timeline::TimelineEnd;
 use trunkline_shared::cluster::topology::{
-    FailoverRequest, Initialize, Status, SwitchoverRecord, SwitchoverStage,
+    ClaimedTimeline, FailoverRequest, Initialize, Status, SwitchoverRecord, SwitchoverStage,
 };
 use trunkline_shared::cluster::{
     ClusterSettings, Leader, LeaderEpoch, MemberName, MemberRole, MemberState, Moment, SystemId,
@@ -143,6 +143,7 @@ impl Scene {
                     ..Status::default()
                 });
             }
+            "claimed" => self.topology.claimed = claimed(&words)?,
             "failover" => self.failover(&words)?,
             "switchover" => self.switchover(&words)?,
             "history" => self.history(&words)?,
@@ -409,6 +410,17 @@ impl Scene {
         };
         Ok(())
     }
+}
+
+fn claimed(words: &Words<'_, '_>) -> Result<ClaimedTimeline, ScriptError> {
+    let text = words.first().unwrap_or_default();
+    let (timeline, parent) = text
+        .split_once('@')
+        .ok_or_else(|| words.wrong(text, "TIMELINE@PARENT"))?;
+    Ok(ClaimedTimeline {
+        timeline: Timeline(words.parse(timeline, "a timeline")?),
+        parent: Timeline(words.parse(parent, "a timeline")?),
+    })
 }
 
 fn parse_ready(words: &Words<'_, '_>, text: &str) -> Result<SwitchoverReady, ScriptError> {

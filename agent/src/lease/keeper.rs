@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{Mutex, Notify, mpsc, watch};
 use tokio::task::{JoinSet, LocalSet};
 use tokio::time::timeout;
 use trunkline_shared::cluster::topology::FactKey;
@@ -106,6 +106,8 @@ struct Keeper {
     publish: watch::Sender<LeaseStatus>,
     renew_now: Notify,
     record_now: Notify,
+    /// Held by whoever may replace the session lease.
+    alone: Mutex<()>,
     inner: RefCell<Inner>,
 }
 
@@ -135,6 +137,7 @@ impl Keeper {
             publish,
             renew_now: Notify::new(),
             record_now: Notify::new(),
+            alone: Mutex::new(()),
             inner: RefCell::new(Inner {
                 state: LeaseState::default(),
                 session: None,
@@ -231,7 +234,10 @@ impl Keeper {
         }
     }
 
+    /// One renewal at a time: two that find the lease gone would take two new ones, and a key taken on the
+    /// first would be lost with the second.
     async fn renew(&self) -> Result<(), DcsError> {
+        let _alone = self.alone.lock().await;
         let Some(session) = self.session() else {
             return self.grant().await;
         };
@@ -333,16 +339,14 @@ impl Keeper {
 
     /// The lease ended in the store. The leader key, if it was held, went with it.
     async fn replace_gone(&self, lease: LeaseId) -> Result<(), DcsError> {
+        if self.session().is_some_and(|s| s.lease != lease) {
+            return Ok(());
+        }
         tracing::warn!(
             lease = format!("{lease:x}"),
             "the lease ended in the DCS; taking a new one"
         );
-        {
-            let mut inner = self.inner.borrow_mut();
-            if inner.session.is_some_and(|s| s.lease == lease) {
-                inner.session = None;
-            }
-        }
+        self.inner.borrow_mut().session = None;
         self.grant().await?;
         let (changes, session) = (self.inner.borrow().changes, self.session());
         match session {

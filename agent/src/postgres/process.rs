@@ -27,6 +27,9 @@ use super::scan::ProcessId;
 /// How much of a tool's output is kept: the end, where the reason stands.
 const OUTPUT_LIMIT_BYTES: usize = 64 * 1024;
 
+/// Beginnings of environment variables that are the agent's own and may hold secrets.
+const PRIVATE_ENVIRONMENT: [&str; 4] = ["PATRONI_", "TRUNKLINE_", "PGPASSWORD", "NOTIFY_SOCKET"];
+
 /// How many of its last lines go into an error.
 const ERROR_LINES: usize = 6;
 
@@ -199,9 +202,16 @@ pub(crate) fn spawn_postmaster(
     let second = log_file
         .try_clone()
         .map_err(PostgresError::file("open", log))?;
-    let child = command(program)
+    let mut command = command(program);
+    // Whatever the server starts (archive_command, extensions) would inherit these.
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        if PRIVATE_ENVIRONMENT.iter().any(|p| text.starts_with(p)) {
+            command.env_remove(&name);
+        }
+    }
+    let child = command
         .args(arguments)
-        .env_remove("PGPASSWORD")
         .process_group(0)
         .stdin(Stdio::null())
         .stdout(log_file)

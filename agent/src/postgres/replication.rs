@@ -11,9 +11,8 @@ use trunkline_shared::service::clock;
 
 use super::scan::ProcessId;
 use super::sql::{Target, quote_literal};
-use super::{
-    Postgres, PostgresError, ServerRole, ServerStatus, Upstream, UpstreamChange, files, settings,
-};
+use super::timelines::{self, TimelineStep};
+use super::{Postgres, PostgresError, ServerRole, ServerStatus, Upstream, UpstreamChange, files};
 
 /// Pause between two looks while a promotion or a first stream is awaited.
 const WATCH_PAUSE: Duration = Duration::from_millis(3);
@@ -55,11 +54,13 @@ pub enum Followed {
 }
 
 impl Postgres {
-    /// Ends recovery. `may_promote` is asked in the same breath as the signal is sent; a no sends
+    /// Ends recovery and takes the step to a timeline whose number nobody has used.
+    /// `may_promote` is asked in the same breath as the signal is sent; a no sends
     /// nothing. Returns when the instance accepts writes. After a timeout the promotion goes on; it
     /// cannot be taken back, only stopped with the instance.
     pub async fn promote(
         &self,
+        step: TimelineStep,
         limit: Duration,
         may_promote: impl FnOnce() -> bool,
     ) -> Result<Promoted, PostgresError> {
@@ -72,11 +73,13 @@ impl Postgres {
         // slot is promoted all the same.
         // The file gets its name only after the check: with it in place any SIGUSR1, and the server sends
         // itself many, would promote.
+        timelines::reserve(&config.data_dir, step)?;
         let trigger = config.data_dir.join("promote");
         let prepared = config.data_dir.join("promote.trunkline-new");
         fs::write(&prepared, "").map_err(PostgresError::file("write", &prepared))?;
         if !may_promote() {
             files::remove_file(&prepared)?;
+            timelines::release(&config.data_dir)?;
             return Err(PostgresError::PromoteNotAllowed);
         }
         fs::rename(&prepared, &trigger).map_err(PostgresError::file("write", &trigger))?;
@@ -106,6 +109,7 @@ impl Postgres {
             }
         }
         let took = clock::now().since(began);
+        timelines::release(&config.data_dir)?;
         let timeline = "SELECT pg_catalog.substr(pg_catalog.pg_walfile_name(\
                         pg_catalog.pg_current_wal_lsn()), 1, 8)";
         let text = self.query_text(timeline, STATEMENT_LIMIT).await?;
@@ -130,10 +134,8 @@ impl Postgres {
         if !files::is_replica(&config.data_dir) {
             return Err(PostgresError::NotInRecovery);
         }
-        let floor = self.control_data().await?.shared_memory;
-        let controlled = settings::controlled(&config, Some(floor));
         let role = ServerRole::Replica(UpstreamChange::To(upstream.clone()));
-        files::write_all(&config, &controlled, &role, false)?;
+        self.write_settings(role).await?;
         self.reload()?;
         self.wait_streaming(upstream, limit).await
     }

@@ -4,8 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::sync_state::SyncState;
+use super::timeline::Ancestry;
 use super::{
-    ClusterSettings, Leader, LeaderEpoch, Lsn, Member, MemberName, SystemId, TimelineHistory,
+    ClusterSettings, Leader, LeaderEpoch, Lsn, Member, MemberName, SystemId, Timeline,
+    TimelineHistory,
 };
 
 /// Which key a fact stands under.
@@ -31,6 +33,8 @@ pub enum FactKey {
     Failsafe,
     /// `trunkline/generation`
     Generation,
+    /// `trunkline/timeline`
+    Timeline,
     /// `trunkline/disarmed/<name>`
     Disarmed(MemberName),
     /// `trunkline/switchover`
@@ -64,6 +68,8 @@ pub enum Fact {
     Failsafe(Arc<BTreeMap<MemberName, Arc<str>>>),
     /// First part of the epoch.
     Generation(u64),
+    /// The last timeline number that a leader claimed.
+    Timeline(ClaimedTimeline),
     /// A paused leader that disarmed its fence.
     Disarmed,
     /// A planned change in progress.
@@ -83,6 +89,18 @@ pub struct Status {
     pub slots: BTreeMap<String, Lsn>,
     /// Slots kept for vanished members.
     pub retain_slots: Vec<String>,
+}
+
+/// The `trunkline/timeline` record. A leader claims the number of its next timeline before it promotes:
+/// PostgreSQL takes the next number it has not seen itself, so two members that never saw each other's
+/// promotion would begin two timelines of one number, which neither PostgreSQL nor pg_rewind can tell
+/// apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct ClaimedTimeline {
+    /// The number; 0 if none was ever claimed.
+    pub timeline: Timeline,
+    /// The timeline it forks from.
+    pub parent: Timeline,
 }
 
 /// The `failover` record: a switchover if `leader` is named, else a failover.
@@ -179,6 +197,8 @@ pub struct Topology {
     pub failsafe: Arc<BTreeMap<MemberName, Arc<str>>>,
     /// First part of the epoch.
     pub generation: u64,
+    /// The last claimed timeline.
+    pub claimed: ClaimedTimeline,
     /// Members that paused with a disarmed fence.
     pub disarmed: BTreeSet<MemberName>,
     /// A planned change in progress.
@@ -199,6 +219,34 @@ impl Topology {
     /// The current epoch, if there is a leader.
     pub fn epoch(&self) -> Option<LeaderEpoch> {
         self.leader.as_ref().map(|l| l.epoch)
+    }
+
+    /// The timeline from which `timeline` forked, as far as it is known: numbers that were claimed and
+    /// never came to be are left out of the ancestry.
+    pub fn parent_of(&self, timeline: Timeline) -> Timeline {
+        if self.claimed.timeline == timeline {
+            return self.claimed.parent;
+        }
+        Timeline(timeline.0.saturating_sub(1))
+    }
+
+    /// Whether the history of `timeline` is written down.
+    pub fn has_history_of(&self, timeline: Timeline) -> bool {
+        let parent = self.parent_of(timeline);
+        parent == Timeline(0) || self.history.end_of(parent).is_some()
+    }
+
+    /// Where WAL that ends at `position` on `timeline` stands towards the timeline `of`.
+    pub fn ancestry(&self, timeline: Timeline, position: Lsn, of: Timeline) -> Ancestry {
+        let parent = self.parent_of(of);
+        if timeline < of && timeline > parent {
+            // A number between the two is a promotion that the cluster did not follow.
+            return self
+                .history
+                .end_of(parent)
+                .map_or(Ancestry::Unknown, |fork| Ancestry::Diverged { fork });
+        }
+        self.history.ancestry(timeline, position, of)
     }
 
     /// Folds one change in; the caller gives them in the order of their revisions. A value that cannot be
@@ -255,6 +303,7 @@ impl Topology {
             Fact::History(history) => self.history = history.clone(),
             Fact::Failsafe(failsafe) => self.failsafe = failsafe.clone(),
             Fact::Generation(generation) => self.set_generation(*generation),
+            Fact::Timeline(claimed) => self.claimed = *claimed,
             Fact::Disarmed => {
                 if let FactKey::Disarmed(name) = &change.key {
                     self.disarmed.insert(name.clone());
@@ -273,6 +322,7 @@ impl Topology {
                 | FactKey::History
                 | FactKey::Failsafe
                 | FactKey::Generation
+                | FactKey::Timeline
                 | FactKey::Disarmed(_)
                 | FactKey::Switchover
                 | FactKey::Changes
@@ -299,7 +349,7 @@ impl Topology {
             }
             FactKey::Switchover => self.switchover = None,
             // A history that vanished is still the history of the timelines that exist.
-            FactKey::History | FactKey::Changes | FactKey::Router(_) => {}
+            FactKey::Timeline | FactKey::History | FactKey::Changes | FactKey::Router(_) => {}
         }
     }
 

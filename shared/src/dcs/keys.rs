@@ -40,6 +40,7 @@ impl Keys {
             FactKey::History => format!("{prefix}history"),
             FactKey::Failsafe => format!("{prefix}failsafe"),
             FactKey::Generation => format!("{prefix}trunkline/generation"),
+            FactKey::Timeline => format!("{prefix}trunkline/timeline"),
             FactKey::Disarmed(name) => format!("{prefix}trunkline/disarmed/{name}"),
             FactKey::Switchover => format!("{prefix}trunkline/switchover"),
             FactKey::Changes => format!("{prefix}trunkline/history"),
@@ -60,6 +61,7 @@ impl Keys {
             "history" => FactKey::History,
             "failsafe" => FactKey::Failsafe,
             "trunkline/generation" => FactKey::Generation,
+            "trunkline/timeline" => FactKey::Timeline,
             "trunkline/switchover" => FactKey::Switchover,
             "trunkline/history" => FactKey::Changes,
             other => {
@@ -94,6 +96,7 @@ mod tests {
             FactKey::History,
             FactKey::Failsafe,
             FactKey::Generation,
+            FactKey::Timeline,
             FactKey::Disarmed(a),
             FactKey::Switchover,
             FactKey::Changes,

@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 use crate::cluster::sync_state::SyncState;
 use crate::cluster::timeline::{TimelineEnd, TimelineHistory};
 use crate::cluster::topology::{
-    Fact, FactKey, FailoverRequest, Status, SwitchoverRecord, SwitchoverStage,
+    ClaimedTimeline, Fact, FactKey, FailoverRequest, Status, SwitchoverRecord, SwitchoverStage,
 };
 use crate::cluster::{LeaderEpoch, Lsn, MemberName, SystemId, Timeline};
 
@@ -48,6 +48,7 @@ pub fn is_absent(key: &FactKey, value: &[u8]) -> bool {
         | FactKey::History
         | FactKey::Failsafe
         | FactKey::Generation
+        | FactKey::Timeline
         | FactKey::Disarmed(_)
         | FactKey::Changes
         | FactKey::Router(_) => false,
@@ -81,10 +82,33 @@ fn fact(key: &FactKey, text: &str) -> Result<Fact, String> {
                 format!("\"{}\" is not a generation (a decimal number)", text.trim())
             })?)
         }
+        FactKey::Timeline => Fact::Timeline(claimed_from_json(text)?),
         FactKey::Disarmed(_) => Fact::Disarmed,
         FactKey::Switchover => Fact::Switchover(Arc::new(switchover_from_json(text)?)),
         FactKey::Changes | FactKey::Router(_) => Fact::Opaque,
     })
+}
+
+fn claimed_from_json(text: &str) -> Result<ClaimedTimeline, String> {
+    let map = object(text)?;
+    let timeline = |key: &str| {
+        let value = map
+            .get(key)
+            .and_then(number)
+            .and_then(|n| u32::try_from(n).ok());
+        value
+            .map(Timeline)
+            .ok_or_else(|| format!("\"{key}\" is not a timeline"))
+    };
+    Ok(ClaimedTimeline {
+        timeline: timeline("timeline")?,
+        parent: timeline("parent")?,
+    })
+}
+
+/// The `trunkline/timeline` record.
+pub fn claimed_to_json(claimed: ClaimedTimeline) -> String {
+    json!({"timeline": claimed.timeline.0, "parent": claimed.parent.0}).to_string()
 }
 
 /// The JSON object in `text`, or why it is none.

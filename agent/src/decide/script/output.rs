@@ -46,6 +46,10 @@ impl fmt::Display for Action {
                     " to {to} lease {lease:x} record {record_revision} at {position}"
                 )
             }
+            Action::ClaimTimeline(claimed) => {
+                write!(f, " {} of {}", claimed.timeline, claimed.parent)
+            }
+            Action::Promote(timeline) => write!(f, " to timeline {timeline}"),
             Action::RecordSystemId(id) => write!(f, " {id}"),
             Action::PublishStatus { optime } => write!(f, " {optime}"),
             Action::DropFailoverRequest { revision } => write!(f, " {revision}"),
@@ -79,7 +83,6 @@ impl fmt::Display for Action {
             | Action::DisarmFence
             | Action::Initialize
             | Action::FinishBootstrap
-            | Action::Promote
             | Action::Checkpoint
             | Action::CancelJob => Ok(()),
         }

@@ -107,6 +107,8 @@ fn print_topology(out: &mut String, topology: &Topology) {
     for member in topology.members.values() {
         print_member(out, member);
     }
+    let claimed = topology.claimed;
+    let _ = writeln!(out, "claimed {}@{}", claimed.timeline, claimed.parent);
     let _ = writeln!(out, "status optime={}", topology.status.optime);
     if let Some(request) = &topology.failover {
         let _ = write!(out, "failover revision={}", request.revision);

@@ -132,6 +132,7 @@ impl Keeper {
 
     async fn confirm(&self, lease: LeaseId) -> Result<Revision, LeaseError> {
         let what = "prove the leadership";
+        let _alone = self.alone.lock().await;
         let adopted = self.session().is_none_or(|s| s.lease != lease);
         let sent = clock::now();
         let answer = match self.limited(self.dcs.keep_alive(lease)).await {
@@ -311,7 +312,10 @@ impl Keeper {
         if self.session().is_none_or(|s| s.asked == ttl) {
             return Ok(0);
         }
-        self.grant().await?;
+        {
+            let _alone = self.alone.lock().await;
+            self.grant().await?;
+        }
         if self.inner.borrow().state.held().is_some() {
             return self.reassert().await;
         }

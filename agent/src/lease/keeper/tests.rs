@@ -181,3 +181,20 @@ async fn a_longer_ttl_takes_a_new_lease_and_moves_the_key_onto_it() {
     assert!(held(&a).epoch.revision > first);
     assert_eq!(a.status().borrow().ttl, TTL * 2);
 }
+
+#[tokio::test]
+async fn a_lease_that_ended_is_replaced_once_and_the_key_stands_on_the_new_one() {
+    let bench = Bench::new();
+    let a = bench.member("a");
+    let old = session(&a).await;
+    for _ in 0..20 {
+        bench.dcs.end_lease(session(&a).await);
+        // The command finds the lease gone together with the next renewal.
+        let taking = async { while a.acquire().await.is_err() {} };
+        timeout(SOON, taking).await.unwrap();
+        let leader = bench.get(&FactKey::Leader).await.unwrap();
+        assert_eq!(leader.lease, session(&a).await);
+        a.release(None, false).await.unwrap();
+    }
+    assert_ne!(session(&a).await, old);
+}

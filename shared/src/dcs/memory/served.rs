@@ -61,6 +61,13 @@ impl MemoryDcs {
         self.shared.lock().compact(revision);
     }
 
+    /// Ends a lease before its time, with the keys that hang on it.
+    pub fn end_lease(&self, lease: LeaseId) {
+        let mut store = self.shared.lock();
+        store.revoke(lease);
+        self.shared.revision.send_replace(store.revision());
+    }
+
     /// Loses everything, as a DCS restored from nothing does; its revisions begin again.
     pub fn lose_memory(&self) {
         let mut store = self.shared.lock();
