@@ -11,7 +11,7 @@ use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::ffi::OsStringExt;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -66,14 +66,12 @@ pub fn main_if_fence() -> Option<ExitCode> {
         return None;
     }
     // Its working directory is the run directory: nothing needs to be said in argv or environment.
-    let outcome = Fence::take_over(Path::new(".")).map(|fence| fence.run());
+    let outcome = Fence::take_over(Path::new(".")).map(Fence::run);
     Some(match outcome {
-        Ok(never) => match never {},
+        Ok(()) => ExitCode::SUCCESS,
         Err(_) => ExitCode::FAILURE,
     })
 }
-
-enum Never {}
 
 struct Fence {
     data_dir: PathBuf,
@@ -82,7 +80,7 @@ struct Fence {
     timer: std::os::fd::OwnedFd,
     last_known: Deadline,
     /// Held for life; a POSIX lock ends with the process, however it ends.
-    _lock: File,
+    lock: File,
 }
 
 impl Fence {
@@ -104,14 +102,16 @@ impl Fence {
             heartbeat: open(run_dir, HEARTBEAT_FILE)?,
             timer: timerfd_create(TimerfdClockId::Boottime, TimerfdFlags::CLOEXEC)?,
             last_known: Deadline::Disarmed,
-            _lock: lock,
+            lock,
         };
         fence.heartbeat.set_len(deadline::STAMP_BYTES as u64)?;
         fence.log("watches");
         Ok(fence)
     }
 
-    fn run(mut self) -> Never {
+    /// Ends only when its run directory is gone and nothing is left to guard: whoever removed it has no
+    /// agent here any more, and a later instance in the same place has a fence of its own.
+    fn run(mut self) {
         loop {
             let now = clock::now();
             let _ = self.heartbeat.write_all_at(&deadline::stamp(now), 0);
@@ -121,18 +121,36 @@ impl Fence {
             }
             let mut wake = now + HEARTBEAT;
             match self.last_known {
+                Deadline::Disarmed if self.is_abandoned() => return,
                 Deadline::Disarmed => {}
                 Deadline::Armed(at) if at > now => wake = wake.min(at),
-                Deadline::Armed(at) => self.fire(at, now),
+                Deadline::Armed(at) => {
+                    let is_dead = self.fire(at, now);
+                    if is_dead && self.is_abandoned() {
+                        return;
+                    }
+                }
             }
             self.sleep_until(wake);
         }
     }
 
-    fn fire(&self, at: Moment, now: Moment) {
+    /// Whether the lock file it holds is no longer the one in the run directory.
+    fn is_abandoned(&self) -> bool {
+        let here = fs::metadata(self.run_dir.join(LOCK_FILE));
+        let held = self.lock.metadata();
+        match (here, held) {
+            (Ok(here), Ok(held)) => (here.dev(), here.ino()) != (held.dev(), held.ino()),
+            (Err(error), _) => error.kind() == io::ErrorKind::NotFound,
+            (Ok(_), Err(_)) => false,
+        }
+    }
+
+    /// Kills; returns whether the instance is dead.
+    fn fire(&self, at: Moment, now: Moment) -> bool {
         let report = kill_instance(&self.data_dir, KILL_LIMIT);
         if report.killed.is_empty() && report.is_dead {
-            return;
+            return true;
         }
         self.log(&format!(
             "deadline {at:?} passed {:?} ago: killed {:?}, survivors {:?}, dead: {}, took {:?}",
@@ -142,6 +160,7 @@ impl Fence {
             report.is_dead,
             report.took
         ));
+        report.is_dead
     }
 
     fn sleep_until(&self, wake: Moment) {

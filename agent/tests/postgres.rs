@@ -384,6 +384,15 @@ fn the_fence_outlives_its_agent_and_a_frozen_or_dead_one_is_replaced() {
                 clock::now().since(began)
             );
             assert!(!first.0.ensure_live().await.unwrap());
+
+            // A fence whose run directory is gone would kill whatever stands in the same place later.
+            let abandoned = first.0.pid().unwrap();
+            std::fs::remove_dir_all(&servers.config(1).run_dir).unwrap();
+            wait_for("the abandoned fence to end", async || {
+                let arguments = std::fs::read(format!("/proc/{abandoned}/cmdline"));
+                arguments.map_or(true, |text| text.is_empty()).then_some(())
+            })
+            .await;
         },
     );
 }

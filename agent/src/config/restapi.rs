@@ -57,6 +57,10 @@ impl RestApiConfig {
     }
 }
 
+/// A protection that would not protect is refused: whoever set it relies on it.
+const UNPROTECTED: &str = "absence: this version serves the REST API over plain HTTP and protects unsafe requests by \
+     restapi.authentication only; leave the key out and keep the port in a private network";
+
 /// Reads the section.
 pub fn read(section: &Section<'_>) -> Option<RestApiConfig> {
     let default = Address {
@@ -97,6 +101,18 @@ pub fn read(section: &Section<'_>) -> Option<RestApiConfig> {
             .boolean("allowlist_include_members")
             .unwrap_or(false),
     });
+    for key in ["certfile", "keyfile", "cafile", "allowlist"] {
+        if let Some(node) = section.find(key) {
+            section.unusable(key, node, UNPROTECTED);
+        }
+    }
+    if config
+        .as_ref()
+        .is_some_and(|c| c.verify_client != VerifyClient::None)
+        && let Some(node) = section.find("verify_client")
+    {
+        section.unusable("verify_client", node, UNPROTECTED);
+    }
     section.not_acted_on(&[
         "keyfile_password",
         "ciphers",
