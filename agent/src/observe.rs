@@ -233,13 +233,13 @@ async fn look_at_instance(
         }
         // It answers; that it lets this session in no more says nothing about its role.
         Probe::Unresponsive(SqlError::Refused { message, .. }) => match &before.answered {
-            Some((_, status)) => {
+            Some((_, status)) if is_still_true(postgres, before) => {
                 // Also the one question that met the very end of recovery.
                 tracing::debug!(message, "PostgreSQL refused to answer");
                 let status = status.clone();
                 (Local::Running(running(postgres, &status)), Some(status))
             }
-            None => {
+            Some(_) | None => {
                 tracing::warn!(message, "PostgreSQL refuses the agent's session");
                 (silent(postgres, before, true).await, None)
             }
@@ -254,6 +254,16 @@ async fn look_at_instance(
             (not_running(postgres, before, is_dead).await, None)
         }
     }
+}
+
+/// Whether the last answer can still be so: from the same postmaster, and, if it was in recovery, with the
+/// file in place that PostgreSQL removes before it opens for writes.
+fn is_still_true(postgres: &Postgres, before: &Before) -> bool {
+    let pid = postgres.adopt().map_or(0, |id| id.pid);
+    before.answered.as_ref().is_some_and(|(of, status)| {
+        let stays = !status.is_in_recovery || is_set_to_recover(&postgres.config().data_dir);
+        *of == pid && stays
+    })
 }
 
 /// An end that no stop job asked for is a crash.
@@ -308,7 +318,7 @@ async fn silent(postgres: &Postgres, before: &mut Before, may_be_starting: bool)
     match &before.answered {
         Some((of, status)) if *of == pid || !may_be_starting => Local::Unresponsive {
             since,
-            was_primary: !status.is_in_recovery,
+            was_primary: !status.is_in_recovery || !is_set_to_recover(&postgres.config().data_dir),
             system_id,
         },
         Some(_) | None => Local::Starting {
@@ -329,7 +339,8 @@ fn is_set_to_recover(data_dir: &Path) -> bool {
 async fn not_running(postgres: &Postgres, before: &mut Before, is_dead: bool) -> Local {
     let config = postgres.config();
     let data_dir = &config.data_dir;
-    match directory_state(&config) {
+    let state = directory_state(&config);
+    match state {
         DirectoryState::Empty => return Local::Empty,
         DirectoryState::Present | DirectoryState::Rewinding => {}
         DirectoryState::Incomplete => {
@@ -361,10 +372,16 @@ async fn not_running(postgres: &Postgres, before: &mut Before, is_dead: bool) ->
             system_id: data.system_id,
         };
     }
-    Local::Stopped(stopped(&data, before, was_primary))
+    let is_half_rewound = state == DirectoryState::Rewinding;
+    Local::Stopped(stopped(&data, before, was_primary, is_half_rewound))
 }
 
-fn stopped(data: &ControlData, before: &Before, was_primary: bool) -> Stopped {
+fn stopped(
+    data: &ControlData,
+    before: &Before,
+    was_primary: bool,
+    is_half_rewound: bool,
+) -> Stopped {
     let is_clean = matches!(
         data.state,
         ControlState::ShutDown | ControlState::ShutDownInRecovery
@@ -382,6 +399,7 @@ fn stopped(data: &ControlData, before: &Before, was_primary: bool) -> Stopped {
         position,
         is_clean,
         was_primary,
+        is_half_rewound,
         crashed_at: before.crashed_at,
     }
 }
@@ -399,6 +417,7 @@ fn running(postgres: &Postgres, status: &ServerStatus) -> Running {
         slots: Arc::new(slots.collect()),
         has_pending_restart: !status.pending_restart.is_empty()
             || !postgres.pending_restart(status).is_empty(),
+        is_promoting: status.is_in_recovery && postgres.is_promoting(),
     }
 }
 

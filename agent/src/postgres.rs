@@ -263,6 +263,11 @@ impl Postgres {
             });
         }
         files::check_directory(&config.data_dir)?;
+        if directory::is_half_done(&config) {
+            return Err(PostgresError::HalfDone {
+                data_dir: config.data_dir.clone(),
+            });
+        }
         let major = self.check_major().await?;
         let report = self.kill(KILL_LIMIT).await;
         if !report.is_dead {

@@ -518,7 +518,7 @@ async fn reclone(servers: &Servers, first: Postgres, second: Postgres) {
         matches!(
             end,
             LocalEnd::Replica {
-                timeline: Timeline(2),
+                timeline: Timeline(4),
                 ..
             }
         ),

@@ -16,7 +16,8 @@ pub(super) fn status(seen: &Observation, optime: Lsn) -> String {
         .map(|t| t.status.clone())
         .unwrap_or_default();
     records::status_to_json(&Status {
-        optime,
+        // A position that was published once bounds everybody's loss; it never goes back.
+        optime: optime.max(known.optime),
         ..Status::clone(&known)
     })
 }

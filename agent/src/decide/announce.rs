@@ -76,16 +76,16 @@ fn describe(member: &mut Member, running: &Running) {
 }
 
 fn role(seen: &Observation) -> MemberRole {
-    let promotes = seen
-        .job
-        .running
-        .as_ref()
-        .is_some_and(|job| job.kind == JobKind::Promote);
+    let job = seen.job.running.as_ref().map(|job| job.kind);
     match &seen.local {
         Local::Empty | Local::Unknown(_) => MemberRole::Uninitialized,
         Local::Running(running) => match running.role {
             RunningRole::Primary { .. } => MemberRole::Primary,
-            RunningRole::Replica { .. } if promotes => MemberRole::Promoted,
+            RunningRole::Replica { .. }
+                if running.is_promoting || job == Some(JobKind::Promote) =>
+            {
+                MemberRole::Promoted
+            }
             RunningRole::Replica { .. } => MemberRole::Replica,
         },
         Local::Starting {

@@ -6,6 +6,7 @@
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
+use trunkline_shared::cluster::timeline::Ancestry;
 use trunkline_shared::cluster::{ClusterSettings, Lsn, MemberName, Timeline, Topology};
 
 use super::decision::{Detail, Reason};
@@ -110,9 +111,8 @@ pub(super) fn may_run(
     // An operator who names the successor of a leader that is gone accepts its loss; a switchover, which
     // names the leader too, does not.
     let accepts_loss = is_named && named.is_some_and(|r| r.leader.is_none());
-    let loss = own
-        .position
-        .bytes_behind(furthest(topology, answers, own.timeline));
+    let kept = shared_position(topology, own.timeline, own.position);
+    let loss = kept.bytes_behind(furthest(topology, answers, own.timeline));
     if !accepts_loss && loss > topology.settings_or_default().maximum_lag_on_failover {
         return Err((Reason::TooFarBehind, Detail::Bytes(loss)));
     }
@@ -131,6 +131,15 @@ pub(super) fn may_run(
             Detail::Member(other.name.0.clone()),
         )),
         None => Ok(()),
+    }
+}
+
+/// How much of this member's WAL the cluster's newest history shares: what it wrote beyond the point where
+/// that history left its timeline is nobody's, and makes up for nothing.
+fn shared_position(topology: &Topology, timeline: Timeline, position: Lsn) -> Lsn {
+    match topology.ancestry(timeline, position, topology.newest_timeline()) {
+        Ancestry::Diverged { fork } if timeline < topology.newest_timeline() => position.min(fork),
+        Ancestry::Diverged { .. } | Ancestry::Ancestor | Ancestry::Unknown => position,
     }
 }
 

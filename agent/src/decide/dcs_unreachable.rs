@@ -7,11 +7,15 @@ use super::memory::Memory;
 use super::observation::{DcsView, Local, Observation, RunningRole};
 
 pub(super) fn decide(seen: &Observation, memory: &Memory) -> Decision {
-    let turn = Turn::new(seen, memory).disarm_if_harmless();
+    let turn = Turn::new(seen, memory);
     if seen.dcs == DcsView::Unknown {
         return turn.routine(Reason::DcsUnknown);
     }
+    let turn = turn.disarm_if_harmless();
     match &seen.local {
+        Local::Stopped(stopped) if stopped.is_half_rewound => {
+            turn.routine(Reason::WaitingForLeader)
+        }
         Local::Stopped(_) => {
             turn.start_unless_just_failed(StartAs::Replica(None), Reason::StartingInRecovery)
         }

@@ -176,7 +176,7 @@ fn start(turn: Turn<'_>, topology: &Topology, stopped: &Stopped) -> Decision {
     else {
         // A replica serves reads and keeps the upstream it has; a former primary may have diverged and
         // waits to be compared.
-        if stopped.was_primary {
+        if stopped.was_primary || stopped.is_half_rewound {
             return turn.routine(Reason::WaitingForLeader);
         }
         return turn.start_unless_just_failed(StartAs::Replica(None), Reason::StartingReplica);
@@ -187,6 +187,9 @@ fn start(turn: Turn<'_>, topology: &Topology, stopped: &Stopped) -> Decision {
             .request_taken()
             .act(Action::Clone(from))
             .routine(Reason::ReinitializeRequested);
+    }
+    if stopped.is_half_rewound {
+        return copy_anew(turn, from);
     }
     match ancestry(topology, stopped, timeline) {
         Ancestry::Unknown => turn.routine(Reason::WaitingForHistory),
@@ -228,6 +231,10 @@ fn mend(turn: Turn<'_>, leader: &Member, from: Upstream) -> Decision {
         }
         return turn.act(Action::Rewind(from)).routine(Reason::Rewinding);
     }
+    copy_anew(turn, from)
+}
+
+fn copy_anew(turn: Turn<'_>, from: Upstream) -> Decision {
     if !turn.seen.me.may_replace_data {
         return turn.routine(Reason::ReplaceForbidden);
     }

@@ -59,13 +59,7 @@ pub(super) fn decide(seen: &Observation, memory: &Memory) -> Decision {
         Local::Unresponsive { since, .. } => turn.wait_for_hung(*since),
         Local::Unknown(why) => {
             let detail = Detail::Text(why.clone());
-            if turn
-                .seen
-                .job
-                .finished
-                .as_ref()
-                .is_some_and(|job| job.kind == JobKind::StopNow)
-            {
+            if is_stopped(&turn) {
                 return give_up(turn.detail(detail), Reason::DataUnreadable, None);
             }
             turn.detail(detail)
@@ -75,6 +69,12 @@ pub(super) fn decide(seen: &Observation, memory: &Memory) -> Decision {
         // Situations of their own.
         Local::Empty | Local::Orphaned { .. } => turn.routine(Reason::LeaderWithoutData),
     }
+}
+
+/// Whether the last job stopped the instance by force and found it dead.
+fn is_stopped(turn: &Turn<'_>) -> bool {
+    let finished = turn.seen.job.finished.as_ref();
+    finished.is_some_and(|job| job.kind == JobKind::StopNow && job.error.is_none())
 }
 
 /// Gives the lease up and lets the others run first.
@@ -90,6 +90,9 @@ fn give_up(turn: Turn<'_>, reason: Reason, position: Option<Lsn>) -> Decision {
 }
 
 fn promote(turn: Turn<'_>, held: &Held, topology: &Topology, running: &Running) -> Decision {
+    if running.is_promoting {
+        return promoting(turn, held);
+    }
     let seen = turn.seen;
     if topology.initialize == Initialize::Absent {
         // Whoever makes a cluster of a replica splits it from its primary (`ha.md` 5.6).
@@ -113,6 +116,25 @@ fn promote(turn: Turn<'_>, held: &Held, topology: &Topology, running: &Running) 
         .act(Action::ArmFence)
         .act(Action::Promote(next))
         .routine(Reason::Promoting)
+}
+
+/// Promotion was signalled and is not over. It cannot be taken back, so nothing is given up before the
+/// instance has stopped.
+fn promoting(turn: Turn<'_>, held: &Held) -> Decision {
+    let turn = note_not_primary(turn, held);
+    let settings = turn.seen.settings();
+    let limit = settings.primary_start_timeout.max(settings.ttl * 2);
+    let since = turn
+        .decision
+        .memory
+        .not_primary_since
+        .map_or(turn.seen.now, |(_, at)| at);
+    if turn.seen.now.since(since) >= limit {
+        return turn
+            .act(Action::Stop(StopMode::Immediate))
+            .now(Reason::PromotionFailed);
+    }
+    turn.within(Reason::WaitingToPromote, RETRY_PAUSE)
 }
 
 /// The first number that no promotion known to anybody has taken.

@@ -75,6 +75,8 @@ fn identity<'a>(
     }
 }
 
+/// The first action that fails ends the turn, so what others depend on most comes first: the published
+/// position bounds their loss, the checkpoint lets them rewind, and a slot is dropped before one is made.
 fn duties(
     mut turn: Turn<'_>,
     topology: &Topology,
@@ -86,21 +88,6 @@ fn duties(
     let mut reason = Reason::Leading;
     if topology.disarmed.contains(&seen.me.name) {
         turn = turn.act(Action::RemoveDisarmed);
-    }
-    if !topology.has_history_of(running.timeline) {
-        turn = turn.act(Action::RecordHistory);
-        reason = Reason::RecordingHistory;
-    }
-    let (missing, unneeded) =
-        holding_lease::slots(seen, topology, running, &mut turn.decision.memory);
-    if !missing.is_empty() || !unneeded.is_empty() {
-        reason = Reason::MaintainingSlots;
-    }
-    if !missing.is_empty() {
-        turn = turn.act(Action::CreateSlots(missing));
-    }
-    if !unneeded.is_empty() {
-        turn = turn.act(Action::DropSlots(unneeded));
     }
     let settings = seen.settings();
     let due = turn
@@ -117,6 +104,21 @@ fn duties(
     if !is_checkpointed && is_idle && !turn.failed_lately(JobKind::Checkpoint) {
         turn = turn.act(Action::Checkpoint);
         reason = Reason::CheckpointAfterPromote;
+    }
+    let (missing, unneeded) =
+        holding_lease::slots(seen, topology, running, &mut turn.decision.memory);
+    if !missing.is_empty() || !unneeded.is_empty() {
+        reason = Reason::MaintainingSlots;
+    }
+    if !unneeded.is_empty() {
+        turn = turn.act(Action::DropSlots(unneeded));
+    }
+    if !missing.is_empty() {
+        turn = turn.act(Action::CreateSlots(missing));
+    }
+    if !topology.has_history_of(running.timeline) {
+        turn = turn.act(Action::RecordHistory);
+        reason = Reason::RecordingHistory;
     }
     turn.detail(Detail::None).routine(reason)
 }

@@ -23,6 +23,9 @@ pub(super) fn decide(seen: &Observation, memory: &Memory, topology: &Topology) -
         Local::Unknown(why) => turn
             .detail(Detail::Text(why.clone()))
             .routine(Reason::DataUnreadable),
+        Local::Stopped(stopped) if stopped.is_half_rewound => {
+            turn.routine(Reason::WaitingForLeader)
+        }
         Local::Stopped(_) => {
             turn.start_unless_just_failed(StartAs::Replica(None), Reason::StartingToRace)
         }
@@ -35,6 +38,9 @@ pub(super) fn decide(seen: &Observation, memory: &Memory, topology: &Topology) -
         Local::Unresponsive { since, .. } => turn.wait_for_hung(*since),
         Local::Running(running) => match running.role {
             RunningRole::Primary { .. } => take(turn, Reason::RetakingLease),
+            RunningRole::Replica { .. } if running.is_promoting => {
+                take(turn, Reason::RetakingLease)
+            }
             RunningRole::Replica { .. } => run(turn, memory, topology),
         },
         // Empty and orphaned instances are situations of their own.

@@ -157,6 +157,8 @@ pub struct Stopped {
     pub is_clean: bool,
     /// It last ran as a primary.
     pub was_primary: bool,
+    /// A rewind of it began and did not end: its pages are of two histories, and only a copy mends it.
+    pub is_half_rewound: bool,
     /// It ended without being told to, at this time.
     pub crashed_at: Option<Moment>,
 }
@@ -174,6 +176,9 @@ pub struct Running {
     pub slots: Arc<Vec<SlotView>>,
     /// Parameters were changed that need a restart.
     pub has_pending_restart: bool,
+    /// Promotion was signalled to this very postmaster: it will accept writes by itself, and only a stop
+    /// of the instance takes that back.
+    pub is_promoting: bool,
 }
 
 /// A physical replication slot.

@@ -41,11 +41,13 @@ fn as_leader(turn: Turn<'_>, held: &Held, topology: &Topology) -> Decision {
                 requests::hand_over(turn, topology, id, None, None)
             }
             RunningRole::Primary { .. } => stop(turn),
+            RunningRole::Replica { .. } if running.is_promoting => stop(turn),
             RunningRole::Replica { .. } => release(turn, None),
         },
         Local::Stopped(stopped) => match requests::own_switchover(seen, topology) {
             Some(record) => requests::when_stopped(turn, held, topology, record, stopped),
-            None => release(turn, Some(stopped.checkpoint)),
+            // After an unclean end the last checkpoint may lie far behind what was acknowledged.
+            None => release(turn, stopped.is_clean.then_some(stopped.checkpoint)),
         },
         Local::Empty => release(turn, None),
         Local::Starting { .. }

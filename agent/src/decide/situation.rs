@@ -14,10 +14,10 @@ pub enum Situation {
     AuthorityGone,
     /// A long job is in progress.
     JobRunning,
-    /// The data here belongs to another cluster.
-    ForeignData,
     /// The agent was told to end.
     ShuttingDown,
+    /// The data here belongs to another cluster.
+    ForeignData,
     /// Automation is off.
     Maintenance,
     /// There is no data here.
@@ -39,8 +39,8 @@ impl Situation {
     pub const ALL: [Situation; 11] = [
         Situation::AuthorityGone,
         Situation::JobRunning,
-        Situation::ForeignData,
         Situation::ShuttingDown,
+        Situation::ForeignData,
         Situation::Maintenance,
         Situation::NoData,
         Situation::HoldingLease,
@@ -78,11 +78,11 @@ impl Situation {
             return Situation::JobRunning;
         }
         let topology = seen.topology();
-        if is_foreign(seen, topology) {
-            return Situation::ForeignData;
-        }
         if seen.is_shutting_down {
             return Situation::ShuttingDown;
+        }
+        if is_foreign(seen, topology) {
+            return Situation::ForeignData;
         }
         if topology.is_some_and(|t| t.settings.as_ref().is_some_and(|s| s.is_paused)) {
             return Situation::Maintenance;
@@ -143,7 +143,7 @@ impl Local {
             }
             Local::Running(running) => match running.role {
                 RunningRole::Primary { .. } => true,
-                RunningRole::Replica { .. } => false,
+                RunningRole::Replica { .. } => running.is_promoting,
             },
             Local::Unknown(_) | Local::Empty | Local::Stopped(_) => false,
         }

@@ -4,8 +4,14 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::fs::FlockOperation;
 
 use trunkline_shared::cluster::SystemId;
+
+/// Locked by the agent that runs on the directory.
+const AGENT_LOCK_FILE: &str = "agent.lock";
 
 /// Holds the boot id, and the system identifier once it is known.
 const STAMP_FILE: &str = "stamp";
@@ -33,6 +39,12 @@ pub enum RunDirError {
         /// The directory.
         path: PathBuf,
     },
+    /// Another agent runs on it. Two agents of one instance would undo each other's work.
+    #[error("another agent runs on {path}; end it first, or give this instance its own run_dir")]
+    OtherAgent {
+        /// The directory.
+        path: PathBuf,
+    },
     /// It belongs to another instance that was seen in this boot.
     #[error(
         "{path} was used for system identifier {other} in this boot; give each instance its own run_dir, or remove it"
@@ -52,6 +64,8 @@ pub struct RunDir {
     boot_id: String,
     /// Whether the directory already held this boot's files: false after a reboot or in a new container.
     pub is_of_this_boot: bool,
+    /// Held for the agent's life.
+    _lock: Arc<fs::File>,
 }
 
 impl RunDir {
@@ -89,6 +103,15 @@ impl RunDir {
         if fs::canonicalize(data_dir).is_ok_and(|data| real.starts_with(data)) {
             return Err(RunDirError::BelowDataDir { path });
         }
+        let lock = fs::OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(real.join(AGENT_LOCK_FILE))
+            .map_err(io)?;
+        if rustix::fs::fcntl_lock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
+            return Err(RunDirError::OtherAgent { path });
+        }
         let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").map_err(io)?;
         let boot_id = boot_id.trim().to_owned();
         let is_of_this_boot = read_stamp(&real).is_some_and(|(boot, _)| boot == boot_id);
@@ -96,6 +119,7 @@ impl RunDir {
             path: real,
             boot_id,
             is_of_this_boot,
+            _lock: Arc::new(lock),
         };
         if !is_of_this_boot {
             dir.empty().map_err(io)?;

@@ -48,11 +48,19 @@ pub enum DirectoryState {
     Lost,
 }
 
+/// Whether the directory must not be started: an unfinished rewind left pages of two histories in it, or a
+/// complete copy waits to take its place.
+pub fn is_half_done(config: &PostgresConfig) -> bool {
+    config.beside(REWINDING).exists() || config.beside(COMPLETE).exists()
+}
+
 /// Looks at the place.
 pub fn directory_state(config: &PostgresConfig) -> DirectoryState {
-    let is_empty = fs::read_dir(&config.data_dir).map_or(true, |mut dir| {
-        dir.all(|entry| entry.is_ok_and(|e| e.file_name() == "lost+found"))
-    });
+    let is_empty = match fs::read_dir(&config.data_dir) {
+        Ok(mut dir) => dir.all(|entry| entry.is_ok_and(|e| e.file_name() == "lost+found")),
+        // A directory that cannot be read is not an empty one.
+        Err(error) => error.kind() == std::io::ErrorKind::NotFound,
+    };
     if is_empty {
         let beside = [ASIDE, COMPLETE].iter().any(|s| config.beside(s).exists());
         return if beside {

@@ -154,6 +154,15 @@ pub enum PostgresError {
         /// A mount point, tablespaces outside, or a parent without write permission.
         why: String,
     },
+    /// A rewind began and did not end, or a copy waits to take the directory's place.
+    #[error(
+        "{data_dir} must not be started: a rewind of it did not end, or a newer copy waits beside it; \
+         a new copy mends it (trunkline reinit)"
+    )]
+    HalfDone {
+        /// The data directory.
+        data_dir: PathBuf,
+    },
     /// The data directory is missing while a copy or the one set aside stands beside it.
     #[error(
         "{data_dir} is missing but {beside} exists: a swap was interrupted by hand; rename the one to \
@@ -182,6 +191,7 @@ impl PostgresError {
             | Self::Directory { .. }
             | Self::CannotSwap { .. }
             | Self::Lost { .. }
+            | Self::HalfDone { .. }
             | Self::PromoteNotAllowed
             | Self::NotInRecovery => false,
             Self::Program { .. }

@@ -14,6 +14,9 @@ use super::sql::{Target, quote_literal};
 use super::timelines::{self, TimelineStep};
 use super::{Postgres, PostgresError, ServerRole, ServerStatus, Upstream, UpstreamChange, files};
 
+/// In the run directory: the postmaster to which promotion was signalled.
+const PROMOTING_FILE: &str = "promoting";
+
 /// Pause between two looks while a promotion or a first stream is awaited.
 const WATCH_PAUSE: Duration = Duration::from_millis(3);
 
@@ -82,6 +85,7 @@ impl Postgres {
             timelines::release(&config.data_dir)?;
             return Err(PostgresError::PromoteNotAllowed);
         }
+        self.note_promotion(running.id)?;
         fs::rename(&prepared, &trigger).map_err(PostgresError::file("write", &trigger))?;
         running.signal(Signal::USR1);
         let began = clock::now();
@@ -121,6 +125,21 @@ impl Postgres {
             took,
             timeline: Timeline(timeline),
         })
+    }
+
+    /// Written down before the signal, so that an agent that is started again knows of it.
+    fn note_promotion(&self, id: ProcessId) -> Result<(), PostgresError> {
+        let path = self.config().run_dir.join(PROMOTING_FILE);
+        fs::write(&path, format!("{} {}", id.pid, id.start_ticks))
+            .map_err(PostgresError::file("write", &path))
+    }
+
+    /// Whether promotion was signalled to the postmaster that runs now. It will accept writes by itself; only
+    /// stopping the instance takes that back.
+    pub fn is_promoting(&self) -> bool {
+        let Some(id) = self.adopt() else { return false };
+        fs::read_to_string(self.config().run_dir.join(PROMOTING_FILE))
+            .is_ok_and(|text| text == format!("{} {}", id.pid, id.start_ticks))
     }
 
     /// Makes a running replica follow `upstream`: rewrites its settings, reloads, and watches for `limit`

@@ -230,6 +230,16 @@ impl Topology {
         Timeline(timeline.0.saturating_sub(1))
     }
 
+    /// The newest timeline whose history is written down; 1 before the first promotion.
+    pub fn newest_timeline(&self) -> Timeline {
+        let claimed = self.claimed.timeline;
+        let recorded = self.history.last_ended().map_or(1, |ended| ended.0 + 1);
+        if claimed.0 > recorded && self.has_history_of(claimed) {
+            return claimed;
+        }
+        Timeline(recorded)
+    }
+
     /// Whether the history of `timeline` is written down.
     pub fn has_history_of(&self, timeline: Timeline) -> bool {
         let parent = self.parent_of(timeline);

@@ -82,6 +82,7 @@ pub(super) fn local(words: &Words<'_, '_>, now: Moment) -> Result<Local, ScriptE
                 position,
                 is_clean: words.has("clean"),
                 was_primary,
+                is_half_rewound: words.has("half_rewound"),
                 crashed_at: words.seconds("crashed")?.map(|ago| now - ago),
             })
         }
@@ -91,6 +92,7 @@ pub(super) fn local(words: &Words<'_, '_>, now: Moment) -> Result<Local, ScriptE
             role: running_role(words, was_primary)?,
             slots: Arc::new(slots(words)),
             has_pending_restart: words.has("pending_restart"),
+            is_promoting: words.has("promoting"),
         }),
         other => return Err(words.wrong(other.unwrap_or(""), "a state of the instance")),
     })

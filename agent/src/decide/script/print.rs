@@ -243,6 +243,7 @@ fn print_local(out: &mut String, local: &Local, now: Moment) {
                 "local stopped {role}{clean} system_id={} tl={} checkpoint={} redo={} position={}",
                 s.system_id, s.timeline, s.checkpoint, s.redo, s.position
             );
+            flag(out, s.is_half_rewound, "half_rewound");
             option(out, "crashed", s.crashed_at.map(ago));
             Ok(())
         }
@@ -285,6 +286,7 @@ fn print_running(out: &mut String, running: &Running) {
         let _ = write!(out, " slot={}{idle}", slot.name);
     }
     flag(out, running.has_pending_restart, "pending_restart");
+    flag(out, running.is_promoting, "promoting");
 }
 
 fn print_peers(out: &mut String, peers: &Peers) {

@@ -232,6 +232,7 @@ impl Keeper {
         };
         // Until the outcome is known the key may still be deleted at any time, as with a hand-over.
         self.inner.borrow_mut().state.hand_over_sent();
+        self.publish();
         let outcome = self.dcs.commit(&txn).await;
         self.gave(what, held, session, outcome, |looked| {
             looked.holder.is_none()

@@ -214,7 +214,7 @@ impl<T: Send + 'static> Race<'_, T> {
             Failure::LeaseGone(lease) => {
                 self.gone += 1;
                 if self.gone > 1 {
-                    return Err(DcsError::LeaseGone(lease));
+                    return Err(self.definite(index, DcsError::LeaseGone(lease)));
                 }
                 return Ok(ROUND_PAUSE);
             }
@@ -224,13 +224,21 @@ impl<T: Send + 'static> Race<'_, T> {
                     self.went_back.push(index);
                 }
                 if self.went_back.len() == self.endpoints.len() {
-                    return Err(DcsError::WentBack(why));
+                    return Err(self.definite(index, DcsError::WentBack(why)));
                 }
                 self.last_failure = why;
             }
-            Failure::Final(error) => return Err(error),
+            Failure::Final(error) => return Err(self.definite(index, error)),
         }
         Ok(round_pause)
+    }
+
+    /// A definite error of one copy says nothing of another whose answer never came.
+    fn definite(&self, index: usize, error: DcsError) -> DcsError {
+        if self.plan.is_write && (self.lost.is_some() || !self.in_flight.is_empty()) {
+            return self.unknown(index, format!("{error}; an earlier copy was not answered"));
+        }
+        error
     }
 
     fn unknown(&self, index: usize, why: String) -> DcsError {
