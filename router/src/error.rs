@@ -1,5 +1,6 @@
 //! Why a session ends, and the only table from that to what the client is told.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use trunkline_shared::cluster::{ClusterName, MemberName};
@@ -40,6 +41,22 @@ pub enum SessionError {
         /// As above.
         has_outstanding: bool,
     },
+    /// The server took too long to say whether it encrypts.
+    #[error("PostgreSQL on member {member} did not answer a request for encryption within {}", seconds(.limit))]
+    EncryptionUnanswered {
+        /// Which member.
+        member: MemberName,
+        /// The limit.
+        limit: Duration,
+    },
+    /// The log-in was not over in time.
+    #[error("PostgreSQL on member {member} was not ready for queries {} after the start-up packet", seconds(.limit))]
+    NotGreeted {
+        /// Which member.
+        member: MemberName,
+        /// The limit.
+        limit: Duration,
+    },
     /// No target within the time a client is held.
     #[error("cluster {cluster} takes no writes now: {}; waited {}", awaited_text(.awaited), seconds(.waited))]
     HeldTooLong {
@@ -76,6 +93,12 @@ pub enum SessionError {
         /// Its limit.
         limit: usize,
     },
+    /// Too many connections of one address, or in total, that are not logged in.
+    #[error("sorry, too many clients of {address} are logging in already")]
+    TooManyNewcomers {
+        /// The client's address, from the PROXY header.
+        address: IpAddr,
+    },
     /// The first bytes are not PostgreSQL's.
     #[error("this is not a PostgreSQL connection: {0}")]
     NotTheProtocol(#[from] NotStartup),
@@ -105,7 +128,9 @@ impl SessionError {
     /// Whose fault it is: for the metric, and for whether to log it.
     pub fn side(&self) -> Side {
         match self {
-            SessionError::ServerLost { .. } => Side::Server,
+            SessionError::ServerLost { .. }
+            | SessionError::EncryptionUnanswered { .. }
+            | SessionError::NotGreeted { .. } => Side::Server,
             SessionError::Ended { .. }
             | SessionError::HeldTooLong { .. }
             | SessionError::StandbyCluster { .. }
@@ -116,6 +141,7 @@ impl SessionError {
             | SessionError::EncryptionTwice
             | SessionError::ProxyHeader(_)
             | SessionError::StartupTooSlow(_)
+            | SessionError::TooManyNewcomers { .. }
             | SessionError::ClientGone => Side::Client,
         }
     }
@@ -140,10 +166,13 @@ impl SessionError {
                 ..
             } => "router_stops",
             SessionError::ServerLost { .. } => "server_lost",
+            SessionError::EncryptionUnanswered { .. } => "encryption_unanswered",
+            SessionError::NotGreeted { .. } => "not_greeted",
             SessionError::HeldTooLong { .. } => "held_too_long",
             SessionError::StandbyCluster { .. } => "standby_cluster",
             SessionError::NoReplica { .. } => "no_replica",
             SessionError::TooManyClients { .. } => "too_many_clients",
+            SessionError::TooManyNewcomers { .. } => "too_many_newcomers",
             SessionError::NotTheProtocol(_) => "not_the_protocol",
             SessionError::OldProtocol { .. } => "old_protocol",
             SessionError::EncryptionTwice => "encryption_twice",
@@ -167,10 +196,14 @@ impl SessionError {
             SessionError::Ended { .. } | SessionError::ServerLost { .. } => {
                 sqlstate::ADMIN_SHUTDOWN
             }
-            SessionError::HeldTooLong { .. }
+            SessionError::EncryptionUnanswered { .. }
+            | SessionError::NotGreeted { .. }
+            | SessionError::HeldTooLong { .. }
             | SessionError::StandbyCluster { .. }
             | SessionError::NoReplica { .. } => sqlstate::CANNOT_CONNECT_NOW,
-            SessionError::TooManyClients { .. } => sqlstate::TOO_MANY_CONNECTIONS,
+            SessionError::TooManyClients { .. } | SessionError::TooManyNewcomers { .. } => {
+                sqlstate::TOO_MANY_CONNECTIONS
+            }
             SessionError::OldProtocol { .. } => sqlstate::FEATURE_NOT_SUPPORTED,
             SessionError::NotTheProtocol(_)
             | SessionError::EncryptionTwice
@@ -197,12 +230,16 @@ impl SessionError {
             SessionError::HeldTooLong { .. } => {
                 Some("Connect again later; \"trunkline list\" shows the cluster.")
             }
+            SessionError::EncryptionUnanswered { .. } | SessionError::NotGreeted { .. } => {
+                Some("Connect again later, and look into PostgreSQL's log on that member.")
+            }
             SessionError::StandbyCluster { .. } => Some("Connect to the main cluster for writes."),
             SessionError::NoReplica { .. } => {
                 Some("Connect again later, or set replicas.fallback to primary.")
             }
             SessionError::TooManyClients { .. } => Some("Raise max_client_conn of the listener."),
-            SessionError::NotTheProtocol(_)
+            SessionError::TooManyNewcomers { .. }
+            | SessionError::NotTheProtocol(_)
             | SessionError::OldProtocol { .. }
             | SessionError::EncryptionTwice
             | SessionError::ProxyHeader(_)

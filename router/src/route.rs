@@ -117,6 +117,10 @@ pub fn route(
             if falls_back && let Ok(target) = writer(table, request.tried, Chosen::Fallback) {
                 return Ok(target);
             }
+            if table.revision == 0 {
+                // The state file knows a leader and no replica: that says nothing about replicas.
+                return Err(NoRoute::Hold(Awaited::FirstView));
+            }
             Err(NoRoute::NoReplica {
                 reasons: reasons(table, request.tried),
             })

@@ -5,15 +5,16 @@ use std::sync::Arc;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::time::sleep;
 use tracing::{debug, info};
 
 use crate::cancel;
 use crate::error::{SessionError, Side};
-use crate::listener::limits::{Counted, Newcomer, STARTUP_TIME};
+use crate::listener::limits::{Counted, ENCRYPTION_ANSWER_TIME, Newcomer, STARTUP_TIME};
 use crate::listener::{Listening, proxy};
 use crate::protocol::messages::{ENCRYPTION_REFUSED, GSS_ACCEPTED, TLS_ACCEPTED};
 use crate::protocol::startup::{self, First, MAX_STARTUP_PACKET_LENGTH, Progress};
-use crate::session::reach::{Connected, Reach};
+use crate::session::reach::{Connected, Reach, gone, tune};
 use crate::session::relay::{Relay, say};
 
 pub mod reach;
@@ -25,7 +26,9 @@ struct Client {
     peer: SocketAddr,
     /// Read and not yet dealt with.
     bytes: Vec<u8>,
-    newcomer: Newcomer,
+    /// Counted among those who are not logged in. Given back when the client is held: `max_client_conn`
+    /// bounds those.
+    newcomer: Option<Newcomer>,
 }
 
 /// What the first packets came to.
@@ -51,14 +54,18 @@ pub async fn run(
     let Ok(stream) = TcpStream::from_std(stream) else {
         return;
     };
+    if let Err(error) = tune(&stream) {
+        debug!(%peer, "cannot set the client's socket up: {error}");
+    }
     listening.metrics.sessions.increment(1);
+    let mut peer = peer;
     let client = Client {
         stream,
         peer,
         bytes: Vec::new(),
-        newcomer,
+        newcomer: Some(newcomer),
     };
-    let outcome = live(&listening, client, place.is_some()).await;
+    let outcome = live(&listening, client, place.is_some(), &mut peer).await;
     drop(place);
     listening.metrics.sessions.decrement(1);
     if let Err(error) = outcome {
@@ -75,13 +82,15 @@ fn report(listening: &Listening, peer: SocketAddr, error: &SessionError) {
     }
 }
 
+/// `peer` is the client's address; the one that a PROXY header names, once it has come.
 async fn live(
     listening: &Arc<Listening>,
     client: Client,
     has_place: bool,
+    peer: &mut SocketAddr,
 ) -> Result<(), SessionError> {
     // The opening is long-winded and short-lived: boxed, so that an idle session does not carry its size.
-    let (client, opened) = Box::pin(open(listening, client, has_place)).await?;
+    let (client, opened) = Box::pin(open(listening, client, has_place, peer)).await?;
     let Opened::Relay {
         connected,
         is_readable,
@@ -106,8 +115,11 @@ async fn open(
     listening: &Arc<Listening>,
     mut client: Client,
     has_place: bool,
+    peer: &mut SocketAddr,
 ) -> Result<(Client, Opened), SessionError> {
-    match opening(listening, &mut client, has_place).await {
+    let outcome = opening(listening, &mut client, has_place).await;
+    *peer = client.peer;
+    match outcome {
         Ok(opened) => Ok((client, opened)),
         Err(error) => {
             say(&mut client.stream, &error).await;
@@ -128,7 +140,13 @@ async fn opening(
         &listening.proxy_protocol_from,
         &mut client.bytes,
     );
-    client.peer = in_startup_time(header).await?;
+    let own = in_startup_time(header).await?;
+    if own != client.peer {
+        client.peer = own;
+        let address = own.ip().to_canonical();
+        let newcomer = client.newcomer.take().and_then(|n| n.behind(address));
+        client.newcomer = Some(newcomer.ok_or(SessionError::TooManyNewcomers { address })?);
+    }
     let mut opening = Opening {
         listening,
         reach: Reach::new(listening),
@@ -193,7 +211,7 @@ impl Opening<'_> {
         }
     }
 
-    async fn server(&mut self, client: &Client) -> Result<Connected, SessionError> {
+    async fn server(&mut self, client: &mut Client) -> Result<Connected, SessionError> {
         if let Some(refusal) = self.refusal.take() {
             return Err(refusal);
         }
@@ -224,7 +242,7 @@ impl Opening<'_> {
                 return Ok(None);
             }
         };
-        let answer = ask_server(&mut connected, &client.bytes[..length]).await?;
+        let answer = ask_server(&mut connected, client, length).await?;
         client.bytes.drain(..length);
         send(&mut client.stream, &[answer]).await?;
         if answer == ENCRYPTION_REFUSED[0] {
@@ -271,8 +289,12 @@ async fn pass_cancel_on(listening: &Arc<Listening>, request: &[u8]) {
 }
 
 /// Passes a request for encryption on and returns the server's answer of one byte.
-async fn ask_server(server: &mut Connected, request: &[u8]) -> Result<u8, SessionError> {
-    server.send(request).await?;
+async fn ask_server(
+    server: &mut Connected,
+    client: &Client,
+    length: usize,
+) -> Result<u8, SessionError> {
+    server.send(&client.bytes[..length]).await?;
     let lost = SessionError::ServerLost {
         member: server.member.clone(),
         has_outstanding: false,
@@ -282,6 +304,11 @@ async fn ask_server(server: &mut Connected, request: &[u8]) -> Result<u8, Sessio
         notice = server.seat.ended() => Err(SessionError::Ended {
             ending: notice.ending,
             has_outstanding: false,
+        }),
+        () = gone(&client.stream) => Err(SessionError::ClientGone),
+        () = sleep(ENCRYPTION_ANSWER_TIME) => Err(SessionError::EncryptionUnanswered {
+            member: server.member.clone(),
+            limit: ENCRYPTION_ANSWER_TIME,
         }),
     }
 }

@@ -148,10 +148,7 @@ impl Keeper {
         rules: watch::Receiver<Rules>,
         state_file: Arc<StateFile>,
     ) -> Self {
-        let table = RoutingTable {
-            last: state_file.last_leader(&cluster.name),
-            ..RoutingTable::default()
-        };
+        let table = RoutingTable::remembering(state_file.last_leader(&cluster.name));
         let (probing, probes) = mpsc::channel(1);
         let now = in_time(Duration::ZERO);
         Self {
@@ -174,8 +171,9 @@ impl Keeper {
         }
     }
 
-    /// Keeps the table until the process ends.
-    pub async fn run(mut self) {
+    /// Keeps the table until the process ends. Returns, with the cluster's name, only if the follower of the
+    /// DCS has ended: the table would never change again, so the process must not go on.
+    pub async fn run(mut self) -> ClusterName {
         loop {
             self.step();
             match self.wait().await {
@@ -191,7 +189,7 @@ impl Keeper {
                 }
                 Wake::Probes(report) => self.streaks.take(report, &mut self.health.down),
                 Wake::Refresh => self.refresh(),
-                Wake::Over => return,
+                Wake::Over => return self.cluster.name.clone(),
             }
         }
     }
@@ -352,4 +350,26 @@ fn shown(view: &DcsView) -> Option<View<'_>> {
             proven_at
         },
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use trunkline_shared::dcs::keys::Keys;
+    use trunkline_shared::dcs::memory::MemoryDcs;
+    use trunkline_shared::dcs::watch::follow;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_keeper_whose_follower_has_ended_names_its_cluster() {
+        let name = ClusterName::new("demo");
+        let followed = follow(Arc::new(MemoryDcs::new()), Keys::new("service", &name));
+        let (sender, views) = watch::channel(Arc::default());
+        drop(sender);
+        let follow = Follow { views, ..followed };
+        let (_rules, heard) = watch::channel(Rules::default());
+        let cluster = Arc::new(Cluster::new(name.clone()));
+        let keeper = Keeper::new(cluster, follow, heard, Arc::default());
+        assert_eq!(keeper.run().await, name);
+    }
 }

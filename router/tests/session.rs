@@ -149,6 +149,22 @@ async fn a_held_client_that_leaves_is_noticed() {
 }
 
 #[tokio::test]
+async fn a_client_that_leaves_a_server_that_says_nothing_ends_its_session() {
+    // Accepts, by its queue, and never says a word.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let stack = Stack::start(Setup::default()).await;
+    stack.lead("a", silent.local_addr().unwrap()).await;
+    for first in [&startup("app")[..], &SSL_REQUEST] {
+        let mut client = stack.client().await;
+        client.send(first).await;
+        eventually(|| stack.cluster.lanes.open_sessions() == 1).await;
+        drop(client);
+        eventually(|| stack.cluster.lanes.open_sessions() == 0).await;
+        eventually(|| stack.listening.clients() == 0).await;
+    }
+}
+
+#[tokio::test]
 async fn a_leader_that_refuses_connections_is_tried_again() {
     // A port that was free a moment ago and is free again.
     let vacant = std::net::TcpListener::bind("127.0.0.1:0").unwrap();

@@ -18,7 +18,7 @@ use goldenscript::{Argument, Command, Context, Runner};
 use test_each_file::test_each_path;
 use trunkline_router::route::balance::Load;
 use trunkline_router::route::{NoRoute, RouteRequest, TargetKind, route};
-use trunkline_router::topology::routing_table::{LaneId, RoutingTable, Writer};
+use trunkline_router::topology::routing_table::{LaneId, LastLeader, RoutingTable, Writer};
 use trunkline_router::topology::transition::{Answer, Health, Rules, Testimony, View, transition};
 use trunkline_shared::cluster::member::TrunklineFields;
 use trunkline_shared::cluster::topology::Status;
@@ -151,6 +151,14 @@ impl Runner for Script {
                 return Ok(self.step());
             }
             "step" => return Ok(self.step()),
+            // The router starts anew with what its state file holds.
+            "restart" => {
+                let last = self.table.last.take();
+                self.table =
+                    RoutingTable::remembering(last.map(|l| LastLeader { lane: None, ..l }));
+                self.health = Health::default();
+                self.proven_at = None;
+            }
             "route" => return Ok(self.route(&words)),
             other => return Err(format!("no such command: {other}").into()),
         }

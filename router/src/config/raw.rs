@@ -25,6 +25,11 @@ const DEFAULT_HOLD_TIMEOUT: Duration = Duration::from_secs(10);
 /// The longest `hold_timeout`: a client held for longer is better told.
 const MAX_HOLD_TIMEOUT: Duration = Duration::from_secs(3600);
 
+/// The keys of `etcd3`.
+const ETCD3_KEYS: [&str; 9] = [
+    "hosts", "host", "url", "protocol", "username", "password", "cacert", "cert", "key",
+];
+
 type Leaf = Option<Spanned<Value>>;
 
 #[derive(Deserialize)]
@@ -226,6 +231,10 @@ impl Reader {
             self.wrong(0, "etcd3", String::new(), example);
             return None;
         };
+        let line = section.referenced.line();
+        if !self.etcd3_keys(line, &section.value) {
+            return None;
+        }
         match serde_json::from_value(section.value.clone()) {
             Ok(config) => Some(EtcdSection {
                 config,
@@ -233,11 +242,29 @@ impl Reader {
             }),
             Err(error) => {
                 // The value is not shown: it may hold a password.
-                let line = section.referenced.line();
                 self.wrong(line, "etcd3", String::new(), &error.to_string());
                 None
             }
         }
+    }
+
+    /// Whether every key of the section is known, and its credentials are text. What stands there is not
+    /// shown: it may be a password.
+    fn etcd3_keys(&mut self, line: u64, section: &Value) -> bool {
+        let before = self.mistakes.len();
+        for (key, value) in section.as_object().into_iter().flatten() {
+            let path = format!("etcd3.{key}");
+            if !ETCD3_KEYS.contains(&key.as_str()) {
+                let allowed = format!("is unknown; {} are allowed", ETCD3_KEYS.join(", "));
+                self.wrong(line, &path, String::new(), &allowed);
+            } else if ["username", "password"].contains(&key.as_str())
+                && !(value.is_string() || value.is_null())
+            {
+                let allowed = "text is allowed; put it in quotes";
+                self.wrong(line, &path, String::new(), allowed);
+            }
+        }
+        self.mistakes.len() == before
     }
 
     fn later(&mut self, raw: &Raw) {

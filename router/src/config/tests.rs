@@ -72,6 +72,23 @@ fn unknown_keys_are_refused() {
 }
 
 #[test]
+fn a_password_is_never_shown_and_unknown_keys_of_etcd3_are_refused() {
+    let with = |more: &str| SMALLEST.replace("etcd3: {", &format!("etcd3: {{{more}, "));
+    let said = wrong(&with("username: root, password: 123456789"));
+    assert_eq!(
+        said,
+        "line 2: etcd3.password: text is allowed; put it in quotes"
+    );
+    let said = wrong(&with("passwrd: hidden"));
+    assert!(
+        said.starts_with("line 2: etcd3.passwrd: is unknown; hosts, host"),
+        "{said}"
+    );
+    assert!(!said.contains("hidden"));
+    assert!(RouterConfig::parse(&with("username: root, password: \"1234\"")).is_ok());
+}
+
+#[test]
 fn a_missing_section_is_named() {
     let said = wrong("name: r1\n");
     assert!(said.contains("etcd3: is missing") && said.contains("listeners: is missing"));

@@ -17,10 +17,15 @@ pub const MAX_NEWCOMERS_PER_ADDRESS: usize = 2048;
 pub const STARTUP_TIME: Duration = Duration::from_secs(10);
 /// Cancel requests being passed on at once; more are dropped, as PostgreSQL gives no answer to them either.
 pub const MAX_CANCELS: usize = 64;
-/// Connections being made to servers at once; more wait their turn.
+/// Connections being made to one address at once; more wait their turn.
 pub const MAX_CONNECTS: usize = 256;
 /// How long one attempt to connect to a server may take.
 pub const CONNECT_TIME: Duration = Duration::from_secs(3);
+/// How long a server may take to answer a request for encryption with its one byte.
+pub const ENCRYPTION_ANSWER_TIME: Duration = Duration::from_secs(10);
+/// How long a session may last without the server's first ReadyForQuery: PostgreSQL's own
+/// `authentication_timeout` where it is not set.
+pub const GREETING_TIME: Duration = Duration::from_secs(60);
 
 /// The limits of the whole process.
 pub struct Limits {
@@ -28,8 +33,9 @@ pub struct Limits {
     by_address: Mutex<BTreeMap<IpAddr, usize>>,
     /// Cancels in flight.
     pub cancels: Semaphore,
-    /// Connects in flight.
-    pub connects: Semaphore,
+    /// Connects in flight, by the address of the member as its record names it: one that does not answer
+    /// holds up no other.
+    connects: Mutex<BTreeMap<Arc<str>, Arc<Semaphore>>>,
 }
 
 impl Default for Limits {
@@ -38,7 +44,7 @@ impl Default for Limits {
             newcomers: AtomicUsize::new(0),
             by_address: Mutex::default(),
             cancels: Semaphore::new(MAX_CANCELS),
-            connects: Semaphore::new(MAX_CONNECTS),
+            connects: Mutex::default(),
         }
     }
 }
@@ -49,7 +55,29 @@ pub struct Newcomer {
     address: IpAddr,
 }
 
+impl Newcomer {
+    /// Counts it under its own address instead of the proxy's; `None` if that has too many.
+    pub fn behind(self, address: IpAddr) -> Option<Self> {
+        let limits = self.limits.clone();
+        drop(self);
+        limits.admit(address)
+    }
+}
+
 impl Limits {
+    /// The turns of those who connect to this address.
+    pub fn connects(&self, address: &Arc<str>) -> Arc<Semaphore> {
+        let mut connects = self.connects.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(turns) = connects.get(address) {
+            return turns.clone();
+        }
+        // Addresses of members that are gone are forgotten when a new one comes.
+        connects.retain(|_, turns| Arc::strong_count(turns) > 1);
+        let turns = Arc::new(Semaphore::new(MAX_CONNECTS));
+        connects.insert(address.clone(), turns.clone());
+        turns
+    }
+
     /// Counts one more client that is not authenticated; `None` if there are too many.
     pub fn admit(self: &Arc<Self>, address: IpAddr) -> Option<Newcomer> {
         if self.newcomers.fetch_add(1, Ordering::Relaxed) >= MAX_NEWCOMERS {
@@ -130,5 +158,33 @@ mod tests {
         drop(full);
         assert!(limits.admit(one).is_some());
         assert!(limits.by_address.lock().unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_newcomer_behind_a_proxy_counts_under_its_own_address() {
+        let limits = Arc::new(Limits::default());
+        let proxy = IpAddr::from([127, 0, 0, 1]);
+        let own = IpAddr::from([10, 0, 0, 9]);
+        let newcomer = limits.admit(proxy).unwrap().behind(own).unwrap();
+        let counted: Vec<_> = limits
+            .by_address
+            .lock()
+            .unwrap()
+            .clone()
+            .into_iter()
+            .collect();
+        assert_eq!(counted, [(own, 1)]);
+        drop(newcomer);
+        assert_eq!(limits.newcomers.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn one_address_that_does_not_answer_holds_up_no_other() {
+        let limits = Limits::default();
+        let (dead, alive): (Arc<str>, Arc<str>) = ("dead:5432".into(), "alive:5432".into());
+        let turns = limits.connects(&dead);
+        let all = turns.try_acquire_many(u32::try_from(MAX_CONNECTS).unwrap());
+        assert!(all.is_ok() && limits.connects(&dead).try_acquire().is_err());
+        assert!(limits.connects(&alive).try_acquire().is_ok());
     }
 }

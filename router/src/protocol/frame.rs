@@ -84,6 +84,11 @@ pub struct Conversation {
     server: Frames,
     /// Requests sent whole (Query, Sync, FunctionCall) whose ReadyForQuery the client has not taken.
     unanswered: u32,
+    /// Of the last requests, one bit each, the youngest lowest: whether it is a Sync that a COPY FROM STDIN
+    /// before it would swallow.
+    swallowable: u64,
+    /// The last thing sent was the end of copied data: a Sync after it counts.
+    has_ended_copy: bool,
     /// Messages of the extended protocol were sent since the last Sync.
     is_batch_open: bool,
     /// The first ReadyForQuery, which answers no request but ends authentication, was taken.
@@ -100,17 +105,30 @@ impl Conversation {
         let Self {
             client,
             unanswered,
+            swallowable,
+            has_ended_copy,
             is_batch_open,
             is_leaving,
             ..
         } = self;
         client.advance(bytes, |kind| match kind {
-            b'Q' | b'F' => *unanswered = unanswered.saturating_add(1),
+            b'Q' | b'F' => {
+                *unanswered = unanswered.saturating_add(1);
+                *swallowable <<= 1;
+                *has_ended_copy = false;
+            }
             b'S' => {
                 *unanswered = unanswered.saturating_add(1);
+                *swallowable = *swallowable << 1 | u64::from(!*has_ended_copy);
+                *has_ended_copy = false;
                 *is_batch_open = false;
             }
-            b'P' | b'B' | b'E' | b'D' | b'C' | b'H' => *is_batch_open = true,
+            b'P' | b'B' | b'E' | b'D' | b'C' => {
+                *is_batch_open = true;
+                *has_ended_copy = false;
+            }
+            b'H' => *is_batch_open = true,
+            b'c' | b'f' => *has_ended_copy = true,
             b'X' => *is_leaving = true,
             _ => {}
         });
@@ -121,17 +139,36 @@ impl Conversation {
         let Self {
             server,
             unanswered,
+            swallowable,
+            is_batch_open,
             is_greeted,
             ended_with_error,
             ..
         } = self;
         server.advance(bytes, |kind| {
             *ended_with_error = kind == b'E';
-            if kind == b'Z' {
-                if *is_greeted {
-                    *unanswered = unanswered.saturating_sub(1);
+            match kind {
+                b'Z' => {
+                    if *is_greeted {
+                        *unanswered = unanswered.saturating_sub(1);
+                    }
+                    *is_greeted = true;
                 }
-                *is_greeted = true;
+                // CopyInResponse: PostgreSQL ignores a Sync until the copied data ends. What it answers is
+                // the oldest request; a Query is still to be answered, the Sync of a batch will never be.
+                b'G' => {
+                    let oldest = unanswered.checked_sub(1);
+                    if let Some(at) = oldest
+                        && swallowable
+                            .checked_shr(at)
+                            .is_some_and(|bits| bits & 1 == 1)
+                    {
+                        *unanswered = at;
+                        // The batch goes on until the Sync after the data, unless that was sent already.
+                        *is_batch_open |= at == 0;
+                    }
+                }
+                _ => {}
             }
         });
     }

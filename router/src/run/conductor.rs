@@ -151,7 +151,12 @@ impl Conductor {
     }
 
     /// Accepts no more, and waits until the last session is over, or the time is.
-    async fn drain(&self, fds: &ListenFds, signals: &mut Signals) {
+    async fn drain(
+        &self,
+        fds: &ListenFds,
+        signals: &mut Signals,
+        events: &mut mpsc::Receiver<Event>,
+    ) {
         self.shown.is_draining.store(true, Ordering::Relaxed);
         self.close.send_replace(true);
         listener::close(fds);
@@ -161,6 +166,7 @@ impl Conductor {
         tokio::select! {
             _ = timeout(DRAIN_TIME, self.empty()) => {}
             () = told_again(signals) => info!("told again to stop: not waiting any more"),
+            defect = defect(events) => error!("a task ended that must not: {defect}; not waiting any more"),
         }
         let left = self.cores.sessions();
         if left > 0 {
@@ -225,7 +231,7 @@ impl ShutdownSignalWatch for Conductor {
                     }
                     Request::Stop => {
                         if let Some(fds) = &ports {
-                            self.drain(fds, &mut signals).await;
+                            self.drain(fds, &mut signals, &mut events).await;
                         }
                         self.forget();
                         return ShutdownSignal::GracefulTerminate;
@@ -236,13 +242,24 @@ impl ShutdownSignalWatch for Conductor {
                         {
                             info!("the ports were handed over");
                             tokio::time::sleep(OVERLAP).await;
-                            self.drain(fds, &mut signals).await;
+                            self.drain(fds, &mut signals, &mut events).await;
                             self.forget();
                             return ShutdownSignal::GracefulTerminate;
                         }
                     }
                 },
             }
+        }
+    }
+}
+
+/// Waits for a task that must not end to have ended: sessions that still run would not be cut any more.
+async fn defect(events: &mut mpsc::Receiver<Event>) -> String {
+    loop {
+        match events.recv().await {
+            Some(Event::Defect(text)) => return text,
+            Some(Event::Open(_) | Event::Failed(_)) => {}
+            None => std::future::pending().await,
         }
     }
 }

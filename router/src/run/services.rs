@@ -78,10 +78,12 @@ impl BackgroundService for Topologies {
             keepers.spawn(keeper.run());
         }
         while let Some(ended) = keepers.join_next().await {
-            if let Err(defect) = ended {
-                // Without its table a cluster's sessions would never be cut: better no router than that one.
-                let _ = self.events.send(Event::Defect(defect.to_string())).await;
-            }
+            // Without its table a cluster's sessions would never be cut: better no router than that one.
+            let defect = match ended {
+                Ok(cluster) => format!("nobody follows cluster {cluster} any more"),
+                Err(defect) => defect.to_string(),
+            };
+            let _ = self.events.send(Event::Defect(defect)).await;
         }
     }
 }

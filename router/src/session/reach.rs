@@ -18,7 +18,7 @@ use crate::error::SessionError;
 use crate::lanes::Seat;
 use crate::listener::Listening;
 use crate::listener::limits::CONNECT_TIME;
-use crate::route::{Awaited, NoRoute, RouteRequest, Target, route};
+use crate::route::{Awaited, NoRoute, RouteRequest, Target, TargetKind, route};
 use crate::session::Client;
 
 /// Pause before a leader that refused a connection is tried again; a change of the table ends it early.
@@ -55,6 +55,8 @@ impl Connected {
 pub struct Reach<'a> {
     listening: &'a Arc<Listening>,
     tried: Vec<MemberName>,
+    /// The member that a connection is being made to.
+    connecting: Option<MemberName>,
 }
 
 impl<'a> Reach<'a> {
@@ -63,17 +65,31 @@ impl<'a> Reach<'a> {
         Self {
             listening,
             tried: Vec::new(),
+            connecting: None,
         }
     }
 
     /// A connected server, however long the client is held for it; or why there is none.
-    pub(super) async fn server(&mut self, client: &Client) -> Result<Connected, SessionError> {
+    pub(super) async fn server(&mut self, client: &mut Client) -> Result<Connected, SessionError> {
         let began = clock::now();
         let mut changed = self.listening.cluster.changes();
         let mut held: Option<Held<'_>> = None;
         loop {
             changed.mark_unchanged();
-            let why = match self.attempt().await {
+            let limit = self.listening.hold_timeout();
+            // However short a client is held, and however late a leader comes: the time of one connect.
+            let time = limit
+                .saturating_sub(clock::now().since(began))
+                .max(CONNECT_TIME);
+            let attempt = tokio::select! {
+                attempt = self.attempt() => attempt,
+                () = gone(&client.stream) => return Err(SessionError::ClientGone),
+                () = sleep(time) => {
+                    let why = self.out_of_time();
+                    return Err(self.refused(why, clock::now().since(began)));
+                }
+            };
+            let why = match attempt {
                 Ok(connected) => {
                     if let Some(held) = held {
                         held.over(clock::now().since(began));
@@ -85,11 +101,11 @@ impl<'a> Reach<'a> {
             let NoRoute::Hold(awaited) = why else {
                 return Err(self.refused(why, clock::now().since(began)));
             };
-            let limit = self.listening.hold_timeout();
             let waited = clock::now().since(began);
             if waited >= limit {
                 return Err(self.refused(NoRoute::Hold(awaited), waited));
             }
+            client.newcomer = None;
             held.get_or_insert_with(|| Held::new(self.listening));
             let pause = match awaited {
                 Awaited::Reachable(_) => RETRY_PAUSE.min(limit - waited),
@@ -108,6 +124,24 @@ impl<'a> Reach<'a> {
         SessionError::no_route(&self.listening.cluster.name, why, waited)
     }
 
+    /// Why there is no server, where the time ended during a connect.
+    fn out_of_time(&mut self) -> NoRoute {
+        self.tried.extend(self.connecting.take());
+        match (self.listening.kind(), self.tried.last()) {
+            (TargetKind::Primary, Some(member)) => {
+                NoRoute::Hold(Awaited::Reachable(member.clone()))
+            }
+            (TargetKind::Primary, None) => NoRoute::Hold(Awaited::FirstView),
+            (TargetKind::Replicas { .. }, _) => NoRoute::NoReplica {
+                reasons: self
+                    .tried
+                    .drain(..)
+                    .map(|member| (member, "could not be reached".to_owned()))
+                    .collect(),
+            },
+        }
+    }
+
     /// Tries the members in turn until one takes the connection or none is left.
     async fn attempt(&mut self) -> Result<Connected, NoRoute> {
         loop {
@@ -117,6 +151,7 @@ impl<'a> Reach<'a> {
                 tokio::task::yield_now().await;
                 continue;
             };
+            self.connecting = Some(target.member.clone());
             let connecting = self.connect(&target);
             let connected = tokio::select! {
                 connected = connecting => connected,
@@ -150,7 +185,8 @@ impl<'a> Reach<'a> {
     }
 
     async fn connect(&self, target: &Target) -> io::Result<TcpStream> {
-        let _permit = self.listening.limits.connects.acquire().await;
+        let turns = self.listening.limits.connects(&target.address);
+        let _permit = turns.acquire().await;
         let began = clock::now();
         let places = self.listening.cluster.published().places(&target.address);
         let server = connect_to(&places).await?;
@@ -206,11 +242,26 @@ pub fn tune(stream: &TcpStream) -> io::Result<()> {
 }
 
 /// Waits until the client has closed its side, without reading a byte of what it may have sent.
-async fn gone(client: &TcpStream) {
+pub(super) async fn gone(client: &TcpStream) {
     loop {
         match client.ready(Interest::READABLE).await {
             Ok(ready) if !ready.is_read_closed() && !ready.is_error() => sleep(LOOK_AT_HELD).await,
             Ok(_) | Err(_) => return,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_tuned_socket_waits_for_nothing_and_finds_a_dead_peer() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let stream = TcpStream::connect(address).await.unwrap();
+        tune(&stream).unwrap();
+        let socket = SockRef::from(&stream);
+        assert!(stream.nodelay().unwrap() && socket.keepalive().unwrap());
     }
 }

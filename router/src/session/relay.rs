@@ -14,12 +14,13 @@ use std::time::Duration;
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::time::{Sleep, sleep};
 use trunkline_shared::cluster::MemberName;
 use trunkline_shared::service::clock;
 
 use crate::error::SessionError;
 use crate::lanes::{Notice, Seat};
-use crate::listener::limits::Newcomer;
+use crate::listener::limits::{GREETING_TIME, Newcomer};
 use crate::metrics::Metrics;
 use crate::protocol::frame::Conversation;
 
@@ -83,6 +84,8 @@ enum End {
     ClientFailed,
     /// The server's socket failed.
     ServerFailed,
+    /// The log-in was not over in time.
+    NotGreeted,
 }
 
 enum Failure {
@@ -102,6 +105,8 @@ pub struct Relay {
     to_client: Flow,
     /// Counted among the clients not yet authenticated until the server greets it.
     newcomer: Option<Newcomer>,
+    /// When the greeting must have come; `None` once it has, and where it cannot be seen.
+    greeting: Option<Pin<Box<Sleep>>>,
     is_registered: bool,
 }
 
@@ -114,7 +119,7 @@ impl Relay {
         seat: Seat,
         member: MemberName,
         early: Vec<u8>,
-        newcomer: Newcomer,
+        newcomer: Option<Newcomer>,
         is_readable: bool,
     ) -> Self {
         Self {
@@ -136,7 +141,8 @@ impl Relay {
             },
             // Behind encryption the end of authentication cannot be seen; PostgreSQL's own
             // authentication_timeout bounds it.
-            newcomer: is_readable.then_some(newcomer),
+            newcomer: newcomer.filter(|_| is_readable),
+            greeting: is_readable.then(|| Box::pin(sleep(GREETING_TIME))),
             is_registered: false,
         }
     }
@@ -153,6 +159,7 @@ impl Relay {
             End::ServerFailed => Box::pin(self.server_closed()).await,
             End::Closed => Ok(()),
             End::ClientFailed => Err(SessionError::ClientGone),
+            End::NotGreeted => Box::pin(self.not_greeted()).await,
             End::Cut(notice) => Box::pin(self.cut(notice, metrics)).await,
         }
     }
@@ -188,7 +195,7 @@ impl Relay {
                 Failure::Sink => End::ServerFailed,
             });
         }
-        let newcomer = &mut self.newcomer;
+        let (newcomer, greeting) = (&mut self.newcomer, &mut self.greeting);
         let back = pump(
             &mut self.server,
             &mut self.client,
@@ -198,8 +205,9 @@ impl Relay {
             |taken| {
                 if let Some(talk) = talk {
                     talk.taken_by_client(taken);
-                    if newcomer.is_some() && talk.is_greeted() {
+                    if greeting.is_some() && talk.is_greeted() {
                         *newcomer = None;
+                        *greeting = None;
                     }
                 }
             },
@@ -214,7 +222,36 @@ impl Relay {
         if self.to_client.is_ended && self.to_client.held_back.is_empty() {
             return Poll::Ready(End::Closed);
         }
-        Poll::Pending
+        self.poll_greeting(cx)
+    }
+
+    /// A session that is not logged in ends with its client, and by a time limit.
+    fn poll_greeting(&mut self, cx: &mut Context<'_>) -> Poll<End> {
+        let Some(greeting) = &mut self.greeting else {
+            return Poll::Pending;
+        };
+        if self.to_server.is_ended {
+            let is_explained = self.talk.as_ref().is_some_and(Conversation::is_explained);
+            return Poll::Ready(if is_explained {
+                End::Closed
+            } else {
+                End::ClientFailed
+            });
+        }
+        greeting.as_mut().poll(cx).map(|()| End::NotGreeted)
+    }
+
+    async fn not_greeted(mut self) -> Result<(), SessionError> {
+        let error = SessionError::NotGreeted {
+            member: self.member.clone(),
+            limit: GREETING_TIME,
+        };
+        let is_at_boundary = self.talk.as_ref().is_some_and(Conversation::is_at_boundary);
+        drop(self.server);
+        if is_at_boundary && self.to_client.held_back.is_empty() {
+            say(&mut self.client, &error).await;
+        }
+        Err(error)
     }
 
     /// The server closed first. If it has not said why, the router does.
@@ -239,16 +276,17 @@ impl Relay {
     async fn cut(mut self, notice: Notice, metrics: &Metrics) -> Result<(), SessionError> {
         // What the kernel still holds for the old member must not reach it: a reset, not a close.
         let _ = SockRef::from(&self.server).set_linger(Some(Duration::ZERO));
-        let error = SessionError::Ended {
-            ending: notice.ending,
-            has_outstanding: self.talk.as_ref().is_none_or(Conversation::has_outstanding),
-        };
         let left = clock::now().until(notice.deadline);
         let reached = match &self.talk {
             Some(talk) if !talk.is_lost() => {
                 tokio::time::timeout(left, self.reach_boundary()).await
             }
             Some(_) | None => Ok(false),
+        };
+        // Only now: what the client took meanwhile may have been the answer that was outstanding.
+        let error = SessionError::Ended {
+            ending: notice.ending,
+            has_outstanding: self.talk.as_ref().is_none_or(Conversation::has_outstanding),
         };
         let Self { server, client, .. } = self;
         drop(server);
@@ -407,4 +445,97 @@ fn poll_pump(
 
 fn poll_write(sink: &mut TcpStream, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
     Pin::new(sink).poll_write(cx, bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use tokio::net::TcpListener;
+    use trunkline_shared::cluster::LeaderEpoch;
+
+    use super::*;
+    use crate::lanes::{Ending, Lanes};
+    use crate::topology::routing_table::{LaneId, LastLeader, RoutingTable};
+    use crate::topology::transition::CutCause;
+
+    const GREETING: &[u8] = b"R\0\0\0\x08\0\0\0\0Z\0\0\0\x05I";
+    const ANSWER: &[u8] = b"C\0\0\0\x09DONE\0Z\0\0\0\x05I";
+
+    async fn pair() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let near = TcpStream::connect(listener.local_addr().unwrap()).await;
+        (near.unwrap(), listener.accept().await.unwrap().0)
+    }
+
+    /// A relay, its client and its server.
+    async fn relay() -> (Relay, TcpStream, TcpStream) {
+        let (client, near) = pair().await;
+        let (far, server) = pair().await;
+        let lanes = Arc::new(Lanes::default());
+        lanes.open(&RoutingTable::remembering(Some(LastLeader {
+            member: MemberName::new("a"),
+            epoch: LeaderEpoch {
+                generation: 0,
+                revision: 1,
+            },
+            address: "a:5432".into(),
+            api_url: "".into(),
+            timeline: None,
+            is_trunkline: true,
+            lane: Some(LaneId(1)),
+        })));
+        let seat = lanes.take_seat(LaneId(1)).unwrap();
+        let relay = Relay::new(near, far, seat, MemberName::new("a"), vec![], None, true);
+        (relay, client, server)
+    }
+
+    async fn all(mut client: TcpStream) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        client.read_to_end(&mut bytes).await.unwrap();
+        bytes
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_was_held_back_is_taken_before_the_goodbye_is_chosen() {
+        let (mut relay, client, _server) = relay().await;
+        let talk = relay.talk.as_mut().unwrap();
+        talk.taken_by_client(GREETING);
+        talk.sent_to_server(b"Q\0\0\0\x0dselect 1\0");
+        relay.to_client.held_back.bytes = ANSWER.to_vec();
+        let since = clock::now();
+        let notice = Notice {
+            ending: Ending::Lane(CutCause::LeaderChanged),
+            since,
+            deadline: since + Duration::from_secs(20),
+        };
+        let metrics = Metrics::new("test");
+        let (outcome, told) = tokio::join!(relay.cut(notice, &metrics), all(client));
+        assert_eq!(outcome.unwrap_err().sqlstate(), Some("57P01"));
+        assert!(told.starts_with(ANSWER));
+    }
+
+    #[tokio::test]
+    async fn a_server_that_never_greets_is_left_with_a_reason() {
+        let (mut relay, client, _server) = relay().await;
+        relay.greeting = Some(Box::pin(sleep(Duration::ZERO)));
+        let metrics = Metrics::new("test");
+        let (outcome, told) = tokio::join!(relay.run(&metrics), all(client));
+        assert_eq!(outcome.unwrap_err().reason(), "not_greeted");
+        assert!(told.starts_with(b"E"));
+    }
+
+    #[tokio::test]
+    async fn after_the_greeting_no_limit_holds() {
+        let (mut relay, mut client, mut server) = relay().await;
+        server.write_all(GREETING).await.unwrap();
+        let mut read = vec![0; GREETING.len()];
+        tokio::select! {
+            end = poll_fn(|cx| relay.poll_carry(cx)) => {
+                assert!(matches!(end, End::Closed), "ended by itself");
+            }
+            read = client.read_exact(&mut read) => assert!(read.is_ok()),
+        }
+        assert!(relay.greeting.is_none());
+    }
 }

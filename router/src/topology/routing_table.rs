@@ -269,6 +269,16 @@ impl Default for RoutingTable {
 }
 
 impl RoutingTable {
+    /// The table of a router that starts and remembers this leader. Its epoch counts as seen, so that the
+    /// epoch does not go back over a restart.
+    pub fn remembering(last: Option<LastLeader>) -> Self {
+        Self {
+            highest_epoch: last.as_ref().map(|l| l.epoch),
+            last,
+            ..Self::default()
+        }
+    }
+
     /// The lanes that sessions may be on.
     pub fn lanes(&self) -> impl Iterator<Item = LaneId> + '_ {
         let writer = self.last.as_ref().and_then(|l| l.lane);
