@@ -11,16 +11,20 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use axum::Router;
 use axum::body::{Body, Bytes};
-use axum::extract::{DefaultBodyLimit, State};
-use axum::http::{HeaderMap, Method, StatusCode, Uri, header};
+use axum::extract::{Request, State};
+use axum::http::{Method, StatusCode, Uri, header};
 use axum::response::Response;
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use hyper::body::Body as _;
 use serde_json::Value;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 use trunkline_shared::cluster::topology::FactKey;
 use trunkline_shared::dcs::keys::Keys;
 use trunkline_shared::dcs::{Dcs, Operation, Txn};
-use trunkline_shared::service::clock;
+use trunkline_shared::service::{clock, http};
 
 use crate::config::RestCredentials;
 use crate::journal::Journal;
@@ -39,8 +43,14 @@ pub use local::{LocalOutcome, LocalRequest, RestartRequest};
 pub use published::{Published, ReplicationRow, WallTime};
 use requests::{ChangeOfLeader, Kind, Progress};
 
-/// The largest body taken.
-const LARGEST_BODY: usize = 1 << 20;
+/// The largest body of a request, bytes.
+const LARGEST_BODY: usize = 16 << 10;
+
+/// The largest body of `PATCH` and `PUT /config`, bytes: a long `pg_hba` fits.
+const LARGEST_SETTINGS: usize = 256 << 10;
+
+/// How long a body may take to arrive.
+const BODY_LIMIT: Duration = Duration::from_secs(5);
 
 /// Patroni polls a switchover for `2 * max(10, loop_wait)` seconds before it answers "unknown".
 const LEAST_WAIT: Duration = Duration::from_secs(10);
@@ -71,49 +81,86 @@ pub struct Api {
     pub journal: Arc<Journal>,
 }
 
-/// Serves on `listener` until `stop` ends.
+/// Serves on `listener` until `stop` ends, under the limits of the shared server: connections, heads, idle
+/// clients and clients that do not read.
 ///
 /// # Errors
-/// The listener's, when it cannot go on.
+/// None at present: a listener that refuses is asked again.
 pub async fn serve(
     listener: TcpListener,
     api: Api,
     stop: impl Future<Output = ()> + Send + 'static,
 ) -> std::io::Result<()> {
-    axum::serve(listener, router(api))
-        .with_graceful_shutdown(stop)
-        .await
+    let told = CancellationToken::new();
+    let serving = http::serve(listener, router(api), None, told.clone());
+    let stopping = async {
+        stop.await;
+        told.cancel();
+    };
+    tokio::join!(serving, stopping);
+    Ok(())
 }
 
 /// The routes.
 pub fn router(api: Api) -> Router {
-    Router::new()
-        .fallback(answer)
-        .layer(DefaultBodyLimit::max(LARGEST_BODY))
-        .with_state(api)
+    Router::new().fallback(answer).with_state(api)
 }
 
-async fn answer(
-    State(api): State<Api>,
-    method: Method,
-    uri: Uri,
-    headers: HeaderMap,
-    body: Bytes,
-) -> Response {
-    let is_safe = matches!(method, Method::GET | Method::HEAD | Method::OPTIONS);
-    if !is_safe && let Some(refused) = authorization::refusal(&headers, api.authentication.as_ref())
-    {
+/// Nothing of a body is read before its sender is known to be allowed to send it.
+async fn answer(State(api): State<Api>, request: Request) -> Response {
+    let (head, body) = request.into_parts();
+    match head.method {
+        Method::HEAD | Method::OPTIONS => return status_only(&api, &head.uri),
+        Method::GET => return get(&api, &head.uri).await,
+        _ => {}
+    }
+    if let Some(refused) = authorization::refusal(&head.headers, api.authentication.as_ref()) {
         return refused;
     }
+    let (method, uri) = (head.method, head.uri);
+    let body = match read(body, largest(uri.path())).await {
+        Ok(body) => body,
+        Err(refused) => return refused,
+    };
     match method {
-        Method::HEAD | Method::OPTIONS => status_only(&api, &uri),
-        Method::GET => get(&api, &uri).await,
         Method::PATCH | Method::PUT if uri.path() == "/config" => {
             settings::change(&api, method == Method::PATCH, &body).await
         }
         Method::POST => post(&api, uri.path(), &body).await,
         Method::DELETE => delete(uri.path()),
         _ => text(StatusCode::METHOD_NOT_ALLOWED, "method not allowed"),
+    }
+}
+
+fn largest(path: &str) -> usize {
+    match path {
+        "/config" => LARGEST_SETTINGS,
+        _ => LARGEST_BODY,
+    }
+}
+
+/// The whole body, or the answer to one that is too long, too slow or broken.
+async fn read(body: Body, largest: usize) -> Result<Bytes, Response> {
+    let too_long = || {
+        let why = format!("the body is longer than {largest} bytes");
+        text(StatusCode::PAYLOAD_TOO_LARGE, &why)
+    };
+    // What is announced as too long is not waited for.
+    if body.size_hint().lower() > largest as u64 {
+        return Err(too_long());
+    }
+    let reading = Limited::new(body, largest).collect();
+    match timeout(BODY_LIMIT, reading).await {
+        Ok(Ok(body)) => Ok(body.to_bytes()),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_long()),
+        Ok(Err(error)) => {
+            let why = format!("the body could not be read: {error}");
+            Err(text(StatusCode::BAD_REQUEST, &why))
+        }
+        Err(_) => {
+            let why = format!("the body did not arrive within {BODY_LIMIT:?}");
+            Err(text(StatusCode::REQUEST_TIMEOUT, &why))
+        }
     }
 }
 

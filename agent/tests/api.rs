@@ -8,8 +8,10 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use serde_json::{Value, json};
-use tokio::net::TcpListener;
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
+use trunkline_agent::api::authorization::basic;
 use trunkline_agent::api::{self, Api, LocalOutcome, LocalRequest, Published};
 use trunkline_agent::config::RestCredentials;
 use trunkline_agent::ctl::rest::{Answer, request};
@@ -268,6 +270,34 @@ async fn unsafe_methods_need_the_password() {
         );
     }
     assert_eq!(fixture.get("/patroni").await.status, 200);
+    assert!(fixture.requests.try_recv().is_err());
+}
+
+/// Sends a head that promises a body of `length` bytes and no body, and returns the answer's first line.
+async fn first_line(fixture: &Fixture, authorization: &str, length: usize) -> String {
+    let mut stream = TcpStream::connect(fixture.address).await.unwrap();
+    let head = format!(
+        "POST /restart HTTP/1.1\r\nhost: n1\r\nauthorization: {authorization}\r\ncontent-length: {length}\r\n\r\n"
+    );
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let mut lines = BufReader::new(stream).lines();
+    tokio::time::timeout(PATIENCE, lines.next_line())
+        .await
+        .unwrap()
+        .unwrap()
+        .unwrap()
+}
+
+#[tokio::test]
+async fn a_body_is_read_only_from_those_who_may_send_it_and_only_a_small_one_in_time() {
+    let mut fixture = Fixture::new().await;
+    let known = basic("admin", "secret");
+    let refused = first_line(&fixture, "Basic nonsense", 100).await;
+    assert!(refused.starts_with("HTTP/1.1 401"), "{refused}");
+    let long = first_line(&fixture, &known, 1 << 30).await;
+    assert!(long.starts_with("HTTP/1.1 413"), "{long}");
+    let slow = first_line(&fixture, &known, 100).await;
+    assert!(slow.starts_with("HTTP/1.1 408"), "{slow}");
     assert!(fixture.requests.try_recv().is_err());
 }
 

@@ -113,6 +113,11 @@ pub fn read(section: &Section<'_>) -> Option<RestApiConfig> {
     {
         section.unusable("verify_client", node, UNPROTECTED);
     }
+    if config.as_ref().is_some_and(|c| c.allowlist_include_members)
+        && let Some(node) = section.find("allowlist_include_members")
+    {
+        section.unusable("allowlist_include_members", node, UNPROTECTED);
+    }
     section.not_acted_on(&[
         "keyfile_password",
         "ciphers",

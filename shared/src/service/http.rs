@@ -22,13 +22,23 @@ use tokio_rustls::{TlsAcceptor, TlsConnector};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use self::sending::Sending;
 use super::tls::Reloadable;
+
+mod sending;
 
 /// Connections served at a time; more are closed at once, so that health checks can never eat the memory.
 pub const MAX_CONNECTIONS: usize = 512;
 
 /// How long a client may take for a TLS handshake, or for a request's head; also how long it may idle.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// How long a client may take to read what was sent; then it is cut off, so that clients that never read
+/// cannot hold all connections.
+const SEND_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// The longest head of a request, bytes; a longer one is answered with 431.
+const MAX_HEAD: usize = 64 << 10;
 
 /// How long answers under way may take after the stop was asked for.
 const DRAIN_LIMIT: Duration = Duration::from_secs(5);
@@ -70,6 +80,7 @@ pub async fn serve(
         };
         // Answers are small and must not wait for more.
         let _ = stream.set_nodelay(true);
+        let stream = Sending::new(stream, SEND_TIMEOUT);
         let (router, stop) = (router.clone(), stop.clone());
         let tls = tls.as_ref().map(|tls| tls.current());
         tasks.spawn(async move {
@@ -99,6 +110,7 @@ where
     let connection = Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
+        .max_buf_size(MAX_HEAD)
         .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
     let mut connection = std::pin::pin!(connection);
     let ended = tokio::select! {
