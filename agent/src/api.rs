@@ -39,7 +39,7 @@ pub mod settings;
 pub mod status;
 pub mod view;
 
-pub use local::{LocalOutcome, LocalRequest, RestartRequest};
+pub use local::{LocalOutcome, LocalRequest};
 pub use published::{Published, ReplicationRow, WallTime};
 use requests::{ChangeOfLeader, Kind, Progress};
 

@@ -26,6 +26,7 @@ mod etcd3;
 pub mod layers;
 mod masked;
 mod postgresql;
+pub mod reload;
 mod restapi;
 mod sample;
 mod section;
@@ -67,6 +68,8 @@ pub struct AgentConfig {
     pub own: OwnConfig,
     /// Everything that was told, secrets masked, one `key = value` in a line: for the log at start.
     pub effective: Vec<String>,
+    /// Everything that was told, to tell what a reload changes.
+    pub values: reload::Values,
 }
 
 /// `log:`
@@ -354,6 +357,7 @@ fn read(document: &Node, report: &Report) -> Option<AgentConfig> {
         log,
         own,
         effective: masked::lines(document),
+        values: reload::Values::of(document),
     })
 }
 

@@ -9,6 +9,7 @@ use trunkline_shared::dcs::etcd::{Budgets, Etcd, EtcdConfigError};
 use trunkline_shared::dcs::keys::Keys;
 use trunkline_shared::dcs::watch::{Follow, View, follow};
 use trunkline_shared::dcs::{Dcs, DcsError};
+use trunkline_shared::service::clock;
 
 use crate::api::requests::Refusal;
 use crate::api::settings::SettingsChangeError;
@@ -128,10 +129,13 @@ pub async fn run(arguments: Arguments, env: &Environment) -> Result<(), CtlError
         }
         Command::Topology(asked) => {
             let session = Session::open(config, asked.cluster.as_deref(), terminal)?;
-            let topology = session.look().await?;
-            session
-                .terminal
-                .print(&list::tree(&session.cluster, &topology))
+            let (_follow, view) = session.follow().await?;
+            let tree = list::tree(&session.cluster, &view.topology);
+            session.terminal.print(&tree)?;
+            match list::staleness(&view, clock::now(), clock::wall_clock()) {
+                Some(stale) => Err(CtlError::Failed(stale)),
+                None => Ok(()),
+            }
         }
         Command::Switchover(asked) => {
             let session = Session::open(config, asked.cluster.as_deref(), terminal)?;
@@ -253,6 +257,7 @@ async fn list_command(session: &Session, asked: &arguments::List) -> Result<(), 
     let (follow, _) = session.follow().await?;
     loop {
         let view = follow.views.borrow().clone();
+        let stale = list::staleness(&view, clock::now(), clock::wall_clock());
         let text = list::render(
             &session.cluster,
             &view.topology,
@@ -263,9 +268,18 @@ async fn list_command(session: &Session, asked: &arguments::List) -> Result<(), 
             session.terminal.print("\x1b[H\x1b[2J")?;
         }
         session.terminal.print(&text)?;
-        match every {
-            Some(every) => tokio::time::sleep(every).await,
-            None => return Ok(()),
+        match (every, stale) {
+            (None, Some(stale)) => return Err(CtlError::Failed(stale)),
+            (None, None) => return Ok(()),
+            (Some(_), Some(stale)) if asked.format == arguments::Format::Pretty => {
+                session.terminal.line(&format!(" {stale}"))?;
+            }
+            // What another program reads as a table stays one.
+            (Some(_), Some(stale)) => session.terminal.warn(&stale),
+            (Some(_), None) => {}
+        }
+        if let Some(every) = every {
+            tokio::time::sleep(every).await;
         }
     }
 }

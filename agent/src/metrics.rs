@@ -207,7 +207,7 @@ const METRICS: &[Metric] = &[
     gauge(
         "patroni_pending_restart",
         "Value is 1 if the node needs a restart, 0 otherwise.",
-        |f| is(!f.published.pending_restart.is_empty()),
+        |f| is(f.published.has_pending_restart),
     ),
     gauge(
         "patroni_is_paused",

@@ -418,9 +418,13 @@ async fn local_requests_reach_the_loop_and_come_back() {
     tokio::spawn(async move {
         while let Some(request) = requests.recv().await {
             let (answer, outcome) = match request {
-                LocalRequest::Restart { request, answer } => {
-                    (answer, LocalOutcome::Done(format!("{:?}", request.timeout)))
+                LocalRequest::Restart { answer } => {
+                    (answer, LocalOutcome::Done("restarted".to_owned()))
                 }
+                LocalRequest::Reinitialize {
+                    force: true,
+                    answer,
+                } => (answer, LocalOutcome::Unsupported("busy".to_owned())),
                 LocalRequest::Reinitialize { answer, .. } => {
                     (answer, LocalOutcome::Refused("busy".to_owned()))
                 }
@@ -432,13 +436,15 @@ async fn local_requests_reach_the_loop_and_come_back() {
         }
     });
     for (path, body, status) in [
-        ("/restart", json!({"timeout": "30s"}), 200),
-        ("/restart", json!({"timeout": "soon"}), 400),
+        ("/restart", json!({}), 200),
+        ("/restart", json!({"timeout": "30s"}), 422),
         ("/restart", json!({"role": "primary"}), 503),
         ("/restart", json!({"restart_pending": true}), 503),
         ("/restart", json!({"schedule": "2030-01-01"}), 422),
         ("/restart", json!({"role": "king"}), 400),
-        ("/reinitialize", json!({"force": true}), 503),
+        ("/reinitialize", json!({"force": false}), 503),
+        ("/reinitialize", json!({"force": true}), 422),
+        ("/reinitialize", json!({"from-leader": true}), 503),
         ("/reload", json!({}), 202),
         ("/nonsense", json!({}), 404),
     ] {

@@ -6,13 +6,12 @@ use std::time::Duration;
 use axum::response::Response;
 use serde::Deserialize;
 use tokio::sync::{mpsc, oneshot};
-use trunkline_shared::cluster::MemberRole;
-use trunkline_shared::cluster::quantity;
+use trunkline_shared::cluster::{MemberName, MemberRole};
 use trunkline_shared::dcs::records::{role_from_word, role_word};
 
 use super::{Api, Published, with_status};
 
-/// How long the loop may take to take a request up, and to be done with a restart that names no timeout.
+/// How long the loop may take to take a request up, and to be done with a restart.
 const LONGEST: Duration = Duration::from_secs(3600);
 
 /// A request to this agent alone. The loop answers through `answer`; dropping it counts as refused.
@@ -20,17 +19,13 @@ const LONGEST: Duration = Duration::from_secs(3600);
 pub enum LocalRequest {
     /// Restart PostgreSQL.
     Restart {
-        /// Its conditions; the API has checked them already where it can.
-        request: RestartRequest,
         /// Answered when PostgreSQL runs again, or when it is known that it will not.
         answer: oneshot::Sender<LocalOutcome>,
     },
     /// Replace the data by a new clone.
     Reinitialize {
-        /// Even while another long job runs.
+        /// Even while another long job runs: refused then, for this version does not cut it off.
         force: bool,
-        /// Copy from the leader, never from another replica.
-        from_leader: bool,
         /// Answered as soon as the job has started or was refused.
         answer: oneshot::Sender<LocalOutcome>,
     },
@@ -48,15 +43,10 @@ pub enum LocalOutcome {
     Done(String),
     /// Not begun; says why.
     Refused(String),
-    /// Begun and failed; says how.
+    /// Begun and failed, or done in part; says how.
     Failed(String),
-}
-
-/// The conditions of a restart.
-#[derive(Clone, Debug, PartialEq, Eq, Default)]
-pub struct RestartRequest {
-    /// How long the start may take; the cluster's `primary_start_timeout` if absent.
-    pub timeout: Option<Duration>,
+    /// Not begun, and asking again the same way will not help; says why.
+    Unsupported(String),
 }
 
 /// The body of `POST /restart`.
@@ -88,36 +78,26 @@ pub async fn restart(api: &Api, body: &[u8]) -> Response {
         let text = "a scheduled restart is not supported by this version".to_owned();
         return with_status(422, "text/plain", text);
     }
-    let timeout = match &body.timeout {
-        None | Some(serde_json::Value::Null) => None,
-        Some(value) => {
-            let text = value
-                .as_str()
-                .map_or_else(|| value.to_string(), str::to_owned);
-            match quantity::duration(&text).filter(|t| !t.is_zero()) {
-                Some(timeout) => Some(timeout),
-                None => {
-                    let text =
-                        format!("timeout {text} is not usable: {}", quantity::DURATION_FORMS);
-                    return with_status(400, "text/plain", text);
-                }
-            }
-        }
-    };
+    if body.timeout.as_ref().is_some_and(|value| !value.is_null()) {
+        let text =
+            "a timeout of the restart alone is not supported by this version: leave it out, the \
+                    cluster's primary_start_timeout holds"
+                .to_owned();
+        return with_status(422, "text/plain", text);
+    }
     match why_not(&body, &api.published.load()) {
         Ok(None) => {}
         Ok(Some(why)) => return with_status(503, "text/plain", why),
         Err(wrong) => return with_status(400, "text/plain", wrong),
     }
     let (answer, outcome) = oneshot::channel();
-    let request = RestartRequest { timeout };
-    let sent = LocalRequest::Restart { request, answer };
+    let sent = LocalRequest::Restart { answer };
     response(&api.requests, sent, outcome, 200).await
 }
 
 /// The condition of the request that does not hold, if any.
 fn why_not(body: &RestartBody, published: &Published) -> Result<Option<String>, String> {
-    if body.restart_pending == Some(true) && published.pending_restart.is_empty() {
+    if body.restart_pending == Some(true) && !published.has_pending_restart {
         return Ok(Some(
             "restart conditions are not satisfied: no restart is pending".to_owned(),
         ));
@@ -178,13 +158,32 @@ pub async fn reinitialize(api: &Api, body: &[u8]) -> Response {
     if let Some(why) = refused {
         return with_status(503, "text/plain", format!("cannot reinitialize: {why}"));
     }
+    if body.from_leader
+        && let Some(other) = tagged_to_clone_from(&published)
+    {
+        let text = format!(
+            "from-leader cannot be promised by this version while another member is tagged clonefrom: a \
+             second attempt may copy from {other}; leave from-leader out, or remove the tag first"
+        );
+        return with_status(422, "text/plain", text);
+    }
     let (answer, outcome) = oneshot::channel();
     let sent = LocalRequest::Reinitialize {
         force: body.force,
-        from_leader: body.from_leader,
         answer,
     };
     response(&api.requests, sent, outcome, 200).await
+}
+
+/// A replica from which a copy may be taken in place of the leader.
+fn tagged_to_clone_from(published: &Published) -> Option<MemberName> {
+    let topology = &published.topology;
+    let leader = topology.leader.as_ref().map(|leader| &leader.member);
+    topology
+        .members
+        .values()
+        .find(|m| m.tags.clonefrom && m.name != published.name && Some(&m.name) != leader)
+        .map(|m| m.name.clone())
 }
 
 /// `POST /reload`.
@@ -217,6 +216,7 @@ async fn response(
         Ok(Ok(LocalOutcome::Refused(text) | LocalOutcome::Failed(text))) => {
             with_status(503, "text/plain", text)
         }
+        Ok(Ok(LocalOutcome::Unsupported(text))) => with_status(422, "text/plain", text),
         Ok(Err(_)) => {
             let text = "the agent dropped the request; see its log".to_owned();
             with_status(503, "text/plain", text)

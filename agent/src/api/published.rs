@@ -1,6 +1,5 @@
 //! What the REST API may say: one immutable value, replaced by the tick, read without a lock.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use trunkline_shared::cluster::{
@@ -41,8 +40,10 @@ pub struct Published {
     pub replication: Vec<ReplicationRow>,
     /// Tags.
     pub tags: Tags,
-    /// Parameters that wait for a restart: name to (running value, wanted value).
-    pub pending_restart: BTreeMap<String, (String, String)>,
+    /// Parameters wait for a restart of PostgreSQL.
+    pub has_pending_restart: bool,
+    /// Those that PostgreSQL names itself; it knows nothing of those on its command line.
+    pub pending_restart: Vec<String>,
     /// The data directory's system identifier.
     pub system_id: Option<SystemId>,
     /// Automation is off.
@@ -114,7 +115,8 @@ impl Published {
             replication_state: None,
             replication: Vec::new(),
             tags: Tags::default(),
-            pending_restart: BTreeMap::new(),
+            has_pending_restart: false,
+            pending_restart: Vec::new(),
             system_id: None,
             is_paused: false,
             has_watchdog_failed: false,

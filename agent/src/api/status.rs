@@ -79,12 +79,15 @@ fn flags(published: &Published, answer: &mut Value) {
     if published.has_watchdog_failed {
         answer["watchdog_failed"] = true.into();
     }
-    if !published.pending_restart.is_empty() {
+    if published.has_pending_restart {
         answer["pending_restart"] = true.into();
+    }
+    if !published.pending_restart.is_empty() {
+        // The values are not known here; Patroni's consumers look for the names.
         answer["pending_restart_reason"] = published
             .pending_restart
             .iter()
-            .map(|(name, (old, new))| (name.clone(), json!({ "old_value": old, "new_value": new })))
+            .map(|name| (name.clone(), json!({})))
             .collect::<serde_json::Map<_, _>>()
             .into();
     }

@@ -151,7 +151,7 @@ pub struct Restart {
     /// Only members whose PostgreSQL is older than this.
     #[arg(long)]
     pub pg_version: Option<String>,
-    /// How long the start may take, such as 30s.
+    /// How long the start may take; agents of this version refuse it.
     #[arg(long)]
     pub timeout: Option<String>,
 }
@@ -164,7 +164,7 @@ pub struct Reinit {
     /// The members.
     #[arg(required = true)]
     pub members: Vec<String>,
-    /// Never ask; also while another long job runs.
+    /// Never ask; refused while another long job runs.
     #[arg(long)]
     pub force: bool,
     /// Copy from the leader, never from another replica.

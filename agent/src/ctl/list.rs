@@ -4,7 +4,9 @@ use std::fmt::Write;
 
 use serde_json::Value;
 use trunkline_shared::cluster::topology::Initialize;
-use trunkline_shared::cluster::{ClusterName, Lsn, Topology};
+use trunkline_shared::cluster::{ClusterName, Lsn, Moment, Topology};
+use trunkline_shared::dcs::watch::View;
+use trunkline_shared::service::clock::WallTime;
 
 use super::arguments::Format;
 use super::table::{Column, Table};
@@ -214,6 +216,25 @@ fn why_no_leader(topology: &Topology) -> String {
     text
 }
 
+/// Why what is shown may not be the cluster as it is now; `None` if the DCS vouches for it. `now` and `wall`
+/// are the same moment.
+pub fn staleness(view: &View, now: Moment, wall: WallTime) -> Option<String> {
+    if let Some(why) = &view.went_back {
+        return Some(format!(
+            "The DCS shows less than it did before ({why}); what is shown is from before"
+        ));
+    }
+    let why = view.last_error.as_deref()?;
+    let Some(at) = view.proven_at else {
+        return Some(format!("The DCS has not answered: {why}"));
+    };
+    let ago = i64::try_from(now.since(at).as_micros()).unwrap_or(i64::MAX);
+    let since = WallTime(wall.0.saturating_sub(ago)).rfc3339();
+    Some(format!(
+        "The DCS has not answered since {since} ({why}); what is shown is from before"
+    ))
+}
+
 /// The output of `topology`: members below the one they follow.
 pub fn tree(cluster: &ClusterName, topology: &Topology) -> String {
     let mut views = members(topology);
@@ -322,6 +343,25 @@ mod tests {
         );
         let yaml = render(&cluster, &topology, Format::Yaml, false);
         assert!(yaml.contains("Member: n2"), "{yaml}");
+    }
+
+    #[test]
+    fn a_view_that_the_dcs_does_not_vouch_for_says_so() {
+        let now = Moment::default() + std::time::Duration::from_secs(60);
+        let wall = WallTime::parse("2026-11-20T10:01:00Z").unwrap();
+        let mut view = View {
+            proven_at: Some(Moment::default()),
+            ..View::default()
+        };
+        assert_eq!(staleness(&view, now, wall), None);
+        view.last_error = Some("refused".into());
+        assert_eq!(
+            staleness(&view, now, wall).unwrap(),
+            "The DCS has not answered since 2026-11-20T10:00:00.000000+00:00 (refused); what is shown is \
+             from before"
+        );
+        view.went_back = Some("revision 5 after 9".into());
+        assert!(staleness(&view, now, wall).unwrap().contains("revision 5"));
     }
 
     #[test]

@@ -32,6 +32,12 @@ impl Terminal {
         self.print(&format!("{text}\n"))
     }
 
+    /// Prints a line beside the output.
+    pub fn warn(&self, text: &str) {
+        // Nobody can be told that this failed.
+        let _ = writeln!(std::io::stderr().lock(), "{text}");
+    }
+
     /// Prints a line that tells of success.
     pub fn success(&self, text: &str) -> Result<(), CtlError> {
         match self.has_colours {

@@ -188,6 +188,10 @@ impl Recorder {
             }),
             replication: status.map(|s| self.replication(s)).unwrap_or_default(),
             tags: member.tags.clone(),
+            has_pending_restart: member.has_pending_restart,
+            pending_restart: status
+                .map(|s| s.pending_restart.clone())
+                .unwrap_or_default(),
             system_id: seen.local.system_id(),
             is_paused: member.is_paused,
             dcs_last_seen: dcs_last_seen(look),

@@ -14,9 +14,15 @@ use crate::decide::{Decision, Reason};
 /// How long a request waits for a situation that fits it.
 const TAKE_LIMIT: Duration = Duration::from_secs(30);
 
+/// The answer to `force` while another job runs.
+const CANNOT_FORCE: &str = "another long job runs on this member, and this version does not cut it off for \
+     force; ask again when \"trunkline list\" shows the member running";
+
 #[derive(Debug)]
 struct Pending {
     kind: observation::LocalRequest,
+    /// The request wants a running job to be cut off.
+    is_forced: bool,
     answer: oneshot::Sender<LocalOutcome>,
     since: Moment,
     taken_at: Option<Moment>,
@@ -31,13 +37,13 @@ pub(super) struct Requests {
 impl Requests {
     /// Takes a request from the API.
     pub(super) fn take(&mut self, request: LocalRequest, settings: &mut SettingsKeeper) {
-        let (kind, answer) = match request {
-            LocalRequest::Restart { answer, .. } => (observation::LocalRequest::Restart, answer),
-            LocalRequest::Reinitialize { answer, .. } => {
-                (observation::LocalRequest::Reinitialize, answer)
+        let (kind, is_forced, answer) = match request {
+            LocalRequest::Restart { answer } => (observation::LocalRequest::Restart, false, answer),
+            LocalRequest::Reinitialize { force, answer } => {
+                (observation::LocalRequest::Reinitialize, force, answer)
             }
             LocalRequest::Reload { answer } => {
-                say(answer, settings.reload());
+                settings.reload(answer);
                 return;
             }
         };
@@ -48,6 +54,7 @@ impl Requests {
         }
         self.pending = Some(Pending {
             kind,
+            is_forced,
             answer,
             since: clock::now(),
             taken_at: None,
@@ -75,6 +82,9 @@ impl Requests {
             }
             Some(_) if !is_restart => Some(LocalOutcome::Done("reinitialize started".to_owned())),
             Some(at) => restarted(seen, at),
+            None if pending.is_forced && works_on_the_data(seen) => {
+                Some(LocalOutcome::Unsupported(CANNOT_FORCE.to_owned()))
+            }
             None if seen.now.since(pending.since) >= TAKE_LIMIT => {
                 Some(LocalOutcome::Refused(decision.reason.sentence().to_owned()))
             }
@@ -86,6 +96,20 @@ impl Requests {
             say(pending.answer, outcome);
         }
     }
+}
+
+/// Whether a job runs that `force` would have to cut off. Stopping is what a new copy begins with.
+fn works_on_the_data(seen: &Observation) -> bool {
+    seen.job.running.as_ref().is_some_and(|job| match job.kind {
+        JobKind::Initialize
+        | JobKind::FinishBootstrap
+        | JobKind::Clone
+        | JobKind::Rewind
+        | JobKind::Start
+        | JobKind::Promote
+        | JobKind::Checkpoint => true,
+        JobKind::Stop | JobKind::StopNow => false,
+    })
 }
 
 /// How a restart that was taken up at `at` ended, if it has.

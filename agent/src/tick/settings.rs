@@ -3,11 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::oneshot;
 use trunkline_shared::cluster::{ClusterSettings, Moment};
 
 use crate::act::Actor;
 use crate::api::LocalOutcome;
 use crate::config::AgentConfig;
+use crate::config::reload::take_up;
 use crate::decide::Observation;
 use crate::decide::observation::{Local, LocalRequest};
 use crate::run::instance;
@@ -26,6 +28,16 @@ pub struct SettingsKeeper {
     applied: Option<(Arc<ClusterSettings>, bool)>,
     /// After a failure the next attempt waits until then.
     again_at: Moment,
+    /// Who asked for the file to be read again, until it is known what became of it.
+    asked: Option<Asked>,
+}
+
+/// A reload in progress.
+struct Asked {
+    answer: oneshot::Sender<LocalOutcome>,
+    /// What was taken up and what was not, for people.
+    text: String,
+    is_all: bool,
 }
 
 impl SettingsKeeper {
@@ -37,28 +49,64 @@ impl SettingsKeeper {
             read,
             applied: None,
             again_at: Moment::default(),
+            asked: None,
         }
     }
 
-    /// Reads the file again; it is applied by the next turn.
-    pub fn reload(&mut self) -> LocalOutcome {
+    /// Reads the file again. The next turn applies what can be taken up, and answers.
+    pub fn reload(&mut self, answer: oneshot::Sender<LocalOutcome>) {
         match (self.read)() {
-            Ok(config) => {
-                self.config = config;
+            Ok(read) => {
+                let told = take_up(&self.config, read);
+                let (text, is_all) = (told.to_string(), told.is_all());
+                if is_all {
+                    tracing::info!("the configuration was read again: {text}");
+                } else {
+                    tracing::warn!("the configuration was read again: {text}");
+                }
+                self.config = told.config;
                 self.applied = None;
-                LocalOutcome::Done("reload scheduled".to_owned())
+                self.again_at = Moment::default();
+                self.asked = Some(Asked {
+                    answer,
+                    text,
+                    is_all,
+                });
             }
             Err(why) => {
                 tracing::error!(why, "the configuration is not reloaded");
-                LocalOutcome::Failed(why)
+                // After a signal nobody listens.
+                let _ = answer.send(LocalOutcome::Failed(why));
             }
         }
     }
 
     /// Applies what changed. Never while a long job works on the instance.
     pub async fn bring_in_line(&mut self, seen: &Observation, actor: &Actor) {
-        let Some(settings) = seen.topology().and_then(|t| t.settings.clone()) else {
+        let applied = self.apply_changes(seen, actor).await;
+        let Some(Asked {
+            answer,
+            text,
+            is_all,
+        }) = self.asked.take()
+        else {
             return;
+        };
+        let outcome = match applied {
+            Ok(()) if is_all => LocalOutcome::Done(format!("reloaded; {text}")),
+            Ok(()) => LocalOutcome::Failed(format!("reloaded in part; {text}")),
+            Err(why) => LocalOutcome::Failed(format!(
+                "not applied yet, the agent goes on trying: {why}; {text}"
+            )),
+        };
+        // After a signal nobody listens; the log has it.
+        let _ = answer.send(outcome);
+    }
+
+    /// The error says for people why the settings in force are not yet those wanted.
+    async fn apply_changes(&mut self, seen: &Observation, actor: &Actor) -> Result<(), String> {
+        let Some(settings) = seen.topology().and_then(|t| t.settings.clone()) else {
+            return Err("the cluster's settings are not known".to_owned());
         };
         let has_data = match &seen.local {
             Local::Empty | Local::Unknown(_) => false,
@@ -70,11 +118,14 @@ impl SettingsKeeper {
         };
         let is_applied =
             |applied: &(Arc<ClusterSettings>, bool)| applied.0 == settings && applied.1 == has_data;
-        if seen.job.running.is_some() || self.applied.as_ref().is_some_and(is_applied) {
-            return;
+        if self.applied.as_ref().is_some_and(is_applied) {
+            return Ok(());
+        }
+        if let Some(job) = &seen.job.running {
+            return Err(format!("{} is in progress", job.kind.name()));
         }
         if seen.now.until(self.again_at) > Duration::ZERO {
-            return;
+            return Err("the last attempt failed; see the agent's log".to_owned());
         }
         let is_running = matches!(&seen.local, Local::Running(_));
         let applied = tokio::time::timeout(LIMIT, self.apply(&settings, is_running, actor)).await;
@@ -84,14 +135,18 @@ impl SettingsKeeper {
             Err(_) => Some(format!("not done within {LIMIT:?}")),
         };
         if let Some(why) = failed {
-            tracing::warn!(why, "the cluster's settings could not be applied; retrying");
+            tracing::warn!(
+                why = why.as_str(),
+                "the cluster's settings could not be applied; retrying"
+            );
             self.again_at = seen.now + settings.loop_wait;
-            return;
+            return Err(why);
         }
         if seen.request != Some(LocalRequest::Restart) {
             tracing::info!("the cluster's settings are applied");
         }
         self.applied = Some((settings, has_data));
+        Ok(())
     }
 
     async fn apply(

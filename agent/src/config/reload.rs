@@ -1,0 +1,265 @@
+//! What of a file that was read again is taken up while the agent runs, and what is not.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use secrecy::{ExposeSecret, SecretString};
+
+use super::AgentConfig;
+use super::document::{Node, Value};
+
+/// What is taken up: the keys that begin so. [`take_up`] moves exactly their values.
+const LIVE: [&str; 14] = [
+    "bootstrap.initdb",
+    "bootstrap.pg_hba",
+    "bootstrap.users",
+    "postgresql.authentication",
+    "postgresql.basebackup",
+    "postgresql.custom_conf",
+    "postgresql.database",
+    "postgresql.parameters",
+    "postgresql.pg_ctl_timeout",
+    "postgresql.pg_hba",
+    "postgresql.pg_ident",
+    "postgresql.pgpass",
+    "postgresql.recovery_conf",
+    "postgresql.use_pg_rewind",
+];
+
+/// Whose changes show as a pending restart of PostgreSQL where it needs one.
+const PARAMETERS: &str = "postgresql.parameters";
+
+/// What only a cluster that is made takes.
+const FOR_A_NEW_CLUSTER: &str = "bootstrap.dcs";
+
+/// Every value of a configuration as written, by key, to tell what another configuration changes.
+#[derive(Clone, Debug, Default)]
+pub struct Values(BTreeMap<String, SecretString>);
+
+impl Values {
+    /// Those of a document.
+    pub(super) fn of(document: &Node) -> Self {
+        let mut values = Self::default();
+        values.collect("", document);
+        values
+    }
+
+    fn collect(&mut self, path: &str, node: &Node) {
+        match &node.value {
+            Value::Map(entries) => {
+                for entry in entries {
+                    let path = match path {
+                        "" => entry.key.clone(),
+                        path => format!("{path}.{}", entry.key),
+                    };
+                    self.collect(&path, &entry.node);
+                }
+            }
+            Value::List(items) => {
+                for (at, item) in items.iter().enumerate() {
+                    self.collect(&format!("{path}[{at}]"), item);
+                }
+            }
+            Value::Scalar(scalar) => {
+                let value = SecretString::from(scalar.text.to_string());
+                self.0.insert(path.to_owned(), value);
+            }
+        }
+    }
+
+    /// The keys, lists as one, whose values differ.
+    fn changed(&self, other: &Self) -> BTreeSet<String> {
+        let value = |values: &Self, key: &str| {
+            let value = values.0.get(key);
+            value.map(|value| value.expose_secret().to_owned())
+        };
+        self.0
+            .keys()
+            .chain(other.0.keys())
+            .filter(|key| value(self, key) != value(other, key))
+            .map(|key| key.split('[').next().unwrap_or(key).to_owned())
+            .collect()
+    }
+
+    /// These, with the live ones of another configuration.
+    fn with_live_of(&self, other: &Self) -> Self {
+        let kept = self.0.iter().filter(|(key, _)| !is_live(key));
+        let taken = other.0.iter().filter(|(key, _)| is_live(key));
+        let all = kept.chain(taken);
+        Self(all.map(|(k, v)| (k.clone(), v.clone())).collect())
+    }
+}
+
+/// What became of a file that was read again.
+#[derive(Clone, Debug)]
+pub struct TakenUp {
+    /// The configuration in force: the one from before with what is taken up.
+    pub config: AgentConfig,
+    /// The changed keys that are taken up.
+    pub taken: Vec<String>,
+    /// The changed keys that are not, because only a new agent reads them.
+    pub left: Vec<String>,
+    /// The changed keys that only a new cluster takes.
+    pub void: Vec<String>,
+}
+
+impl TakenUp {
+    /// Whether everything that was changed is taken up.
+    pub fn is_all(&self) -> bool {
+        self.left.is_empty() && self.void.is_empty()
+    }
+}
+
+/// For the operator.
+impl std::fmt::Display for TakenUp {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut parts = Vec::new();
+        if !self.taken.is_empty() {
+            parts.push(format!("taken up: {}", self.taken.join(", ")));
+        }
+        if self.taken.iter().any(|key| key.starts_with(PARAMETERS)) {
+            let text = "what needs a restart of PostgreSQL shows in \"trunkline list\"";
+            parts.push(text.to_owned());
+        }
+        if !self.left.is_empty() {
+            let keys = self.left.join(", ");
+            parts.push(format!("NOT taken up, restart the agent for these: {keys}"));
+        }
+        if !self.void.is_empty() {
+            let keys = self.void.join(", ");
+            parts.push(format!(
+                "NOT taken up, the cluster exists, use \"trunkline edit-config\" for these: {keys}"
+            ));
+        }
+        match parts.is_empty() {
+            true => f.write_str("nothing has changed in the file"),
+            false => f.write_str(&parts.join("; ")),
+        }
+    }
+}
+
+/// What a running agent takes up of a file that was read again. The rest stays as it is: a port, a folder or
+/// an address that only half of the agent knew would make it misjudge its own PostgreSQL.
+pub fn take_up(running: &AgentConfig, read: AgentConfig) -> TakenUp {
+    let (mut taken, mut left, mut void) = (Vec::new(), Vec::new(), Vec::new());
+    for key in running.values.changed(&read.values) {
+        if is_live(&key) {
+            taken.push(key);
+        } else if begins(&key, FOR_A_NEW_CLUSTER) {
+            void.push(key);
+        } else {
+            left.push(key);
+        }
+    }
+    let mut config = running.clone();
+    config.values = running.values.with_live_of(&read.values);
+    let (own, told) = (&mut config.bootstrap, read.bootstrap);
+    own.initdb = told.initdb;
+    own.pg_hba = told.pg_hba;
+    own.users = told.users;
+    let (own, told) = (&mut config.postgresql, read.postgresql);
+    own.superuser = told.superuser;
+    own.replication = told.replication;
+    own.rewind = told.rewind;
+    own.basebackup = told.basebackup;
+    own.custom_conf = told.custom_conf;
+    own.database = told.database;
+    own.parameters = told.parameters;
+    own.pg_ctl_timeout = told.pg_ctl_timeout;
+    own.pg_hba = told.pg_hba;
+    own.pg_ident = told.pg_ident;
+    own.pgpass = told.pgpass;
+    own.recovery = told.recovery;
+    own.use_pg_rewind = told.use_pg_rewind;
+    TakenUp {
+        config,
+        taken,
+        left,
+        void,
+    }
+}
+
+fn is_live(key: &str) -> bool {
+    LIVE.iter().any(|live| begins(key, live))
+}
+
+/// Whether a key is `of` or lies below it.
+fn begins(key: &str, of: &str) -> bool {
+    key.strip_prefix(of)
+        .is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::load;
+
+    const FILE: &str = "\
+scope: demo
+name: n1
+etcd3: {hosts: \"10.0.0.1:2379\"}
+restapi: {listen: \"10.0.0.1:8008\"}
+bootstrap: {dcs: {ttl: 30}}
+postgresql:
+  listen: 10.0.0.1:5432
+  data_dir: /data
+  authentication: {superuser: {username: postgres, password: one}}
+  pg_hba: [a, b]
+  parameters: {work_mem: 4MB}
+tags: {nofailover: false}
+";
+
+    fn read(text: &str) -> AgentConfig {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("n1.yml");
+        std::fs::write(&path, text).unwrap();
+        load(&path, &BTreeMap::new()).unwrap().0
+    }
+
+    #[test]
+    fn what_is_taken_up_and_what_is_not_is_named_and_secrets_are_not_shown() {
+        let running = read(FILE);
+        let same = take_up(&running, read(FILE));
+        assert!(same.is_all() && same.taken.is_empty());
+        assert_eq!(same.to_string(), "nothing has changed in the file");
+
+        let text = FILE
+            .replace("password: one", "password: hidden")
+            .replace("[a, b]", "[a]")
+            .replace("4MB", "8MB")
+            .replace(":5432", ":5433")
+            .replace(":8008", ":8009")
+            .replace("ttl: 30", "ttl: 40")
+            .replace("nofailover: false", "nofailover: true");
+        let text = format!("{text}trunkline: {{crash_policy: failover}}\n");
+        let first = take_up(&running, read(&text));
+        assert_eq!(
+            first.taken,
+            [
+                "postgresql.authentication.superuser.password",
+                "postgresql.parameters.work_mem",
+                "postgresql.pg_hba"
+            ]
+        );
+        assert_eq!(
+            first.left,
+            [
+                "postgresql.listen",
+                "restapi.listen",
+                "tags.nofailover",
+                "trunkline.crash_policy"
+            ]
+        );
+        assert_eq!(first.void, ["bootstrap.dcs.ttl"]);
+        assert!(!first.is_all());
+        assert!(!format!("{first} {first:?}").contains("hidden"));
+        let postgresql = &first.config.postgresql;
+        assert_eq!(postgresql.parameters["work_mem"], "8MB");
+        assert_eq!(postgresql.listen.port, 5432);
+        assert!(!first.config.tags.nofailover);
+
+        // What was not taken up is named again.
+        let again = take_up(&first.config, read(&text));
+        assert!(again.taken.is_empty());
+        assert_eq!(again.left, first.left);
+    }
+}
