@@ -89,7 +89,18 @@ impl TimelineHistory {
             let fork = self.end_of(of).unwrap_or(Lsn(0));
             return Ancestry::Diverged { fork };
         }
-        match self.end_of(timeline) {
+        // A member may be promoted while it still replays an earlier timeline than the one it goes to: all
+        // that lies beyond that position is not shared, whatever line it stands in.
+        let later = self.ends.iter().filter(|e| e.timeline >= timeline);
+        let shared = later.map(|e| e.end).min();
+        match self.end_of(timeline).and(shared) {
+            // Later timelines are listed and this one is not: the history went past it, from the last one
+            // listed before.
+            None if self.last_ended().is_some_and(|last| last > timeline) => {
+                let before = self.ends.iter().rev().find(|e| e.timeline < timeline);
+                let fork = before.map_or(Lsn(0), |e| e.end);
+                Ancestry::Diverged { fork }
+            }
             None => Ancestry::Unknown,
             Some(end) if position <= end => Ancestry::Ancestor,
             Some(fork) => Ancestry::Diverged { fork },
@@ -127,6 +138,36 @@ mod tests {
         assert_eq!(
             history().ancestry(Timeline(3), Lsn(9000), of),
             Ancestry::Ancestor
+        );
+    }
+
+    #[test]
+    fn a_timeline_that_the_history_left_out_has_diverged() {
+        let end = |t, l| TimelineEnd {
+            timeline: Timeline(t),
+            end: Lsn(l),
+        };
+        let history = TimelineHistory::new(vec![end(1, 100), end(3, 300)]);
+        assert_eq!(
+            history.ancestry(Timeline(2), Lsn(50), Timeline(4)),
+            Ancestry::Diverged { fork: Lsn(100) }
+        );
+        assert_eq!(
+            history.ancestry(Timeline(4), Lsn(50), Timeline(5)),
+            Ancestry::Unknown
+        );
+    }
+
+    #[test]
+    fn a_later_timeline_that_ended_earlier_limits_what_is_shared() {
+        let end = |t, l| TimelineEnd {
+            timeline: Timeline(t),
+            end: Lsn(l),
+        };
+        let history = TimelineHistory::new(vec![end(1, 100), end(2, 80)]);
+        assert_eq!(
+            history.ancestry(Timeline(1), Lsn(90), Timeline(3)),
+            Ancestry::Diverged { fork: Lsn(80) }
         );
     }
 

@@ -199,6 +199,8 @@ pub struct Topology {
     pub generation: u64,
     /// The last claimed timeline.
     pub claimed: ClaimedTimeline,
+    /// The history was written before that claim, so it is another timeline's.
+    pub is_history_behind: bool,
     /// Members that paused with a disarmed fence.
     pub disarmed: BTreeSet<MemberName>,
     /// A planned change in progress.
@@ -243,12 +245,20 @@ impl Topology {
     /// Whether the history of `timeline` is written down.
     pub fn has_history_of(&self, timeline: Timeline) -> bool {
         let parent = self.parent_of(timeline);
+        if self.is_history_behind && self.claimed.timeline == timeline {
+            // The parent may be listed with the end that another promotion gave it.
+            return parent == Timeline(0);
+        }
         parent == Timeline(0) || self.history.end_of(parent).is_some()
     }
 
     /// Where WAL that ends at `position` on `timeline` stands towards the timeline `of`.
     pub fn ancestry(&self, timeline: Timeline, position: Lsn, of: Timeline) -> Ancestry {
         let parent = self.parent_of(of);
+        if timeline < of && self.claimed.timeline == of && !self.has_history_of(of) {
+            // What is written down is the history of another timeline.
+            return Ancestry::Unknown;
+        }
         if timeline < of && timeline > parent {
             // A number between the two is a promotion that the cluster did not follow.
             return self
@@ -310,10 +320,10 @@ impl Topology {
                     ..sync.clone()
                 })
             }
-            Fact::History(history) => self.history = history.clone(),
+            Fact::History(history) => self.set_history(history),
             Fact::Failsafe(failsafe) => self.failsafe = failsafe.clone(),
             Fact::Generation(generation) => self.set_generation(*generation),
-            Fact::Timeline(claimed) => self.claimed = *claimed,
+            Fact::Timeline(claimed) => self.set_claimed(*claimed),
             Fact::Disarmed => {
                 if let FactKey::Disarmed(name) = &change.key {
                     self.disarmed.insert(name.clone());
@@ -361,6 +371,16 @@ impl Topology {
             // A history that vanished is still the history of the timelines that exist.
             FactKey::Timeline | FactKey::History | FactKey::Changes | FactKey::Router(_) => {}
         }
+    }
+
+    fn set_history(&mut self, history: &Arc<TimelineHistory>) {
+        self.history = history.clone();
+        self.is_history_behind = false;
+    }
+
+    fn set_claimed(&mut self, claimed: ClaimedTimeline) {
+        self.claimed = claimed;
+        self.is_history_behind = true;
     }
 
     fn set_generation(&mut self, generation: u64) {
