@@ -7,6 +7,8 @@
 
 use std::time::Duration;
 
+use observation::{Local, RunningRole};
+
 pub mod announce;
 mod authority_gone;
 mod candidate;
@@ -117,6 +119,32 @@ impl<'a> Turn<'a> {
 
     fn request_taken(mut self) -> Self {
         self.decision.is_request_taken = true;
+        self
+    }
+
+    /// Takes back the announcement that this member is without a fence, once its PostgreSQL is surely dead or
+    /// in recovery; nobody may run for leader before (`ha.md` 7).
+    fn withdraw_announcement(self) -> Self {
+        let is_surely_harmless = match &self.seen.local {
+            Local::Stopped(_)
+            | Local::Starting {
+                as_primary: false, ..
+            } => true,
+            Local::Running(running) => matches!(running.role, RunningRole::Replica { .. }),
+            Local::Unknown(_)
+            | Local::Empty
+            | Local::Starting { .. }
+            | Local::Unresponsive { .. }
+            | Local::Orphaned { .. } => false,
+        };
+        let me = &self.seen.me.name;
+        let is_announced = self
+            .seen
+            .topology()
+            .is_some_and(|t| t.disarmed.contains(me));
+        if is_announced && is_surely_harmless {
+            return self.act(Action::RemoveDisarmed);
+        }
         self
     }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use trunkline_shared::cluster::member::{Member, SwitchoverReady, TrunklineFields};
-use trunkline_shared::cluster::topology::SwitchoverStage;
+use trunkline_shared::cluster::topology::{Initialize, SwitchoverStage};
 use trunkline_shared::cluster::{MemberRole, MemberState};
 
 use super::decision::Decision;
@@ -121,6 +121,14 @@ fn state(seen: &Observation) -> MemberState {
             .is_some_and(|job| job.kind == kind && job.error.is_some())
     };
     match &seen.local {
+        // Nobody may write to a cluster that could still be given up.
+        Local::Running(_)
+            if seen
+                .topology()
+                .is_some_and(|t| t.initialize == Initialize::Running) =>
+        {
+            MemberState::InitializingNewCluster
+        }
         Local::Running(_) => MemberState::Running,
         Local::Starting { .. } => MemberState::Starting,
         Local::Empty if failed(JobKind::Initialize) => MemberState::InitdbFailed,

@@ -27,7 +27,7 @@ pub(super) fn decide(seen: &Observation, memory: &Memory, topology: &Topology) -
     {
         return confirm(turn);
     }
-    let turn = turn.disarm_if_harmless();
+    let turn = turn.disarm_if_harmless().withdraw_announcement();
     match &seen.local {
         Local::Unknown(why) => turn
             .detail(Detail::Text(why.clone()))

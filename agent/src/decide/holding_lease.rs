@@ -197,7 +197,12 @@ fn starting(turn: Turn<'_>, since: Moment) -> Decision {
     }
     let limit = seen.settings().primary_start_timeout;
     let waited = seen.now.since(since);
-    if limit.is_zero() || waited < limit {
+    let is_kept =
+        turn.decision.memory.kept_after_crash.is_some_and(
+            |epoch| matches!(&seen.lease, LeaseView::Held(held) if held.epoch == epoch),
+        );
+    let never_fails_over = is_kept || seen.me.crash_policy == CrashPolicy::Restart;
+    if limit.is_zero() || waited < limit || never_fails_over {
         return turn.routine(Reason::WaitingForPrimaryStart);
     }
     let Some(topology) = seen.topology() else {
@@ -276,7 +281,16 @@ fn crashed(turn: Turn<'_>, topology: &Topology, stopped: &Stopped, start_failed:
         Err(_) if start_failed && turn.failed_lately(JobKind::Start) => turn
             .remember(|memory| memory.wants_peers = true)
             .after_failure(JobKind::Start),
-        Err(detail) => restart(turn.detail(detail), stopped, Reason::NobodyCanTakeOver),
+        Err(detail) => {
+            let epoch = match &seen.lease {
+                LeaseView::Held(held) => Some(held.epoch),
+                LeaseView::NotHeld | LeaseView::Lost => None,
+            };
+            let turn = turn
+                .detail(detail)
+                .remember(|memory| memory.kept_after_crash = epoch);
+            restart(turn, stopped, Reason::NobodyCanTakeOver)
+        }
     }
 }
 

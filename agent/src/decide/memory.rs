@@ -22,6 +22,9 @@ pub struct Memory {
     pub not_streaming_since: Option<Moment>,
     /// Since when this member has held the lease without a primary.
     pub not_primary_since: Option<(LeaderEpoch, Moment)>,
+    /// The epoch in which a crash was followed by a restart because nobody could take over: that start is
+    /// not ended by `primary_start_timeout`, else the same would be found again.
+    pub kept_after_crash: Option<LeaderEpoch>,
     /// Until when this member does not run for leader after having given the lease up.
     pub stands_back_until: Option<Moment>,
 }

@@ -13,7 +13,9 @@ use super::{Turn, candidate};
 const ASK_AGAIN: Duration = Duration::from_millis(100);
 
 pub(super) fn decide(seen: &Observation, memory: &Memory, topology: &Topology) -> Decision {
-    let turn = Turn::new(seen, memory).disarm_if_harmless();
+    let turn = Turn::new(seen, memory)
+        .disarm_if_harmless()
+        .withdraw_announcement();
     if let Some(other) = topology.disarmed.iter().find(|name| **name != seen.me.name) {
         return turn
             .detail(Detail::Member(other.clone()))

@@ -143,7 +143,10 @@ impl Scene {
                     ..Status::default()
                 });
             }
-            "claimed" => self.topology.claimed = claimed(&words)?,
+            "claimed" => {
+                self.topology.claimed = claimed(&words)?;
+                self.topology.is_history_behind = words.has("unrecorded");
+            }
             "failover" => self.failover(&words)?,
             "switchover" => self.switchover(&words)?,
             "history" => self.history(&words)?,

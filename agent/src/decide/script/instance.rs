@@ -37,6 +37,12 @@ pub(super) fn memory(words: &Words<'_, '_>, now: Moment) -> Result<Memory, Scrip
             .slot_owner_seen
             .insert(MemberName::new(name), ago(seen)?);
     }
+    if let Some((generation, revision)) = words.text("kept").and_then(|text| text.split_once('@')) {
+        memory.kept_after_crash = Some(LeaderEpoch {
+            generation: words.parse(generation, "a number")?,
+            revision: words.parse(revision, "a number")?,
+        });
+    }
     if let Some(text) = words.text("not_primary") {
         let wrong = || words.wrong(text, "GENERATION@REVISION@SECONDS");
         let (generation, rest) = text.split_once('@').ok_or_else(wrong)?;

@@ -108,7 +108,16 @@ fn print_topology(out: &mut String, topology: &Topology) {
         print_member(out, member);
     }
     let claimed = topology.claimed;
-    let _ = writeln!(out, "claimed {}@{}", claimed.timeline, claimed.parent);
+    let behind = if topology.is_history_behind {
+        " unrecorded"
+    } else {
+        ""
+    };
+    let _ = writeln!(
+        out,
+        "claimed {}@{}{behind}",
+        claimed.timeline, claimed.parent
+    );
     let _ = writeln!(out, "status optime={}", topology.status.optime);
     if let Some(request) = &topology.failover {
         let _ = write!(out, "failover revision={}", request.revision);
@@ -348,6 +357,13 @@ fn print_memory(out: &mut String, memory: &Memory, now: Moment) {
         out,
         "not_primary",
         since.map(|(e, at)| format!("{}@{}@{}", e.generation, e.revision, ago(at))),
+    );
+    option(
+        out,
+        "kept",
+        memory
+            .kept_after_crash
+            .map(|e| format!("{}@{}", e.generation, e.revision)),
     );
     option(
         out,
