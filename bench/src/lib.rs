@@ -6,6 +6,7 @@
 //! * [`check`]: verdicts on it.
 //! * [`demo`], [`failover`], [`throughput`]: the commands made of these.
 //! * [`report`]: progress and tables.
+//! * [`simulation`]: the deterministic simulation, `trunkline-bench simulate`.
 //!
 //! Nothing here imports the agent or the router: they are known by their files, ports and commands. The
 //! simulation is the one exception.
@@ -16,5 +17,6 @@ pub mod failover;
 pub mod fault;
 pub mod load;
 pub mod report;
+pub mod simulation;
 pub mod stack;
 pub mod throughput;

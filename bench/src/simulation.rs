@@ -1,0 +1,153 @@
+//! The deterministic simulation: the agents' real `decide` and lease arithmetic, and the routers, in a
+//! world of one DCS, fake PostgreSQL servers, clocks that drift and a network that fails.
+//!
+//! A seed is the whole world: the same seed plays the same events. Faults strike for a while, with the
+//! invariants checked after every event; then all faults end and the cluster must converge.
+
+mod act;
+mod agent;
+mod breaks;
+mod clients;
+pub mod command;
+mod coverage;
+mod event;
+mod fake_postgres;
+mod faults;
+mod fence;
+mod instance;
+mod invariants;
+mod jobs;
+mod lease_task;
+mod network;
+mod node;
+mod plan;
+mod replication;
+mod requests;
+mod routers;
+mod store;
+mod story;
+mod transactions;
+mod world;
+
+use std::ops::Range;
+
+use fastrand::Rng;
+use trunkline_shared::service::clock;
+
+pub use breaks::{Break, NoSuchRule};
+pub use coverage::{Coverage, UNREACHED};
+pub use invariants::{Failure, Invariant, noticed_by};
+
+use event::SECOND;
+use plan::{Plan, Shape};
+use story::Story;
+use world::World;
+
+/// What is to be played.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// How many members every seed has; each draws its own number where absent.
+    pub members: Option<u8>,
+    /// How long faults strike, virtual seconds.
+    pub seconds: u64,
+    /// A rule broken on purpose.
+    pub rule: Option<Break>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            members: Some(3),
+            seconds: 60,
+            rule: None,
+        }
+    }
+}
+
+/// What one seed came to.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// Events played.
+    pub events: u64,
+    /// Faults that struck.
+    pub faults: u64,
+    /// The invariant that was broken, if one was.
+    pub failure: Option<Failure>,
+    /// The story, if asked for.
+    pub story: Option<String>,
+}
+
+/// What many seeds came to.
+#[derive(Clone, Debug, Default)]
+pub struct Report {
+    /// Seeds played.
+    pub seeds: u64,
+    /// Events played.
+    pub events: u64,
+    /// Faults that struck.
+    pub faults: u64,
+    /// Seeds that ended because one timeline number was raised by two promotions: a known hole.
+    pub twins: u64,
+    /// Real time, seconds.
+    pub seconds: f64,
+    /// What was reached.
+    pub coverage: Coverage,
+    /// The seeds that broke an invariant, in order.
+    pub failures: Vec<(u64, Failure)>,
+}
+
+/// Plays one seed.
+pub fn play(seed: u64, options: Options, coverage: &mut Coverage, tells: bool) -> Outcome {
+    let mut rng = Rng::with_seed(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ 0x0074_7275_6e6b);
+    let shape = Shape {
+        members: options.members,
+        lasts: options.seconds.max(20) * SECOND,
+    };
+    let plan = Plan::draw(&mut rng, shape);
+    let story = tells.then(Story::default);
+    let mut world = World::new(rng, plan, options.rule, story);
+    let plan_text = tells.then(|| format!("{:#?}\n", world.plan));
+    world.play();
+    coverage.add(&world.coverage);
+    let story = world.story.as_ref().map(|story| {
+        let limit = if world.failure.is_some() {
+            STORY_LINES
+        } else {
+            usize::MAX
+        };
+        format!(
+            "{}{}",
+            plan_text.unwrap_or_default(),
+            story.text(Some(limit))
+        )
+    });
+    Outcome {
+        events: world.events,
+        faults: world.faults,
+        failure: world.failure,
+        story,
+    }
+}
+
+/// How many lines before a failure are told.
+const STORY_LINES: usize = 400;
+
+/// Plays a range of seeds; stops after `stop_after` failures.
+pub fn play_all(seeds: Range<u64>, options: Options, stop_after: usize) -> Report {
+    let begin = clock::now();
+    let mut report = Report::default();
+    for seed in seeds {
+        let outcome = play(seed, options, &mut report.coverage, false);
+        report.seeds += 1;
+        report.events += outcome.events;
+        report.faults += outcome.faults;
+        if let Some(failure) = outcome.failure {
+            report.failures.push((seed, failure));
+            if report.failures.len() >= stop_after {
+                break;
+            }
+        }
+    }
+    report.seconds = clock::now().since(begin).as_secs_f64();
+    report
+}

@@ -1,0 +1,341 @@
+//! Actions turned into events, in their order; the first that fails ends the turn.
+
+use std::sync::Arc;
+
+use trunkline_agent::decide::decision::{StartAs, StopMode, Upstream};
+use trunkline_agent::decide::observation::JobKind;
+use trunkline_agent::decide::observation::SlotView;
+use trunkline_agent::decide::{Action, PROMOTE_NEEDS};
+use trunkline_shared::cluster::{LeaderEpoch, MemberName, Timeline};
+
+use super::event::{NodeId, Time};
+use super::fake_postgres::Phase;
+use super::requests::{Ask, Purpose, Reply};
+use super::story::{Actor, tell};
+use super::world::World;
+
+/// How an action went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Went {
+    Done,
+    /// The answer of the DCS will tell.
+    Waits,
+    Failed,
+}
+
+impl World {
+    /// Performs actions until one has to wait, one fails, or the turn is over.
+    pub(super) fn next_action(&mut self, node: NodeId) {
+        loop {
+            let agent = &mut self.node_mut(node).agent;
+            let Some(action) = agent.actions.get(agent.step).cloned() else {
+                return self.end_turn(node, false);
+            };
+            agent.step += 1;
+            match self.perform(node, &action) {
+                Went::Done => {}
+                Went::Waits => return,
+                Went::Failed => {
+                    tell!(
+                        self,
+                        Actor::Agent(node),
+                        "failed: {}",
+                        Action::NAMES[action.index()]
+                    );
+                    return self.end_turn(node, true);
+                }
+            }
+        }
+    }
+
+    fn perform(&mut self, node: NodeId, action: &Action) -> Went {
+        match action {
+            Action::AcquireLeader
+            | Action::ConfirmLeader
+            | Action::ReassertLeader
+            | Action::ReleaseLeader { .. }
+            | Action::HandOver { .. }
+            | Action::ClaimBootstrap
+            | Action::RecordSystemId(_)
+            | Action::PublishStatus { .. }
+            | Action::RecordHistory
+            | Action::DropFailoverRequest { .. }
+            | Action::AnnounceSwitchover(_)
+            | Action::ClearSwitchover
+            | Action::WriteDisarmed
+            | Action::RemoveDisarmed
+            | Action::ClaimTimeline(_) => self.ask_dcs(node, action),
+            Action::ArmFence => self.arm(node),
+            Action::DisarmFence => self.disarm(node),
+            Action::Initialize => self.begin_job(node, JobKind::Initialize, None),
+            Action::FinishBootstrap => self.begin_job(node, JobKind::FinishBootstrap, None),
+            Action::Start(start) => self.start(node, start),
+            Action::Stop(mode) => self.stop(node, *mode),
+            Action::Promote(timeline) => self.promote(node, *timeline),
+            Action::Checkpoint => self.begin_job(node, JobKind::Checkpoint, None),
+            Action::Follow(upstream) => self.follow(node, upstream),
+            Action::Clone(upstream) => self.begin_copy(node, JobKind::Clone, upstream),
+            Action::Rewind(upstream) => self.begin_copy(node, JobKind::Rewind, upstream),
+            Action::CancelJob => {
+                self.cancel_job(node);
+                Went::Done
+            }
+            Action::CreateSlots(names) => self.change_slots(node, names, true),
+            Action::DropSlots(names) => self.change_slots(node, names, false),
+        }
+    }
+
+    // The DCS.
+
+    fn ask_dcs(&mut self, node: NodeId, action: &Action) -> Went {
+        let turn = self.node(node).agent.turn;
+        if *action == Action::ConfirmLeader {
+            let agent = &self.node(node).agent;
+            let key = agent.view.as_ref().and_then(|view| view.leader.as_ref());
+            let Some(lease) = key.map(|leader| leader.lease).filter(|lease| *lease != 0) else {
+                return Went::Failed;
+            };
+            self.send(node, Ask::KeepAlive(lease), Purpose::Confirm { turn });
+            return Went::Waits;
+        }
+        if matches!(
+            action,
+            Action::HandOver { .. } | Action::ReleaseLeader { .. }
+        ) {
+            self.node_mut(node).agent.lease.state.hand_over_sent();
+        }
+        match self.transaction(node, action) {
+            Some(txn) => {
+                self.send(node, Ask::Commit(txn), Purpose::Action { turn });
+                Went::Waits
+            }
+            None => Went::Failed,
+        }
+    }
+
+    /// The DCS answered an action's transaction, or the time for it is over.
+    pub(super) fn action_answered(&mut self, node: NodeId, at: usize, turn: u32) {
+        let agent = &self.node(node).agent;
+        if agent.turn != turn || !agent.is_in_turn {
+            return;
+        }
+        let Some(action) = agent.actions.get(agent.step.wrapping_sub(1)).cloned() else {
+            return;
+        };
+        let (reply, term) = (self.requests[at].reply, self.requests[at].term);
+        let is_done = match reply {
+            Reply::Committed(Some(revision)) => {
+                self.committed(node, &action, revision, term);
+                true
+            }
+            Reply::Committed(None) => {
+                if matches!(
+                    action,
+                    Action::HandOver { .. } | Action::ReleaseLeader { .. }
+                ) {
+                    self.node_mut(node).agent.lease.changes += 1;
+                    self.node_mut(node).agent.lease.state.hand_over_failed();
+                }
+                false
+            }
+            Reply::None | Reply::Granted(_) | Reply::Alive(_) | Reply::Leader(_) => false,
+        };
+        self.action_ends(node, turn, is_done);
+    }
+
+    fn committed(&mut self, node: NodeId, action: &Action, revision: i64, term: u64) {
+        let generation = self.store.head.generation;
+        let ttl = self.plan.ttl;
+        match action {
+            Action::AcquireLeader | Action::ReassertLeader | Action::ClaimBootstrap => {
+                let lease = &mut self.node_mut(node).agent.lease;
+                lease.changes += 1;
+                // A keep-alive answered by another term proves nothing about the lease's length: the
+                // next renewal will.
+                if lease.term == term {
+                    let epoch = LeaderEpoch {
+                        generation,
+                        revision,
+                    };
+                    let sent = lease.sent;
+                    lease.state.acquired(epoch, sent, ttl);
+                }
+                self.move_deadline(node);
+                self.note_epoch(node);
+                tell!(
+                    self,
+                    Actor::Agent(node),
+                    "holds the leader key of revision {revision}"
+                );
+            }
+            Action::ReleaseLeader { .. } | Action::HandOver { .. } => {
+                self.node_mut(node).agent.lease.changes += 1;
+                self.node_mut(node).agent.lease.state.given_up();
+                tell!(self, Actor::Agent(node), "has given the leader key up");
+            }
+            _ => {}
+        }
+    }
+
+    /// The action that waited for the DCS is over.
+    pub(super) fn action_ends(&mut self, node: NodeId, turn: u32, is_done: bool) {
+        let agent = &self.node(node).agent;
+        if agent.turn != turn || !agent.is_in_turn {
+            return;
+        }
+        if is_done {
+            self.next_action(node);
+        } else {
+            tell!(self, Actor::Agent(node), "the DCS did not do it");
+            self.end_turn(node, true);
+        }
+    }
+
+    // The instance.
+
+    fn start(&mut self, node: NodeId, start: &StartAs) -> Went {
+        let as_primary = match start {
+            StartAs::Primary => {
+                if !self.may_become_writable(node) {
+                    return Went::Failed;
+                }
+                true
+            }
+            StartAs::Replica(upstream) => {
+                self.check_upstream(node, upstream.as_ref());
+                if let Some(upstream) = upstream {
+                    self.point_at(node, &upstream.member);
+                }
+                false
+            }
+        };
+        self.begin_start(node, as_primary);
+        Went::Done
+    }
+
+    /// The pair assertion right before the instance becomes writable.
+    fn may_become_writable(&mut self, node: NodeId) -> bool {
+        let skips = self.rule == Some(super::breaks::Break::PromoteUnlocked);
+        let left = self.lease_left(node);
+        let is_armed = self.node(node).run_dir.deadline.is_some();
+        let is_live = self.node(node).fence_looks_live(self.now);
+        let is_resolved =
+            |held: trunkline_agent::decide::observation::Held| !held.has_unresolved_hand_over;
+        let is_resolved = self
+            .node(node)
+            .agent
+            .lease
+            .state
+            .held()
+            .is_some_and(is_resolved);
+        let may =
+            is_resolved && left.is_some_and(|left| left > PROMOTE_NEEDS) && is_armed && is_live;
+        if may || skips {
+            self.check_promotion(node);
+        }
+        may || skips
+    }
+
+    fn promote(&mut self, node: NodeId, timeline: Timeline) -> Went {
+        if !self.may_become_writable(node) {
+            return Went::Failed;
+        }
+        if !matches!(
+            self.node(node).postgres.phase,
+            Phase::Replica { promotes: false }
+        ) {
+            return Went::Failed;
+        }
+        self.begin_promotion(node, timeline);
+        Went::Done
+    }
+
+    fn stop(&mut self, node: NodeId, mode: StopMode) -> Went {
+        self.begin_stop(node, mode);
+        Went::Done
+    }
+
+    fn follow(&mut self, node: NodeId, upstream: &Upstream) -> Went {
+        self.check_upstream(node, Some(upstream));
+        if !matches!(self.node(node).postgres.phase, Phase::Replica { .. }) {
+            return Went::Failed;
+        }
+        self.point_at(node, &upstream.member);
+        Went::Done
+    }
+
+    fn point_at(&mut self, node: NodeId, upstream: &MemberName) {
+        let id = self.id_of(upstream);
+        let run = self.node(node).postgres.run;
+        let postgres = &mut self.node_mut(node).postgres;
+        postgres.is_streaming = false;
+        postgres.shipping = None;
+        if let Some(data) = &mut postgres.data {
+            data.upstream = id;
+        }
+        if matches!(postgres.phase, Phase::Replica { .. }) {
+            self.receiver_soon(node, run);
+        }
+    }
+
+    fn begin_copy(&mut self, node: NodeId, kind: JobKind, upstream: &Upstream) -> Went {
+        let source = Some(upstream.member.clone());
+        self.begin_job(node, kind, source)
+    }
+
+    fn begin_job(&mut self, node: NodeId, kind: JobKind, source: Option<MemberName>) -> Went {
+        if self.node(node).agent.job.running.is_some() {
+            return Went::Failed;
+        }
+        self.coverage.job(kind);
+        self.start_job(node, kind, source);
+        Went::Done
+    }
+
+    fn change_slots(&mut self, node: NodeId, names: &[Arc<str>], create: bool) -> Went {
+        if !matches!(
+            self.node(node).postgres.phase,
+            Phase::Primary | Phase::Replica { .. }
+        ) {
+            return Went::Failed;
+        }
+        let slots = Arc::make_mut(&mut self.node_mut(node).postgres.slots);
+        slots.retain(|slot| !names.contains(&slot.name));
+        if create {
+            slots.extend(names.iter().map(|name| SlotView {
+                name: name.clone(),
+                is_active: false,
+            }));
+        }
+        Went::Done
+    }
+
+    // The fence.
+
+    fn arm(&mut self, node: NodeId) -> Went {
+        let now = self.now;
+        let this = self.node_mut(node);
+        let Some(held) = this.agent.lease.state.held() else {
+            return Went::Failed;
+        };
+        if !this.fence_looks_live(now) {
+            return Went::Failed;
+        }
+        let was_armed = this.run_dir.deadline.is_some();
+        this.run_dir.deadline = Some(held.deadline);
+        if !was_armed {
+            self.set_fence_timer(node);
+        }
+        Went::Done
+    }
+
+    fn disarm(&mut self, node: NodeId) -> Went {
+        self.node_mut(node).run_dir.deadline = None;
+        Went::Done
+    }
+
+    /// Milliseconds of true time as nanoseconds, for jobs.
+    pub(super) fn around(&mut self, takes: Time) -> Time {
+        takes / 2 + self.rng.u64(..takes.max(1))
+    }
+}

@@ -1,0 +1,462 @@
+//! The agent's turns: wake, look, decide by the real rules, act, record. What surrounds `decide` in the
+//! real program is modelled here, with a pause possible between any two steps.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use trunkline_agent::decide::announce::announcement;
+use trunkline_agent::decide::observation::{
+    DcsView, FenceView, Local, Observation, PeerAnswer, PeerView, Peers, RunningRole,
+};
+use trunkline_agent::decide::{Decision, decide};
+use trunkline_shared::cluster::topology::{Fact, FactKey};
+use trunkline_shared::cluster::{Lsn, Member, Moment};
+
+use super::breaks::Break;
+use super::event::{Event, MS, NodeId, SECOND, Time};
+use super::fake_postgres::UNREADABLE;
+use super::network::Place;
+use super::node::Agent;
+use super::requests::{Ask, Purpose, Reply, differs};
+use super::store::{Txn, Write};
+use super::story::{Actor, tell};
+use super::world::World;
+
+/// How soon a turn follows another at the earliest.
+const TURN_GAP: Time = 2 * MS;
+/// How long a turn is put off after a failed action.
+const AFTER_FAILURE: Time = 200 * MS;
+
+impl World {
+    /// Starts the agent of a node: its memory is empty, what its run_dir holds is taken up.
+    pub(super) fn start_agent(&mut self, node: NodeId) {
+        let now = self.now;
+        let this = self.node_mut(node);
+        if !this.is_powered || this.agent.is_alive {
+            return;
+        }
+        let boot = this.agent.boot + 1;
+        let job_number = this.agent.job_number + 1;
+        let turn = this.agent.turn + 1;
+        let highest = this.agent.lease.highest;
+        this.agent = Agent::started(this.agent.me.clone(), boot);
+        this.agent.job_number = job_number;
+        this.agent.turn = turn;
+        this.agent.lease.id = this.run_dir.lease;
+        this.agent.lease.highest = highest;
+        this.agent.turns_since = now;
+        tell!(self, Actor::Agent(node), "starts");
+        self.start_watch(node);
+        self.put_in(MS, Event::Renew { node, boot });
+        if !self.node(node).fence.is_alive {
+            self.replace_fence(node);
+        }
+        self.show_interrupted_rewind(node);
+        self.see_exit_soon(node);
+        self.wake(node);
+    }
+
+    /// The agent is to look now.
+    pub(super) fn wake(&mut self, node: NodeId) {
+        self.wake_in(node, TURN_GAP);
+    }
+
+    pub(super) fn wake_in(&mut self, node: NodeId, delay: Time) {
+        let at = self.now + delay;
+        let agent = &mut self.node_mut(node).agent;
+        if agent.is_in_turn {
+            agent.is_woken = true;
+        } else if at < agent.next_wake {
+            agent.next_wake = at;
+            let boot = agent.boot;
+            self.queue.put(at, Event::Wake { node, boot });
+        }
+    }
+
+    pub(super) fn on_wake(&mut self, node: NodeId, boot: u32) -> bool {
+        let now = self.now;
+        let agent = &self.node(node).agent;
+        if agent.boot != boot || !agent.is_alive || agent.is_in_turn || agent.next_wake != now {
+            return false;
+        }
+        let sleeps = self.node(node).agent_sleeps_until();
+        if sleeps > now {
+            self.node_mut(node).agent.next_wake = sleeps;
+            self.queue.put(sleeps, Event::Wake { node, boot });
+            return true;
+        }
+        self.begin_turn(node);
+        true
+    }
+
+    fn begin_turn(&mut self, node: NodeId) {
+        let local = self.local(node);
+        let now = self.now;
+        let agent = &mut self.node_mut(node).agent;
+        agent.next_wake = Time::MAX;
+        agent.is_in_turn = true;
+        agent.is_woken = false;
+        agent.turn += 1;
+        agent.seen_running |= matches!(local, Local::Running(_));
+        agent.snapshot = Some((local, agent.job.clone()));
+        agent.answers = None;
+        if now.saturating_sub(agent.turns_since) > 10 * SECOND {
+            agent.turns = 0;
+            agent.turns_since = now;
+        }
+        agent.turns += 1;
+        let turn = agent.turn;
+        if agent.memory.wants_peers {
+            self.ask_peers(node, turn);
+        } else {
+            let takes = self.rng.u64(MS / 5..3 * MS);
+            self.put_in(takes, Event::Decide { node, turn });
+        }
+    }
+
+    fn ask_peers(&mut self, from: NodeId, turn: u32) {
+        let peers: Vec<NodeId> = self
+            .node(from)
+            .agent
+            .view
+            .iter()
+            .flat_map(|view| view.members.keys())
+            .filter_map(|name| self.id_of(name))
+            .filter(|id| *id != from)
+            .collect();
+        let asked = peers
+            .iter()
+            .map(|id| (self.node(*id).name.clone(), PeerAnswer::Unreachable));
+        let asked: BTreeMap<_, _> = asked.collect();
+        let agent = &mut self.node_mut(from).agent;
+        agent.answers = Some(asked);
+        agent.answers_missing = peers.len() as u8;
+        for &to in &peers {
+            if self.net.reaches(Place::Node(from), Place::Node(to)) {
+                let way = self.hop();
+                self.put_in(way, Event::PeerAsk { from, to, turn });
+            }
+        }
+        let limit = match peers.len() {
+            0 => MS,
+            _ => (self.plan.retry_timeout.as_nanos() as Time / 2).min(SECOND),
+        };
+        self.put_in(limit, Event::PeersLimit { node: from, turn });
+    }
+
+    pub(super) fn on_peer_ask(
+        &mut self,
+        event: Event,
+        from: NodeId,
+        to: NodeId,
+        turn: u32,
+    ) -> bool {
+        let this = self.node(to);
+        if !this.is_powered || !this.agent.is_alive {
+            return false;
+        }
+        if self.put_off(this.agent_sleeps_until(), event) {
+            return true;
+        }
+        if !self.net.reaches(Place::Node(to), Place::Node(from)) {
+            return true;
+        }
+        let mut view = self.peer_view(to);
+        if view.is_primary && self.node(from).agent.turn == turn {
+            self.ledger.primary_was_seen(from, turn);
+        }
+        if self.rule == Some(Break::NoPeerCheck) {
+            view.is_primary = false;
+        }
+        let name = self.node(to).name.clone();
+        let agent = &mut self.node_mut(from).agent;
+        if agent.turn != turn {
+            return true;
+        }
+        // The answer is put where it will be looked for, and counts once it has arrived.
+        if let Some(answers) = &mut agent.answers {
+            answers.insert(name, PeerAnswer::Answered(view));
+        }
+        let way = self.hop();
+        self.put_in(way, Event::PeerAnswer { from, to, turn });
+        true
+    }
+
+    pub(super) fn on_peer_answer(
+        &mut self,
+        event: Event,
+        from: NodeId,
+        _to: NodeId,
+        turn: u32,
+    ) -> bool {
+        let agent = &self.node(from).agent;
+        if !agent.is_alive || agent.turn != turn || agent.answers_missing == 0 {
+            return false;
+        }
+        if self.put_off(self.node(from).agent_sleeps_until(), event) {
+            return true;
+        }
+        let agent = &mut self.node_mut(from).agent;
+        agent.answers_missing -= 1;
+        if agent.answers_missing == 0 {
+            self.put_in(0, Event::Decide { node: from, turn });
+        }
+        true
+    }
+
+    pub(super) fn on_peers_limit(&mut self, event: Event, node: NodeId, turn: u32) -> bool {
+        let agent = &self.node(node).agent;
+        if !agent.is_alive
+            || agent.turn != turn
+            || (agent.answers_missing == 0 && agent.answers.as_ref().is_none_or(|a| !a.is_empty()))
+        {
+            return false;
+        }
+        if self.put_off(self.node(node).agent_sleeps_until(), event) {
+            return true;
+        }
+        self.node_mut(node).agent.answers_missing = 0;
+        self.put_in(0, Event::Decide { node, turn });
+        true
+    }
+
+    fn peer_view(&self, node: NodeId) -> PeerView {
+        let tags = &self.node(node).agent.me.tags;
+        let mut view = PeerView {
+            is_running: false,
+            is_primary: false,
+            timeline: None,
+            position: Lsn(0),
+            replayed: Lsn(0),
+            may_lead: tags.may_lead(),
+            priority: tags.priority(),
+        };
+        match self.local(node) {
+            Local::Running(running) => {
+                view.is_running = true;
+                view.timeline = Some(running.timeline);
+                match running.role {
+                    RunningRole::Primary { position, .. } => {
+                        view.is_primary = true;
+                        view.position = position;
+                        view.replayed = position;
+                    }
+                    RunningRole::Replica {
+                        received, replayed, ..
+                    } => {
+                        view.position = received.max(replayed);
+                        view.replayed = replayed;
+                    }
+                }
+            }
+            Local::Unresponsive { was_primary, .. } | Local::Orphaned { was_primary, .. } => {
+                view.is_primary = was_primary;
+            }
+            Local::Stopped(stopped) => {
+                view.timeline = Some(stopped.timeline);
+                view.position = stopped.position;
+            }
+            Local::Unknown(_) | Local::Empty | Local::Starting { .. } => {}
+        }
+        view
+    }
+
+    pub(super) fn local(&self, node: NodeId) -> Local {
+        let this = self.node(node);
+        this.postgres.local(
+            self.now,
+            this.agent.seen_running,
+            &self.branches,
+            |at| this.clock(at),
+            |id| match id {
+                UNREADABLE => self.unreadable.clone(),
+                id => self.node(id).address.clone(),
+            },
+        )
+    }
+
+    pub(super) fn on_decide(&mut self, event: Event, node: NodeId, turn: u32) -> bool {
+        let agent = &self.node(node).agent;
+        if !agent.is_alive || agent.turn != turn || !agent.is_in_turn || agent.snapshot.is_none() {
+            return false;
+        }
+        if self.put_off(self.node(node).agent_sleeps_until(), event) {
+            return true;
+        }
+        self.lapse(node);
+        let Some(seen) = self.observation(node) else {
+            return false;
+        };
+        let seen = self.perturb_observation(node, seen);
+        let mut decision = decide(&seen, &self.node(node).agent.memory);
+        self.coverage.situation(decision.situation);
+        self.coverage.reason(decision.reason);
+        for action in &decision.actions {
+            self.coverage.action(action);
+        }
+        tell!(
+            self,
+            Actor::Agent(node),
+            "{} ({}) {:?}{}",
+            decision.reason,
+            decision.detail,
+            decision.actions,
+            if decision.is_request_taken {
+                " request taken"
+            } else {
+                ""
+            }
+        );
+        self.check_decision(node, &seen, &decision);
+        self.perturb_decision(node, &mut decision);
+        self.take_up(node, &seen, decision);
+        true
+    }
+
+    fn observation(&mut self, node: NodeId) -> Option<Observation> {
+        let now = self.clock(node);
+        let this = self.node_mut(node);
+        let (local, job) = this.agent.snapshot.take()?;
+        let agent = &mut this.agent;
+        let dcs = match &agent.view {
+            Some(topology) => DcsView::Known {
+                topology: topology.clone(),
+                age: now.since(agent.proved),
+            },
+            None => DcsView::Unknown,
+        };
+        let peers = match agent.answers.take() {
+            Some(answers) => Peers::Asked(Arc::new(answers)),
+            None => Peers::NotAsked,
+        };
+        let (me, lease) = (agent.me.clone(), agent.lease.state.view().clone());
+        let request = agent.request.clone();
+        let is_shutting_down = agent.is_shutting_down;
+        let this = self.node(node);
+        Some(Observation {
+            now,
+            me,
+            dcs,
+            lease,
+            local,
+            peers,
+            job,
+            request,
+            fence: FenceView {
+                is_live: this.fence_looks_live(self.now),
+                is_armed: this.run_dir.deadline.is_some(),
+            },
+            is_shutting_down,
+        })
+    }
+
+    fn take_up(&mut self, node: NodeId, seen: &Observation, decision: Decision) {
+        if !seen.fence.is_live {
+            self.replace_fence(node);
+        }
+        self.record(node, seen, &decision);
+        let ends = decision.reason == trunkline_agent::decide::Reason::ShutDown;
+        let agent = &mut self.node_mut(node).agent;
+        agent.memory = decision.memory;
+        agent.next_within = decision.next.within.as_nanos() as Time;
+        agent.actions = decision.actions;
+        agent.step = 0;
+        if decision.is_request_taken {
+            agent.request = None;
+        }
+        if ends && agent.actions.is_empty() {
+            tell!(self, Actor::Agent(node), "ends");
+            self.node_mut(node).agent.is_alive = false;
+            if self.is_calm {
+                self.start_agent(node);
+            }
+            return;
+        }
+        self.next_action(node);
+    }
+
+    /// The turn is over: the next follows at its time, or at once if something woke the agent meanwhile.
+    pub(super) fn end_turn(&mut self, node: NodeId, failed: bool) {
+        let agent = &mut self.node_mut(node).agent;
+        agent.is_in_turn = false;
+        agent.actions.clear();
+        let is_woken = agent.is_woken;
+        let within = agent.next_within;
+        let delay = match (failed, is_woken) {
+            (true, _) => AFTER_FAILURE.min(within.max(AFTER_FAILURE / 4)),
+            (false, true) => TURN_GAP,
+            (false, false) => within.max(TURN_GAP),
+        };
+        self.wake_in(node, delay);
+    }
+
+    /// Writes the member's record if more than positions changed, and every `loop_wait` anyway. One
+    /// write at a time.
+    fn record(&mut self, node: NodeId, seen: &Observation, decision: &Decision) {
+        let now = self.now;
+        let loop_wait = self.plan.loop_wait.as_nanos() as Time;
+        let this = self.node(node);
+        let agent = &this.agent;
+        if agent.lease.id == 0 || agent.publishing.is_some() {
+            return;
+        }
+        let record = announcement(seen, decision, &this.api_url, &self.version);
+        let is_due = now >= agent.recorded_at + loop_wait
+            || agent.record_lease != agent.lease.id
+            || agent
+                .record
+                .as_ref()
+                .is_none_or(|old| differs(old, &record));
+        if !is_due {
+            return;
+        }
+        let lease = agent.lease.id;
+        let record = Arc::new(record);
+        let key = FactKey::Member(this.name.clone());
+        let txn = Txn {
+            when: Vec::new(),
+            then: vec![Write::Put(key, Fact::Member(record.clone()), lease)],
+        };
+        let agent = &mut self.node_mut(node).agent;
+        agent.publishing = Some(record.clone());
+        agent.record_lease = lease;
+        self.send(node, Ask::Commit(txn), Purpose::Record(record));
+    }
+
+    pub(super) fn record_answered(&mut self, node: NodeId, at: usize, record: Arc<Member>) {
+        let now = self.now;
+        let agent = &mut self.node_mut(node).agent;
+        agent.publishing = None;
+        if let Reply::Committed(Some(_)) = self.requests[at].reply {
+            let agent = &mut self.node_mut(node).agent;
+            agent.record = Some(record);
+            agent.recorded_at = now;
+        } else {
+            let agent = &mut self.node_mut(node).agent;
+            agent.record = None;
+        }
+    }
+
+    /// What the rule that is broken on purpose does to what `decide` sees.
+    fn perturb_observation(&self, node: NodeId, mut seen: Observation) -> Observation {
+        let Some(rule) = self.rule else {
+            return seen;
+        };
+        rule.perturb(&mut seen, self.node(node).clock(self.now));
+        seen
+    }
+
+    fn perturb_decision(&self, _node: NodeId, decision: &mut Decision) {
+        if let Some(rule) = self.rule {
+            rule.perturb_decision(decision);
+        }
+    }
+
+    /// How much of the held lease is left.
+    pub(super) fn lease_left(&self, node: NodeId) -> Option<Duration> {
+        let held = self.node(node).agent.lease.state.held()?;
+        let now: Moment = self.clock(node);
+        Some(now.until(held.deadline))
+    }
+}

@@ -1,0 +1,140 @@
+//! Rules broken on purpose, to show that the invariants would notice.
+
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use trunkline_agent::decide::decision::{StopMode, Upstream};
+use trunkline_agent::decide::observation::{DcsView, LeaseView, Observation};
+use trunkline_agent::decide::{Action, Decision, Situation};
+use trunkline_shared::cluster::{MemberName, Moment};
+
+/// A rule that a run breaks on purpose.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Break {
+    /// The fence never fires and the agent does not stop PostgreSQL ahead of the deadline.
+    NoFence,
+    /// The deadline counts from the answer of a renewal instead of its sending.
+    DeadlineFromAnswer,
+    /// What peers say of being primary is not heard.
+    NoPeerCheck,
+    /// The leader key is released together with the order to stop, not after its end.
+    ReleaseAlive,
+    /// A router believes a view, and an epoch, older than one it has seen.
+    StaleEpochRouter,
+    /// Promotion does not look at the lease's deadline.
+    PromoteUnlocked,
+    /// `maximum_lag_on_failover` is not obeyed.
+    LagLimitIgnored,
+    /// A replica is pointed away from its upstream as soon as the leader key is gone.
+    UpstreamDropped,
+}
+
+impl Break {
+    /// Every one, with its word.
+    pub const ALL: [(Break, &'static str); 8] = [
+        (Break::NoFence, "no-fence"),
+        (Break::DeadlineFromAnswer, "deadline-from-answer"),
+        (Break::NoPeerCheck, "no-peer-check"),
+        (Break::ReleaseAlive, "release-alive"),
+        (Break::StaleEpochRouter, "stale-epoch-router"),
+        (Break::PromoteUnlocked, "promote-unlocked"),
+        (Break::LagLimitIgnored, "lag-limit-ignored"),
+        (Break::UpstreamDropped, "upstream-dropped"),
+    ];
+
+    /// The word of the command line.
+    pub fn word(self) -> &'static str {
+        Break::ALL
+            .iter()
+            .find(|(rule, _)| *rule == self)
+            .map_or("", |(_, word)| *word)
+    }
+
+    pub(super) fn believes_old_views(self) -> bool {
+        self == Break::StaleEpochRouter
+    }
+
+    /// Changes what `decide` sees.
+    pub(super) fn perturb(self, seen: &mut Observation, now: Moment) {
+        match self {
+            Break::PromoteUnlocked => {
+                if let LeaseView::Held(held) = &mut seen.lease {
+                    held.deadline = now + Duration::from_secs(3600);
+                }
+            }
+            Break::LagLimitIgnored => {
+                if let DcsView::Known { topology, .. } = &mut seen.dcs {
+                    let mut settings = (*topology.settings_or_default()).clone();
+                    settings.maximum_lag_on_failover = u64::MAX;
+                    Arc::make_mut(topology).settings = Some(Arc::new(settings));
+                }
+            }
+            Break::NoFence
+            | Break::DeadlineFromAnswer
+            | Break::NoPeerCheck
+            | Break::ReleaseAlive
+            | Break::StaleEpochRouter
+            | Break::UpstreamDropped => {}
+        }
+    }
+
+    /// Changes what was decided.
+    pub(super) fn perturb_decision(self, decision: &mut Decision) {
+        match self {
+            Break::NoFence => {
+                if decision.situation == Situation::AuthorityGone {
+                    decision.actions.clear();
+                }
+            }
+            Break::ReleaseAlive => {
+                let is_stop =
+                    |a: &Action| matches!(a, Action::Stop(StopMode::Planned | StopMode::Fast));
+                if let Some(at) = decision.actions.iter().position(is_stop) {
+                    decision
+                        .actions
+                        .insert(at + 1, Action::ReleaseLeader { position: None });
+                }
+            }
+            Break::UpstreamDropped => {
+                if decision.situation == Situation::NoLeader && decision.actions.is_empty() {
+                    let nobody = Upstream {
+                        member: MemberName::new(""),
+                        address: "".into(),
+                    };
+                    decision.actions.push(Action::Follow(nobody));
+                }
+            }
+            Break::DeadlineFromAnswer
+            | Break::NoPeerCheck
+            | Break::StaleEpochRouter
+            | Break::PromoteUnlocked
+            | Break::LagLimitIgnored => {}
+        }
+    }
+}
+
+/// The word names no rule.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NoSuchRule(String);
+
+impl std::fmt::Display for NoSuchRule {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let words: Vec<_> = Break::ALL.iter().map(|(_, word)| *word).collect();
+        write!(f, "\"{}\" is no rule; one of {}", self.0, words.join(", "))
+    }
+}
+
+impl std::error::Error for NoSuchRule {}
+
+impl FromStr for Break {
+    type Err = NoSuchRule;
+
+    fn from_str(word: &str) -> Result<Self, NoSuchRule> {
+        Break::ALL
+            .iter()
+            .find(|(_, known)| *known == word)
+            .map(|(rule, _)| *rule)
+            .ok_or_else(|| NoSuchRule(word.to_owned()))
+    }
+}

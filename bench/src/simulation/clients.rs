@@ -1,0 +1,124 @@
+//! Clients that write through the routers and remember what was acknowledged.
+
+use super::event::{Event, NodeId, SECOND, Time};
+use super::fake_postgres::Phase;
+use super::invariants::Invariant;
+use super::network::Place;
+use super::routers::Lane;
+use super::world::World;
+
+/// A write under way.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct WriteSent {
+    router: u8,
+    lane: Lane,
+    /// Which life of the instance its connection is to.
+    run: u32,
+    branch: u32,
+    end: u64,
+    /// How old the router's view was when it sent it.
+    sent: Time,
+}
+
+/// How long an instance may still be written to after it stopped being a primary: how long a router may
+/// believe an old view, and a margin.
+const BELIEF: Time = 4 * SECOND;
+
+impl World {
+    pub(super) fn on_write(&mut self, client: u8) -> bool {
+        let every = self.plan.write_every;
+        let pause = every / 2 + self.rng.u64(..every);
+        self.put_in(pause, Event::Write { client });
+        let router = client % self.plan.routers;
+        let Some(lane) = self.routers[usize::from(router)].writer else {
+            return true;
+        };
+        self.check_sent(router, lane);
+        if !self
+            .net
+            .reaches(Place::Router(router), Place::Node(lane.node))
+        {
+            return true;
+        }
+        let write = self.writes.len() as u32;
+        self.writes.push(WriteSent {
+            router,
+            lane,
+            run: self.node(lane.node).postgres.run,
+            branch: 0,
+            end: 0,
+            sent: self.now,
+        });
+        let way = self.hop();
+        self.put_in(way, Event::WriteArrives { write });
+        true
+    }
+
+    pub(super) fn on_write_arrives(&mut self, event: Event, write: u32) -> bool {
+        let at = write as usize;
+        let sent = self.writes[at];
+        let node: NodeId = sent.lane.node;
+        let this = self.node(node);
+        if !this.is_powered || this.postgres.run != sent.run {
+            return true;
+        }
+        let sleeps = this.frozen_until.max(this.postgres.hung_until);
+        if self.put_off(sleeps, event) {
+            return true;
+        }
+        let this = self.node(node);
+        let is_writable = this.postgres.phase == Phase::Primary
+            || (this.postgres.phase == Phase::Down && this.postgres.has_orphans);
+        if matches!(this.postgres.phase, Phase::Replica { .. }) {
+            let since = this.postgres.was_primary_until;
+            self.note_recorded_primary();
+            let since = since.max(self.ledger.recorded_primary[usize::from(node)]);
+            if sent.sent > since + BELIEF {
+                self.fail(
+                    Invariant::RouterNeverSendsWritesToAReplica,
+                    format!(
+                        "router {} sends a write to {}, which is in recovery",
+                        sent.router,
+                        self.node(node).name
+                    ),
+                );
+            }
+            return true;
+        }
+        if !is_writable {
+            return true;
+        }
+        let bytes = self.plan.commit_bytes;
+        let postgres = &mut self.node_mut(node).postgres;
+        let Some(data) = &mut postgres.data else {
+            return true;
+        };
+        data.end += bytes;
+        let (branch, end) = (data.branch, data.end);
+        self.writes[at].branch = branch;
+        self.writes[at].end = end;
+        self.ship_to_all(node);
+        if self
+            .net
+            .reaches(Place::Node(node), Place::Router(sent.router))
+        {
+            let way = self.hop();
+            self.put_in(way, Event::WriteAnswered { write });
+        }
+        true
+    }
+
+    pub(super) fn on_write_answered(&mut self, write: u32) -> bool {
+        let sent = self.writes[write as usize];
+        let router = &self.routers[usize::from(sent.router)];
+        // A session that was cut takes no answer to its client.
+        if router.has_cut(sent.lane) {
+            return true;
+        }
+        let now = self.now;
+        let acknowledged = &mut self.branches.0[sent.branch as usize].acknowledged;
+        acknowledged.push((now, sent.end));
+        self.check_acknowledged(sent.lane);
+        true
+    }
+}

@@ -1,0 +1,130 @@
+//! What the seeds reached: a count of every situation, action, reason, job and kind of fault.
+
+use std::fmt;
+
+use trunkline_agent::decide::observation::JobKind;
+use trunkline_agent::decide::{Action, Reason, Situation};
+
+use super::plan::FaultKind;
+
+/// Counts over many seeds.
+#[derive(Clone, Debug)]
+pub struct Coverage {
+    situations: Vec<u64>,
+    actions: Vec<u64>,
+    reasons: Vec<u64>,
+    jobs: Vec<u64>,
+    faults: Vec<u64>,
+}
+
+impl Default for Coverage {
+    fn default() -> Self {
+        Self {
+            situations: vec![0; Situation::ALL.len()],
+            actions: vec![0; Action::NAMES.len()],
+            reasons: vec![0; Reason::ALL.len()],
+            jobs: vec![0; JobKind::ALL.len()],
+            faults: vec![0; FaultKind::ALL.len()],
+        }
+    }
+}
+
+/// Reasons that this world cannot reach yet, each with why.
+pub const UNREACHED: &[(&str, &str)] = &[
+    (
+        "lease_expired",
+        "the lease task lets a lease lapse before every look, so no look shows an expired one",
+    ),
+    (
+        "leader_key_missing",
+        "only a hand that deletes the key in the DCS makes it vanish under a lease that lives",
+    ),
+    (
+        "disarming_fence",
+        "no rule gives this reason: the fence is disarmed along with what else is decided",
+    ),
+    (
+        "checkpoint_after_promote",
+        "the turn that begins the checkpoint also records the history, and is named for that",
+    ),
+    (
+        "primary_without_lease",
+        "needs a primary that was never armed when the DCS fails in the milliseconds before its adoption",
+    ),
+];
+
+impl Coverage {
+    pub(super) fn situation(&mut self, situation: Situation) {
+        self.situations[situation as usize] += 1;
+    }
+
+    pub(super) fn action(&mut self, action: &Action) {
+        self.actions[action.index()] += 1;
+    }
+
+    pub(super) fn reason(&mut self, reason: Reason) {
+        self.reasons[reason as usize] += 1;
+    }
+
+    pub(super) fn job(&mut self, job: JobKind) {
+        self.jobs[job as usize] += 1;
+    }
+
+    pub(super) fn fault(&mut self, fault: FaultKind) {
+        self.faults[fault as usize] += 1;
+    }
+
+    /// Adds another count to this one.
+    pub fn add(&mut self, other: &Coverage) {
+        for (mine, theirs) in [
+            (&mut self.situations, &other.situations),
+            (&mut self.actions, &other.actions),
+            (&mut self.reasons, &other.reasons),
+            (&mut self.jobs, &other.jobs),
+            (&mut self.faults, &other.faults),
+        ] {
+            for (mine, theirs) in mine.iter_mut().zip(theirs) {
+                *mine += theirs;
+            }
+        }
+    }
+
+    /// Every counted thing: its list, its name, its count.
+    pub fn rows(&self) -> Vec<(&'static str, &'static str, u64)> {
+        let situations = Situation::ALL
+            .iter()
+            .map(|s| s.word())
+            .zip(&self.situations);
+        let actions = Action::NAMES.iter().copied().zip(&self.actions);
+        let reasons = Reason::ALL.iter().map(|r| r.word()).zip(&self.reasons);
+        let jobs = JobKind::ALL.iter().map(|j| j.name()).zip(&self.jobs);
+        let faults = FaultKind::ALL.iter().map(|f| f.word()).zip(&self.faults);
+        let mut rows = Vec::new();
+        rows.extend(situations.map(|(name, count)| ("situation", name, *count)));
+        rows.extend(actions.map(|(name, count)| ("action", name, *count)));
+        rows.extend(reasons.map(|(name, count)| ("reason", name, *count)));
+        rows.extend(jobs.map(|(name, count)| ("job", name, *count)));
+        rows.extend(faults.map(|(name, count)| ("fault", name, *count)));
+        rows
+    }
+
+    /// What was never reached and is not excused in [`UNREACHED`].
+    pub fn missing(&self) -> Vec<(&'static str, &'static str)> {
+        self.rows()
+            .into_iter()
+            .filter(|(_, name, count)| {
+                *count == 0 && !UNREACHED.iter().any(|(unreached, _)| unreached == name)
+            })
+            .map(|(list, name, _)| (list, name))
+            .collect()
+    }
+}
+
+impl fmt::Display for Coverage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (list, name, count) in self.rows() {
+            writeln!(f, "{list:>10}  {name:<32} {count:>12}")?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,453 @@
+//! Faults and operators: how each begins and ends, and how all end.
+
+use std::sync::Arc;
+
+use trunkline_agent::decide::observation::{LocalRequest, Me};
+use trunkline_shared::cluster::topology::{Fact, FactKey, FailoverRequest};
+use trunkline_shared::cluster::{ClusterSettings, MemberName};
+
+use super::event::{Event, MS, NodeId, SECOND, Time};
+use super::fake_postgres::Phase;
+use super::network::Place;
+use super::plan::{Fault, FaultKind};
+use super::store::{Compare, Txn, Write};
+use super::story::{Actor, tell};
+use super::world::World;
+
+impl World {
+    pub(super) fn on_fault(&mut self, index: u8) -> bool {
+        let at = usize::from(index);
+        let mut fault = self.plan.faults[at];
+        if fault.hits_leader
+            && let Some(leader) = self.store.leader().and_then(|(name, _)| self.id_of(name))
+        {
+            if fault.other == leader {
+                fault.other = fault.node;
+            }
+            fault.node = leader;
+        }
+        fault.lasts = fault.lasts.min(self.plan.ends.saturating_sub(self.now));
+        self.plan.faults[at] = fault;
+        tell!(
+            self,
+            Actor::World,
+            "FAULT {} on {} for {} ms",
+            fault.kind.word(),
+            super::story::node_name(fault.node),
+            fault.lasts / MS
+        );
+        if self.begin_fault(fault) {
+            self.coverage.fault(fault.kind);
+            self.faults += 1;
+            self.put_in(fault.lasts, Event::Heal { index });
+        }
+        true
+    }
+
+    /// Begins a fault; whether it could.
+    fn begin_fault(&mut self, fault: Fault) -> bool {
+        let node = fault.node;
+        let now = self.now;
+        // A fault never shortens another of its kind.
+        let until = now + fault.lasts;
+        let longer = |old: &mut Time| *old = until.max(*old);
+        if !self.node(node).is_powered {
+            return false;
+        }
+        match fault.kind {
+            FaultKind::PostmasterKilled => {
+                if self.node(node).postgres.phase == Phase::Down {
+                    return false;
+                }
+                self.crash(node);
+            }
+            FaultKind::PostmasterHangs => longer(&mut self.node_mut(node).postgres.hung_until),
+            FaultKind::StopIsSlow => longer(&mut self.node_mut(node).troubles.stop_is_slow),
+            FaultKind::DataUnreadable => {
+                self.die(node);
+                longer(&mut self.node_mut(node).postgres.unreadable_until);
+            }
+            FaultKind::DataForeign | FaultKind::DataLost => return self.replace_disk(fault),
+            FaultKind::AgentKilled => self.kill_agent(node),
+            FaultKind::AgentPaused => longer(&mut self.node_mut(node).agent.paused_until),
+            FaultKind::AgentAndFencePaused => {
+                longer(&mut self.node_mut(node).agent.paused_until);
+                self.freeze_fence(node, until);
+            }
+            FaultKind::NodeFrozen => longer(&mut self.node_mut(node).frozen_until),
+            FaultKind::NodePowerOff => self.power_off(node),
+            FaultKind::FenceKilled => {
+                self.node_mut(node).fence.is_alive = false;
+                self.node_mut(node).fence.number += 1;
+                self.node_mut(node).fence.is_starting = false;
+            }
+            FaultKind::FenceFrozen => self.freeze_fence(node, until),
+            FaultKind::NodeCutFromDcs
+            | FaultKind::NodeCutFromNode
+            | FaultKind::NodeIsolated
+            | FaultKind::NodeHalfDeaf
+            | FaultKind::RouterCutFromDcs
+            | FaultKind::RouterCutFromNode => self.change_links(fault, true),
+            FaultKind::DcsOutage => longer(&mut self.store.down_until),
+            FaultKind::DcsLeaderChange | FaultKind::DcsDeposedLeader => {
+                self.change_raft_leader(fault.kind, until);
+            }
+            FaultKind::DcsSlow => longer(&mut self.weather.slow_until),
+            FaultKind::DcsLosesAnswers => longer(&mut self.weather.loses_until),
+            FaultKind::DcsAnswersTwice => longer(&mut self.weather.twice_until),
+            FaultKind::WatchStalls => self.stall_watch(fault, until),
+            FaultKind::ReplicationStalls => {
+                longer(&mut self.node_mut(fault.other).troubles.replication_stalls)
+            }
+            FaultKind::CloneFails => longer(&mut self.node_mut(node).troubles.clone_fails),
+            FaultKind::RewindFails => longer(&mut self.node_mut(node).troubles.rewind_fails),
+            FaultKind::StartFails => longer(&mut self.node_mut(node).troubles.start_fails),
+            FaultKind::InitdbFails => longer(&mut self.node_mut(node).troubles.initdb_fails),
+            FaultKind::OperatorSwitchover
+            | FaultKind::OperatorSwitchoverNamed
+            | FaultKind::OperatorFailover
+            | FaultKind::OperatorRestart
+            | FaultKind::OperatorReinitialize
+            | FaultKind::OperatorPauses
+            | FaultKind::AgentToldToEnd => return self.operate(fault),
+        }
+        true
+    }
+
+    /// Another raft leader: after an election in which nobody answers, or while the old one still answers
+    /// keep-alives.
+    fn change_raft_leader(&mut self, kind: FaultKind, until: Time) {
+        let now = self.now;
+        if kind == FaultKind::DcsDeposedLeader {
+            self.store.leader_changes(now);
+            self.store.deposed_until = until.min(now + 3 * SECOND);
+            return;
+        }
+        let election = self.rng.u64(100 * MS..2 * SECOND);
+        self.store.down_until = self.store.down_until.max(now + election);
+        self.store.leader_changes(now + election);
+    }
+
+    pub(super) fn on_heal(&mut self, index: u8) -> bool {
+        let fault = self.plan.faults[usize::from(index)];
+        let node = fault.node;
+        match fault.kind {
+            FaultKind::NodeCutFromDcs
+            | FaultKind::NodeCutFromNode
+            | FaultKind::NodeIsolated
+            | FaultKind::NodeHalfDeaf
+            | FaultKind::RouterCutFromDcs
+            | FaultKind::RouterCutFromNode => {
+                if !self.is_calm {
+                    self.change_links(fault, false);
+                }
+            }
+            FaultKind::NodePowerOff => self.power_on(node),
+            FaultKind::AgentKilled | FaultKind::AgentToldToEnd => self.start_agent(node),
+            FaultKind::OperatorPauses => {
+                self.set_pause(false);
+            }
+            FaultKind::PostmasterHangs | FaultKind::DataUnreadable => self.wake(node),
+            FaultKind::DataForeign => self.empty_foreign(node),
+            FaultKind::PostmasterKilled
+            | FaultKind::StopIsSlow
+            | FaultKind::DataLost
+            | FaultKind::AgentPaused
+            | FaultKind::AgentAndFencePaused
+            | FaultKind::NodeFrozen
+            | FaultKind::FenceKilled
+            | FaultKind::FenceFrozen
+            | FaultKind::DcsOutage
+            | FaultKind::DcsLeaderChange
+            | FaultKind::DcsDeposedLeader
+            | FaultKind::DcsSlow
+            | FaultKind::DcsLosesAnswers
+            | FaultKind::DcsAnswersTwice
+            | FaultKind::WatchStalls
+            | FaultKind::ReplicationStalls
+            | FaultKind::CloneFails
+            | FaultKind::RewindFails
+            | FaultKind::StartFails
+            | FaultKind::InitdbFails
+            | FaultKind::OperatorSwitchover
+            | FaultKind::OperatorSwitchoverNamed
+            | FaultKind::OperatorFailover
+            | FaultKind::OperatorRestart
+            | FaultKind::OperatorReinitialize => {}
+        }
+        true
+    }
+
+    fn freeze_fence(&mut self, node: NodeId, until: Time) {
+        let now = self.now;
+        let fence = &mut self.node_mut(node).fence;
+        if fence.frozen_until <= now {
+            fence.frozen_since = now;
+        }
+        fence.frozen_until = until.max(fence.frozen_until);
+    }
+
+    pub(super) fn kill_agent(&mut self, node: NodeId) {
+        let this = self.node_mut(node);
+        this.agent.is_alive = false;
+        this.agent.paused_until = 0;
+        this.agent.job_number += 1;
+        this.agent.job.running = None;
+        this.agent.is_in_turn = false;
+    }
+
+    fn power_off(&mut self, node: NodeId) {
+        self.kill_agent(node);
+        self.die(node);
+        let this = self.node_mut(node);
+        this.is_powered = false;
+        this.frozen_until = 0;
+        this.fence.is_alive = false;
+        this.fence.is_starting = false;
+        this.fence.frozen_until = 0;
+        this.fence.number += 1;
+        this.run_dir = super::node::RunDir::default();
+    }
+
+    fn power_on(&mut self, node: NodeId) {
+        let at = self.now as i64;
+        let this = self.node_mut(node);
+        if this.is_powered {
+            return;
+        }
+        this.is_powered = true;
+        // CLOCK_BOOTTIME begins anew.
+        this.offset = 5 * SECOND as i64 - (at + at * this.drift / 1_000_000);
+        if let Some(data) = &mut this.postgres.data {
+            data.crashed_at = None;
+        }
+        self.start_agent(node);
+    }
+
+    /// A disk is lost, or another cluster's is found in its place. Never that of the leader, and never
+    /// the newest: what is lost then no software brings back.
+    fn replace_disk(&mut self, fault: Fault) -> bool {
+        let node = fault.other;
+        let is_leader = self
+            .store
+            .leader()
+            .is_some_and(|(name, _)| *name == self.node(node).name);
+        let leads_elsewhere = self
+            .store
+            .leader()
+            .and_then(|(name, _)| self.id_of(name))
+            .is_some_and(|id| self.node(id).postgres.phase == Phase::Primary);
+        if is_leader || !leads_elsewhere || self.node(node).postgres.data.is_none() {
+            return false;
+        }
+        self.die(node);
+        let is_foreign = fault.kind == FaultKind::DataForeign;
+        let root = self.branches.root();
+        let system_id = self.rng.u64(1..1 << 62);
+        let postgres = &mut self.node_mut(node).postgres;
+        postgres.data = is_foreign.then(|| super::fake_postgres::Data::new(system_id, root));
+        self.wake(node);
+        true
+    }
+
+    /// An operator empties directories that belong to another cluster.
+    fn empty_foreign(&mut self, _node: NodeId) {
+        use trunkline_shared::cluster::topology::Initialize;
+        let Initialize::Done(id) = self.store.head.initialize else {
+            return;
+        };
+        for node in 0..self.plan.members {
+            let is_foreign = self
+                .node(node)
+                .postgres
+                .data
+                .as_ref()
+                .is_some_and(|d| d.system_id != id.0);
+            if is_foreign {
+                self.die(node);
+                self.node_mut(node).postgres.data = None;
+                self.wake(node);
+            }
+        }
+    }
+
+    fn stall_watch(&mut self, fault: Fault, until: Time) {
+        let watcher = match fault.hits_leader {
+            true => self.plan.members + fault.node % self.plan.routers,
+            false => fault.other,
+        };
+        self.watches[usize::from(watcher)].stalled_until = until;
+        // The connection ends, and the next one is to a member of the store that has fallen behind.
+        if let Place::Router(_) = self.place_of(watcher)
+            && let Some(earlier) = self.store.earlier.first().cloned()
+        {
+            self.view_arrives(watcher, earlier);
+        }
+    }
+
+    fn change_links(&mut self, fault: Fault, cut: bool) {
+        let here = Place::Node(fault.node);
+        let there = Place::Node(fault.other);
+        let router = Place::Router(fault.other % self.plan.routers);
+        let mut both = |one: Place, other: Place| {
+            for (from, to) in [(one, other), (other, one)] {
+                if cut {
+                    self.net.cut(from, to)
+                } else {
+                    self.net.mend(from, to)
+                }
+            }
+        };
+        match fault.kind {
+            FaultKind::NodeCutFromDcs => both(here, Place::Dcs),
+            FaultKind::NodeCutFromNode => both(here, there),
+            FaultKind::RouterCutFromDcs => both(router, Place::Dcs),
+            FaultKind::RouterCutFromNode => both(router, here),
+            FaultKind::NodeIsolated => {
+                both(here, Place::Dcs);
+                for node in (0..self.plan.members).filter(|n| *n != fault.node) {
+                    let other = Place::Node(node);
+                    for (from, to) in [(here, other), (other, here)] {
+                        if cut {
+                            self.net.cut(from, to)
+                        } else {
+                            self.net.mend(from, to)
+                        }
+                    }
+                }
+            }
+            _ => {
+                // Half deaf: nothing reaches it, what it says is heard.
+                for from in [Place::Dcs, there] {
+                    if cut {
+                        self.net.cut(from, here)
+                    } else {
+                        self.net.mend(from, here)
+                    }
+                }
+            }
+        }
+    }
+
+    // Operators.
+
+    fn operate(&mut self, fault: Fault) -> bool {
+        let leader = self.store.leader().map(|(name, _)| name.clone());
+        let candidate = Some(self.node(fault.other).name.clone());
+        match fault.kind {
+            FaultKind::OperatorSwitchover => {
+                self.request_change(leader.clone(), None) && leader.is_some()
+            }
+            FaultKind::OperatorSwitchoverNamed => {
+                leader.is_some() && leader != candidate && self.request_change(leader, candidate)
+            }
+            FaultKind::OperatorFailover => {
+                self.ledger.loss_accepted = true;
+                self.request_change(None, candidate)
+            }
+            FaultKind::OperatorRestart => self.request(fault.node, LocalRequest::Restart),
+            FaultKind::OperatorReinitialize => {
+                let node = if fault.hits_leader {
+                    fault.node
+                } else {
+                    fault.other
+                };
+                self.request(node, LocalRequest::Reinitialize)
+            }
+            FaultKind::OperatorPauses => self.set_pause(true),
+            _ => {
+                let agent = &mut self.node_mut(fault.node).agent;
+                let runs = agent.is_alive;
+                agent.is_shutting_down = true;
+                self.wake(fault.node);
+                runs
+            }
+        }
+    }
+
+    fn request_change(
+        &mut self,
+        leader: Option<MemberName>,
+        candidate: Option<MemberName>,
+    ) -> bool {
+        if self.store.down_until > self.now {
+            return false;
+        }
+        let request = FailoverRequest {
+            leader,
+            candidate,
+            scheduled_at: None,
+            revision: 0,
+        };
+        self.write_by_operator(FactKey::Failover, Fact::Failover(request));
+        true
+    }
+
+    fn write_by_operator(&mut self, key: FactKey, fact: Fact) {
+        let before = self.store.leader().map(|(_, key)| key.revision);
+        let txn = Txn {
+            when: Vec::<Compare>::new(),
+            then: vec![Write::Put(key, fact, 0)],
+        };
+        self.store.commit(&txn);
+        self.dcs_changed(None, before);
+    }
+
+    fn request(&mut self, node: NodeId, request: LocalRequest) -> bool {
+        let agent = &mut self.node_mut(node).agent;
+        if !agent.is_alive || agent.request.is_some() {
+            return false;
+        }
+        agent.request = Some(request);
+        self.wake(node);
+        true
+    }
+
+    fn set_pause(&mut self, is_paused: bool) -> bool {
+        let Some(settings) = self.store.head.settings.clone() else {
+            return false;
+        };
+        if settings.is_paused == is_paused {
+            return false;
+        }
+        let settings = ClusterSettings {
+            is_paused,
+            ..(*settings).clone()
+        };
+        self.write_by_operator(FactKey::Settings, Fact::Settings(Arc::new(settings)));
+        true
+    }
+
+    // The end of all faults.
+
+    pub(super) fn on_calm(&mut self) -> bool {
+        let now = self.now;
+        self.is_calm = true;
+        self.calm_since = now;
+        tell!(self, Actor::World, "all faults end");
+        self.net.mend_all();
+        self.weather = Default::default();
+        self.store.down_until = 0;
+        self.store.deposed_until = 0;
+        for watch in &mut self.watches {
+            watch.stalled_until = 0;
+        }
+        self.set_pause(false);
+        self.empty_foreign(0);
+        for node in 0..self.plan.members {
+            self.power_on(node);
+            let this = self.node_mut(node);
+            this.troubles = Default::default();
+            this.postgres.unreadable_until = 0;
+            this.agent.me = Arc::new(Me {
+                may_replace_data: true,
+                tags: Default::default(),
+                ..(*this.agent.me).clone()
+            });
+            self.start_agent(node);
+            self.wake(node);
+        }
+        self.put_in(SECOND, Event::Converged);
+        true
+    }
+}

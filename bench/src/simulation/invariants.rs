@@ -1,0 +1,498 @@
+//! What must hold after every event, each a function named for it, and what must come true once the
+//! world is calm.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use trunkline_agent::decide::decision::{StartAs, Upstream};
+use trunkline_agent::decide::observation::Observation;
+use trunkline_agent::decide::{Action, Decision, PROMOTE_NEEDS};
+use trunkline_shared::cluster::{LeaderEpoch, MemberRole, MemberState, Topology};
+
+use super::breaks::Break;
+use super::event::{Event, MS, NodeId, SECOND, Time};
+use super::fake_postgres::{Data, Phase};
+use super::routers::Lane;
+use super::world::World;
+
+/// The invariants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Invariant {
+    /// No two instances can commit at one time, where their nodes can enforce a deadline.
+    AtMostOneWritablePrimary,
+    /// An instance becomes writable only under its own key on a lease that lives, with its deadline ahead.
+    PromotesOnlyWithALiveLease,
+    /// Nobody is promoted who was told of a primary by a peer in the same turn.
+    NoPromotionBesideAReachablePrimary,
+    /// A local deadline lies before the end of the lease in the store.
+    DeadlineWithinTheLease,
+    /// Each epoch has one owner and each holder's only grow.
+    EpochsOnlyGrow,
+    /// When a leader gives its key up, its instance is dead or in recovery.
+    ReleasedMeansDead,
+    /// A router never sends a write to an instance that is in recovery, except within its belief.
+    RouterNeverSendsWritesToAReplica,
+    /// A router never sends or acknowledges writes of an epoch older than one it has seen.
+    RouterNeverSendsWritesToAnOldEpoch,
+    /// What a failover loses is bounded.
+    LossWithinLimit,
+    /// A clone or rewind never destroys the newest history.
+    NoDataDestroyed,
+    /// After the deadline no server process lives longer than a kill takes.
+    FenceKillsByTheDeadline,
+    /// Every decision keeps the rules every decision keeps.
+    DecisionsKeepTheirRules,
+    /// A replica is pointed only at a leader that the DCS names.
+    UpstreamKeptUntilNewLeader,
+    /// A replica streams only the continuation of its own WAL.
+    StreamsOnlyItsOwnHistory,
+    /// No agent turns without end.
+    TurnsAreBounded,
+    /// Once calm, somebody leads and writes are possible.
+    ALeaderEmerges,
+    /// Once calm, every member streams on the leader's timeline.
+    EveryoneConverges,
+}
+
+/// A broken invariant.
+#[derive(Clone, Debug)]
+pub struct Failure {
+    /// Which.
+    pub invariant: Invariant,
+    /// When, nanoseconds of true time.
+    pub at: u64,
+    /// What was seen.
+    pub detail: String,
+}
+
+/// What the invariants remember.
+#[derive(Default)]
+pub(super) struct Ledger {
+    /// Owners of the epochs.
+    owners: Vec<(LeaderEpoch, NodeId)>,
+    /// The turn of each node in which a peer said that it is primary.
+    primaries_seen: [u32; 5],
+    /// The newest branch that acknowledged something, or was promoted last.
+    line: u32,
+    /// When the DCS last showed each node as the running primary that holds the key.
+    pub(super) recorded_primary: [Time; 5],
+    shown_primary: Option<NodeId>,
+    /// An operator accepted loss at that time.
+    pub(super) loss_accepted: bool,
+    pub(super) fences_fired: u32,
+    /// The loss of histories cannot be judged any more: a disk with the newest was lost.
+    pub(super) disk_was_lost: bool,
+}
+
+impl Ledger {
+    pub(super) fn primary_was_seen(&mut self, by: NodeId, turn: u32) {
+        self.primaries_seen[usize::from(by)] = turn;
+    }
+
+    pub(super) fn fence_fired(&mut self, _node: NodeId) {
+        self.fences_fired += 1;
+    }
+}
+
+/// How long a node has to restore order after nothing on it could.
+const GRACE: Time = 1500 * MS;
+/// What a kill at the deadline may take.
+const KILL_LIMIT: Time = 260 * MS;
+/// Turns in ten seconds that are more than events can explain.
+const TURNS_LIMIT: u32 = 3000;
+/// How long a calm world has to converge, beside three lease lengths.
+const CONVERGE_LIMIT: Time = 60 * SECOND;
+
+impl World {
+    pub(super) fn fail(&mut self, invariant: Invariant, detail: String) {
+        if self.failure.is_none() {
+            self.failure = Some(Failure {
+                invariant,
+                at: self.now,
+                detail,
+            });
+        }
+    }
+
+    /// The invariants that time or any event may break.
+    pub(super) fn check(&mut self) {
+        let now = self.now;
+        let mut writable = None;
+        for index in 0..self.nodes.len() {
+            let node = &mut self.nodes[index];
+            if !node.is_guarded(now) {
+                node.unguarded = now;
+                continue;
+            }
+            if !node.postgres.can_commit() {
+                continue;
+            }
+            let is_in_grace = node.unguarded != 0 && now < node.unguarded + GRACE;
+            if is_in_grace {
+                continue;
+            }
+            self.fence_kills_by_the_deadline(index);
+            if let Some(other) = writable {
+                self.at_most_one_writable_primary(index, other);
+            }
+            writable = Some(index);
+        }
+    }
+
+    fn at_most_one_writable_primary(&mut self, one: usize, other: usize) {
+        let detail = format!(
+            "{} and {} can both commit",
+            self.nodes[other].name, self.nodes[one].name
+        );
+        self.fail(Invariant::AtMostOneWritablePrimary, detail);
+    }
+
+    fn fence_kills_by_the_deadline(&mut self, index: usize) {
+        let node = &self.nodes[index];
+        let Some(deadline) = node.run_dir.deadline else {
+            return;
+        };
+        let limit = deadline + Duration::from_nanos(KILL_LIMIT);
+        if node.clock(self.now) > limit {
+            let detail = format!("{} can commit after its deadline", node.name);
+            self.fail(Invariant::FenceKillsByTheDeadline, detail);
+        }
+    }
+
+    /// `promotes_only_with_a_live_lease` and `no_promotion_beside_a_reachable_primary`: called at the
+    /// signal that makes an instance writable.
+    pub(super) fn check_promotion(&mut self, node: NodeId) {
+        let name = self.node(node).name.clone();
+        let key = self.store.leader().filter(|(leader, _)| **leader == name);
+        let lease = key.and_then(|(_, key)| self.store.lease_ends(key.lease));
+        let has_time = self
+            .lease_left(node)
+            .is_some_and(|left| left > PROMOTE_NEEDS);
+        if lease.is_none() || !has_time {
+            self.fail(
+                Invariant::PromotesOnlyWithALiveLease,
+                format!(
+                    "{name} becomes writable; in the DCS {:?}, deadline ahead {has_time}",
+                    self.store.leader()
+                ),
+            );
+        }
+    }
+
+    /// `deadline_within_the_lease` and `epochs_only_grow`: called when a lease task's state has moved.
+    pub(super) fn note_epoch(&mut self, node: NodeId) {
+        let Some(held) = self.node(node).agent.lease.state.held() else {
+            return;
+        };
+        let owner = self
+            .ledger
+            .owners
+            .iter()
+            .find(|(epoch, _)| *epoch == held.epoch)
+            .copied();
+        match owner {
+            Some((_, owner)) if owner != node => {
+                let detail = format!("epoch {} has two owners", held.epoch);
+                self.fail(Invariant::EpochsOnlyGrow, detail);
+            }
+            Some(_) => {}
+            None => self.ledger.owners.push((held.epoch, node)),
+        }
+        let name = self.node(node).name.clone();
+        let highest = &mut self.node_mut(node).agent.lease.highest;
+        if held.epoch < *highest {
+            let detail = format!("{name} holds epoch {} after {highest}", held.epoch);
+            return self.fail(Invariant::EpochsOnlyGrow, detail);
+        }
+        *highest = held.epoch;
+        let key = self.store.leader().filter(|(leader, _)| **leader == name);
+        let ends = key.and_then(|(_, key)| self.store.lease_ends(key.lease));
+        let deadline = self.node(node).when(held.deadline);
+        if ends.is_some_and(|ends| deadline + self.plan.kill_takes > ends) {
+            let detail = format!("{name}'s deadline lies too near or beyond the end of its lease");
+            self.fail(Invariant::DeadlineWithinTheLease, detail);
+        }
+    }
+
+    /// While the record of a primary stands beside its key, routers cannot know better.
+    pub(super) fn note_recorded_primary(&mut self) {
+        if let Some(primary) = self.ledger.shown_primary {
+            self.ledger.recorded_primary[usize::from(primary)] = self.now;
+        }
+        let shown = self.store.head.leader_member().filter(|record| {
+            record.role == MemberRole::Primary && record.state == MemberState::Running
+        });
+        let shown = shown.map(|record| record.name.clone());
+        self.ledger.shown_primary = shown.and_then(|name| self.id_of(&name));
+    }
+
+    /// `released_means_dead`: called when a transaction of `by` changed the store.
+    pub(super) fn leader_key_changed(&mut self, by: Option<NodeId>, before: Option<i64>) {
+        self.note_recorded_primary();
+        let after = self
+            .store
+            .leader()
+            .map(|(name, key)| (name.clone(), key.revision));
+        if before == after.as_ref().map(|(_, revision)| *revision) {
+            return;
+        }
+        let Some(by) = by else {
+            return;
+        };
+        let stays = after.is_some_and(|(name, _)| name == self.node(by).name);
+        if before.is_some() && !stays && self.node(by).postgres.can_commit() {
+            let detail = format!("{} gave its key up and can commit", self.node(by).name);
+            self.fail(Invariant::ReleasedMeansDead, detail);
+        }
+    }
+
+    /// `decisions_keep_their_rules`, `turns_are_bounded` and `no_promotion_beside_a_reachable_primary`.
+    pub(super) fn check_decision(&mut self, node: NodeId, seen: &Observation, decision: &Decision) {
+        let left = match seen.lease {
+            trunkline_agent::decide::observation::LeaseView::Held(held) => {
+                Some(seen.now.until(held.deadline))
+            }
+            _ => None,
+        };
+        if let Some(rule) = decision.broken_rule(left) {
+            self.fail(
+                Invariant::DecisionsKeepTheirRules,
+                format!("{}: {rule:?} by {}", self.node(node).name, decision.reason),
+            );
+        }
+        let agent = &self.node(node).agent;
+        let takes = decision.actions.iter().any(|action| {
+            matches!(
+                action,
+                Action::AcquireLeader | Action::Promote(_) | Action::Start(StartAs::Primary)
+            )
+        });
+        let is_told = self.ledger.primaries_seen[usize::from(node)] == agent.turn && agent.turn > 0;
+        if takes && is_told {
+            self.fail(
+                Invariant::NoPromotionBesideAReachablePrimary,
+                format!(
+                    "{} goes on with {} although a peer is primary",
+                    self.node(node).name,
+                    decision.reason
+                ),
+            );
+        }
+        if self.node(node).agent.turns > TURNS_LIMIT {
+            self.fail(
+                Invariant::TurnsAreBounded,
+                format!(
+                    "{} turns without end: {}",
+                    self.node(node).name,
+                    decision.reason
+                ),
+            );
+        }
+    }
+
+    /// `upstream_kept_until_new_leader`.
+    pub(super) fn check_upstream(&mut self, node: NodeId, upstream: Option<&Upstream>) {
+        let Some(upstream) = upstream else {
+            return;
+        };
+        let view: Option<&Arc<Topology>> = self.node(node).agent.view.as_ref();
+        let leads = view.is_some_and(|v| {
+            v.leader
+                .as_ref()
+                .is_some_and(|l| l.member == upstream.member)
+        });
+        if !leads || self.node(node).name == upstream.member {
+            self.fail(
+                Invariant::UpstreamKeptUntilNewLeader,
+                format!(
+                    "{} is pointed at {}, which does not lead",
+                    self.node(node).name,
+                    upstream.member
+                ),
+            );
+        }
+    }
+
+    /// `loss_within_limit`: called when a promotion is complete.
+    pub(super) fn check_loss(&mut self, node: NodeId, branch: u32) {
+        let old = std::mem::replace(&mut self.ledger.line, branch);
+        let accepted = std::mem::take(&mut self.ledger.loss_accepted);
+        if accepted || self.ledger.disk_was_lost {
+            return;
+        }
+        let fork = self.branches.0[branch as usize].fork;
+        let mut lost = 0;
+        let mut at = Some(old);
+        let mut last = 0;
+        while let Some(one) = at {
+            let kept = self.branches.shared_until(branch, fork, one);
+            let begin = self.branches.0[one as usize].fork;
+            let lost_here = self
+                .branches
+                .acknowledged_beyond(one, kept.unwrap_or(begin));
+            if lost_here > 0 {
+                last = self.branches.0[one as usize]
+                    .acknowledged
+                    .last()
+                    .map_or(0, |(t, _)| *t);
+            }
+            lost += lost_here;
+            if kept.is_some() {
+                break;
+            }
+            at = self.branches.0[one as usize].parent;
+        }
+        let ttl = self.plan.ttl.as_nanos() as Time;
+        let detection = 2 * ttl + 2 * SECOND;
+        let written = self.written_between(old, last.saturating_sub(detection), last);
+        let limit = self.plan.maximum_lag + written + self.plan.commit_bytes + 4096;
+        if lost > limit {
+            let detail = format!(
+                "{} was promoted and lost {lost} acknowledged bytes; the limit is {limit}",
+                self.node(node).name
+            );
+            self.fail(Invariant::LossWithinLimit, detail);
+        }
+    }
+
+    fn written_between(&self, branch: u32, from: Time, to: Time) -> u64 {
+        let acknowledged = &self.branches.0[branch as usize].acknowledged;
+        let ends = acknowledged
+            .iter()
+            .filter(|(at, _)| *at >= from && *at <= to);
+        let first = ends.clone().map(|(_, end)| *end).min();
+        let last = ends.map(|(_, end)| *end).max();
+        last.zip(first).map_or(0, |(last, first)| last - first)
+    }
+
+    /// `no_data_destroyed`: called before a copy of `source` takes the place of what the node has.
+    pub(super) fn check_replacement(&mut self, node: NodeId, source: &Data) {
+        let Some(own) = &self.node(node).postgres.data else {
+            return;
+        };
+        if own.system_id != source.system_id {
+            return;
+        }
+        let newest = self.ledger.line;
+        let own_part = self.branches.shared_until(own.branch, own.end, newest);
+        let their_part = self
+            .branches
+            .shared_until(source.branch, source.end, newest);
+        if own_part > their_part
+            && self
+                .branches
+                .acknowledged_beyond(newest, their_part.unwrap_or(0))
+                > 0
+        {
+            let detail = format!(
+                "{} replaces the newest history by an older one",
+                self.node(node).name
+            );
+            self.fail(Invariant::NoDataDestroyed, detail);
+        }
+    }
+
+    /// `router_never_sends_writes_to_an_old_epoch`, for a table.
+    pub(super) fn check_router(&mut self, router: u8, before: Option<Lane>, after: Option<Lane>) {
+        if let (Some(before), Some(after)) = (before, after)
+            && after.epoch < before.epoch
+        {
+            let detail = format!("router {router} goes back from {before:?} to {after:?}");
+            self.fail(Invariant::RouterNeverSendsWritesToAnOldEpoch, detail);
+        }
+    }
+
+    /// `router_never_sends_writes_to_an_old_epoch`, for a write.
+    pub(super) fn check_sent(&mut self, router: u8, lane: Lane) {
+        let sent = &mut self.routers[usize::from(router)].sent;
+        if lane.epoch < *sent {
+            let detail = format!(
+                "router {router} sends a write of epoch {} after {sent}",
+                lane.epoch
+            );
+            return self.fail(Invariant::RouterNeverSendsWritesToAnOldEpoch, detail);
+        }
+        *sent = lane.epoch;
+    }
+
+    /// A write of this lane was acknowledged to its client.
+    pub(super) fn check_acknowledged(&mut self, lane: Lane) {
+        let _ = lane;
+    }
+
+    // Liveness.
+
+    pub(super) fn on_converged(&mut self) -> bool {
+        let waited = self.now - self.calm_since;
+        let limit = CONVERGE_LIMIT + 3 * self.plan.ttl.as_nanos() as Time;
+        match self.everyone_converged() {
+            Ok(()) => self.is_over = true,
+            Err((invariant, detail)) if waited >= limit => self.fail(invariant, detail),
+            Err(_) => self.put_in(500 * MS, Event::Converged),
+        }
+        true
+    }
+
+    fn everyone_converged(&self) -> Result<(), (Invariant, String)> {
+        let leader = self
+            .a_leader_emerged()
+            .map_err(|detail| (Invariant::ALeaderEmerges, detail))?;
+        let branch = self
+            .node(leader)
+            .postgres
+            .data
+            .as_ref()
+            .map(|data| data.branch);
+        for (index, node) in self.nodes.iter().enumerate() {
+            let is_fine = index == usize::from(leader)
+                || (matches!(node.postgres.phase, Phase::Replica { promotes: false })
+                    && node.postgres.is_streaming
+                    && node.postgres.data.as_ref().map(|data| data.branch) == branch);
+            if !is_fine {
+                let detail = format!(
+                    "{} does not stream from {}",
+                    node.name,
+                    self.node(leader).name
+                );
+                return Err((Invariant::EveryoneConverges, detail));
+            }
+        }
+        Ok(())
+    }
+
+    fn a_leader_emerged(&self) -> Result<NodeId, String> {
+        let Some((name, _)) = self.store.leader() else {
+            return Err("nobody holds the leader key".into());
+        };
+        let id = self.id_of(name).unwrap_or_default();
+        if self.node(id).postgres.phase != Phase::Primary {
+            return Err(format!("{name} holds the leader key and is no primary"));
+        }
+        for (index, router) in self.routers.iter().enumerate() {
+            if router.writer.is_none_or(|lane| lane.node != id) {
+                return Err(format!("router {index} does not write to {name}"));
+            }
+        }
+        Ok(id)
+    }
+}
+
+/// Which invariant is to notice that a rule is broken.
+pub fn noticed_by(rule: Break) -> &'static [Invariant] {
+    match rule {
+        Break::NoFence => &[
+            Invariant::FenceKillsByTheDeadline,
+            Invariant::AtMostOneWritablePrimary,
+        ],
+        Break::DeadlineFromAnswer => &[Invariant::DeadlineWithinTheLease],
+        Break::NoPeerCheck => &[Invariant::NoPromotionBesideAReachablePrimary],
+        Break::ReleaseAlive => &[Invariant::ReleasedMeansDead],
+        Break::StaleEpochRouter => &[Invariant::RouterNeverSendsWritesToAnOldEpoch],
+        Break::PromoteUnlocked => &[
+            Invariant::PromotesOnlyWithALiveLease,
+            Invariant::FenceKillsByTheDeadline,
+        ],
+        Break::LagLimitIgnored => &[Invariant::LossWithinLimit],
+        Break::UpstreamDropped => &[Invariant::UpstreamKeptUntilNewLeader],
+    }
+}

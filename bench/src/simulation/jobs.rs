@@ -1,0 +1,255 @@
+//! Long jobs of an agent: at most one at a time, its end seen in a later look.
+
+use std::sync::Arc;
+
+use trunkline_agent::decide::observation::{FinishedJob, JobKind, RunningJob};
+use trunkline_shared::cluster::MemberName;
+
+use super::event::{Event, MS, NodeId, SECOND, Time};
+use super::fake_postgres::{Data, Phase};
+use super::network::Place;
+use super::story::{Actor, tell};
+use super::world::World;
+
+impl World {
+    /// Begins a job; the instance's phases end their own jobs, the others end by time.
+    pub(super) fn start_job(&mut self, node: NodeId, kind: JobKind, source: Option<MemberName>) {
+        let since = self.clock(node);
+        let agent = &mut self.node_mut(node).agent;
+        agent.job_number += 1;
+        let job = agent.job_number;
+        agent.job.running = Some(RunningJob {
+            kind,
+            since,
+            source,
+        });
+        agent.job.finished = None;
+        let takes = match kind {
+            JobKind::Initialize => 2 * SECOND,
+            JobKind::FinishBootstrap => 300 * MS,
+            JobKind::Clone => self.plan.clone_takes,
+            JobKind::Rewind => self.plan.rewind_takes,
+            JobKind::Checkpoint => 200 * MS,
+            JobKind::Start => 30 * MS,
+            JobKind::Stop | JobKind::StopNow | JobKind::Promote => return,
+        };
+        if kind == JobKind::Rewind
+            && let Some(data) = &mut self.node_mut(node).postgres.data
+        {
+            data.is_broken = true;
+        }
+        let takes = self.around(takes);
+        self.put_in(takes, Event::JobDone { node, job });
+    }
+
+    pub(super) fn cancel_job(&mut self, node: NodeId) {
+        let kind = self
+            .node(node)
+            .agent
+            .job
+            .running
+            .as_ref()
+            .map(|job| job.kind);
+        match kind {
+            // The instance goes on with what it was told.
+            Some(JobKind::Start | JobKind::Stop | JobKind::StopNow | JobKind::Promote) => {
+                self.node_mut(node).agent.job.running = None;
+            }
+            Some(_) => self.finish_job(node, Some(self.failed.clone())),
+            None => {}
+        }
+        self.node_mut(node).agent.job_number += 1;
+    }
+
+    /// The job in progress is over.
+    pub(super) fn finish_job(&mut self, node: NodeId, error: Option<Arc<str>>) {
+        let at = self.clock(node);
+        let agent = &mut self.node_mut(node).agent;
+        let Some(job) = agent.job.running.take() else {
+            return;
+        };
+        agent.job_number += 1;
+        tell!(
+            self,
+            Actor::Agent(node),
+            "job {} ends{}",
+            job.kind.name(),
+            if error.is_some() {
+                " with an error"
+            } else {
+                ""
+            }
+        );
+        let agent = &mut self.node_mut(node).agent;
+        agent.job.finished = Some(FinishedJob {
+            kind: job.kind,
+            at,
+            error,
+        });
+        self.wake(node);
+    }
+
+    /// A phase of the instance is over: the job that waited for it ends with it.
+    pub(super) fn finish_job_of(&mut self, node: NodeId, kind: JobKind, failed: bool) {
+        let agent = &self.node(node).agent;
+        if !agent.is_alive {
+            return;
+        }
+        if agent
+            .job
+            .running
+            .as_ref()
+            .is_some_and(|job| job.kind == kind)
+        {
+            let error = failed.then(|| self.failed.clone());
+            self.finish_job(node, error);
+        }
+    }
+
+    pub(super) fn on_job_done(&mut self, event: Event, node: NodeId, job: u32) -> bool {
+        let agent = &self.node(node).agent;
+        if !agent.is_alive || agent.job_number != job {
+            return false;
+        }
+        if self.put_off(self.node(node).agent_sleeps_until(), event) {
+            return true;
+        }
+        let Some(running) = self.node(node).agent.job.running.clone() else {
+            return false;
+        };
+        let troubles = self.node(node).troubles;
+        let now = self.now;
+        let done = match running.kind {
+            JobKind::Initialize => troubles.initdb_fails <= now && self.initialize(node),
+            JobKind::Clone => {
+                troubles.clone_fails <= now && self.clone_from(node, running.source.as_ref())
+            }
+            JobKind::Rewind => {
+                troubles.rewind_fails <= now && self.rewind_from(node, running.source.as_ref())
+            }
+            JobKind::Checkpoint => self.checkpoint(node),
+            JobKind::FinishBootstrap => self.node(node).postgres.phase == Phase::Primary,
+            JobKind::Start => troubles.start_fails <= now && self.postmaster_starts(node),
+            JobKind::Stop | JobKind::StopNow | JobKind::Promote => return false,
+        };
+        let error = (!done).then(|| self.failed.clone());
+        self.finish_job(node, error);
+        true
+    }
+
+    /// An agent that starts beside an interrupted rewind shows it as failed.
+    pub(super) fn show_interrupted_rewind(&mut self, node: NodeId) {
+        let data = self.node(node).postgres.data.as_ref();
+        if !data.is_some_and(|data| data.is_broken) {
+            return;
+        }
+        let at = self.clock(node);
+        let error = Some(self.failed.clone());
+        self.node_mut(node).agent.job.finished = Some(FinishedJob {
+            kind: JobKind::Rewind,
+            at,
+            error,
+        });
+    }
+
+    fn initialize(&mut self, node: NodeId) -> bool {
+        if self.node(node).postgres.data.is_some() {
+            return false;
+        }
+        let system_id = self.rng.u64(1..1 << 62);
+        let root = self.branches.root();
+        self.node_mut(node).postgres.data = Some(Data::new(system_id, root));
+        true
+    }
+
+    /// The source of a copy, if it runs and is reached.
+    fn source(&self, node: NodeId, source: Option<&MemberName>) -> Option<(NodeId, Data)> {
+        let id = self.id_of(source?)?;
+        let there = self.node(id);
+        let runs = there.is_powered
+            && there.frozen_until <= self.now
+            && there.postgres.hung_until <= self.now
+            && matches!(there.postgres.phase, Phase::Primary | Phase::Replica { .. });
+        let is_reached = self.net.connects(Place::Node(node), Place::Node(id));
+        (runs && is_reached)
+            .then(|| there.postgres.data.clone())
+            .flatten()
+            .map(|data| (id, data))
+    }
+
+    fn clone_from(&mut self, node: NodeId, source: Option<&MemberName>) -> bool {
+        let Some((id, source)) = self.source(node, source) else {
+            return false;
+        };
+        if self.node(node).postgres.is_alive() {
+            return false;
+        }
+        self.check_replacement(node, &source);
+        let postgres = &mut self.node_mut(node).postgres;
+        postgres.data = Some(Data {
+            was_primary: false,
+            is_clean: false,
+            upstream: Some(id),
+            is_broken: false,
+            crashed_at: None,
+            replays_at: 0,
+            ..source
+        });
+        postgres.slots = Arc::default();
+        true
+    }
+
+    fn rewind_from(&mut self, node: NodeId, source: Option<&MemberName>) -> bool {
+        let Some((id, source)) = self.source(node, source) else {
+            return false;
+        };
+        let is_fit = self.node(id).postgres.phase == Phase::Primary && source.is_checkpointed;
+        if !is_fit || self.node(node).postgres.is_alive() {
+            return false;
+        }
+        let Some(own) = self.node(node).postgres.data.clone() else {
+            return false;
+        };
+        let parting = self
+            .branches
+            .parting((own.branch, own.end), (source.branch, source.end));
+        let Some((_, at)) = parting.filter(|_| own.system_id == source.system_id) else {
+            return false;
+        };
+        self.check_replacement(node, &source);
+        let postgres = &mut self.node_mut(node).postgres;
+        postgres.data = Some(Data {
+            branch: source.branch,
+            end: at,
+            replayed: at,
+            replays_at: 0,
+            is_clean: false,
+            was_primary: false,
+            is_broken: false,
+            upstream: Some(id),
+            crashed_at: None,
+            ..own
+        });
+        true
+    }
+
+    fn checkpoint(&mut self, node: NodeId) -> bool {
+        let postgres = &mut self.node_mut(node).postgres;
+        if postgres.phase != Phase::Primary {
+            return false;
+        }
+        if let Some(data) = &mut postgres.data {
+            data.is_checkpointed = true;
+            data.redo = data.end;
+            data.checkpoint = data.end;
+            data.end += super::fake_postgres::CHECKPOINT_BYTES;
+        }
+        self.ship_to_all(node);
+        true
+    }
+
+    /// How long until something of about this length is over.
+    pub(super) fn soon(&mut self, most: Time) -> Time {
+        self.rng.u64(MS..most.max(2 * MS))
+    }
+}

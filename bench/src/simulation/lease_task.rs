@@ -1,0 +1,214 @@
+//! The agent's lease task: it grants, keeps alive and checks; [`LeaseState`] does the arithmetic.
+//!
+//! [`LeaseState`]: trunkline_agent::lease::state::LeaseState
+
+use trunkline_agent::lease::state::{KeyCheck, Renewal, margin};
+use trunkline_shared::cluster::{LeaderEpoch, Moment};
+
+use super::breaks::Break;
+use super::event::{Event, NodeId, Time};
+use super::requests::{Ask, Purpose, Reply};
+use super::story::{Actor, tell};
+use super::world::World;
+
+impl World {
+    pub(super) fn on_renew(&mut self, event: Event, node: NodeId, boot: u32) -> bool {
+        let agent = &self.node(node).agent;
+        if agent.boot != boot || !agent.is_alive {
+            return false;
+        }
+        if self.put_off(self.node(node).agent_sleeps_until(), event) {
+            return true;
+        }
+        let every = self.plan.ttl.as_nanos() as Time / 5;
+        self.put_in(every, event);
+        self.lapse(node);
+        self.ask_for_lease(node);
+        true
+    }
+
+    fn ask_for_lease(&mut self, node: NodeId) {
+        let is_fence_live = self.node(node).fence_looks_live(self.now);
+        let lease = &mut self.node_mut(node).agent.lease;
+        if lease.id == 0 {
+            if !lease.is_granting {
+                lease.is_granting = true;
+                self.send(node, Ask::Grant, Purpose::Lease);
+            }
+        } else if is_fence_live {
+            let id = lease.id;
+            self.send(node, Ask::KeepAlive(id), Purpose::Lease);
+        }
+    }
+
+    /// The deadline passed: nothing is held any more.
+    pub(super) fn lapse(&mut self, node: NodeId) {
+        let now = self.clock(node);
+        let lease = &mut self.node_mut(node).agent.lease.state;
+        let held = lease.held().is_some();
+        lease.lapsed(now);
+        if held && lease.held().is_none() {
+            tell!(
+                self,
+                Actor::Agent(node),
+                "the deadline has passed: the lease has lapsed"
+            );
+            self.wake(node);
+        }
+    }
+
+    pub(super) fn lease_answered(&mut self, node: NodeId, at: usize) {
+        let (sent, term) = (self.requests[at].sent, self.requests[at].term);
+        let ask = self.requests[at].ask.clone();
+        match (self.requests[at].reply, ask) {
+            (Reply::Granted(id), _) => self.granted(node, id, sent, term),
+            (Reply::Alive(true), Ask::KeepAlive(id)) => {
+                if self.kept_alive(node, id, sent, term) {
+                    self.check_key(node, sent, term, None);
+                }
+            }
+            (Reply::Alive(false), Ask::KeepAlive(id)) => {
+                let lease = &mut self.node_mut(node).agent.lease;
+                if lease.id == id {
+                    lease.id = 0;
+                    self.ask_for_lease(node);
+                    self.check_key(node, sent, term, None);
+                    tell!(self, Actor::Agent(node), "lease {id:x} is gone");
+                }
+            }
+            (_, Ask::Grant) => self.node_mut(node).agent.lease.is_granting = false,
+            (_, Ask::KeepAlive(_) | Ask::ReadLeader | Ask::Commit(_)) => {}
+        }
+    }
+
+    fn granted(&mut self, node: NodeId, id: i64, sent: Moment, term: u64) {
+        let lease = &mut self.node_mut(node).agent.lease;
+        lease.is_granting = false;
+        if lease.id != 0 {
+            return;
+        }
+        lease.id = id;
+        lease.sent = sent;
+        lease.term = term;
+        self.node_mut(node).run_dir.lease = id;
+        self.wake(node);
+    }
+
+    /// Notes an answered keep-alive; whether the answer is this lease's.
+    fn kept_alive(&mut self, node: NodeId, id: i64, sent: Moment, term: u64) -> bool {
+        let lease = &mut self.node_mut(node).agent.lease;
+        if lease.id != id {
+            return false;
+        }
+        if sent >= lease.sent {
+            lease.sent = sent;
+            lease.term = term;
+        }
+        lease.state.held().is_some()
+    }
+
+    fn check_key(&mut self, node: NodeId, sent: Moment, term: u64, turn: Option<u32>) {
+        let changes = self.node(node).agent.lease.changes;
+        let check = Purpose::Check {
+            sent,
+            term,
+            changes,
+            turn,
+        };
+        self.send(node, Ask::ReadLeader, check);
+    }
+
+    /// The keep-alive of the action `ConfirmLeader` was answered.
+    pub(super) fn confirm_answered(&mut self, node: NodeId, at: usize, turn: u32) {
+        let (sent, term) = (self.requests[at].sent, self.requests[at].term);
+        let Ask::KeepAlive(id) = self.requests[at].ask else {
+            return;
+        };
+        match self.requests[at].reply {
+            Reply::Alive(true) => {
+                let lease = &mut self.node_mut(node).agent.lease;
+                lease.id = id;
+                lease.sent = sent;
+                lease.term = term;
+                self.node_mut(node).run_dir.lease = id;
+                self.check_key(node, sent, term, Some(turn));
+            }
+            Reply::None
+            | Reply::Granted(_)
+            | Reply::Alive(false)
+            | Reply::Leader(_)
+            | Reply::Committed(_) => {
+                self.action_ends(node, turn, false);
+            }
+        }
+    }
+
+    pub(super) fn check_answered(
+        &mut self,
+        node: NodeId,
+        at: usize,
+        keep_alive: (Moment, u64),
+        changes: u32,
+        turn: Option<u32>,
+    ) {
+        let (sent, term) = keep_alive;
+        let counts = self.node(node).agent.lease.changes == changes;
+        if let (Reply::Leader(found), true) = (self.requests[at].reply, counts) {
+            let lease = self.node(node).agent.lease.id;
+            let generation = self.store.head.generation;
+            let found = match found {
+                None => KeyCheck::Missing,
+                Some((true, key)) if key.lease == lease => KeyCheck::Mine(LeaderEpoch {
+                    generation,
+                    revision: key.revision,
+                }),
+                Some(_) => KeyCheck::Other,
+            };
+            let check_term = self.requests[at].term;
+            self.renewed(node, sent, term, check_term, found);
+        }
+        if let Some(turn) = turn {
+            let is_held = self.node(node).agent.lease.state.held().is_some();
+            self.action_ends(node, turn, is_held);
+        }
+    }
+
+    fn renewed(&mut self, node: NodeId, sent: Moment, term: u64, check_term: u64, found: KeyCheck) {
+        let ttl = self.plan.ttl;
+        let now = self.clock(node);
+        let sent = match self.rule {
+            Some(Break::DeadlineFromAnswer) => now,
+            _ => sent,
+        };
+        let lease = &mut self.node_mut(node).agent.lease.state;
+        let before = lease.view().clone();
+        lease.renewed(Renewal {
+            sent,
+            ttl,
+            keep_alive_term: term,
+            check_term,
+            found,
+        });
+        let after = lease.view().clone();
+        self.move_deadline(node);
+        self.note_epoch(node);
+        if std::mem::discriminant(&before) != std::mem::discriminant(&after)
+            || found == KeyCheck::Missing
+        {
+            tell!(self, Actor::Agent(node), "lease {after:?}");
+            self.wake(node);
+        }
+        debug_assert!(margin(ttl) < ttl);
+    }
+
+    /// Writes the lease's deadline for the fence while it is armed.
+    pub(super) fn move_deadline(&mut self, node: NodeId) {
+        let Some(held) = self.node(node).agent.lease.state.held() else {
+            return;
+        };
+        let run_dir = &mut self.node_mut(node).run_dir;
+        if run_dir.deadline.is_some() {
+            run_dir.deadline = Some(held.deadline);
+        }
+    }
+}

@@ -1,0 +1,207 @@
+//! A node: its clock, its processes and what they hold in memory.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use trunkline_agent::decide::observation::Local;
+use trunkline_agent::decide::observation::{JobView, LocalRequest, Me, PeerAnswer};
+use trunkline_agent::decide::{Action, Memory};
+use trunkline_agent::lease::state::LeaseState;
+use trunkline_shared::cluster::{LeaderEpoch, Member, MemberName, Moment, Topology};
+
+use super::event::{NodeId, Time};
+use super::fake_postgres::Postgres;
+
+/// The lease task's own variables.
+#[derive(Default)]
+pub(super) struct LeaseTask {
+    pub(super) state: LeaseState,
+    /// The lease that the member's keys hang on; 0 for none.
+    pub(super) id: i64,
+    /// When the last answered keep-alive of it was sent.
+    pub(super) sent: Moment,
+    /// The raft term of that answer.
+    pub(super) term: u64,
+    pub(super) is_granting: bool,
+    /// Raised by every change of authority: a check that began before one does not count.
+    pub(super) changes: u32,
+    /// The highest epoch held so far.
+    pub(super) highest: LeaderEpoch,
+}
+
+/// The agent process.
+pub(super) struct Agent {
+    pub(super) is_alive: bool,
+    pub(super) boot: u32,
+    pub(super) paused_until: Time,
+    pub(super) me: Arc<Me>,
+    pub(super) memory: Memory,
+    pub(super) view: Option<Arc<Topology>>,
+    /// When the view was last proved the newest, by this node's clock.
+    pub(super) proved: Moment,
+    pub(super) lease: LeaseTask,
+    /// The number of the turn; odd or even alike, it only grows.
+    pub(super) turn: u32,
+    pub(super) is_in_turn: bool,
+    pub(super) is_woken: bool,
+    pub(super) next_wake: Time,
+    /// What the look in progress saw of the instance, and of the jobs just before.
+    pub(super) snapshot: Option<(Local, JobView)>,
+    pub(super) answers: Option<BTreeMap<MemberName, PeerAnswer>>,
+    pub(super) answers_missing: u8,
+    pub(super) actions: Vec<Action>,
+    pub(super) step: usize,
+    pub(super) next_within: Time,
+    pub(super) job: JobView,
+    pub(super) job_number: u32,
+    pub(super) request: Option<LocalRequest>,
+    pub(super) is_shutting_down: bool,
+    /// The instance answered in this life of the agent and of the instance.
+    pub(super) seen_running: bool,
+    pub(super) record: Option<Arc<Member>>,
+    pub(super) record_lease: i64,
+    pub(super) recorded_at: Time,
+    pub(super) publishing: Option<Arc<Member>>,
+    /// Turns in the current ten seconds.
+    pub(super) turns: u32,
+    pub(super) turns_since: Time,
+}
+
+impl Agent {
+    /// An agent that has just started.
+    pub(super) fn started(me: Arc<Me>, boot: u32) -> Self {
+        Self {
+            is_alive: true,
+            boot,
+            paused_until: 0,
+            me,
+            memory: Memory::default(),
+            view: None,
+            proved: Moment(0),
+            lease: LeaseTask::default(),
+            turn: 0,
+            is_in_turn: false,
+            is_woken: false,
+            next_wake: Time::MAX,
+            snapshot: None,
+            answers: None,
+            answers_missing: 0,
+            actions: Vec::new(),
+            step: 0,
+            next_within: 0,
+            job: JobView::default(),
+            job_number: 0,
+            request: None,
+            is_shutting_down: false,
+            seen_running: false,
+            record: None,
+            record_lease: 0,
+            recorded_at: 0,
+            publishing: None,
+            turns: 0,
+            turns_since: 0,
+        }
+    }
+}
+
+/// The fence process.
+#[derive(Default)]
+pub(super) struct Fence {
+    pub(super) is_alive: bool,
+    pub(super) frozen_until: Time,
+    pub(super) frozen_since: Time,
+    /// Which fence process this is.
+    pub(super) number: u32,
+    pub(super) is_starting: bool,
+}
+
+/// What lies in the folder that survives the agent but not the machine.
+#[derive(Clone, Copy, Default)]
+pub(super) struct RunDir {
+    /// Until when the instance may live; armed if there is one.
+    pub(super) deadline: Option<Moment>,
+    pub(super) lease: i64,
+}
+
+/// What is made to go wrong on a node until a time.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Troubles {
+    pub(super) stop_is_slow: Time,
+    pub(super) clone_fails: Time,
+    pub(super) rewind_fails: Time,
+    pub(super) start_fails: Time,
+    pub(super) initdb_fails: Time,
+    pub(super) replication_stalls: Time,
+}
+
+/// A node.
+pub(super) struct Node {
+    pub(super) name: MemberName,
+    pub(super) address: Arc<str>,
+    pub(super) api_url: Arc<str>,
+    pub(super) is_powered: bool,
+    pub(super) frozen_until: Time,
+    /// What CLOCK_BOOTTIME showed at the beginning of the world.
+    pub(super) offset: i64,
+    /// Its rate error, parts per million.
+    pub(super) drift: i64,
+    pub(super) agent: Agent,
+    pub(super) fence: Fence,
+    pub(super) run_dir: RunDir,
+    pub(super) postgres: Postgres,
+    pub(super) troubles: Troubles,
+    /// When nothing on the node could enforce the deadline for the last time.
+    pub(super) unguarded: Time,
+}
+
+impl Node {
+    /// The node's CLOCK_BOOTTIME at a true time.
+    pub(super) fn clock(&self, at: Time) -> Moment {
+        let at = at as i64;
+        let local = self.offset + at + at * self.drift / 1_000_000;
+        Moment(u64::try_from(local).unwrap_or(0))
+    }
+
+    /// The first true time at which the node's clock shows `moment`.
+    pub(super) fn when(&self, moment: Moment) -> Time {
+        let local = moment.0 as i64 - self.offset;
+        let guess = (i128::from(local) * 1_000_000 / i128::from(1_000_000 + self.drift)) as i64;
+        let mut at = u64::try_from(guess).unwrap_or(0);
+        while self.clock(at) < moment {
+            at += 1_000;
+        }
+        at
+    }
+
+    /// Until when the agent does not run.
+    pub(super) fn agent_sleeps_until(&self) -> Time {
+        self.agent.paused_until.max(self.frozen_until)
+    }
+
+    /// Until when the fence does not run.
+    pub(super) fn fence_sleeps_until(&self) -> Time {
+        self.fence.frozen_until.max(self.frozen_until)
+    }
+
+    /// Whether the fence would look live to its agent.
+    pub(super) fn fence_looks_live(&self, now: Time) -> bool {
+        let is_stale = self.fence.frozen_until > now && now > self.fence.frozen_since + HEARTBEAT;
+        self.fence.is_alive && !is_stale
+    }
+
+    /// Whether some process on it runs that enforces the deadline.
+    pub(super) fn is_guarded(&self, now: Time) -> bool {
+        let fence = self.fence.is_alive && self.fence.frozen_until <= now;
+        let agent = self.agent.is_alive && self.agent.paused_until <= now;
+        self.frozen_until <= now && (fence || agent)
+    }
+}
+
+/// A fence that has not stamped its heartbeat for so long is taken for frozen.
+const HEARTBEAT: Time = super::event::SECOND;
+
+/// The names of the nodes, in order.
+pub(super) fn member_name(node: NodeId) -> MemberName {
+    let names = ["a", "b", "c", "d", "e"];
+    MemberName::new(names[usize::from(node)])
+}

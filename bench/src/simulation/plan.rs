@@ -1,0 +1,210 @@
+//! What a seed is: the cluster's shape, its parameters, which faults exist in it and when they strike.
+
+use std::time::Duration;
+
+use fastrand::Rng;
+
+use super::event::{MS, NodeId, SECOND, Time};
+
+/// Declares the kinds of faults with their words once.
+macro_rules! fault_kinds {
+    ($($variant:ident $word:literal)*) => {
+        /// What may go wrong, and what an operator may do meanwhile.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub(super) enum FaultKind { $($variant,)* }
+
+        impl FaultKind {
+            pub(super) const ALL: &'static [FaultKind] = &[$(FaultKind::$variant,)*];
+
+            pub(super) fn word(self) -> &'static str {
+                match self { $(FaultKind::$variant => $word,)* }
+            }
+        }
+    };
+}
+
+fault_kinds! {
+    PostmasterKilled "postmaster_killed"
+    PostmasterHangs "postmaster_hangs"
+    StopIsSlow "stop_is_slow"
+    DataUnreadable "data_unreadable"
+    DataForeign "data_foreign"
+    DataLost "data_lost"
+    AgentKilled "agent_killed"
+    AgentPaused "agent_paused"
+    AgentAndFencePaused "agent_and_fence_paused"
+    NodeFrozen "node_frozen"
+    NodePowerOff "node_power_off"
+    FenceKilled "fence_killed"
+    FenceFrozen "fence_frozen"
+    NodeCutFromDcs "node_cut_from_dcs"
+    NodeCutFromNode "node_cut_from_node"
+    NodeIsolated "node_isolated"
+    NodeHalfDeaf "node_half_deaf"
+    RouterCutFromDcs "router_cut_from_dcs"
+    RouterCutFromNode "router_cut_from_node"
+    DcsOutage "dcs_outage"
+    DcsLeaderChange "dcs_leader_change"
+    DcsDeposedLeader "dcs_deposed_leader"
+    DcsSlow "dcs_slow"
+    DcsLosesAnswers "dcs_loses_answers"
+    DcsAnswersTwice "dcs_answers_twice"
+    WatchStalls "watch_stalls"
+    ReplicationStalls "replication_stalls"
+    CloneFails "clone_fails"
+    RewindFails "rewind_fails"
+    StartFails "start_fails"
+    InitdbFails "initdb_fails"
+    OperatorSwitchover "operator_switchover"
+    OperatorSwitchoverNamed "operator_switchover_named"
+    OperatorFailover "operator_failover"
+    OperatorRestart "operator_restart"
+    OperatorReinitialize "operator_reinitialize"
+    OperatorPauses "operator_pauses"
+    AgentToldToEnd "agent_told_to_end"
+}
+
+/// One fault.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Fault {
+    pub(super) at: Time,
+    pub(super) lasts: Time,
+    pub(super) kind: FaultKind,
+    pub(super) node: NodeId,
+    pub(super) other: NodeId,
+    /// Strikes whoever leads then instead of `node`.
+    pub(super) hits_leader: bool,
+}
+
+/// How the world begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Origin {
+    /// A running cluster whose agents start.
+    Running,
+    /// A running cluster whose nodes were all switched off.
+    Cold,
+    /// Nothing exists.
+    Fresh,
+    /// A primary without a cluster, and empty members; a replica too in some.
+    Adopted,
+}
+
+/// The parameters of one seed.
+#[derive(Clone, Debug)]
+pub(super) struct Plan {
+    pub(super) members: u8,
+    pub(super) routers: u8,
+    pub(super) clients: u8,
+    pub(super) origin: Origin,
+    pub(super) ttl: Duration,
+    pub(super) loop_wait: Duration,
+    pub(super) retry_timeout: Duration,
+    pub(super) maximum_lag: u64,
+    pub(super) use_pg_rewind: bool,
+    pub(super) start_timeout: Duration,
+    /// Bytes of WAL of one commit.
+    pub(super) commit_bytes: u64,
+    /// From one write of a client to its next.
+    pub(super) write_every: Time,
+    /// Half of a round trip at the least.
+    pub(super) hop: Time,
+    pub(super) kill_takes: Time,
+    pub(super) recovery_takes: Time,
+    pub(super) promote_takes: Time,
+    pub(super) stop_takes: Time,
+    pub(super) clone_takes: Time,
+    pub(super) rewind_takes: Time,
+    pub(super) replay_lag: Time,
+    pub(super) orphans_live: Time,
+    /// Clock rate errors of the nodes, parts per million.
+    pub(super) drift: [i64; 5],
+    pub(super) faults: Vec<Fault>,
+    pub(super) ends: Time,
+}
+
+/// How many members and how long, where the caller wants it fixed.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Shape {
+    pub(super) members: Option<u8>,
+    pub(super) lasts: Time,
+}
+
+impl Plan {
+    /// The plan of a seed.
+    pub(super) fn draw(rng: &mut Rng, shape: Shape) -> Self {
+        let members = match shape.members {
+            Some(members) => members,
+            None => 3 + rng.u8(..3) * rng.u8(..2) - rng.u8(..2) * rng.u8(..2),
+        };
+        let members = members.clamp(2, 5);
+        let ttl = Duration::from_secs([2, 3, 5, 5, 5, 8, 10, 20, 30][rng.usize(..9)]);
+        let mut drift = [0; 5];
+        if rng.bool() {
+            drift = std::array::from_fn(|_| rng.i64(-5_000..=5_000));
+        }
+        let mut plan = Plan {
+            members,
+            routers: 1 + rng.u8(..2),
+            clients: 2,
+            origin: origin(rng),
+            ttl,
+            loop_wait: ttl / 5,
+            retry_timeout: ttl * 2 / 5,
+            maximum_lag: [0, 65_536, 1 << 20, 1 << 20, 1 << 20, 64 << 20][rng.usize(..6)],
+            use_pg_rewind: rng.u8(..4) > 0,
+            start_timeout: [0, 3, 10, 300][rng.usize(..4)] * Duration::from_secs(1),
+            commit_bytes: [200, 200, 8_000, 100_000, 8_000_000][rng.usize(..5)],
+            write_every: SECOND / 3,
+            hop: MS / 10 * rng.u64(2..40),
+            kill_takes: MS * rng.u64(10..200),
+            recovery_takes: MS * [50, 300, 2_000, 10_000][rng.usize(..4)],
+            promote_takes: MS * rng.u64(20..400),
+            stop_takes: MS * rng.u64(20..400),
+            clone_takes: MS * rng.u64(500..6_000),
+            rewind_takes: MS * rng.u64(200..2_000),
+            replay_lag: MS * [0, 2, 50, 1_000][rng.usize(..4)],
+            orphans_live: MS * rng.u64(10..8_000),
+            drift,
+            faults: Vec::new(),
+            ends: shape.lasts,
+        };
+        plan.draw_faults(rng);
+        plan
+    }
+
+    fn draw_faults(&mut self, rng: &mut Rng) {
+        let mut kinds: Vec<FaultKind> = Vec::new();
+        while kinds.is_empty() {
+            let share = rng.u8(1..6);
+            kinds.extend(FaultKind::ALL.iter().filter(|_| rng.u8(..12) < share));
+        }
+        let count = 2 + rng.u64(..7);
+        for _ in 0..count {
+            let lasts = match rng.u8(..4) {
+                0 => rng.u64(MS * 50..SECOND),
+                1 => rng.u64(SECOND..5 * SECOND),
+                2 => rng.u64(SECOND..self.ends / 4),
+                _ => rng.u64(SECOND..self.ends / 2),
+            };
+            let node = rng.u8(..self.members);
+            self.faults.push(Fault {
+                at: rng.u64(2 * SECOND..self.ends - 4 * SECOND),
+                lasts,
+                kind: kinds[rng.usize(..kinds.len())],
+                node,
+                other: (node + 1 + rng.u8(..self.members - 1)) % self.members,
+                hits_leader: rng.u8(..3) > 0,
+            });
+        }
+        self.faults.sort_by_key(|fault| fault.at);
+    }
+}
+
+fn origin(rng: &mut Rng) -> Origin {
+    match rng.u8(..20) {
+        0 | 1 => Origin::Fresh,
+        2 => Origin::Adopted,
+        3 => Origin::Cold,
+        _ => Origin::Running,
+    }
+}

@@ -1,0 +1,456 @@
+//! Requests to the DCS and its watches, with all that may happen to them on the way.
+
+use std::sync::Arc;
+
+use trunkline_agent::decide::STOP_AHEAD;
+use trunkline_shared::cluster::{Member, Moment};
+
+use super::event::{Event, MS, NodeId, SECOND, Time};
+use super::network::Place;
+use super::store::{LeaderKey, Txn};
+use super::story::{Actor, tell};
+use super::world::World;
+
+/// What the path to the DCS does to requests, each until a time.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Weather {
+    /// Requests and answers take up to seconds.
+    pub(super) slow_until: Time,
+    /// Every third request or answer is lost.
+    pub(super) loses_until: Time,
+    /// Answers come twice, the second late.
+    pub(super) twice_until: Time,
+}
+
+/// What is asked.
+#[derive(Clone, Debug)]
+pub(super) enum Ask {
+    Grant,
+    KeepAlive(i64),
+    ReadLeader,
+    Commit(Txn),
+}
+
+/// What for.
+#[derive(Clone, Debug)]
+pub(super) enum Purpose {
+    /// The lease task's.
+    Lease,
+    /// The read that makes a keep-alive count: when that was sent and by which term it was answered.
+    /// With a turn it was asked for by an action.
+    Check {
+        sent: Moment,
+        term: u64,
+        changes: u32,
+        turn: Option<u32>,
+    },
+    /// The keep-alive of an action.
+    Confirm { turn: u32 },
+    /// An action's transaction.
+    Action { turn: u32 },
+    /// The member's record.
+    Record(Arc<Member>),
+}
+
+/// The answer.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Reply {
+    None,
+    Granted(i64),
+    /// Whether the lease lives.
+    Alive(bool),
+    /// Whether the key names the asker, and what it holds.
+    Leader(Option<(bool, LeaderKey)>),
+    /// The revision of the write, if the conditions held.
+    Committed(Option<i64>),
+}
+
+/// A request under way.
+pub(super) struct Request {
+    pub(super) node: NodeId,
+    pub(super) boot: u32,
+    pub(super) ask: Ask,
+    pub(super) purpose: Purpose,
+    pub(super) sent: Moment,
+    pub(super) reply: Reply,
+    pub(super) term: u64,
+    is_executed: bool,
+    is_done: bool,
+}
+
+impl World {
+    /// Sends a request; one of answer and limit comes back.
+    pub(super) fn send(&mut self, node: NodeId, ask: Ask, purpose: Purpose) {
+        let limit = match purpose {
+            Purpose::Lease | Purpose::Check { .. } => self.plan.ttl.as_nanos() as Time / 4,
+            Purpose::Confirm { .. } | Purpose::Action { .. } | Purpose::Record(_) => {
+                self.plan.retry_timeout.as_nanos() as Time
+            }
+        };
+        let limit = self.bounded(node, &purpose, limit);
+        let sent = self.clock(node);
+        let boot = self.node(node).agent.boot;
+        let request = self.requests.len() as u32;
+        self.requests.push(Request {
+            node,
+            boot,
+            ask,
+            purpose,
+            sent,
+            reply: Reply::None,
+            term: 0,
+            is_executed: false,
+            is_done: false,
+        });
+        self.put_in(limit, Event::Limit { request });
+        // A connection needs both directions; only what is under way may be lost in one.
+        if !self.net.connects(Place::Node(node), Place::Dcs) || self.is_lost() {
+            return;
+        }
+        let way = self.dcs_hop();
+        self.put_in(way, Event::Arrive { request });
+    }
+
+    /// No action is waited for into the time in which PostgreSQL must be stopped.
+    fn bounded(&self, node: NodeId, purpose: &Purpose, limit: Time) -> Time {
+        let is_action = matches!(
+            purpose,
+            Purpose::Confirm { .. } | Purpose::Action { .. } | Purpose::Check { turn: Some(_), .. }
+        );
+        match self.lease_left(node) {
+            Some(left) if is_action && self.node(node).postgres.can_commit() => {
+                let left = left.saturating_sub(STOP_AHEAD).as_nanos() as Time;
+                limit.min(left.max(50 * MS))
+            }
+            Some(_) | None => limit,
+        }
+    }
+
+    fn is_lost(&mut self) -> bool {
+        self.weather.loses_until > self.now && self.rng.u8(..3) == 0
+    }
+
+    fn dcs_hop(&mut self) -> Time {
+        let hop = self.hop();
+        if self.weather.slow_until > self.now {
+            let most = [20 * MS, 400 * MS, 4 * SECOND][self.rng.usize(..3)];
+            return hop + self.rng.u64(..most);
+        }
+        hop
+    }
+
+    pub(super) fn on_arrive(&mut self, request: u32) -> bool {
+        let at = request as usize;
+        let node = self.requests[at].node;
+        if self.store.down_until > self.now || self.requests[at].is_executed {
+            return true;
+        }
+        if !self.net.reaches(Place::Node(node), Place::Dcs) {
+            return true;
+        }
+        self.requests[at].is_executed = true;
+        self.requests[at].term = self.store.term;
+        let reply = self.execute(at);
+        self.requests[at].reply = reply;
+        if self.is_lost() {
+            return true;
+        }
+        let way = self.dcs_hop();
+        self.put_in(way, Event::Answer { request });
+        if self.weather.twice_until > self.now {
+            let way = self.rng.u64(..2 * SECOND);
+            self.put_in(way, Event::Answer { request });
+        }
+        true
+    }
+
+    fn execute(&mut self, at: usize) -> Reply {
+        let now = self.now;
+        let node = self.requests[at].node;
+        match self.requests[at].ask {
+            Ask::Grant => Reply::Granted(self.store.grant(self.plan.ttl.as_nanos() as Time, now)),
+            Ask::KeepAlive(lease) => {
+                if self.store.deposed_until > now && self.rng.bool() {
+                    // The old raft leader has not heard of the new one: it answers and renews nothing.
+                    self.requests[at].term = self.store.term - 1;
+                    return Reply::Alive(true);
+                }
+                Reply::Alive(self.store.keep_alive(lease, now))
+            }
+            Ask::ReadLeader => {
+                let me = &self.node(node).name;
+                let found = self.store.leader().map(|(name, key)| (name == me, key));
+                Reply::Leader(found)
+            }
+            Ask::Commit(_) => {
+                let Ask::Commit(txn) = std::mem::replace(&mut self.requests[at].ask, Ask::Grant)
+                else {
+                    return Reply::None;
+                };
+                let before = self.store.leader().map(|(_, key)| key.revision);
+                let revision = self.store.commit(&txn);
+                if revision.is_some() {
+                    self.dcs_changed(Some(node), before);
+                }
+                self.requests[at].ask = Ask::Commit(txn);
+                Reply::Committed(revision)
+            }
+        }
+    }
+
+    /// The store has a new revision: watchers hear of it, the ledger notes who leads.
+    pub(super) fn dcs_changed(&mut self, by: Option<NodeId>, leader_before: Option<i64>) {
+        self.leader_key_changed(by, leader_before);
+        for watcher in 0..self.watches.len() as u8 {
+            self.push_view(watcher);
+        }
+    }
+
+    pub(super) fn on_answer(&mut self, event: Event, request: u32) -> bool {
+        let at = request as usize;
+        let (node, boot) = (self.requests[at].node, self.requests[at].boot);
+        if self.requests[at].is_done || self.node(node).agent.boot != boot {
+            return false;
+        }
+        if !self.node(node).agent.is_alive {
+            return false;
+        }
+        if self.put_off(self.node(node).agent_sleeps_until(), event) {
+            return true;
+        }
+        if !self.net.reaches(Place::Dcs, Place::Node(node)) {
+            return true;
+        }
+        self.requests[at].is_done = true;
+        self.answered(node, at);
+        true
+    }
+
+    pub(super) fn on_limit(&mut self, event: Event, request: u32) -> bool {
+        let at = request as usize;
+        let (node, boot) = (self.requests[at].node, self.requests[at].boot);
+        if self.requests[at].is_done || self.node(node).agent.boot != boot {
+            return false;
+        }
+        if !self.node(node).agent.is_alive {
+            return false;
+        }
+        if self.put_off(self.node(node).agent_sleeps_until(), event) {
+            return true;
+        }
+        self.requests[at].is_done = true;
+        self.requests[at].reply = Reply::None;
+        self.answered(node, at);
+        true
+    }
+
+    fn answered(&mut self, node: NodeId, at: usize) {
+        match self.requests[at].purpose.clone() {
+            Purpose::Lease => self.lease_answered(node, at),
+            Purpose::Check {
+                sent,
+                term,
+                changes,
+                turn,
+            } => self.check_answered(node, at, (sent, term), changes, turn),
+            Purpose::Confirm { turn } => self.confirm_answered(node, at, turn),
+            Purpose::Action { turn } => self.action_answered(node, at, turn),
+            Purpose::Record(record) => self.record_answered(node, at, record),
+        }
+    }
+
+    // Watches.
+
+    /// Opens a watcher's connection anew.
+    pub(super) fn start_watch(&mut self, watcher: u8) {
+        let watch = &mut self.watches[usize::from(watcher)];
+        watch.boot += 1;
+        watch.seen = -1;
+        watch.coming = None;
+        let boot = watch.boot;
+        self.put_in(MS, Event::WatchProbe { watcher, boot });
+    }
+
+    fn push_view(&mut self, watcher: u8) {
+        let place = self.place_of(watcher);
+        let at = usize::from(watcher);
+        if self.watches[at].coming.is_some() || self.watches[at].boot == 0 {
+            return;
+        }
+        if self.watches[at].stalled_until > self.now || !self.net.reaches(Place::Dcs, place) {
+            return;
+        }
+        self.watches[at].coming = Some(self.store.head.clone());
+        let way = self.hop();
+        self.put_in(way, Event::WatchView { watcher });
+    }
+
+    fn watcher_sleeps_until(&self, watcher: u8) -> Time {
+        match self.place_of(watcher) {
+            Place::Node(node) => self.node(node).agent_sleeps_until(),
+            Place::Dcs | Place::Router(_) => 0,
+        }
+    }
+
+    pub(super) fn on_watch_view(&mut self, event: Event, watcher: u8) -> bool {
+        if self.put_off(self.watcher_sleeps_until(watcher), event) {
+            return true;
+        }
+        let at = usize::from(watcher);
+        let place = self.place_of(watcher);
+        let Some(view) = self.watches[at].coming.take() else {
+            return false;
+        };
+        if !self.net.reaches(Place::Dcs, place) {
+            return true;
+        }
+        let is_behind = view.revision < self.store.revision();
+        self.view_arrives(watcher, view);
+        if is_behind {
+            self.push_view(watcher);
+        }
+        true
+    }
+
+    /// A view arrives at whoever watches. One that is older than another already seen is refused.
+    pub(super) fn view_arrives(
+        &mut self,
+        watcher: u8,
+        view: Arc<trunkline_shared::cluster::Topology>,
+    ) {
+        let at = usize::from(watcher);
+        let place = self.place_of(watcher);
+        let believes_old = matches!(place, Place::Router(_))
+            && self.rule.is_some_and(|rule| rule.believes_old_views());
+        if view.revision < self.watches[at].seen && !believes_old {
+            return;
+        }
+        self.watches[at].seen = view.revision;
+        match place {
+            Place::Node(node) => {
+                let now = self.clock(node);
+                let agent = &mut self.node_mut(node).agent;
+                let is_news = agent.view.as_ref().is_none_or(|old| matters(old, &view));
+                agent.view = Some(view);
+                agent.proved = now;
+                if is_news {
+                    self.wake(node);
+                }
+            }
+            Place::Router(router) => self.router_sees(router, view),
+            Place::Dcs => {}
+        }
+    }
+
+    pub(super) fn on_watch_probe(&mut self, event: Event, watcher: u8, boot: u32) -> bool {
+        let at = usize::from(watcher);
+        if self.watches[at].boot != boot {
+            return false;
+        }
+        if self.put_off(self.watcher_sleeps_until(watcher), event) {
+            return true;
+        }
+        let place = self.place_of(watcher);
+        let every = (self.plan.retry_timeout.as_nanos() as Time / 3).min(SECOND);
+        self.put_in(every, event);
+        let is_open = self.net.connects(place, Place::Dcs)
+            && self.store.down_until <= self.now
+            && self.watches[at].stalled_until <= self.now;
+        if is_open {
+            let there = self.hop();
+            let revision = self.store.revision();
+            if self.watches[at].seen < revision {
+                self.push_view(watcher);
+            }
+            self.put_in(
+                2 * there,
+                Event::WatchAlive {
+                    watcher,
+                    sent: self.now,
+                    revision: revision as u32,
+                },
+            );
+        }
+        true
+    }
+
+    pub(super) fn on_watch_alive(
+        &mut self,
+        event: Event,
+        watcher: u8,
+        sent: Time,
+        revision: u32,
+    ) -> bool {
+        if self.put_off(self.watcher_sleeps_until(watcher), event) {
+            return true;
+        }
+        let place = self.place_of(watcher);
+        let seen = self.watches[usize::from(watcher)].seen;
+        if !self.net.reaches(Place::Dcs, place) || seen < i64::from(revision) {
+            return true;
+        }
+        match place {
+            Place::Node(node) => {
+                let proved = self.node(node).clock(sent);
+                let agent = &mut self.node_mut(node).agent;
+                agent.proved = agent.proved.max(proved);
+            }
+            Place::Router(router) => {
+                let router = &mut self.routers[usize::from(router)];
+                router.proved = router.proved.max(sent);
+            }
+            Place::Dcs => {}
+        }
+        true
+    }
+
+    pub(super) fn on_lease_scan(&mut self) -> bool {
+        self.put_in(500 * MS, Event::LeaseScan);
+        if self.store.down_until > self.now {
+            return true;
+        }
+        let before = self.store.leader().map(|(_, key)| key.revision);
+        if self.store.expire(self.now) {
+            if before.is_some() && self.store.leader().is_none() {
+                tell!(self, Actor::Dcs, "the leader's lease has ended");
+            }
+            self.dcs_changed(None, before);
+        }
+        true
+    }
+}
+
+/// Whether an agent is woken by a change: positions alone do not wake it.
+fn matters(
+    old: &trunkline_shared::cluster::Topology,
+    new: &trunkline_shared::cluster::Topology,
+) -> bool {
+    let keys = old.leader != new.leader
+        || old.initialize != new.initialize
+        || !Arc::ptr_eq(&old.history, &new.history)
+        || old.failover != new.failover
+        || old.switchover != new.switchover
+        || old.disarmed != new.disarmed
+        || old.settings != new.settings
+        || old.members.len() != new.members.len();
+    keys || old
+        .members
+        .iter()
+        .zip(&new.members)
+        .any(|((_, a), (_, b))| !Arc::ptr_eq(a, b) && differs(a, b))
+}
+
+/// Whether two records differ in more than positions and what a write of any record changes.
+pub(super) fn differs(one: &Member, other: &Member) -> bool {
+    one.role != other.role
+        || one.state != other.state
+        || one.timeline != other.timeline
+        || one.is_streaming != other.is_streaming
+        || one.is_checkpointed_after_promote != other.is_checkpointed_after_promote
+        || one.is_paused != other.is_paused
+        || match (&one.trunkline, &other.trunkline) {
+            (Some(one), Some(other)) => one.epoch != other.epoch || one.ready != other.ready,
+            (None, None) => false,
+            (Some(_), None) | (None, Some(_)) => true,
+        }
+}

@@ -1,0 +1,79 @@
+//! The simulation's share of every test run: a fixed set of seeds, and that broken rules are noticed.
+
+use trunkline_bench::simulation::{Break, Invariant, Options, noticed_by, play, play_all};
+use trunkline_bench::simulation::{Coverage, UNREACHED};
+
+/// The fixed seeds.
+const SEEDS: u64 = 5_000;
+/// A broken rule is noticed within so many seeds.
+const SEEDS_TO_NOTICE: u64 = 10_000;
+
+#[test]
+fn five_thousand_histories_keep_every_invariant_and_reach_everything() {
+    let report = play_all(0..SEEDS, Options::default(), 1);
+    if let Some((seed, failure)) = report.failures.first() {
+        let told = play(*seed, Options::default(), &mut Coverage::default(), true);
+        panic!(
+            "{}\nseed {seed}: {:?}: {}\nplay it again: trunkline-bench simulate --seeds {seed}..{seed} --story",
+            told.story.unwrap_or_default(),
+            failure.invariant,
+            failure.detail
+        );
+    }
+    assert_eq!(
+        report.coverage.missing(),
+        [],
+        "never reached in {SEEDS} seeds"
+    );
+    assert!(report.events / SEEDS >= 300, "too few events a seed");
+    assert!(report.faults / SEEDS >= 2, "too few faults a seed");
+}
+
+#[test]
+fn clusters_of_two_to_five_keep_every_invariant() {
+    let options = Options {
+        members: None,
+        ..Options::default()
+    };
+    let report = play_all(1_000_000..1_000_500, options, 1);
+    assert!(report.failures.is_empty(), "{:?}", report.failures);
+}
+
+#[test]
+fn the_same_seed_is_the_same_history() {
+    let mut coverage = Coverage::default();
+    for seed in [3, 77, 512] {
+        let first = play(seed, Options::default(), &mut coverage, true);
+        let second = play(seed, Options::default(), &mut coverage, true);
+        assert_eq!(first.events, second.events);
+        assert!(first.story == second.story, "seed {seed} tells two stories");
+    }
+}
+
+/// The invariant that notices a broken rule first.
+fn noticed(rule: Break) -> Option<Invariant> {
+    let options = Options {
+        rule: Some(rule),
+        ..Options::default()
+    };
+    let report = play_all(0..SEEDS_TO_NOTICE, options, 1);
+    report
+        .failures
+        .first()
+        .map(|(_, failure)| failure.invariant)
+}
+
+#[test]
+fn every_rule_broken_on_purpose_is_noticed_by_its_invariant() {
+    for (rule, word) in Break::ALL {
+        let invariant = noticed(rule);
+        let is_right = invariant.is_some_and(|found| noticed_by(rule).contains(&found));
+        assert!(is_right, "{word} is noticed by {invariant:?}");
+    }
+}
+
+#[test]
+fn what_is_excused_is_few_and_explained() {
+    assert!(UNREACHED.len() <= 8);
+    assert!(UNREACHED.iter().all(|(_, why)| why.len() > 20));
+}
