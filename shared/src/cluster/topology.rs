@@ -201,6 +201,9 @@ pub struct Topology {
     pub claimed: ClaimedTimeline,
     /// The history was written before that claim, so it is another timeline's.
     pub is_history_behind: bool,
+    /// The revisions of the last claim and of the history: the younger of the two tells which is behind,
+    /// whichever of their keys is read first.
+    pub claim_and_history: (i64, i64),
     /// Members that paused with a disarmed fence.
     pub disarmed: BTreeSet<MemberName>,
     /// A planned change in progress.
@@ -320,10 +323,10 @@ impl Topology {
                     ..sync.clone()
                 })
             }
-            Fact::History(history) => self.set_history(history),
+            Fact::History(history) => self.set_history(history, revision),
             Fact::Failsafe(failsafe) => self.failsafe = failsafe.clone(),
             Fact::Generation(generation) => self.set_generation(*generation),
-            Fact::Timeline(claimed) => self.set_claimed(*claimed),
+            Fact::Timeline(claimed) => self.set_claimed(*claimed, revision),
             Fact::Disarmed => {
                 if let FactKey::Disarmed(name) = &change.key {
                     self.disarmed.insert(name.clone());
@@ -373,20 +376,66 @@ impl Topology {
         }
     }
 
-    fn set_history(&mut self, history: &Arc<TimelineHistory>) {
+    fn set_history(&mut self, history: &Arc<TimelineHistory>, revision: i64) {
         self.history = history.clone();
-        self.is_history_behind = false;
+        self.claim_and_history.1 = revision;
+        self.weigh_history();
     }
 
-    fn set_claimed(&mut self, claimed: ClaimedTimeline) {
+    fn set_claimed(&mut self, claimed: ClaimedTimeline, revision: i64) {
         self.claimed = claimed;
-        self.is_history_behind = true;
+        self.claim_and_history.0 = revision;
+        self.weigh_history();
+    }
+
+    fn weigh_history(&mut self) {
+        let (claim, history) = self.claim_and_history;
+        self.is_history_behind = claim > history;
+    }
+
+    /// Takes over a claim that could be read before and cannot now.
+    pub fn keep_claim_of(&mut self, old: &Topology) {
+        self.set_claimed(old.claimed, old.claim_and_history.0);
     }
 
     fn set_generation(&mut self, generation: u64) {
         self.generation = generation;
         if let Some(leader) = &mut self.leader {
             leader.epoch.generation = generation;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_claim_makes_an_older_history_old_in_whichever_order_they_are_read() {
+        let claim = Change {
+            key: FactKey::Timeline,
+            fact: Some(Fact::Timeline(ClaimedTimeline {
+                timeline: Timeline(3),
+                parent: Timeline(2),
+            })),
+            revision: 10,
+            lease: 0,
+        };
+        let history = |revision| Change {
+            key: FactKey::History,
+            fact: Some(Fact::History(Arc::default())),
+            revision,
+            lease: 0,
+        };
+        for (changes, is_behind) in [
+            ([claim.clone(), history(11)], false),
+            ([history(11), claim.clone()], false),
+            ([claim.clone(), history(9)], true),
+            ([history(9), claim.clone()], true),
+        ] {
+            let mut topology = Topology::default();
+            changes.iter().for_each(|change| topology.apply(change));
+            assert_eq!(topology.is_history_behind, is_behind, "{changes:?}");
         }
     }
 }

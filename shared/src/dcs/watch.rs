@@ -491,10 +491,7 @@ fn keep_old(topology: &mut Topology, old: &Topology, key: &FactKey) {
         FactKey::Sync => topology.sync.clone_from(&old.sync),
         FactKey::Failsafe => topology.failsafe = old.failsafe.clone(),
         FactKey::Generation => topology.generation = old.generation,
-        FactKey::Timeline => {
-            topology.claimed = old.claimed;
-            topology.is_history_behind = old.is_history_behind;
-        }
+        FactKey::Timeline => topology.keep_claim_of(old),
         FactKey::Switchover => topology.switchover.clone_from(&old.switchover),
         FactKey::Leader
         | FactKey::Member(_)
