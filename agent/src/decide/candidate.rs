@@ -98,8 +98,15 @@ pub(super) fn may_run(
     let is_named = named.is_some_and(|r| r.candidate.as_ref() == Some(&seen.me.name));
     if !is_named {
         if let Some(candidate) = named.and_then(|r| r.candidate.as_ref()) {
+            // A switchover does not accept loss, so its candidate may be unable to run for ever.
+            let accepts_loss = named.is_some_and(|r| r.leader.is_none());
+            let furthest = furthest(topology, answers, own.timeline).max(own.position);
+            let limit = topology.settings_or_default().maximum_lag_on_failover;
+            let can_run = |view: &PeerView| {
+                is_able(view) && (accepts_loss || view.position.bytes_behind(furthest) <= limit)
+            };
             let answers_for_it =
-                views(answers).any(|(name, view)| name == candidate && is_able(view));
+                views(answers).any(|(name, view)| name == candidate && can_run(view));
             if answers_for_it && topology.members.contains_key(candidate) {
                 return Err((Reason::CandidateNamed, Detail::Member(candidate.clone())));
             }

@@ -7,7 +7,7 @@ use trunkline_shared::cluster::topology::Initialize;
 use trunkline_shared::cluster::{Lsn, Topology};
 
 use super::decision::{Action, Decision, Detail, Reason};
-use super::observation::{JobKind, Running};
+use super::observation::{JobKind, LeaseView, Running};
 use super::{RETRY_PAUSE, Turn, holding_lease, requests};
 
 pub(super) fn decide(
@@ -30,6 +30,12 @@ pub(super) fn decide(
     }
     if !seen.is_dcs_fresh() {
         return turn.routine(Reason::KeepingLeaseWithoutDcs);
+    }
+    if matches!(&seen.lease, LeaseView::Held(held) if held.has_unresolved_hand_over) {
+        // Now rather than in the middle of a switchover, which is announced under this epoch.
+        return turn
+            .act(Action::ReassertLeader)
+            .now(Reason::HandOverUnresolved);
     }
     let turn = match identity(turn, topology, running) {
         ControlFlow::Break(decision) => return decision,

@@ -84,14 +84,19 @@ impl LeaseState {
     /// A renewal was answered twice. It counts only if the key is still this member's and one raft term
     /// answered both: a deposed etcd leader may go on answering keep-alives.
     pub fn renewed(&mut self, renewal: Renewal) {
+        let known = self.held().map(|held| held.epoch);
         match renewal.found {
+            // A look from before the key was last written.
+            KeyCheck::Mine(epoch) if known.is_some_and(|known| epoch < known) => {}
             KeyCheck::Mine(epoch) if renewal.keep_alive_term == renewal.check_term => {
                 let until = deadline(renewal.sent, renewal.ttl);
                 let (earlier, unresolved) = match self.held() {
                     Some(held) if held.epoch == epoch => {
                         (held.deadline, held.has_unresolved_hand_over)
                     }
-                    _ => (until, false),
+                    // A release or hand-over of this very key may still be under way, sent before the lease
+                    // lapsed or by the agent before: only writing the key again makes it impossible.
+                    _ => (until, true),
                 };
                 self.view = LeaseView::Held(Held {
                     epoch,
@@ -216,6 +221,18 @@ mod tests {
         assert!(lease.held().unwrap().is_key_missing);
         lease.renewed(renewal(12, KeyCheck::Other));
         assert_eq!(*lease.view(), LeaseView::Lost);
+    }
+
+    #[test]
+    fn a_lapse_does_not_forget_a_release_under_way() {
+        let mut lease = LeaseState::default();
+        lease.acquired(epoch(7), Moment(10_000_000_000), TTL);
+        assert!(!lease.held().unwrap().has_unresolved_hand_over);
+        lease.hand_over_sent();
+        lease.lapsed(Moment(20_000_000_000));
+        assert_eq!(lease.held(), None);
+        lease.renewed(renewal(21, KeyCheck::Mine(epoch(7))));
+        assert!(lease.held().unwrap().has_unresolved_hand_over);
     }
 
     #[test]
