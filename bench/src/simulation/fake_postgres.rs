@@ -124,12 +124,19 @@ impl Branches {
             .is_some_and(|Lsn(ended)| end <= ended)
     }
 
-    /// Bytes of acknowledged commits of `branch` beyond `from`.
-    pub(super) fn acknowledged_beyond(&self, branch: u32, from: u64) -> u64 {
-        self.0[branch as usize]
-            .acknowledged
-            .last()
-            .map_or(0, |(_, end)| end.saturating_sub(from))
+    /// When the last commit of `branch` up to `to` was acknowledged.
+    pub(super) fn last_acknowledged(&self, branch: u32, to: u64) -> Time {
+        let acknowledged = &self.0[branch as usize].acknowledged;
+        let last = acknowledged.iter().rev().find(|(_, end)| *end <= to);
+        last.map_or(0, |(at, _)| *at)
+    }
+
+    /// Bytes of acknowledged commits of `branch` beyond `from`, and up to `to`.
+    pub(super) fn acknowledged_between(&self, branch: u32, from: u64, to: u64) -> u64 {
+        let acknowledged = &self.0[branch as usize].acknowledged;
+        let ends = acknowledged.iter().rev().map(|(_, end)| *end);
+        let last = ends.into_iter().find(|end| *end <= to);
+        last.map_or(0, |end| end.saturating_sub(from))
     }
 }
 

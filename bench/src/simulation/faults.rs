@@ -278,8 +278,11 @@ impl World {
         };
         self.watches[usize::from(watcher)].stalled_until = until;
         // The connection ends, and the next one is to a member of the store that has fallen behind.
-        if let Place::Router(_) = self.place_of(watcher)
+        let place = self.place_of(watcher);
+        if let Place::Router(_) = place
+            && self.net.connects(place, Place::Dcs)
             && let Some(earlier) = self.store.earlier.first().cloned()
+            && earlier.revision < self.watches[usize::from(watcher)].seen
         {
             self.view_arrives(watcher, earlier);
         }

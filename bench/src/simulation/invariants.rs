@@ -315,36 +315,42 @@ impl World {
 
     /// `loss_within_limit`: called when a promotion is complete.
     pub(super) fn check_loss(&mut self, node: NodeId, branch: u32) {
+        // One that ends recovery although it lost the key meanwhile is killed: nothing goes on from it.
+        let leads = self
+            .store
+            .leader()
+            .is_some_and(|(name, _)| *name == self.node(node).name);
+        if !leads {
+            return;
+        }
         let old = std::mem::replace(&mut self.ledger.line, branch);
         let accepted = std::mem::take(&mut self.ledger.loss_accepted);
         if accepted || self.ledger.disk_was_lost {
             return;
         }
         let fork = self.branches.0[branch as usize].fork;
-        let mut lost = 0;
+        let ttl = self.plan.ttl.as_nanos() as Time;
+        let detection = 2 * ttl + 2 * SECOND;
+        let (mut lost, mut written) = (0, 0);
+        // What lay beyond the point where the old line left a branch was lost, and counted, before.
+        let mut until = u64::MAX;
         let mut at = Some(old);
-        let mut last = 0;
         while let Some(one) = at {
             let kept = self.branches.shared_until(branch, fork, one);
             let begin = self.branches.0[one as usize].fork;
-            let lost_here = self
-                .branches
-                .acknowledged_beyond(one, kept.unwrap_or(begin));
+            let from = kept.unwrap_or(begin);
+            let lost_here = self.branches.acknowledged_between(one, from, until);
             if lost_here > 0 {
-                last = self.branches.0[one as usize]
-                    .acknowledged
-                    .last()
-                    .map_or(0, |(t, _)| *t);
+                lost += lost_here;
+                let last = self.branches.last_acknowledged(one, until);
+                written += self.written_between(one, last.saturating_sub(detection), last);
             }
-            lost += lost_here;
             if kept.is_some() {
                 break;
             }
+            until = begin;
             at = self.branches.0[one as usize].parent;
         }
-        let ttl = self.plan.ttl.as_nanos() as Time;
-        let detection = 2 * ttl + 2 * SECOND;
-        let written = self.written_between(old, last.saturating_sub(detection), last);
         let limit = self.plan.maximum_lag + written + self.plan.commit_bytes + 4096;
         if lost > limit {
             let detail = format!(
@@ -381,7 +387,7 @@ impl World {
         if own_part > their_part
             && self
                 .branches
-                .acknowledged_beyond(newest, their_part.unwrap_or(0))
+                .acknowledged_between(newest, their_part.unwrap_or(0), u64::MAX)
                 > 0
         {
             let detail = format!(
