@@ -12,7 +12,7 @@ mod servers;
 
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, getsid, kill_process};
+use rustix::process::{Pid, Signal, getpgid, getsid, kill_process};
 use servers::{PATIENCE, Servers, on_every_major};
 use trunkline_agent::fence::{Deadline, FenceHandle, HEARTBEAT};
 use trunkline_agent::postgres::directory::{ASIDE, DirectoryState, NEW, finish_interrupted};
@@ -105,10 +105,8 @@ fn a_running_server_is_adopted_and_its_end_is_seen_at_once() {
             let log = std::fs::read_to_string(servers.config(1).log_file).unwrap();
             assert!(!log.contains("replicated"), "a password is in the log");
             let pid = first.adopt().unwrap().pid;
-            assert_ne!(
-                getsid(Pid::from_raw(pid)).unwrap().as_raw_nonzero().get(),
-                0
-            );
+            let group = getpgid(Pid::from_raw(pid)).unwrap();
+            assert_eq!(group.as_raw_nonzero().get(), pid, "a group of its own");
             drop(first);
 
             let second = servers.door(1);
