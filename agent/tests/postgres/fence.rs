@@ -1,0 +1,155 @@
+//! The fence against real servers: it fires at its deadline, outlives its agent and is replaced.
+
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, getsid};
+use trunkline_agent::fence::{Deadline, FenceHandle, HEARTBEAT};
+use trunkline_agent::postgres::ServerRole;
+use trunkline_shared::cluster::Moment;
+use trunkline_shared::service::clock;
+
+use super::servers::{PATIENCE, Servers, on_every_major};
+use super::{BUSY, answer, primary, seen_ended, signal, wait_for};
+
+/// Ends the fence of a test even if the test fails.
+struct Fenced(FenceHandle);
+
+impl Drop for Fenced {
+    fn drop(&mut self) {
+        if let Some(pid) = self.0.pid() {
+            signal(pid, Signal::KILL);
+        }
+    }
+}
+
+async fn fence(servers: &Servers) -> Fenced {
+    let config = servers.config(1);
+    let program = servers.agent();
+    Fenced(
+        FenceHandle::attach_or_start(&config.run_dir, &config.data_dir, &program)
+            .await
+            .unwrap(),
+    )
+}
+
+#[test]
+fn the_fence_fires_at_its_deadline_and_not_when_it_moved() {
+    on_every_major(
+        "fence::the_fence_fires_at_its_deadline_and_not_when_it_moved",
+        async |servers| {
+            let door = primary(servers).await;
+            let fence = fence(servers).await;
+            let fence = &fence.0;
+            // Two deadlines that pass without effect: one moved, one disarmed.
+            let passes = async |passed: Moment| {
+                wait_for("the time after the deadline", async || {
+                    let is_read = fence.has_read_since(passed + HEARTBEAT);
+                    (is_read && clock::now() > passed).then_some(())
+                })
+                .await;
+                assert!(!answer(&door).await.is_in_recovery);
+            };
+            let moved = clock::now() + Duration::from_secs(2);
+            fence.arm(moved).unwrap();
+            fence.arm(moved + PATIENCE).unwrap();
+            passes(moved).await;
+            let disarmed = clock::now() + Duration::from_secs(2);
+            fence.arm(disarmed).unwrap();
+            fence.disarm().unwrap();
+            assert_eq!(fence.deadline(), Some(Deadline::Disarmed));
+            passes(disarmed).await;
+
+            for _ in 0..5 {
+                let client = servers.client(1).await;
+                tokio::spawn(async move { client.batch_execute(BUSY).await });
+            }
+            let deadline = clock::now() + 3 * HEARTBEAT;
+            fence.arm(deadline).unwrap();
+            let seen = seen_ended(&door).await;
+            assert!(seen >= deadline, "fired {:?} early", seen.until(deadline));
+            wait_for("a dead instance", async || {
+                door.is_dead().await.then_some(())
+            })
+            .await;
+            println!(
+                "measured: deadline to postmaster's end {:?}, to dead {:?}",
+                seen.since(deadline),
+                clock::now().since(deadline)
+            );
+            let log = servers.config(1).run_dir.join("fence.log");
+            wait_for("the fence's line of what it killed", async || {
+                let text = std::fs::read_to_string(&log).unwrap();
+                text.contains("killed").then_some(())
+            })
+            .await;
+
+            // The right is not back: what is started now is killed as well.
+            door.start(ServerRole::Primary).await.unwrap();
+            seen_ended(&door).await;
+            let written = clock::now();
+            fence.disarm().unwrap();
+            wait_for("the fence to read it", async || {
+                fence.has_read_since(written).then_some(())
+            })
+            .await;
+            door.start(ServerRole::Primary).await.unwrap();
+            door.wait_ready(PATIENCE).await.unwrap();
+        },
+    );
+}
+
+#[test]
+fn the_fence_outlives_its_agent_and_a_frozen_or_dead_one_is_replaced() {
+    on_every_major(
+        "fence::the_fence_outlives_its_agent_and_a_frozen_or_dead_one_is_replaced",
+        async |servers| {
+            let mut first = fence(servers).await;
+            let pid = first.0.pid().unwrap();
+            let session = getsid(Pid::from_raw(pid)).unwrap().as_raw_nonzero().get();
+            assert_eq!(session, pid, "a session of its own");
+            let arguments = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap();
+            assert_eq!(arguments.trim_end_matches('\0'), "trunkline-fence");
+            let second = fence(servers).await;
+            assert_eq!(second.0.pid(), Some(pid), "attached, not started again");
+            let stranger = FenceHandle::attach_or_start(
+                &servers.config(1).run_dir,
+                servers.folder(),
+                &servers.agent(),
+            )
+            .await;
+            assert!(stranger.is_err(), "it watches another instance");
+            assert!(second.0.is_live(clock::now()));
+
+            signal(pid, Signal::STOP);
+            wait_for("a frozen fence to count as not live", async || {
+                (!first.0.is_live(clock::now())).then_some(())
+            })
+            .await;
+            assert!(first.0.ensure_live().await.unwrap());
+            let replaced = first.0.pid().unwrap();
+            assert_ne!(replaced, pid);
+
+            signal(replaced, Signal::KILL);
+            wait_for("a dead fence to count as not live", async || {
+                (!first.0.is_live(clock::now())).then_some(())
+            })
+            .await;
+            let began = clock::now();
+            assert!(first.0.ensure_live().await.unwrap());
+            println!(
+                "measured: dead fence replaced in {:?}",
+                clock::now().since(began)
+            );
+            assert!(!first.0.ensure_live().await.unwrap());
+
+            // A fence whose run directory is gone would kill whatever stands in the same place later.
+            let abandoned = first.0.pid().unwrap();
+            std::fs::remove_dir_all(&servers.config(1).run_dir).unwrap();
+            wait_for("the abandoned fence to end", async || {
+                let arguments = std::fs::read(format!("/proc/{abandoned}/cmdline"));
+                arguments.map_or(true, |text| text.is_empty()).then_some(())
+            })
+            .await;
+        },
+    );
+}
