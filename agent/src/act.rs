@@ -113,7 +113,7 @@ impl Actor {
         }
         for action in &decision.actions {
             let limit = self.limit(seen);
-            let name = Action::NAMES[action.index()];
+            let name = action.word();
             let shown = timeout(limit, self.act(seen, action))
                 .await
                 .map_err(|_| ActError::Slow(name))??;

@@ -12,7 +12,6 @@ use trunkline_shared::dcs::watch::View;
 
 use crate::act::Actor;
 use crate::api::LocalRequest;
-use crate::decide::decision::Action;
 use crate::decide::{self, Decision, Memory, RETRY_PAUSE, Reason};
 use crate::lease::LeaseStatus;
 use crate::observe::{Circumstances, Look, Observer};
@@ -212,33 +211,6 @@ impl Tick {
 
 /// Whether what was known of the local data is void after this decision.
 fn replaces_data(decision: &Decision) -> bool {
-    decision.actions.iter().any(|action| match action {
-        Action::Initialize | Action::Clone(_) | Action::Rewind(_) => true,
-        Action::AcquireLeader
-        | Action::ConfirmLeader
-        | Action::ReassertLeader
-        | Action::ReleaseLeader { .. }
-        | Action::HandOver { .. }
-        | Action::ClaimBootstrap
-        | Action::RecordSystemId(_)
-        | Action::PublishStatus { .. }
-        | Action::RecordHistory
-        | Action::DropFailoverRequest { .. }
-        | Action::AnnounceSwitchover(_)
-        | Action::ClearSwitchover
-        | Action::WriteDisarmed
-        | Action::RemoveDisarmed
-        | Action::ArmFence
-        | Action::DisarmFence
-        | Action::FinishBootstrap
-        | Action::Start(_)
-        | Action::Stop(_)
-        | Action::Promote(_)
-        | Action::Checkpoint
-        | Action::Follow(_)
-        | Action::CancelJob
-        | Action::CreateSlots(_)
-        | Action::DropSlots(_)
-        | Action::ClaimTimeline(_) => false,
-    })
+    let mut actions = decision.actions.iter();
+    actions.any(|action| action.traits().replaces_data)
 }

@@ -83,7 +83,7 @@ impl Script {
             decision
                 .actions
                 .iter()
-                .all(|a| a.index() < Action::NAMES.len())
+                .all(|a| Action::WORDS.contains(&a.word()))
         );
         format!("{decision}{asks}\n")
     }

@@ -36,12 +36,7 @@ impl World {
                 Went::Done => {}
                 Went::Waits => return,
                 Went::Failed => {
-                    tell!(
-                        self,
-                        Actor::Agent(node),
-                        "failed: {}",
-                        Action::NAMES[action.index()]
-                    );
+                    tell!(self, Actor::Agent(node), "failed: {}", action.word());
                     return self.end_turn(node, true);
                 }
             }

@@ -21,7 +21,7 @@ impl Default for Coverage {
     fn default() -> Self {
         Self {
             situations: vec![0; Situation::ALL.len()],
-            actions: vec![0; Action::NAMES.len()],
+            actions: vec![0; Action::WORDS.len()],
             reasons: vec![0; Reason::ALL.len()],
             jobs: vec![0; JobKind::ALL.len()],
             faults: vec![0; FaultKind::ALL.len()],
@@ -59,7 +59,12 @@ impl Coverage {
     }
 
     pub(super) fn action(&mut self, action: &Action) {
-        self.actions[action.index()] += 1;
+        let word = action.word();
+        // A word that is missing there counts under none, and then the list's check finds a zero.
+        let place = Action::WORDS.iter().position(|known| *known == word);
+        if let Some(place) = place {
+            self.actions[place] += 1;
+        }
     }
 
     pub(super) fn reason(&mut self, reason: Reason) {
@@ -95,7 +100,7 @@ impl Coverage {
             .iter()
             .map(|s| s.word())
             .zip(&self.situations);
-        let actions = Action::NAMES.iter().copied().zip(&self.actions);
+        let actions = Action::WORDS.iter().copied().zip(&self.actions);
         let reasons = Reason::ALL.iter().map(|r| r.word()).zip(&self.reasons);
         let jobs = JobKind::ALL.iter().map(|j| j.name()).zip(&self.jobs);
         let faults = FaultKind::ALL.iter().map(|f| f.word()).zip(&self.faults);

@@ -30,7 +30,7 @@ impl fmt::Display for Decision {
 
 impl fmt::Display for Action {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(Action::NAMES[self.index()])?;
+        f.write_str(self.word())?;
         match self {
             Action::ReleaseLeader {
                 position: Some(position),

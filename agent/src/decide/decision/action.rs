@@ -1,0 +1,243 @@
+//! The steps a decision may consist of, each with what is true of it wherever it is decided.
+
+use std::sync::Arc;
+
+use trunkline_shared::cluster::topology::{ClaimedTimeline, SwitchoverRecord};
+use trunkline_shared::cluster::{Lsn, MemberName, SystemId, Timeline};
+
+use crate::decide::observation::JobKind;
+
+/// One step. Closed list; `act` performs it without judgement.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Create the leader key if it is absent, on this member's lease.
+    AcquireLeader,
+    /// The leader key names this member: prove it by a counted renewal, on the lease it hangs on.
+    ConfirmLeader,
+    /// Rewrite the own leader key, so that a hand-over still under way can no longer succeed.
+    ReassertLeader,
+    /// Delete the own leader key, and `initialize` while it is empty and on the own lease, writing the
+    /// final position in the same transaction. Only with the instance dead or in recovery.
+    ReleaseLeader {
+        /// The final position, if known.
+        position: Option<Lsn>,
+    },
+    /// Move the leader key to a candidate that is ready, by one transaction that compares the own key and
+    /// the candidate's record.
+    HandOver {
+        /// The candidate.
+        to: MemberName,
+        /// The lease the key is to hang on: the candidate's.
+        lease: i64,
+        /// The revision of the candidate's record.
+        record_revision: i64,
+        /// The final position.
+        position: Lsn,
+    },
+    /// In one transaction: create `initialize` (empty) and `leader`, both on the lease, and `config`.
+    ClaimBootstrap,
+    /// Write the system identifier into `initialize`, without a lease, and `config` if it is absent.
+    RecordSystemId(SystemId),
+    /// Write the last known position into `status`.
+    PublishStatus {
+        /// The position.
+        optime: Lsn,
+    },
+    /// Write the ancestry of the own timeline into `history`.
+    RecordHistory,
+    /// Delete the `failover` record of this revision.
+    DropFailoverRequest {
+        /// Its revision.
+        revision: i64,
+    },
+    /// Write `trunkline/switchover`.
+    AnnounceSwitchover(Arc<SwitchoverRecord>),
+    /// Delete `trunkline/switchover`.
+    ClearSwitchover,
+    /// Write `trunkline/disarmed/<me>`, comparing the own leader key.
+    WriteDisarmed,
+    /// Delete `trunkline/disarmed/<me>`.
+    RemoveDisarmed,
+    /// Make the fence fire at the lease's deadline.
+    ArmFence,
+    /// The instance is dead or in recovery, or maintenance is on: the fence sleeps.
+    DisarmFence,
+    /// initdb.
+    Initialize,
+    /// Roles and settings of the new cluster.
+    FinishBootstrap,
+    /// Start the instance.
+    Start(StartAs),
+    /// Stop the instance.
+    Stop(StopMode),
+    /// Write down, comparing the own leader key, which timeline the next promotion begins.
+    ClaimTimeline(ClaimedTimeline),
+    /// End recovery, beginning this timeline. Arm first.
+    Promote(Timeline),
+    /// A checkpoint, so that others may rewind from here.
+    Checkpoint,
+    /// Replicate from this address.
+    Follow(Upstream),
+    /// Copy the data anew.
+    Clone(Upstream),
+    /// Take the own history back to where it left the leader's.
+    Rewind(Upstream),
+    /// End the job in progress.
+    CancelJob,
+    /// Create these physical slots.
+    CreateSlots(Vec<Arc<str>>),
+    /// Drop these physical slots.
+    DropSlots(Vec<Arc<str>>),
+}
+
+/// As what the instance starts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StartAs {
+    /// Accepting writes. Arm first.
+    Primary,
+    /// In recovery; without an upstream the one configured last is kept.
+    Replica(Option<Upstream>),
+}
+
+/// Whom to replicate from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Upstream {
+    /// The member.
+    pub member: MemberName,
+    /// Its host and port.
+    pub address: Arc<str>,
+}
+
+/// How the instance stops.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StopMode {
+    /// A checkpoint first, then fast; walsenders that are not needed are cut.
+    Planned,
+    /// Fast.
+    Fast,
+    /// Immediate, then by force: authority is uncertain or gone.
+    Immediate,
+}
+
+/// What is true of an action wherever it is decided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ActionTraits {
+    /// The word of the journal and the scripts.
+    pub word: &'static str,
+    /// It changes what the instance is: a decision holds at most one of these.
+    pub is_disruptive: bool,
+    /// The job that it starts, if it takes long.
+    pub job: Option<JobKind>,
+    /// What was known of the local data is void after it.
+    pub replaces_data: bool,
+}
+
+/// Done within the turn.
+fn brief(word: &'static str) -> ActionTraits {
+    ActionTraits {
+        word,
+        is_disruptive: false,
+        job: None,
+        replaces_data: false,
+    }
+}
+
+/// A job that leaves the instance what it is.
+fn long(word: &'static str, job: JobKind) -> ActionTraits {
+    ActionTraits {
+        job: Some(job),
+        ..brief(word)
+    }
+}
+
+/// A job that changes what the instance is.
+fn changes(word: &'static str, job: JobKind) -> ActionTraits {
+    ActionTraits {
+        is_disruptive: true,
+        ..long(word, job)
+    }
+}
+
+/// A job that makes the data anew, or takes it back.
+fn replaces(word: &'static str, job: JobKind) -> ActionTraits {
+    ActionTraits {
+        replaces_data: true,
+        ..changes(word, job)
+    }
+}
+
+impl Action {
+    /// The words of all actions, for coverage counts.
+    pub const WORDS: &'static [&'static str] = &[
+        "acquire_leader",
+        "confirm_leader",
+        "reassert_leader",
+        "release_leader",
+        "hand_over",
+        "claim_bootstrap",
+        "record_system_id",
+        "publish_status",
+        "record_history",
+        "drop_failover_request",
+        "announce_switchover",
+        "clear_switchover",
+        "write_disarmed",
+        "remove_disarmed",
+        "arm_fence",
+        "disarm_fence",
+        "initialize",
+        "finish_bootstrap",
+        "start",
+        "stop",
+        "promote",
+        "checkpoint",
+        "follow",
+        "clone",
+        "rewind",
+        "cancel_job",
+        "create_slots",
+        "drop_slots",
+        "claim_timeline",
+    ];
+
+    /// What is true of it wherever it is decided.
+    pub fn traits(&self) -> ActionTraits {
+        match self {
+            Action::AcquireLeader => brief("acquire_leader"),
+            Action::ConfirmLeader => brief("confirm_leader"),
+            Action::ReassertLeader => brief("reassert_leader"),
+            Action::ReleaseLeader { .. } => brief("release_leader"),
+            Action::HandOver { .. } => brief("hand_over"),
+            Action::ClaimBootstrap => brief("claim_bootstrap"),
+            Action::RecordSystemId(_) => brief("record_system_id"),
+            Action::PublishStatus { .. } => brief("publish_status"),
+            Action::RecordHistory => brief("record_history"),
+            Action::DropFailoverRequest { .. } => brief("drop_failover_request"),
+            Action::AnnounceSwitchover(_) => brief("announce_switchover"),
+            Action::ClearSwitchover => brief("clear_switchover"),
+            Action::WriteDisarmed => brief("write_disarmed"),
+            Action::RemoveDisarmed => brief("remove_disarmed"),
+            Action::ArmFence => brief("arm_fence"),
+            Action::DisarmFence => brief("disarm_fence"),
+            Action::Initialize => replaces("initialize", JobKind::Initialize),
+            Action::FinishBootstrap => long("finish_bootstrap", JobKind::FinishBootstrap),
+            Action::Start(_) => changes("start", JobKind::Start),
+            Action::Stop(StopMode::Planned | StopMode::Fast) => changes("stop", JobKind::Stop),
+            Action::Stop(StopMode::Immediate) => changes("stop", JobKind::StopNow),
+            Action::Promote(_) => changes("promote", JobKind::Promote),
+            Action::Checkpoint => long("checkpoint", JobKind::Checkpoint),
+            Action::Follow(_) => brief("follow"),
+            Action::Clone(_) => replaces("clone", JobKind::Clone),
+            Action::Rewind(_) => replaces("rewind", JobKind::Rewind),
+            Action::CancelJob => brief("cancel_job"),
+            Action::CreateSlots(_) => brief("create_slots"),
+            Action::DropSlots(_) => brief("drop_slots"),
+            Action::ClaimTimeline(_) => brief("claim_timeline"),
+        }
+    }
+
+    /// The word of the journal and the scripts.
+    pub fn word(&self) -> &'static str {
+        self.traits().word
+    }
+}

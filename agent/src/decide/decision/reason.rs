@@ -1,0 +1,145 @@
+//! Why a turn decided as it did: every reason with its word and its sentence.
+
+use std::fmt;
+
+/// Declares the reasons with their words and sentences once.
+macro_rules! reasons {
+    ($($variant:ident $word:literal $sentence:literal)*) => {
+        /// Why a turn decided as it did. Closed list.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+        pub enum Reason {
+            $(#[doc = $sentence] $variant,)*
+        }
+
+        impl Reason {
+            /// Every reason.
+            pub const ALL: &'static [Reason] = &[$(Reason::$variant,)*];
+
+            /// The word of the log, the metric label, the API and the scripts.
+            pub fn word(self) -> &'static str {
+                match self { $(Reason::$variant => $word,)* }
+            }
+
+            /// The sentence for people: what is so and, where something is to be done, what.
+            pub fn sentence(self) -> &'static str {
+                match self { $(Reason::$variant => $sentence,)* }
+            }
+
+            /// The reason of that word.
+            pub fn from_word(word: &str) -> Option<Reason> {
+                match word { $($word => Some(Reason::$variant),)* _ => None }
+            }
+        }
+    };
+}
+
+reasons! {
+    Leading "leading" "This member leads."
+    LeaseAboutToExpire "lease_about_to_expire" "The lease could not be renewed and ends now: PostgreSQL is stopped before the deadline."
+    LeaseExpired "lease_expired" "The lease's deadline has passed; this member does not act as leader until it is renewed."
+    LeaderKeyMissing "leader_key_missing" "The leader key vanished while the lease still holds; it is created again."
+    FenceNotLive "fence_not_live" "The fence process does not answer; it is replaced before anything that needs it."
+    ArmingFence "arming_fence" "PostgreSQL accepts writes under a held lease; the fence is armed."
+    DisarmingFence "disarming_fence" "PostgreSQL cannot accept writes; the fence is put to sleep."
+    Promoting "promoting" "This member holds the lease and its PostgreSQL leaves recovery."
+    PromotionFailed "promotion_failed" "Promotion did not succeed in time; the lease is given up so that another member can run."
+    KillingOrphans "killing_orphans" "The postmaster is dead and some of its processes live on: they are killed."
+    WaitingToPromote "waiting_to_promote" "This member holds the lease and waits for its PostgreSQL to be ready for promotion."
+    CheckpointAfterPromote "checkpoint_after_promote" "A checkpoint on the new timeline lets the others rewind from here."
+    RecordingHistory "recording_history" "The new timeline is written into the history."
+    MaintainingSlots "maintaining_slots" "Replication slots are brought in line with the members."
+    StartingPrimary "starting_primary" "This member leads and its PostgreSQL starts as primary."
+    WaitingForPrimaryStart "waiting_for_primary_start" "PostgreSQL starts as primary; primary_start_timeout limits the wait."
+    RestartingAfterCrash "restarting_after_crash" "PostgreSQL crashed and little is to be replayed: it starts again in place."
+    FailingOverAfterCrash "failing_over_after_crash" "PostgreSQL crashed and another member can take over: the lease is released."
+    NobodyCanTakeOver "nobody_can_take_over" "PostgreSQL crashed and no other member can take over: it starts again in place."
+    AskingPeers "asking_peers" "The other members' agents are asked before a leader is chosen."
+    PostgresUnresponsive "postgres_unresponsive" "PostgreSQL does not answer; if it stays so for a ttl it is stopped by force."
+    StoppingHungPostgres "stopping_hung_postgres" "PostgreSQL has not answered for a ttl: it is stopped by force."
+    DataUnreadable "data_unreadable" "The data directory cannot be read. Check that its volume is mounted and belongs to this user."
+    LeaderWithoutData "leader_without_data" "This member holds the lease without data; it gives the lease up."
+    SwitchoverRefused "switchover_refused" "No member fits the request for a change of leader; it is dropped."
+    SwitchoverAnnounced "switchover_announced" "A change of leader is announced; nobody is touched yet."
+    SwitchoverStopping "switchover_stopping" "PostgreSQL stops for the change of leader."
+    SwitchoverStopped "switchover_stopped" "PostgreSQL has stopped; its last position is announced to the candidate."
+    SwitchoverWaitingForCandidate "switchover_waiting_for_candidate" "The candidate has not confirmed the last position yet."
+    HandingOver "handing_over" "The candidate has everything; the leader key moves to it."
+    SwitchoverRolledBack "switchover_rolled_back" "The candidate did not confirm in time; this member goes on as leader."
+    HandOverUnresolved "hand_over_unresolved" "Whether the leader key was given away is unknown; it is written again before PostgreSQL may start."
+    Following "following" "This member follows the leader."
+    WaitingForLeader "waiting_for_leader" "The leader is not a running primary yet."
+    ChangingUpstream "changing_upstream" "PostgreSQL is pointed at the leader."
+    NotStreaming "not_streaming" "PostgreSQL has the right upstream and does not stream from it."
+    RepairingReplication "repairing_replication" "PostgreSQL has not streamed for a ttl: its WAL receiver is made to connect anew."
+    AnotherLeads "another_leads" "PostgreSQL runs as primary while another member leads: it is stopped at once."
+    Diverged "diverged" "The WAL here went on beyond the point where the leader's history forked: PostgreSQL stops to be rewound."
+    WaitingForLeaderCheckpoint "waiting_for_leader_checkpoint" "A rewind waits for the leader's first checkpoint on its timeline."
+    WaitingForHistory "waiting_for_history" "The leader's timeline is not in the history yet."
+    Rewinding "rewinding" "The WAL here is taken back to where it left the leader's history."
+    Recloning "recloning" "The data cannot be rewound: it is copied anew beside the old directory."
+    ReplaceForbidden "replace_forbidden" "The data has diverged and remove_data_directory_on_diverged_timelines or _on_rewind_failure forbids to replace it. Rewind or re-clone this member by hand, or run trunkline reinit."
+    StartingReplica "starting_replica" "PostgreSQL starts as replica."
+    WaitingForStart "waiting_for_start" "PostgreSQL starts and does not accept connections yet."
+    WaitingAfterFailure "waiting_after_failure" "The last attempt failed; the next follows after loop_wait."
+    NotEligible "not_eligible" "This member's tags forbid it to lead."
+    TooFarBehind "too_far_behind" "This member would lose more than maximum_lag_on_failover. trunkline failover overrides this limit."
+    PeerIsPrimary "peer_is_primary" "A reachable member's PostgreSQL still runs as primary: nobody is promoted."
+    BetterCandidate "better_candidate" "Another reachable member is further ahead or preferred."
+    CandidateNamed "candidate_named" "The operator named another member to lead."
+    Racing "racing" "This member is the best candidate and takes the lease."
+    RetakingLease "retaking_lease" "PostgreSQL runs as primary and nobody leads: this member takes the lease."
+    StalePrimary "stale_primary" "PostgreSQL runs as primary on a timeline that the cluster has left: it is stopped at once."
+    StandingBack "standing_back" "This member just gave the lease up and lets others run first."
+    AnotherIsDisarmed "another_is_disarmed" "A member paused with its fence disarmed and may still be primary: nobody runs. trunkline resume --without MEMBER if it is dead."
+    StartingToRace "starting_to_race" "Nobody leads; PostgreSQL starts in recovery so that this member can run."
+    ConfirmingLease "confirming_lease" "The leader key names this member; the lease is renewed to prove it."
+    Bootstrapping "bootstrapping" "A new cluster is made."
+    ClaimingBootstrap "claiming_bootstrap" "No cluster exists under this scope; this member offers to make it."
+    FinishingBootstrap "finishing_bootstrap" "The new cluster's roles and settings are made."
+    RecordingIdentity "recording_identity" "The system identifier is written to the DCS."
+    BootstrapFailed "bootstrap_failed" "Making the cluster failed; the claim is given up."
+    WaitingForBootstrap "waiting_for_bootstrap" "Another member makes the cluster."
+    WaitingForPrimaryToClone "waiting_for_primary_to_clone" "There is no data here and no running leader to copy it from."
+    Cloning "cloning" "The data is copied from another member."
+    ReplicaWithoutCluster "replica_without_cluster" "The data here is a replica's and the DCS knows no cluster of this scope. Start the agent on the primary first."
+    AdoptingPrimary "adopting_primary" "The data here is a primary's and the DCS knows no cluster of this scope: it becomes the cluster."
+    ForeignSystemId "foreign_system_id" "The data here belongs to another cluster (its system identifier is not the one in the DCS). Check scope and data_dir, or remove the data."
+    DcsUnknown "dcs_unknown" "The DCS has not been read since the agent started; PostgreSQL is left as it is."
+    KeepingLeaseWithoutDcs "keeping_lease_without_dcs" "The DCS does not answer; the lease still holds."
+    FollowingWithoutDcs "following_without_dcs" "The DCS does not answer; the replica goes on with the upstream it has."
+    PrimaryWithoutLease "primary_without_lease" "PostgreSQL runs as primary without a lease and the DCS does not answer: it is stopped at once."
+    StartingInRecovery "starting_in_recovery" "The DCS does not answer; PostgreSQL starts in recovery and serves reads."
+    JobInProgress "job_in_progress" "A long job is in progress."
+    JobCancelled "job_cancelled" "What the job in progress was for has changed: it is ended."
+    Paused "paused" "Maintenance: automation is off."
+    DisarmingForPause "disarming_for_pause" "Maintenance: the disarmed fence is announced, then the fence sleeps."
+    RestartRequested "restart_requested" "The operator asked for a restart of PostgreSQL."
+    ReinitializeRequested "reinitialize_requested" "The operator asked for a new copy of the data."
+    RequestRefused "request_refused" "The request does not fit this member's situation now."
+    StoppingForShutdown "stopping_for_shutdown" "The agent ends and stops PostgreSQL."
+    ReleasingForShutdown "releasing_for_shutdown" "The agent ends; PostgreSQL has stopped and the lease is released."
+    ShutDown "shut_down" "The agent may end: PostgreSQL has stopped and nothing is held."
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.word())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn every_reason_has_its_own_word_and_parses_back() {
+        let words: BTreeSet<_> = Reason::ALL.iter().map(|r| r.word()).collect();
+        assert_eq!(words.len(), Reason::ALL.len());
+        for reason in Reason::ALL {
+            assert_eq!(Reason::from_word(reason.word()), Some(*reason));
+            assert!(reason.sentence().ends_with('.'), "{reason}");
+        }
+    }
+}
