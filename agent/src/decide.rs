@@ -27,6 +27,7 @@ mod requests;
 pub mod script;
 mod shutting_down;
 pub mod situation;
+mod slots;
 mod unregistered;
 
 pub use decision::{Action, Decision, Detail, NextTick, NextWhy, Reason};
@@ -76,6 +77,8 @@ pub fn decide(seen: &Observation, memory: &Memory) -> Decision {
 struct Turn<'a> {
     seen: &'a Observation,
     decision: Decision,
+    /// The first reason given for what was added; a rule that collects actions ends with it.
+    why: Option<Reason>,
 }
 
 impl<'a> Turn<'a> {
@@ -99,11 +102,17 @@ impl<'a> Turn<'a> {
                 memory,
                 is_request_taken: false,
             },
+            why: None,
         }
     }
 
     fn act(mut self, action: Action) -> Self {
         self.decision.actions.push(action);
+        self
+    }
+
+    fn because(mut self, reason: Reason) -> Self {
+        self.why = self.why.or(Some(reason));
         self
     }
 

@@ -7,6 +7,7 @@ use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
 use trunkline_shared::cluster::timeline::Ancestry;
+use trunkline_shared::cluster::topology::FailoverRequest;
 use trunkline_shared::cluster::{ClusterSettings, Lsn, MemberName, Timeline, Topology};
 
 use super::decision::{Detail, Reason};
@@ -81,62 +82,131 @@ fn own_standing(seen: &Observation) -> Option<Standing<'_>> {
     })
 }
 
+/// Why a member does not run, and what belongs to it.
+pub(super) type Refusal = (Reason, Detail);
+
+/// What the guards of the race look at.
+struct Race<'a> {
+    seen: &'a Observation,
+    topology: &'a Topology,
+    answers: &'a BTreeMap<MemberName, PeerAnswer>,
+    own: Standing<'a>,
+    /// The operator's request, and whether it names this member.
+    request: Option<&'a FailoverRequest>,
+    is_named: bool,
+}
+
+/// Lets this member run or says why it does not.
+type Guard = fn(&Race<'_>) -> Result<(), Refusal>;
+
+/// The first refusal stands. An operator's request lets a guard pass only where the guard itself says so.
+const GUARDS: &[Guard] = &[
+    no_peer_is_primary,
+    no_other_is_named,
+    tags_allow,
+    loses_little,
+    nobody_is_better,
+];
+
 /// Whether this running replica may take the lease now; the reason why not otherwise. The peers must have
 /// been asked.
 pub(super) fn may_run(
     seen: &Observation,
     topology: &Topology,
     answers: &BTreeMap<MemberName, PeerAnswer>,
-) -> Result<(), (Reason, Detail)> {
-    if let Some((name, _)) = views(answers).find(|(_, view)| view.is_primary) {
-        return Err((Reason::PeerIsPrimary, Detail::Member(name.clone())));
-    }
-    let Some(own) = own_standing(seen) else {
-        return Err((Reason::WaitingForStart, Detail::None));
+) -> Result<(), Refusal> {
+    let own = own_standing(seen).ok_or((Reason::WaitingForStart, Detail::None))?;
+    let request = topology.failover.as_ref();
+    let is_named = request.is_some_and(|r| r.candidate.as_ref() == Some(&seen.me.name));
+    let race = Race {
+        seen,
+        topology,
+        answers,
+        own,
+        request,
+        is_named,
     };
-    let named = topology.failover.as_ref();
-    let is_named = named.is_some_and(|r| r.candidate.as_ref() == Some(&seen.me.name));
-    if !is_named {
-        if let Some(candidate) = named.and_then(|r| r.candidate.as_ref()) {
-            // A switchover does not accept loss, so its candidate may be unable to run for ever.
-            let accepts_loss = named.is_some_and(|r| r.leader.is_none());
-            let furthest = furthest(topology, answers, own.timeline).max(own.position);
-            let limit = topology.settings_or_default().maximum_lag_on_failover;
-            let can_run = |view: &PeerView| {
-                is_able(view) && (accepts_loss || view.position.bytes_behind(furthest) <= limit)
-            };
-            let answers_for_it =
-                views(answers).any(|(name, view)| name == candidate && can_run(view));
-            if answers_for_it && topology.members.contains_key(candidate) {
-                return Err((Reason::CandidateNamed, Detail::Member(candidate.clone())));
-            }
-        }
-        if !seen.me.tags.may_lead() {
-            return Err((Reason::NotEligible, Detail::None));
-        }
+    GUARDS.iter().try_for_each(|guard| guard(&race))
+}
+
+impl Race<'_> {
+    /// An operator who names the successor of a leader that is gone accepts its loss; a switchover, which
+    /// names the leader too, does not.
+    fn request_accepts_loss(&self) -> bool {
+        self.request.is_some_and(|r| r.leader.is_none())
     }
-    // An operator who names the successor of a leader that is gone accepts its loss; a switchover, which
-    // names the leader too, does not.
-    let accepts_loss = is_named && named.is_some_and(|r| r.leader.is_none());
-    let kept = shared_position(topology, own.timeline, own.position);
-    let loss = kept.bytes_behind(furthest(topology, answers, own.timeline));
-    if !accepts_loss && loss > topology.settings_or_default().maximum_lag_on_failover {
-        return Err((Reason::TooFarBehind, Detail::Bytes(loss)));
+
+    fn furthest(&self) -> Lsn {
+        furthest(self.topology, self.answers, self.own.timeline)
     }
-    if is_named {
+
+    fn lag_limit(&self) -> u64 {
+        self.topology.settings_or_default().maximum_lag_on_failover
+    }
+}
+
+/// Two primaries would be worse than none (`ha.md` 5.2).
+fn no_peer_is_primary(race: &Race<'_>) -> Result<(), Refusal> {
+    match views(race.answers).find(|(_, view)| view.is_primary) {
+        Some((name, _)) => Err((Reason::PeerIsPrimary, Detail::Member(name.clone()))),
+        None => Ok(()),
+    }
+}
+
+/// The operator's candidate goes first while it answers and can run.
+fn no_other_is_named(race: &Race<'_>) -> Result<(), Refusal> {
+    let candidate = race.request.and_then(|r| r.candidate.as_ref());
+    let Some(candidate) = candidate.filter(|_| !race.is_named) else {
+        return Ok(());
+    };
+    // A switchover does not accept loss, so its candidate may be unable to run for ever.
+    let furthest = race.furthest().max(race.own.position);
+    let limit = race.lag_limit();
+    let can_run = |view: &PeerView| {
+        let is_near = view.position.bytes_behind(furthest) <= limit;
+        is_able(view) && (race.request_accepts_loss() || is_near)
+    };
+    let answers_for_it = views(race.answers).any(|(name, view)| name == candidate && can_run(view));
+    if answers_for_it && race.topology.members.contains_key(candidate) {
+        return Err((Reason::CandidateNamed, Detail::Member(candidate.clone())));
+    }
+    Ok(())
+}
+
+fn tags_allow(race: &Race<'_>) -> Result<(), Refusal> {
+    if race.is_named || race.seen.me.tags.may_lead() {
         return Ok(());
     }
-    // A member that is not registered has no DCS to take the lease from: it is not waited for.
-    let better = views(answers)
-        .filter(|(name, view)| is_able(view) && topology.members.contains_key(*name))
+    Err((Reason::NotEligible, Detail::None))
+}
+
+/// `maximum_lag_on_failover` (`ha.md` 5.3).
+fn loses_little(race: &Race<'_>) -> Result<(), Refusal> {
+    let kept = shared_position(race.topology, race.own.timeline, race.own.position);
+    let loss = kept.bytes_behind(race.furthest());
+    let is_accepted = race.is_named && race.request_accepts_loss();
+    if is_accepted || loss <= race.lag_limit() {
+        return Ok(());
+    }
+    Err((Reason::TooFarBehind, Detail::Bytes(loss)))
+}
+
+/// The most advanced runs; a member that is not registered has no DCS to take the lease from and is not
+/// waited for.
+fn nobody_is_better(race: &Race<'_>) -> Result<(), Refusal> {
+    if race.is_named {
+        return Ok(());
+    }
+    let better = views(race.answers)
+        .filter(|(name, view)| is_able(view) && race.topology.members.contains_key(*name))
         .map(|(name, view)| standing(name, view))
-        .filter(|other| *other > own)
+        .filter(|other| *other > race.own)
         .max();
     match better {
-        Some(other) => Err((
-            Reason::BetterCandidate,
-            Detail::Member(other.name.0.clone()),
-        )),
+        Some(other) => {
+            let name = other.name.0.clone();
+            Err((Reason::BetterCandidate, Detail::Member(name)))
+        }
         None => Ok(()),
     }
 }

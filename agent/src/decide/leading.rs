@@ -8,7 +8,7 @@ use trunkline_shared::cluster::{Lsn, Topology};
 
 use super::decision::{Action, Decision, Detail, Reason};
 use super::observation::{JobKind, LeaseView, Running};
-use super::{RETRY_PAUSE, Turn, holding_lease, requests};
+use super::{RETRY_PAUSE, Turn, holding_lease, requests, slots};
 
 pub(super) fn decide(
     turn: Turn<'_>,
@@ -49,7 +49,13 @@ pub(super) fn decide(
         ControlFlow::Break(decision) => return decision,
         ControlFlow::Continue(turn) => turn,
     };
-    duties(turn, topology, running, position, is_checkpointed)
+    let leading = Leading {
+        topology,
+        running,
+        position,
+        is_checkpointed,
+    };
+    duties(turn, &leading)
 }
 
 /// A cluster that is being made, or adopted, gets its roles and its identity first.
@@ -81,50 +87,85 @@ fn identity<'a>(
     }
 }
 
-/// The first action that fails ends the turn, so what others depend on most comes first: the published
-/// position bounds their loss, the checkpoint lets them rewind, and a slot is dropped before one is made.
-fn duties(
-    mut turn: Turn<'_>,
-    topology: &Topology,
-    running: &Running,
+/// A leader's running primary.
+struct Leading<'a> {
+    topology: &'a Topology,
+    running: &'a Running,
     position: Lsn,
     is_checkpointed: bool,
-) -> Decision {
-    let seen = turn.seen;
-    let mut reason = Reason::Leading;
-    if topology.disarmed.contains(&seen.me.name) {
-        turn = turn.act(Action::RemoveDisarmed);
+}
+
+/// Adds what it has to do, and says why where that is worth a word: the first such word is the turn's.
+type Duty = for<'a> fn(Turn<'a>, &Leading<'_>) -> Turn<'a>;
+
+/// The first action that fails ends the turn, so what others depend on most comes first: the published
+/// position bounds their loss, the checkpoint lets them rewind.
+const DUTIES: &[Duty] = &[
+    withdraw_announcement,
+    publish_position,
+    checkpoint,
+    keep_slots,
+    record_history,
+];
+
+fn duties(turn: Turn<'_>, leading: &Leading<'_>) -> Decision {
+    let turn = DUTIES.iter().fold(turn, |turn, duty| duty(turn, leading));
+    let reason = turn.why.unwrap_or(Reason::Leading);
+    turn.detail(Detail::None).routine(reason)
+}
+
+fn withdraw_announcement<'a>(turn: Turn<'a>, leading: &Leading<'_>) -> Turn<'a> {
+    if leading.topology.disarmed.contains(&turn.seen.me.name) {
+        return turn.act(Action::RemoveDisarmed);
     }
-    let settings = seen.settings();
-    let due = turn
-        .decision
-        .memory
-        .status_at
-        .is_none_or(|at| seen.now.since(at) >= settings.loop_wait);
-    if due && position > topology.status.optime {
-        turn = turn
-            .remember(|memory| memory.status_at = Some(seen.now))
-            .act(Action::PublishStatus { optime: position });
+    turn
+}
+
+fn publish_position<'a>(turn: Turn<'a>, leading: &Leading<'_>) -> Turn<'a> {
+    let now = turn.seen.now;
+    let wait = turn.seen.settings().loop_wait;
+    let last = turn.decision.memory.status_at;
+    let is_due = last.is_none_or(|at| now.since(at) >= wait);
+    if !is_due || leading.position <= leading.topology.status.optime {
+        return turn;
     }
-    let is_idle = seen.job.running.is_none();
-    if !is_checkpointed && is_idle && !turn.failed_lately(JobKind::Checkpoint) {
-        turn = turn.act(Action::Checkpoint);
-        reason = Reason::CheckpointAfterPromote;
+    turn.remember(|memory| memory.status_at = Some(now))
+        .act(Action::PublishStatus {
+            optime: leading.position,
+        })
+}
+
+fn checkpoint<'a>(turn: Turn<'a>, leading: &Leading<'_>) -> Turn<'a> {
+    let is_idle = turn.seen.job.running.is_none();
+    if leading.is_checkpointed || !is_idle || turn.failed_lately(JobKind::Checkpoint) {
+        return turn;
     }
+    turn.act(Action::Checkpoint)
+        .because(Reason::CheckpointAfterPromote)
+}
+
+/// A slot is dropped before one is made: `max_replication_slots` counts both.
+fn keep_slots<'a>(mut turn: Turn<'a>, leading: &Leading<'_>) -> Turn<'a> {
+    let memory = &mut turn.decision.memory;
     let (missing, unneeded) =
-        holding_lease::slots(seen, topology, running, &mut turn.decision.memory);
-    if !missing.is_empty() || !unneeded.is_empty() {
-        reason = Reason::MaintainingSlots;
-    }
+        slots::of_members(turn.seen, leading.topology, leading.running, memory);
     if !unneeded.is_empty() {
-        turn = turn.act(Action::DropSlots(unneeded));
+        turn = turn
+            .act(Action::DropSlots(unneeded))
+            .because(Reason::MaintainingSlots);
     }
     if !missing.is_empty() {
-        turn = turn.act(Action::CreateSlots(missing));
+        turn = turn
+            .act(Action::CreateSlots(missing))
+            .because(Reason::MaintainingSlots);
     }
-    if !topology.has_history_of(running.timeline) {
-        turn = turn.act(Action::RecordHistory);
-        reason = Reason::RecordingHistory;
+    turn
+}
+
+fn record_history<'a>(turn: Turn<'a>, leading: &Leading<'_>) -> Turn<'a> {
+    if leading.topology.has_history_of(leading.running.timeline) {
+        return turn;
     }
-    turn.detail(Detail::None).routine(reason)
+    turn.act(Action::RecordHistory)
+        .because(Reason::RecordingHistory)
 }
