@@ -28,6 +28,7 @@ pub mod script;
 mod shutting_down;
 pub mod situation;
 mod slots;
+mod sync_standbys;
 mod unregistered;
 
 pub use decision::{Action, Decision, Detail, NextTick, NextWhy, Reason};

@@ -12,6 +12,7 @@ use trunkline_shared::cluster::{ClusterSettings, Lsn, MemberName, Timeline, Topo
 
 use super::decision::{Detail, Reason};
 use super::observation::{Local, Observation, PeerAnswer, PeerView, Peers, Running, RunningRole};
+use super::sync_standbys::election;
 
 /// How far a member stands; greater is better.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -104,6 +105,7 @@ const GUARDS: &[Guard] = &[
     no_peer_is_primary,
     no_other_is_named,
     tags_allow,
+    sync_allows,
     loses_little,
     nobody_is_better,
 ];
@@ -164,7 +166,8 @@ fn no_other_is_named(race: &Race<'_>) -> Result<(), Refusal> {
     let limit = race.lag_limit();
     let can_run = |view: &PeerView| {
         let is_near = view.position.bytes_behind(furthest) <= limit;
-        is_able(view) && (race.request_accepts_loss() || is_near)
+        let may = is_near && sync_lets(race.topology, race.answers, candidate, view).is_ok();
+        is_able(view) && (race.request_accepts_loss() || may)
     };
     let answers_for_it = views(race.answers).any(|(name, view)| name == candidate && can_run(view));
     if answers_for_it && race.topology.members.contains_key(candidate) {
@@ -180,8 +183,44 @@ fn tags_allow(race: &Race<'_>) -> Result<(), Refusal> {
     Err((Reason::NotEligible, Detail::None))
 }
 
-/// `maximum_lag_on_failover` (`ha.md` 5.3).
+/// Nothing acknowledged is lost where the cluster replicates synchronously (`patroni.md` 2.2).
+fn sync_allows(race: &Race<'_>) -> Result<(), Refusal> {
+    if race.is_named && race.request_accepts_loss() {
+        return Ok(());
+    }
+    let own = (race.own.timeline, race.own.position);
+    let voters = views(race.answers).filter(|(_, view)| is_voting(view));
+    let voters = voters.map(|(name, view)| (name, reach(view)));
+    election::allows(race.topology, &race.seen.me.name, own, voters)
+}
+
+/// The same for another member that answered.
+fn sync_lets(
+    topology: &Topology,
+    answers: &BTreeMap<MemberName, PeerAnswer>,
+    name: &MemberName,
+    view: &PeerView,
+) -> Result<(), Refusal> {
+    let voters = views(answers).filter(|(_, view)| is_voting(view));
+    let voters = voters.map(|(name, view)| (name, reach(view)));
+    election::allows(topology, name, reach(view), voters)
+}
+
+/// What a stopped server has is not in its words.
+fn is_voting(view: &PeerView) -> bool {
+    view.is_running && !view.is_primary
+}
+
+fn reach(view: &PeerView) -> election::Reach {
+    (view.timeline.unwrap_or_default(), view.position)
+}
+
+/// `maximum_lag_on_failover` (`ha.md` 5.3). Where every acknowledged commit is known to be here, what is
+/// missing was never acknowledged.
 fn loses_little(race: &Race<'_>) -> Result<(), Refusal> {
+    if election::record_in_force(race.topology).is_some() {
+        return Ok(());
+    }
     let kept = shared_position(race.topology, race.own.timeline, race.own.position);
     let loss = kept.bytes_behind(race.furthest());
     let is_accepted = race.is_named && race.request_accepts_loss();
@@ -197,8 +236,15 @@ fn nobody_is_better(race: &Race<'_>) -> Result<(), Refusal> {
     if race.is_named {
         return Ok(());
     }
+    let sync = election::record_in_force(race.topology);
+    // Who may not run is not waited for; a former leader's surplus was never acknowledged.
+    let is_rival = |name: &MemberName| {
+        sync.is_none_or(|sync| sync.standbys.contains(name) || sync.quorum > 0)
+            && sync.is_none_or(|sync| sync.leader.as_ref() != Some(name))
+    };
     let better = views(race.answers)
         .filter(|(name, view)| is_able(view) && race.topology.members.contains_key(*name))
+        .filter(|(name, _)| is_rival(name))
         .map(|(name, view)| standing(name, view))
         .filter(|other| *other > race.own)
         .max();
@@ -233,12 +279,25 @@ fn furthest(
         .fold(topology.status.optime, Lsn::max)
 }
 
+/// How the next leader comes to lead.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Succession {
+    /// After a clean stop, with everything: it is to be a synchronous standby only so that it has little to
+    /// catch up with, as Patroni demands it for a switchover.
+    Planned,
+    /// The same, where an operator asked for a failover to a member that need not be synchronous.
+    ByOperator,
+    /// With what it has.
+    AfterCrash,
+}
+
 /// The member that is to lead after this one, or who lacks what.
 pub(super) fn successor(
     seen: &Observation,
     topology: &Topology,
     settings: &ClusterSettings,
     named: Option<&MemberName>,
+    how: Succession,
 ) -> Result<MemberName, Detail> {
     let Some(answers) = answers(seen) else {
         return Err(Detail::None);
@@ -255,8 +314,19 @@ pub(super) fn successor(
             continue;
         };
         let behind = view.position.bytes_behind(position);
-        if behind > settings.maximum_lag_on_failover {
+        let sync = election::record_in_force(topology);
+        let has_acknowledged = sync.is_some() && how == Succession::AfterCrash;
+        if behind > settings.maximum_lag_on_failover && !has_acknowledged {
             lacking = Detail::Lacks(name.clone(), behind);
+            continue;
+        }
+        let may = match how {
+            Succession::ByOperator => true,
+            Succession::Planned => sync.is_none_or(|sync| sync.standbys.contains(name)),
+            Succession::AfterCrash => sync_lets(topology, answers, name, view).is_ok(),
+        };
+        if !may {
+            lacking = Detail::NotSynchronous(name.clone());
             continue;
         }
         if record.is_trunkline() && (timeline.is_none() || view.timeline == timeline) {

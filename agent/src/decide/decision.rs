@@ -68,6 +68,8 @@ pub enum Detail {
     Member(MemberName),
     /// A member and how many bytes it lacks.
     Lacks(MemberName, u64),
+    /// A member that commits did not wait for.
+    NotSynchronous(MemberName),
     /// Text of an error.
     Text(Arc<str>),
 }
@@ -79,6 +81,7 @@ impl fmt::Display for Detail {
             Detail::Bytes(bytes) => write!(f, "{bytes} bytes"),
             Detail::Member(member) => member.fmt(f),
             Detail::Lacks(member, bytes) => write!(f, "{member} lacks {bytes} bytes"),
+            Detail::NotSynchronous(member) => write!(f, "{member} is no synchronous standby"),
             Detail::Text(text) => f.write_str(text),
         }
     }

@@ -211,7 +211,7 @@ fn starting(turn: Turn<'_>, since: Moment) -> Decision {
     if candidate::answers(seen).is_none() {
         return turn.ask_peers();
     }
-    match candidate::successor(seen, topology, &seen.settings(), None) {
+    match successor_after_crash(seen, topology) {
         Ok(_) => turn
             .remember(|memory| memory.crashed_at = Some(seen.now))
             .act(Action::Stop(StopMode::Immediate))
@@ -267,13 +267,18 @@ fn when_stopped(turn: Turn<'_>, held: &Held, topology: &Topology, stopped: &Stop
     restart(turn, stopped, Reason::RestartingAfterCrash)
 }
 
+fn successor_after_crash(seen: &Observation, topology: &Topology) -> Result<MemberName, Detail> {
+    let how = candidate::Succession::AfterCrash;
+    candidate::successor(seen, topology, &seen.settings(), None, how)
+}
+
 /// Fails over if somebody can take over, else starts again in place.
 fn crashed(turn: Turn<'_>, topology: &Topology, stopped: &Stopped, start_failed: bool) -> Decision {
     let seen = turn.seen;
     if candidate::answers(seen).is_none() {
         return turn.ask_peers();
     }
-    match candidate::successor(seen, topology, &seen.settings(), None) {
+    match successor_after_crash(seen, topology) {
         Ok(member) => {
             let turn = turn.detail(Detail::Member(member));
             give_up(turn, Reason::FailingOverAfterCrash, None)

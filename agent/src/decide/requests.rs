@@ -12,9 +12,10 @@ use trunkline_shared::cluster::member::SwitchoverReady;
 use trunkline_shared::cluster::topology::{SwitchoverRecord, SwitchoverStage};
 use trunkline_shared::cluster::{Lsn, MemberName, Moment, Topology};
 
+use super::candidate::{self, Succession};
 use super::decision::{Action, Decision, Detail, Reason, StartAs, StopMode};
 use super::observation::{Held, LeaseView, Observation, Stopped};
-use super::{PROMOTE_NEEDS, RETRY_PAUSE, Turn, candidate};
+use super::{PROMOTE_NEEDS, RETRY_PAUSE, Turn};
 
 /// How long the stopped leader waits for the candidate to confirm before it goes on as leader. Within the
 /// ten seconds that routers hold clients.
@@ -105,7 +106,16 @@ pub(super) fn hand_over(
             if candidate::answers(seen).is_none() {
                 return turn.ask_peers();
             }
-            match candidate::successor(seen, topology, &seen.settings(), named) {
+            let is_failover = topology
+                .failover
+                .as_ref()
+                .is_some_and(|request| named.is_some() && request.leader.is_none());
+            let how = if is_failover {
+                Succession::ByOperator
+            } else {
+                Succession::Planned
+            };
+            match candidate::successor(seen, topology, &seen.settings(), named, how) {
                 Err(detail) => refuse(turn.detail(detail), on_refusal),
                 Ok(to) => {
                     let record = SwitchoverRecord {

@@ -27,6 +27,7 @@ mod instance;
 mod names;
 mod output;
 pub mod print;
+mod synchronous;
 mod words;
 
 /// What a line of a script says wrongly.
@@ -150,6 +151,7 @@ impl Scene {
             "failover" => self.failover(&words)?,
             "switchover" => self.switchover(&words)?,
             "history" => self.history(&words)?,
+            "sync" => self.topology.sync = synchronous::record(&words)?,
             "disarmed" => {
                 let names = words.plain().map(MemberName::new);
                 self.topology.disarmed = names.filter(|n| n.as_str() != "none").collect();
@@ -252,6 +254,7 @@ impl Scene {
         s.is_paused = words.has("paused");
         s.use_pg_rewind = !words.has("no_rewind");
         s.use_slots = !words.has("no_slots");
+        synchronous::settings(s, words)?;
         Ok(())
     }
 

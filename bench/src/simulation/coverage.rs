@@ -43,6 +43,8 @@ pub const UNREACHED: &[(&str, &str)] = &[
         "disarming_fence",
         "no rule gives this reason: the fence is disarmed along with what else is decided",
     ),
+    ("not_synchronous", "no seed replicates synchronously yet"),
+    ("not_enough_votes", "no seed replicates synchronously yet"),
     (
         "primary_without_lease",
         "needs a primary that was never armed when the DCS fails in the milliseconds before its adoption",

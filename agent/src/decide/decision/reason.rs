@@ -118,6 +118,8 @@ reasons! {
     RequestRefused "request_refused" "The request does not fit this member's situation now."
     StoppingForShutdown "stopping_for_shutdown" "The agent ends and stops PostgreSQL."
     ReleasingForShutdown "releasing_for_shutdown" "The agent ends; PostgreSQL has stopped and the lease is released."
+    NotSynchronous "not_synchronous" "Synchronous replication is on and commits did not wait for this member: it could lose acknowledged ones. trunkline failover overrides this."
+    NotEnoughVotes "not_enough_votes" "Synchronous replication is on and too few voters answer that are not ahead of this member: it could lose acknowledged commits. trunkline failover overrides this."
     ShutDown "shut_down" "The agent may end: PostgreSQL has stopped and nothing is held."
 }
 

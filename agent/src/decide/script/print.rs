@@ -7,6 +7,7 @@ use trunkline_shared::cluster::topology::{Initialize, SwitchoverStage};
 use trunkline_shared::cluster::{Member, Moment, Topology};
 
 use super::names::{role_word, state_word};
+use super::synchronous;
 use crate::decide::memory::Memory;
 use crate::decide::observation::{
     CrashPolicy, DcsView, JobView, LeaseView, Local, LocalRequest, Observation, PeerAnswer, Peers,
@@ -90,6 +91,7 @@ fn print_topology(out: &mut String, topology: &Topology) {
     flag(out, s.is_paused, "paused");
     flag(out, !s.use_pg_rewind, "no_rewind");
     flag(out, !s.use_slots, "no_slots");
+    synchronous::print_settings(out, &s);
     out.push_str("\ninitialize ");
     let _ = match topology.initialize {
         Initialize::Absent => writeln!(out, "absent"),
@@ -119,6 +121,7 @@ fn print_topology(out: &mut String, topology: &Topology) {
         claimed.timeline, claimed.parent
     );
     let _ = writeln!(out, "status optime={}", topology.status.optime);
+    synchronous::print_record(out, topology);
     if let Some(request) = &topology.failover {
         let _ = write!(out, "failover revision={}", request.revision);
         option(out, "leader", request.leader.as_ref());
