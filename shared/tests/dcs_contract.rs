@@ -17,6 +17,8 @@ use trunkline_shared::dcs::memory::MemoryDcs;
 use trunkline_shared::dcs::watch::follow;
 use trunkline_shared::dcs::{Compare, Dcs, DcsError, Entry, Operation, Txn, Watch, WatchEvent};
 
+#[path = "dcs_contract/etcd_access.rs"]
+mod etcd_access;
 #[path = "dcs_contract/etcd_cluster.rs"]
 mod etcd_cluster;
 #[path = "dcs_contract/etcd_faults.rs"]

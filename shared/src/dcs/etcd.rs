@@ -26,6 +26,7 @@ mod endpoint;
 mod evidence;
 mod failure;
 mod race;
+mod route;
 mod watch;
 
 pub use config::{EtcdConfig, EtcdConfigError, Protocol};

@@ -50,7 +50,8 @@ pub struct TlsFiles {
     pub certificate: Option<PathBuf>,
     /// The key (PEM); absent: in the certificate's file.
     pub key: Option<PathBuf>,
-    /// What the other side's certificate is checked by (PEM).
+    /// What the other side's certificate is checked by (PEM). A client without it trusts what its system
+    /// trusts.
     pub ca: Option<PathBuf>,
 }
 
@@ -125,6 +126,18 @@ fn roots(file: &Path) -> Result<(RootCertStore, Vec<CertificateDer<'static>>), T
     Ok((roots, pinned))
 }
 
+/// The certificates that this system trusts.
+fn system_roots() -> Result<RootCertStore, TlsError> {
+    let found = rustls_native_certs::load_native_certs();
+    let mut roots = RootCertStore::empty();
+    let (usable, _) = roots.add_parsable_certificates(found.certs);
+    if usable == 0 {
+        let why = "no CA file is named and this system trusts no certificate; name one, or install ca-certificates";
+        return Err(unusable("CA file", Path::new("(the system's)"), why));
+    }
+    Ok(roots)
+}
+
 fn names(files: &TlsFiles) -> String {
     [&files.certificate, &files.key, &files.ca]
         .into_iter()
@@ -158,9 +171,11 @@ pub fn server(files: &TlsFiles, clients: ClientCertificates) -> Result<ServerCon
         .map_err(|error| mistaken(files, error))?;
     let verifier = match (clients, &files.ca) {
         (ClientCertificates::Ignore, _) => None,
-        (_, None) => return Err(unusable("CA file", Path::new(""), "no file is named")),
-        (_, Some(ca)) => {
-            let (roots, pinned) = roots(ca)?;
+        (_, ca) => {
+            let (roots, pinned) = match ca {
+                Some(ca) => roots(ca)?,
+                None => (system_roots()?, Vec::new()),
+            };
             let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider());
             let verifier = match clients {
                 ClientCertificates::Optional => verifier.allow_unauthenticated(),

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, Permissions};
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -23,6 +23,9 @@ pub struct EtcdCluster {
     net: u8,
     members: Vec<Option<Child>>,
     folder: TempDir,
+    /// Certificate and key of the client port; the port below it then stays in the clear, for the tests' own
+    /// questions.
+    tls: Option<(PathBuf, PathBuf)>,
     _lock: File,
 }
 
@@ -50,6 +53,15 @@ fn lock_network() -> (u8, File) {
 impl EtcdCluster {
     /// Starts `size` members. Fails with what to install where etcd is missing.
     pub fn start(size: u8) -> Self {
+        Self::with_tls(size, false)
+    }
+
+    /// The same with TLS on the client port, by a certificate that is its own CA.
+    pub fn start_with_tls(size: u8) -> Self {
+        Self::with_tls(size, true)
+    }
+
+    fn with_tls(size: u8, is_secured: bool) -> Self {
         assert!(
             PathBuf::from(ETCD).exists(),
             "these tests need etcd 3.4 or newer at {ETCD}: apt-get install etcd-server"
@@ -59,8 +71,12 @@ impl EtcdCluster {
             net,
             members: (0..size).map(|_| None).collect(),
             folder: tempfile::tempdir().expect("a folder for etcd's data"),
+            tls: None,
             _lock: lock,
         };
+        if is_secured {
+            cluster.tls = Some(self_signed(&cluster));
+        }
         for index in 0..cluster.members.len() {
             cluster.start_member(index);
         }
@@ -99,8 +115,7 @@ impl EtcdCluster {
             .arg(format!("m{index}"))
             .arg("--data-dir")
             .arg(self.folder.path().join(format!("m{index}")))
-            .args(["--listen-client-urls", &format!("http://{address}:2379")])
-            .args(["--advertise-client-urls", &format!("http://{address}:2379")])
+            .args(self.client_urls(&address))
             .args(["--listen-peer-urls", &format!("http://{address}:2380")])
             .args([
                 "--initial-advertise-peer-urls",
@@ -114,6 +129,31 @@ impl EtcdCluster {
             .spawn()
             .expect("etcd starts");
         self.members[index] = Some(child);
+    }
+
+    fn client_urls(&self, address: &str) -> Vec<String> {
+        let (url, more) = match &self.tls {
+            None => (format!("http://{address}:2379"), Vec::new()),
+            Some((certificate, key)) => (
+                format!("https://{address}:2379,http://{address}:2378"),
+                vec![
+                    format!("--cert-file={}", certificate.display()),
+                    format!("--key-file={}", key.display()),
+                ],
+            ),
+        };
+        let mut arguments = vec![
+            format!("--listen-client-urls={url}"),
+            format!("--advertise-client-urls={url}"),
+        ];
+        arguments.extend(more);
+        arguments
+    }
+
+    /// The file that pins the certificate of the client port.
+    pub fn ca(&self) -> &Path {
+        let (certificate, _) = self.tls.as_ref().expect("an etcd with TLS");
+        certificate
     }
 
     /// Sends a signal to one member.
@@ -139,7 +179,8 @@ impl EtcdCluster {
 
     /// etcd-client itself, connected to one member.
     pub async fn direct(&self, index: usize) -> etcd_client::Client {
-        let address = format!("{}:2379", self.address(index));
+        let port = if self.tls.is_some() { 2378 } else { 2379 };
+        let address = format!("{}:{port}", self.address(index));
         let options = etcd_client::ConnectOptions::new()
             .with_connect_timeout(PROBE)
             .with_timeout(PROBE);
@@ -202,4 +243,30 @@ impl Drop for EtcdCluster {
             self.kill(index);
         }
     }
+}
+
+/// Makes a self-signed certificate for every address of the cluster, the way operators do.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "openssl makes the certificate that the test is about"
+)]
+fn self_signed(cluster: &EtcdCluster) -> (PathBuf, PathBuf) {
+    let folder = cluster.folder.path();
+    let (certificate, key) = (folder.join("etcd.crt"), folder.join("etcd.key"));
+    let names: Vec<_> = (0..cluster.members.len())
+        .map(|index| format!("IP:{}", cluster.address(index)))
+        .collect();
+    let made = Command::new("openssl")
+        .args(["req", "-x509", "-newkey", "ec", "-nodes", "-days", "2"])
+        .args(["-pkeyopt", "ec_paramgen_curve:P-256", "-subj", "/CN=etcd"])
+        .arg("-addext")
+        .arg(format!("subjectAltName={}", names.join(",")))
+        .arg("-keyout")
+        .arg(&key)
+        .arg("-out")
+        .arg(&certificate)
+        .output()
+        .expect("this test needs openssl: apt-get install openssl");
+    assert!(made.status.success(), "{made:?}");
+    (certificate, key)
 }

@@ -1,12 +1,14 @@
 //! The `etcd3` section of both programs' files, with Patroni's names.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use std::sync::Arc;
 
-use etcd_client::{Certificate, ConnectOptions, Identity, TlsOptions};
+use etcd_client::ConnectOptions;
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 
-use super::endpoint;
+use super::route::Route;
+use crate::service::tls::{self, ServerCheck, TlsError, TlsFiles};
 
 /// etcd's client port, where a host names none.
 const DEFAULT_PORT: u16 = 2379;
@@ -55,16 +57,9 @@ pub enum EtcdConfigError {
         "the etcd3 endpoint \"{0}\" is not usable; allowed: host, host:port, http://host:port or https://host:port"
     )]
     Endpoint(String),
-    /// A file cannot be read.
-    #[error("the file {file} of etcd3.{key} cannot be read: {source}")]
-    File {
-        /// The key that names it.
-        key: &'static str,
-        /// The file.
-        file: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
+    /// A file of cacert, cert or key cannot be used.
+    #[error("etcd3.cacert, cert, key: {0}")]
+    Tls(#[from] TlsError),
     /// One of a pair is missing.
     #[error("etcd3.{present} is given without etcd3.{missing}; give both or none")]
     Incomplete {
@@ -187,16 +182,23 @@ impl EtcdConfig {
         })
     }
 
-    /// The address of each endpoint as a URL.
-    pub(super) fn urls(&self) -> Vec<String> {
-        let scheme = match self.protocol {
-            Protocol::Http => "http",
-            Protocol::Https => "https",
+    /// The way to each endpoint.
+    pub(super) fn routes(&self) -> Result<Vec<Route>, EtcdConfigError> {
+        let tls = match self.protocol {
+            Protocol::Http => None,
+            Protocol::Https => {
+                let files = TlsFiles {
+                    certificate: self.cert.clone(),
+                    key: self.key.clone(),
+                    ca: self.cacert.clone(),
+                };
+                let mut tls = tls::client(&files, ServerCheck::IssuerAndName)?;
+                tls.alpn_protocols = vec![b"h2".to_vec()];
+                Some(Arc::new(tls))
+            }
         };
-        self.hosts
-            .iter()
-            .map(|host| format!("{scheme}://{host}"))
-            .collect()
+        let hosts = self.hosts.iter();
+        hosts.map(|host| Route::new(host, tls.clone())).collect()
     }
 
     /// The same options with the user, if there is one.
@@ -206,38 +208,6 @@ impl EtcdConfig {
             _ => options,
         }
     }
-
-    /// What a connection needs beside the address and the user.
-    pub(super) fn connect_options(&self) -> Result<ConnectOptions, EtcdConfigError> {
-        let mut options = ConnectOptions::new()
-            .with_require_leader(true)
-            .with_auto_token_refresh(true)
-            .with_connect_timeout(endpoint::CONNECT_TIMEOUT)
-            .with_keep_alive(endpoint::PING_INTERVAL, endpoint::PING_TIMEOUT);
-        if self.protocol == Protocol::Https {
-            let mut tls = TlsOptions::new();
-            if let Some(file) = &self.cacert {
-                tls = tls.ca_certificate(Certificate::from_pem(read("cacert", file)?));
-            }
-            if let Some(file) = &self.cert {
-                let certificate = read("cert", file)?;
-                // One file may hold both, as for Patroni.
-                let key = self.key.as_ref().map(|key| read("key", key)).transpose()?;
-                let key = key.unwrap_or_else(|| certificate.clone());
-                tls = tls.identity(Identity::from_pem(certificate, key));
-            }
-            options = options.with_tls(tls);
-        }
-        Ok(options)
-    }
-}
-
-fn read(key: &'static str, file: &Path) -> Result<Vec<u8>, EtcdConfigError> {
-    std::fs::read(file).map_err(|source| EtcdConfigError::File {
-        key,
-        file: file.to_owned(),
-        source,
-    })
 }
 
 #[cfg(test)]

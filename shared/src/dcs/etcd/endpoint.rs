@@ -4,25 +4,16 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
-use etcd_client::{Client, ConnectOptions, LeaseKeepAliveStream, LeaseKeeper};
+use etcd_client::{Channel, Client, ConnectOptions, LeaseKeepAliveStream, LeaseKeeper};
 use tokio::sync::OnceCell;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use super::failure::{Failure, classify};
+use super::route::Route;
 use super::{EtcdConfig, EtcdConfigError, header, seconds_of};
 use crate::cluster::Moment;
 use crate::dcs::{LeaseAnswer, LeaseId};
 use crate::service::clock;
-
-/// The longest a TCP or TLS connection may take to open.
-pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
-
-/// HTTP/2 pings find connections whose other end vanished. etcd closes connections that ping more often
-/// than each 5 s.
-pub(super) const PING_INTERVAL: Duration = Duration::from_secs(10);
-
-/// How long an HTTP/2 ping may stay unanswered.
-pub(super) const PING_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How often the current endpoint, if it has nothing else to answer, and the bad ones are probed.
 const PROBE_INTERVAL: Duration = Duration::from_millis(500);
@@ -33,6 +24,7 @@ const PROBE_TIMEOUT: Duration = Duration::from_millis(500);
 /// One etcd member's client address.
 pub(super) struct Endpoint {
     pub(super) url: String,
+    route: Route,
     options: ConnectOptions,
     /// The same without a user.
     anonymous: ConnectOptions,
@@ -56,13 +48,22 @@ impl Endpoint {
     pub(super) async fn client(&self) -> Result<&Client, Failure> {
         self.client
             .get_or_try_init(|| async {
-                match Client::connect([&self.url], Some(self.options.clone())).await {
+                match Client::from_channel(
+                    Channel::Tonic(self.route.channel()),
+                    Some(self.options.clone()),
+                )
+                .await
+                {
                     // Patroni, too, goes on without the user where etcd knows none.
                     Err(etcd_client::Error::GRpcStatus(status))
                         if status.message().contains("authentication is not enabled") =>
                     {
                         tracing::info!(endpoint = %self.url, "etcd has no authentication enabled");
-                        Client::connect([&self.url], Some(self.anonymous.clone())).await
+                        Client::from_channel(
+                            Channel::Tonic(self.route.channel()),
+                            Some(self.anonymous.clone()),
+                        )
+                        .await
                     }
                     other => other,
                 }
@@ -148,23 +149,23 @@ pub(super) struct Endpoints {
 
 impl Endpoints {
     pub(super) fn new(config: &EtcdConfig) -> Result<Self, EtcdConfigError> {
-        let anonymous = config.connect_options()?;
+        let anonymous = ConnectOptions::new()
+            .with_require_leader(true)
+            .with_auto_token_refresh(true);
         let options = config.with_user(anonymous.clone());
-        let list: Vec<_> = config
-            .urls()
-            .into_iter()
-            .map(|url| {
-                Arc::new(Endpoint {
-                    url,
-                    options: options.clone(),
-                    anonymous: anonymous.clone(),
-                    client: OnceCell::new(),
-                    keep_alive: Mutex::new(None),
-                    is_bad: AtomicBool::new(false),
-                    answered: AtomicU64::new(0),
-                })
-            })
-            .collect();
+        let mut list = Vec::new();
+        for route in config.routes()? {
+            list.push(Arc::new(Endpoint {
+                url: route.url(),
+                route,
+                options: options.clone(),
+                anonymous: anonymous.clone(),
+                client: OnceCell::new(),
+                keep_alive: Mutex::new(None),
+                is_bad: AtomicBool::new(false),
+                answered: AtomicU64::new(0),
+            }));
+        }
         if list.is_empty() {
             return Err(EtcdConfigError::NoEndpoint);
         }

@@ -91,9 +91,9 @@ pub(super) fn classify(url: &str, error: Error) -> Failure {
 }
 
 /// The status's own text and those of its causes: a connection error stands only in the latter.
-fn words(status: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = status.to_string();
-    let mut cause = status.source();
+fn words(status: &tonic::Status) -> String {
+    let mut text = status.message().to_owned();
+    let mut cause = std::error::Error::source(status);
     while let Some(error) = cause {
         let words = error.to_string();
         if !text.contains(&words) {
