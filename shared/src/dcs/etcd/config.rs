@@ -57,6 +57,14 @@ pub enum EtcdConfigError {
         "the etcd3 endpoint \"{0}\" is not usable; allowed: host, host:port, http://host:port or https://host:port"
     )]
     Endpoint(String),
+    /// An endpoint carries credentials. It is not shown: where a password ends cannot be told.
+    #[error(
+        "endpoint {number} of etcd3 is not usable: it holds an \"@\", so perhaps a password (not shown here); write host:port there, and the credentials as etcd3.username and etcd3.password"
+    )]
+    Credentials {
+        /// Which one, from 1, as written.
+        number: usize,
+    },
     /// A file of cacert, cert or key cannot be used.
     #[error("etcd3.cacert, cert, key: {0}")]
     Tls(#[from] TlsError),
@@ -106,6 +114,11 @@ impl TryFrom<RawEtcd> for EtcdConfig {
         };
         let mut protocol = raw.protocol;
         let mut hosts = Vec::new();
+        // A password may hold a comma, so a part without an "@" may be a piece of one with it.
+        let secret = written.iter().position(|text| text.contains('@'));
+        if let Some(index) = secret {
+            return Err(EtcdConfigError::Credentials { number: index + 1 });
+        }
         for host in written.iter().filter(|host| !host.is_empty()) {
             let (host, own_protocol) = endpoint_of(host)?;
             protocol = own_protocol.unwrap_or(protocol);
@@ -255,5 +268,23 @@ mod tests {
     fn the_password_is_never_printed() {
         let config = hosts(r#"{"host":"a","username":"u","password":"s3cret"}"#).unwrap();
         assert!(!format!("{config:?}").contains("s3cret"));
+    }
+
+    #[test]
+    fn the_password_of_a_url_is_never_printed() {
+        for json in [
+            r#"{"url":"http://u:s3cret@a:2379"}"#,
+            r#"{"host":"u:s3cret@a"}"#,
+            r#"{"hosts":"b:2379,https://u:s3cret@a:2379"}"#,
+            r#"{"hosts":"http://u:s3cret,more@a:2379,b"}"#,
+            r#"{"hosts":["http://u:s3cret/@a:2379"]}"#,
+        ] {
+            let error = hosts(json).unwrap_err();
+            assert!(!error.contains("s3cret"), "{json}: {error}");
+            assert!(
+                error.contains("etcd3.username and etcd3.password"),
+                "{error}"
+            );
+        }
     }
 }
