@@ -193,6 +193,7 @@ impl Script {
             "stopped" => MemberState::Stopped,
             "crashed" => MemberState::Crashed,
             "creating" => MemberState::CreatingReplica,
+            "initializing" => MemberState::InitializingNewCluster,
             other => panic!("no state {other}"),
         };
         let position = Lsn(OPTIME - words.number("lag").unwrap_or(0));

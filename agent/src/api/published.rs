@@ -64,7 +64,7 @@ pub struct Published {
     /// Until when this member may lead without another word from the DCS or the members. Paths that say
     /// "leader" or "primary" are 200 only while this lies ahead.
     pub lease_deadline: Option<Moment>,
-    /// Whether the local PostgreSQL accepts writes.
+    /// Whether the local PostgreSQL accepts writes, and is the one that `initialize` names.
     pub is_writable: bool,
     /// When the last tick ended; `/liveness` goes by it.
     pub last_tick: Moment,

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
+use trunkline_shared::cluster::topology::Initialize;
 use trunkline_shared::cluster::{ClusterName, Member, Moment};
 use trunkline_shared::dcs::records::member_to_json;
 use trunkline_shared::service::clock;
@@ -199,7 +200,7 @@ impl Recorder {
             reason: Some(Arc::from(reason.as_str())),
             epoch: held.map(|held| held.epoch),
             lease_deadline: held.map(|held| held.deadline),
-            is_writable: is_primary(seen),
+            is_writable: is_primary(seen) && is_of_the_cluster(seen),
             ..before
         }
     }
@@ -234,6 +235,15 @@ fn is_primary(seen: &Observation) -> bool {
         | Local::Starting { .. }
         | Local::Unresponsive { .. }
         | Local::Orphaned { .. } => false,
+    }
+}
+
+/// Whether the local instance is the one that `initialize` names. Until a bootstrap has written that key its
+/// PostgreSQL takes writes which nobody may rely on: the next bootstrap removes them.
+fn is_of_the_cluster(seen: &Observation) -> bool {
+    match seen.topology().map(|topology| topology.initialize) {
+        Some(Initialize::Done(id)) => seen.local.system_id() == Some(id),
+        Some(Initialize::Absent | Initialize::Running) | None => false,
     }
 }
 

@@ -195,6 +195,8 @@ pub struct LastLeader {
     pub timeline: Option<Timeline>,
     /// Written by Trunkline's agent, not by Patroni.
     pub is_trunkline: bool,
+    /// The DCS confirmed it under this epoch, and has not said otherwise since.
+    pub is_confirmed: bool,
     /// Its lane, as long as that was not cut.
     pub lane: Option<LaneId>,
 }

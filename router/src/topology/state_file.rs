@@ -45,7 +45,7 @@ impl StateFile {
         }
     }
 
-    /// The last leader of a cluster.
+    /// The last confirmed leader of a cluster.
     pub fn last_leader(&self, cluster: &ClusterName) -> Option<LastLeader> {
         let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         let kept = kept.get(cluster.as_str())?;
@@ -59,12 +59,14 @@ impl StateFile {
             api_url: Arc::from(kept.api_url.as_str()),
             timeline: kept.timeline.map(Timeline),
             is_trunkline: kept.is_trunkline,
+            is_confirmed: true,
             lane: None,
         })
     }
 
-    /// Keeps the last leader of a cluster.
+    /// Keeps the last leader of a cluster, if the DCS confirmed it under its epoch.
     pub fn keep(&self, cluster: &ClusterName, last: Option<&LastLeader>) {
+        let last = last.filter(|last| last.is_confirmed);
         let (Some(file), Some(last)) = (&self.file, last) else {
             return;
         };
@@ -116,6 +118,7 @@ mod tests {
             api_url: "http://10.0.0.1:8008/patroni".into(),
             timeline: Some(Timeline(3)),
             is_trunkline: true,
+            is_confirmed: true,
             lane: None,
         };
         let file = StateFile::open(Some(&path));

@@ -300,6 +300,13 @@ impl Step<'_> {
             return;
         }
         self.remember(topology.members.get(&leader.member), leader, is_same);
+        if let Some(last) = &mut self.next.last {
+            match said {
+                Said::Confirmed => last.is_confirmed = true,
+                Said::No | Said::StandbyLeader => last.is_confirmed = false,
+                Said::Before | Said::NotNow | Said::Nothing => {}
+            }
+        }
         let has_lane = self.next.last.as_ref().is_some_and(|l| l.lane.is_some());
         let is_writer = match said {
             Said::Confirmed => is_fresh || has_lane,
@@ -338,6 +345,9 @@ impl Step<'_> {
                 .unwrap_or_default(),
             timeline: known.as_ref().and_then(|k| k.timeline),
             is_trunkline: known.as_ref().is_some_and(|k| k.is_trunkline),
+            is_confirmed: known
+                .as_ref()
+                .is_some_and(|k| k.is_confirmed && k.epoch == leader.epoch),
             lane: known.as_ref().and_then(|k| k.lane),
         };
         let mut is_moved = false;
@@ -398,7 +408,7 @@ impl Step<'_> {
         match verdict(why, since, last.epoch, can_be_asked, health, self.now) {
             Verdict::Good { until } => {
                 self.look_again_at(until);
-                self.confirm();
+                self.go_on(why, &last);
             }
             Verdict::Waiting { until } => self.look_again_at(until),
             Verdict::Bad(bad) => {
@@ -416,6 +426,23 @@ impl Step<'_> {
                     },
                 };
             }
+        }
+    }
+
+    /// The doubted leader vouches for itself. That keeps what is open to it. It opens something only where
+    /// the DCS is silent and had confirmed that leader under that very epoch (before it fell silent, or
+    /// before this router started): no answer makes a leader of a member that no record confirmed.
+    fn go_on(&mut self, why: Doubt, last: &LastLeader) {
+        let may_open = match why {
+            Doubt::ViewOld => last.is_confirmed,
+            Doubt::KeyGone => false,
+        };
+        if last.lane.is_some() || may_open {
+            self.confirm();
+        } else if why == Doubt::KeyGone {
+            self.next.writer = Writer::None {
+                why: NoWriter::NoLeaderKey,
+            };
         }
     }
 
