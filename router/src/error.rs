@@ -49,8 +49,8 @@ pub enum SessionError {
         /// The limit.
         limit: Duration,
     },
-    /// The log-in was not over in time.
-    #[error("PostgreSQL on member {member} was not ready for queries {} after the start-up packet", seconds(.limit))]
+    /// The log-in was not over in time, in the clear or under TLS.
+    #[error("PostgreSQL on member {member} was not ready for queries {} after the log-in began", seconds(.limit))]
     NotGreeted {
         /// Which member.
         member: MemberName,

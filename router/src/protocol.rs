@@ -4,3 +4,4 @@ pub mod frame;
 pub mod messages;
 pub mod sqlstate;
 pub mod startup;
+pub mod veil;

@@ -14,6 +14,7 @@ use crate::listener::limits::{Counted, ENCRYPTION_ANSWER_TIME, Newcomer, STARTUP
 use crate::listener::{Listening, proxy};
 use crate::protocol::messages::{ENCRYPTION_REFUSED, GSS_ACCEPTED, TLS_ACCEPTED};
 use crate::protocol::startup::{self, First, MAX_STARTUP_PACKET_LENGTH, Progress};
+use crate::protocol::veil::Cover;
 use crate::session::reach::{Connected, Reach, gone, tune};
 use crate::session::relay::{Relay, say};
 
@@ -36,7 +37,8 @@ enum Opened {
     /// The client and its server, ready for bytes.
     Relay {
         connected: Connected,
-        is_readable: bool,
+        /// What hides the messages from here on.
+        cover: Option<Cover>,
     },
     /// Nothing more to do.
     Over,
@@ -91,11 +93,7 @@ async fn live(
 ) -> Result<(), SessionError> {
     // The opening is long-winded and short-lived: boxed, so that an idle session does not carry its size.
     let (client, opened) = Box::pin(open(listening, client, has_place, peer)).await?;
-    let Opened::Relay {
-        connected,
-        is_readable,
-    } = opened
-    else {
+    let Opened::Relay { connected, cover } = opened else {
         return Ok(());
     };
     listening.metrics.sessions_opened.increment(1);
@@ -106,7 +104,7 @@ async fn live(
         connected.member,
         client.bytes,
         client.newcomer,
-        is_readable,
+        cover,
     );
     relay.run(&listening.metrics).await
 }
@@ -196,7 +194,7 @@ impl Opening<'_> {
                 let connected = self.server(client).await?;
                 Ok(Some(Opened::Relay {
                     connected,
-                    is_readable: false,
+                    cover: Some(Cover::Tls),
                 }))
             }
             First::Startup { .. } => {
@@ -205,7 +203,7 @@ impl Opening<'_> {
                 client.bytes.drain(..length);
                 Ok(Some(Opened::Relay {
                     connected,
-                    is_readable: true,
+                    cover: None,
                 }))
             }
         }
@@ -251,7 +249,12 @@ impl Opening<'_> {
         }
         Ok(Some(Opened::Relay {
             connected,
-            is_readable: !matches!(answer, TLS_ACCEPTED | GSS_ACCEPTED),
+            cover: match answer {
+                TLS_ACCEPTED => Some(Cover::Tls),
+                GSS_ACCEPTED => Some(Cover::Gss),
+                // The message of a server that knows no such request.
+                _ => None,
+            },
         }))
     }
 }

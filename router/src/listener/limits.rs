@@ -23,8 +23,8 @@ pub const MAX_CONNECTS: usize = 256;
 pub const CONNECT_TIME: Duration = Duration::from_secs(3);
 /// How long a server may take to answer a request for encryption with its one byte.
 pub const ENCRYPTION_ANSWER_TIME: Duration = Duration::from_secs(10);
-/// How long a session may last without the server's first ReadyForQuery: PostgreSQL's own
-/// `authentication_timeout` where it is not set.
+/// How long a session may last without the server's first ReadyForQuery, or under TLS or GSS without as many
+/// bytes as that would need: PostgreSQL's own `authentication_timeout` where it is not set.
 pub const GREETING_TIME: Duration = Duration::from_secs(60);
 
 /// The limits of the whole process.

@@ -23,6 +23,7 @@ use crate::lanes::{Notice, Seat};
 use crate::listener::limits::{GREETING_TIME, Newcomer};
 use crate::metrics::Metrics;
 use crate::protocol::frame::Conversation;
+use crate::protocol::veil::{Cover, Veil};
 
 /// Bytes read at once; also the most that one connection ever holds back per direction.
 pub const BUFFER_BYTES: usize = 64 * 1024;
@@ -101,18 +102,20 @@ pub struct Relay {
     member: MemberName,
     /// What is known of the conversation; `None` where TLS or GSS passes through.
     talk: Option<Conversation>,
+    /// Where TLS or GSS passes through: what is known of the log-in, until it may be over.
+    veil: Option<Veil>,
     to_server: Flow,
     to_client: Flow,
     /// Counted among the clients not yet authenticated until the server greets it.
     newcomer: Option<Newcomer>,
-    /// When the greeting must have come; `None` once it has, and where it cannot be seen.
+    /// When the greeting must have come; `None` once it has, or may have under a cover.
     greeting: Option<Pin<Box<Sleep>>>,
     is_registered: bool,
 }
 
 impl Relay {
-    /// `early` is what the client sent beyond its start-up packet. With `is_readable` false TLS or GSS
-    /// passes through and nothing is known of the messages.
+    /// `early` is what the client sent beyond its start-up packet. Under a cover nothing is known of the
+    /// messages.
     pub fn new(
         client: TcpStream,
         server: TcpStream,
@@ -120,14 +123,15 @@ impl Relay {
         member: MemberName,
         early: Vec<u8>,
         newcomer: Option<Newcomer>,
-        is_readable: bool,
+        cover: Option<Cover>,
     ) -> Self {
         Self {
             client,
             server,
             seat,
             member,
-            talk: is_readable.then(Conversation::default),
+            talk: cover.is_none().then(Conversation::default),
+            veil: cover.map(Veil::new),
             to_server: Flow {
                 held_back: HeldBack {
                     bytes: early,
@@ -139,10 +143,8 @@ impl Relay {
                 is_shut: true,
                 ..Flow::default()
             },
-            // Behind encryption the end of authentication cannot be seen; PostgreSQL's own
-            // authentication_timeout bounds it.
-            newcomer: newcomer.filter(|_| is_readable),
-            greeting: is_readable.then(|| Box::pin(sleep(GREETING_TIME))),
+            newcomer,
+            greeting: Some(Box::pin(sleep(GREETING_TIME))),
             is_registered: false,
         }
     }
@@ -176,7 +178,7 @@ impl Relay {
     }
 
     fn poll_both(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<End> {
-        let talk = &mut self.talk;
+        let (talk, veil) = (&mut self.talk, &mut self.veil);
         let towards = pump(
             &mut self.client,
             &mut self.server,
@@ -186,6 +188,8 @@ impl Relay {
             |sent| {
                 if let Some(talk) = talk {
                     talk.sent_to_server(sent);
+                } else if let Some(veil) = veil {
+                    veil.sent_to_server(sent);
                 }
             },
         );
@@ -203,12 +207,19 @@ impl Relay {
             cx,
             buffer,
             |taken| {
-                if let Some(talk) = talk {
+                let is_greeted = if let Some(talk) = talk {
                     talk.taken_by_client(taken);
-                    if greeting.is_some() && talk.is_greeted() {
-                        *newcomer = None;
-                        *greeting = None;
-                    }
+                    talk.is_greeted()
+                } else if let Some(own) = veil {
+                    own.taken_by_client(taken);
+                    own.may_be_greeted()
+                } else {
+                    true
+                };
+                if greeting.is_some() && is_greeted {
+                    *newcomer = None;
+                    *greeting = None;
+                    *veil = None;
                 }
             },
         );
@@ -456,6 +467,7 @@ mod tests {
 
     use super::*;
     use crate::lanes::{Ending, Lanes};
+    use crate::listener::limits::Limits;
     use crate::topology::routing_table::{LaneId, LastLeader, RoutingTable};
     use crate::topology::transition::CutCause;
 
@@ -469,7 +481,7 @@ mod tests {
     }
 
     /// A relay, its client and its server.
-    async fn relay() -> (Relay, TcpStream, TcpStream) {
+    async fn relay_under(cover: Option<Cover>) -> (Relay, TcpStream, TcpStream) {
         let (client, near) = pair().await;
         let (far, server) = pair().await;
         let lanes = Arc::new(Lanes::default());
@@ -483,11 +495,16 @@ mod tests {
             api_url: "".into(),
             timeline: None,
             is_trunkline: true,
+            is_confirmed: true,
             lane: Some(LaneId(1)),
         })));
         let seat = lanes.take_seat(LaneId(1)).unwrap();
-        let relay = Relay::new(near, far, seat, MemberName::new("a"), vec![], None, true);
+        let relay = Relay::new(near, far, seat, MemberName::new("a"), vec![], None, cover);
         (relay, client, server)
+    }
+
+    async fn relay() -> (Relay, TcpStream, TcpStream) {
+        relay_under(None).await
     }
 
     async fn all(mut client: TcpStream) -> Vec<u8> {
@@ -523,6 +540,43 @@ mod tests {
         let (outcome, told) = tokio::join!(relay.run(&metrics), all(client));
         assert_eq!(outcome.unwrap_err().reason(), "not_greeted");
         assert!(told.starts_with(b"E"));
+    }
+
+    #[tokio::test]
+    async fn under_tls_a_log_in_that_cannot_be_over_ends_with_the_same_reason() {
+        let (mut relay, mut client, mut server) = relay_under(Some(Cover::Tls)).await;
+        client.write_all(b"\x16\x03\x01\0\x01x").await.unwrap();
+        server.write_all(&[22; 4000]).await.unwrap();
+        relay.greeting = Some(Box::pin(sleep(Duration::ZERO)));
+        let metrics = Metrics::new("test");
+        let (outcome, told) = tokio::join!(relay.run(&metrics), all(client));
+        assert_eq!(outcome.unwrap_err().reason(), "not_greeted");
+        assert!(told.len() <= 4000, "nothing in the clear under TLS");
+    }
+
+    #[tokio::test]
+    async fn under_tls_a_client_counts_as_a_newcomer_until_it_may_be_greeted() {
+        let (mut relay, mut client, mut server) = relay_under(Some(Cover::Tls)).await;
+        let limits = Arc::new(Limits::default());
+        relay.newcomer = limits.admit([127, 0, 0, 1].into());
+        let answer = [23; 300];
+        client.write_all(b"\x17\x03\x03\0\x01x").await.unwrap();
+        let mut asked = [0; 6];
+        carry_until(&mut relay, server.read_exact(&mut asked)).await;
+        assert!(relay.newcomer.is_some() && relay.greeting.is_some());
+        server.write_all(&answer).await.unwrap();
+        let mut read = answer;
+        carry_until(&mut relay, client.read_exact(&mut read)).await;
+        assert!(relay.newcomer.is_none() && relay.greeting.is_none());
+    }
+
+    async fn carry_until(relay: &mut Relay, done: impl Future<Output = io::Result<usize>>) {
+        tokio::select! {
+            end = poll_fn(|cx| relay.poll_carry(cx)) => {
+                assert!(matches!(end, End::Closed), "ended by itself");
+            }
+            done = done => assert!(done.is_ok()),
+        }
     }
 
     #[tokio::test]
