@@ -43,23 +43,30 @@ pub fn routes(shown: Arc<Shown>) -> Router {
         .with_state(shown)
 }
 
+impl Shown {
+    /// What is missing before sessions can be routed; `None` if nothing is.
+    pub fn cannot_route_yet(&self) -> Option<String> {
+        let unknown = self.clusters.iter().find(|cluster| {
+            let published = cluster.published();
+            let table = &published.table;
+            table.revision == 0 && !table.has_writer()
+        })?;
+        let cluster = &unknown.name;
+        Some(format!(
+            "the DCS has not answered yet for cluster {cluster}"
+        ))
+    }
+}
+
 /// 200 while it can route: a load balancer in front sends clients elsewhere otherwise.
 async fn ready(State(shown): State<Arc<Shown>>) -> Response {
     if shown.is_draining.load(Ordering::Relaxed) {
         return (StatusCode::SERVICE_UNAVAILABLE, "draining\n").into_response();
     }
-    for cluster in &shown.clusters {
-        let published = cluster.published();
-        let table = &published.table;
-        if !table.is_informed() || (table.revision == 0 && !table.has_writer()) {
-            let text = format!(
-                "the DCS has not answered yet for cluster {}\n",
-                cluster.name
-            );
-            return (StatusCode::SERVICE_UNAVAILABLE, text).into_response();
-        }
+    match shown.cannot_route_yet() {
+        Some(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")).into_response(),
+        None => "ready\n".into_response(),
     }
-    "ready\n".into_response()
 }
 
 async fn metrics(State(shown): State<Arc<Shown>>) -> Response {

@@ -204,6 +204,8 @@ pub enum Event {
 pub struct Ports {
     listenings: Vec<(SocketAddr, Arc<Listening>)>,
     cores: Arc<Cores>,
+    /// Connections are accepted once this is set.
+    opening: watch::Receiver<bool>,
     /// Set when no new connection is to be accepted any more.
     closing: watch::Receiver<bool>,
     events: mpsc::Sender<Event>,
@@ -217,13 +219,14 @@ impl Ports {
     pub fn new(
         listenings: Vec<(SocketAddr, Arc<Listening>)>,
         cores: Arc<Cores>,
-        closing: watch::Receiver<bool>,
+        (opening, closing): (watch::Receiver<bool>, watch::Receiver<bool>),
         events: mpsc::Sender<Event>,
         http: (SocketAddr, mpsc::Sender<TcpListener>),
     ) -> Self {
         Self {
             listenings,
             cores,
+            opening,
             closing,
             events,
             http: http.0,
@@ -238,6 +241,14 @@ impl Ports {
         let http = socket(fds, self.http)?;
         let ports = self.listenings.iter().map(|(at, _)| socket(fds, *at));
         Ok((http, ports.collect::<Result<_, _>>()?))
+    }
+
+    /// Closes inherited ports that the file does not name any more: nobody would accept there.
+    fn close_orphans(&self, fds: &ListenFds) {
+        let own: HashSet<String> = self.listen_addresses().into_iter().flatten().collect();
+        for listener in fds.lock().close_unclaimed(&own) {
+            info!(%listener, "is not configured any more and is closed");
+        }
     }
 }
 
@@ -257,14 +268,19 @@ impl Service for Ports {
                 return;
             }
         };
+        self.close_orphans(&fds);
+        // A process that takes over does not accept before it serves: its predecessor still does.
+        let _ = self.events.send(Event::Open(fds)).await;
+        // An error means that the process is over anyway.
+        if self.opening.wait_for(|is_open| *is_open).await.is_err() {
+            return;
+        }
         let _ = self.http_socket.send(http).await;
         let mut accepting = JoinSet::new();
         for ((_, listening), port) in self.listenings.iter().zip(ports) {
             let (listening, cores) = (listening.clone(), self.cores.clone());
             accepting.spawn(accept(port, listening, cores));
         }
-        let _ = self.events.send(Event::Open(fds)).await;
-        // An error means that the process is over anyway.
         let _ = self.closing.wait_for(|is_closing| *is_closing).await;
         accepting.shutdown().await;
     }

@@ -21,13 +21,15 @@ use crate::cores::Cores;
 use crate::http::Shown;
 use crate::listener::limits::Limits;
 use crate::listener::{CannotListen, Listening, Ports};
-use crate::run::conductor::{Conductor, Live};
+use crate::run::conductor::{Conductor, Live, Origin, Switches};
+use crate::run::hand_over::{Meeting, READY_WITHIN};
 use crate::run::services::{Http, Topologies};
 use crate::topology::Cluster;
 use crate::topology::state_file::StateFile;
 use crate::topology::transition::Rules;
 
 mod conductor;
+mod hand_over;
 mod services;
 
 /// How long an operation of the DCS is tried.
@@ -58,6 +60,12 @@ pub enum RunError {
         folder: PathBuf,
         /// Why.
         why: io::Error,
+    },
+    /// It was started to replace a router, and cannot: that one goes on.
+    #[error("not taking over from the running router, which goes on: not able to route within {} s: {why}", READY_WITHIN.as_secs())]
+    CannotTakeOver {
+        /// What is missing.
+        why: String,
     },
     /// The log.
     #[error(transparent)]
@@ -95,15 +103,15 @@ pub fn run(config: RouterConfig, file: PathBuf, is_upgrade: bool) -> Result<(), 
     });
     let (events, hear) = mpsc::channel(EVENTS);
     let (http_socket, take_socket) = mpsc::channel(1);
-    let (close, closing) = watch::channel(false);
-
-    let upgrade_socket = folder.join("upgrade.sock").to_string_lossy().into_owned();
-    let mut server = pingora_server(&folder, &upgrade_socket, is_upgrade);
+    let (switches, hear_switches) = Switches::new();
+    let meeting = Meeting::new(&folder);
+    let origin = origin_of(&meeting, &folder, is_upgrade)?;
+    let mut server = pingora_server(&folder, &meeting.socket, is_upgrade);
     let http = (config.http.listen, http_socket);
     server.add_service(Ports::new(
         listenings,
         cores.clone(),
-        closing,
+        hear_switches,
         events.clone(),
         http,
     ));
@@ -117,7 +125,7 @@ pub fn run(config: RouterConfig, file: PathBuf, is_upgrade: bool) -> Result<(), 
     server.add_service(background_service("topology", topologies));
     server.add_service(background_service(
         "http",
-        Http::new(shown.clone(), take_socket),
+        Http::new(shown.clone(), take_socket, switches.http.clone()),
     ));
 
     let failure: Arc<Mutex<Option<RunError>>> = Arc::default();
@@ -131,10 +139,10 @@ pub fn run(config: RouterConfig, file: PathBuf, is_upgrade: bool) -> Result<(), 
     let conductor = Conductor::new(
         live,
         cores,
-        close,
+        switches,
         hear,
-        folder.join("router.pid"),
-        upgrade_socket,
+        meeting,
+        origin,
         failure.clone(),
     );
     server.run(RunArgs {
@@ -145,6 +153,18 @@ pub fn run(config: RouterConfig, file: PathBuf, is_upgrade: bool) -> Result<(), 
         .unwrap_or_else(PoisonError::into_inner)
         .take();
     failed.map_or(Ok(()), Err)
+}
+
+/// How this process comes to its ports. Said before it asks for them.
+fn origin_of(meeting: &Meeting, folder: &Path, is_upgrade: bool) -> Result<Origin, RunError> {
+    if !is_upgrade {
+        return Ok(Origin::Fresh);
+    }
+    let predecessor = meeting.come().map_err(|why| RunError::RuntimeFolder {
+        folder: folder.to_owned(),
+        why,
+    })?;
+    Ok(Origin::Upgrade(predecessor))
 }
 
 /// Starts the log and the metrics.

@@ -1,7 +1,13 @@
-//! The program itself: its file, its ports, its signals. No DCS answers here; that is all it needs.
+//! The program itself: its file, its ports, its signals. No DCS answers here, but for a hand-over: who takes
+//! over must be able to route.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test fails by panicking"
+)]
 
+use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
@@ -31,10 +37,13 @@ impl Setting {
     }
 
     fn file(&self, more: &str) -> PathBuf {
-        let path = self.folder.path().join("router.yml");
-        let nobody = vacant();
+        self.file_with("router.yml", vacant(), more)
+    }
+
+    fn file_with(&self, name: &str, etcd: SocketAddr, more: &str) -> PathBuf {
+        let path = self.folder.path().join(name);
         let text = format!(
-            "etcd3: {{hosts: \"{nobody}\"}}\nhttp: {{listen: \"{}\"}}\nlisteners:\n  \
+            "etcd3: {{hosts: \"{etcd}\"}}\nhttp: {{listen: \"{}\"}}\nlisteners:\n  \
              - {{listen: \"{}\", scope: demo, target: primary}}\n{more}",
             self.http, self.port
         );
@@ -43,8 +52,32 @@ impl Setting {
     }
 
     fn start(&self, file: &Path, more: &[&str]) -> Running {
-        let child = self.command(file, more).stderr(Stdio::null()).spawn();
+        let path = self.folder.path().join("log");
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(path)
+            .unwrap();
+        let child = self.command(file, more).stderr(log).spawn();
         Running(child.unwrap())
+    }
+
+    /// Whether any of the processes has said this.
+    fn has_said(&self, text: &str) -> bool {
+        let log = std::fs::read_to_string(self.folder.path().join("log"));
+        log.unwrap_or_default().contains(text)
+    }
+
+    /// Starts a process that takes over, and waits until it waits for the ports.
+    fn successor(&self, file: &Path) -> Running {
+        let new = self.start(file, &["--upgrade"]);
+        let folder = self.folder.path().join(format!("router-{}", self.http));
+        let pid = format!("{}\n", new.0.id());
+        until(|| {
+            let coming = std::fs::read_to_string(folder.join("upgrade.pid"));
+            coming.is_ok_and(|text| text == pid) && folder.join("upgrade.sock").exists()
+        });
+        new
     }
 
     fn output(&self, file: &Path, more: &[&str]) -> Output {
@@ -180,25 +213,164 @@ fn a_drain_ends_with_the_last_session() {
     until(|| running.is_over());
 }
 
+/// An etcd of one member.
+struct Etcd {
+    child: Child,
+    address: SocketAddr,
+    _folder: TempDir,
+}
+
+impl Etcd {
+    #[expect(clippy::disallowed_methods, reason = "this file starts etcd, too")]
+    fn start() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let address = vacant();
+        let (client, peer) = (format!("http://{address}"), format!("http://{}", vacant()));
+        let child = Command::new("/usr/bin/etcd")
+            .arg("--data-dir")
+            .arg(folder.path().join("data"))
+            .args(["--name", "m", "--unsafe-no-fsync"])
+            .args(["--listen-client-urls", &client])
+            .args(["--advertise-client-urls", &client])
+            .args(["--listen-peer-urls", &peer])
+            .args(["--initial-advertise-peer-urls", &peer])
+            .args(["--initial-cluster", &format!("m={peer}")])
+            .stderr(Stdio::null())
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("these tests need etcd 3.4 or newer: apt-get install etcd-server");
+        Self {
+            child,
+            address,
+            _folder: folder,
+        }
+    }
+}
+
+impl Drop for Etcd {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
 #[test]
 fn a_hand_over_refuses_no_connection() {
+    let etcd = Etcd::start();
     let setting = Setting::new();
-    let file = setting.file("");
+    let file = setting.file_with("router.yml", etcd.address, "");
     let mut old = setting.start(&file, &[]);
-    until(|| setting.pid().is_some());
-    let new = setting.start(&file, &["--upgrade"]);
-    let socket = setting
-        .folder
-        .path()
-        .join(format!("router-{}/upgrade.sock", setting.http));
-    until(|| socket.exists());
+    until(|| setting.shows("/ready", "200 OK"));
+    // A session of the old process, which goes on there.
+    let mut session = TcpStream::connect(setting.port).unwrap();
+    session.write_all(&[0, 0]).unwrap();
+    until(|| setting.shows("/topology", "\"clients\": 1"));
+    let new = setting.successor(&file);
     old.signal(Signal::QUIT);
     until(|| {
         TcpStream::connect(setting.port).unwrap();
-        old.is_over()
+        setting.pid() == Some(new.0.id())
     });
+    // HTTP is the new process's alone, while the old one drains.
+    until(|| setting.has_said("draining"));
+    for _ in 0..20 {
+        assert!(setting.shows("/ready", "200 OK"));
+        assert!(setting.shows("/topology", "\"clients\": 0"));
+    }
+    assert!(!old.is_over(), "its session is open");
+    drop(session);
+    until(|| old.is_over());
     TcpStream::connect(setting.port).unwrap();
     assert_eq!(setting.pid(), Some(new.0.id()));
+}
+
+#[test]
+fn a_successor_that_cannot_start_leaves_the_old_one_in_place() {
+    let etcd = Etcd::start();
+    let setting = Setting::new();
+    let file = setting.file_with("router.yml", etcd.address, "");
+    let mut old = setting.start(&file, &[]);
+    until(|| setting.shows("/ready", "200 OK"));
+    // It can be read, and asks for a port that another program has.
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap();
+    let more = format!("  - {{listen: \"{port}\", scope: demo, target: replicas}}\n");
+    let wrong = setting.file_with("wrong.yml", etcd.address, &more);
+    let mut new = setting.successor(&wrong);
+    old.signal(Signal::QUIT);
+    until(|| new.is_over());
+    until(|| setting.has_said("this router goes on serving"));
+    assert!(setting.has_said(&format!(
+        "process {} took the ports over and ended",
+        new.0.id()
+    )));
+    for _ in 0..20 {
+        TcpStream::connect(setting.port).unwrap();
+        assert!(setting.shows("/ready", "200 OK"));
+    }
+    assert!(!old.is_over());
+    assert_eq!(setting.pid(), Some(old.0.id()));
+    // The next attempt, with a file that is right, goes through.
+    let new = setting.successor(&file);
+    old.signal(Signal::QUIT);
+    until(|| old.is_over());
+    assert_eq!(setting.pid(), Some(new.0.id()));
+    assert!(setting.shows("/ready", "200 OK"));
+}
+
+#[test]
+fn a_successor_that_is_killed_leaves_the_old_one_in_place() {
+    let etcd = Etcd::start();
+    let setting = Setting::new();
+    let file = setting.file_with("router.yml", etcd.address, "");
+    let mut old = setting.start(&file, &[]);
+    until(|| setting.shows("/ready", "200 OK"));
+    // It never becomes ready: no DCS answers it.
+    let mut new = setting.successor(&setting.file_with("deaf.yml", vacant(), ""));
+    let socket = format!("router-{}/upgrade.sock", setting.http);
+    old.signal(Signal::QUIT);
+    until(|| !setting.folder.path().join(&socket).exists());
+    for _ in 0..20 {
+        assert!(
+            setting.shows("/ready", "200 OK"),
+            "the new one does not answer yet"
+        );
+    }
+    new.signal(Signal::KILL);
+    until(|| setting.has_said("this router goes on serving"));
+    assert!(new.is_over() && !old.is_over());
+    TcpStream::connect(setting.port).unwrap();
+    assert!(setting.shows("/ready", "200 OK"));
+}
+
+#[test]
+fn a_successor_that_cannot_route_gives_up_by_itself() {
+    let etcd = Etcd::start();
+    let setting = Setting::new();
+    let mut old = setting.start(&setting.file_with("router.yml", etcd.address, ""), &[]);
+    until(|| setting.shows("/ready", "200 OK"));
+    let mut new = setting.successor(&setting.file_with("deaf.yml", vacant(), ""));
+    old.signal(Signal::QUIT);
+    until(|| new.is_over());
+    until(|| setting.has_said("this router goes on serving"));
+    assert!(setting.has_said("not taking over from the running router"));
+    assert!(!old.is_over() && setting.shows("/ready", "200 OK"));
+}
+
+#[test]
+fn a_successor_whose_predecessor_dies_serves_as_it_is() {
+    let etcd = Etcd::start();
+    let setting = Setting::new();
+    let old = setting.start(&setting.file_with("router.yml", etcd.address, ""), &[]);
+    until(|| setting.shows("/ready", "200 OK"));
+    let new = setting.successor(&setting.file_with("deaf.yml", vacant(), ""));
+    let socket = format!("router-{}/upgrade.sock", setting.http);
+    old.signal(Signal::QUIT);
+    until(|| !setting.folder.path().join(&socket).exists());
+    old.signal(Signal::KILL);
+    until(|| setting.pid() == Some(new.0.id()));
+    until(|| setting.shows("/ready", "503 Service Unavailable"));
+    TcpStream::connect(setting.port).unwrap();
 }
 
 #[test]

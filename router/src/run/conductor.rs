@@ -1,5 +1,6 @@
 //! Signals, and the order in which the process stops: reload, drain, hand over.
 
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -9,11 +10,13 @@ use async_trait::async_trait;
 use pingora::server::{ListenFds, ShutdownSignal, ShutdownSignalWatch};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{interval, timeout};
+use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 use trunkline_shared::service::clock;
 use trunkline_shared::service::logging::LogLevel;
 use trunkline_shared::service::shutdown::{Request, Signals};
 
+use super::hand_over::{Meeting, READY_WITHIN, ended};
 use super::{RunError, filter_of};
 use crate::config::RouterConfig;
 use crate::cores::Cores;
@@ -23,13 +26,12 @@ use crate::topology::transition::Rules;
 
 /// How long sessions may go on after SIGTERM, or after the ports were handed over.
 const DRAIN_TIME: Duration = Duration::from_secs(60);
-/// How long this process goes on accepting beside the one that took its ports over, which meanwhile
-/// learns the topology.
-const OVERLAP: Duration = Duration::from_secs(3);
 /// After the drain time, how long sessions have to hear the goodbye.
 const GOODBYE_TIME: Duration = Duration::from_millis(250);
 /// How often the sessions are counted meanwhile.
 const COUNT_EVERY: Duration = Duration::from_millis(10);
+/// How often a process that takes over looks whether it can route.
+const LOOK_EVERY: Duration = Duration::from_millis(10);
 
 /// What a reload acts upon.
 pub(super) struct Live {
@@ -76,15 +78,43 @@ impl Live {
     }
 }
 
-/// Hears the signals and leads through the stop.
+/// How this process came to its ports.
+pub(super) enum Origin {
+    /// It opens them itself.
+    Fresh,
+    /// It takes them over; from this process, if that was still alive.
+    Upgrade(Option<OwnedFd>),
+}
+
+/// What ends a part of the process.
+pub(super) struct Switches {
+    /// Connections are accepted, and HTTP is served, once this is set.
+    pub(super) open: watch::Sender<bool>,
+    /// No connection is accepted any more once this is set.
+    pub(super) close: watch::Sender<bool>,
+    /// Ends HTTP: another process serves it from here on.
+    pub(super) http: CancellationToken,
+}
+
+impl Switches {
+    /// None is set; with those who hear the first two.
+    pub(super) fn new() -> (Self, (watch::Receiver<bool>, watch::Receiver<bool>)) {
+        let (open, opening) = watch::channel(false);
+        let (close, closing) = watch::channel(false);
+        let http = CancellationToken::new();
+        (Self { open, close, http }, (opening, closing))
+    }
+}
+
+/// Hears the signals and leads through the start and the stop.
 pub(super) struct Conductor {
     live: Mutex<Live>,
     cores: Arc<Cores>,
     shown: Arc<Shown>,
-    close: watch::Sender<bool>,
+    switches: Switches,
     events: tokio::sync::Mutex<mpsc::Receiver<Event>>,
-    pid_file: PathBuf,
-    upgrade_socket: String,
+    meeting: Meeting,
+    origin: Mutex<Origin>,
     failure: Arc<Mutex<Option<RunError>>>,
 }
 
@@ -92,20 +122,20 @@ impl Conductor {
     pub(super) fn new(
         live: Live,
         cores: Arc<Cores>,
-        close: watch::Sender<bool>,
+        switches: Switches,
         events: mpsc::Receiver<Event>,
-        pid_file: PathBuf,
-        upgrade_socket: String,
+        meeting: Meeting,
+        origin: Origin,
         failure: Arc<Mutex<Option<RunError>>>,
     ) -> Self {
         Self {
             shown: live.shown.clone(),
             live: Mutex::new(live),
             cores,
-            close,
+            switches,
             events: tokio::sync::Mutex::new(events),
-            pid_file,
-            upgrade_socket,
+            meeting,
+            origin: Mutex::new(origin),
             failure,
         }
     }
@@ -115,11 +145,13 @@ impl Conductor {
         ShutdownSignal::FastShutdown
     }
 
+    /// Serves from here on, and says so.
     fn announce(&self) {
-        let pid = std::process::id();
-        if let Err(error) = std::fs::write(&self.pid_file, format!("{pid}\n")) {
-            warn!("cannot write {}: {error}", self.pid_file.display());
+        self.switches.open.send_replace(true);
+        if let Err(error) = self.meeting.announce() {
+            warn!("the pid file cannot be written: {error}");
         }
+        let pid = std::process::id();
         let states = [
             sd_notify::NotifyState::MainPid(pid),
             sd_notify::NotifyState::Ready,
@@ -129,25 +161,56 @@ impl Conductor {
         info!(pid, "listening");
     }
 
-    /// Gives the ports to the process that was started with `--upgrade`; whether it took them.
-    async fn hand_over(&self, fds: &ListenFds) -> bool {
-        let (fds, socket) = (fds.clone(), self.upgrade_socket.clone());
-        let sent = tokio::task::spawn_blocking(move || fds.lock().send_to_sock(socket.as_str()));
-        match sent.await {
-            Ok(Ok(_)) => true,
-            Ok(Err(why)) => {
-                let socket = &self.upgrade_socket;
-                error!(
-                    "no process took the ports over at {socket} ({why}); start trunkline-router \
-                     --upgrade first; going on"
-                );
-                false
+    /// Whether this process may serve now that its ports are open. One that takes over must be able to
+    /// route first: until then its predecessor serves, and with no predecessor it serves as it is.
+    async fn may_serve(&self, origin: Origin) -> Result<(), RunError> {
+        let predecessor = match origin {
+            Origin::Fresh | Origin::Upgrade(None) => return Ok(()),
+            Origin::Upgrade(Some(predecessor)) => predecessor,
+        };
+        let can_route = async {
+            let mut look = interval(LOOK_EVERY);
+            while self.shown.cannot_route_yet().is_some() {
+                look.tick().await;
             }
-            Err(defect) => {
-                error!("the hand-over failed: {defect}; going on");
+        };
+        tokio::select! {
+            biased;
+            () = can_route => Ok(()),
+            () = ended(Some(predecessor)) => {
+                warn!("the process that gave its ports is over already; serving at once");
+                Ok(())
+            }
+            () = tokio::time::sleep(READY_WITHIN) => {
+                let why = self.shown.cannot_route_yet().unwrap_or_default();
+                Err(RunError::CannotTakeOver { why })
+            }
+        }
+    }
+
+    /// Gives the ports to the process that was started with `--upgrade`; whether that serves now.
+    async fn hand_over(&self, fds: &ListenFds) -> bool {
+        match self.meeting.hand_over(fds).await {
+            Ok(pid) => {
+                info!(pid, "another process serves the ports now");
+                true
+            }
+            Err(error) => {
+                error!("not handed over, this router goes on serving: {error}");
                 false
             }
         }
+    }
+
+    /// Leaves the service to the process that serves now: its HTTP answers from here on, not ours.
+    async fn retire(
+        &self,
+        fds: &ListenFds,
+        signals: &mut Signals,
+        events: &mut mpsc::Receiver<Event>,
+    ) {
+        self.switches.http.cancel();
+        self.drain(fds, signals, events).await;
     }
 
     /// Accepts no more, and waits until the last session is over, or the time is.
@@ -158,15 +221,14 @@ impl Conductor {
         events: &mut mpsc::Receiver<Event>,
     ) {
         self.shown.is_draining.store(true, Ordering::Relaxed);
-        self.close.send_replace(true);
+        self.switches.close.send_replace(true);
         listener::close(fds);
-        let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
         let sessions = self.cores.sessions();
         info!(sessions, "draining");
         tokio::select! {
             _ = timeout(DRAIN_TIME, self.empty()) => {}
-            () = told_again(signals) => info!("told again to stop: not waiting any more"),
-            defect = defect(events) => error!("a task ended that must not: {defect}; not waiting any more"),
+            () = told_to_stop(signals) => info!("told again to stop: not waiting any more"),
+            error = failed(events) => error!("{error}; not waiting any more"),
         }
         let left = self.cores.sessions();
         if left > 0 {
@@ -183,15 +245,6 @@ impl Conductor {
         let mut look = interval(COUNT_EVERY);
         while self.cores.sessions() > 0 {
             look.tick().await;
-        }
-    }
-
-    /// Takes the pid file away, unless another process has written its own by now.
-    fn forget(&self) {
-        let own = std::process::id().to_string();
-        let written = std::fs::read_to_string(&self.pid_file).unwrap_or_default();
-        if written.trim() == own {
-            let _ = std::fs::remove_file(&self.pid_file);
         }
     }
 
@@ -213,57 +266,90 @@ impl ShutdownSignalWatch for Conductor {
             Err(error) => return self.fail(error.into()),
         };
         let mut events = self.events.lock().await;
-        let mut ports: Option<ListenFds> = None;
+        let fds = tokio::select! {
+            opened = opened(&mut events) => match opened {
+                Ok(fds) => fds,
+                Err(error) => return self.fail(error),
+            },
+            () = told_to_stop(&mut signals) => return ShutdownSignal::GracefulTerminate,
+        };
+        let origin = {
+            let mut origin = self.origin.lock().unwrap_or_else(PoisonError::into_inner);
+            std::mem::replace(&mut *origin, Origin::Fresh)
+        };
+        tokio::select! {
+            may_serve = self.may_serve(origin) => if let Err(error) = may_serve {
+                return self.fail(error);
+            },
+            failed = failed(&mut events) => return self.fail(failed),
+            () = told_to_stop(&mut signals) => return ShutdownSignal::GracefulTerminate,
+        }
+        self.announce();
         loop {
-            tokio::select! {
-                Some(event) = events.recv() => match event {
-                    Event::Open(fds) => {
-                        ports = Some(fds);
-                        self.announce();
-                    }
-                    Event::Failed(error) => return self.fail(error),
-                    Event::Defect(text) => return self.fail(RunError::Defect(text)),
-                },
-                request = signals.next() => match request {
-                    Request::Reload => self.reload(),
-                    Request::Reexecute => {
-                        info!("SIGUSR2 is the agent's; to replace a router start it with --upgrade and send SIGQUIT");
-                    }
-                    Request::Stop => {
-                        if let Some(fds) = &ports {
-                            self.drain(fds, &mut signals, &mut events).await;
+            let request = tokio::select! {
+                failed = failed(&mut events) => return self.fail(failed),
+                request = signals.next() => request,
+            };
+            let is_over = match request {
+                Request::Reload => {
+                    self.reload();
+                    false
+                }
+                Request::Reexecute => {
+                    info!(
+                        "SIGUSR2 is the agent's; to replace a router start it with --upgrade and send SIGQUIT"
+                    );
+                    false
+                }
+                Request::Stop => {
+                    let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+                    self.drain(&fds, &mut signals, &mut events).await;
+                    true
+                }
+                Request::HandOver => tokio::select! {
+                    is_served = self.hand_over(&fds) => {
+                        if is_served {
+                            self.retire(&fds, &mut signals, &mut events).await;
                         }
-                        self.forget();
-                        return ShutdownSignal::GracefulTerminate;
+                        is_served
                     }
-                    Request::HandOver => {
-                        if let Some(fds) = &ports
-                            && self.hand_over(fds).await
-                        {
-                            info!("the ports were handed over");
-                            tokio::time::sleep(OVERLAP).await;
-                            self.drain(fds, &mut signals, &mut events).await;
-                            self.forget();
-                            return ShutdownSignal::GracefulTerminate;
-                        }
+                    failed = failed(&mut events) => return self.fail(failed),
+                    () = told_to_stop(&mut signals) => {
+                        self.drain(&fds, &mut signals, &mut events).await;
+                        true
                     }
                 },
+            };
+            if is_over {
+                self.meeting.leave();
+                return ShutdownSignal::GracefulTerminate;
             }
         }
     }
 }
 
-/// Waits for a task that must not end to have ended: sessions that still run would not be cut any more.
-async fn defect(events: &mut mpsc::Receiver<Event>) -> String {
+/// Waits for the ports to be open.
+async fn opened(events: &mut mpsc::Receiver<Event>) -> Result<ListenFds, RunError> {
+    match events.recv().await {
+        Some(Event::Open(fds)) => Ok(fds),
+        Some(Event::Failed(error)) => Err(error),
+        Some(Event::Defect(text)) => Err(RunError::Defect(text)),
+        None => std::future::pending().await,
+    }
+}
+
+/// Waits for what the process cannot go on after.
+async fn failed(events: &mut mpsc::Receiver<Event>) -> RunError {
     loop {
         match events.recv().await {
-            Some(Event::Defect(text)) => return text,
-            Some(Event::Open(_) | Event::Failed(_)) => {}
+            Some(Event::Failed(error)) => return error,
+            Some(Event::Defect(text)) => return RunError::Defect(text),
+            Some(Event::Open(_)) => {}
             None => std::future::pending().await,
         }
     }
 }
 
-async fn told_again(signals: &mut Signals) {
+async fn told_to_stop(signals: &mut Signals) {
     while signals.next().await != Request::Stop {}
 }

@@ -92,13 +92,20 @@ impl BackgroundService for Topologies {
 pub(super) struct Http {
     shown: Arc<Shown>,
     socket: Mutex<mpsc::Receiver<TcpListener>>,
+    /// Set when another process serves it.
+    stop: CancellationToken,
 }
 
 impl Http {
-    pub(super) fn new(shown: Arc<Shown>, socket: mpsc::Receiver<TcpListener>) -> Self {
+    pub(super) fn new(
+        shown: Arc<Shown>,
+        socket: mpsc::Receiver<TcpListener>,
+        stop: CancellationToken,
+    ) -> Self {
         Self {
             shown,
             socket: Mutex::new(socket),
+            stop,
         }
     }
 }
@@ -117,7 +124,7 @@ impl BackgroundService for Http {
             Ok(listener) => {
                 let routes = http::routes(self.shown.clone());
                 tokio::join!(
-                    serve(listener, routes, None, CancellationToken::new()),
+                    serve(listener, routes, None, self.stop.clone()),
                     self.shown.metrics.clone().upkeep()
                 );
             }
