@@ -3,14 +3,16 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod support {
+    pub mod client;
     pub mod fake_postgres;
     pub mod stack;
 }
 
 use std::time::Duration;
 
+use support::client::SSL_REQUEST;
 use support::fake_postgres::FakePostgres;
-use support::stack::{SSL_REQUEST, Setup, Stack, startup};
+use support::stack::{Setup, Stack, startup};
 use trunkline_router::config::ProxyProtocol;
 use trunkline_router::route::TargetKind;
 
