@@ -11,6 +11,8 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use tokio::runtime::Handle;
+use tracing::info;
 use trunkline_shared::cluster::Moment;
 
 use crate::route::balance::Load;
@@ -40,21 +42,52 @@ pub struct Notice {
     pub deadline: Moment,
 }
 
-#[derive(Default)]
 struct Slot {
     is_cut: AtomicBool,
     notice: OnceLock<Notice>,
     waker: Mutex<Option<Waker>>,
+    /// The core that the session lives on; none outside of a runtime.
+    core: Option<Handle>,
 }
 
 impl Slot {
-    fn end(&self, notice: Notice) {
+    /// Takes the session its right to go on, from its next step.
+    fn mark(&self, notice: Notice) {
         if self.notice.set(notice).is_ok() {
             self.is_cut.store(true, Ordering::Release);
-            if let Some(waker) = locked(&self.waker).take() {
-                waker.wake();
-            }
         }
+    }
+
+    /// Lets a marked session take that step now.
+    fn wake(&self) {
+        if let Some(waker) = locked(&self.waker).take() {
+            waker.wake();
+        }
+    }
+
+    fn end(&self, notice: Notice) {
+        self.mark(notice);
+        self.wake();
+    }
+}
+
+/// Ends many sessions: all are marked first; then each core wakes its own, for to wake a task from another
+/// thread costs a system call each.
+fn end_together<'a>(slots: impl Iterator<Item = &'a Arc<Slot>>, notice: Notice) {
+    let mut cores: Vec<(&Handle, Vec<Arc<Slot>>)> = Vec::new();
+    for slot in slots {
+        slot.mark(notice);
+        let Some(own) = &slot.core else {
+            slot.wake();
+            continue;
+        };
+        match cores.iter_mut().find(|(core, _)| core.id() == own.id()) {
+            Some((_, slots)) => slots.push(slot.clone()),
+            None => cores.push((own, vec![slot.clone()])),
+        }
+    }
+    for (core, slots) in cores {
+        core.spawn(async move { slots.iter().for_each(|slot| slot.wake()) });
     }
 }
 
@@ -123,7 +156,8 @@ impl Lanes {
                     since,
                     deadline: since + CUT_WITHIN,
                 };
-                cut.seats.values().for_each(|slot| slot.end(notice));
+                end_together(cut.seats.values(), notice);
+                info!(sessions = cut.seats.len(), ?cause, "sessions are ended");
             } else {
                 let slots = cut.seats.values().cloned().collect();
                 locked(&self.leaving).extend(cut.seats);
@@ -145,17 +179,20 @@ impl Lanes {
             deadline: now + CUT_WITHIN,
         };
         for lane in locked(&self.lanes).values() {
-            lane.seats.values().for_each(|slot| slot.end(notice));
+            end_together(lane.seats.values(), notice);
         }
-        locked(&self.leaving)
-            .values()
-            .for_each(|slot| slot.end(notice));
+        end_together(locked(&self.leaving).values(), notice);
     }
 
     /// A seat on the lane; `None` if the lane was cut, so that the session must be routed again.
     pub fn take_seat(self: &Arc<Self>, lane: LaneId) -> Option<Seat> {
         let number = self.next_seat.fetch_add(1, Ordering::Relaxed);
-        let slot = Arc::new(Slot::default());
+        let slot = Arc::new(Slot {
+            is_cut: AtomicBool::new(false),
+            notice: OnceLock::new(),
+            waker: Mutex::default(),
+            core: Handle::try_current().ok(),
+        });
         let mut lanes = locked(&self.lanes);
         let seats = lanes.get_mut(&lane)?;
         seats.seats.insert(number, slot.clone());

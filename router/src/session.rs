@@ -78,6 +78,11 @@ pub async fn run(
 fn report(listening: &Listening, peer: SocketAddr, error: &SessionError) {
     listening.metrics.ended(error.reason());
     let (listener, reason) = (&listening.address, error.reason());
+    if let SessionError::Ended { .. } = error {
+        // Thousands end at once; the one who ended them has said how many.
+        debug!(%listener, %peer, reason, "session ended: {error}");
+        return;
+    }
     match error.side() {
         Side::Client => debug!(%listener, %peer, reason, "session ended: {error}"),
         Side::Server | Side::Router => info!(%listener, %peer, reason, "session ended: {error}"),

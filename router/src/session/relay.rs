@@ -11,6 +11,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use rustix::net::SendFlags;
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
@@ -287,12 +288,14 @@ impl Relay {
     async fn cut(mut self, notice: Notice, metrics: &Metrics) -> Result<(), SessionError> {
         // What the kernel still holds for the old member must not reach it: a reset, not a close.
         let _ = SockRef::from(&self.server).set_linger(Some(Duration::ZERO));
-        let left = clock::now().until(notice.deadline);
-        let reached = match &self.talk {
+        let can_hear = match &self.talk {
+            Some(talk) if talk.is_at_boundary() && self.to_client.held_back.is_empty() => true,
             Some(talk) if !talk.is_lost() => {
-                tokio::time::timeout(left, self.reach_boundary()).await
+                let left = clock::now().until(notice.deadline);
+                let reached = tokio::time::timeout(left, self.reach_boundary()).await;
+                reached.unwrap_or(false)
             }
-            Some(_) | None => Ok(false),
+            Some(_) | None => false,
         };
         // Only now: what the client took meanwhile may have been the answer that was outstanding.
         let error = SessionError::Ended {
@@ -301,9 +304,9 @@ impl Relay {
         };
         let Self { server, client, .. } = self;
         drop(server);
-        if let Ok(true) = reached
-            && let Some(bytes) = error.to_client()
-        {
+        // First every session of this core lets go of the old member; then they say goodbye.
+        tokio::task::yield_now().await;
+        if can_hear && let Some(bytes) = error.to_client() {
             let left = clock::now().until(notice.deadline);
             tell(client, &bytes, left, notice, metrics).await;
         } else {
@@ -353,11 +356,18 @@ async fn tell(
     notice: Notice,
     metrics: &Metrics,
 ) {
-    let told = tokio::time::timeout(left, async {
-        client.write_all(bytes).await?;
-        client.shutdown().await
-    })
-    .await;
+    // With more to come it waits in the socket for the end of the stream: both go in one segment.
+    let taken = rustix::net::send(&client, bytes, SendFlags::MORE | SendFlags::NOSIGNAL);
+    let rest = &bytes[taken.unwrap_or(0)..];
+    let told = if rest.is_empty() {
+        Ok(client.shutdown().await)
+    } else {
+        tokio::time::timeout(left, async {
+            client.write_all(rest).await?;
+            client.shutdown().await
+        })
+        .await
+    };
     metrics.cut_seconds.record(clock::now().since(notice.since));
     if let Ok(Ok(())) = told {
         linger(&mut client).await;
