@@ -62,6 +62,8 @@ listeners:
         let launch = Launch {
             program: programs.router.clone(),
             args: args([&config]),
+            // The socket and the pid file of a hand-over go with the stack.
+            env: vec![("RUNTIME_DIRECTORY".to_owned(), folder.display().to_string())],
             log: folder.join("router.log"),
             folder: place.folder().to_owned(),
             namespace,
