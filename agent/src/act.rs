@@ -17,6 +17,7 @@ use crate::decide::decision::{Action, BrokenRule, Decision, StartAs};
 use crate::decide::observation::{LeaseView, Me, Observation};
 use crate::decide::{PROMOTE_NEEDS, STOP_AHEAD};
 use crate::fence::FenceHandle;
+use crate::fence::known::Known;
 use crate::fence::run_dir::{RunDir, RunDirError};
 use crate::lease::arming::Arming;
 use crate::lease::{HandOver, LeaseError, LeaseHandle, LeaseStatus};
@@ -31,6 +32,9 @@ use jobs::{JobRuns, Jobs};
 
 /// Longest time that one action may hold the loop up; what was begun goes on and shows in a later look.
 const ACTION_LIMIT: Duration = Duration::from_secs(2);
+
+/// Longest wait for the data directory to be looked at for the fence.
+const TELL_LIMIT: Duration = Duration::from_millis(200);
 
 /// Longest wait for a write of this agent to come back by its own watch, before the next look.
 const SHOWN_LIMIT: Duration = Duration::from_millis(500);
@@ -125,7 +129,7 @@ impl Actor {
     /// No action is waited for into the time in which PostgreSQL must be stopped.
     fn limit(&self, seen: &Observation) -> Duration {
         let may_write = seen.local.may_accept_writes();
-        match self.deadline() {
+        match self.stands_until() {
             Some(deadline) if may_write => {
                 let left = clock::now().until(deadline.before(STOP_AHEAD));
                 // Stopping itself must not be starved by a deadline that has come.
@@ -139,6 +143,16 @@ impl Actor {
         match self.lease_status.borrow().view {
             LeaseView::Held(held) => Some(held.deadline),
             LeaseView::NotHeld | LeaseView::Lost => None,
+        }
+    }
+
+    /// Until when PostgreSQL may live: a restarted agent holds no lease, and the deadline it found armed
+    /// stands all the same.
+    fn stands_until(&self) -> Option<Moment> {
+        let armed = self.arming.deadline();
+        match (self.deadline(), armed) {
+            (Some(held), Some(armed)) => Some(held.min(armed)),
+            (held, armed) => held.or(armed),
         }
     }
 
@@ -158,7 +172,7 @@ impl Actor {
     /// The revision from which on the cluster shows the action's effect, 0 if it has none there.
     async fn act(&mut self, seen: &Observation, action: &Action) -> Result<Revision, ActError> {
         let shown = match action {
-            Action::AcquireLeader => self.lease.acquire().await?,
+            Action::AcquireLeader => self.lease.acquire(records::claim_revision(seen)).await?,
             Action::ConfirmLeader => self.confirm(seen).await?,
             Action::ReassertLeader => self.lease.reassert().await?,
             Action::ReleaseLeader { position } => self.release(seen, *position).await?,
@@ -185,7 +199,7 @@ impl Actor {
             Action::ClearSwitchover => self.clear_switchover(seen).await?,
             Action::WriteDisarmed => self.write_disarmed(seen).await?,
             Action::RemoveDisarmed => self.remove_disarmed().await?,
-            Action::ArmFence => self.arm()?,
+            Action::ArmFence => self.arm().await?,
             Action::DisarmFence => self.disarm(seen)?,
             Action::Initialize => self.initialize()?,
             Action::FinishBootstrap => self.finish_bootstrap()?,
@@ -232,12 +246,31 @@ impl Actor {
         Ok(self.lease.release(status, ends_bootstrap).await?)
     }
 
-    fn arm(&self) -> Result<Revision, ActError> {
+    async fn arm(&self) -> Result<Revision, ActError> {
+        self.tell_fence().await;
         let deadline = self
             .deadline()
             .ok_or(ActError::NotAllowed("arming needs a held lease"))?;
         self.arming.arm(deadline).map_err(ActError::Fence)?;
         Ok(0)
+    }
+
+    /// Looks at the instance for the fence, which must not have to while its disk hangs. What cannot be said
+    /// now is left as it was: the fence can look for itself.
+    pub(crate) async fn tell_fence(&self) {
+        let data_dir = self.postgres.config().data_dir.clone();
+        let run_dir = self.run_dir.path().to_owned();
+        let telling = move || match Known::look(&data_dir) {
+            Some(known) => known.write(&run_dir),
+            None => Ok(()),
+        };
+        match timeout(TELL_LIMIT, tokio::task::spawn_blocking(telling)).await {
+            Ok(Ok(Ok(()))) => {}
+            Ok(Ok(Err(error))) => {
+                tracing::warn!(%error, "the fence could not be told its instance")
+            }
+            Ok(Err(_)) | Err(_) => tracing::warn!("the data directory's disk does not answer"),
+        }
     }
 
     fn disarm(&self, seen: &Observation) -> Result<Revision, ActError> {

@@ -161,7 +161,7 @@ impl<'a> Turn<'a> {
     /// Puts an armed fence to sleep where nothing it guards can happen.
     fn disarm_if_harmless(self) -> Self {
         let is_writable = self.seen.local.may_accept_writes();
-        if self.seen.fence.is_armed && !is_writable && self.seen.job.running.is_none() {
+        if self.seen.fence.is_armed() && !is_writable && self.seen.job.running.is_none() {
             return self.act(Action::DisarmFence);
         }
         self
@@ -250,9 +250,16 @@ impl<'a> Turn<'a> {
     fn finish(mut self, reason: Reason, within: Duration, why: NextWhy) -> Decision {
         self.decision.reason = reason;
         self.decision.next = NextTick { within, why };
-        // While a lease is held, its own deadline is never slept through.
-        if let observation::LeaseView::Held(held) = &self.seen.lease {
-            let left = self.seen.now.until(held.deadline.before(STOP_AHEAD));
+        // The deadline is never slept through, be it of a held lease or one that an earlier agent left armed.
+        let deadline = match &self.seen.lease {
+            observation::LeaseView::Held(held) => Some(held.deadline),
+            observation::LeaseView::NotHeld | observation::LeaseView::Lost => {
+                let armed = self.seen.fence.armed_until;
+                armed.filter(|_| self.seen.local.may_accept_writes())
+            }
+        };
+        if let Some(deadline) = deadline {
+            let left = self.seen.now.until(deadline.before(STOP_AHEAD));
             if !left.is_zero() && left < within {
                 self.decision.next = NextTick {
                     within: left,

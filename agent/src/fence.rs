@@ -26,14 +26,18 @@ use rustix::time::{
 use trunkline_shared::cluster::Moment;
 use trunkline_shared::service::clock;
 
-use crate::postgres::kill::kill_instance;
+use crate::postgres::kill::{kill_instance, kill_known};
 
 pub mod deadline;
+mod elsewhere;
 pub mod handle;
+pub mod known;
 pub mod run_dir;
+pub mod supervision;
 
 pub use deadline::Deadline;
 pub use handle::{FenceError, FenceHandle};
+use known::Known;
 
 /// The name, in argv[0], by which the program knows that it is to be the fence.
 pub const FENCE_NAME: &str = "trunkline-fence";
@@ -148,7 +152,10 @@ impl Fence {
 
     /// Kills; returns whether the instance is dead.
     fn fire(&self, at: Moment, now: Moment) -> bool {
-        let report = kill_instance(&self.data_dir, KILL_LIMIT);
+        let report = match Known::read(&self.run_dir) {
+            Some(known) => kill_known(&known.directory, known.segment, KILL_LIMIT),
+            None => kill_instance(&self.data_dir, KILL_LIMIT),
+        };
         if report.killed.is_empty() && report.is_dead {
             return true;
         }

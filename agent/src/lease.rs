@@ -87,8 +87,11 @@ pub struct HandOver {
 
 #[derive(Debug)]
 enum Order {
-    Acquire,
+    Acquire {
+        claim: Revision,
+    },
     ClaimBootstrap {
+        claim: Revision,
         config: Option<String>,
     },
     Confirm(LeaseId),
@@ -130,15 +133,20 @@ impl LeaseHandle {
         self.status.clone()
     }
 
-    /// Creates the leader key if it is absent.
-    pub async fn acquire(&self) -> Result<Revision, LeaseError> {
-        self.send(Order::Acquire).await
+    /// Creates the leader key if it is absent and the last claimed timeline is the one written at `claim`
+    /// (0: none was ever claimed): whoever slept through a promotion must not lead again.
+    pub async fn acquire(&self, claim: Revision) -> Result<Revision, LeaseError> {
+        self.send(Order::Acquire { claim }).await
     }
 
     /// Creates `initialize` (empty) and `leader` on the lease, and `config` if given, if the first two are
-    /// absent.
-    pub async fn claim_bootstrap(&self, config: Option<String>) -> Result<Revision, LeaseError> {
-        self.send(Order::ClaimBootstrap { config }).await
+    /// absent; `claim` as for [`Self::acquire`].
+    pub async fn claim_bootstrap(
+        &self,
+        claim: Revision,
+        config: Option<String>,
+    ) -> Result<Revision, LeaseError> {
+        self.send(Order::ClaimBootstrap { claim, config }).await
     }
 
     /// The leader key names this member on `lease`: adopts that lease and proves it by a counted renewal.

@@ -160,13 +160,16 @@ impl Observer {
 
     /// A hung instance must not be waited for into the time in which it has to be stopped.
     fn status_limit(&self) -> Duration {
-        match self.lease.borrow().view {
-            LeaseView::Held(held) => {
-                let left = clock::now().until(held.deadline.before(STOP_MARGIN));
-                left.clamp(LEAST_STATUS_LIMIT, STATUS_LIMIT)
-            }
-            LeaseView::NotHeld | LeaseView::Lost => STATUS_LIMIT,
-        }
+        let held = match self.lease.borrow().view {
+            LeaseView::Held(held) => Some(held.deadline),
+            LeaseView::NotHeld | LeaseView::Lost => None,
+        };
+        // A restarted agent holds nothing yet, and the deadline it found armed stands all the same.
+        let deadline = [held, self.arming.deadline()].into_iter().flatten().min();
+        deadline.map_or(STATUS_LIMIT, |deadline| {
+            let left = clock::now().until(deadline.before(STOP_MARGIN));
+            left.clamp(LEAST_STATUS_LIMIT, STATUS_LIMIT)
+        })
     }
 
     /// A fence that is being replaced is not live.
@@ -177,7 +180,7 @@ impl Observer {
         };
         FenceView {
             is_live,
-            is_armed: self.arming.is_armed(),
+            armed_until: self.arming.deadline(),
         }
     }
 }
@@ -251,7 +254,12 @@ async fn look_at_instance(
         Probe::Stopping => (silent(postgres, before, false).await, None),
         Probe::NotRunning { is_dead } => {
             note_end(postgres, before, is_stopping);
-            (not_running(postgres, before, is_dead).await, None)
+            let local = if is_dead {
+                not_running(postgres, before).await
+            } else {
+                orphaned(postgres, before).await
+            };
+            (local, None)
         }
     }
 }
@@ -336,7 +344,27 @@ fn is_set_to_recover(data_dir: &Path) -> bool {
         .any(|name| data_dir.join(name).exists())
 }
 
-async fn not_running(postgres: &Postgres, before: &mut Before, is_dead: bool) -> Local {
+/// Server processes live without a postmaster. Whatever has become of the directory, they may still commit:
+/// where nothing says otherwise they count as a primary's.
+async fn orphaned(postgres: &Postgres, before: &mut Before) -> Local {
+    let is_set = is_set_to_recover(&postgres.config().data_dir);
+    let was_primary = match &before.answered {
+        Some((_, status)) => !status.is_in_recovery || !is_set,
+        None => match tokio::time::timeout(STATUS_LIMIT, postgres.control_data()).await {
+            Ok(Ok(data)) => {
+                before.system_id = Some(data.system_id);
+                !data.state.is_in_recovery() && !is_set
+            }
+            Ok(Err(_)) | Err(_) => true,
+        },
+    };
+    Local::Orphaned {
+        was_primary,
+        system_id: before.system_id,
+    }
+}
+
+async fn not_running(postgres: &Postgres, before: &mut Before) -> Local {
     let config = postgres.config();
     let data_dir = &config.data_dir;
     let state = directory_state(&config);
@@ -366,12 +394,6 @@ async fn not_running(postgres: &Postgres, before: &mut Before, is_dead: bool) ->
     // A base backup of a primary looks like a crashed primary, but for its label.
     let is_copy = data_dir.join("backup_label").exists();
     let was_primary = !data.state.is_in_recovery() && !is_set_to_recover(data_dir) && !is_copy;
-    if !is_dead {
-        return Local::Orphaned {
-            was_primary,
-            system_id: data.system_id,
-        };
-    }
     let is_half_rewound = state == DirectoryState::Rewinding;
     Local::Stopped(stopped(&data, before, was_primary, is_half_rewound))
 }

@@ -27,7 +27,7 @@ use crate::config::AgentConfig;
 use crate::decide::observation::Me;
 use crate::fence::deadline::{self, Deadline};
 use crate::fence::run_dir::{RunDir, RunDirError};
-use crate::fence::{FenceError, FenceHandle};
+use crate::fence::{FenceError, FenceHandle, supervision};
 use crate::journal::Journal;
 use crate::lease::arming::Arming;
 use crate::lease::keeper::{self, KeeperConfig};
@@ -39,9 +39,6 @@ use crate::postgres::{Postgres, PostgresConfig, PostgresError};
 use crate::tick::{Inbox, Recorder, SettingsKeeper, Tick};
 
 pub mod instance;
-
-/// How often the fence is looked at: often enough to replace it before its heartbeat counts as old twice.
-const FENCE_LOOK: Duration = Duration::from_millis(250);
 
 /// Requests of operators that may wait for the loop.
 const REQUESTS: usize = 8;
@@ -122,7 +119,9 @@ pub async fn run(config: AgentConfig, read: ReadConfig, metrics: Metrics) -> Res
         config.restapi.listen.to_string(),
         api_stop.clone(),
     ));
-    let fence_kept = tokio::spawn(keep_fence(parts.fence.clone()));
+    let fence_stop = CancellationToken::new();
+    supervision::keep(parts.fence.clone(), fence_stop.clone())
+        .map_err(system("starting the supervision of the fence"))?;
     tokio::spawn(say_when_ready(parts.postgres.clone(), ready.clone()));
     let told_twice = tokio::spawn(take_signals(signals, requests, stop.clone()));
 
@@ -144,7 +143,7 @@ pub async fn run(config: AgentConfig, read: ReadConfig, metrics: Metrics) -> Res
     tokio::select! {
         () = tick.run() => {
             // Nobody is to replace the fence that is about to end.
-            fence_kept.abort();
+            fence_stop.cancel();
             farewell(&lease, &postgres, &fence).await;
         }
         _ = told_twice => tracing::warn!("told twice to end: ending without waiting for PostgreSQL"),
@@ -340,32 +339,6 @@ async fn serve_api(api: Api, address: String, stop: CancellationToken) {
     let stopped = async move { stop.cancelled().await };
     if let Err(error) = api::serve(listener, api, stopped).await {
         tracing::error!(%error, "the REST API ended");
-    }
-}
-
-/// Replaces a fence that died or froze.
-async fn keep_fence(fence: Arc<RwLock<FenceHandle>>) {
-    let mut said = false;
-    loop {
-        if fence.read().await.is_live(clock::now()) {
-            tokio::time::sleep(FENCE_LOOK).await;
-            continue;
-        }
-        match fence.write().await.ensure_live().await {
-            Ok(is_new) => {
-                if is_new {
-                    tracing::warn!("the fence was dead or frozen: a new one watches");
-                }
-                said = false;
-            }
-            Err(error) => {
-                if !said {
-                    tracing::error!(%error, "there is no live fence; retrying");
-                    said = true;
-                }
-            }
-        }
-        tokio::time::sleep(FENCE_LOOK).await;
     }
 }
 

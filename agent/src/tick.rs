@@ -15,7 +15,7 @@ use crate::api::LocalRequest;
 use crate::decide::{self, Decision, Memory, RETRY_PAUSE, Reason};
 use crate::lease::LeaseStatus;
 use crate::observe::{Circumstances, Look, Observer};
-use crate::postgres::Postmaster;
+use crate::postgres::{Postmaster, ProcessId};
 
 mod record;
 mod request;
@@ -92,6 +92,8 @@ pub struct Tick {
     pub settings: SettingsKeeper,
     requests: Requests,
     memory: Memory,
+    /// The postmaster that the fence was told of.
+    told_of: Option<ProcessId>,
 }
 
 impl Tick {
@@ -111,6 +113,7 @@ impl Tick {
             settings,
             requests: Requests::default(),
             memory: Memory::default(),
+            told_of: None,
         }
     }
 
@@ -185,6 +188,12 @@ impl Tick {
             wants_peers: self.memory.wants_peers,
         };
         let mut look = self.observer.look(circumstances).await;
+        let postmaster = self.inbox.postmaster.borrow().running();
+        if look.status.is_some() && postmaster != self.told_of {
+            // Only a postmaster that answers has written down its shared memory.
+            self.actor.tell_fence().await;
+            self.told_of = postmaster;
+        }
         if let Some(why) = self.observer.before.take_failed_start() {
             self.actor.jobs.start_failed(why);
             look.observation.job = self.actor.jobs.view();

@@ -39,6 +39,27 @@ fn clusters_of_two_to_five_keep_every_invariant() {
     assert!(report.failures.is_empty(), "{:?}", report.failures);
 }
 
+/// Histories that once broke an invariant: seed and, where they need another than three, members.
+const FOUND: [(u64, Option<u8>); 5] = [
+    (467, Some(3)),
+    (47_040, Some(3)),
+    (40_709, Some(3)),
+    (45_298, Some(3)),
+    (1_014_207, None),
+];
+
+#[test]
+fn what_was_found_once_stays_mended() {
+    for (seed, members) in FOUND {
+        let options = Options {
+            members,
+            ..Options::default()
+        };
+        let failure = play(seed, options, &mut Coverage::default(), false).failure;
+        assert!(failure.is_none(), "seed {seed}: {failure:?}");
+    }
+}
+
 #[test]
 fn the_same_seed_is_the_same_history() {
     let mut coverage = Coverage::default();

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
+use crate::cluster::Moment;
+
 pub mod etcd;
 pub mod keys;
 #[cfg(feature = "memory")]
@@ -61,6 +63,16 @@ pub enum Compare {
     Value(String, Vec<u8>),
     /// The key exists and hangs on this lease.
     Lease(String, LeaseId),
+}
+
+impl Compare {
+    /// The key stands as it was seen: last written at this revision, or absent (0).
+    pub fn as_seen(key: String, revision: Revision) -> Self {
+        match revision {
+            0 => Compare::Absent(key),
+            revision => Compare::ModRevision(key, revision),
+        }
+    }
 }
 
 /// One step of a transaction that was decided for.
@@ -124,8 +136,15 @@ pub enum WatchEvent {
         /// The changes; a deleted key has no value.
         changes: Vec<(String, Option<Entry>)>,
     },
-    /// Nothing changed up to this revision; proves that the watch lives, and nothing else.
-    Progress(Revision),
+    /// The answer to a question of the client's: everything up to this revision was told. It counts from
+    /// the moment the question was sent, since an answer may wait in a socket for as long as its reader is
+    /// frozen.
+    Progress {
+        /// The store's revision when it answered.
+        revision: Revision,
+        /// When the question was sent.
+        asked: Moment,
+    },
 }
 
 /// Why the store did not do what was asked.

@@ -72,7 +72,7 @@ async fn changes(watch: &mut dyn Watch) -> Result<Vec<(String, Option<Entry>)>, 
         let next = tokio::time::timeout(PATIENCE, watch.next());
         match next.await.expect("the watch says something")? {
             WatchEvent::Changes { changes, .. } => return Ok(changes),
-            WatchEvent::Progress(_) => {}
+            WatchEvent::Progress { .. } => {}
         }
     }
 }
@@ -119,6 +119,30 @@ async fn conditions_hold_as_they_say(dcs: &dyn Dcs) {
     // Writing without the lease takes the key off it.
     write(dcs, &key(), "two").await;
     assert!(holds(dcs, Compare::Lease(key(), 0)).await);
+}
+
+/// Who creates a leader key names the last claim of a timeline as it was seen, by revision or absence.
+async fn whoever_missed_the_last_claim_creates_no_leader_key(dcs: &dyn Dcs) {
+    let (leader, claim) = ("/claim/leader".to_owned(), "/claim/timeline".to_owned());
+    let take = async |seen: i64| {
+        let when = vec![
+            Compare::Absent(leader.clone()),
+            Compare::as_seen(claim.clone(), seen),
+        ];
+        let taking = txn(when, vec![put(&leader, "a", 0)], vec![get(&claim)]);
+        dcs.commit(&taking).await.unwrap()
+    };
+    let free = txn(vec![], vec![Operation::Delete(leader.clone())], vec![]);
+    assert!(!take(7).await.succeeded, "a claim that vanished");
+    assert!(take(0).await.succeeded);
+    dcs.commit(&free).await.unwrap();
+    let first = write(dcs, &claim, "2").await;
+    let refused = take(0).await;
+    assert!(!refused.succeeded, "a claim never heard of");
+    assert_eq!(refused.entries[0].mod_revision, first);
+    let second = write(dcs, &claim, "3").await;
+    assert!(!take(first).await.succeeded, "an older claim");
+    assert!(take(second).await.succeeded);
 }
 
 async fn a_transaction_is_all_or_nothing(dcs: &dyn Dcs) {
@@ -293,6 +317,7 @@ async fn follows_a_cluster(dcs: Arc<dyn Dcs>) {
 
 async fn everything(dcs: Arc<dyn Dcs>) {
     conditions_hold_as_they_say(&*dcs).await;
+    whoever_missed_the_last_claim_creates_no_leader_key(&*dcs).await;
     a_transaction_is_all_or_nothing(&*dcs).await;
     a_prefix_shows_its_keys_and_no_others(&*dcs).await;
     a_watch_replays_from_an_old_revision(&*dcs).await;

@@ -22,6 +22,11 @@ pub(super) fn status(seen: &Observation, optime: Lsn) -> String {
     })
 }
 
+/// Which claim of a timeline this member knows; 0 for none.
+pub(super) fn claim_revision(seen: &Observation) -> Revision {
+    seen.topology().map_or(0, |t| t.claim_revision())
+}
+
 /// Whether the cluster is still being made.
 pub(super) fn is_bootstrap(seen: &Observation) -> bool {
     seen.topology()
@@ -75,7 +80,8 @@ impl Actor {
     pub(super) async fn claim_bootstrap(&self, seen: &Observation) -> Result<Revision, ActError> {
         let has_config = seen.topology().is_some_and(|t| t.settings.is_some());
         let config = (!has_config).then(|| self.bootstrap_config.clone());
-        Ok(self.lease.claim_bootstrap(config).await?)
+        let claim = claim_revision(seen);
+        Ok(self.lease.claim_bootstrap(claim, config).await?)
     }
 
     pub(super) async fn record_system_id(

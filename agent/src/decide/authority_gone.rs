@@ -3,11 +3,11 @@
 //! This is checked before every other situation, long jobs and shutdown included, and only maintenance
 //! holds it back ("pause means pause").
 
-use trunkline_shared::cluster::{MemberName, Timeline, Topology};
+use trunkline_shared::cluster::{MemberName, Moment, Timeline, Topology};
 
 use super::decision::{Action, Decision, Detail, Reason, StopMode};
 use super::memory::Memory;
-use super::observation::{LeaseView, Local, Observation};
+use super::observation::{LeaseView, Local, Observation, RunningRole};
 use super::{STOP_AHEAD, Turn};
 
 /// Why PostgreSQL may not go on, if so.
@@ -22,13 +22,21 @@ pub(super) fn verdict(seen: &Observation) -> Option<(Reason, Detail)> {
         return None;
     }
     match &seen.lease {
-        LeaseView::Held(held) if seen.now + STOP_AHEAD >= held.deadline => {
+        LeaseView::Held(held) if has_come(Some(held.deadline), seen) => {
             Some((Reason::LeaseAboutToExpire, Detail::None))
         }
         LeaseView::Held(_) => None,
         LeaseView::Lost => Some((Reason::AnotherLeads, leader_of(seen.topology()))),
-        LeaseView::NotHeld => without_lease(seen),
+        LeaseView::NotHeld => without_lease(seen).or_else(|| {
+            // An earlier agent armed the fence, or the lease has lapsed: the deadline still stands.
+            has_come(seen.fence.armed_until, seen)
+                .then_some((Reason::LeaseAboutToExpire, Detail::None))
+        }),
     }
+}
+
+fn has_come(deadline: Option<Moment>, seen: &Observation) -> bool {
+    deadline.is_some_and(|deadline| seen.now + STOP_AHEAD >= deadline)
 }
 
 fn without_lease(seen: &Observation) -> Option<(Reason, Detail)> {
@@ -48,17 +56,20 @@ fn without_lease(seen: &Observation) -> Option<(Reason, Detail)> {
         return Some((Reason::StalePrimary, Detail::None));
     }
     // With the fence armed an earlier deadline still stands and will be kept.
-    (!seen.is_dcs_fresh() && !seen.fence.is_armed)
+    (!seen.is_dcs_fresh() && !seen.fence.is_armed())
         .then_some((Reason::PrimaryWithoutLease, Detail::None))
 }
 
 /// Whether the cluster has already left the timeline this primary is on.
 fn is_stale(local: &Local, topology: &Topology) -> bool {
     match local {
-        Local::Running(running) => topology
-            .history
-            .last_ended()
-            .is_some_and(|Timeline(ended)| running.timeline.0 <= ended),
+        Local::Running(running) => {
+            let ended = topology.history.last_ended();
+            // Whoever claimed a newer one may have been promoted, and died before writing its history.
+            let is_primary = matches!(running.role, RunningRole::Primary { .. });
+            ended.is_some_and(|Timeline(ended)| running.timeline.0 <= ended)
+                || is_primary && running.timeline < topology.claimed.timeline
+        }
         Local::Unknown(_)
         | Local::Empty
         | Local::Stopped(_)

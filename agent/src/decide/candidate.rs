@@ -41,6 +41,14 @@ fn views(
     })
 }
 
+/// Whether no peer is silent.
+pub(super) fn all_answer(answers: &BTreeMap<MemberName, PeerAnswer>) -> bool {
+    answers.values().all(|answer| match answer {
+        PeerAnswer::Answered(_) => true,
+        PeerAnswer::Unreachable => false,
+    })
+}
+
 /// A peer that answered that its PostgreSQL is not in recovery.
 pub(super) fn living_primary(seen: &Observation) -> Option<MemberName> {
     let mut views = views(answers(seen)?);

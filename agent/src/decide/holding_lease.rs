@@ -192,7 +192,7 @@ fn not_primary_yet(turn: Turn<'_>, held: &Held) -> Decision {
 /// second crash, if anybody can take over.
 fn starting(turn: Turn<'_>, since: Moment) -> Decision {
     let seen = turn.seen;
-    if !seen.fence.is_armed {
+    if !seen.fence.is_armed() {
         return turn.act(Action::ArmFence).now(Reason::ArmingFence);
     }
     let limit = seen.settings().primary_start_timeout;
@@ -237,6 +237,13 @@ fn when_stopped(turn: Turn<'_>, held: &Held, topology: &Topology, stopped: &Stop
     }
     if topology.initialize == Initialize::Running {
         return start_primary(turn, Reason::Bootstrapping);
+    }
+    if topology.initialize == Initialize::Absent {
+        // Nobody takes over before the cluster has an identity: replicas without one never run.
+        if turn.failed_lately(JobKind::Start) {
+            return turn.after_failure(JobKind::Start);
+        }
+        return start_primary(turn, Reason::AdoptingPrimary);
     }
     if turn.failure_of(JobKind::Start).is_some() {
         return crashed(turn, topology, stopped, true);

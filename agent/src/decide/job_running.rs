@@ -11,14 +11,10 @@ pub(super) fn decide(seen: &Observation, memory: &Memory, job: &RunningJob) -> D
     let is_pointless = match job.kind {
         JobKind::Promote => !is_held,
         JobKind::Initialize | JobKind::FinishBootstrap => !is_held || seen.is_shutting_down,
-        JobKind::Clone => seen.is_shutting_down,
-        // A rewind that is ended half-way leaves data that only a clone can mend; starts and stops end by
-        // themselves.
-        JobKind::Rewind
-        | JobKind::Start
-        | JobKind::Stop
-        | JobKind::StopNow
-        | JobKind::Checkpoint => false,
+        // A rewind that is ended half-way leaves data that only a clone can mend, and says so on disk. Whoever
+        // ends the agent does not wait for hours, and would kill it. Starts and stops end by themselves.
+        JobKind::Clone | JobKind::Rewind => seen.is_shutting_down,
+        JobKind::Start | JobKind::Stop | JobKind::StopNow | JobKind::Checkpoint => false,
     };
     if is_pointless {
         return turn.act(Action::CancelJob).now(Reason::JobCancelled);

@@ -25,7 +25,7 @@ pub(super) fn decide(
     if !seen.fence.is_live {
         return turn.within(Reason::FenceNotLive, RETRY_PAUSE);
     }
-    if !seen.fence.is_armed {
+    if !seen.fence.is_armed() {
         return turn.act(Action::ArmFence).now(Reason::ArmingFence);
     }
     if !seen.is_dcs_fresh() {

@@ -20,7 +20,7 @@ pub(super) fn decide(seen: &Observation, memory: &Memory, topology: &Topology) -
             turn.routine(Reason::Paused)
         };
     }
-    if is_held && seen.fence.is_armed {
+    if is_held && seen.fence.is_armed() {
         return if is_announced {
             turn.act(Action::DisarmFence).now(Reason::DisarmingForPause)
         } else {

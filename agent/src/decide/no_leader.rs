@@ -36,13 +36,11 @@ pub(super) fn decide(seen: &Observation, memory: &Memory, topology: &Topology) -
         } => turn.routine(Reason::WaitingForStart),
         Local::Starting {
             as_primary: true, ..
-        } => take(turn, Reason::RetakingLease),
+        } => retake(turn),
         Local::Unresponsive { since, .. } => turn.wait_for_hung(*since),
         Local::Running(running) => match running.role {
-            RunningRole::Primary { .. } => take(turn, Reason::RetakingLease),
-            RunningRole::Replica { .. } if running.is_promoting => {
-                take(turn, Reason::RetakingLease)
-            }
+            RunningRole::Primary { .. } => retake(turn),
+            RunningRole::Replica { .. } if running.is_promoting => retake(turn),
             RunningRole::Replica { .. } => run(turn, memory, topology),
         },
         // Empty and orphaned instances are situations of their own.
@@ -59,11 +57,34 @@ fn run(turn: Turn<'_>, memory: &Memory, topology: &Topology) -> Decision {
         return turn.ask_peers();
     };
     match candidate::may_run(seen, topology, answers) {
-        Ok(()) => take(turn, Reason::Racing),
+        Ok(()) => {
+            // Whoever is silent would have to be waited for: only where all answer do they cost nothing to
+            // be asked again before the promotion.
+            let all_answer = candidate::all_answer(answers);
+            take(
+                turn.remember(|memory| memory.wants_peers = all_answer),
+                Reason::Racing,
+            )
+        }
         Err((reason, detail)) => turn
             .remember(|memory| memory.wants_peers = true)
             .detail(detail)
             .within(reason, ASK_AGAIN),
+    }
+}
+
+/// An instance that accepts writes, or soon will, goes on leading unless a peer is primary. That the view
+/// is the newest is proved by the transaction, which compares the last claimed timeline.
+fn retake(turn: Turn<'_>) -> Decision {
+    if candidate::answers(turn.seen).is_none() {
+        return turn.ask_peers();
+    }
+    match candidate::living_primary(turn.seen) {
+        Some(peer) => turn
+            .remember(|memory| memory.wants_peers = true)
+            .detail(Detail::Member(peer))
+            .within(Reason::PeerIsPrimary, ASK_AGAIN),
+        None => take(turn, Reason::RetakingLease),
     }
 }
 

@@ -133,10 +133,10 @@ pub enum Local {
     /// The postmaster is dead and server processes of it still live: a busy backend survives its
     /// postmaster's SIGKILL and can still commit.
     Orphaned {
-        /// Whether it accepted writes.
+        /// Whether it accepted writes; true where that is not known.
         was_primary: bool,
-        /// The system identifier of its data.
-        system_id: SystemId,
+        /// The system identifier of its data, where it is known: its directory may be gone or unreadable.
+        system_id: Option<SystemId>,
     },
 }
 
@@ -348,6 +348,14 @@ pub enum LocalRequest {
 pub struct FenceView {
     /// It holds its lock and stamped its heartbeat within a second.
     pub is_live: bool,
-    /// It will fire when the deadline passes.
-    pub is_armed: bool,
+    /// When it fires unless that moment is moved; `None` while it sleeps. It outlives the agent, so it may
+    /// stand where no lease is held yet.
+    pub armed_until: Option<Moment>,
+}
+
+impl FenceView {
+    /// Whether it will fire when its deadline passes.
+    pub fn is_armed(&self) -> bool {
+        self.armed_until.is_some()
+    }
 }

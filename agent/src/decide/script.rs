@@ -30,6 +30,9 @@ pub mod print;
 mod synchronous;
 mod words;
 
+/// How far ahead an armed fence's deadline lies where a script does not say.
+const ARMED_FOR: Duration = Duration::from_secs(3600);
+
 /// What a line of a script says wrongly.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ScriptError {
@@ -113,7 +116,7 @@ impl Default for Scene {
                 request: None,
                 fence: FenceView {
                     is_live: true,
-                    is_armed: false,
+                    armed_until: None,
                 },
                 is_shutting_down: false,
             },
@@ -173,8 +176,13 @@ impl Scene {
                 }
             }
             "fence" => {
-                let (is_live, is_armed) = (words.has("live"), words.has("armed"));
-                self.seen.fence = FenceView { is_live, is_armed };
+                let left = words.seconds("left")?.unwrap_or(ARMED_FOR);
+                let gone = words.seconds("gone")?.unwrap_or_default();
+                let armed_until = words.has("armed").then_some(self.seen.now + left - gone);
+                self.seen.fence = FenceView {
+                    is_live: words.has("live"),
+                    armed_until,
+                };
             }
             "memory" => self.memory = memory(&words, self.seen.now)?,
             "shutdown" => self.seen.is_shutting_down = true,

@@ -2,23 +2,29 @@
 
 use std::fs::{self, OpenOptions};
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::time::Duration;
 
 use rustix::process::{Flock, FlockType, Signal, fcntl_getlk, pidfd_send_signal};
+use tokio::io::unix::AsyncFd;
 
 use trunkline_shared::cluster::Moment;
 use trunkline_shared::service::clock;
 
 use super::deadline::{self, Deadline, read_stamp};
+use super::elsewhere;
 use super::{DATA_DIR_FILE, FENCE_NAME, HEARTBEAT_FILE, HEARTBEAT_LIMIT, LOCK_FILE, LOG_FILE};
-use crate::postgres::process::spawn_detached;
+use crate::postgres::process::{spawn_detached, watch_descriptor};
 use crate::postgres::scan::ProcessId;
 
 /// How long a fresh fence may take to show its first heartbeat.
 const START_LIMIT: Duration = Duration::from_secs(3);
+
+/// How long a holder without a young heartbeat may take to show one: it may have been started a moment ago.
+const FRESH_LIMIT: Duration = Duration::from_millis(300);
 
 /// Pause between two looks at a starting fence.
 const START_PAUSE: Duration = Duration::from_millis(5);
@@ -53,6 +59,19 @@ pub enum FenceError {
         after: Duration,
         /// Its log.
         log: PathBuf,
+    },
+    /// The run directory was changed while the fence of the one before still guards the instance.
+    #[error(
+        "the fence (process {pid}) of {other} still guards this data directory and would kill what is renewed in {run_dir}; \
+         set trunkline.run_dir back to {other} and start the agent, end it cleanly (that ends the fence), then change run_dir"
+    )]
+    OtherRunDir {
+        /// The run directory that was to be used.
+        run_dir: PathBuf,
+        /// The one of the fence that lives.
+        other: PathBuf,
+        /// That fence.
+        pid: i32,
     },
     /// The fence that holds the lock watches another data directory.
     #[error(
@@ -94,6 +113,7 @@ impl FenceHandle {
             child: None,
         };
         handle.check_instance()?;
+        elsewhere::end_others(&handle.run_dir, &handle.data_dir)?;
         handle.ensure_live().await?;
         Ok(handle)
     }
@@ -107,7 +127,7 @@ impl FenceHandle {
         let began = clock::now();
         if let Some(holder) = self.holder() {
             // It may have been started a moment ago by an agent that has ended since.
-            if self.wait_live(began, HEARTBEAT_LIMIT).await {
+            if self.wait_live(began, FRESH_LIMIT).await {
                 return Ok(false);
             }
             if let Some(pidfd) = holder.open() {
@@ -139,6 +159,12 @@ impl FenceHandle {
     /// The fence's process number, if one holds the lock.
     pub fn pid(&self) -> Option<i32> {
         self.holder().map(|holder| holder.pid)
+    }
+
+    /// Readable once the fence that holds the lock has ended; `None` if there is none. To be called within a
+    /// tokio runtime.
+    pub(super) fn end(&self) -> Option<AsyncFd<OwnedFd>> {
+        watch_descriptor(self.holder()?.open()?).ok()
     }
 
     /// Sets the moment at which the fence kills. To be called before the instance may accept writes, at

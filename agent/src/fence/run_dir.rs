@@ -11,7 +11,7 @@ use rustix::fs::FlockOperation;
 use trunkline_shared::cluster::SystemId;
 
 /// Locked by the agent that runs on the directory.
-const AGENT_LOCK_FILE: &str = "agent.lock";
+pub(super) const AGENT_LOCK_FILE: &str = "agent.lock";
 
 /// Holds the boot id, and the system identifier once it is known.
 const STAMP_FILE: &str = "stamp";

@@ -33,7 +33,12 @@ impl Arming {
 
     /// Whether the fence will fire when the deadline passes.
     pub fn is_armed(&self) -> bool {
-        self.state().deadline.is_some()
+        self.deadline().is_some()
+    }
+
+    /// When the fence fires unless that is moved; `None` while it sleeps.
+    pub fn deadline(&self) -> Option<Moment> {
+        self.state().deadline
     }
 
     /// Arms with this deadline.

@@ -16,7 +16,7 @@ use tokio::time::timeout;
 use trunkline_shared::cluster::topology::FactKey;
 use trunkline_shared::cluster::{LeaderEpoch, MemberName, Moment};
 use trunkline_shared::dcs::keys::Keys;
-use trunkline_shared::dcs::{Committed, Dcs, DcsError, Header, LeaseId, Operation, Txn};
+use trunkline_shared::dcs::{Committed, Dcs, DcsError, Header, LeaseId, Operation, Revision, Txn};
 use trunkline_shared::service::clock;
 
 use super::arming::Arming;
@@ -24,6 +24,7 @@ use super::saved::SavedLease;
 use super::state::{self, KeyCheck, LeaseState, Renewal};
 use super::{Command, LeaseHandle, LeaseStatus, WantedRecord};
 
+mod length;
 mod orders;
 
 /// The pause after a renewal or a write of the member record that failed.
@@ -90,6 +91,8 @@ struct Inner {
     state: LeaseState,
     session: Option<Session>,
     asked: Duration,
+    /// A lease that the leader key may be moved to at any time: that was asked for, the outcome is unknown.
+    moving: Option<Session>,
     changes: u64,
     /// The lease and revision of the member record written last.
     record: Option<(LeaseId, i64)>,
@@ -115,6 +118,9 @@ struct Keeper {
 struct Looked {
     found: KeyCheck,
     header: Header,
+    /// The generation, and the key's revision; 0 where there is no key.
+    generation: u64,
+    revision: Revision,
     /// Whom the key names, on which lease.
     holder: Option<(String, LeaseId)>,
 }
@@ -142,6 +148,7 @@ impl Keeper {
                 state: LeaseState::default(),
                 session: None,
                 asked: config.ttl,
+                moving: None,
                 changes: 0,
                 record: None,
                 trouble: None,
@@ -265,6 +272,9 @@ impl Keeper {
     /// The second half of a renewal: reads the key and counts, unless a command came between.
     async fn check(&self, lease: LeaseId, changes: u64) -> Result<(), DcsError> {
         let looked = self.limited(self.look(lease)).await?;
+        if looked.found == KeyCheck::Other && self.has_moved(&looked) {
+            return Ok(());
+        }
         let mut inner = self.inner.borrow_mut();
         let Some(session) = inner.session.filter(|s| s.lease == lease) else {
             return Ok(());
@@ -325,6 +335,8 @@ impl Keeper {
         Looked {
             found,
             header: committed.header,
+            generation,
+            revision: leader.map_or(0, |e| e.mod_revision),
             holder: leader.map(|e| (text(&e.value), e.lease)),
         }
     }

@@ -5,6 +5,7 @@
 //! process signalled here has ended, and nothing is attached to the instance's shared memory segment. This
 //! is plain synchronous code without allocation tricks or threads, because the fence runs it.
 
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::time::Duration;
@@ -16,7 +17,7 @@ use trunkline_shared::cluster::Moment;
 use trunkline_shared::service::clock;
 
 use super::postmaster_pid::Segment;
-use super::scan::{ProcessId, attached, read_postmaster_pid, scan};
+use super::scan::{Directory, Found, ProcessId, attached, read_postmaster_pid, scan, scan_known};
 
 /// Longest pause between two scans while processes are ending.
 const SCAN_PAUSE: Duration = Duration::from_millis(2);
@@ -36,13 +37,28 @@ pub struct KillReport {
 
 /// Ends every server process of `data_dir` and waits until it is dead, for `limit` at most.
 pub fn kill_instance(data_dir: &Path, limit: Duration) -> KillReport {
+    let scanning = || (scan(data_dir), segment_of(data_dir));
+    kill_all(scanning, limit)
+}
+
+/// As [`kill_instance`], of an instance that was looked at before: reads nothing but `/proc`, so that a hung
+/// disk holds nothing up.
+pub fn kill_known(directory: &Directory, segment: Option<Segment>, limit: Duration) -> KillReport {
+    kill_all(|| (scan_known(directory), segment), limit)
+}
+
+fn kill_all(
+    look: impl Fn() -> (io::Result<Found>, Option<Segment>),
+    limit: Duration,
+) -> KillReport {
     let began = clock::now();
     let mut segment = None;
     let mut signalled: Vec<(ProcessId, Option<OwnedFd>)> = Vec::new();
     let mut empty_scans = 0;
     loop {
-        segment = segment.or_else(|| segment_of(data_dir));
-        match scan(data_dir) {
+        let (found, named) = look();
+        segment = segment.or(named);
+        match found {
             Ok(found) if found.is_empty() => empty_scans += 1,
             Ok(found) => {
                 empty_scans = 0;

@@ -150,7 +150,7 @@ impl Watched {
     reason = "its replacement is unsafe because a type may lend out a descriptor it does not own; \
               OwnedFd owns its own until it is dropped"
 )]
-fn watch_descriptor(pidfd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+pub(crate) fn watch_descriptor(pidfd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     AsyncFd::new(pidfd)
 }
 

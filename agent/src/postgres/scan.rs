@@ -8,6 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{AtFlags, CWD, StatxFlags, makedev, statx};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::postmaster_pid::{PostmasterPid, Segment};
@@ -66,14 +67,19 @@ fn parse_stat(text: &str) -> Option<Stat> {
     })
 }
 
-/// The data directory as the kernel sees it.
-struct Directory {
-    path: PathBuf,
-    identity: Option<(u64, u64)>,
+/// The data directory as the kernel sees it: enough to tell its server processes by `/proc` alone, also
+/// while its disk hangs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Directory {
+    /// Its real path.
+    pub path: PathBuf,
+    /// Device and inode; `None` if it does not exist.
+    pub identity: Option<(u64, u64)>,
 }
 
 impl Directory {
-    fn new(data_dir: &Path) -> Self {
+    /// Looks at the disk.
+    pub fn new(data_dir: &Path) -> Self {
         Self {
             path: fs::canonicalize(data_dir).unwrap_or_else(|_| data_dir.to_owned()),
             identity: fs::metadata(data_dir).ok().map(|m| (m.dev(), m.ino())),
@@ -82,12 +88,17 @@ impl Directory {
 
     fn is_cwd_of(&self, pid: i32) -> bool {
         let link = format!("/proc/{pid}/cwd");
-        let by_identity = || fs::metadata(&link).ok().map(|m| (m.dev(), m.ino()));
-        if self.identity.is_some() && by_identity() == self.identity {
-            return true;
-        }
+        // The link's text is the kernel's own; only where it is another path is the directory looked at.
         fs::read_link(&link).is_ok_and(|cwd| without_deleted(&cwd) == self.path)
+            || self.identity.is_some() && identity_behind(&link) == self.identity
     }
+}
+
+/// Device and inode of an open directory, as the kernel has them in memory: no disk is asked.
+fn identity_behind(link: &str) -> Option<(u64, u64)> {
+    let found = statx(CWD, link, AtFlags::STATX_DONT_SYNC, StatxFlags::INO).ok()?;
+    let device = makedev(found.stx_dev_major, found.stx_dev_minor);
+    Some((device, found.stx_ino))
 }
 
 /// The kernel adds this to the target of a link whose file was removed, as an upgrade of the package does.
@@ -145,9 +156,12 @@ impl Found {
 /// process is a server by the name of its program, so that a shell standing in the directory is left
 /// alone. An error means that nothing can be said.
 pub fn scan(data_dir: &Path) -> io::Result<Found> {
-    let directory = Directory::new(data_dir);
+    scan_known(&Directory::new(data_dir))
+}
+
+/// As [`scan`], of a directory that was looked at before: reads nothing but `/proc`.
+pub fn scan_known(directory: &Directory) -> io::Result<Found> {
     let uid = rustix::process::geteuid().as_raw();
-    let postmaster = find_postmaster(data_dir);
     let mut all: Vec<(ProcessId, i32)> = Vec::new();
     let mut servers = Vec::new();
     for entry in fs::read_dir("/proc")? {
@@ -169,10 +183,13 @@ pub fn scan(data_dir: &Path) -> io::Result<Found> {
         all.push((id, stat.parent));
         let is_server = executable(pid).is_some_and(|exe| is_server_program(&exe));
         if is_server && directory.is_cwd_of(pid) {
-            servers.push(id);
+            servers.push((id, stat.parent));
         }
     }
-    servers.sort_by_key(|id| (Some(*id) != postmaster, *id));
+    // The postmaster, whose parent is no server, first: it starts no more of them then.
+    let pids: BTreeSet<i32> = servers.iter().map(|(id, _)| id.pid).collect();
+    servers.sort_by_key(|(id, parent)| (pids.contains(parent), *id));
+    let servers: Vec<ProcessId> = servers.into_iter().map(|(id, _)| id).collect();
     let descendants = descendants(&all, &servers);
     Ok(Found {
         servers,

@@ -168,7 +168,30 @@ impl World {
                 self.node_mut(node).agent.lease.state.given_up();
                 tell!(self, Actor::Agent(node), "has given the leader key up");
             }
-            _ => {}
+            Action::ConfirmLeader
+            | Action::RecordSystemId(_)
+            | Action::PublishStatus { .. }
+            | Action::RecordHistory
+            | Action::DropFailoverRequest { .. }
+            | Action::AnnounceSwitchover(_)
+            | Action::ClearSwitchover
+            | Action::WriteDisarmed
+            | Action::RemoveDisarmed
+            | Action::ClaimTimeline(_)
+            | Action::ArmFence
+            | Action::DisarmFence
+            | Action::Initialize
+            | Action::FinishBootstrap
+            | Action::Start(_)
+            | Action::Stop(_)
+            | Action::Promote(_)
+            | Action::Checkpoint
+            | Action::Follow(_)
+            | Action::Clone(_)
+            | Action::Rewind(_)
+            | Action::CancelJob
+            | Action::CreateSlots(_)
+            | Action::DropSlots(_) => {}
         }
     }
 

@@ -51,6 +51,8 @@ impl World {
         self.put_in(MS, Event::Renew { node, boot });
         if !self.node(node).fence.is_alive {
             self.replace_fence(node);
+        } else if self.node(node).fence.frozen_until > now {
+            self.look_at_fence(node, MS);
         }
         self.show_interrupted_rewind(node);
         self.see_exit_soon(node);
@@ -345,16 +347,13 @@ impl World {
             request,
             fence: FenceView {
                 is_live: this.fence_looks_live(self.now),
-                is_armed: this.run_dir.deadline.is_some(),
+                armed_until: this.run_dir.deadline,
             },
             is_shutting_down,
         })
     }
 
     fn take_up(&mut self, node: NodeId, seen: &Observation, decision: Decision) {
-        if !seen.fence.is_live {
-            self.replace_fence(node);
-        }
         self.record(node, seen, &decision);
         let ends = decision.reason == trunkline_agent::decide::Reason::ShutDown;
         let agent = &mut self.node_mut(node).agent;

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use trunkline_agent::decide::decision::{StopMode, Upstream};
-use trunkline_agent::decide::observation::{DcsView, LeaseView, Observation};
-use trunkline_agent::decide::{Action, Decision, Situation};
+use trunkline_agent::decide::observation::{DcsView, LeaseView, Local, Observation, RunningRole};
+use trunkline_agent::decide::{Action, Decision, Reason, Situation};
+use trunkline_shared::cluster::topology::ClaimedTimeline;
 use trunkline_shared::cluster::{MemberName, Moment};
 
 /// A rule that a run breaks on purpose.
@@ -28,11 +29,16 @@ pub enum Break {
     LagLimitIgnored,
     /// A replica is pointed away from its upstream as soon as the leader key is gone.
     UpstreamDropped,
+    /// A primary that nobody leads takes the free key at once, whatever timeline was claimed meanwhile: it
+    /// neither compares the last claim nor asks anybody, and what it knows counts as new.
+    ClaimIgnored,
+    /// Nobody replaces a fence that died or froze, nor does the agent stop PostgreSQL ahead of the deadline.
+    FenceLeftDead,
 }
 
 impl Break {
     /// Every one, with its word.
-    pub const ALL: [(Break, &'static str); 8] = [
+    pub const ALL: [(Break, &'static str); 10] = [
         (Break::NoFence, "no-fence"),
         (Break::DeadlineFromAnswer, "deadline-from-answer"),
         (Break::NoPeerCheck, "no-peer-check"),
@@ -41,6 +47,8 @@ impl Break {
         (Break::PromoteUnlocked, "promote-unlocked"),
         (Break::LagLimitIgnored, "lag-limit-ignored"),
         (Break::UpstreamDropped, "upstream-dropped"),
+        (Break::ClaimIgnored, "claim-ignored"),
+        (Break::FenceLeftDead, "fence-left-dead"),
     ];
 
     /// The word of the command line.
@@ -70,19 +78,21 @@ impl Break {
                     Arc::make_mut(topology).settings = Some(Arc::new(settings));
                 }
             }
+            Break::ClaimIgnored => forget_claims(seen),
             Break::NoFence
             | Break::DeadlineFromAnswer
             | Break::NoPeerCheck
             | Break::ReleaseAlive
             | Break::StaleEpochRouter
-            | Break::UpstreamDropped => {}
+            | Break::UpstreamDropped
+            | Break::FenceLeftDead => {}
         }
     }
 
     /// Changes what was decided.
     pub(super) fn perturb_decision(self, decision: &mut Decision) {
         match self {
-            Break::NoFence => {
+            Break::NoFence | Break::FenceLeftDead => {
                 if decision.situation == Situation::AuthorityGone {
                     decision.actions.clear();
                 }
@@ -94,6 +104,11 @@ impl Break {
                     decision
                         .actions
                         .insert(at + 1, Action::ReleaseLeader { position: None });
+                }
+            }
+            Break::ClaimIgnored => {
+                if decision.reason == Reason::AskingPeers && decision.actions.is_empty() {
+                    decision.actions.push(Action::AcquireLeader);
                 }
             }
             Break::UpstreamDropped => {
@@ -112,6 +127,23 @@ impl Break {
             | Break::LagLimitIgnored => {}
         }
     }
+}
+
+/// What a primary without a leader would see if it had slept through every promotion.
+fn forget_claims(seen: &mut Observation) {
+    let is_primary = matches!(&seen.local, Local::Running(running)
+        if matches!(running.role, RunningRole::Primary { .. }));
+    let DcsView::Known { topology, age } = &mut seen.dcs else {
+        return;
+    };
+    if !is_primary || topology.leader.is_some() || seen.lease != LeaseView::NotHeld {
+        return;
+    }
+    let topology = Arc::make_mut(topology);
+    topology.claimed = ClaimedTimeline::default();
+    topology.history = Arc::default();
+    *age = Duration::ZERO;
+    seen.fence.armed_until = None;
 }
 
 /// The word names no rule.

@@ -46,6 +46,11 @@ pub const UNREACHED: &[(&str, &str)] = &[
     ("not_synchronous", "no seed replicates synchronously yet"),
     ("not_enough_votes", "no seed replicates synchronously yet"),
     (
+        "stale_primary",
+        "a primary that slept through a promotion meets its own deadline or the other's key first in nearly \
+         every seed; scripts hold the rule",
+    ),
+    (
         "primary_without_lease",
         "needs a primary that was never armed when the DCS fails in the milliseconds before its adoption",
     ),

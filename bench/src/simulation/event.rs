@@ -64,6 +64,8 @@ pub(super) enum Event {
     JobDone { node: NodeId, job: u32 },
     /// The fence's timer.
     Fence { node: NodeId, fence: u32 },
+    /// The agent looks whether its fence lives.
+    FenceLook { node: NodeId, boot: u32 },
     /// A new fence lives.
     FenceStarted { node: NodeId, fence: u32 },
     /// A client writes through its router.

@@ -336,7 +336,7 @@ impl Postgres {
         match self.phase {
             Phase::Down if self.has_orphans => Local::Orphaned {
                 was_primary: data.was_primary,
-                system_id,
+                system_id: Some(system_id),
             },
             Phase::Down => Local::Stopped(self.stopped(data, branches)),
             Phase::Starting { as_primary } => starting(as_primary),

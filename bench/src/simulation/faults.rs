@@ -14,6 +14,9 @@ use super::store::{Compare, Txn, Write};
 use super::story::{Actor, tell};
 use super::world::World;
 
+/// How soon the agent sees the end of its fence.
+const FENCE_END_SEEN: Time = 5 * MS;
+
 impl World {
     pub(super) fn on_fault(&mut self, index: u8) -> bool {
         let at = usize::from(index);
@@ -80,6 +83,7 @@ impl World {
                 self.node_mut(node).fence.is_alive = false;
                 self.node_mut(node).fence.number += 1;
                 self.node_mut(node).fence.is_starting = false;
+                self.look_at_fence(node, FENCE_END_SEEN);
             }
             FaultKind::FenceFrozen => self.freeze_fence(node, until),
             FaultKind::NodeCutFromDcs
@@ -185,6 +189,7 @@ impl World {
             fence.frozen_since = now;
         }
         fence.frozen_until = until.max(fence.frozen_until);
+        self.look_at_fence(node, SECOND);
     }
 
     pub(super) fn kill_agent(&mut self, node: NodeId) {
@@ -284,7 +289,7 @@ impl World {
             && let Some(earlier) = self.store.earlier.first().cloned()
             && earlier.revision < self.watches[usize::from(watcher)].seen
         {
-            self.view_arrives(watcher, earlier);
+            self.view_arrives(watcher, earlier, None);
         }
     }
 
@@ -309,18 +314,11 @@ impl World {
             FaultKind::NodeIsolated => {
                 both(here, Place::Dcs);
                 for node in (0..self.plan.members).filter(|n| *n != fault.node) {
-                    let other = Place::Node(node);
-                    for (from, to) in [(here, other), (other, here)] {
-                        if cut {
-                            self.net.cut(from, to)
-                        } else {
-                            self.net.mend(from, to)
-                        }
-                    }
+                    both(here, Place::Node(node));
                 }
             }
-            _ => {
-                // Half deaf: nothing reaches it, what it says is heard.
+            FaultKind::NodeHalfDeaf => {
+                // Nothing reaches it, what it says is heard.
                 for from in [Place::Dcs, there] {
                     if cut {
                         self.net.cut(from, here)
@@ -329,6 +327,39 @@ impl World {
                     }
                 }
             }
+            // No faults of the network.
+            FaultKind::PostmasterKilled
+            | FaultKind::PostmasterHangs
+            | FaultKind::StopIsSlow
+            | FaultKind::DataUnreadable
+            | FaultKind::DataForeign
+            | FaultKind::DataLost
+            | FaultKind::AgentKilled
+            | FaultKind::AgentPaused
+            | FaultKind::AgentAndFencePaused
+            | FaultKind::NodeFrozen
+            | FaultKind::NodePowerOff
+            | FaultKind::FenceKilled
+            | FaultKind::FenceFrozen
+            | FaultKind::DcsOutage
+            | FaultKind::DcsLeaderChange
+            | FaultKind::DcsDeposedLeader
+            | FaultKind::DcsSlow
+            | FaultKind::DcsLosesAnswers
+            | FaultKind::DcsAnswersTwice
+            | FaultKind::WatchStalls
+            | FaultKind::ReplicationStalls
+            | FaultKind::CloneFails
+            | FaultKind::RewindFails
+            | FaultKind::StartFails
+            | FaultKind::InitdbFails
+            | FaultKind::OperatorSwitchover
+            | FaultKind::OperatorSwitchoverNamed
+            | FaultKind::OperatorFailover
+            | FaultKind::OperatorRestart
+            | FaultKind::OperatorReinitialize
+            | FaultKind::OperatorPauses
+            | FaultKind::AgentToldToEnd => {}
         }
     }
 
@@ -358,13 +389,45 @@ impl World {
                 self.request(node, LocalRequest::Reinitialize)
             }
             FaultKind::OperatorPauses => self.set_pause(true),
-            _ => {
+            FaultKind::AgentToldToEnd => {
                 let agent = &mut self.node_mut(fault.node).agent;
                 let runs = agent.is_alive;
                 agent.is_shutting_down = true;
                 self.wake(fault.node);
                 runs
             }
+            // Nobody's doing.
+            FaultKind::PostmasterKilled
+            | FaultKind::PostmasterHangs
+            | FaultKind::StopIsSlow
+            | FaultKind::DataUnreadable
+            | FaultKind::DataForeign
+            | FaultKind::DataLost
+            | FaultKind::AgentKilled
+            | FaultKind::AgentPaused
+            | FaultKind::AgentAndFencePaused
+            | FaultKind::NodeFrozen
+            | FaultKind::NodePowerOff
+            | FaultKind::FenceKilled
+            | FaultKind::FenceFrozen
+            | FaultKind::DcsOutage
+            | FaultKind::DcsLeaderChange
+            | FaultKind::DcsDeposedLeader
+            | FaultKind::DcsSlow
+            | FaultKind::DcsLosesAnswers
+            | FaultKind::DcsAnswersTwice
+            | FaultKind::WatchStalls
+            | FaultKind::ReplicationStalls
+            | FaultKind::CloneFails
+            | FaultKind::RewindFails
+            | FaultKind::StartFails
+            | FaultKind::InitdbFails
+            | FaultKind::NodeCutFromDcs
+            | FaultKind::NodeCutFromNode
+            | FaultKind::NodeIsolated
+            | FaultKind::NodeHalfDeaf
+            | FaultKind::RouterCutFromDcs
+            | FaultKind::RouterCutFromNode => false,
         }
     }
 

@@ -7,6 +7,8 @@ use super::world::World;
 
 /// How soon it looks again while the deadline stays passed.
 const KILL_AGAIN: Time = 200 * MS;
+/// How soon the agent looks again at a fence whose heartbeat is not old enough yet.
+const LOOK_AGAIN: Time = 250 * MS;
 /// How long a new fence takes to live.
 const FENCE_STARTS: Time = 50 * MS;
 
@@ -47,6 +49,28 @@ impl World {
         }
         // While the deadline stays passed it goes on killing.
         self.put_in(KILL_AGAIN, event);
+        true
+    }
+
+    /// Beside its turns, the agent sees its fence end at once, and freeze when the heartbeat is old.
+    pub(super) fn look_at_fence(&mut self, node: NodeId, delay: Time) {
+        let boot = self.node(node).agent.boot;
+        self.put_in(delay, Event::FenceLook { node, boot });
+    }
+
+    pub(super) fn on_fence_look(&mut self, event: Event, node: NodeId, boot: u32) -> bool {
+        let agent = &self.node(node).agent;
+        if agent.boot != boot || !agent.is_alive || self.rule == Some(Break::FenceLeftDead) {
+            return false;
+        }
+        if self.put_off(self.node(node).agent_sleeps_until(), event) {
+            return true;
+        }
+        if !self.node(node).fence_looks_live(self.now) {
+            self.replace_fence(node);
+        } else if self.node(node).fence.frozen_until > self.now {
+            self.put_in(LOOK_AGAIN, event);
+        }
         true
     }
 

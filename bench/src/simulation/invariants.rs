@@ -500,5 +500,7 @@ pub fn noticed_by(rule: Break) -> &'static [Invariant] {
         ],
         Break::LagLimitIgnored => &[Invariant::LossWithinLimit],
         Break::UpstreamDropped => &[Invariant::UpstreamKeptUntilNewLeader],
+        Break::ClaimIgnored => &[Invariant::NoDataDestroyed, Invariant::LossWithinLimit],
+        Break::FenceLeftDead => &[Invariant::FenceKillsByTheDeadline],
     }
 }

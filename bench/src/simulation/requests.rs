@@ -5,6 +5,7 @@ use std::sync::Arc;
 use trunkline_agent::decide::STOP_AHEAD;
 use trunkline_shared::cluster::{Member, Moment};
 
+use super::breaks::Break;
 use super::event::{Event, MS, NodeId, SECOND, Time};
 use super::network::Place;
 use super::store::{LeaderKey, Txn};
@@ -117,7 +118,13 @@ impl World {
             purpose,
             Purpose::Confirm { .. } | Purpose::Action { .. } | Purpose::Check { turn: Some(_), .. }
         );
-        match self.lease_left(node) {
+        let armed = self.node(node).run_dir.deadline;
+        let armed_left = armed.map(|deadline| self.clock(node).until(deadline));
+        let left = [self.lease_left(node), armed_left]
+            .into_iter()
+            .flatten()
+            .min();
+        match left {
             Some(left) if is_action && self.node(node).postgres.can_commit() => {
                 let left = left.saturating_sub(STOP_AHEAD).as_nanos() as Time;
                 limit.min(left.max(50 * MS))
@@ -202,7 +209,7 @@ impl World {
     pub(super) fn dcs_changed(&mut self, by: Option<NodeId>, leader_before: Option<i64>) {
         self.leader_key_changed(by, leader_before);
         for watcher in 0..self.watches.len() as u8 {
-            self.push_view(watcher);
+            self.push_view(watcher, None);
         }
     }
 
@@ -271,16 +278,21 @@ impl World {
         self.put_in(MS, Event::WatchProbe { watcher, boot });
     }
 
-    fn push_view(&mut self, watcher: u8) {
+    /// Sends the newest view: an event's, or the answer to a listing asked for at `asked`.
+    fn push_view(&mut self, watcher: u8, asked: Option<Time>) {
         let place = self.place_of(watcher);
         let at = usize::from(watcher);
         if self.watches[at].coming.is_some() || self.watches[at].boot == 0 {
             return;
         }
+        // Whoever has not listed yet is told of no changes.
+        if asked.is_none() && self.watches[at].seen < 0 {
+            return;
+        }
         if self.watches[at].stalled_until > self.now || !self.net.reaches(Place::Dcs, place) {
             return;
         }
-        self.watches[at].coming = Some(self.store.head.clone());
+        self.watches[at].coming = Some((self.store.head.clone(), asked));
         let way = self.hop();
         self.put_in(way, Event::WatchView { watcher });
     }
@@ -298,16 +310,16 @@ impl World {
         }
         let at = usize::from(watcher);
         let place = self.place_of(watcher);
-        let Some(view) = self.watches[at].coming.take() else {
+        let Some((view, asked)) = self.watches[at].coming.take() else {
             return false;
         };
         if !self.net.reaches(Place::Dcs, place) {
             return true;
         }
         let is_behind = view.revision < self.store.revision();
-        self.view_arrives(watcher, view);
+        self.view_arrives(watcher, view, asked);
         if is_behind {
-            self.push_view(watcher);
+            self.push_view(watcher, None);
         }
         true
     }
@@ -317,6 +329,7 @@ impl World {
         &mut self,
         watcher: u8,
         view: Arc<trunkline_shared::cluster::Topology>,
+        asked: Option<Time>,
     ) {
         let at = usize::from(watcher);
         let place = self.place_of(watcher);
@@ -328,16 +341,22 @@ impl World {
         self.watches[at].seen = view.revision;
         match place {
             Place::Node(node) => {
-                let now = self.clock(node);
+                // A sign of life counts from the sending of the question: an event may have waited in the
+                // socket of a frozen reader.
+                let asked = match self.rule {
+                    Some(Break::ClaimIgnored) => Some(self.now),
+                    _ => asked,
+                };
+                let proved = asked.map(|asked| self.node(node).clock(asked));
                 let agent = &mut self.node_mut(node).agent;
                 let is_news = agent.view.as_ref().is_none_or(|old| matters(old, &view));
                 agent.view = Some(view);
-                agent.proved = now;
+                agent.proved = agent.proved.max(proved.unwrap_or_default());
                 if is_news {
                     self.wake(node);
                 }
             }
-            Place::Router(router) => self.router_sees(router, view),
+            Place::Router(router) => self.router_sees(router, view, asked),
             Place::Dcs => {}
         }
     }
@@ -360,7 +379,7 @@ impl World {
             let there = self.hop();
             let revision = self.store.revision();
             if self.watches[at].seen < revision {
-                self.push_view(watcher);
+                self.push_view(watcher, Some(self.now));
             }
             self.put_in(
                 2 * there,
@@ -431,6 +450,7 @@ fn matters(
         || old.failover != new.failover
         || old.switchover != new.switchover
         || old.disarmed != new.disarmed
+        || old.claimed != new.claimed
         || old.settings != new.settings
         || old.members.len() != new.members.len();
     keys || old

@@ -71,11 +71,14 @@ impl Router {
 }
 
 impl World {
-    pub(super) fn router_sees(&mut self, router: u8, view: Arc<Topology>) {
+    pub(super) fn router_sees(&mut self, router: u8, view: Arc<Topology>, asked: Option<Time>) {
         let now = self.now;
+        let believes = self.rule.is_some_and(|rule| rule.believes_old_views());
         let this = &mut self.routers[usize::from(router)];
         this.view = Some(view);
-        this.proved = now;
+        // A router that believes anything believes that it is new, too.
+        let asked = if believes { Some(now) } else { asked };
+        this.proved = this.proved.max(asked.unwrap_or(0));
         self.router_steps(router);
     }
 

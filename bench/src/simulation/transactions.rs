@@ -3,9 +3,10 @@
 use std::sync::Arc;
 
 use trunkline_agent::decide::Action;
-use trunkline_shared::cluster::Lsn;
 use trunkline_shared::cluster::topology::{Fact, FactKey, Initialize, Status};
+use trunkline_shared::cluster::{Lsn, SystemId};
 
+use super::breaks::Break;
 use super::event::NodeId;
 use super::store::{Compare, Txn, Write};
 use super::world::World;
@@ -13,30 +14,19 @@ use super::world::World;
 impl World {
     /// What the action asks of the DCS; nothing if it cannot be asked now.
     pub(super) fn transaction(&self, node: NodeId, action: &Action) -> Option<Txn> {
-        self.change_of_authority(node, action)
-            .or_else(|| self.change_of_records(node, action))
-    }
-
-    fn change_of_authority(&self, node: NodeId, action: &Action) -> Option<Txn> {
-        let this = self.node(node);
-        let me = this.name.clone();
-        let lease = this.agent.lease.id;
-        let held = this.agent.lease.state.held();
-        let mine = || Some(Compare::Revision(FactKey::Leader, held?.epoch.revision));
-        let lead = |lease| Write::Put(FactKey::Leader, Fact::Leader(me.clone()), lease);
-        let txn = |when, then| Some(Txn { when, then });
-        let needs_lease = lease != 0;
+        let me = self.node(node).name.clone();
         match action {
-            Action::AcquireLeader if needs_lease => {
-                txn(vec![Compare::Absent(FactKey::Leader)], vec![lead(lease)])
+            Action::AcquireLeader => self.acquire(node),
+            Action::ReassertLeader => {
+                let lease = self.session(node)?;
+                self.as_leader(node, vec![self.lead(node, lease)])
             }
-            Action::ReassertLeader if needs_lease => txn(vec![mine()?], vec![lead(lease)]),
             Action::ReleaseLeader { position } => {
                 let mut then = vec![Write::Delete(FactKey::Leader)];
                 let is_claimed = self.store.head.initialize == Initialize::Running;
                 then.extend(is_claimed.then_some(Write::Delete(FactKey::Initialize)));
-                then.extend(position.map(|at| self.status(node, at)));
-                txn(vec![mine()?], then)
+                then.extend(position.map(status));
+                self.as_leader(node, then)
             }
             Action::HandOver {
                 to,
@@ -44,95 +34,142 @@ impl World {
                 record_revision,
                 position,
             } => {
-                let record = Compare::Revision(FactKey::Member(to.clone()), *record_revision);
                 let key = Write::Put(FactKey::Leader, Fact::Leader(to.clone()), *lease);
-                txn(
-                    vec![mine()?, record],
-                    vec![key, self.status(node, *position)],
-                )
+                let mut txn = self.as_leader(node, vec![key, status(*position)])?;
+                let record = FactKey::Member(to.clone());
+                txn.when.push(Compare::Revision(record, *record_revision));
+                Some(txn)
             }
-            Action::ClaimBootstrap if needs_lease => txn(
-                vec![
-                    Compare::Absent(FactKey::Initialize),
-                    Compare::Absent(FactKey::Leader),
-                ],
-                vec![
-                    Write::Put(FactKey::Initialize, Fact::Initialize(None), lease),
-                    lead(lease),
-                    Write::Put(FactKey::Settings, Fact::Settings(self.settings.clone()), 0),
-                ],
-            ),
-            _ => None,
-        }
-    }
-
-    fn change_of_records(&self, node: NodeId, action: &Action) -> Option<Txn> {
-        let this = self.node(node);
-        let me = this.name.clone();
-        let lease = this.agent.lease.id;
-        let held = this.agent.lease.state.held();
-        let mine = || Some(Compare::Revision(FactKey::Leader, held?.epoch.revision));
-        let txn = |when, then| Some(Txn { when, then });
-        match action {
-            Action::RecordSystemId(id) => txn(
-                vec![mine()?],
-                vec![
-                    Write::Put(FactKey::Initialize, Fact::Initialize(Some(*id)), 0),
-                    Write::Put(
-                        FactKey::Settings,
-                        Fact::Settings(
-                            self.store
-                                .head
-                                .settings
-                                .clone()
-                                .unwrap_or_else(|| self.settings.clone()),
-                        ),
-                        0,
-                    ),
-                ],
-            ),
-            Action::PublishStatus { optime } => {
-                txn(vec![mine()?], vec![self.status(node, *optime)])
-            }
-            Action::RecordHistory => {
-                let branch = this.postgres.data.as_ref()?.branch;
-                let history = self.branches.0[branch as usize].history.clone();
-                txn(
-                    vec![mine()?],
-                    vec![Write::Put(FactKey::History, Fact::History(history), 0)],
-                )
-            }
-            Action::DropFailoverRequest { revision } => txn(
-                vec![Compare::Revision(FactKey::Failover, *revision)],
-                vec![Write::Delete(FactKey::Failover)],
-            ),
-            Action::AnnounceSwitchover(record) => txn(
-                vec![mine()?],
-                vec![Write::Put(
-                    FactKey::Switchover,
+            Action::ClaimBootstrap => self.claim_bootstrap(node),
+            Action::RecordSystemId(id) => self.record_system_id(node, *id),
+            Action::PublishStatus { optime } => self.as_leader(node, vec![status(*optime)]),
+            Action::RecordHistory => self.record_history(node),
+            Action::DropFailoverRequest { revision } => Some(Txn {
+                when: vec![Compare::Revision(FactKey::Failover, *revision)],
+                then: vec![Write::Delete(FactKey::Failover)],
+            }),
+            Action::AnnounceSwitchover(record) => {
+                let (fact, lease) = (
                     Fact::Switchover(record.clone()),
-                    lease,
-                )],
-            ),
-            Action::ClearSwitchover => txn(Vec::new(), vec![Write::Delete(FactKey::Switchover)]),
-            Action::WriteDisarmed => txn(
-                vec![mine()?],
-                vec![Write::Put(FactKey::Disarmed(me), Fact::Disarmed, 0)],
-            ),
-            Action::ClaimTimeline(claimed) => txn(
-                vec![mine()?, Compare::Claimed(this.agent.view.as_ref()?.claimed)],
-                vec![Write::Put(FactKey::Timeline, Fact::Timeline(*claimed), 0)],
-            ),
-            Action::RemoveDisarmed => txn(Vec::new(), vec![Write::Delete(FactKey::Disarmed(me))]),
-            _ => None,
+                    self.node(node).agent.lease.id,
+                );
+                self.as_leader(node, vec![Write::Put(FactKey::Switchover, fact, lease)])
+            }
+            Action::ClearSwitchover => always(Write::Delete(FactKey::Switchover)),
+            Action::WriteDisarmed => {
+                self.as_leader(node, vec![put(FactKey::Disarmed(me), Fact::Disarmed)])
+            }
+            Action::RemoveDisarmed => always(Write::Delete(FactKey::Disarmed(me))),
+            Action::ClaimTimeline(claimed) => {
+                let then = vec![put(FactKey::Timeline, Fact::Timeline(*claimed))];
+                let mut txn = self.as_leader(node, then)?;
+                let seen = self.node(node).agent.view.as_ref()?.claimed;
+                txn.when.push(Compare::Claimed(seen));
+                Some(txn)
+            }
+            // A keep-alive and a read, or nothing of the DCS.
+            Action::ConfirmLeader
+            | Action::ArmFence
+            | Action::DisarmFence
+            | Action::Initialize
+            | Action::FinishBootstrap
+            | Action::Start(_)
+            | Action::Stop(_)
+            | Action::Promote(_)
+            | Action::Checkpoint
+            | Action::Follow(_)
+            | Action::Clone(_)
+            | Action::Rewind(_)
+            | Action::CancelJob
+            | Action::CreateSlots(_)
+            | Action::DropSlots(_) => None,
         }
     }
 
-    fn status(&self, _node: NodeId, optime: Lsn) -> Write {
-        let status = Status {
-            optime,
-            ..Status::default()
-        };
-        Write::Put(FactKey::Status, Fact::Status(Arc::new(status)), 0)
+    fn record_system_id(&self, node: NodeId, id: SystemId) -> Option<Txn> {
+        let settings = self.store.head.settings.clone();
+        let settings = settings.unwrap_or_else(|| self.settings.clone());
+        let then = vec![
+            put(FactKey::Initialize, Fact::Initialize(Some(id))),
+            put(FactKey::Settings, Fact::Settings(settings)),
+        ];
+        self.as_leader(node, then)
     }
+
+    fn record_history(&self, node: NodeId) -> Option<Txn> {
+        let branch = self.node(node).postgres.data.as_ref()?.branch;
+        let history = self.branches.0[branch as usize].history.clone();
+        self.as_leader(node, vec![put(FactKey::History, Fact::History(history))])
+    }
+
+    fn acquire(&self, node: NodeId) -> Option<Txn> {
+        let lease = self.session(node)?;
+        let mut when = vec![Compare::Absent(FactKey::Leader)];
+        when.extend(self.claim_as_seen(node));
+        Some(Txn {
+            when,
+            then: vec![self.lead(node, lease)],
+        })
+    }
+
+    fn claim_bootstrap(&self, node: NodeId) -> Option<Txn> {
+        let lease = self.session(node)?;
+        let mut txn = self.acquire(node)?;
+        txn.when.push(Compare::Absent(FactKey::Initialize));
+        txn.then.extend([
+            Write::Put(FactKey::Initialize, Fact::Initialize(None), lease),
+            put(FactKey::Settings, Fact::Settings(self.settings.clone())),
+        ]);
+        Some(txn)
+    }
+
+    /// The session lease, if there is one.
+    fn session(&self, node: NodeId) -> Option<i64> {
+        Some(self.node(node).agent.lease.id).filter(|lease| *lease != 0)
+    }
+
+    fn lead(&self, node: NodeId, lease: i64) -> Write {
+        let me = self.node(node).name.clone();
+        Write::Put(FactKey::Leader, Fact::Leader(me), lease)
+    }
+
+    /// Under the condition that the own leader key stands as it was written.
+    fn as_leader(&self, node: NodeId, then: Vec<Write>) -> Option<Txn> {
+        let held = self.node(node).agent.lease.state.held()?;
+        Some(Txn {
+            when: vec![Compare::Revision(FactKey::Leader, held.epoch.revision)],
+            then,
+        })
+    }
+
+    /// Whoever creates a leader key compares the last claimed timeline as it was seen.
+    fn claim_as_seen(&self, node: NodeId) -> Option<Compare> {
+        if self.rule == Some(Break::ClaimIgnored) {
+            return None;
+        }
+        let view = self.node(node).agent.view.as_ref();
+        Some(match view.map_or(0, |view| view.claim_revision()) {
+            0 => Compare::Absent(FactKey::Timeline),
+            revision => Compare::Revision(FactKey::Timeline, revision),
+        })
+    }
+}
+
+fn put(key: FactKey, fact: Fact) -> Write {
+    Write::Put(key, fact, 0)
+}
+
+fn always(write: Write) -> Option<Txn> {
+    Some(Txn {
+        when: Vec::new(),
+        then: vec![write],
+    })
+}
+
+fn status(optime: Lsn) -> Write {
+    let status = Status {
+        optime,
+        ..Status::default()
+    };
+    put(FactKey::Status, Fact::Status(Arc::new(status)))
 }

@@ -26,7 +26,8 @@ use super::story::Story;
 #[derive(Default)]
 pub(super) struct Watch {
     pub(super) boot: u32,
-    pub(super) coming: Option<Arc<trunkline_shared::cluster::Topology>>,
+    /// A view on its way, and when it was asked for: an event was not.
+    pub(super) coming: Option<(Arc<trunkline_shared::cluster::Topology>, Option<Time>)>,
     pub(super) seen: i64,
     pub(super) stalled_until: Time,
 }
@@ -264,6 +265,7 @@ impl World {
             Event::Killed { node, run } => self.on_killed(event, node, run),
             Event::JobDone { node, job } => self.on_job_done(event, node, job),
             Event::Fence { node, fence } => self.on_fence(event, node, fence),
+            Event::FenceLook { node, boot } => self.on_fence_look(event, node, boot),
             Event::FenceStarted { node, fence } => self.on_fence_started(event, node, fence),
             Event::Write { client } => self.on_write(client),
             Event::WriteArrives { write } => self.on_write_arrives(event, write),

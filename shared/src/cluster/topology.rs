@@ -226,6 +226,12 @@ impl Topology {
         self.leader.as_ref().map(|l| l.epoch)
     }
 
+    /// The mod revision of the last claim, 0 if its key does not exist: what whoever creates a leader key
+    /// compares, so that nobody leads again who slept through a promotion.
+    pub fn claim_revision(&self) -> i64 {
+        self.claim_and_history.0
+    }
+
     /// The timeline from which `timeline` forked, as far as it is known: numbers that were claimed and
     /// never came to be are left out of the ancestry.
     pub fn parent_of(&self, timeline: Timeline) -> Timeline {
@@ -371,8 +377,9 @@ impl Topology {
                 self.disarmed.remove(name);
             }
             FactKey::Switchover => self.switchover = None,
-            // A history that vanished is still the history of the timelines that exist.
-            FactKey::Timeline | FactKey::History | FactKey::Changes | FactKey::Router(_) => {}
+            // A claim and a history that vanished are still those of the timelines that exist.
+            FactKey::Timeline => self.claim_and_history.0 = 0,
+            FactKey::History | FactKey::Changes | FactKey::Router(_) => {}
         }
     }
 

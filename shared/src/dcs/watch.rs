@@ -49,8 +49,10 @@ pub struct View {
     pub header: Header,
     /// When the last linearizable read that this includes was sent; `None` before the first.
     pub read_at: Option<Moment>,
-    /// When the last answer, event or progress report came. Progress proves that the watch lives, not that
-    /// the view is the newest: only [`View::read_at`] does, for that moment.
+    /// When the last question was sent that was answered: a listing, or a request for progress. The receipt
+    /// of an event never counts, since an event may wait in a socket for as long as its reader is frozen.
+    /// Progress proves that the watch lives, not that the view is the newest: only [`View::read_at`] does,
+    /// for that moment.
     pub proven_at: Option<Moment>,
     /// Whether the cluster was listed at least once.
     pub is_complete: bool,
@@ -219,7 +221,7 @@ impl Follower {
         loop {
             let from = self.view().topology.revision + 1;
             let mut watch = self.dcs.watch(self.keys.prefix(), from).await?;
-            self.note_alive();
+            self.note_alive(None);
             match self.follow_watch(&mut *watch).await? {
                 Next::Rewatch => {}
                 Next::List => return Ok(()),
@@ -240,7 +242,7 @@ impl Follower {
             tokio::select! {
                 event = watch.next() => match event {
                     Ok(WatchEvent::Changes { revision, changes }) => self.fold(revision, changes),
-                    Ok(WatchEvent::Progress(_)) => self.note_alive(),
+                    Ok(WatchEvent::Progress { asked, .. }) => self.note_alive(Some(asked)),
                     // A watch that lived is opened again at once; a second failure is paused after.
                     Err(error) => {
                         self.note_error(&error);
@@ -350,7 +352,7 @@ impl Follower {
             view.header = listing.header;
             view.went_back = None;
             view.read_at = Some(sent);
-            view.proven_at = Some(clock::now());
+            view.proven_at = view.proven_at.max(Some(sent));
             is_worth_waking
         });
         is_changed
@@ -396,14 +398,14 @@ impl Follower {
                 }
             }
             topology.revision = topology.revision.max(revision);
-            view.proven_at = Some(clock::now());
         });
     }
 
-    fn note_alive(&self) {
+    /// The watch lives; the answer that shows it was asked for at `asked`.
+    fn note_alive(&self, asked: Option<Moment>) {
         self.views.send_if_modified(|view| {
             let view = Arc::make_mut(view);
-            view.proven_at = Some(clock::now());
+            view.proven_at = view.proven_at.max(asked);
             view.last_error.take().is_some()
         });
     }

@@ -112,7 +112,7 @@ async fn watch(dcs: Etcd, from: i64, last: Arc<AtomicBool>) -> Vec<u64> {
         };
         while !last.load(Ordering::Relaxed) {
             match timeout(Duration::from_millis(500), watch.next()).await {
-                Err(_) | Ok(Ok(WatchEvent::Progress(_))) => {}
+                Err(_) | Ok(Ok(WatchEvent::Progress { .. })) => {}
                 Ok(Ok(WatchEvent::Changes { revision, changes })) => {
                     for (_, entry) in changes {
                         let entry = entry.expect("the counter is never deleted: its lease lives");

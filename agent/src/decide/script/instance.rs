@@ -76,7 +76,7 @@ pub(super) fn local(words: &Words<'_, '_>, now: Moment) -> Result<Local, ScriptE
         },
         Some("orphaned") => Local::Orphaned {
             was_primary,
-            system_id,
+            system_id: (!words.has("unreadable")).then_some(system_id),
         },
         Some("stopped") => {
             let position: Lsn = words.value("position")?.unwrap_or_default();

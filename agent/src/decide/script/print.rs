@@ -45,7 +45,10 @@ pub fn to_script(seen: &Observation, memory: &Memory) -> String {
     }
     out.push_str("fence");
     flag(&mut out, seen.fence.is_live, "live");
-    flag(&mut out, seen.fence.is_armed, "armed");
+    if let Some(deadline) = seen.fence.armed_until {
+        let (left, gone) = (seen.now.until(deadline), deadline.until(seen.now));
+        let _ = write!(out, " armed left={} gone={}", seconds(left), seconds(gone));
+    }
     out.push('\n');
     if seen.is_shutting_down {
         out.push_str("shutdown\n");
@@ -245,7 +248,10 @@ fn print_local(out: &mut String, local: &Local, now: Moment) {
             system_id,
         } => {
             let role = if *was_primary { "primary" } else { "replica" };
-            write!(out, "local orphaned {role} system_id={system_id}")
+            match system_id {
+                Some(system_id) => write!(out, "local orphaned {role} system_id={system_id}"),
+                None => write!(out, "local orphaned {role} unreadable"),
+            }
         }
         Local::Stopped(s) => {
             let role = if s.was_primary { "primary" } else { "replica" };

@@ -2,8 +2,6 @@
 //! shows them (0: nothing to show). An unknown outcome is followed by linearizable reads
 //! until it is known, or for [`RESOLVE_TRIES`].
 
-use std::time::Duration;
-
 use trunkline_shared::cluster::LeaderEpoch;
 use trunkline_shared::cluster::topology::FactKey;
 use trunkline_shared::dcs::{Committed, Compare, DcsError, LeaseId, Operation, Revision, Txn};
@@ -17,11 +15,15 @@ use crate::decide::observation::Held;
 /// How often an unknown outcome is read for before the command is answered with it.
 const RESOLVE_TRIES: u32 = 5;
 
+/// Why a leader key that is absent was not created.
+const NOT_AS_SEEN: &str =
+    "trunkline/timeline, or initialize, is not what this member has seen of it";
+
 impl Keeper {
     pub(super) async fn execute(&self, order: Order) -> Result<Revision, LeaseError> {
         match order {
-            Order::Acquire => self.acquire().await,
-            Order::ClaimBootstrap { config } => self.claim_bootstrap(config).await,
+            Order::Acquire { claim } => self.acquire(claim).await,
+            Order::ClaimBootstrap { claim, config } => self.claim_bootstrap(claim, config).await,
             Order::Confirm(lease) => self.confirm(lease).await,
             Order::Reassert => self.reassert().await,
             Order::Release {
@@ -34,12 +36,15 @@ impl Keeper {
         }
     }
 
-    async fn acquire(&self) -> Result<Revision, LeaseError> {
+    async fn acquire(&self, claim: Revision) -> Result<Revision, LeaseError> {
         let session = self.young_session("take the leader key").await?;
         let mut then = vec![self.put_leader(session.lease)];
         then.extend(self.reads());
         let txn = Txn {
-            when: vec![Compare::Absent(self.leader_key.clone())],
+            when: vec![
+                Compare::Absent(self.leader_key.clone()),
+                self.claimed_as_seen(claim),
+            ],
             then,
             otherwise: self.reads(),
         };
@@ -47,7 +52,11 @@ impl Keeper {
         self.took("take the leader key", session, outcome).await
     }
 
-    async fn claim_bootstrap(&self, config: Option<String>) -> Result<Revision, LeaseError> {
+    async fn claim_bootstrap(
+        &self,
+        claim: Revision,
+        config: Option<String>,
+    ) -> Result<Revision, LeaseError> {
         let what = "claim the bootstrap";
         let session = self.young_session(what).await?;
         let initialize = self.keys.path(&FactKey::Initialize);
@@ -61,6 +70,7 @@ impl Keeper {
             when: vec![
                 Compare::Absent(initialize),
                 Compare::Absent(self.leader_key.clone()),
+                self.claimed_as_seen(claim),
             ],
             then,
             otherwise: self.reads(),
@@ -95,7 +105,7 @@ impl Keeper {
         };
         match looked.found {
             KeyCheck::Mine(epoch) => self.count_taken(epoch, looked.header.term, session).await,
-            KeyCheck::Missing => Err(refused(what, "another key stands in the way".to_owned())),
+            KeyCheck::Missing => Err(refused(what, NOT_AS_SEEN.to_owned())),
             KeyCheck::Other => Err(refused(what, said(&looked))),
         }
     }
@@ -114,7 +124,12 @@ impl Keeper {
         if term == session.term {
             let mut inner = self.inner.borrow_mut();
             inner.state.acquired(epoch, session.sent, session.ttl);
+            let held = inner.state.held();
             drop(inner);
+            // A fence that an earlier lease armed keeps this one's deadline from now on.
+            if let Some(held) = held {
+                self.move_fence(held.deadline);
+            }
             self.publish();
             return Ok(epoch.revision);
         }
@@ -307,22 +322,6 @@ impl Keeper {
         Err(refused(what, said(&looked)))
     }
 
-    /// A length that is not granted yet is asked for with a new lease, onto which a held key moves.
-    async fn set_ttl(&self, ttl: Duration) -> Result<Revision, LeaseError> {
-        self.inner.borrow_mut().asked = ttl;
-        if self.session().is_none_or(|s| s.asked == ttl) {
-            return Ok(0);
-        }
-        {
-            let _alone = self.alone.lock().await;
-            self.grant().await?;
-        }
-        if self.inner.borrow().state.held().is_some() {
-            return self.reassert().await;
-        }
-        Ok(0)
-    }
-
     async fn remove_member(&self) -> Result<Revision, LeaseError> {
         let Some((_, revision)) = self.inner.borrow_mut().record.take() else {
             return Ok(0);
@@ -336,7 +335,11 @@ impl Keeper {
     }
 
     /// Reads until the store answers, [`RESOLVE_TRIES`] times at the most.
-    async fn resolve(&self, session: Session, error: DcsError) -> Result<Looked, LeaseError> {
+    pub(super) async fn resolve(
+        &self,
+        session: Session,
+        error: DcsError,
+    ) -> Result<Looked, LeaseError> {
         let mut last = error;
         for _ in 0..RESOLVE_TRIES {
             match self.limited(self.look(session.lease)).await {
@@ -367,7 +370,7 @@ impl Keeper {
         }
     }
 
-    fn changed(&self) {
+    pub(super) fn changed(&self) {
         self.inner.borrow_mut().changes += 1;
     }
 
@@ -380,11 +383,15 @@ impl Keeper {
         }
     }
 
-    fn still(&self, held: Held) -> Compare {
+    pub(super) fn still(&self, held: Held) -> Compare {
         Compare::ModRevision(self.leader_key.clone(), held.epoch.revision)
     }
 
-    fn put_leader(&self, lease: LeaseId) -> Operation {
+    fn claimed_as_seen(&self, claim: Revision) -> Compare {
+        Compare::as_seen(self.keys.path(&FactKey::Timeline), claim)
+    }
+
+    pub(super) fn put_leader(&self, lease: LeaseId) -> Operation {
         put(self.leader_key.clone(), self.me.as_str(), lease)
     }
 }
@@ -397,11 +404,11 @@ fn put(key: String, value: &str, lease: LeaseId) -> Operation {
     }
 }
 
-fn refused(what: &'static str, why: String) -> LeaseError {
+pub(super) fn refused(what: &'static str, why: String) -> LeaseError {
     LeaseError::Refused { what, why }
 }
 
-fn said(looked: &Looked) -> String {
+pub(super) fn said(looked: &Looked) -> String {
     match &looked.holder {
         None => "there is no leader key".to_owned(),
         Some((name, lease)) => format!("the leader key names {name} on lease {lease:x}"),

@@ -1,6 +1,6 @@
 use trunkline_shared::cluster::ClusterName;
 use trunkline_shared::dcs::memory::MemoryDcs;
-use trunkline_shared::dcs::{Compare, Entry};
+use trunkline_shared::dcs::{Compare, Entry, LeaseAnswer, Listing, Watch};
 
 use super::*;
 use crate::decide::observation::{Held, LeaseView};
@@ -26,13 +26,16 @@ impl Bench {
     }
 
     fn member(&self, name: &str) -> LeaseHandle {
+        self.member_on(name, self.dcs.clone())
+    }
+
+    fn member_on(&self, name: &str, dcs: Arc<dyn Dcs>) -> LeaseHandle {
         let config = KeeperConfig {
             keys: self.keys.clone(),
             me: MemberName::new(name),
             ttl: TTL,
             saved: self.dir.path().join(name),
         };
-        let dcs = self.dcs.clone();
         let arming = Arc::new(Arming::new(None, Box::new(|_| Ok(()))));
         spawn(config, arming, move || Some(dcs)).unwrap()
     }
@@ -61,8 +64,11 @@ async fn session(handle: &LeaseHandle) -> LeaseId {
 async fn one_of_two_acquires_and_the_key_hangs_on_its_lease() {
     let bench = Bench::new();
     let (a, b) = (bench.member("a"), bench.member("b"));
-    let revision = a.acquire().await.unwrap();
-    assert!(matches!(b.acquire().await, Err(LeaseError::Refused { .. })));
+    let revision = a.acquire(0).await.unwrap();
+    assert!(matches!(
+        b.acquire(0).await,
+        Err(LeaseError::Refused { .. })
+    ));
     let leader = bench.get(&FactKey::Leader).await.unwrap();
     assert_eq!(
         (leader.value.as_slice(), leader.mod_revision),
@@ -77,7 +83,7 @@ async fn one_of_two_acquires_and_the_key_hangs_on_its_lease() {
 async fn release_deletes_the_key_and_writes_the_status_in_one_transaction() {
     let bench = Bench::new();
     let a = bench.member("a");
-    a.acquire().await.unwrap();
+    a.acquire(0).await.unwrap();
     a.release(Some("{\"optime\":1}".to_owned()), false)
         .await
         .unwrap();
@@ -94,7 +100,7 @@ async fn release_deletes_the_key_and_writes_the_status_in_one_transaction() {
 async fn a_hand_over_moves_the_key_to_the_candidate_who_proves_it() {
     let bench = Bench::new();
     let (a, b) = (bench.member("a"), bench.member("b"));
-    a.acquire().await.unwrap();
+    a.acquire(0).await.unwrap();
     b.put_member("{}".to_owned());
     let lease = session(&b).await;
     let path = FactKey::Member(MemberName::new("b"));
@@ -132,7 +138,7 @@ async fn a_hand_over_moves_the_key_to_the_candidate_who_proves_it() {
 async fn a_restarted_agent_goes_on_with_its_lease_and_proves_its_key() {
     let bench = Bench::new();
     let before = bench.member("a");
-    let epoch = before.acquire().await.unwrap();
+    let epoch = before.acquire(0).await.unwrap();
     let lease = session(&before).await;
     drop(before);
     let after = bench.member("a");
@@ -145,7 +151,7 @@ async fn a_restarted_agent_goes_on_with_its_lease_and_proves_its_key() {
 async fn a_key_of_somebody_else_is_a_definite_no_and_a_missing_one_is_not() {
     let bench = Bench::new();
     let a = bench.member("a");
-    a.acquire().await.unwrap();
+    a.acquire(0).await.unwrap();
     let leader = bench.keys.path(&FactKey::Leader);
     let delete = Txn {
         then: vec![Operation::Delete(leader.clone())],
@@ -173,7 +179,7 @@ async fn a_key_of_somebody_else_is_a_definite_no_and_a_missing_one_is_not() {
 async fn a_longer_ttl_takes_a_new_lease_and_moves_the_key_onto_it() {
     let bench = Bench::new();
     let a = bench.member("a");
-    let first = a.acquire().await.unwrap();
+    let first = a.acquire(0).await.unwrap();
     let old = session(&a).await;
     a.set_ttl(TTL * 2).await.unwrap();
     let leader = bench.get(&FactKey::Leader).await.unwrap();
@@ -190,11 +196,109 @@ async fn a_lease_that_ended_is_replaced_once_and_the_key_stands_on_the_new_one()
     for _ in 0..20 {
         bench.dcs.end_lease(session(&a).await);
         // The command finds the lease gone together with the next renewal.
-        let taking = async { while a.acquire().await.is_err() {} };
+        let taking = async { while a.acquire(0).await.is_err() {} };
         timeout(SOON, taking).await.unwrap();
         let leader = bench.get(&FactKey::Leader).await.unwrap();
         assert_eq!(leader.lease, session(&a).await);
         a.release(None, false).await.unwrap();
     }
     assert_ne!(session(&a).await, old);
+}
+
+#[tokio::test]
+async fn a_free_key_is_not_taken_by_who_missed_the_last_claim() {
+    let bench = Bench::new();
+    let a = bench.member("a");
+    let put = Txn {
+        then: vec![Operation::Put {
+            key: bench.keys.path(&FactKey::Timeline),
+            value: b"{\"timeline\":3,\"parent\":2}".to_vec(),
+            lease: 0,
+        }],
+        ..Txn::default()
+    };
+    let claim = bench.dcs.commit(&put).await.unwrap().header.revision;
+    for known in [0, claim - 1] {
+        let refused = a.acquire(known).await;
+        assert!(
+            matches!(refused, Err(LeaseError::Refused { .. })),
+            "{refused:?}"
+        );
+        let refused = a.claim_bootstrap(known, None).await;
+        assert!(
+            matches!(refused, Err(LeaseError::Refused { .. })),
+            "{refused:?}"
+        );
+    }
+    assert_eq!(bench.get(&FactKey::Leader).await, None);
+    a.acquire(claim).await.unwrap();
+}
+
+/// The store, with one transaction in its answer lost: executed or not.
+struct Lossy {
+    dcs: Arc<MemoryDcs>,
+    loses: std::sync::Mutex<Option<bool>>,
+}
+
+#[async_trait::async_trait]
+impl Dcs for Lossy {
+    async fn read(&self, prefix: &str) -> Result<Listing, DcsError> {
+        self.dcs.read(prefix).await
+    }
+
+    async fn commit(&self, txn: &Txn) -> Result<Committed, DcsError> {
+        let lost = if txn.when.is_empty() {
+            None
+        } else {
+            self.loses.lock().unwrap().take()
+        };
+        let Some(is_executed) = lost else {
+            return self.dcs.commit(txn).await;
+        };
+        if is_executed {
+            self.dcs.commit(txn).await?;
+        }
+        Err(DcsError::UnknownOutcome {
+            endpoint: "memory".to_owned(),
+            why: "made to lose the answer".to_owned(),
+        })
+    }
+
+    async fn watch(&self, prefix: &str, from: Revision) -> Result<Box<dyn Watch>, DcsError> {
+        self.dcs.watch(prefix, from).await
+    }
+
+    async fn grant(&self, ttl: Duration) -> Result<LeaseAnswer, DcsError> {
+        self.dcs.grant(ttl).await
+    }
+
+    async fn keep_alive(&self, lease: LeaseId) -> Result<LeaseAnswer, DcsError> {
+        self.dcs.keep_alive(lease).await
+    }
+}
+
+#[tokio::test]
+async fn a_move_onto_another_lease_survives_a_lost_answer_without_a_moment_unheld() {
+    for is_executed in [true, false] {
+        let bench = Bench::new();
+        let lossy = Arc::new(Lossy {
+            dcs: bench.dcs.clone(),
+            loses: std::sync::Mutex::new(None),
+        });
+        let a = bench.member_on("a", lossy.clone());
+        a.acquire(0).await.unwrap();
+        let old = session(&a).await;
+        *lossy.loses.lock().unwrap() = Some(is_executed);
+        let first = a.set_ttl(TTL * 2).await;
+        assert_eq!(first.is_ok(), is_executed, "{first:?}");
+        held(&a);
+        if !is_executed {
+            assert_eq!(session(&a).await, old, "renewed where the key stands");
+            a.set_ttl(TTL * 2).await.unwrap();
+        }
+        let leader = bench.get(&FactKey::Leader).await.unwrap();
+        assert_eq!(leader.lease, session(&a).await);
+        assert_eq!(leader.mod_revision, held(&a).epoch.revision);
+        assert_ne!(leader.lease, old);
+    }
 }

@@ -31,6 +31,8 @@ pub(super) struct Endpoint {
     client: OnceCell<Client>,
     keep_alive: Mutex<Option<KeepAlive>>,
     is_bad: AtomicBool,
+    /// That it is bad was said as a warning.
+    is_said: AtomicBool,
     /// [`Moment`] of the last answer.
     answered: AtomicU64,
 }
@@ -163,6 +165,7 @@ impl Endpoints {
                 client: OnceCell::new(),
                 keep_alive: Mutex::new(None),
                 is_bad: AtomicBool::new(false),
+                is_said: AtomicBool::new(false),
                 answered: AtomicU64::new(0),
             }));
         }
@@ -206,7 +209,8 @@ impl Endpoints {
         let endpoint = self.at(index);
         let now = clock::now().0;
         endpoint.answered.store(now, Ordering::Relaxed);
-        if endpoint.is_bad.swap(false, Ordering::Relaxed) {
+        let was_bad = endpoint.is_bad.swap(false, Ordering::Relaxed);
+        if endpoint.is_said.swap(false, Ordering::Relaxed) && was_bad {
             tracing::info!(endpoint = %endpoint.url, "the DCS endpoint answers again");
         }
         if !was_first || self.current().is_bad() {
@@ -214,10 +218,20 @@ impl Endpoints {
         }
     }
 
+    /// Another endpoint answered first: this one is asked last until it answers a probe. Where all are well
+    /// that happens now and then, so nobody is warned.
+    pub(super) fn slower(&self, index: usize) {
+        let endpoint = self.at(index);
+        if !endpoint.is_bad.swap(true, Ordering::Relaxed) {
+            tracing::debug!(endpoint = %endpoint.url, "the DCS endpoint is put last: another answered first");
+        }
+    }
+
     /// Notes a failure: the endpoint is asked last until it answers a probe.
     pub(super) fn failed(&self, index: usize, why: &str) {
         let endpoint = self.at(index);
-        if !endpoint.is_bad.swap(true, Ordering::Relaxed) {
+        endpoint.is_bad.store(true, Ordering::Relaxed);
+        if !endpoint.is_said.swap(true, Ordering::Relaxed) {
             tracing::warn!(endpoint = %endpoint.url, why, "the DCS endpoint is put last");
         }
     }

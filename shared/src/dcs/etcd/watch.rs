@@ -11,12 +11,14 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep_until};
 use super::endpoint::Endpoint;
 use super::failure::{Failure, classify};
 use super::{entry, header, same_cluster};
+use crate::cluster::Moment;
 use crate::dcs::{DcsError, Header, Revision, Watch, WatchEvent};
+use crate::service::clock;
 
 /// How often the server is asked for a sign of life.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How long the server may be silent before the watch is given up.
+/// How long the server may leave a question unanswered, or be silent, before the watch is given up.
 const SILENCE_LIMIT: Duration = Duration::from_secs(2);
 
 /// A watch whose creation was confirmed.
@@ -25,6 +27,8 @@ pub(super) struct EtcdWatch {
     stream: WatchStream,
     ticks: Interval,
     heard: Instant,
+    /// The question under way: one at a time, so that an answer is never taken for that to a later one.
+    asked: Option<(Moment, Instant)>,
     /// Responses that came before the creation was confirmed.
     early: VecDeque<WatchResponse>,
 }
@@ -71,6 +75,7 @@ pub(super) async fn open(
         stream,
         ticks,
         heard: Instant::now(),
+        asked: None,
         early,
     })
 }
@@ -106,6 +111,7 @@ impl Watch for EtcdWatch {
                 }
                 continue;
             }
+            let silent_since = self.asked.map_or(self.heard, |(_, at)| at);
             tokio::select! {
                 biased;
                 message = self.stream.message() => match message {
@@ -116,11 +122,12 @@ impl Watch for EtcdWatch {
                     Ok(None) => return Err(lost(&self.url, "the watch ended".to_owned())),
                     Err(error) => return Err(lost(&self.url, error.to_string())),
                 },
-                () = sleep_until(self.heard + SILENCE_LIMIT) => {
+                () = sleep_until(silent_since + SILENCE_LIMIT) => {
                     let why = format!("the watch was silent for {SILENCE_LIMIT:?}");
                     return Err(lost(&self.url, why));
                 }
-                _ = self.ticks.tick() => {
+                _ = self.ticks.tick(), if self.asked.is_none() => {
+                    self.asked = Some((clock::now(), Instant::now()));
                     let asked = self.stream.request_progress().await;
                     asked.map_err(|error| lost(&self.url, error.to_string()))?;
                 }
@@ -130,14 +137,18 @@ impl Watch for EtcdWatch {
 }
 
 impl EtcdWatch {
-    fn event(&self, response: &WatchResponse) -> Result<Option<WatchEvent>, DcsError> {
+    fn event(&mut self, response: &WatchResponse) -> Result<Option<WatchEvent>, DcsError> {
         if response.canceled() {
             return Err(canceled(&self.url, response));
         }
         let revision = header(response.header()).revision;
         if response.events().is_empty() {
-            let is_progress = !response.created();
-            return Ok(is_progress.then_some(WatchEvent::Progress(revision)));
+            if response.created() {
+                return Ok(None);
+            }
+            // What nobody asked for proves nothing.
+            let asked = self.asked.take();
+            return Ok(asked.map(|(asked, _)| WatchEvent::Progress { revision, asked }));
         }
         let changes = response
             .events()

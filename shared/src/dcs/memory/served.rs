@@ -259,12 +259,14 @@ impl Watch for MemoryWatch {
     async fn next(&mut self) -> Result<WatchEvent, DcsError> {
         let started = clock::now();
         loop {
+            let asked = clock::now();
             let (event, wait) = self.poll()?;
             if let Some(event) = event {
                 return Ok(event);
             }
             if clock::now().since(started) >= PROGRESS_INTERVAL {
-                return Ok(WatchEvent::Progress(self.seen));
+                let revision = self.seen;
+                return Ok(WatchEvent::Progress { revision, asked });
             }
             tokio::select! {
                 _ = self.revision.changed() => {}

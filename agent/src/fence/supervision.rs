@@ -1,0 +1,74 @@
+//! Keeps a fence alive beside the agent's turns.
+//!
+//! It has a thread and a runtime of its own: neither the DCS nor PostgreSQL nor a disk that a turn waits for
+//! holds it up. The fence's end wakes it at once, an old heartbeat within [`LOOK`].
+
+use std::io;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use tokio::sync::RwLock;
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use trunkline_shared::service::clock;
+
+use super::FenceHandle;
+
+/// How often the heartbeat is looked at: often enough to see it old before it counts as old twice.
+const LOOK: Duration = Duration::from_millis(250);
+
+/// The pause before another attempt when there is no fence to be had.
+const RETRY: Duration = Duration::from_millis(100);
+
+/// Starts the supervision; it ends when `stop` is cancelled.
+pub fn keep(fence: Arc<RwLock<FenceHandle>>, stop: CancellationToken) -> io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    thread::Builder::new()
+        .name("fence".to_owned())
+        .spawn(move || {
+            runtime.block_on(async {
+                tokio::select! {
+                    () = stop.cancelled() => {}
+                    () = supervise(&fence) => {}
+                }
+            });
+        })?;
+    Ok(())
+}
+
+/// Replaces a fence that died or froze.
+async fn supervise(fence: &RwLock<FenceHandle>) {
+    let mut said = false;
+    loop {
+        let (is_live, end) = {
+            let fence = fence.read().await;
+            (fence.is_live(clock::now()), fence.end())
+        };
+        if is_live {
+            match end {
+                // Its end, or time to look at the heartbeat: both are looked at anew.
+                Some(end) => drop(timeout(LOOK, end.readable()).await),
+                None => sleep(LOOK).await,
+            }
+            continue;
+        }
+        match fence.write().await.ensure_live().await {
+            Ok(is_new) => {
+                if is_new {
+                    tracing::warn!("the fence was dead or frozen: a new one watches");
+                }
+                said = false;
+            }
+            Err(error) => {
+                if !said {
+                    tracing::error!(%error, "there is no live fence; retrying");
+                    said = true;
+                }
+                sleep(RETRY).await;
+            }
+        }
+    }
+}

@@ -1,0 +1,214 @@
+//! Whole agents with real PostgreSQL and a real etcd: what only a process that is killed or frozen can show.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stdout,
+    reason = "a test fails by panicking and tells what it measured; the lints exempt only functions marked as tests"
+)]
+
+#[path = "support/agents.rs"]
+mod agents;
+#[path = "support/servers.rs"]
+#[expect(dead_code, reason = "shared with the tests of the door")]
+mod servers;
+
+use std::time::Duration;
+
+use agents::{Agents, processes, signal, words_of};
+use rustix::process::Signal;
+use servers::{PATIENCE, on_every_major};
+use trunkline_agent::fence::known::Known;
+use trunkline_agent::postgres::kill::{kill_instance, kill_known};
+use trunkline_agent::postgres::{Postgres, Probe, ServerRole, ServerStatus};
+use trunkline_shared::cluster::{Moment, Timeline};
+use trunkline_shared::dcs::Dcs;
+use trunkline_shared::dcs::etcd::{Budgets, Etcd, EtcdConfig};
+use trunkline_shared::service::clock;
+
+/// Looks every few milliseconds until `found` gives a value; `told` is said when it does not.
+async fn wait_for<T>(
+    what: &str,
+    agents: &Agents<'_>,
+    mut found: impl AsyncFnMut() -> Option<T>,
+) -> T {
+    let began = clock::now();
+    loop {
+        if let Some(value) = found().await {
+            return value;
+        }
+        assert!(
+            clock::now().since(began) < PATIENCE,
+            "waited in vain for {what}\n{}\n{}",
+            agents.said(1),
+            agents.said(2)
+        );
+        tokio::time::sleep(Duration::from_millis(3)).await;
+    }
+}
+
+async fn answer(door: &Postgres) -> Option<Box<ServerStatus>> {
+    match door.probe(Duration::from_secs(5)).await {
+        Probe::Answer(status) => Some(status),
+        Probe::NotRunning { .. } | Probe::Starting | Probe::Stopping | Probe::Unresponsive(_) => {
+            None
+        }
+    }
+}
+
+/// The deadline in the run directory, if armed.
+fn deadline(agents: &Agents<'_>, index: u8) -> Option<Moment> {
+    let text = std::fs::read_to_string(agents.run_dir(index).join("deadline")).ok()?;
+    let nanos = text.strip_prefix("armed ")?.split(' ').next()?;
+    nanos.parse().ok().map(Moment)
+}
+
+async fn leads(agents: &Agents<'_>, door: &Postgres, index: u8) {
+    wait_for("an armed primary", agents, async || {
+        let status = answer(door).await.filter(|s| !s.is_in_recovery);
+        status.filter(|_| deadline(agents, index).is_some())
+    })
+    .await;
+}
+
+/// Another fence of member 1 than `old`, with its time, before `limit`.
+async fn replaced(agents: &Agents<'_>, old: i32, limit: Moment) {
+    let began = clock::now();
+    let new = wait_for("another fence", agents, async || {
+        agents.fence(1).filter(|pid| *pid != old)
+    });
+    new.await;
+    let took = clock::now().since(began);
+    println!("measured: the fence was replaced in {took:?}");
+    assert!(clock::now() < limit, "after the deadline");
+}
+
+#[test]
+fn a_fence_that_dies_or_freezes_while_the_dcs_stalls_is_replaced_before_the_deadline() {
+    on_every_major(
+        "a_fence_that_dies_or_freezes_while_the_dcs_stalls_is_replaced_before_the_deadline",
+        async |servers| {
+            let mut agents = Agents::new(servers);
+            agents.start(1, 20);
+            let door = Postgres::new(agents.config(1)).unwrap();
+            leads(&agents, &door, 1).await;
+            let postmaster = door.adopt().unwrap();
+            agents.freeze_etcd(true);
+            wait_for("a stalled renewal", &agents, async || {
+                agents
+                    .said(1)
+                    .contains("could not be renewed")
+                    .then_some(())
+            })
+            .await;
+            let limit = deadline(&agents, 1).expect("armed");
+            let first = agents.fence(1).expect("a fence");
+            signal(first, Signal::KILL);
+            replaced(&agents, first, limit).await;
+            let second = agents.fence(1).expect("a fence");
+            signal(second, Signal::STOP);
+            replaced(&agents, second, limit).await;
+            agents.freeze_etcd(false);
+            wait_for("a renewal", &agents, async || {
+                deadline(&agents, 1).filter(|at| *at > limit)
+            })
+            .await;
+            assert_eq!(door.adopt(), Some(postmaster), "PostgreSQL was not touched");
+        },
+    );
+}
+
+#[test]
+fn an_instance_that_was_looked_at_is_killed_without_its_directory() {
+    on_every_major(
+        "an_instance_that_was_looked_at_is_killed_without_its_directory",
+        async |servers| {
+            let door = servers.door(1);
+            door.initialize().await.unwrap();
+            door.start(ServerRole::Primary).await.unwrap();
+            door.wait_ready(PATIENCE).await.unwrap();
+            let data_dir = servers.config(1).data_dir;
+            let known = Known::look(&data_dir).unwrap();
+            assert!(known.segment.is_some());
+            // Nothing is found by its path any more, as nothing would be read of a disk that hangs.
+            let elsewhere = data_dir.with_file_name("elsewhere");
+            std::fs::rename(&data_dir, &elsewhere).unwrap();
+            let report = kill_known(&known.directory, known.segment, PATIENCE);
+            assert!(report.is_dead && report.survivors.is_empty(), "{report:?}");
+            assert!(report.killed.len() > 3, "{report:?}");
+        },
+    );
+}
+
+/// The process that replays WAL for `postmaster`.
+fn startup_process(postmaster: i32) -> Option<i32> {
+    let is_child = |pid: &i32| {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        let after = stat.rsplit(')').next().unwrap_or_default();
+        after.split_whitespace().nth(1) == Some(&postmaster.to_string())
+    };
+    processes().find(|pid| is_child(pid) && words_of(*pid).contains("startup"))
+}
+
+#[test]
+fn an_agent_killed_in_the_middle_of_a_promotion_goes_on_where_it_was() {
+    on_every_major(
+        "an_agent_killed_in_the_middle_of_a_promotion_goes_on_where_it_was",
+        async |servers| {
+            let mut agents = Agents::new(servers);
+            agents.start(1, 5);
+            let old = Postgres::new(agents.config(1)).unwrap();
+            leads(&agents, &old, 1).await;
+            agents.start(2, 5);
+            let new = Postgres::new(agents.config(2)).unwrap();
+            wait_for("a streaming replica", &agents, async || {
+                let status = answer(&new).await.filter(|s| s.is_in_recovery)?;
+                status.receiver.filter(|r| r.is_streaming())
+            })
+            .await;
+
+            // Promotion is signalled, and does not end before the one who replays goes on.
+            let replays = startup_process(new.adopt().unwrap().pid).expect("a startup process");
+            signal(replays, Signal::STOP);
+            let fence_of_old = agents.fence(1).expect("a fence");
+            agents.kill(1);
+            signal(fence_of_old, Signal::KILL);
+            kill_instance(&agents.config(1).data_dir, PATIENCE);
+            wait_for("a promotion", &agents, async || {
+                new.is_promoting().then_some(())
+            })
+            .await;
+            let fence = agents.fence(2).expect("a fence");
+            let postmaster = new.adopt().unwrap();
+            agents.kill(2);
+            agents.start(2, 5);
+            wait_for("the agent's return", &agents, async || {
+                (agents.said(2).matches("started").count() >= 2).then_some(())
+            })
+            .await;
+            signal(replays, Signal::CONT);
+            let status = wait_for("a primary", &agents, async || {
+                answer(&new).await.filter(|s| !s.is_in_recovery)
+            })
+            .await;
+
+            assert_eq!(status.timeline, Timeline(2));
+            assert_eq!(new.adopt(), Some(postmaster), "the same postmaster");
+            assert_eq!(agents.fence(2), Some(fence), "the same fence");
+            assert!(old.is_dead().await, "one primary");
+            let budgets = Budgets {
+                operation: PATIENCE,
+                renewal: PATIENCE,
+            };
+            let config = EtcdConfig::from_hosts(&agents.etcd()).unwrap();
+            let dcs = Etcd::new(&config, budgets).unwrap();
+            wait_for("its key", &agents, async || {
+                let listing = dcs.read("/service/test/leader").await.ok()?;
+                let leader = listing.entries.into_iter().next()?;
+                (leader.value == b"member-2").then_some(())
+            })
+            .await;
+            leads(&agents, &new, 2).await;
+        },
+    );
+}

@@ -1,0 +1,196 @@
+//! Whole agents for a test: one etcd and members below the folder of [`Servers`], and their end.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
+
+use rustix::process::{Pid, Signal, kill_process};
+use trunkline_agent::postgres::PostgresConfig;
+use trunkline_agent::postgres::scan::ProcessId;
+
+use super::servers::Servers;
+
+/// One etcd and the agents of some members.
+pub struct Agents<'a> {
+    servers: &'a Servers,
+    etcd: Child,
+    agents: Vec<(u8, Child)>,
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the one place of these tests that starts programs"
+)]
+fn command(program: &Path) -> std::process::Command {
+    std::process::Command::new(program)
+}
+
+fn log(path: &Path) -> Stdio {
+    let file = File::options().create(true).append(true).open(path);
+    file.unwrap().into()
+}
+
+impl<'a> Agents<'a> {
+    /// Starts the etcd.
+    pub fn new(servers: &'a Servers) -> Self {
+        let host = servers.config(9).connect_host;
+        let url = |port: u16| format!("http://{host}:{port}");
+        let etcd = command(Path::new("/usr/bin/etcd"))
+            .arg("--data-dir")
+            .arg(servers.folder().join("etcd"))
+            .args(["--name", "e"])
+            .args(["--listen-client-urls", &url(2379)])
+            .args(["--advertise-client-urls", &url(2379)])
+            .args(["--listen-peer-urls", &url(2380)])
+            .args(["--initial-advertise-peer-urls", &url(2380)])
+            .args(["--initial-cluster", &format!("e={}", url(2380))])
+            .arg("--unsafe-no-fsync")
+            .stdin(Stdio::null())
+            .stdout(log(&servers.folder().join("etcd.log")))
+            .stderr(log(&servers.folder().join("etcd.log")))
+            .spawn()
+            .expect("etcd at /usr/bin/etcd (apt-get install etcd-server)");
+        Self {
+            servers,
+            etcd,
+            agents: Vec::new(),
+        }
+    }
+
+    /// Where etcd listens.
+    pub fn etcd(&self) -> String {
+        format!("{}:2379", self.servers.config(9).connect_host)
+    }
+
+    /// The configuration of PostgreSQL of member `index`, as its door needs it.
+    pub fn config(&self, index: u8) -> PostgresConfig {
+        PostgresConfig {
+            run_dir: self.run_dir(index),
+            ..self.servers.config(index)
+        }
+    }
+
+    /// The run directory of member `index`.
+    pub fn run_dir(&self, index: u8) -> PathBuf {
+        self.servers.folder().join(format!("run-{index}"))
+    }
+
+    /// What the agent of member `index` has said.
+    pub fn said(&self, index: u8) -> String {
+        fs::read_to_string(self.agent_log(index)).unwrap_or_default()
+    }
+
+    fn agent_log(&self, index: u8) -> PathBuf {
+        self.servers.folder().join(format!("agent-{index}.log"))
+    }
+
+    /// Starts the agent of member `index`, or starts it again.
+    pub fn start(&mut self, index: u8, ttl: u8) {
+        let config = self.servers.config(index);
+        let (host, bin_dir) = (&config.connect_host, config.bin_dir.as_ref().unwrap());
+        let text = format!(
+            r#"scope: test
+name: member-{index}
+restapi: {{listen: "{host}:8008", connect_address: "{host}:8008"}}
+etcd3: {{hosts: "{etcd}"}}
+bootstrap:
+  dcs:
+    ttl: {ttl}
+    loop_wait: 2
+    retry_timeout: 5
+    postgresql:
+      use_pg_rewind: true
+      use_slots: true
+      pg_hba:
+      - local all all trust
+      - host replication all 127.0.0.0/8 scram-sha-256
+      - host all all 127.0.0.0/8 scram-sha-256
+  initdb: [{{encoding: UTF8}}, data-checksums]
+postgresql:
+  listen: "{host}:5432"
+  connect_address: "{host}:5432"
+  data_dir: {data_dir}
+  bin_dir: {bin_dir}
+  pgpass: {base}/pgpass
+  authentication:
+    superuser: {{username: postgres, password: super}}
+    replication: {{username: replicator, password: replicated}}
+    rewind: {{username: rewind_user, password: rewound}}
+  parameters: {{unix_socket_directories: "{base}", shared_buffers: 16MB}}
+trunkline: {{run_dir: {run_dir}}}
+"#,
+            etcd = self.etcd(),
+            data_dir = config.data_dir.display(),
+            bin_dir = bin_dir.display(),
+            base = config.socket_dirs[0].display(),
+            run_dir = self.run_dir(index).display(),
+        );
+        let file = self.servers.folder().join(format!("agent-{index}.yml"));
+        fs::write(&file, text).unwrap();
+        let agent = command(&self.servers.agent())
+            .arg(&file)
+            .stdin(Stdio::null())
+            .stdout(log(&self.agent_log(index)))
+            .stderr(log(&self.agent_log(index)))
+            .spawn()
+            .unwrap();
+        self.agents.push((index, agent));
+    }
+
+    /// SIGKILL for the agent of member `index`; PostgreSQL and the fence live on.
+    pub fn kill(&mut self, index: u8) {
+        let at = self.agents.iter().position(|(of, _)| *of == index);
+        let (_, mut agent) = self.agents.remove(at.unwrap());
+        agent.kill().unwrap();
+        agent.wait().unwrap();
+    }
+
+    /// Freezes etcd, or lets it go on.
+    pub fn freeze_etcd(&self, is_frozen: bool) {
+        let signal_of = if is_frozen {
+            Signal::STOP
+        } else {
+            Signal::CONT
+        };
+        signal(i32::try_from(self.etcd.id()).unwrap(), signal_of);
+    }
+
+    /// The fence of member `index`.
+    pub fn fence(&self, index: u8) -> Option<i32> {
+        let run_dir = self.run_dir(index);
+        processes()
+            .filter(|pid| words_of(*pid).starts_with("trunkline-fence"))
+            .find(|pid| fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd == run_dir))
+            .filter(|pid| ProcessId::of(*pid).is_some())
+    }
+}
+
+impl Drop for Agents<'_> {
+    fn drop(&mut self) {
+        for (_, agent) in &mut self.agents {
+            let _ = agent.kill();
+            let _ = agent.wait();
+        }
+        for fence in (1..=9_u8).filter_map(|index| self.fence(index)) {
+            let _ = kill_process(Pid::from_raw(fence).unwrap(), Signal::KILL);
+        }
+        let _ = self.etcd.kill();
+        let _ = self.etcd.wait();
+    }
+}
+
+pub fn signal(pid: i32, signal: Signal) {
+    kill_process(Pid::from_raw(pid).unwrap(), signal).unwrap();
+}
+
+/// Every process there is.
+pub fn processes() -> impl Iterator<Item = i32> {
+    let entries = fs::read_dir("/proc").unwrap().flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+}
+
+/// The command line of a process.
+pub fn words_of(pid: i32) -> String {
+    let bytes = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    String::from_utf8_lossy(&bytes).replace('\0', " ")
+}
