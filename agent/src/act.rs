@@ -21,6 +21,7 @@ use crate::fence::known::Known;
 use crate::fence::run_dir::{RunDir, RunDirError};
 use crate::lease::arming::Arming;
 use crate::lease::{HandOver, LeaseError, LeaseHandle, LeaseStatus};
+use crate::postgres::hooks::Callbacks;
 use crate::postgres::{Postgres, PostgresError};
 
 mod history;
@@ -101,6 +102,8 @@ pub struct Actor {
     pub jobs: Jobs,
     /// The folder of lease, deadline and fence, tied to one instance.
     pub run_dir: RunDir,
+    /// The operator's scripts.
+    pub callbacks: Callbacks,
     /// The `config` of a new cluster.
     pub bootstrap_config: String,
 }
@@ -217,6 +220,12 @@ impl Actor {
             }
             Action::CreateSlots(names) => self.create_slots(names).await?,
             Action::DropSlots(names) => self.drop_slots(names).await?,
+            Action::CallBack(callback, role) => {
+                self.callbacks.call(callback.word(), role.word());
+                0
+            }
+            Action::RunPrePromote => self.run_pre_promote(seen)?,
+            Action::DiscardBootstrap => self.discard_bootstrap()?,
         };
         Ok(shown)
     }

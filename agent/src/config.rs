@@ -20,6 +20,7 @@ use self::section::{Report, Section};
 pub mod arguments;
 mod bootstrap;
 pub mod client;
+mod command;
 mod document;
 mod environment;
 mod etcd3;

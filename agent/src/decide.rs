@@ -11,6 +11,8 @@ use observation::{Local, RunningRole};
 
 pub mod announce;
 mod authority_gone;
+mod bootstrap;
+pub mod callbacks;
 mod candidate;
 mod dcs_unreachable;
 pub mod decision;
@@ -48,11 +50,23 @@ pub const RETRY_PAUSE: Duration = Duration::from_millis(100);
 
 /// What to do next. Total: every observation has a decision.
 pub fn decide(seen: &Observation, memory: &Memory) -> Decision {
+    callbacks::note(seen, memory.told, by_situation(seen, memory))
+}
+
+fn by_situation(seen: &Observation, memory: &Memory) -> Decision {
     let situation = Situation::of(seen, memory);
     let topology = seen.topology();
     match (situation, topology, &seen.job.running) {
         (Situation::AuthorityGone, _, _) => authority_gone::decide(seen, memory),
         (Situation::JobRunning, _, Some(job)) => job_running::decide(seen, memory, job),
+        (
+            Situation::ForeignData
+            | Situation::Unregistered
+            | Situation::Following
+            | Situation::NoLeader,
+            _,
+            _,
+        ) if bootstrap::is_abandoned(seen) => bootstrap::abandoned(seen, memory),
         (Situation::ForeignData, _, _) => Turn::new(seen, memory).routine(Reason::ForeignSystemId),
         (Situation::ShuttingDown, _, _) => shutting_down::decide(seen, memory),
         (Situation::Maintenance, Some(t), _) => maintenance::decide(seen, memory, t),

@@ -150,6 +150,8 @@ impl Observer {
             request: now.request,
             fence,
             is_shutting_down: now.is_shutting_down,
+            is_bootstrap_unfinished: self.postgres.is_bootstrap_unfinished(),
+            chance: fastrand::u32(..),
         };
         Look {
             observation,
@@ -195,7 +197,9 @@ fn is_stop(kind: crate::decide::observation::JobKind) -> bool {
         | JobKind::Rewind
         | JobKind::Start
         | JobKind::Promote
-        | JobKind::Checkpoint => false,
+        | JobKind::Checkpoint
+        | JobKind::DiscardBootstrap
+        | JobKind::PrePromote => false,
     }
 }
 

@@ -29,6 +29,7 @@ pub mod control_data;
 pub mod directory;
 mod error;
 mod files;
+pub mod hooks;
 pub mod kill;
 pub mod postmaster_pid;
 pub mod process;

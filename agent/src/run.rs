@@ -24,6 +24,7 @@ use crate::act::Actor;
 use crate::act::jobs::Jobs;
 use crate::api::{self, Api, LocalRequest, Published};
 use crate::config::AgentConfig;
+use crate::decide::callbacks::Callback;
 use crate::decide::observation::Me;
 use crate::fence::deadline::{self, Deadline};
 use crate::fence::run_dir::{RunDir, RunDirError};
@@ -34,6 +35,7 @@ use crate::lease::keeper::{self, KeeperConfig};
 use crate::lease::{LeaseHandle, state};
 use crate::observe::{Before, Observer};
 use crate::postgres::directory::{DirectoryState, finish_interrupted};
+use crate::postgres::hooks::Callbacks;
 use crate::postgres::scan::ProcessId;
 use crate::postgres::{Postgres, PostgresConfig, PostgresError};
 use crate::tick::{Inbox, Recorder, SettingsKeeper, Tick};
@@ -48,6 +50,9 @@ const LISTEN_PAUSE: Duration = Duration::from_secs(1);
 
 /// The longest the last writes of an ending agent may take.
 const FAREWELL: Duration = Duration::from_secs(2);
+
+/// Longest wait of an ending agent for the callbacks of its last stop.
+const LAST_CALLBACKS: Duration = Duration::from_secs(10);
 
 /// Longest wait for one start of PostgreSQL to become ready; a recovery may take hours.
 const READY_LIMIT: Duration = Duration::from_secs(24 * 3600);
@@ -122,6 +127,8 @@ pub async fn run(config: AgentConfig, read: ReadConfig, metrics: Metrics) -> Res
     let fence_stop = CancellationToken::new();
     supervision::keep(parts.fence.clone(), fence_stop.clone())
         .map_err(system("starting the supervision of the fence"))?;
+    let callbacks = parts.callbacks.clone();
+    tokio::spawn(call_scripts(callbacks.clone(), parts.postgres.clone()));
     tokio::spawn(say_when_ready(parts.postgres.clone(), ready.clone()));
     let told_twice = tokio::spawn(take_signals(signals, requests, stop.clone()));
 
@@ -143,6 +150,7 @@ pub async fn run(config: AgentConfig, read: ReadConfig, metrics: Metrics) -> Res
     tokio::select! {
         () = tick.run() => {
             // Nobody is to replace the fence that is about to end.
+            callbacks.drained(LAST_CALLBACKS).await;
             fence_stop.cancel();
             farewell(&lease, &postgres, &fence).await;
         }
@@ -159,6 +167,7 @@ struct Parts {
     fence: Arc<RwLock<FenceHandle>>,
     arming: Arc<Arming>,
     postgres: Arc<Postgres>,
+    callbacks: Callbacks,
     keys: Keys,
     dcs: Arc<dyn Dcs>,
     lease: LeaseHandle,
@@ -197,6 +206,7 @@ impl Parts {
             fence: Arc::new(RwLock::new(fence)),
             arming,
             postgres,
+            callbacks: Callbacks::default(),
             keys,
             dcs,
             lease,
@@ -237,6 +247,7 @@ impl Parts {
             arming: self.arming,
             jobs: self.jobs,
             run_dir: self.run_dir,
+            callbacks: self.callbacks,
             bootstrap_config: serde_json::Value::Object(config.bootstrap.dcs.clone()).to_string(),
         };
         let recorder = Recorder::new(
@@ -307,7 +318,8 @@ fn start_lease(
     .map_err(system("starting the lease task"))
 }
 
-fn me(config: &AgentConfig) -> Me {
+/// This member as its file describes it.
+pub(crate) fn me(config: &AgentConfig) -> Me {
     let local = &config.postgresql;
     let forbids = |setting: Option<bool>| setting == Some(false);
     Me {
@@ -317,6 +329,12 @@ fn me(config: &AgentConfig) -> Me {
         crash_policy: config.own.crash_policy,
         may_replace_data: !forbids(local.remove_data_directory_on_rewind_failure)
             && !forbids(local.remove_data_directory_on_diverged_timelines),
+        use_pg_rewind: local.use_pg_rewind,
+        callbacks: Callback::ALL
+            .into_iter()
+            .filter(|event| local.hooks.callbacks.contains_key(event.word()))
+            .collect(),
+        has_pre_promote: local.hooks.pre_promote.is_some(),
     }
 }
 
@@ -340,6 +358,10 @@ async fn serve_api(api: Api, address: String, stop: CancellationToken) {
     if let Err(error) = api::serve(listener, api, stopped).await {
         tracing::error!(%error, "the REST API ended");
     }
+}
+
+async fn call_scripts(callbacks: Callbacks, postgres: Arc<Postgres>) {
+    callbacks.serve(&postgres).await;
 }
 
 /// PostgreSQL tells nobody when it accepts connections: its lock file is watched while it starts.

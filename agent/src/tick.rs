@@ -150,6 +150,10 @@ impl Tick {
 
     /// One turn: how long to wait for the next at the most, and whether the agent may end.
     async fn turn(&mut self, wake: Wake) -> (Duration, bool) {
+        if let Some(me) = self.settings.changed_me() {
+            self.observer.me = me.clone();
+            self.actor.me = me;
+        }
         let look = self.look().await;
         self.settings
             .bring_in_line(&look.observation, &self.actor)

@@ -135,6 +135,7 @@ scripts! {
     a_mistake_names_file_line_key_value_and_what_is_allowed,
     an_unknown_key_warns_with_the_one_that_was_meant,
     keys_not_acted_on_yet_are_named,
+    operators_scripts_are_commands_split_as_a_shell_does,
     other_stores_are_refused_with_what_to_write,
     the_environment_overrides_and_trunkline_wins_over_patroni,
     times_that_do_not_fit_are_reported_and_not_bent,

@@ -9,6 +9,8 @@
 
 #[path = "postgres/fence.rs"]
 mod fence;
+#[path = "postgres/hooks.rs"]
+mod hooks;
 #[path = "support/servers.rs"]
 mod servers;
 
@@ -296,12 +298,9 @@ fn a_member_is_cloned_promoted_rewound_and_cloned_again() {
             let senders = answer(&first).await.senders;
             assert_eq!(senders.len(), 1, "{senders:?}");
             assert_eq!(senders[0].application_name, "member-2");
-            assert!(
-                answer(&second)
-                    .await
-                    .conninfo
-                    .contains("wal_sender_timeout=5s")
-            );
+            let conninfo = answer(&second).await.conninfo;
+            assert!(conninfo.contains("wal_sender_timeout=5s"), "{conninfo}");
+            assert!(conninfo.contains("gssencmode=disable"), "{conninfo}");
             assert_eq!(answer(&first).await.slots.len(), 1);
             first.drop_slot("member_2").await.unwrap();
 

@@ -60,6 +60,24 @@ impl Actor {
         Ok(0)
     }
 
+    pub(super) fn discard_bootstrap(&mut self) -> Result<Revision, ActError> {
+        self.run_dir.unbind().map_err(ActError::Fence)?;
+        let door = self.door();
+        let work = async move { door.discard_bootstrap().await.map_err(said) };
+        self.jobs
+            .start(JobKind::DiscardBootstrap, None, Box::pin(work))?;
+        Ok(0)
+    }
+
+    /// The lease is renewed meanwhile; a script that outlives one ttl keeps the cluster without a leader.
+    pub(super) fn run_pre_promote(&mut self, seen: &Observation) -> Result<Revision, ActError> {
+        let door = self.door();
+        let limit = seen.settings().ttl;
+        let work = async move { door.pre_promote(limit).await.map_err(said) };
+        self.jobs.start(JobKind::PrePromote, None, Box::pin(work))?;
+        Ok(0)
+    }
+
     pub(super) fn checkpoint(&mut self) -> Result<Revision, ActError> {
         let door = self.door();
         let work = async move { door.checkpoint(CHECKPOINT_LIMIT).await.map_err(said) };
@@ -130,6 +148,9 @@ impl Actor {
         };
         let door = self.door();
         let work = async move {
+            if kind == JobKind::Stop {
+                door.before_stop().await;
+            }
             let report = door.stop(&plan).await.map_err(said)?;
             tracing::info!(
                 checkpoint = ?report.checkpoint,
@@ -189,7 +210,12 @@ impl Actor {
         seen: &Observation,
         source: &Upstream,
     ) -> Result<Revision, ActError> {
-        let upstream = self.upstream(seen, source)?;
+        let mut upstream = self.upstream(seen, source)?;
+        let leader = seen.topology().and_then(|t| t.leader.as_ref());
+        if leader.is_none_or(|leader| leader.member != source.member) {
+            // Only the leader keeps a slot for this member.
+            upstream.slot = None;
+        }
         self.run_dir.unbind().map_err(ActError::Fence)?;
         let expected = match seen.topology().map(|t| t.initialize) {
             Some(Initialize::Done(id)) => Some(id),

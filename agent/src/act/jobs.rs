@@ -34,6 +34,7 @@ impl Jobs {
                 kind: JobKind::Rewind,
                 at: clock::now(),
                 error: Some(Arc::from("interrupted by the end of the agent")),
+                source: None,
             }),
             ..Self::default()
         }
@@ -95,6 +96,7 @@ impl Jobs {
             kind: JobKind::Start,
             at: clock::now(),
             error: Some(Arc::from(why.as_str())),
+            source: None,
         });
     }
 
@@ -146,6 +148,7 @@ impl Jobs {
             kind: job.kind,
             at,
             error: error.map(Arc::from),
+            source: job.source,
         });
     }
 }

@@ -89,6 +89,8 @@ impl Actor {
         seen: &Observation,
         id: SystemId,
     ) -> Result<Revision, ActError> {
+        // Before it is recorded: data that is recorded is never taken for a bootstrap cut short.
+        self.postgres.bootstrap_is_finished()?;
         let initialize = self.keys.path(&FactKey::Initialize);
         let leads = self.still_leads(seen)?;
         let has_config = seen.topology().is_some_and(|t| t.settings.is_some());

@@ -8,7 +8,9 @@ use secrecy::SecretString;
 
 use super::document::{Kind, Value};
 use super::section::{Address, Section};
-use super::{Warning, sorted};
+use super::{Warning, command, sorted};
+use crate::decide::callbacks::Callback;
+use crate::postgres::hooks::Hooks;
 
 /// PostgreSQL's port.
 const DEFAULT_PORT: u16 = 5432;
@@ -66,8 +68,8 @@ pub struct PostgresqlConfig {
     pub create_replica_methods: Vec<String>,
     /// Options of pg_basebackup: `--name` or `--name=value`.
     pub basebackup: Vec<(String, Option<String>)>,
-    /// Operator's scripts: `on_start`, `on_stop`, `on_restart`, `on_reload`, `on_role_change`.
-    pub callbacks: BTreeMap<String, String>,
+    /// Operator's scripts.
+    pub hooks: Hooks,
 }
 
 /// How one of the three roles connects.
@@ -96,15 +98,6 @@ const CONNECTION: [&str; 9] = [
 
 /// Parameters that the agent sets itself and nobody may set.
 const OWN_PARAMETERS: [&str; 3] = ["listen_addresses", "port", "cluster_name"];
-
-/// The scripts that Patroni calls.
-const CALLBACKS: [&str; 5] = [
-    "on_start",
-    "on_stop",
-    "on_restart",
-    "on_reload",
-    "on_role_change",
-];
 
 /// Reads the section.
 pub fn read(section: &Section<'_>) -> Option<PostgresqlConfig> {
@@ -163,9 +156,9 @@ pub fn read(section: &Section<'_>) -> Option<PostgresqlConfig> {
             .unwrap_or(Duration::from_secs(60)),
         create_replica_methods: methods,
         basebackup: basebackup(section),
-        callbacks: callbacks(&section.section("callbacks")),
+        hooks: hooks(section),
     };
-    section.not_acted_on(&["pre_promote", "before_stop", "krbsrvname"]);
+    section.not_acted_on(&["krbsrvname"]);
     section.acknowledge(&["use_slots"]);
     section.end();
     is_complete.then_some(config)
@@ -291,12 +284,17 @@ fn basebackup(section: &Section<'_>) -> Vec<(String, Option<String>)> {
     options
 }
 
-fn callbacks(section: &Section<'_>) -> BTreeMap<String, String> {
-    let callbacks: BTreeMap<String, String> = CALLBACKS
-        .iter()
-        .filter_map(|key| Some(((*key).to_owned(), section.text(key)?)))
-        .collect();
-    section.not_acted_on(&CALLBACKS);
-    section.end();
-    callbacks
+fn hooks(section: &Section<'_>) -> Hooks {
+    let callbacks = section.section("callbacks");
+    let hooks = Hooks {
+        callbacks: Callback::ALL
+            .into_iter()
+            .map(Callback::word)
+            .filter_map(|event| Some((event, command::read(&callbacks, event)?)))
+            .collect(),
+        pre_promote: command::read(section, "pre_promote"),
+        before_stop: command::read(section, "before_stop"),
+    };
+    callbacks.end();
+    hooks
 }

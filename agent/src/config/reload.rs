@@ -8,12 +8,14 @@ use super::AgentConfig;
 use super::document::{Node, Value};
 
 /// What is taken up: the keys that begin so. [`take_up`] moves exactly their values.
-const LIVE: [&str; 14] = [
+const LIVE: [&str; 17] = [
     "bootstrap.initdb",
     "bootstrap.pg_hba",
     "bootstrap.users",
     "postgresql.authentication",
     "postgresql.basebackup",
+    "postgresql.before_stop",
+    "postgresql.callbacks",
     "postgresql.custom_conf",
     "postgresql.database",
     "postgresql.parameters",
@@ -21,6 +23,7 @@ const LIVE: [&str; 14] = [
     "postgresql.pg_hba",
     "postgresql.pg_ident",
     "postgresql.pgpass",
+    "postgresql.pre_promote",
     "postgresql.recovery_conf",
     "postgresql.use_pg_rewind",
 ];
@@ -161,6 +164,7 @@ pub fn take_up(running: &AgentConfig, read: AgentConfig) -> TakenUp {
     own.replication = told.replication;
     own.rewind = told.rewind;
     own.basebackup = told.basebackup;
+    own.hooks = told.hooks;
     own.custom_conf = told.custom_conf;
     own.database = told.database;
     own.parameters = told.parameters;

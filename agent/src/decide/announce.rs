@@ -105,13 +105,13 @@ fn role(seen: &Observation) -> MemberRole {
 fn state(seen: &Observation) -> MemberState {
     if let Some(job) = &seen.job.running {
         match job.kind {
-            JobKind::Initialize | JobKind::FinishBootstrap => {
+            JobKind::Initialize | JobKind::FinishBootstrap | JobKind::DiscardBootstrap => {
                 return MemberState::InitializingNewCluster;
             }
             JobKind::Clone | JobKind::Rewind => return MemberState::CreatingReplica,
             JobKind::Stop | JobKind::StopNow => return MemberState::Stopping,
             JobKind::Start => return MemberState::Starting,
-            JobKind::Promote | JobKind::Checkpoint => {}
+            JobKind::Promote | JobKind::PrePromote | JobKind::Checkpoint => {}
         }
     }
     let failed = |kind| {

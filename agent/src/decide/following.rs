@@ -12,7 +12,7 @@ use super::memory::Memory;
 use super::observation::{
     JobKind, Local, LocalRequest, Observation, Running, RunningRole, Stopped,
 };
-use super::{RETRY_PAUSE, Turn};
+use super::{RETRY_PAUSE, Turn, no_data};
 
 /// How often a candidate looks whether it has the old leader's last record, and whether the new leader is
 /// ready: PostgreSQL tells nobody when replay gets there.
@@ -183,20 +183,21 @@ fn start(turn: Turn<'_>, topology: &Topology, stopped: &Stopped) -> Decision {
     };
     let from = upstream_of(leader);
     if turn.seen.request == Some(LocalRequest::Reinitialize) {
+        let from = no_data::clone_source(&turn, topology, leader).unwrap_or(from);
         return turn
             .request_taken()
             .act(Action::Clone(from))
             .routine(Reason::ReinitializeRequested);
     }
     if stopped.is_half_rewound {
-        return copy_anew(turn, from);
+        return copy_anew(turn, topology, leader);
     }
     match ancestry(topology, stopped, timeline) {
         Ancestry::Unknown => turn.routine(Reason::WaitingForHistory),
         Ancestry::Ancestor => {
             turn.start_unless_just_failed(StartAs::Replica(Some(from)), Reason::StartingReplica)
         }
-        Ancestry::Diverged { .. } => mend(turn, leader, from),
+        Ancestry::Diverged { .. } => mend(turn, topology, leader),
     }
 }
 
@@ -219,27 +220,32 @@ fn ancestry(topology: &Topology, stopped: &Stopped, leads: Timeline) -> Ancestry
     topology.ancestry(stopped.timeline, beyond_all, leads)
 }
 
-fn mend(turn: Turn<'_>, leader: &Member, from: Upstream) -> Decision {
-    let rewinds = turn.seen.settings().use_pg_rewind;
+fn mend(turn: Turn<'_>, topology: &Topology, leader: &Member) -> Decision {
+    let seen = turn.seen;
+    let of_file = seen.me.use_pg_rewind;
+    let rewinds = of_file.unwrap_or_else(|| seen.settings().use_pg_rewind);
     if rewinds && turn.failure_of(JobKind::Rewind).is_none() {
         if !leader.is_checkpointed_after_promote {
             return turn.routine(Reason::WaitingForLeaderCheckpoint);
         }
         // A clone that failed is not a reason to rewind again at once.
         if turn.failed_lately(JobKind::Clone) {
-            return turn.after_failure(JobKind::Clone);
+            return copy_anew(turn, topology, leader);
         }
+        let from = upstream_of(leader);
         return turn.act(Action::Rewind(from)).routine(Reason::Rewinding);
     }
-    copy_anew(turn, from)
+    copy_anew(turn, topology, leader)
 }
 
-fn copy_anew(turn: Turn<'_>, from: Upstream) -> Decision {
+fn copy_anew(turn: Turn<'_>, topology: &Topology, leader: &Member) -> Decision {
     if !turn.seen.me.may_replace_data {
         return turn.routine(Reason::ReplaceForbidden);
     }
-    if turn.failed_lately(JobKind::Clone) {
+    let Some(from) = no_data::clone_source(&turn, topology, leader) else {
         return turn.after_failure(JobKind::Clone);
-    }
-    turn.act(Action::Clone(from)).routine(Reason::Recloning)
+    };
+    turn.detail(Detail::Member(from.member.clone()))
+        .act(Action::Clone(from))
+        .routine(Reason::Recloning)
 }

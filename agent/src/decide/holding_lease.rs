@@ -13,7 +13,7 @@ use super::observation::{
     CrashPolicy, Held, JobKind, LeaseView, Local, LocalRequest, Observation, Running, RunningRole,
     Stopped,
 };
-use super::{PROMOTE_NEEDS, RETRY_PAUSE, Turn, candidate, leading, requests};
+use super::{PROMOTE_NEEDS, RETRY_PAUSE, Turn, bootstrap, candidate, leading, requests};
 
 /// More than this to replay, and another member takes over sooner than a restart ends (`ha.md` 9).
 const REDO_LIMIT: u64 = 128 * 1024 * 1024;
@@ -107,6 +107,10 @@ fn promote(turn: Turn<'_>, held: &Held, topology: &Topology, running: &Running) 
     if let Some(peer) = candidate::living_primary(seen) {
         return not_while_primary(turn, peer);
     }
+    let turn = match allowed_by_operator(turn, held) {
+        ControlFlow::Break(decision) => return decision,
+        ControlFlow::Continue(turn) => turn,
+    };
     let next = next_timeline(topology, running.timeline);
     note_not_primary(turn, held)
         .act(Action::ClaimTimeline(ClaimedTimeline {
@@ -118,18 +122,34 @@ fn promote(turn: Turn<'_>, held: &Held, topology: &Topology, running: &Running) 
         .routine(Reason::Promoting)
 }
 
+/// `pre_promote` is run once for every promotion, under the lease; a no gives the lease up.
+fn allowed_by_operator<'a>(turn: Turn<'a>, held: &Held) -> ControlFlow<Decision, Turn<'a>> {
+    if !turn.seen.me.has_pre_promote {
+        return ControlFlow::Continue(turn);
+    }
+    let finished = turn.seen.job.finished.as_ref();
+    let outcome = finished.filter(|job| job.kind == JobKind::PrePromote);
+    if let Some(job) = outcome.filter(|_| turn.decision.memory.pre_promoted == Some(held.epoch)) {
+        let Some(why) = job.error.clone() else {
+            return ControlFlow::Continue(turn);
+        };
+        let turn = turn.detail(Detail::Text(why));
+        return ControlFlow::Break(give_up(turn, Reason::PrePromoteFailed, None));
+    }
+    let epoch = held.epoch;
+    let turn = note_not_primary(turn, held)
+        .remember(|memory| memory.pre_promoted = Some(epoch))
+        .act(Action::RunPrePromote);
+    ControlFlow::Break(turn.routine(Reason::RunningPrePromote))
+}
+
 /// Promotion was signalled and is not over. It cannot be taken back, so nothing is given up before the
 /// instance has stopped.
 fn promoting(turn: Turn<'_>, held: &Held) -> Decision {
-    let turn = note_not_primary(turn, held);
+    let (turn, waited) = not_primary_for(turn, held);
     let settings = turn.seen.settings();
     let limit = settings.primary_start_timeout.max(settings.ttl * 2);
-    let since = turn
-        .decision
-        .memory
-        .not_primary_since
-        .map_or(turn.seen.now, |(_, at)| at);
-    if turn.seen.now.since(since) >= limit {
+    if waited >= limit {
         return turn
             .act(Action::Stop(StopMode::Immediate))
             .now(Reason::PromotionFailed);
@@ -173,16 +193,19 @@ fn note_not_primary<'a>(turn: Turn<'a>, held: &Held) -> Turn<'a> {
     })
 }
 
+/// Notes it, and says for how long it has been so.
+fn not_primary_for<'a>(turn: Turn<'a>, held: &Held) -> (Turn<'a>, Duration) {
+    let turn = note_not_primary(turn, held);
+    let since = turn.decision.memory.not_primary_since;
+    let waited = since.map_or(Duration::ZERO, |(_, at)| turn.seen.now.since(at));
+    (turn, waited)
+}
+
 /// Waits for the instance to be ready for promotion; after two ttl another member is to try.
 fn not_primary_yet(turn: Turn<'_>, held: &Held) -> Decision {
-    let turn = note_not_primary(turn, held);
+    let (turn, waited) = not_primary_for(turn, held);
     let limit = turn.seen.settings().ttl * 2;
-    let since = turn
-        .decision
-        .memory
-        .not_primary_since
-        .map_or(turn.seen.now, |(_, at)| at);
-    if turn.seen.now.since(since) >= limit {
+    if waited >= limit {
         return give_up(turn, Reason::PromotionFailed, None);
     }
     turn.within(Reason::WaitingToPromote, RETRY_PAUSE)
@@ -225,6 +248,10 @@ fn when_stopped(turn: Turn<'_>, held: &Held, topology: &Topology, stopped: &Stop
     if let Some(record) = requests::own_switchover(seen, topology) {
         return requests::when_stopped(turn, held, topology, record, stopped);
     }
+    let turn = match unfinished(turn, held, topology) {
+        ControlFlow::Break(decision) => return decision,
+        ControlFlow::Continue(turn) => turn,
+    };
     if !stopped.was_primary {
         return note_not_primary(turn, held)
             .start_unless_just_failed(StartAs::Replica(None), Reason::WaitingToPromote);
@@ -277,6 +304,30 @@ fn when_stopped(turn: Turn<'_>, held: &Held, topology: &Topology, stopped: &Stop
 fn successor_after_crash(seen: &Observation, topology: &Topology) -> Result<MemberName, Detail> {
     let how = candidate::Succession::AfterCrash;
     candidate::successor(seen, topology, &seen.settings(), None, how)
+}
+
+/// A cluster that is being made and does not start is given up after two ttl.
+fn unfinished<'a>(
+    turn: Turn<'a>,
+    held: &Held,
+    topology: &Topology,
+) -> ControlFlow<Decision, Turn<'a>> {
+    if topology.initialize != Initialize::Running {
+        return ControlFlow::Continue(turn);
+    }
+    if turn.failure_of(JobKind::Start).is_none() {
+        return bootstrap::when_stopped(turn, false);
+    }
+    let (turn, waited) = not_primary_for(turn, held);
+    let is_hopeless = waited >= turn.seen.settings().ttl * 2;
+    let turn = match bootstrap::when_stopped(turn, is_hopeless) {
+        ControlFlow::Break(decision) => return ControlFlow::Break(decision),
+        ControlFlow::Continue(turn) => turn,
+    };
+    if turn.failed_lately(JobKind::Start) {
+        return ControlFlow::Break(turn.after_failure(JobKind::Start));
+    }
+    ControlFlow::Continue(turn)
 }
 
 /// Fails over if somebody can take over, else starts again in place.

@@ -9,12 +9,16 @@ pub(super) fn decide(seen: &Observation, memory: &Memory, job: &RunningJob) -> D
     let turn = Turn::new(seen, memory).detail(Detail::Text(job.kind.name().into()));
     let is_held = matches!(seen.lease, LeaseView::Held(_));
     let is_pointless = match job.kind {
-        JobKind::Promote => !is_held,
+        JobKind::Promote | JobKind::PrePromote => !is_held,
         JobKind::Initialize | JobKind::FinishBootstrap => !is_held || seen.is_shutting_down,
         // A rewind that is ended half-way leaves data that only a clone can mend, and says so on disk. Whoever
         // ends the agent does not wait for hours, and would kill it. Starts and stops end by themselves.
         JobKind::Clone | JobKind::Rewind => seen.is_shutting_down,
-        JobKind::Start | JobKind::Stop | JobKind::StopNow | JobKind::Checkpoint => false,
+        JobKind::Start
+        | JobKind::Stop
+        | JobKind::StopNow
+        | JobKind::Checkpoint
+        | JobKind::DiscardBootstrap => false,
     };
     if is_pointless {
         return turn.act(Action::CancelJob).now(Reason::JobCancelled);

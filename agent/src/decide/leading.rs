@@ -3,12 +3,11 @@
 
 use std::ops::ControlFlow;
 
-use trunkline_shared::cluster::topology::Initialize;
 use trunkline_shared::cluster::{Lsn, Topology};
 
 use super::decision::{Action, Decision, Detail, Reason};
 use super::observation::{JobKind, LeaseView, Running};
-use super::{RETRY_PAUSE, Turn, holding_lease, requests, slots};
+use super::{RETRY_PAUSE, Turn, bootstrap, holding_lease, requests, slots};
 
 pub(super) fn decide(
     turn: Turn<'_>,
@@ -37,7 +36,7 @@ pub(super) fn decide(
             .act(Action::ReassertLeader)
             .now(Reason::HandOverUnresolved);
     }
-    let turn = match identity(turn, topology, running) {
+    let turn = match bootstrap::identity(turn, topology, running) {
         ControlFlow::Break(decision) => return decision,
         ControlFlow::Continue(turn) => turn,
     };
@@ -56,35 +55,6 @@ pub(super) fn decide(
         is_checkpointed,
     };
     duties(turn, &leading)
-}
-
-/// A cluster that is being made, or adopted, gets its roles and its identity first.
-fn identity<'a>(
-    turn: Turn<'a>,
-    topology: &Topology,
-    running: &Running,
-) -> ControlFlow<Decision, Turn<'a>> {
-    let record = Action::RecordSystemId(running.system_id);
-    match topology.initialize {
-        Initialize::Done(_) => ControlFlow::Continue(turn),
-        Initialize::Absent => ControlFlow::Break(turn.act(record).now(Reason::RecordingIdentity)),
-        Initialize::Running => {
-            let done = turn
-                .seen
-                .job
-                .finished
-                .as_ref()
-                .is_some_and(|job| job.kind == JobKind::FinishBootstrap && job.error.is_none());
-            if done {
-                return ControlFlow::Break(turn.act(record).now(Reason::RecordingIdentity));
-            }
-            if turn.failed_lately(JobKind::FinishBootstrap) {
-                return ControlFlow::Break(turn.after_failure(JobKind::FinishBootstrap));
-            }
-            let turn = turn.act(Action::FinishBootstrap);
-            ControlFlow::Break(turn.routine(Reason::FinishingBootstrap))
-        }
-    }
 }
 
 /// A leader's running primary.

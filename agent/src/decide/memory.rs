@@ -1,7 +1,9 @@
 //! The little that survives a turn.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
+use super::callbacks::Told;
 use trunkline_shared::cluster::{LeaderEpoch, MemberName, Moment};
 
 /// Given to each decision and returned changed by it. Lost when the agent restarts: nothing safety
@@ -27,4 +29,10 @@ pub struct Memory {
     pub kept_after_crash: Option<LeaderEpoch>,
     /// Until when this member does not run for leader after having given the lease up.
     pub stands_back_until: Option<Moment>,
+    /// Why the bootstrap in progress failed after its data was made: it is to be given up.
+    pub bootstrap_failed: Option<Arc<str>>,
+    /// What the operator's scripts were told last.
+    pub told: Told,
+    /// The leadership for which `pre_promote` was run last.
+    pub pre_promoted: Option<LeaderEpoch>,
 }

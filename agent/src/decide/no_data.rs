@@ -1,7 +1,7 @@
 //! There is no data here: initialise, clone, or wait.
 
-use trunkline_shared::cluster::Topology;
 use trunkline_shared::cluster::topology::Initialize;
+use trunkline_shared::cluster::{Member, Topology};
 
 use super::decision::{Action, Decision, Detail, Reason, Upstream};
 use super::memory::Memory;
@@ -54,9 +54,13 @@ fn as_leader(turn: Turn<'_>, topology: &Topology) -> Decision {
             .act(release)
             .now(Reason::LeaderWithoutData);
     }
-    if let Some(why) = turn.failure_of(JobKind::Initialize) {
+    let earlier = turn.decision.memory.bootstrap_failed.clone();
+    if let Some(why) = earlier.or_else(|| turn.failure_of(JobKind::Initialize)) {
         return turn
-            .remember(|memory| memory.stands_back_until = Some(back))
+            .remember(|memory| {
+                memory.stands_back_until = Some(back);
+                memory.bootstrap_failed = None;
+            })
             .detail(Detail::Text(why))
             .act(release)
             .now(Reason::BootstrapFailed);
@@ -68,18 +72,39 @@ fn clone_from_leader(turn: Turn<'_>, topology: &Topology) -> Decision {
     let Some(leader) = following::confirmed_leader(topology) else {
         return turn.routine(Reason::WaitingForPrimaryToClone);
     };
-    if turn.failed_lately(JobKind::Clone) {
+    let Some(from) = clone_source(&turn, topology, leader) else {
         return turn.after_failure(JobKind::Clone);
-    }
-    let preferred = topology.members.values().find(|member| {
-        member.tags.clonefrom && member.name != leader.name && member.is_streaming == Some(true)
-    });
-    let source = preferred.unwrap_or(leader);
-    let from = Upstream {
-        member: source.name.clone(),
-        address: source.address.clone(),
     };
     turn.detail(Detail::Member(from.member.clone()))
         .act(Action::Clone(from))
         .routine(Reason::Cloning)
+}
+
+/// Whose data is copied: a running replica tagged `clonefrom`, one of several by chance, else the leader.
+/// The leader is asked at once after such a replica failed; `None` while the leader itself failed lately.
+pub(super) fn clone_source(
+    turn: &Turn<'_>,
+    topology: &Topology,
+    leader: &Member,
+) -> Option<Upstream> {
+    let failed = turn.failed_lately(JobKind::Clone);
+    let finished = turn.seen.job.finished.as_ref();
+    let failed_from = finished.and_then(|job| job.source.as_ref());
+    if failed && failed_from.is_none_or(|source| *source == leader.name) {
+        return None;
+    }
+    let offered: Vec<&Member> = topology
+        .members
+        .values()
+        .map(|member| &**member)
+        .filter(|member| member.tags.clonefrom && member.name != leader.name)
+        .filter(|member| member.name != turn.seen.me.name && member.is_streaming == Some(true))
+        .collect();
+    let drawn = usize::try_from(turn.seen.chance).unwrap_or(0) % offered.len().max(1);
+    let source = offered.get(drawn).filter(|_| !failed);
+    let source = source.copied().unwrap_or(leader);
+    Some(Upstream {
+        member: source.name.clone(),
+        address: source.address.clone(),
+    })
 }

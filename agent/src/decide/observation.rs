@@ -1,9 +1,10 @@
 //! All that may influence a decision, as plain data. `observe` writes it, `decide` reads it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::callbacks::Callback;
 use trunkline_shared::cluster::{
     LeaderEpoch, Lsn, MemberName, Moment, SystemId, Tags, Timeline, Topology,
 };
@@ -31,6 +32,10 @@ pub struct Observation {
     pub fence: FenceView,
     /// The agent was told to end.
     pub is_shutting_down: bool,
+    /// The data here was made for a new cluster whose identity was never recorded: nobody's yet.
+    pub is_bootstrap_unfinished: bool,
+    /// Drawn anew for every look, for choices among equals.
+    pub chance: u32,
 }
 
 /// What does not change while the agent runs.
@@ -47,6 +52,12 @@ pub struct Me {
     /// Whether a diverged data directory, or one that could not be rewound, may be replaced by a new
     /// clone. Patroni's `remove_data_directory_on_*`; true where the file is silent (`ha.md` 5.8).
     pub may_replace_data: bool,
+    /// `postgresql.use_pg_rewind` of this member's file, over the cluster's.
+    pub use_pg_rewind: Option<bool>,
+    /// The events for which the operator has a script.
+    pub callbacks: BTreeSet<Callback>,
+    /// The operator has a script that must allow a promotion.
+    pub has_pre_promote: bool,
 }
 
 /// `trunkline.crash_policy`.
@@ -279,6 +290,8 @@ pub struct FinishedJob {
     pub at: Moment,
     /// Why it failed, if it did.
     pub error: Option<Arc<str>>,
+    /// Whose data it copied, for a clone or a rewind.
+    pub source: Option<MemberName>,
 }
 
 /// What takes long enough not to be waited for.
@@ -302,11 +315,15 @@ pub enum JobKind {
     Promote,
     /// A checkpoint after a promotion.
     Checkpoint,
+    /// The data of a bootstrap that failed is set aside.
+    DiscardBootstrap,
+    /// The operator's script that must allow a promotion.
+    PrePromote,
 }
 
 impl JobKind {
     /// Every kind.
-    pub const ALL: [JobKind; 9] = [
+    pub const ALL: [JobKind; 11] = [
         JobKind::Initialize,
         JobKind::FinishBootstrap,
         JobKind::Clone,
@@ -316,6 +333,8 @@ impl JobKind {
         JobKind::StopNow,
         JobKind::Promote,
         JobKind::Checkpoint,
+        JobKind::DiscardBootstrap,
+        JobKind::PrePromote,
     ];
 
     /// The word for it in logs and scripts.
@@ -330,6 +349,8 @@ impl JobKind {
             JobKind::StopNow => "stop_now",
             JobKind::Promote => "promote",
             JobKind::Checkpoint => "checkpoint",
+            JobKind::DiscardBootstrap => "discard_bootstrap",
+            JobKind::PrePromote => "pre_promote",
         }
     }
 }

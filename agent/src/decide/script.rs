@@ -1,6 +1,7 @@
 //! Observations and decisions as text: the language of the scripts in `tests/decide`, of the journal and
 //! of `trunkline explain`, so that a recorded incident becomes a test by copying it. Pure.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,6 +15,7 @@ use trunkline_shared::cluster::{
     Tags, Timeline, TimelineHistory, Topology,
 };
 
+use super::callbacks::Callback;
 use super::memory::Memory;
 use super::observation::{
     CrashPolicy, DcsView, FenceView, Held, JobView, LeaseView, Local, LocalRequest, Me,
@@ -98,6 +100,9 @@ impl Default for Scene {
             tags: Tags::default(),
             crash_policy: CrashPolicy::Auto,
             may_replace_data: true,
+            use_pg_rewind: None,
+            callbacks: BTreeSet::new(),
+            has_pre_promote: false,
         };
         let topology = Topology {
             revision: 100,
@@ -119,6 +124,8 @@ impl Default for Scene {
                     armed_until: None,
                 },
                 is_shutting_down: false,
+                is_bootstrap_unfinished: false,
+                chance: 0,
             },
             memory: Memory::default(),
             topology,
@@ -186,6 +193,11 @@ impl Scene {
             }
             "memory" => self.memory = memory(&words, self.seen.now)?,
             "shutdown" => self.seen.is_shutting_down = true,
+            "bootstrap" => self.seen.is_bootstrap_unfinished = words.has("unfinished"),
+            "chance" => {
+                let drawn = words.first().unwrap_or("0");
+                self.seen.chance = words.parse(drawn, "a number")?;
+            }
             "later" => {
                 let by = words.seconds("by")?.unwrap_or_default();
                 self.seen.now = self.seen.now + by;
@@ -236,6 +248,13 @@ impl Scene {
         me.tags.nofailover = words.has("nofailover");
         me.tags.failover_priority = words.value("priority")?;
         me.may_replace_data = !words.has("may_not_replace_data");
+        me.has_pre_promote = words.has("pre_promote");
+        let named = words.text("callbacks").unwrap_or_default();
+        me.callbacks = Callback::ALL
+            .into_iter()
+            .filter(|callback| named.split('/').any(|name| name == callback.word()))
+            .collect();
+        me.use_pg_rewind = words.text("use_pg_rewind").map(|word| word == "true");
         me.crash_policy = match words.text("crash_policy") {
             None | Some("auto") => CrashPolicy::Auto,
             Some("restart") => CrashPolicy::Restart,

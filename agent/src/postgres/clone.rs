@@ -1,6 +1,5 @@
 //! Makes data directories: a new one by initdb, a copy by pg_basebackup.
 
-use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
@@ -9,9 +8,10 @@ use secrecy::ExposeSecret;
 use trunkline_shared::cluster::SystemId;
 
 use super::directory::{
-    REWINDING, check_space, complete_and_swap, place_for_copy, remove_tree, tree_bytes,
+    UNFINISHED, check_space, complete_and_swap, empty, making_marker, place_for_copy, remove_tree,
+    set_failed_aside, tree_bytes,
 };
-use super::files::{remove_file, write_file, write_pgpass};
+use super::files::{remove_file, sync_directory, write_file, write_pgpass};
 use super::process::Tool;
 use super::settings::conninfo;
 use super::sql::{Target, quote_identifier, quote_literal};
@@ -89,7 +89,8 @@ impl Postgres {
             .run()
             .await;
         remove_file(&pwfile)?;
-        self.put_in_place(&place, result.map(drop))
+        let result = result.and_then(|_| mark_unfinished(&place));
+        self.put_in_place(&place, result)
     }
 
     /// A made directory is swapped in; a failed one removed.
@@ -100,7 +101,7 @@ impl Postgres {
     ) -> Result<(), PostgresError> {
         let config = self.config();
         match result {
-            Ok(()) if place == config.data_dir => Ok(()),
+            Ok(()) if place == config.data_dir => remove_file(&making_marker(&config)),
             Ok(()) => complete_and_swap(&config),
             Err(error) => {
                 self.discard(place)?;
@@ -114,15 +115,8 @@ impl Postgres {
         if place != self.config().data_dir {
             return remove_tree(place);
         }
-        for entry in fs::read_dir(place).into_iter().flatten().flatten() {
-            let path = entry.path();
-            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                remove_tree(&path)?;
-            } else {
-                remove_file(&path)?;
-            }
-        }
-        Ok(())
+        empty(place)?;
+        remove_file(&making_marker(&self.config()))
     }
 
     /// Makes the roles of a new cluster, on its first start as a primary: superuser's password,
@@ -214,30 +208,48 @@ impl Postgres {
         }
     }
 
-    /// Removes everything in the data directory: after a bootstrap that failed, or before a copy in place
-    /// where Patroni's `remove_data_directory_on_*` says so. The caller has made sure that a newer epoch
-    /// is confirmed and the system identifier matches. The instance must be dead.
-    pub async fn remove_data(&self) -> Result<(), PostgresError> {
+    /// Whether the data here was made for a new cluster whose identity was never recorded.
+    pub fn is_bootstrap_unfinished(&self) -> bool {
+        self.config().data_dir.join(UNFINISHED).exists()
+    }
+
+    /// From now on the data here counts as a cluster's.
+    pub fn bootstrap_is_finished(&self) -> Result<(), PostgresError> {
+        let data_dir = &self.config().data_dir;
+        remove_file(&data_dir.join(UNFINISHED))?;
+        sync_directory(data_dir)
+    }
+
+    /// Takes the data of a bootstrap that failed out of the way: it is kept as `<data_dir>.failed`, of which
+    /// there is one, or removed where the place cannot be renamed. The instance must be dead.
+    pub async fn discard_bootstrap(&self) -> Result<(), PostgresError> {
         let config = self.config();
         if !self.is_dead().await {
             let pid = self.adopt().map_or(0, |id| id.pid);
             let data_dir = config.data_dir.clone();
             return Err(PostgresError::Running { data_dir, pid });
         }
-        self.discard(&config.data_dir)?;
-        remove_file(&config.beside(REWINDING))
+        if !self.is_bootstrap_unfinished() {
+            return Err(PostgresError::NotUnfinished {
+                data_dir: config.data_dir.clone(),
+            });
+        }
+        // Of a large directory this takes minutes.
+        let moving = tokio::task::spawn_blocking(move || set_failed_aside(&config));
+        moving.await.unwrap_or(Ok(()))
     }
 
     fn basebackup_arguments(&self, source: &Upstream, place: &Path) -> Vec<String> {
         let config = self.config();
         let port = source.port.to_string();
-        let dbname = conninfo(&[
-            ("host", &source.host),
-            ("port", &port),
-            ("user", &config.replication.username),
-            ("sslmode", "prefer"),
-            ("application_name", &config.member_name),
-        ]);
+        let mut fields = vec![
+            ("host", source.host.as_str()),
+            ("port", port.as_str()),
+            ("user", config.replication.username.as_str()),
+        ];
+        fields.extend(config.replication.connection_fields());
+        fields.push(("application_name", &config.member_name));
+        let dbname = conninfo(&fields);
         let mut arguments = options(&config.basebackup, &REFUSED_BASEBACKUP);
         arguments.extend([
             format!("--pgdata={}", place.display()),
@@ -257,6 +269,12 @@ impl Postgres {
         }
         arguments
     }
+}
+
+/// The directory is a new cluster's, and no cluster's yet.
+fn mark_unfinished(place: &Path) -> Result<(), PostgresError> {
+    write_file(&place.join(UNFINISHED), "")?;
+    sync_directory(place)
 }
 
 /// Creates a role, or gives an existing one its options and password.
@@ -302,6 +320,7 @@ mod tests {
         let role = Credentials {
             username: "o\"r".into(),
             password: Some("it's".into()),
+            connection: std::collections::BTreeMap::new(),
         };
         let sql = role_sql(&role, &["REPLICATION"]);
         assert!(sql.contains("CREATE ROLE \"o\"\"r\" WITH LOGIN REPLICATION PASSWORD ''it''''s''"));

@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use secrecy::SecretString;
 
+use super::hooks::Hooks;
+
 /// A PostgreSQL role and its password.
 #[derive(Clone, Debug)]
 pub struct Credentials {
@@ -13,6 +15,21 @@ pub struct Credentials {
     pub username: String,
     /// Its password; absent where `pg_hba.conf` asks for none.
     pub password: Option<SecretString>,
+    /// How it connects to other servers: `sslmode`, `sslcert`, ... as libpq names them.
+    pub connection: BTreeMap<String, String>,
+}
+
+impl Credentials {
+    /// `sslmode` and its kind as fields of a libpq connection string.
+    pub fn connection_fields(&self) -> Vec<(&str, &str)> {
+        let mut fields = Vec::new();
+        if !self.connection.contains_key("sslmode") {
+            fields.push(("sslmode", "prefer"));
+        }
+        let given = self.connection.iter();
+        fields.extend(given.map(|(key, value)| (key.as_str(), value.as_str())));
+        fields
+    }
 }
 
 /// An extra role made once, after initdb (Patroni's `bootstrap.users`).
@@ -75,6 +92,8 @@ pub struct PostgresConfig {
     pub initdb: Vec<(String, Option<String>)>,
     /// Extra roles made after initdb.
     pub bootstrap_roles: Vec<BootstrapRole>,
+    /// The operator's scripts.
+    pub hooks: Hooks,
     /// Extra options of pg_basebackup: name and, where it takes one, value.
     pub basebackup: Vec<(String, Option<String>)>,
     /// Whether pg_rewind is used, and with it `wal_log_hints` demanded.

@@ -27,6 +27,13 @@ pub const ASIDE: &str = ".aside";
 /// Stands while pg_rewind changes the directory in place.
 pub const REWINDING: &str = ".rewinding";
 
+/// In a data directory: its cluster is being made, and its identity was never recorded.
+pub const UNFINISHED: &str = "trunkline.bootstrap";
+/// The data of a bootstrap that failed; one is kept.
+pub const FAILED: &str = ".failed";
+/// Stands while data is made in its place, because that cannot be renamed.
+const MAKING: &str = ".making";
+
 /// Room asked for before a copy, in percent of its size.
 const SPACE_PERCENT: u64 = 120;
 
@@ -61,6 +68,9 @@ pub fn directory_state(config: &PostgresConfig) -> DirectoryState {
         // A directory that cannot be read is not an empty one.
         Err(error) => error.kind() == std::io::ErrorKind::NotFound,
     };
+    if making_marker(config).exists() {
+        return DirectoryState::Incomplete;
+    }
     if is_empty {
         let beside = [ASIDE, COMPLETE].iter().any(|s| config.beside(s).exists());
         return if beside {
@@ -108,12 +118,47 @@ pub(crate) fn place_for_copy(config: &PostgresConfig) -> Result<PathBuf, Postgre
             remove_file(&config.beside(COMPLETE))?;
             Ok(config.beside(NEW))
         }
-        Some(_) if directory_state(config) == DirectoryState::Empty => Ok(config.data_dir.clone()),
+        Some(_) if directory_state(config) == DirectoryState::Empty => {
+            write_file(&making_marker(config), "")?;
+            Ok(config.data_dir.clone())
+        }
         Some(why) => Err(PostgresError::CannotSwap {
             path: config.data_dir.clone(),
             why,
         }),
     }
+}
+
+/// Beside the data directory where that can be written, else in memory: a reboot then loses it.
+pub(crate) fn making_marker(config: &PostgresConfig) -> PathBuf {
+    let parent = config.data_dir.parent().unwrap_or(Path::new("/"));
+    match rustix::fs::access(parent, rustix::fs::Access::WRITE_OK) {
+        Ok(()) => config.beside(MAKING),
+        Err(_) => config.run_dir.join("making"),
+    }
+}
+
+/// Takes the data directory out of the way: renamed to `.failed`, or emptied where it cannot be renamed.
+pub(crate) fn set_failed_aside(config: &PostgresConfig) -> Result<(), PostgresError> {
+    if why_not_swappable(config).is_some() {
+        return empty(&config.data_dir);
+    }
+    remove_tree(&config.beside(FAILED))?;
+    rename(&config.data_dir, &config.beside(FAILED))?;
+    sync_parent(config)
+}
+
+/// Removes what a directory holds, not itself: it may be a mount point.
+pub(crate) fn empty(place: &Path) -> Result<(), PostgresError> {
+    for entry in fs::read_dir(place).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove_tree(&path)?;
+        } else {
+            remove_file(&path)?;
+        }
+    }
+    Ok(())
 }
 
 fn why_not_swappable(config: &PostgresConfig) -> Option<String> {

@@ -154,6 +154,12 @@ pub enum PostgresError {
         /// A mount point, tablespaces outside, or a parent without write permission.
         why: String,
     },
+    /// Only the data of a bootstrap that was never finished may be set aside as failed.
+    #[error("{data_dir} is not the data of an unfinished bootstrap: it is left alone")]
+    NotUnfinished {
+        /// The data directory.
+        data_dir: PathBuf,
+    },
     /// A rewind began and did not end, or a copy waits to take the directory's place.
     #[error(
         "{data_dir} must not be started: a rewind of it did not end, or a newer copy waits beside it; \
@@ -192,6 +198,7 @@ impl PostgresError {
             | Self::CannotSwap { .. }
             | Self::Lost { .. }
             | Self::HalfDone { .. }
+            | Self::NotUnfinished { .. }
             | Self::PromoteNotAllowed
             | Self::NotInRecovery => false,
             Self::Program { .. }

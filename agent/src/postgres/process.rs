@@ -13,7 +13,9 @@ use std::process::{Child, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustix::process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
+use rustix::process::{
+    Pid, Signal, WaitId, WaitIdOptions, kill_process_group, pidfd_send_signal, waitid,
+};
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::sync::watch;
@@ -29,6 +31,9 @@ const OUTPUT_LIMIT_BYTES: usize = 64 * 1024;
 
 /// Beginnings of environment variables that are the agent's own and may hold secrets.
 const PRIVATE_ENVIRONMENT: [&str; 4] = ["PATRONI_", "TRUNKLINE_", "PGPASSWORD", "NOTIFY_SOCKET"];
+
+/// Longest wait for the last words of a script that has failed.
+const SAID_LIMIT: Duration = Duration::from_secs(1);
 
 /// How many of its last lines go into an error.
 const ERROR_LINES: usize = 6;
@@ -203,13 +208,7 @@ pub(crate) fn spawn_postmaster(
         .try_clone()
         .map_err(PostgresError::file("open", log))?;
     let mut command = command(program);
-    // Whatever the server starts (archive_command, extensions) would inherit these.
-    for (name, _) in std::env::vars_os() {
-        let text = name.to_string_lossy();
-        if PRIVATE_ENVIRONMENT.iter().any(|p| text.starts_with(p)) {
-            command.env_remove(&name);
-        }
-    }
+    remove_private(&mut command);
     let child = command
         .args(arguments)
         .process_group(0)
@@ -334,4 +333,108 @@ async fn tail(pipe: Option<impl AsyncRead + Unpin>) -> String {
         }
     }
     String::from_utf8_lossy(&kept).into_owned()
+}
+
+/// One run of an operator's command, in a process group of its own that ends with it.
+#[derive(Debug)]
+pub(crate) struct Script {
+    program: PathBuf,
+    pub(crate) arguments: Vec<String>,
+    pub(crate) environment: Vec<(String, String)>,
+    limit: Duration,
+    what: &'static str,
+}
+
+/// Ends a process group when it goes out of scope.
+struct Group(Option<Pid>);
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        if let Some(group) = self.0 {
+            // None of it may be left; then there is nothing to end.
+            let _ = kill_process_group(group, Signal::KILL);
+        }
+    }
+}
+
+impl Script {
+    /// `command` is not empty.
+    pub(crate) fn new(command: &[String], limit: Duration, what: &'static str) -> Self {
+        let mut words = command.iter().cloned();
+        Self {
+            program: words.next().unwrap_or_default().into(),
+            arguments: words.collect(),
+            environment: Vec::new(),
+            limit,
+            what,
+        }
+    }
+
+    /// Runs it; a status other than 0 is an error with its last lines. Dropping the call, and the limit, end
+    /// it and all that it started.
+    pub(crate) async fn run(&self) -> Result<(), PostgresError> {
+        let mut command = command(&self.program);
+        remove_private(&mut command);
+        command.process_group(0);
+        let mut command = tokio::process::Command::from(command);
+        command
+            .args(&self.arguments)
+            .envs(self.environment.iter().cloned())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let mut child = command.spawn().map_err(|source| PostgresError::Program {
+            program: self.program.clone(),
+            source,
+        })?;
+        let pid = child.id().and_then(|pid| i32::try_from(pid).ok());
+        let mut group = Group(pid.and_then(Pid::from_raw));
+        let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+        // What it leaves running in the background may hold the pipes open: its own end counts.
+        let reading = tokio::spawn(async move { tokio::join!(tail(stdout), tail(stderr)) });
+        let status = match tokio::time::timeout(self.limit, child.wait()).await {
+            Ok(status) => status.map_err(|source| PostgresError::Program {
+                program: self.program.clone(),
+                source,
+            })?,
+            Err(_) => {
+                reading.abort();
+                return Err(PostgresError::Timeout {
+                    what: self.what,
+                    after: self.limit,
+                });
+            }
+        };
+        // It has ended by itself: what it left behind is the operator's.
+        group.0 = None;
+        if status.success() {
+            reading.abort();
+            return Ok(());
+        }
+        let said = tokio::time::timeout(SAID_LIMIT, reading).await;
+        let (stdout, stderr) = match said {
+            Ok(Ok(said)) => said,
+            Ok(Err(_)) | Err(_) => (String::new(), String::new()),
+        };
+        let text = if stderr.trim().is_empty() {
+            &stdout
+        } else {
+            &stderr
+        };
+        Err(PostgresError::Tool {
+            program: format!("{} ({})", self.what, self.program.display()),
+            status: status.to_string(),
+            last_lines: last_lines(text),
+        })
+    }
+}
+
+/// Whatever is started would inherit these.
+fn remove_private(command: &mut std::process::Command) {
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        if PRIVATE_ENVIRONMENT.iter().any(|p| text.starts_with(p)) {
+            command.env_remove(&name);
+        }
+    }
 }

@@ -12,14 +12,13 @@ use super::directory::{REWINDING, remove_tree};
 use super::files::{append_line, remove_file, write_file, write_pgpass};
 use super::process::Tool;
 use super::settings::conninfo;
-use super::sql::Target;
-use super::{ControlData, Postgres, PostgresError, Upstream};
+use super::{ControlData, Postgres, PostgresConfig, PostgresError, Upstream};
 
 /// Longest pg_rewind: a day. It is ended earlier by dropping the call.
 const REWIND_LIMIT: Duration = Duration::from_secs(24 * 3600);
 
 /// Limit of the queries to the source.
-const SOURCE_LIMIT: Duration = Duration::from_secs(5);
+const SOURCE_LIMIT: Duration = Duration::from_secs(8);
 
 /// Longest look at the last WAL record.
 const WALDUMP_LIMIT: Duration = Duration::from_secs(30);
@@ -233,8 +232,10 @@ impl Postgres {
     /// Asks another server, as the rewind role, what is needed to compare histories.
     pub async fn source_facts(&self, source: &Upstream) -> Result<SourceFacts, PostgresError> {
         let config = self.config();
-        let target = Target::remote(&config.rewind, &config.database, &source.host, source.port);
-        let rows = target.query_once(FACTS_QUERY, SOURCE_LIMIT).await?;
+        write_pgpass(&config)?;
+        let server = rewind_conninfo(&config, source);
+        let answer = self.ask_source(&config, &server, FACTS_QUERY).await?;
+        let rows: Vec<&str> = answer.lines().collect();
         let unreadable = || PostgresError::Unreadable {
             what: "what the source says of itself",
             text: rows.join(" "),
@@ -248,18 +249,40 @@ impl Postgres {
                 "SELECT pg_catalog.convert_from(pg_catalog.pg_read_binary_file(\
                  'pg_wal/{timeline:08X}.history', 0, 1048576, true), 'UTF8')"
             );
-            let rows = target.query_once(&sql, SOURCE_LIMIT).await?;
-            parse_history(rows.first().map_or("", String::as_str))
+            parse_history(&self.ask_source(&config, &server, &sql).await?)
         } else {
             TimelineHistory::default()
         };
         Ok(SourceFacts {
             system_id: SystemId(system_id.parse::<i64>().map_err(|_| unreadable())? as u64),
-            is_in_recovery: in_recovery == "true",
+            is_in_recovery: *in_recovery == "true",
             timeline: Timeline(timeline),
             checkpoint_timeline: Timeline(checkpoint.parse().map_err(|_| unreadable())?),
             history,
         })
+    }
+
+    /// Through psql, which connects by every setting that pg_rewind itself takes.
+    async fn ask_source(
+        &self,
+        config: &PostgresConfig,
+        server: &str,
+        sql: &str,
+    ) -> Result<String, PostgresError> {
+        let mut arguments = ["-X", "-A", "-t", "-q", "-w", "-v", "ON_ERROR_STOP=1", "-d"]
+            .map(str::to_owned)
+            .to_vec();
+        arguments.extend([server.to_owned(), "-c".to_owned(), sql.to_owned()]);
+        let tool = Tool {
+            passfile: Some(&config.pgpass),
+            ..self.tool(
+                "psql",
+                arguments,
+                SOURCE_LIMIT,
+                "the question to the source",
+            )
+        };
+        Ok(tool.run().await?.stdout)
     }
 
     /// Runs pg_rewind against `source`, which must have been found to be one by
@@ -283,14 +306,7 @@ impl Postgres {
             result?;
         }
         write_pgpass(&config)?;
-        let port = source.port.to_string();
-        let server = conninfo(&[
-            ("host", &source.host),
-            ("port", &port),
-            ("user", &config.rewind.username),
-            ("dbname", &config.database),
-            ("sslmode", "prefer"),
-        ]);
+        let server = rewind_conninfo(&config, source);
         let mut arguments = vec![
             format!("--target-pgdata={}", config.data_dir.display()),
             format!("--source-server={server}"),
@@ -314,6 +330,18 @@ impl Postgres {
         empty_directory(&config.data_dir.join("pg_replslot"))?;
         remove_file(&marker)
     }
+}
+
+fn rewind_conninfo(config: &PostgresConfig, source: &Upstream) -> String {
+    let port = source.port.to_string();
+    let mut fields = vec![
+        ("host", source.host.as_str()),
+        ("port", port.as_str()),
+        ("user", config.rewind.username.as_str()),
+        ("dbname", config.database.as_str()),
+    ];
+    fields.extend(config.rewind.connection_fields());
+    conninfo(&fields)
 }
 
 fn empty_directory(path: &Path) -> Result<(), PostgresError> {

@@ -403,10 +403,9 @@ pub fn primary_conninfo(config: &PostgresConfig, upstream: &Upstream) -> String 
     if config.replication.password.is_some() {
         fields.push(("passfile", &passfile));
     }
+    fields.extend([("host", upstream.host.as_str()), ("port", port.as_str())]);
+    fields.extend(config.replication.connection_fields());
     fields.extend([
-        ("host", upstream.host.as_str()),
-        ("port", port.as_str()),
-        ("sslmode", "prefer"),
         ("application_name", config.member_name.as_str()),
         ("options", "-c wal_sender_timeout=5s"),
     ]);

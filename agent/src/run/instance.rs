@@ -58,6 +58,7 @@ pub fn postgres_config(
             .map(|option| (option.name.clone(), option.value.clone()))
             .collect(),
         bootstrap_roles: bootstrap.users.iter().map(role).collect(),
+        hooks: local.hooks.clone(),
         basebackup: local.basebackup.clone(),
         use_pg_rewind: local.use_pg_rewind.unwrap_or(settings.use_pg_rewind),
         run_dir: run_dir.to_owned(),
@@ -82,6 +83,7 @@ fn credentials(of: &config::Credentials) -> Credentials {
     Credentials {
         username: of.username.clone(),
         password: of.password.clone(),
+        connection: of.connection.clone(),
     }
 }
 
@@ -90,6 +92,7 @@ fn role((name, user): (&String, &config::BootstrapUser)) -> BootstrapRole {
         credentials: Credentials {
             username: name.clone(),
             password: user.password.clone(),
+            connection: BTreeMap::new(),
         },
         options: user.options.clone(),
     }

@@ -107,7 +107,9 @@ fn works_on_the_data(seen: &Observation) -> bool {
         | JobKind::Rewind
         | JobKind::Start
         | JobKind::Promote
-        | JobKind::Checkpoint => true,
+        | JobKind::Checkpoint
+        | JobKind::DiscardBootstrap
+        | JobKind::PrePromote => true,
         JobKind::Stop | JobKind::StopNow => false,
     })
 }

@@ -11,8 +11,9 @@ use crate::api::LocalOutcome;
 use crate::config::AgentConfig;
 use crate::config::reload::take_up;
 use crate::decide::Observation;
-use crate::decide::observation::{Local, LocalRequest};
-use crate::run::instance;
+use crate::decide::callbacks::{Callback, CallbackRole};
+use crate::decide::observation::{Local, LocalRequest, Me, RunningRole};
+use crate::run::{self, instance};
 
 /// Longest time that the loop is held up by this.
 const LIMIT: Duration = Duration::from_secs(1);
@@ -26,6 +27,8 @@ pub struct SettingsKeeper {
     run_dir: std::path::PathBuf,
     read: ReadConfig,
     applied: Option<(Arc<ClusterSettings>, bool)>,
+    /// The file was read again since decisions were last told of it.
+    is_me_changed: bool,
     /// After a failure the next attempt waits until then.
     again_at: Moment,
     /// Who asked for the file to be read again, until it is known what became of it.
@@ -48,9 +51,16 @@ impl SettingsKeeper {
             run_dir,
             read,
             applied: None,
+            is_me_changed: false,
             again_at: Moment::default(),
             asked: None,
         }
+    }
+
+    /// This member as the file in force describes it, if that was read again since the last call.
+    pub fn changed_me(&mut self) -> Option<Arc<Me>> {
+        let is_changed = std::mem::take(&mut self.is_me_changed);
+        is_changed.then(|| Arc::new(run::me(&self.config)))
     }
 
     /// Reads the file again. The next turn applies what can be taken up, and answers.
@@ -66,6 +76,7 @@ impl SettingsKeeper {
                 }
                 self.config = told.config;
                 self.applied = None;
+                self.is_me_changed = true;
                 self.again_at = Moment::default();
                 self.asked = Some(Asked {
                     answer,
@@ -127,8 +138,7 @@ impl SettingsKeeper {
         if seen.now.until(self.again_at) > Duration::ZERO {
             return Err("the last attempt failed; see the agent's log".to_owned());
         }
-        let is_running = matches!(&seen.local, Local::Running(_));
-        let applied = tokio::time::timeout(LIMIT, self.apply(&settings, is_running, actor)).await;
+        let applied = tokio::time::timeout(LIMIT, self.apply(&settings, role(seen), actor)).await;
         let failed = match applied {
             Ok(Ok(())) => None,
             Ok(Err(why)) => Some(why),
@@ -152,17 +162,31 @@ impl SettingsKeeper {
     async fn apply(
         &self,
         settings: &ClusterSettings,
-        is_running: bool,
+        role: Option<CallbackRole>,
         actor: &Actor,
     ) -> Result<(), String> {
         let config = instance::postgres_config(&self.config, settings, &self.run_dir);
         actor.postgres.reconfigure(config).await;
         let granted = actor.lease.set_ttl(settings.ttl).await;
         granted.map_err(|error| error.to_string())?;
-        if is_running {
+        if let Some(role) = role {
             let applied = actor.postgres.apply_settings(settings.is_paused).await;
             applied.map_err(|error| error.to_string())?;
+            if self.applied.is_some() || self.asked.is_some() {
+                actor.callbacks.call(Callback::Reload.word(), role.word());
+            }
         }
         Ok(())
     }
+}
+
+/// As what the instance runs, if it does.
+fn role(seen: &Observation) -> Option<CallbackRole> {
+    let Local::Running(running) = &seen.local else {
+        return None;
+    };
+    Some(match running.role {
+        RunningRole::Primary { .. } => CallbackRole::Primary,
+        RunningRole::Replica { .. } => CallbackRole::Replica,
+    })
 }

@@ -121,6 +121,7 @@ impl Servers {
         let role = |name: &str, password: &str| Credentials {
             username: name.to_owned(),
             password: Some(password.into()),
+            connection: [("gssencmode".to_owned(), "disable".to_owned())].into(),
         };
         let text = |pair: (&str, &str)| (pair.0.to_owned(), pair.1.to_owned());
         let hba = [
@@ -166,6 +167,7 @@ impl Servers {
                 ("auth-local".into(), Some("trust".into())),
             ],
             bootstrap_roles: Vec::new(),
+            hooks: Default::default(),
             basebackup: Vec::new(),
             use_pg_rewind: true,
             run_dir: base.clone(),

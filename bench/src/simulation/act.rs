@@ -75,6 +75,9 @@ impl World {
                 self.cancel_job(node);
                 Went::Done
             }
+            Action::CallBack(..) => Went::Done,
+            Action::RunPrePromote => self.begin_job(node, JobKind::PrePromote, None),
+            Action::DiscardBootstrap => self.begin_job(node, JobKind::DiscardBootstrap, None),
             Action::CreateSlots(names) => self.change_slots(node, names, true),
             Action::DropSlots(names) => self.change_slots(node, names, false),
         }
@@ -98,6 +101,11 @@ impl World {
             Action::HandOver { .. } | Action::ReleaseLeader { .. }
         ) {
             self.node_mut(node).agent.lease.state.hand_over_sent();
+        }
+        if let (Action::RecordSystemId(_), Some(data)) =
+            (action, &mut self.node_mut(node).postgres.data)
+        {
+            data.is_unfinished = false;
         }
         match self.transaction(node, action) {
             Some(txn) => {
@@ -190,6 +198,9 @@ impl World {
             | Action::Clone(_)
             | Action::Rewind(_)
             | Action::CancelJob
+            | Action::DiscardBootstrap
+            | Action::CallBack(..)
+            | Action::RunPrePromote
             | Action::CreateSlots(_)
             | Action::DropSlots(_) => {}
         }

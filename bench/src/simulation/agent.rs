@@ -350,6 +350,9 @@ impl World {
                 armed_until: this.run_dir.deadline,
             },
             is_shutting_down,
+            is_bootstrap_unfinished: this.postgres.data.as_ref().is_some_and(|d| d.is_unfinished),
+            // Of its own, so that it draws nothing from the seed's numbers.
+            chance: this.agent.turn,
         })
     }
 

@@ -160,6 +160,8 @@ pub(super) struct Data {
     pub(super) is_broken: bool,
     pub(super) is_checkpointed: bool,
     pub(super) crashed_at: Option<Moment>,
+    /// Made for a new cluster whose identity was never recorded.
+    pub(super) is_unfinished: bool,
 }
 
 impl Data {
@@ -179,6 +181,7 @@ impl Data {
             is_broken: false,
             is_checkpointed: true,
             crashed_at: None,
+            is_unfinished: false,
         }
     }
 

@@ -30,6 +30,7 @@ impl World {
             JobKind::Clone => self.plan.clone_takes,
             JobKind::Rewind => self.plan.rewind_takes,
             JobKind::Checkpoint => 200 * MS,
+            JobKind::DiscardBootstrap | JobKind::PrePromote => 50 * MS,
             JobKind::Start => 30 * MS,
             JobKind::Stop | JobKind::StopNow | JobKind::Promote => return,
         };
@@ -85,6 +86,7 @@ impl World {
             kind: job.kind,
             at,
             error,
+            source: job.source,
         });
         self.wake(node);
     }
@@ -128,7 +130,14 @@ impl World {
                 troubles.rewind_fails <= now && self.rewind_from(node, running.source.as_ref())
             }
             JobKind::Checkpoint => self.checkpoint(node),
-            JobKind::FinishBootstrap => self.node(node).postgres.phase == Phase::Primary,
+            JobKind::FinishBootstrap => {
+                let is_primary = self.node(node).postgres.phase == Phase::Primary;
+                // A script of the operator's that fails, at a time of its own.
+                let fails = troubles.initdb_fails.max(troubles.clone_fails);
+                fails.max(troubles.rewind_fails) <= now && is_primary
+            }
+            JobKind::PrePromote => troubles.start_fails <= now,
+            JobKind::DiscardBootstrap => self.discard_bootstrap(node),
             JobKind::Start => troubles.start_fails <= now && self.postmaster_starts(node),
             JobKind::Stop | JobKind::StopNow | JobKind::Promote => return false,
         };
@@ -149,6 +158,7 @@ impl World {
             kind: JobKind::Rewind,
             at,
             error,
+            source: None,
         });
     }
 
@@ -158,7 +168,20 @@ impl World {
         }
         let system_id = self.rng.u64(1..1 << 62);
         let root = self.branches.root();
-        self.node_mut(node).postgres.data = Some(Data::new(system_id, root));
+        self.node_mut(node).postgres.data = Some(Data {
+            is_unfinished: true,
+            ..Data::new(system_id, root)
+        });
+        true
+    }
+
+    fn discard_bootstrap(&mut self, node: NodeId) -> bool {
+        let postgres = &mut self.node_mut(node).postgres;
+        let is_unfinished = postgres.data.as_ref().is_some_and(|d| d.is_unfinished);
+        if postgres.is_alive() || !is_unfinished {
+            return false;
+        }
+        postgres.data = None;
         true
     }
 

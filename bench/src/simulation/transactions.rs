@@ -44,10 +44,7 @@ impl World {
             Action::RecordSystemId(id) => self.record_system_id(node, *id),
             Action::PublishStatus { optime } => self.as_leader(node, vec![status(*optime)]),
             Action::RecordHistory => self.record_history(node),
-            Action::DropFailoverRequest { revision } => Some(Txn {
-                when: vec![Compare::Revision(FactKey::Failover, *revision)],
-                then: vec![Write::Delete(FactKey::Failover)],
-            }),
+            Action::DropFailoverRequest { revision } => Some(drop_failover(*revision)),
             Action::AnnounceSwitchover(record) => {
                 let (fact, lease) = (
                     Fact::Switchover(record.clone()),
@@ -81,6 +78,9 @@ impl World {
             | Action::Clone(_)
             | Action::Rewind(_)
             | Action::CancelJob
+            | Action::DiscardBootstrap
+            | Action::CallBack(..)
+            | Action::RunPrePromote
             | Action::CreateSlots(_)
             | Action::DropSlots(_) => None,
         }
@@ -172,4 +172,11 @@ fn status(optime: Lsn) -> Write {
         ..Status::default()
     };
     put(FactKey::Status, Fact::Status(Arc::new(status)))
+}
+
+fn drop_failover(revision: i64) -> Txn {
+    Txn {
+        when: vec![Compare::Revision(FactKey::Failover, revision)],
+        then: vec![Write::Delete(FactKey::Failover)],
+    }
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fastrand::Rng;
+use trunkline_agent::decide::callbacks::Callback;
 use trunkline_agent::decide::observation::{CrashPolicy, Me};
 use trunkline_shared::cluster::topology::{Fact, FactKey};
 use trunkline_shared::cluster::{ClusterSettings, MemberName, SystemId, Tags};
@@ -343,6 +344,8 @@ fn new_node(
         failover_priority: (rng.u8(..8) == 0)
             .then(|| rng.u32(..4))
             .filter(|p| id > 0 || *p > 0),
+        // By a number that is drawn already: another draw would change every seed's history.
+        clonefrom: plan.drift[usize::from(id)] % 3 == 0,
         ..Tags::default()
     };
     let me = Arc::new(Me {
@@ -351,6 +354,9 @@ fn new_node(
         tags,
         crash_policy,
         may_replace_data,
+        use_pg_rewind: None,
+        callbacks: Callback::ALL.into(),
+        has_pre_promote: plan.drift[usize::from(id)] % 4 == 0,
     });
     Node {
         name,

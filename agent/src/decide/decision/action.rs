@@ -5,6 +5,7 @@ use std::sync::Arc;
 use trunkline_shared::cluster::topology::{ClaimedTimeline, SwitchoverRecord};
 use trunkline_shared::cluster::{Lsn, MemberName, SystemId, Timeline};
 
+use crate::decide::callbacks::{Callback, CallbackRole};
 use crate::decide::observation::JobKind;
 
 /// One step. Closed list; `act` performs it without judgement.
@@ -88,6 +89,12 @@ pub enum Action {
     CreateSlots(Vec<Arc<str>>),
     /// Drop these physical slots.
     DropSlots(Vec<Arc<str>>),
+    /// Set the data of a bootstrap that failed aside.
+    DiscardBootstrap,
+    /// Call the operator's script of this event.
+    CallBack(Callback, CallbackRole),
+    /// Run the operator's `pre_promote`.
+    RunPrePromote,
 }
 
 /// As what the instance starts.
@@ -198,6 +205,9 @@ impl Action {
         "create_slots",
         "drop_slots",
         "claim_timeline",
+        "discard_bootstrap",
+        "call_back",
+        "run_pre_promote",
     ];
 
     /// What is true of it wherever it is decided.
@@ -233,6 +243,9 @@ impl Action {
             Action::CreateSlots(_) => brief("create_slots"),
             Action::DropSlots(_) => brief("drop_slots"),
             Action::ClaimTimeline(_) => brief("claim_timeline"),
+            Action::CallBack(..) => brief("call_back"),
+            Action::RunPrePromote => long("run_pre_promote", JobKind::PrePromote),
+            Action::DiscardBootstrap => replaces("discard_bootstrap", JobKind::DiscardBootstrap),
         }
     }
 

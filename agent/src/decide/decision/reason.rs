@@ -120,6 +120,9 @@ reasons! {
     ReleasingForShutdown "releasing_for_shutdown" "The agent ends; PostgreSQL has stopped and the lease is released."
     NotSynchronous "not_synchronous" "Synchronous replication is on and commits did not wait for this member: it could lose acknowledged ones. trunkline failover overrides this."
     NotEnoughVotes "not_enough_votes" "Synchronous replication is on and too few voters answer that are not ahead of this member: it could lose acknowledged commits. trunkline failover overrides this."
+    DiscardingBootstrap "discarding_bootstrap" "The data here is of a bootstrap that was never finished: it is set aside as <data_dir>.failed."
+    RunningPrePromote "running_pre_promote" "The operator's pre_promote runs; its success allows the promotion."
+    PrePromoteFailed "pre_promote_failed" "The operator's pre_promote forbade the promotion: the lease is given up and others run first."
     ShutDown "shut_down" "The agent may end: PostgreSQL has stopped and nothing is held."
 }
 

@@ -7,6 +7,7 @@ use trunkline_shared::cluster::{LeaderEpoch, Lsn, MemberName, Moment, SystemId, 
 
 use super::ScriptError;
 use super::words::Words;
+use crate::decide::callbacks::{CallbackRole, Told};
 use crate::decide::memory::Memory;
 use crate::decide::observation::{
     FinishedJob, JobKind, JobView, Local, PeerAnswer, PeerView, Peers, Running, RunningJob,
@@ -21,6 +22,7 @@ pub(super) fn memory(words: &Words<'_, '_>, now: Moment) -> Result<Memory, Scrip
         status_at: at("status")?,
         not_streaming_since: at("not_streaming")?,
         stands_back_until: words.seconds("stands_back")?.map(|left| now + left),
+        bootstrap_failed: words.text("bootstrap_failed").map(Arc::from),
         ..Memory::default()
     };
     if let Some((id, since)) = words
@@ -37,12 +39,16 @@ pub(super) fn memory(words: &Words<'_, '_>, now: Moment) -> Result<Memory, Scrip
             .slot_owner_seen
             .insert(MemberName::new(name), ago(seen)?);
     }
-    if let Some((generation, revision)) = words.text("kept").and_then(|text| text.split_once('@')) {
-        memory.kept_after_crash = Some(LeaderEpoch {
+    let epoch = |key: &str| match words.text(key).and_then(|text| text.split_once('@')) {
+        Some((generation, revision)) => Ok(Some(LeaderEpoch {
             generation: words.parse(generation, "a number")?,
             revision: words.parse(revision, "a number")?,
-        });
-    }
+        })),
+        None => Ok(None),
+    };
+    memory.kept_after_crash = epoch("kept")?;
+    memory.pre_promoted = epoch("pre_promoted")?;
+    memory.told = told(words)?;
     if let Some(text) = words.text("not_primary") {
         let wrong = || words.wrong(text, "GENERATION@REVISION@SECONDS");
         let (generation, rest) = text.split_once('@').ok_or_else(wrong)?;
@@ -54,6 +60,28 @@ pub(super) fn memory(words: &Words<'_, '_>, now: Moment) -> Result<Memory, Scrip
         memory.not_primary_since = Some((epoch, ago(since)?));
     }
     Ok(memory)
+}
+
+fn told(words: &Words<'_, '_>) -> Result<Told, ScriptError> {
+    let Some(text) = words.text("told") else {
+        return Ok(Told::Nothing);
+    };
+    let wrong = || words.wrong(text, "what the scripts were told, and the role");
+    let (word, role) = text.split_once('@').ok_or_else(wrong)?;
+    let role = match role {
+        "primary" => CallbackRole::Primary,
+        "replica" => CallbackRole::Replica,
+        _ => return Err(wrong()),
+    };
+    Ok(match word {
+        "runs" => Told::Runs(role),
+        "restarts" => Told::Restarts(role),
+        "stopped" | "stopped_to_restart" => Told::Stopped {
+            was: role,
+            is_restart: word == "stopped_to_restart",
+        },
+        _ => return Err(wrong()),
+    })
 }
 
 pub(super) fn local(words: &Words<'_, '_>, now: Moment) -> Result<Local, ScriptError> {
@@ -199,6 +227,7 @@ pub(super) fn job(words: &Words<'_, '_>, now: Moment) -> Result<JobView, ScriptE
             kind,
             at: ago,
             error: words.text("error").map(Arc::from),
+            source: words.text("source").map(MemberName::new),
         }),
     })
 }

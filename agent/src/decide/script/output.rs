@@ -50,6 +50,9 @@ impl fmt::Display for Action {
                 write!(f, " {} of {}", claimed.timeline, claimed.parent)
             }
             Action::Promote(timeline) => write!(f, " to timeline {timeline}"),
+            Action::CallBack(callback, role) => {
+                write!(f, " {} {}", callback.word(), role.word())
+            }
             Action::RecordSystemId(id) => write!(f, " {id}"),
             Action::PublishStatus { optime } => write!(f, " {optime}"),
             Action::DropFailoverRequest { revision } => write!(f, " {revision}"),
@@ -76,6 +79,8 @@ impl fmt::Display for Action {
             | Action::ReleaseLeader { position: None }
             | Action::ClaimBootstrap
             | Action::RecordHistory
+            | Action::DiscardBootstrap
+            | Action::RunPrePromote
             | Action::ClearSwitchover
             | Action::WriteDisarmed
             | Action::RemoveDisarmed

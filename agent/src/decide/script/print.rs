@@ -8,6 +8,7 @@ use trunkline_shared::cluster::{Member, Moment, Topology};
 
 use super::names::{role_word, state_word};
 use super::synchronous;
+use crate::decide::callbacks::Told;
 use crate::decide::memory::Memory;
 use crate::decide::observation::{
     CrashPolicy, DcsView, JobView, LeaseView, Local, LocalRequest, Observation, PeerAnswer, Peers,
@@ -22,6 +23,12 @@ pub fn to_script(seen: &Observation, memory: &Memory) -> String {
     flag(&mut out, me.tags.nofailover, "nofailover");
     option(&mut out, "priority", me.tags.failover_priority);
     flag(&mut out, !me.may_replace_data, "may_not_replace_data");
+    flag(&mut out, me.has_pre_promote, "pre_promote");
+    if !me.callbacks.is_empty() {
+        let names: Vec<&str> = me.callbacks.iter().map(|c| c.word()).collect();
+        option(&mut out, "callbacks", Some(names.join("/")));
+    }
+    option(&mut out, "use_pg_rewind", me.use_pg_rewind);
     out.push_str(match me.crash_policy {
         CrashPolicy::Auto => "\n",
         CrashPolicy::Restart => " crash_policy=restart\n",
@@ -50,6 +57,10 @@ pub fn to_script(seen: &Observation, memory: &Memory) -> String {
         let _ = write!(out, " armed left={} gone={}", seconds(left), seconds(gone));
     }
     out.push('\n');
+    if seen.is_bootstrap_unfinished {
+        out.push_str("bootstrap unfinished\n");
+    }
+    let _ = writeln!(out, "chance {}", seen.chance);
     if seen.is_shutting_down {
         out.push_str("shutdown\n");
     }
@@ -341,6 +352,7 @@ fn print_job(out: &mut String, job: &JobView, now: Moment) {
         let ago = seconds(now.since(finished.at));
         let _ = write!(out, "job finished={} ago={ago}", finished.kind.name());
         option(out, "error", finished.error.as_deref().map(quoted));
+        option(out, "source", finished.source.as_ref());
         out.push('\n');
     }
 }
@@ -380,6 +392,36 @@ fn print_memory(out: &mut String, memory: &Memory, now: Moment) {
         memory
             .stands_back_until
             .map(|until| seconds(now.until(until))),
+    );
+    option(
+        out,
+        "bootstrap_failed",
+        memory.bootstrap_failed.as_deref().map(quoted),
+    );
+    let told = match memory.told {
+        Told::Nothing => None,
+        Told::Runs(role) => Some(("runs", role)),
+        Told::Restarts(role) => Some(("restarts", role)),
+        Told::Stopped {
+            was,
+            is_restart: false,
+        } => Some(("stopped", was)),
+        Told::Stopped {
+            was,
+            is_restart: true,
+        } => Some(("stopped_to_restart", was)),
+    };
+    option(
+        out,
+        "told",
+        told.map(|(word, role)| format!("{word}@{}", role.word())),
+    );
+    option(
+        out,
+        "pre_promoted",
+        memory
+            .pre_promoted
+            .map(|e| format!("{}@{}", e.generation, e.revision)),
     );
     out.push('\n');
 }

@@ -8,6 +8,7 @@ pub(crate) fn config() -> PostgresConfig {
     let role = |name: &str, password: Option<&str>| Credentials {
         username: name.to_owned(),
         password: password.map(Into::into),
+        connection: BTreeMap::new(),
     };
     PostgresConfig {
         cluster_name: "main".into(),
@@ -42,6 +43,7 @@ pub(crate) fn config() -> PostgresConfig {
         pg_ctl_timeout: Duration::from_secs(60),
         initdb: Vec::new(),
         bootstrap_roles: Vec::new(),
+        hooks: Default::default(),
         basebackup: Vec::new(),
         use_pg_rewind: true,
         run_dir: "/run/x".into(),
@@ -111,6 +113,7 @@ fn a_replica_gets_its_upstream_and_reads_it_back() {
         assert_eq!(conninfo_field(&read, key).as_deref(), Some(value), "{key}");
     }
     assert_eq!(conninfo_field(&read, "password"), None);
+    assert_eq!(conninfo_field(&read, "sslmode").as_deref(), Some("prefer"));
     assert_eq!(
         read_setting(&text, "primary_slot_name").as_deref(),
         Some("pg_1")
@@ -154,4 +157,27 @@ fn the_password_file_escapes_and_leaves_out_roles_without_password() {
     let config = config();
     let text = render_pgpass(&[&config.superuser, &config.replication, &config.rewind]);
     assert_eq!(text, "*:*:*:postgres:a\\:b\\\\c\n*:*:*:replicator:secret\n");
+}
+
+#[test]
+fn what_authentication_says_of_tls_reaches_the_upstreams_connection() {
+    let mut config = config();
+    config.replication.connection = [
+        ("sslmode", "verify-full"),
+        ("sslrootcert", "/etc/ca file.pem"),
+        ("gssencmode", "disable"),
+    ]
+    .map(|(key, value)| (key.to_owned(), value.to_owned()))
+    .into();
+    let upstream = Upstream {
+        host: "10.0.0.2".into(),
+        port: 5433,
+        slot: None,
+    };
+    let conninfo = primary_conninfo(&config, &upstream);
+    let field = |key| conninfo_field(&conninfo, key);
+    assert_eq!(field("sslmode").as_deref(), Some("verify-full"));
+    assert_eq!(field("sslrootcert").as_deref(), Some("/etc/ca file.pem"));
+    assert_eq!(field("gssencmode").as_deref(), Some("disable"));
+    assert!(!conninfo.contains("prefer"));
 }

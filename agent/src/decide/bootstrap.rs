@@ -1,0 +1,96 @@
+//! A cluster that is being made: from its first start to its recorded identity, and what becomes of data
+//! whose bootstrap failed or was cut short.
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use trunkline_shared::cluster::Topology;
+use trunkline_shared::cluster::topology::Initialize;
+
+use super::Turn;
+use super::decision::{Action, Decision, Detail, Reason, StopMode};
+use super::memory::Memory;
+use super::observation::{JobKind, Local, Observation, Running};
+
+/// A running primary whose cluster is being made, or adopted, gets its roles and its identity first.
+pub(super) fn identity<'a>(
+    turn: Turn<'a>,
+    topology: &Topology,
+    running: &Running,
+) -> ControlFlow<Decision, Turn<'a>> {
+    let record = Action::RecordSystemId(running.system_id);
+    match topology.initialize {
+        Initialize::Done(_) => return ControlFlow::Continue(turn),
+        Initialize::Absent => {
+            return ControlFlow::Break(turn.act(record).now(Reason::RecordingIdentity));
+        }
+        Initialize::Running => {}
+    }
+    if let Some(why) = turn.failure_of(JobKind::FinishBootstrap) {
+        return ControlFlow::Break(fail(turn, why));
+    }
+    let finished = turn.seen.job.finished.as_ref();
+    let is_done = finished.is_some_and(|job| job.kind == JobKind::FinishBootstrap);
+    if is_done || !turn.seen.is_bootstrap_unfinished {
+        return ControlFlow::Break(turn.act(record).now(Reason::RecordingIdentity));
+    }
+    let turn = turn.act(Action::FinishBootstrap);
+    ControlFlow::Break(turn.routine(Reason::FinishingBootstrap))
+}
+
+fn fail(turn: Turn<'_>, why: Arc<str>) -> Decision {
+    turn.remember(|memory| memory.bootstrap_failed = Some(why.clone()))
+        .detail(Detail::Text(why))
+        .act(Action::Stop(StopMode::Fast))
+        .routine(Reason::BootstrapFailed)
+}
+
+/// The stopped instance of a cluster that is being made has failed for good: its data is set aside, and the
+/// claim is given up once nothing is left of it. `Continue` while it may still become a cluster.
+pub(super) fn when_stopped<'a>(turn: Turn<'a>, failed: bool) -> ControlFlow<Decision, Turn<'a>> {
+    if !turn.seen.is_bootstrap_unfinished {
+        return ControlFlow::Continue(turn);
+    }
+    let earlier = turn.decision.memory.bootstrap_failed.clone();
+    let why = earlier.or_else(|| turn.failure_of(JobKind::Start).filter(|_| failed));
+    let Some(why) = why else {
+        return ControlFlow::Continue(turn);
+    };
+    let turn = turn.remember(|memory| memory.bootstrap_failed = Some(why.clone()));
+    ControlFlow::Break(set_aside(turn.detail(Detail::Text(why))))
+}
+
+/// Whether the data here is of a bootstrap that this member no longer has the claim for: the agent died in
+/// the middle of it, or lost the lease. It is nobody's, and as it is it has no roles.
+pub(super) fn is_abandoned(seen: &Observation) -> bool {
+    let is_named = seen
+        .topology()
+        .and_then(|topology| topology.leader.as_ref())
+        .is_some_and(|leader| leader.member == seen.me.name);
+    seen.is_bootstrap_unfinished && !is_named
+}
+
+/// Sets abandoned data aside; what follows is what follows for every member without data.
+pub(super) fn abandoned(seen: &Observation, memory: &Memory) -> Decision {
+    let turn = Turn::new(seen, memory).disarm_if_harmless();
+    match &seen.local {
+        Local::Stopped(_) => set_aside(turn),
+        Local::Starting { .. } | Local::Running(_) => turn
+            .act(Action::Stop(StopMode::Fast))
+            .routine(Reason::DiscardingBootstrap),
+        Local::Unresponsive { since, .. } => turn.wait_for_hung(*since),
+        Local::Unknown(why) => turn
+            .detail(Detail::Text(why.clone()))
+            .routine(Reason::DataUnreadable),
+        // Situations of their own.
+        Local::Empty | Local::Orphaned { .. } => turn.routine(Reason::DataUnreadable),
+    }
+}
+
+fn set_aside(turn: Turn<'_>) -> Decision {
+    if turn.failed_lately(JobKind::DiscardBootstrap) {
+        return turn.after_failure(JobKind::DiscardBootstrap);
+    }
+    turn.act(Action::DiscardBootstrap)
+        .routine(Reason::DiscardingBootstrap)
+}
