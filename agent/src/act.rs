@@ -195,7 +195,7 @@ impl Actor {
             }
             Action::ClaimBootstrap => self.claim_bootstrap(seen).await?,
             Action::RecordSystemId(id) => self.record_system_id(seen, *id).await?,
-            Action::PublishStatus { optime } => self.publish_status(seen, *optime).await?,
+            Action::PublishStatus(status) => self.publish_status(seen, status).await?,
             Action::RecordHistory => self.record_history(seen).await?,
             Action::DropFailoverRequest { revision } => self.drop_failover(*revision).await?,
             Action::AnnounceSwitchover(record) => self.announce_switchover(seen, record).await?,

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{RwLock, watch};
+use trunkline_shared::cluster::slots::SlotKind;
 use trunkline_shared::cluster::{Lsn, Moment, SystemId};
 use trunkline_shared::dcs::watch::View;
 use trunkline_shared::service::clock;
@@ -21,6 +22,7 @@ use crate::lease::arming::Arming;
 use crate::postgres::control_data::{ControlData, ControlState};
 use crate::postgres::directory::{DirectoryState, directory_state};
 use crate::postgres::sql::SqlError;
+use crate::postgres::status::Slot;
 use crate::postgres::{Postgres, Postmaster, Probe, ServerStatus, settings};
 
 pub mod peers;
@@ -431,11 +433,7 @@ fn stopped(
 }
 
 fn running(postgres: &Postgres, status: &ServerStatus) -> Running {
-    let slots = status.slots.iter().filter(|slot| slot.is_physical);
-    let slots = slots.map(|slot| SlotView {
-        name: Arc::from(slot.name.as_str()),
-        is_active: slot.is_active,
-    });
+    let slots = status.slots.iter().map(slot_view);
     Running {
         system_id: status.system_id,
         timeline: status.timeline,
@@ -444,6 +442,29 @@ fn running(postgres: &Postgres, status: &ServerStatus) -> Running {
         has_pending_restart: !status.pending_restart.is_empty()
             || !postgres.pending_restart(status).is_empty(),
         is_promoting: status.is_in_recovery && postgres.is_promoting(),
+    }
+}
+
+fn slot_view(slot: &Slot) -> SlotView {
+    let text = |text: &Option<String>| Arc::from(text.as_deref().unwrap_or_default());
+    let (kind, position) = if slot.is_physical {
+        (SlotKind::Physical, slot.restart)
+    } else {
+        let kind = SlotKind::Logical {
+            database: text(&slot.database),
+            plugin: text(&slot.plugin),
+        };
+        (kind, slot.confirmed)
+    };
+    SlotView {
+        name: Arc::from(slot.name.as_str()),
+        kind,
+        position: position.unwrap_or_default(),
+        is_active: slot.is_active,
+        is_temporary: slot.is_temporary,
+        is_failover: slot.is_failover,
+        is_lost: slot.wal_status.as_deref() == Some("lost"),
+        has_xmin: slot.has_xmin,
     }
 }
 

@@ -10,6 +10,7 @@ pub mod member;
 pub mod moment;
 pub mod quantity;
 pub mod settings;
+pub mod slots;
 pub mod sync_state;
 pub mod timeline;
 pub mod topology;

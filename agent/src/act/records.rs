@@ -118,9 +118,9 @@ impl Actor {
     pub(super) async fn publish_status(
         &self,
         seen: &Observation,
-        optime: Lsn,
+        status: &Status,
     ) -> Result<Revision, ActError> {
-        let then = self.put(&FactKey::Status, status(seen, optime));
+        let then = self.put(&FactKey::Status, records::status_to_json(status));
         self.write("status", vec![self.still_leads(seen)?], vec![then])
             .await
     }

@@ -12,7 +12,7 @@ use super::memory::Memory;
 use super::observation::{
     JobKind, Local, LocalRequest, Observation, Running, RunningRole, Stopped,
 };
-use super::{RETRY_PAUSE, Turn, no_data};
+use super::{RETRY_PAUSE, Turn, no_data, slots};
 
 /// How often a candidate looks whether it has the old leader's last record, and whether the new leader is
 /// ready: PostgreSQL tells nobody when replay gets there.
@@ -119,21 +119,13 @@ fn follow(turn: Turn<'_>, topology: &Topology, running: &Running, at: At<'_>) ->
     if !at.is_streaming {
         return repair(turn, upstream);
     }
-    let inactive: Vec<Arc<str>> = running
-        .slots
-        .iter()
-        .filter(|slot| !slot.is_active)
-        .map(|slot| slot.name.clone())
-        .collect();
-    let turn = turn
+    let mut turn = turn
         .remember(|memory| memory.not_streaming_since = None)
         .detail(Detail::Member(leader.name.clone()));
-    if !inactive.is_empty() {
-        return turn
-            .act(Action::DropSlots(inactive))
-            .routine(Reason::MaintainingSlots);
-    }
-    turn.routine(Reason::Following)
+    let memory = &mut turn.decision.memory;
+    let turn = slots::on_replica(seen, topology, running, memory).carry_out(turn);
+    let reason = turn.why.unwrap_or(Reason::Following);
+    turn.routine(reason)
 }
 
 fn wait_for_leader(turn: Turn<'_>, topology: &Topology) -> Decision {

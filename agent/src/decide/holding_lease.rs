@@ -39,6 +39,9 @@ pub(super) fn decide(seen: &Observation, memory: &Memory) -> Decision {
             .act(Action::AcquireLeader)
             .now(Reason::LeaderKeyMissing);
     }
+    if seen.settings().standby_cluster.is_some() && is_harmless(&seen.local) {
+        return give_up(turn, Reason::StandbyCluster, None);
+    }
     match &seen.local {
         Local::Running(running) => match &running.role {
             RunningRole::Primary {
@@ -75,6 +78,18 @@ pub(super) fn decide(seen: &Observation, memory: &Memory) -> Decision {
 fn is_stopped(turn: &Turn<'_>) -> bool {
     let finished = turn.seen.job.finished.as_ref();
     finished.is_some_and(|job| job.kind == JobKind::StopNow && job.error.is_none())
+}
+
+/// Whether it is surely dead or in recovery and not on its way out.
+fn is_harmless(local: &Local) -> bool {
+    match local {
+        Local::Stopped(_) | Local::Running(_) | Local::Starting { .. } => {
+            !local.may_accept_writes()
+        }
+        Local::Unknown(_) | Local::Empty | Local::Unresponsive { .. } | Local::Orphaned { .. } => {
+            false
+        }
+    }
 }
 
 /// Gives the lease up and lets the others run first.

@@ -2,6 +2,7 @@
 //! slots, position.
 
 use std::ops::ControlFlow;
+use std::sync::Arc;
 
 use trunkline_shared::cluster::{Lsn, Topology};
 
@@ -96,13 +97,18 @@ fn publish_position<'a>(turn: Turn<'a>, leading: &Leading<'_>) -> Turn<'a> {
     let wait = turn.seen.settings().loop_wait;
     let last = turn.decision.memory.status_at;
     let is_due = last.is_none_or(|at| now.since(at) >= wait);
-    if !is_due || leading.position <= leading.topology.status.optime {
+    let status = slots::status(
+        turn.seen,
+        leading.topology,
+        leading.running,
+        leading.position,
+        &turn.decision.memory,
+    );
+    if !is_due || status == *leading.topology.status {
         return turn;
     }
     turn.remember(|memory| memory.status_at = Some(now))
-        .act(Action::PublishStatus {
-            optime: leading.position,
-        })
+        .act(Action::PublishStatus(Arc::new(status)))
 }
 
 fn checkpoint<'a>(turn: Turn<'a>, leading: &Leading<'_>) -> Turn<'a> {
@@ -114,22 +120,10 @@ fn checkpoint<'a>(turn: Turn<'a>, leading: &Leading<'_>) -> Turn<'a> {
         .because(Reason::CheckpointAfterPromote)
 }
 
-/// A slot is dropped before one is made: `max_replication_slots` counts both.
 fn keep_slots<'a>(mut turn: Turn<'a>, leading: &Leading<'_>) -> Turn<'a> {
     let memory = &mut turn.decision.memory;
-    let (missing, unneeded) =
-        slots::of_members(turn.seen, leading.topology, leading.running, memory);
-    if !unneeded.is_empty() {
-        turn = turn
-            .act(Action::DropSlots(unneeded))
-            .because(Reason::MaintainingSlots);
-    }
-    if !missing.is_empty() {
-        turn = turn
-            .act(Action::CreateSlots(missing))
-            .because(Reason::MaintainingSlots);
-    }
-    turn
+    let plan = slots::on_leader(turn.seen, leading.topology, leading.running, memory);
+    plan.carry_out(turn)
 }
 
 fn record_history<'a>(turn: Turn<'a>, leading: &Leading<'_>) -> Turn<'a> {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::callbacks::Told;
-use trunkline_shared::cluster::{LeaderEpoch, MemberName, Moment};
+use trunkline_shared::cluster::{LeaderEpoch, Moment};
 
 /// Given to each decision and returned changed by it. Lost when the agent restarts: nothing safety
 /// depends on may live here.
@@ -18,8 +18,8 @@ pub struct Memory {
     pub crashed_at: Option<Moment>,
     /// When the last published position was written.
     pub status_at: Option<Moment>,
-    /// When each slot owner was last registered, for `member_slots_ttl`.
-    pub slot_owner_seen: BTreeMap<MemberName, Moment>,
+    /// When each slot was last wanted or used, for `member_slots_ttl`.
+    pub slot_needed: BTreeMap<Arc<str>, Moment>,
     /// Since when a replica with the right upstream has not streamed.
     pub not_streaming_since: Option<Moment>,
     /// Since when this member has held the lease without a primary.

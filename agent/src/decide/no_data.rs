@@ -34,6 +34,9 @@ pub(super) fn decide(seen: &Observation, memory: &Memory) -> Decision {
             if let Some(until) = memory.stands_back_until.filter(|until| *until > seen.now) {
                 return turn.within(Reason::StandingBack, seen.now.until(until));
             }
+            if seen.settings().standby_cluster.is_some() {
+                return turn.routine(Reason::StandbyCluster);
+            }
             if !seen.fence.is_live {
                 return turn.routine(Reason::FenceNotLive);
             }

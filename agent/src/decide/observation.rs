@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::callbacks::Callback;
+use trunkline_shared::cluster::slots::SlotKind;
 use trunkline_shared::cluster::{
     LeaderEpoch, Lsn, MemberName, Moment, SystemId, Tags, Timeline, Topology,
 };
@@ -183,7 +184,7 @@ pub struct Running {
     pub timeline: Timeline,
     /// What it is.
     pub role: RunningRole,
-    /// Its physical replication slots.
+    /// Its replication slots.
     pub slots: Arc<Vec<SlotView>>,
     /// Parameters were changed that need a restart.
     pub has_pending_restart: bool,
@@ -192,13 +193,26 @@ pub struct Running {
     pub is_promoting: bool,
 }
 
-/// A physical replication slot.
+/// A replication slot.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SlotView {
     /// Its name.
     pub name: Arc<str>,
+    /// What it is for.
+    pub kind: SlotKind,
+    /// Where it stands: WAL is kept from here for a physical one, and sent from here by a logical one; zero
+    /// while it reserves none.
+    pub position: Lsn,
     /// Somebody streams through it.
     pub is_active: bool,
+    /// It ends with its session.
+    pub is_temporary: bool,
+    /// PostgreSQL itself keeps it on standbys (17 and later).
+    pub is_failover: bool,
+    /// What it should have kept is gone.
+    pub is_lost: bool,
+    /// It holds back vacuum.
+    pub has_xmin: bool,
 }
 
 /// What a running instance is.

@@ -8,7 +8,7 @@ use std::time::Duration;
 use trunkline_shared::cluster::member::{Member, SwitchoverReady, TrunklineFields};
 use trunkline_shared::cluster::timeline::TimelineEnd;
 use trunkline_shared::cluster::topology::{
-    ClaimedTimeline, FailoverRequest, Initialize, Status, SwitchoverRecord, SwitchoverStage,
+    ClaimedTimeline, FailoverRequest, Initialize, SwitchoverRecord, SwitchoverStage,
 };
 use trunkline_shared::cluster::{
     ClusterSettings, Leader, LeaderEpoch, MemberName, MemberRole, MemberState, Moment, SystemId,
@@ -29,6 +29,7 @@ mod instance;
 mod names;
 mod output;
 pub mod print;
+mod slots;
 mod synchronous;
 mod words;
 
@@ -147,13 +148,10 @@ impl Scene {
             "initialize" => self.initialize(&words)?,
             "leader" => self.leader(&words)?,
             "member" => self.member(&words)?,
-            "status" => {
-                let optime = words.value("optime")?.unwrap_or_default();
-                self.topology.status = Arc::new(Status {
-                    optime,
-                    ..Status::default()
-                });
-            }
+            "status" => self.topology.status = Arc::new(slots::status(&words)?),
+            "permanent" => slots::permanent(&mut self.settings, &words)?,
+            "ignore" => slots::ignore(&mut self.settings, &words)?,
+            "standby_cluster" => self.settings.standby_cluster = slots::standby_cluster(&words)?,
             "claimed" => {
                 self.topology.claimed = claimed(&words)?;
                 self.topology.is_history_behind = words.has("unrecorded");

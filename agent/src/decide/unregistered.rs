@@ -29,6 +29,9 @@ pub(super) fn decide(seen: &Observation, memory: &Memory, topology: &Topology) -
     if !is_primarys {
         return turn.routine(Reason::ReplicaWithoutCluster);
     }
+    if seen.settings().standby_cluster.is_some() {
+        return turn.routine(Reason::StandbyCluster);
+    }
     if !seen.fence.is_live {
         return turn.routine(Reason::FenceNotLive);
     }

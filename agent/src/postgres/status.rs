@@ -33,8 +33,10 @@ SELECT pg_catalog.json_build_object(
  'slots', (SELECT coalesce(pg_catalog.json_agg(pg_catalog.json_build_object('name', slot_name,
     'kind', slot_type, 'plugin', plugin, 'database', database, 'is_active', active,
     'is_temporary', temporary, 'restart', restart_lsn, 'confirmed', confirmed_flush_lsn,
-    'xmin', xmin::text, 'wal_status', wal_status)), '[]')
-    FROM pg_catalog.pg_replication_slots),
+    'xmin', xmin::text, 'wal_status', wal_status,
+    'is_failover', coalesce((pg_catalog.to_jsonb(s) ->> 'failover')::bool, false)
+      OR coalesce((pg_catalog.to_jsonb(s) ->> 'synced')::bool, false))), '[]')
+    FROM pg_catalog.pg_replication_slots AS s),
  'pending_restart', (SELECT coalesce(pg_catalog.json_agg(name), '[]')
     FROM pg_catalog.pg_settings WHERE pending_restart),
  'controlled', (SELECT pg_catalog.json_object_agg(name, setting) FROM pg_catalog.pg_settings
@@ -109,6 +111,8 @@ pub struct Slot {
     pub has_xmin: bool,
     /// `reserved`, `extended`, `unreserved`, `lost`.
     pub wal_status: Option<String>,
+    /// Whether PostgreSQL itself keeps it on standbys, or made it there (17 and later).
+    pub is_failover: bool,
 }
 
 /// The answer of a running instance.
@@ -230,6 +234,8 @@ struct RawSlot {
     confirmed: Option<String>,
     xmin: Option<String>,
     wal_status: Option<String>,
+    #[serde(default)]
+    is_failover: bool,
 }
 
 fn lsn(text: Option<String>) -> Option<Lsn> {
@@ -303,6 +309,7 @@ impl From<RawSlot> for Slot {
             confirmed: lsn(raw.confirmed),
             has_xmin: raw.xmin.is_some(),
             wal_status: raw.wal_status,
+            is_failover: raw.is_failover,
         }
     }
 }

@@ -6,7 +6,8 @@ use trunkline_agent::decide::decision::{StartAs, StopMode, Upstream};
 use trunkline_agent::decide::observation::JobKind;
 use trunkline_agent::decide::observation::SlotView;
 use trunkline_agent::decide::{Action, PROMOTE_NEEDS};
-use trunkline_shared::cluster::{LeaderEpoch, MemberName, Timeline};
+use trunkline_shared::cluster::slots::SlotKind;
+use trunkline_shared::cluster::{LeaderEpoch, Lsn, MemberName, Timeline};
 
 use super::event::{NodeId, Time};
 use super::fake_postgres::Phase;
@@ -52,7 +53,7 @@ impl World {
             | Action::HandOver { .. }
             | Action::ClaimBootstrap
             | Action::RecordSystemId(_)
-            | Action::PublishStatus { .. }
+            | Action::PublishStatus(_)
             | Action::RecordHistory
             | Action::DropFailoverRequest { .. }
             | Action::AnnounceSwitchover(_)
@@ -178,7 +179,7 @@ impl World {
             }
             Action::ConfirmLeader
             | Action::RecordSystemId(_)
-            | Action::PublishStatus { .. }
+            | Action::PublishStatus(_)
             | Action::RecordHistory
             | Action::DropFailoverRequest { .. }
             | Action::AnnounceSwitchover(_)
@@ -333,7 +334,13 @@ impl World {
         if create {
             slots.extend(names.iter().map(|name| SlotView {
                 name: name.clone(),
+                kind: SlotKind::Physical,
+                position: Lsn(0),
                 is_active: false,
+                is_temporary: false,
+                is_failover: false,
+                is_lost: false,
+                has_xmin: false,
             }));
         }
         Went::Done

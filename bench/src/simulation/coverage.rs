@@ -43,6 +43,7 @@ pub const UNREACHED: &[(&str, &str)] = &[
         "disarming_fence",
         "no rule gives this reason: the fence is disarmed along with what else is decided",
     ),
+    ("standby_cluster", "no world is a standby cluster yet"),
     ("not_synchronous", "no seed replicates synchronously yet"),
     ("not_enough_votes", "no seed replicates synchronously yet"),
     (

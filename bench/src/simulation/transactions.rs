@@ -25,7 +25,7 @@ impl World {
                 let mut then = vec![Write::Delete(FactKey::Leader)];
                 let is_claimed = self.store.head.initialize == Initialize::Running;
                 then.extend(is_claimed.then_some(Write::Delete(FactKey::Initialize)));
-                then.extend(position.map(status));
+                then.extend(position.map(|at| self.last_status(node, at)));
                 self.as_leader(node, then)
             }
             Action::HandOver {
@@ -35,14 +35,14 @@ impl World {
                 position,
             } => {
                 let key = Write::Put(FactKey::Leader, Fact::Leader(to.clone()), *lease);
-                let mut txn = self.as_leader(node, vec![key, status(*position)])?;
+                let mut txn = self.as_leader(node, vec![key, self.last_status(node, *position)])?;
                 let record = FactKey::Member(to.clone());
                 txn.when.push(Compare::Revision(record, *record_revision));
                 Some(txn)
             }
             Action::ClaimBootstrap => self.claim_bootstrap(node),
             Action::RecordSystemId(id) => self.record_system_id(node, *id),
-            Action::PublishStatus { optime } => self.as_leader(node, vec![status(*optime)]),
+            Action::PublishStatus(status) => self.publish(node, status),
             Action::RecordHistory => self.record_history(node),
             Action::DropFailoverRequest { revision } => Some(drop_failover(*revision)),
             Action::AnnounceSwitchover(record) => {
@@ -123,6 +123,22 @@ impl World {
         Some(txn)
     }
 
+    fn publish(&self, node: NodeId, status: &Arc<Status>) -> Option<Txn> {
+        let fact = Fact::Status(status.clone());
+        self.as_leader(node, vec![put(FactKey::Status, fact)])
+    }
+
+    /// The last position, with the slots as they stand.
+    fn last_status(&self, node: NodeId, optime: Lsn) -> Write {
+        let view = self.node(node).agent.view.as_ref();
+        let known = view.map(|view| view.status.clone()).unwrap_or_default();
+        let status = Status {
+            optime: optime.max(known.optime),
+            ..Status::clone(&known)
+        };
+        put(FactKey::Status, Fact::Status(Arc::new(status)))
+    }
+
     /// The session lease, if there is one.
     fn session(&self, node: NodeId) -> Option<i64> {
         Some(self.node(node).agent.lease.id).filter(|lease| *lease != 0)
@@ -164,14 +180,6 @@ fn always(write: Write) -> Option<Txn> {
         when: Vec::new(),
         then: vec![write],
     })
-}
-
-fn status(optime: Lsn) -> Write {
-    let status = Status {
-        optime,
-        ..Status::default()
-    };
-    put(FactKey::Status, Fact::Status(Arc::new(status)))
 }
 
 fn drop_failover(revision: i64) -> Txn {

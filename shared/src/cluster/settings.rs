@@ -1,7 +1,10 @@
 //! Settings that are equal on every node (Patroni's dynamic configuration, the `config` key).
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
+
+use super::slots::{PermanentSlot, SlotPattern};
 
 /// The validated dynamic configuration. Made by [`crate::dcs::records::settings_from_json`].
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,10 +49,31 @@ pub struct ClusterSettings {
     pub pg_ident: Option<Vec<String>>,
     /// Recovery parameters of the whole cluster (Patroni's `recovery_conf`).
     pub recovery_conf: BTreeMap<String, String>,
-    /// Whether the record asks for a standby cluster, which replicates from another one.
-    pub is_standby_cluster: bool,
+    /// The cluster replicates from another one, and nobody in it accepts writes.
+    pub standby_cluster: Option<Arc<StandbyCluster>>,
+    /// Slots that outlive their users.
+    pub slots: BTreeMap<String, PermanentSlot>,
+    /// Slots that nobody touches.
+    pub ignore_slots: Vec<SlotPattern>,
     /// How many entries the `history` key keeps; 0 keeps all.
     pub max_timelines_history: usize,
+}
+
+/// `standby_cluster`: where a standby cluster's leader has its WAL from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StandbyCluster {
+    /// The host to stream from; `None` replicates from the archive alone.
+    pub host: Option<String>,
+    /// Its port.
+    pub port: u16,
+    /// The slot there.
+    pub primary_slot_name: Option<String>,
+    /// Fetches WAL from an archive.
+    pub restore_command: Option<String>,
+    /// Clears the archive of what is replayed.
+    pub archive_cleanup_command: Option<String>,
+    /// Replays so much later, PostgreSQL's words.
+    pub recovery_min_apply_delay: Option<String>,
 }
 
 /// `synchronous_mode`.
@@ -88,7 +112,9 @@ impl Default for ClusterSettings {
             pg_hba: None,
             pg_ident: None,
             recovery_conf: BTreeMap::new(),
-            is_standby_cluster: false,
+            standby_cluster: None,
+            slots: BTreeMap::new(),
+            ignore_slots: Vec::new(),
             max_timelines_history: 0,
         }
     }

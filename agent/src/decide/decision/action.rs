@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use trunkline_shared::cluster::topology::{ClaimedTimeline, SwitchoverRecord};
+use trunkline_shared::cluster::topology::{ClaimedTimeline, Status, SwitchoverRecord};
 use trunkline_shared::cluster::{Lsn, MemberName, SystemId, Timeline};
 
 use crate::decide::callbacks::{Callback, CallbackRole};
@@ -39,11 +39,8 @@ pub enum Action {
     ClaimBootstrap,
     /// Write the system identifier into `initialize`, without a lease, and `config` if it is absent.
     RecordSystemId(SystemId),
-    /// Write the last known position into `status`.
-    PublishStatus {
-        /// The position.
-        optime: Lsn,
-    },
+    /// Write `status`: the last known position, and the slots'.
+    PublishStatus(Arc<Status>),
     /// Write the ancestry of the own timeline into `history`.
     RecordHistory,
     /// Delete the `failover` record of this revision.
@@ -220,7 +217,7 @@ impl Action {
             Action::HandOver { .. } => brief("hand_over"),
             Action::ClaimBootstrap => brief("claim_bootstrap"),
             Action::RecordSystemId(_) => brief("record_system_id"),
-            Action::PublishStatus { .. } => brief("publish_status"),
+            Action::PublishStatus(_) => brief("publish_status"),
             Action::RecordHistory => brief("record_history"),
             Action::DropFailoverRequest { .. } => brief("drop_failover_request"),
             Action::AnnounceSwitchover(_) => brief("announce_switchover"),

@@ -123,6 +123,7 @@ reasons! {
     DiscardingBootstrap "discarding_bootstrap" "The data here is of a bootstrap that was never finished: it is set aside as <data_dir>.failed."
     RunningPrePromote "running_pre_promote" "The operator's pre_promote runs; its success allows the promotion."
     PrePromoteFailed "pre_promote_failed" "The operator's pre_promote forbade the promotion: the lease is given up and others run first."
+    StandbyCluster "standby_cluster" "standby_cluster stands in the configuration and Trunkline does not run such clusters yet: nobody becomes primary. trunkline edit-config without the section makes this an independent cluster."
     ShutDown "shut_down" "The agent may end: PostgreSQL has stopped and nothing is held."
 }
 

@@ -5,13 +5,13 @@ use std::sync::Arc;
 
 use trunkline_shared::cluster::{LeaderEpoch, Lsn, MemberName, Moment, SystemId, Timeline};
 
-use super::ScriptError;
 use super::words::Words;
+use super::{ScriptError, slots};
 use crate::decide::callbacks::{CallbackRole, Told};
 use crate::decide::memory::Memory;
 use crate::decide::observation::{
     FinishedJob, JobKind, JobView, Local, PeerAnswer, PeerView, Peers, Running, RunningJob,
-    RunningRole, SlotView, Stopped,
+    RunningRole, Stopped,
 };
 
 pub(super) fn memory(words: &Words<'_, '_>, now: Moment) -> Result<Memory, ScriptError> {
@@ -31,13 +31,11 @@ pub(super) fn memory(words: &Words<'_, '_>, now: Moment) -> Result<Memory, Scrip
     {
         memory.switchover = Some((words.parse(id, "a number")?, ago(since)?));
     }
-    for (_, text) in words.keyed().filter(|(key, _)| *key == "owner") {
+    for (_, text) in words.keyed().filter(|(key, _)| *key == "needed") {
         let (name, seen) = text
             .rsplit_once('@')
-            .ok_or_else(|| words.wrong(text, "NAME@SECONDS"))?;
-        memory
-            .slot_owner_seen
-            .insert(MemberName::new(name), ago(seen)?);
+            .ok_or_else(|| words.wrong(text, "SLOT@SECONDS"))?;
+        memory.slot_needed.insert(Arc::from(name), ago(seen)?);
     }
     let epoch = |key: &str| match words.text(key).and_then(|text| text.split_once('@')) {
         Some((generation, revision)) => Ok(Some(LeaderEpoch {
@@ -124,7 +122,7 @@ pub(super) fn local(words: &Words<'_, '_>, now: Moment) -> Result<Local, ScriptE
             system_id,
             timeline,
             role: running_role(words, was_primary)?,
-            slots: Arc::new(slots(words)),
+            slots: Arc::new(slots::views(words)?),
             has_pending_restart: words.has("pending_restart"),
             is_promoting: words.has("promoting"),
         }),
@@ -152,19 +150,6 @@ fn running_role(words: &Words<'_, '_>, is_primary: bool) -> Result<RunningRole, 
         }),
         is_streaming: words.has("streaming"),
     })
-}
-
-fn slots(words: &Words<'_, '_>) -> Vec<SlotView> {
-    let texts = words
-        .keyed()
-        .filter(|(key, _)| *key == "slot")
-        .map(|(_, text)| text);
-    texts
-        .map(|text| SlotView {
-            name: Arc::from(text.trim_end_matches("@idle")),
-            is_active: !text.ends_with("@idle"),
-        })
-        .collect()
 }
 
 pub(super) fn peers(words: &Words<'_, '_>) -> Result<Peers, ScriptError> {

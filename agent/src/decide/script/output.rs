@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use trunkline_shared::cluster::topology::{SwitchoverRecord, SwitchoverStage};
+use trunkline_shared::cluster::topology::{Status, SwitchoverRecord, SwitchoverStage};
 
 use crate::decide::decision::{Action, Decision, Detail, NextWhy, StartAs, StopMode, Upstream};
 
@@ -54,7 +54,7 @@ impl fmt::Display for Action {
                 write!(f, " {} {}", callback.word(), role.word())
             }
             Action::RecordSystemId(id) => write!(f, " {id}"),
-            Action::PublishStatus { optime } => write!(f, " {optime}"),
+            Action::PublishStatus(status) => write!(f, "{}", Published(status)),
             Action::DropFailoverRequest { revision } => write!(f, " {revision}"),
             Action::AnnounceSwitchover(record) => write!(f, " {}", Announced(record)),
             Action::Start(StartAs::Primary) => write!(f, " as primary"),
@@ -97,6 +97,22 @@ impl fmt::Display for Action {
 impl fmt::Display for Upstream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.member.fmt(f)
+    }
+}
+
+struct Published<'a>(&'a Status);
+
+impl fmt::Display for Published<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let status = self.0;
+        write!(f, " {}", status.optime)?;
+        for (name, at) in &status.slots {
+            write!(f, " {name}@{at}")?;
+        }
+        if !status.retain_slots.is_empty() {
+            write!(f, " retain {}", status.retain_slots.join(","))?;
+        }
+        Ok(())
     }
 }
 

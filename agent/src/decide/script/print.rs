@@ -7,7 +7,7 @@ use trunkline_shared::cluster::topology::{Initialize, SwitchoverStage};
 use trunkline_shared::cluster::{Member, Moment, Topology};
 
 use super::names::{role_word, state_word};
-use super::synchronous;
+use super::{slots, synchronous};
 use crate::decide::callbacks::Told;
 use crate::decide::memory::Memory;
 use crate::decide::observation::{
@@ -106,6 +106,7 @@ fn print_topology(out: &mut String, topology: &Topology) {
     flag(out, !s.use_pg_rewind, "no_rewind");
     flag(out, !s.use_slots, "no_slots");
     synchronous::print_settings(out, &s);
+    slots::print_settings(out, &s);
     out.push_str("\ninitialize ");
     let _ = match topology.initialize {
         Initialize::Absent => writeln!(out, "absent"),
@@ -134,7 +135,7 @@ fn print_topology(out: &mut String, topology: &Topology) {
         "claimed {}@{}{behind}",
         claimed.timeline, claimed.parent
     );
-    let _ = writeln!(out, "status optime={}", topology.status.optime);
+    slots::print_status(out, &topology.status);
     synchronous::print_record(out, topology);
     if let Some(request) = &topology.failover {
         let _ = write!(out, "failover revision={}", request.revision);
@@ -311,8 +312,7 @@ fn print_running(out: &mut String, running: &Running) {
         running.system_id, running.timeline
     );
     for slot in running.slots.iter() {
-        let idle = if slot.is_active { "" } else { "@idle" };
-        let _ = write!(out, " slot={}{idle}", slot.name);
+        slots::print_view(out, slot);
     }
     flag(out, running.has_pending_restart, "pending_restart");
     flag(out, running.is_promoting, "promoting");
@@ -369,8 +369,8 @@ fn print_memory(out: &mut String, memory: &Memory, now: Moment) {
     );
     option(out, "crashed", memory.crashed_at.map(ago));
     option(out, "status", memory.status_at.map(ago));
-    for (name, at) in &memory.slot_owner_seen {
-        let _ = write!(out, " owner={name}@{}", ago(*at));
+    for (name, at) in &memory.slot_needed {
+        let _ = write!(out, " needed={name}@{}", ago(*at));
     }
     option(out, "not_streaming", memory.not_streaming_since.map(ago));
     let since = memory.not_primary_since;

@@ -9,6 +9,8 @@ use crate::cluster::ClusterSettings;
 use crate::cluster::quantity::{self, BOOLEAN_FORMS, DURATION_FORMS, SIZE_FORMS};
 use crate::cluster::settings::SynchronousMode;
 
+mod sections;
+
 /// The least `ttl`: what etcd grants with its default election timeout.
 const MIN_TTL: Duration = Duration::from_secs(2);
 
@@ -93,7 +95,9 @@ pub fn settings_from_value(value: &Value) -> Result<ClusterSettings, SettingsErr
         pg_hba: postgresql.lines("pg_hba")?,
         pg_ident: postgresql.lines("pg_ident")?,
         recovery_conf: postgresql.parameters("recovery_conf")?,
-        is_standby_cluster: root.standby_cluster()?,
+        standby_cluster: root.standby_cluster()?,
+        slots: root.permanent_slots()?,
+        ignore_slots: root.ignored_slots()?,
         max_timelines_history: root.count("max_timelines_history")?,
     })
 }
@@ -248,14 +252,6 @@ impl<'a> Section<'a> {
             Some(value) => text(value)
                 .and_then(|text| text.parse().ok())
                 .ok_or_else(|| self.wrong(key, value, "a number, 0 or more")),
-        }
-    }
-
-    fn standby_cluster(&self) -> Result<bool, SettingsError> {
-        match self.value("standby_cluster") {
-            None => Ok(false),
-            Some(Value::Object(map)) => Ok(!map.is_empty()),
-            Some(other) => Err(self.wrong("standby_cluster", other, "an object")),
         }
     }
 

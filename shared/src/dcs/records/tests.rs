@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::*;
 use crate::cluster::member::{SwitchoverReady, TrunklineFields};
 use crate::cluster::settings::SynchronousMode;
+use crate::cluster::slots::{ClusterType, SlotKind};
 use crate::cluster::{ClusterSettings, Member, MemberRole, MemberState, Tags};
 
 fn unreadable(key: &FactKey, text: &str) -> String {
@@ -291,6 +292,26 @@ fn reads_a_dynamic_configuration_as_patroni_bootstraps_it() {
 }
 
 #[test]
+fn reads_slots_and_a_standby_cluster() {
+    let settings = settings_from_json(
+        r#"{"slots":{"barman":null,"s":{"type":"physical","cluster_type":"standby"},
+             "app":{"database":"app","plugin":"pgoutput"}},
+            "ignore_slots":[{"name":"x","type":"logical"}],
+            "standby_cluster":{"host":"10.0.0.9","port":"5433","primary_slot_name":"site_b"}}"#,
+    )
+    .unwrap();
+    assert_eq!(settings.slots["barman"].kind, SlotKind::Physical);
+    assert_eq!(settings.slots["s"].only_in, Some(ClusterType::Standby));
+    assert_ne!(settings.slots["app"].kind, SlotKind::Physical);
+    assert_eq!(settings.ignore_slots[0].is_logical, Some(true));
+    let remote = settings.standby_cluster.unwrap();
+    assert_eq!(remote.host.as_deref(), Some("10.0.0.9"));
+    assert_eq!(remote.port, 5433);
+    let none = settings_from_json(r#"{"standby_cluster":{}}"#).unwrap();
+    assert_eq!(none.standby_cluster, None);
+}
+
+#[test]
 fn an_unusable_setting_is_named_with_what_is_allowed() {
     for (text, key) in [
         (r#"{"ttl":1}"#, "ttl"),
@@ -312,6 +333,19 @@ fn an_unusable_setting_is_named_with_what_is_allowed() {
         ),
         (r#"{"postgresql":{"pg_hba":"all"}}"#, "postgresql.pg_hba"),
         (r#"{"standby_cluster":1}"#, "standby_cluster"),
+        (r#"{"standby_cluster":{"port":1}}"#, "standby_cluster.host"),
+        (
+            r#"{"standby_cluster":{"host":"a","port":"b"}}"#,
+            "standby_cluster.port",
+        ),
+        (r#"{"slots":{"x":{"type":"odd"}}}"#, "slots.x.type"),
+        (
+            r#"{"slots":{"x":{"type":"logical","database":"a"}}}"#,
+            "slots.x.plugin",
+        ),
+        (r#"{"slots":{"X":null}}"#, "slots"),
+        (r#"{"ignore_slots":[{"named":"x"}]}"#, "ignore_slots.named"),
+        (r#"{"ignore_slots":[{}]}"#, "ignore_slots"),
     ] {
         let error = settings_from_json(text).unwrap_err().to_string();
         assert!(error.starts_with(key), "{text}: {error}");
