@@ -211,7 +211,7 @@ impl Actor {
             Action::ClaimTimeline(claimed) => self.claim_timeline(seen, *claimed).await?,
             Action::Promote(timeline) => self.promote(seen, *timeline).await?,
             Action::Checkpoint => self.checkpoint()?,
-            Action::Follow(upstream) => self.follow(seen, upstream).await?,
+            Action::Follow(upstream) => self.follow(upstream).await?,
             Action::Clone(upstream) => self.clone_from(seen, upstream).await?,
             Action::Rewind(upstream) => self.rewind(seen, upstream).await?,
             Action::CancelJob => {
@@ -220,6 +220,7 @@ impl Actor {
             }
             Action::CreateSlots(names) => self.create_slots(names).await?,
             Action::DropSlots(names) => self.drop_slots(names).await?,
+            Action::AdvanceSlots(slots) => self.advance_slots(slots).await?,
             Action::CallBack(callback, role) => {
                 self.callbacks.call(callback.word(), role.word());
                 0

@@ -32,6 +32,7 @@ pub mod situation;
 mod slots;
 mod sync_standbys;
 mod unregistered;
+mod upstream;
 
 pub use decision::{Action, Decision, Detail, NextTick, NextWhy, Reason};
 pub use memory::Memory;
@@ -134,6 +135,14 @@ impl<'a> Turn<'a> {
     fn detail(mut self, detail: Detail) -> Self {
         self.decision.detail = detail;
         self
+    }
+
+    /// Names the member that data comes from.
+    fn from(self, upstream: &decision::Upstream) -> Self {
+        match &upstream.member {
+            Some(member) => self.detail(Detail::Member(member.clone())),
+            None => self,
+        }
     }
 
     fn remember(mut self, change: impl FnOnce(&mut Memory)) -> Self {

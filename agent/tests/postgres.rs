@@ -13,6 +13,8 @@ mod fence;
 mod hooks;
 #[path = "support/servers.rs"]
 mod servers;
+#[path = "postgres/slots.rs"]
+mod slots;
 
 use std::time::Duration;
 
@@ -477,7 +479,10 @@ fn a_planned_stop_sends_everything_and_a_follower_changes_its_upstream() {
                 "measured: promotion through a replay conflict {:?}",
                 promoted.took
             );
-            let followed = third.follow(&servers.upstream(2), PATIENCE).await.unwrap();
+            let upstream = servers.upstream(2);
+            let change = UpstreamChange::To(upstream.clone());
+            third.follow(change).await.unwrap();
+            let followed = third.wait_streaming(&upstream, PATIENCE).await.unwrap();
             assert_eq!(followed, Followed::Streaming);
             wait_for("the third on the new timeline", async || {
                 (answer(&third).await.timeline == Timeline(2)).then_some(())

@@ -24,6 +24,7 @@ mod plan;
 mod replication;
 mod requests;
 mod routers;
+mod slots;
 mod store;
 mod story;
 mod transactions;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use trunkline_shared::cluster::topology::Initialize;
-use trunkline_shared::cluster::{MemberName, SystemId, Timeline};
+use trunkline_shared::cluster::{Lsn, MemberName, SystemId, Timeline};
 use trunkline_shared::dcs::Revision;
 
 use super::jobs::Work;
@@ -97,9 +97,7 @@ impl Actor {
         let role = match start {
             StartAs::Primary => ServerRole::Primary,
             StartAs::Replica(None) => ServerRole::Replica(UpstreamChange::Keep),
-            StartAs::Replica(Some(upstream)) => {
-                ServerRole::Replica(UpstreamChange::To(self.upstream(seen, upstream)?))
-            }
+            StartAs::Replica(Some(upstream)) => ServerRole::Replica(change(upstream)?),
         };
         let door = self.door();
         let work = async move {
@@ -194,28 +192,18 @@ impl Actor {
         self.begin(JobKind::Promote, None, Box::pin(work)).await
     }
 
-    pub(super) async fn follow(
-        &mut self,
-        seen: &Observation,
-        upstream: &Upstream,
-    ) -> Result<Revision, ActError> {
-        let upstream = self.upstream(seen, upstream)?;
+    pub(super) async fn follow(&mut self, upstream: &Upstream) -> Result<Revision, ActError> {
         // Whether it streams from there is seen by the next looks.
-        self.postgres.follow(&upstream, Duration::ZERO).await?;
+        self.postgres.follow(change(upstream)?).await?;
         Ok(0)
     }
 
     pub(super) async fn clone_from(
         &mut self,
         seen: &Observation,
-        source: &Upstream,
+        from: &Upstream,
     ) -> Result<Revision, ActError> {
-        let mut upstream = self.upstream(seen, source)?;
-        let leader = seen.topology().and_then(|t| t.leader.as_ref());
-        if leader.is_none_or(|leader| leader.member != source.member) {
-            // Only the leader keeps a slot for this member.
-            upstream.slot = None;
-        }
+        let upstream = source(from)?;
         self.run_dir.unbind().map_err(ActError::Fence)?;
         let expected = match seen.topology().map(|t| t.initialize) {
             Some(Initialize::Done(id)) => Some(id),
@@ -223,20 +211,20 @@ impl Actor {
         };
         let door = self.door();
         let work = async move { door.copy_from(&upstream, expected).await.map_err(said) };
-        let source = Some(source.member.clone());
-        self.begin(JobKind::Clone, source, Box::pin(work)).await
+        self.begin(JobKind::Clone, from.member.clone(), Box::pin(work))
+            .await
     }
 
     pub(super) async fn rewind(
         &mut self,
         seen: &Observation,
-        source: &Upstream,
+        from: &Upstream,
     ) -> Result<Revision, ActError> {
-        let upstream = self.upstream(seen, source)?;
+        let upstream = source(from)?;
         let mine = seen.local.system_id();
         let work = rewind(self.door(), upstream, mine);
-        let source = Some(source.member.clone());
-        self.begin(JobKind::Rewind, source, Box::pin(work)).await
+        self.begin(JobKind::Rewind, from.member.clone(), Box::pin(work))
+            .await
     }
 
     pub(super) async fn create_slots(&self, names: &[Arc<str>]) -> Result<Revision, ActError> {
@@ -253,23 +241,41 @@ impl Actor {
         Ok(0)
     }
 
-    fn upstream(
+    pub(super) async fn advance_slots(
         &self,
-        seen: &Observation,
-        upstream: &Upstream,
-    ) -> Result<postgres::Upstream, ActError> {
-        let parts = upstream.address.rsplit_once(':');
-        let (host, port) = parts
-            .and_then(|(host, port)| Some((host, port.parse().ok()?)))
-            .ok_or_else(|| ActError::Address(upstream.address.clone()))?;
-        let host = host.trim_start_matches('[').trim_end_matches(']');
-        let slot = seen.settings().use_slots.then(|| self.me.name.slot_name());
-        Ok(postgres::Upstream {
-            host: host.to_owned(),
-            port,
-            slot,
-        })
+        slots: &[(Arc<str>, Lsn)],
+    ) -> Result<Revision, ActError> {
+        for (name, to) in slots {
+            self.postgres.advance_slot(name, *to).await?;
+        }
+        Ok(0)
     }
+}
+
+/// The address to replicate from, if it is not the archive alone.
+fn server(upstream: &Upstream) -> Result<Option<postgres::Upstream>, ActError> {
+    let Some(address) = &upstream.address else {
+        return Ok(None);
+    };
+    let parts = address.rsplit_once(':');
+    let (host, port) = parts
+        .and_then(|(host, port)| Some((host, port.parse().ok()?)))
+        .ok_or_else(|| ActError::Address(address.clone()))?;
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    Ok(Some(postgres::Upstream {
+        host: host.to_owned(),
+        port,
+        slot: upstream.slot.as_ref().map(ToString::to_string),
+    }))
+}
+
+/// The same where a server is needed to copy from.
+fn source(upstream: &Upstream) -> Result<postgres::Upstream, ActError> {
+    server(upstream)?.ok_or(ActError::NotAllowed("data is copied from a server only"))
+}
+
+fn change(upstream: &Upstream) -> Result<UpstreamChange, ActError> {
+    Ok(server(upstream)?.map_or(UpstreamChange::Nowhere, UpstreamChange::To))
 }
 
 /// What a job says when the check of the same breath fails.

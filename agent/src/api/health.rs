@@ -162,6 +162,8 @@ fn tag(tags: &Tags, key: &str) -> Option<String> {
         "noloadbalance" => yes(tags.noloadbalance),
         "clonefrom" => yes(tags.clonefrom),
         "nosync" => yes(tags.nosync),
+        "nostream" => yes(tags.nostream),
+        "sync_priority" => tags.sync_priority.map(|p| p.to_string()),
         "failover_priority" => tags.failover_priority.map(|p| p.to_string()),
         "replicatefrom" => tags.replicatefrom.as_ref().map(ToString::to_string),
         custom => tags.custom.get(custom).map(|json| {

@@ -7,41 +7,31 @@ use super::section::Section;
 
 /// Reads the section. Tags of no meaning to the agent are kept: health checks and `list` show them.
 pub fn read(section: &Section<'_>) -> Tags {
-    let nofailover = section.boolean("nofailover");
-    let priority = section
-        .integer("failover_priority", 0, i64::from(u32::MAX))
-        .and_then(|p| u32::try_from(p).ok());
-    let contradicts = match (nofailover, priority) {
-        (Some(true), Some(p)) => p > 0,
-        (Some(false), Some(p)) => p == 0,
-        (None, _) | (_, None) => false,
-    };
-    if contradicts && let Some(node) = section.find("failover_priority") {
-        section.report().warn(Warning::Contradiction {
-            origin: node.origin.clone(),
-            key: "tags.failover_priority".to_owned(),
-            done: "contradicts tags.nofailover, which holds".to_owned(),
-        });
-    }
+    let (nofailover, failover_priority) =
+        flag_and_priority(section, "nofailover", "failover_priority");
+    let (nosync, sync_priority) = flag_and_priority(section, "nosync", "sync_priority");
     let mut tags = Tags {
-        nofailover: nofailover.unwrap_or(false),
-        failover_priority: if contradicts { None } else { priority },
+        nofailover,
+        failover_priority,
         noloadbalance: section.boolean("noloadbalance").unwrap_or(false),
         clonefrom: section.boolean("clonefrom").unwrap_or(false),
-        nosync: section.boolean("nosync").unwrap_or(false),
+        nosync,
+        sync_priority,
+        nostream: section.boolean("nostream").unwrap_or(false),
         replicatefrom: section
             .text("replicatefrom")
             .filter(|name| !name.is_empty())
             .map(|name| MemberName::new(&name)),
         custom: Default::default(),
     };
-    section.not_acted_on(&["replicatefrom", "nostream", "sync_priority"]);
     let known = [
         "nofailover",
         "failover_priority",
         "noloadbalance",
         "clonefrom",
         "nosync",
+        "sync_priority",
+        "nostream",
         "replicatefrom",
     ];
     for entry in section.entries() {
@@ -51,4 +41,32 @@ pub fn read(section: &Section<'_>) -> Tags {
         }
     }
     tags
+}
+
+/// A flag that forbids and the priority beside it; where they contradict each other the flag holds.
+fn flag_and_priority(
+    section: &Section<'_>,
+    flag: &'static str,
+    priority: &'static str,
+) -> (bool, Option<u32>) {
+    let is_forbidden = section.boolean(flag);
+    let number = section
+        .integer(priority, 0, i64::from(u32::MAX))
+        .and_then(|p| u32::try_from(p).ok());
+    let contradicts = match (is_forbidden, number) {
+        (Some(true), Some(p)) => p > 0,
+        (Some(false), Some(p)) => p == 0,
+        (None, _) | (_, None) => false,
+    };
+    if contradicts && let Some(node) = section.find(priority) {
+        section.report().warn(Warning::Contradiction {
+            origin: node.origin.clone(),
+            key: format!("tags.{priority}"),
+            done: format!("contradicts tags.{flag}, which holds"),
+        });
+    }
+    (
+        is_forbidden.unwrap_or(false),
+        if contradicts { None } else { number },
+    )
 }

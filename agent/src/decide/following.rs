@@ -12,7 +12,7 @@ use super::memory::Memory;
 use super::observation::{
     JobKind, Local, LocalRequest, Observation, Running, RunningRole, Stopped,
 };
-use super::{RETRY_PAUSE, Turn, no_data, slots};
+use super::{RETRY_PAUSE, Turn, no_data, slots, upstream};
 
 /// How often a candidate looks whether it has the old leader's last record, and whether the new leader is
 /// ready: PostgreSQL tells nobody when replay gets there.
@@ -44,6 +44,7 @@ pub(super) fn decide(seen: &Observation, memory: &Memory, topology: &Topology) -
             } => {
                 let at = At {
                     end: *received.max(replayed),
+                    replayed: *replayed,
                     upstream,
                     is_streaming: *is_streaming,
                 };
@@ -74,6 +75,7 @@ pub(super) fn confirmed_leader(topology: &Topology) -> Option<&Arc<Member>> {
 /// Where a running replica stands.
 struct At<'a> {
     end: Lsn,
+    replayed: Lsn,
     upstream: &'a Option<Arc<str>>,
     is_streaming: bool,
 }
@@ -108,22 +110,24 @@ fn follow(turn: Turn<'_>, topology: &Topology, running: &Running, at: At<'_>) ->
                 .routine(Reason::Diverged);
         }
     }
-    let upstream = upstream_of(leader);
-    if at.upstream.as_ref() != Some(&leader.address) {
+    let upstream = upstream::own(seen, topology, leader);
+    let whom = whom(seen, topology, &upstream);
+    if *at.upstream != upstream.address {
         return turn
             .remember(|memory| memory.not_streaming_since = None)
-            .detail(Detail::Member(leader.name.clone()))
+            .detail(whom)
             .act(Action::Follow(upstream))
             .routine(Reason::ChangingUpstream);
     }
-    if !at.is_streaming {
+    if !at.is_streaming && upstream.address.is_some() {
         return repair(turn, upstream);
     }
     let mut turn = turn
         .remember(|memory| memory.not_streaming_since = None)
-        .detail(Detail::Member(leader.name.clone()));
+        .detail(whom);
     let memory = &mut turn.decision.memory;
-    let turn = slots::on_replica(seen, topology, running, memory).carry_out(turn);
+    let turn = slots::on_replica(seen, topology, running, &leader.name, at.replayed, memory)
+        .carry_out(turn);
     let reason = turn.why.unwrap_or(Reason::Following);
     turn.routine(reason)
 }
@@ -155,10 +159,16 @@ fn repair(turn: Turn<'_>, upstream: Upstream) -> Decision {
         .routine(Reason::RepairingReplication)
 }
 
-fn upstream_of(leader: &Member) -> Upstream {
-    Upstream {
-        member: leader.name.clone(),
-        address: leader.address.clone(),
+/// Whom it replicates from, for people.
+fn whom(seen: &Observation, topology: &Topology, upstream: &Upstream) -> Detail {
+    if let Some(other) = upstream::name_taken_by(seen, topology) {
+        let text =
+            format!("without a slot: the name of {other} makes the same slot name; rename one");
+        return Detail::Text(text.into());
+    }
+    match &upstream.member {
+        Some(member) => Detail::Member(member.clone()),
+        None => Detail::None,
     }
 }
 
@@ -173,9 +183,9 @@ fn start(turn: Turn<'_>, topology: &Topology, stopped: &Stopped) -> Decision {
         }
         return turn.start_unless_just_failed(StartAs::Replica(None), Reason::StartingReplica);
     };
-    let from = upstream_of(leader);
     if turn.seen.request == Some(LocalRequest::Reinitialize) {
-        let from = no_data::clone_source(&turn, topology, leader).unwrap_or(from);
+        let from = no_data::clone_source(&turn, topology, leader)
+            .unwrap_or_else(|| upstream::source(turn.seen, topology, leader, leader));
         return turn
             .request_taken()
             .act(Action::Clone(from))
@@ -187,6 +197,7 @@ fn start(turn: Turn<'_>, topology: &Topology, stopped: &Stopped) -> Decision {
     match ancestry(topology, stopped, timeline) {
         Ancestry::Unknown => turn.routine(Reason::WaitingForHistory),
         Ancestry::Ancestor => {
+            let from = upstream::own(turn.seen, topology, leader);
             turn.start_unless_just_failed(StartAs::Replica(Some(from)), Reason::StartingReplica)
         }
         Ancestry::Diverged { .. } => mend(turn, topology, leader),
@@ -224,7 +235,7 @@ fn mend(turn: Turn<'_>, topology: &Topology, leader: &Member) -> Decision {
         if turn.failed_lately(JobKind::Clone) {
             return copy_anew(turn, topology, leader);
         }
-        let from = upstream_of(leader);
+        let from = upstream::source(seen, topology, leader, leader);
         return turn.act(Action::Rewind(from)).routine(Reason::Rewinding);
     }
     copy_anew(turn, topology, leader)
@@ -237,7 +248,7 @@ fn copy_anew(turn: Turn<'_>, topology: &Topology, leader: &Member) -> Decision {
     let Some(from) = no_data::clone_source(&turn, topology, leader) else {
         return turn.after_failure(JobKind::Clone);
     };
-    turn.detail(Detail::Member(from.member.clone()))
+    turn.from(&from)
         .act(Action::Clone(from))
         .routine(Reason::Recloning)
 }

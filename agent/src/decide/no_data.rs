@@ -6,7 +6,7 @@ use trunkline_shared::cluster::{Member, Topology};
 use super::decision::{Action, Decision, Detail, Reason, Upstream};
 use super::memory::Memory;
 use super::observation::{JobKind, LeaseView, Observation};
-use super::{Turn, following};
+use super::{Turn, following, upstream};
 
 pub(super) fn decide(seen: &Observation, memory: &Memory) -> Decision {
     let turn = Turn::new(seen, memory).disarm_if_harmless();
@@ -78,7 +78,7 @@ fn clone_from_leader(turn: Turn<'_>, topology: &Topology) -> Decision {
     let Some(from) = clone_source(&turn, topology, leader) else {
         return turn.after_failure(JobKind::Clone);
     };
-    turn.detail(Detail::Member(from.member.clone()))
+    turn.from(&from)
         .act(Action::Clone(from))
         .routine(Reason::Cloning)
 }
@@ -106,8 +106,5 @@ pub(super) fn clone_source(
     let drawn = usize::try_from(turn.seen.chance).unwrap_or(0) % offered.len().max(1);
     let source = offered.get(drawn).filter(|_| !failed);
     let source = source.copied().unwrap_or(leader);
-    Some(Upstream {
-        member: source.name.clone(),
-        address: source.address.clone(),
-    })
+    Some(upstream::source(turn.seen, topology, leader, source))
 }

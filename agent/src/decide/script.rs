@@ -244,6 +244,8 @@ impl Scene {
             me.address = Arc::from(format!("{name}:5432"));
         }
         me.tags.nofailover = words.has("nofailover");
+        me.tags.nostream = words.has("nostream");
+        me.tags.replicatefrom = words.text("replicatefrom").map(MemberName::new);
         me.tags.failover_priority = words.value("priority")?;
         me.may_replace_data = !words.has("may_not_replace_data");
         me.has_pre_promote = words.has("pre_promote");
@@ -351,6 +353,8 @@ impl Scene {
             is_streaming: Some(words.has("streaming")),
             tags: Tags {
                 clonefrom: words.has("clonefrom"),
+                nostream: words.has("nostream"),
+                replicatefrom: words.text("replicatefrom").map(MemberName::new),
                 ..Tags::default()
             },
             is_checkpointed_after_promote: !words.has("unchecked"),

@@ -6,14 +6,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use trunkline_shared::cluster::slots::SlotKind;
+use trunkline_shared::cluster::slots::{ClusterType, SlotKind};
 use trunkline_shared::cluster::topology::Status;
-use trunkline_shared::cluster::{ClusterSettings, Lsn, Member, Topology};
+use trunkline_shared::cluster::{ClusterSettings, Lsn, Member, MemberName, Topology};
 
-use super::Turn;
 use super::decision::{Action, Reason};
 use super::memory::Memory;
-use super::observation::{Observation, Running, SlotView};
+use super::observation::{Observation, Running, RunningRole, SlotView};
+use super::{Turn, upstream};
 
 /// What is to be done to the slots of an instance, in this order: `max_replication_slots` counts a slot that
 /// is to go beside one that is to come.
@@ -21,6 +21,7 @@ use super::observation::{Observation, Running, SlotView};
 pub(super) struct SlotPlan {
     pub(super) drop: Vec<Arc<str>>,
     pub(super) create: Vec<Arc<str>>,
+    pub(super) advance: Vec<(Arc<str>, Lsn)>,
 }
 
 impl SlotPlan {
@@ -36,34 +37,66 @@ impl SlotPlan {
                 .act(Action::CreateSlots(self.create))
                 .because(Reason::MaintainingSlots);
         }
+        // It comes with every turn of a busy cluster: no reason of its own.
+        if !self.advance.is_empty() {
+            turn = turn.act(Action::AdvanceSlots(self.advance));
+        }
         turn
     }
 }
 
-/// Names of slots wanted on an instance.
+/// Names of slots.
 type Names = BTreeSet<Arc<str>>;
 
-/// The slots of the members that replicate from this leader.
-fn of_members(seen: &Observation, topology: &Topology) -> Names {
-    let others = topology
-        .members
-        .values()
-        .filter(|member| member.name != seen.me.name);
-    others.map(|member| slot_of(member)).collect()
-}
-
-fn slot_of(member: &Member) -> Arc<str> {
-    member.name.slot_name().into()
-}
-
-/// Slots that were wanted of late: those wanted now, those the leader published as kept, and those used.
-fn note_needed(
+/// The slots of the members that replicate from `from` while `leader` leads.
+fn of_followers(
     seen: &Observation,
     topology: &Topology,
-    running: &Running,
-    wanted: &Names,
-    memory: &mut Memory,
-) {
+    from: &MemberName,
+    leader: &MemberName,
+) -> Names {
+    let others = topology.members.values().filter(|member| {
+        let is_other = member.name != seen.me.name && member.name != *leader;
+        is_other && !member.tags.nostream
+    });
+    let follows = |member: &Member| {
+        let up = upstream::cascade_of(topology, &member.name, &member.tags, leader);
+        up.map_or(leader, |up| &up.name) == from
+    };
+    others
+        .filter(|member| follows(member))
+        .map(|member| member.name.slot_name().into())
+        .collect()
+}
+
+/// The physical slots of the configuration that exist in this kind of cluster, but for this member's own.
+fn permanent(seen: &Observation, settings: &ClusterSettings) -> Names {
+    let kind = match settings.standby_cluster {
+        Some(_) => ClusterType::Standby,
+        None => ClusterType::Primary,
+    };
+    let own = seen.me.name.slot_name();
+    let here = settings.slots.iter().filter(|(name, slot)| {
+        let is_here = slot.only_in.is_none_or(|only| only == kind);
+        slot.kind == SlotKind::Physical && is_here && **name != own
+    });
+    here.map(|(name, _)| name.as_str().into()).collect()
+}
+
+/// The slots that members and the configuration want on a leader.
+fn wanted_on_leader(seen: &Observation, topology: &Topology) -> Names {
+    let me = &seen.me.name;
+    let members = of_followers(seen, topology, me, me);
+    let settings = seen.settings();
+    members
+        .into_iter()
+        .chain(permanent(seen, &settings))
+        .collect()
+}
+
+/// Slots that were wanted or used of late. One met for the first time by this run of the agent may have been
+/// used until just now.
+fn note_needed(seen: &Observation, running: &Running, wanted: &Names, memory: &mut Memory) {
     let needed = &mut memory.slot_needed;
     for name in wanted {
         needed.insert(name.clone(), seen.now);
@@ -72,14 +105,10 @@ fn note_needed(
         if slot.is_active {
             needed.insert(slot.name.clone(), seen.now);
         }
-        // A slot met for the first time, by this run of the agent, may have been used until just now.
         needed.entry(slot.name.clone()).or_insert(seen.now);
     }
-    let published = &topology.status.retain_slots;
-    needed.retain(|name, _| {
-        let exists = running.slots.iter().any(|slot| slot.name == *name);
-        exists || wanted.contains(name) || published.iter().any(|kept| **kept == **name)
-    });
+    let exists = |name: &Arc<str>| running.slots.iter().any(|slot| slot.name == *name);
+    needed.retain(|name, _| wanted.contains(name) || exists(name));
 }
 
 /// What this leader's instance lacks and what it has too much.
@@ -93,25 +122,68 @@ pub(super) fn on_leader(
     if !settings.use_slots {
         return SlotPlan::default();
     }
-    let wanted = of_members(seen, topology);
-    note_needed(seen, topology, running, &wanted, memory);
+    let wanted = wanted_on_leader(seen, topology);
+    note_needed(seen, running, &wanted, memory);
     plan(seen, &settings, running, &wanted, memory)
 }
 
-/// A replica drops only what it has had no use for.
+/// What a replica's instance lacks and has too much: slots of those that replicate from it, and, where it
+/// may lead one day, a copy of every slot the leader publishes, so that nobody's WAL is gone then.
 pub(super) fn on_replica(
     seen: &Observation,
     topology: &Topology,
     running: &Running,
+    leader: &MemberName,
+    replayed: Lsn,
     memory: &mut Memory,
 ) -> SlotPlan {
     let settings = seen.settings();
     if !settings.use_slots {
         return SlotPlan::default();
     }
-    let wanted = Names::new();
-    note_needed(seen, topology, running, &wanted, memory);
-    plan(seen, &settings, running, &wanted, memory)
+    let cascading = of_followers(seen, topology, &seen.me.name, leader);
+    let copied = copied(seen, topology, &settings, leader);
+    let wanted = cascading.union(&copied).cloned().collect();
+    note_needed(seen, running, &wanted, memory);
+    let mut plan = plan(seen, &settings, running, &wanted, memory);
+    let idle = running
+        .slots
+        .iter()
+        .filter(|slot| is_physical(slot) && !slot.is_active && copied.contains(&slot.name));
+    for slot in idle.filter(|slot| !cascading.contains(&slot.name)) {
+        let published = topology.status.slots.get(&*slot.name);
+        // Neither past the owner's position nor past what is here.
+        let to = published.map_or(Lsn(0), |at| (*at).min(replayed));
+        if slot.position != Lsn(0) && slot.position < to && !plan.drop.contains(&slot.name) {
+            plan.advance.push((slot.name.clone(), to));
+        }
+    }
+    plan
+}
+
+/// The leader's slots of which a replica keeps copies. One whose position nobody publishes would hold WAL
+/// back for ever.
+fn copied(
+    seen: &Observation,
+    topology: &Topology,
+    settings: &ClusterSettings,
+    leader: &MemberName,
+) -> Names {
+    let tags = &seen.me.tags;
+    if !tags.may_lead() || tags.nostream {
+        return Names::new();
+    }
+    let own = seen.me.name.slot_name();
+    let kept = topology.status.retain_slots.iter();
+    let kept = kept
+        .filter(|name| **name != own)
+        .map(|name| name.as_str().into());
+    let mut names = of_followers(seen, topology, leader, leader);
+    names.extend(kept);
+    names.extend(permanent(seen, settings));
+    names.insert(leader.slot_name().into());
+    names.retain(|name| topology.status.slots.contains_key(&**name) && **name != *own);
+    names
 }
 
 fn plan(
@@ -121,15 +193,23 @@ fn plan(
     wanted: &Names,
     memory: &Memory,
 ) -> SlotPlan {
-    let drop: Vec<_> = running
+    let is_forgotten = |slot: &SlotView| {
+        let needed = memory.slot_needed.get(&slot.name);
+        let is_old = needed.is_none_or(|at| seen.now.since(*at) >= settings.member_slots_ttl);
+        is_old && !wanted.contains(&slot.name) && !settings.slots.contains_key(&*slot.name)
+    };
+    let is_replica = match running.role {
+        RunningRole::Primary { .. } => false,
+        RunningRole::Replica { .. } => true,
+    };
+    // A lost slot serves nobody and is in the way of its new one; a copy left by a former primary holds the
+    // primary's vacuum back by what its user once said.
+    let is_harmful = |slot: &SlotView| slot.is_lost || (slot.has_xmin && is_replica);
+    let drop = running
         .slots
         .iter()
-        .filter(|slot| may_be_dropped(settings, slot))
-        .filter(|slot| !wanted.contains(&slot.name))
-        .filter(|slot| {
-            let needed = memory.slot_needed.get(&slot.name);
-            needed.is_none_or(|at| seen.now.since(*at) >= settings.member_slots_ttl)
-        })
+        .filter(|slot| is_ours(settings, slot))
+        .filter(|slot| is_forgotten(slot) || is_harmful(slot))
         .map(|slot| slot.name.clone())
         .collect();
     let create = wanted
@@ -137,24 +217,28 @@ fn plan(
         .filter(|name| !running.slots.iter().any(|slot| slot.name == **name))
         .cloned()
         .collect();
-    SlotPlan { drop, create }
+    SlotPlan {
+        drop,
+        create,
+        advance: Vec::new(),
+    }
 }
 
-/// Whether it may be a forgotten slot of a member, and nobody else's.
-fn may_be_dropped(settings: &ClusterSettings, slot: &SlotView) -> bool {
+/// Whether it is an idle physical slot that only members or the configuration can want.
+fn is_ours(settings: &ClusterSettings, slot: &SlotView) -> bool {
     let is_somebodys = slot.is_active || slot.is_temporary || slot.is_failover;
     let is_ignored = settings
         .ignore_slots
         .iter()
         .any(|pattern| pattern.matches(&slot.name, &slot.kind));
-    is_physical(slot) && !is_somebodys && !is_ignored && !settings.slots.contains_key(&*slot.name)
+    is_physical(slot) && !is_somebodys && !is_ignored
 }
 
 fn is_physical(slot: &SlotView) -> bool {
     slot.kind == SlotKind::Physical
 }
 
-/// What the leader publishes: its position and its slots', and the slots that everybody keeps.
+/// What the leader publishes: its position and its slots', and the members' slots that everybody keeps.
 pub(super) fn status(
     seen: &Observation,
     topology: &Topology,
@@ -170,7 +254,7 @@ pub(super) fn status(
             ..Status::default()
         };
     }
-    let wanted = of_members(seen, topology);
+    let wanted = wanted_on_leader(seen, topology);
     let was_kept = |name: &str| topology.status.retain_slots.iter().any(|kept| kept == name);
     let is_recent = |name: &str| {
         let needed = memory.slot_needed.get(name);
@@ -185,14 +269,19 @@ pub(super) fn status(
     let mut slots: BTreeMap<String, Lsn> = running
         .slots
         .iter()
-        .filter(|slot| retained.contains(&slot.name) || settings.slots.contains_key(&*slot.name))
+        .filter(|slot| retained.contains(&slot.name) && is_physical(slot))
         .filter(|slot| slot.position > Lsn(0) && !slot.is_temporary)
         .map(|slot| (slot.name.to_string(), slot.position))
         .collect();
     slots.insert(seen.me.name.slot_name(), position);
+    let permanent = permanent(seen, &settings);
     Status {
         optime,
         slots,
-        retain_slots: retained.iter().map(ToString::to_string).collect(),
+        retain_slots: retained
+            .iter()
+            .filter(|name| !permanent.contains(*name))
+            .map(ToString::to_string)
+            .collect(),
     }
 }

@@ -142,21 +142,15 @@ impl Postgres {
             .is_ok_and(|text| text == format!("{} {}", id.pid, id.start_ticks))
     }
 
-    /// Makes a running replica follow `upstream`: rewrites its settings, reloads, and watches for `limit`
-    /// whether it really streams from there.
-    pub async fn follow(
-        &self,
-        upstream: &Upstream,
-        limit: Duration,
-    ) -> Result<Followed, PostgresError> {
+    /// Makes a running replica follow another server, or none: rewrites its settings and reloads. Whether it
+    /// really streams shows in its status.
+    pub async fn follow(&self, upstream: UpstreamChange) -> Result<(), PostgresError> {
         let config = self.config();
         if !files::is_replica(&config.data_dir) {
             return Err(PostgresError::NotInRecovery);
         }
-        let role = ServerRole::Replica(UpstreamChange::To(upstream.clone()));
-        self.write_settings(role).await?;
-        self.reload()?;
-        self.wait_streaming(upstream, limit).await
+        self.write_settings(ServerRole::Replica(upstream)).await?;
+        self.reload()
     }
 
     /// Watches for `limit` whether WAL arrives from `upstream`.

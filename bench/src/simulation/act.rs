@@ -1,13 +1,9 @@
 //! Actions turned into events, in their order; the first that fails ends the turn.
 
-use std::sync::Arc;
-
 use trunkline_agent::decide::decision::{StartAs, StopMode, Upstream};
 use trunkline_agent::decide::observation::JobKind;
-use trunkline_agent::decide::observation::SlotView;
 use trunkline_agent::decide::{Action, PROMOTE_NEEDS};
-use trunkline_shared::cluster::slots::SlotKind;
-use trunkline_shared::cluster::{LeaderEpoch, Lsn, MemberName, Timeline};
+use trunkline_shared::cluster::{LeaderEpoch, MemberName, Timeline};
 
 use super::event::{NodeId, Time};
 use super::fake_postgres::Phase;
@@ -22,6 +18,10 @@ enum Went {
     /// The answer of the DCS will tell.
     Waits,
     Failed,
+}
+
+fn went(is_done: bool) -> Went {
+    if is_done { Went::Done } else { Went::Failed }
 }
 
 impl World {
@@ -79,8 +79,9 @@ impl World {
             Action::CallBack(..) => Went::Done,
             Action::RunPrePromote => self.begin_job(node, JobKind::PrePromote, None),
             Action::DiscardBootstrap => self.begin_job(node, JobKind::DiscardBootstrap, None),
-            Action::CreateSlots(names) => self.change_slots(node, names, true),
-            Action::DropSlots(names) => self.change_slots(node, names, false),
+            Action::CreateSlots(names) => went(self.create_slots(node, names)),
+            Action::DropSlots(names) => went(self.drop_slots(node, names)),
+            Action::AdvanceSlots(slots) => went(self.advance_slots(node, slots)),
         }
     }
 
@@ -203,7 +204,8 @@ impl World {
             | Action::CallBack(..)
             | Action::RunPrePromote
             | Action::CreateSlots(_)
-            | Action::DropSlots(_) => {}
+            | Action::DropSlots(_)
+            | Action::AdvanceSlots(_) => {}
         }
     }
 
@@ -234,7 +236,7 @@ impl World {
             StartAs::Replica(upstream) => {
                 self.check_upstream(node, upstream.as_ref());
                 if let Some(upstream) = upstream {
-                    self.point_at(node, &upstream.member);
+                    self.point_at(node, upstream);
                 }
                 false
             }
@@ -290,12 +292,12 @@ impl World {
         if !matches!(self.node(node).postgres.phase, Phase::Replica { .. }) {
             return Went::Failed;
         }
-        self.point_at(node, &upstream.member);
+        self.point_at(node, upstream);
         Went::Done
     }
 
-    fn point_at(&mut self, node: NodeId, upstream: &MemberName) {
-        let id = self.id_of(upstream);
+    fn point_at(&mut self, node: NodeId, upstream: &Upstream) {
+        let id = upstream.member.as_ref().and_then(|name| self.id_of(name));
         let run = self.node(node).postgres.run;
         let postgres = &mut self.node_mut(node).postgres;
         postgres.is_streaming = false;
@@ -309,8 +311,7 @@ impl World {
     }
 
     fn begin_copy(&mut self, node: NodeId, kind: JobKind, upstream: &Upstream) -> Went {
-        let source = Some(upstream.member.clone());
-        self.begin_job(node, kind, source)
+        self.begin_job(node, kind, upstream.member.clone())
     }
 
     fn begin_job(&mut self, node: NodeId, kind: JobKind, source: Option<MemberName>) -> Went {
@@ -319,30 +320,6 @@ impl World {
         }
         self.coverage.job(kind);
         self.start_job(node, kind, source);
-        Went::Done
-    }
-
-    fn change_slots(&mut self, node: NodeId, names: &[Arc<str>], create: bool) -> Went {
-        if !matches!(
-            self.node(node).postgres.phase,
-            Phase::Primary | Phase::Replica { .. }
-        ) {
-            return Went::Failed;
-        }
-        let slots = Arc::make_mut(&mut self.node_mut(node).postgres.slots);
-        slots.retain(|slot| !names.contains(&slot.name));
-        if create {
-            slots.extend(names.iter().map(|name| SlotView {
-                name: name.clone(),
-                kind: SlotKind::Physical,
-                position: Lsn(0),
-                is_active: false,
-                is_temporary: false,
-                is_failover: false,
-                is_lost: false,
-                has_xmin: false,
-            }));
-        }
         Went::Done
     }
 

@@ -93,6 +93,7 @@ impl World {
     }
 
     fn begin_turn(&mut self, node: NodeId) {
+        self.refresh_slots(node);
         let local = self.local(node);
         let now = self.now;
         let agent = &mut self.node_mut(node).agent;

@@ -10,6 +10,8 @@ use trunkline_agent::decide::{Action, Decision, Reason, Situation};
 use trunkline_shared::cluster::topology::ClaimedTimeline;
 use trunkline_shared::cluster::{MemberName, Moment};
 
+use super::slots::all_at_the_leaders;
+
 /// A rule that a run breaks on purpose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Break {
@@ -34,11 +36,15 @@ pub enum Break {
     ClaimIgnored,
     /// Nobody replaces a fence that died or froze, nor does the agent stop PostgreSQL ahead of the deadline.
     FenceLeftDead,
+    /// The leader publishes its own position as that of every slot.
+    SlotsFromLeader,
+    /// `slots` of the configuration is not read.
+    PermanentSlotsUnread,
 }
 
 impl Break {
     /// Every one, with its word.
-    pub const ALL: [(Break, &'static str); 10] = [
+    pub const ALL: [(Break, &'static str); 12] = [
         (Break::NoFence, "no-fence"),
         (Break::DeadlineFromAnswer, "deadline-from-answer"),
         (Break::NoPeerCheck, "no-peer-check"),
@@ -49,6 +55,8 @@ impl Break {
         (Break::UpstreamDropped, "upstream-dropped"),
         (Break::ClaimIgnored, "claim-ignored"),
         (Break::FenceLeftDead, "fence-left-dead"),
+        (Break::SlotsFromLeader, "slots-from-leader"),
+        (Break::PermanentSlotsUnread, "permanent-slots-unread"),
     ];
 
     /// The word of the command line.
@@ -79,7 +87,15 @@ impl Break {
                 }
             }
             Break::ClaimIgnored => forget_claims(seen),
+            Break::PermanentSlotsUnread => {
+                if let DcsView::Known { topology, .. } = &mut seen.dcs {
+                    let mut settings = (*topology.settings_or_default()).clone();
+                    settings.slots.clear();
+                    Arc::make_mut(topology).settings = Some(Arc::new(settings));
+                }
+            }
             Break::NoFence
+            | Break::SlotsFromLeader
             | Break::DeadlineFromAnswer
             | Break::NoPeerCheck
             | Break::ReleaseAlive
@@ -114,16 +130,25 @@ impl Break {
             Break::UpstreamDropped => {
                 if decision.situation == Situation::NoLeader && decision.actions.is_empty() {
                     let nobody = Upstream {
-                        member: MemberName::new(""),
-                        address: "".into(),
+                        member: Some(MemberName::new("")),
+                        address: Some("".into()),
+                        slot: None,
                     };
                     decision.actions.push(Action::Follow(nobody));
+                }
+            }
+            Break::SlotsFromLeader => {
+                for action in &mut decision.actions {
+                    if let Action::PublishStatus(status) = action {
+                        *status = Arc::new(all_at_the_leaders(status));
+                    }
                 }
             }
             Break::DeadlineFromAnswer
             | Break::NoPeerCheck
             | Break::StaleEpochRouter
             | Break::PromoteUnlocked
+            | Break::PermanentSlotsUnread
             | Break::LagLimitIgnored => {}
         }
     }

@@ -13,6 +13,7 @@ use super::breaks::Break;
 use super::event::{Event, MS, NodeId, SECOND, Time};
 use super::fake_postgres::{Data, Phase};
 use super::routers::Lane;
+use super::slots::Furthest;
 use super::world::World;
 
 /// The invariants.
@@ -44,6 +45,10 @@ pub enum Invariant {
     DecisionsKeepTheirRules,
     /// A replica is pointed only at a leader that the DCS names.
     UpstreamKeptUntilNewLeader,
+    /// A replica's copy of a slot is never moved past where a primary's slot of that name has been.
+    ASlotNeverPassesItsPrimary,
+    /// A slot of the configuration is never dropped.
+    NoPermanentSlotDropped,
     /// A replica streams only the continuation of its own WAL.
     StreamsOnlyItsOwnHistory,
     /// No agent turns without end.
@@ -80,6 +85,8 @@ pub(super) struct Ledger {
     /// An operator accepted loss at that time.
     pub(super) loss_accepted: bool,
     pub(super) fences_fired: u32,
+    /// How far primaries' slots have come.
+    pub(super) slots: Furthest,
     /// The loss of histories cannot be judged any more: a disk with the newest was lost.
     pub(super) disk_was_lost: bool,
 }
@@ -87,6 +94,15 @@ pub(super) struct Ledger {
 impl Ledger {
     pub(super) fn primary_was_seen(&mut self, by: NodeId, turn: u32) {
         self.primaries_seen[usize::from(by)] = turn;
+    }
+
+    pub(super) fn note_slot(&mut self, name: &Arc<str>, position: u64) {
+        match self.slots.get_mut(name) {
+            Some(furthest) => *furthest = position.max(*furthest),
+            None => {
+                self.slots.insert(name.clone(), position);
+            }
+        }
     }
 
     pub(super) fn fence_fired(&mut self, _node: NodeId) {
@@ -299,13 +315,13 @@ impl World {
         let leads = view.is_some_and(|v| {
             v.leader
                 .as_ref()
-                .is_some_and(|l| l.member == upstream.member)
+                .is_some_and(|l| Some(&l.member) == upstream.member.as_ref())
         });
-        if !leads || self.node(node).name == upstream.member {
+        if !leads || Some(&self.node(node).name) == upstream.member.as_ref() {
             self.fail(
                 Invariant::UpstreamKeptUntilNewLeader,
                 format!(
-                    "{} is pointed at {}, which does not lead",
+                    "{} is pointed at {:?}, which does not lead",
                     self.node(node).name,
                     upstream.member
                 ),
@@ -502,5 +518,7 @@ pub fn noticed_by(rule: Break) -> &'static [Invariant] {
         Break::UpstreamDropped => &[Invariant::UpstreamKeptUntilNewLeader],
         Break::ClaimIgnored => &[Invariant::NoDataDestroyed, Invariant::LossWithinLimit],
         Break::FenceLeftDead => &[Invariant::FenceKillsByTheDeadline],
+        Break::SlotsFromLeader => &[Invariant::ASlotNeverPassesItsPrimary],
+        Break::PermanentSlotsUnread => &[Invariant::NoPermanentSlotDropped],
     }
 }

@@ -241,6 +241,8 @@ impl World {
         };
         self.check_replacement(node, &source);
         let postgres = &mut self.node_mut(node).postgres;
+        // A rewind empties them: they may stand beyond where it leads.
+        postgres.slots = Arc::default();
         postgres.data = Some(Data {
             branch: source.branch,
             end: at,

@@ -82,7 +82,8 @@ impl World {
             | Action::CallBack(..)
             | Action::RunPrePromote
             | Action::CreateSlots(_)
-            | Action::DropSlots(_) => None,
+            | Action::DropSlots(_)
+            | Action::AdvanceSlots(_) => None,
         }
     }
 

@@ -20,6 +20,7 @@ use super::node::{Agent, Fence, Node, RunDir, Troubles, member_name};
 use super::plan::{Origin, Plan};
 use super::requests::{Request, Weather};
 use super::routers::Router;
+use super::slots;
 use super::store::{Store, Txn, Write};
 use super::story::Story;
 
@@ -77,6 +78,7 @@ impl World {
             primary_start_timeout: plan.start_timeout,
             use_pg_rewind: plan.use_pg_rewind,
             member_slots_ttl: Duration::from_secs(10),
+            slots: slots::permanent(),
             ..ClusterSettings::default()
         });
         let mut may_replace_data = rng.u8(..10) > 0;
@@ -183,6 +185,9 @@ impl World {
                     0 => Phase::Primary,
                     _ => Phase::Replica { promotes: false },
                 };
+                if id == 0 {
+                    node.postgres.slots = Arc::new(vec![slots::archives()]);
+                }
             }
         }
         if !is_running {

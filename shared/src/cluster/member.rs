@@ -116,8 +116,12 @@ pub struct Tags {
     pub clonefrom: bool,
     /// Never a synchronous standby.
     pub nosync: bool,
+    /// Preference among synchronous standbys, higher first; 0 is never one, 1 if unset.
+    pub sync_priority: Option<u32>,
     /// Upstream of a cascading replica.
     pub replicatefrom: Option<MemberName>,
+    /// WAL from the archive alone.
+    pub nostream: bool,
     /// Every other tag, as its JSON text.
     pub custom: BTreeMap<String, String>,
 }
@@ -126,6 +130,11 @@ impl Tags {
     /// Whether the member may be promoted at all. An explicit `nofailover` wins over a priority.
     pub fn may_lead(&self) -> bool {
         !self.nofailover && self.failover_priority != Some(0)
+    }
+
+    /// Whether the member may be a synchronous standby. An explicit `nosync` wins over a priority.
+    pub fn may_be_synchronous(&self) -> bool {
+        !self.nosync && self.sync_priority != Some(0) && !self.nostream
     }
 
     /// The preference among equals.

@@ -86,6 +86,8 @@ pub enum Action {
     CreateSlots(Vec<Arc<str>>),
     /// Drop these physical slots.
     DropSlots(Vec<Arc<str>>),
+    /// Move these physical slots forward, each to where its owner has confirmed to be.
+    AdvanceSlots(Vec<(Arc<str>, Lsn)>),
     /// Set the data of a bootstrap that failed aside.
     DiscardBootstrap,
     /// Call the operator's script of this event.
@@ -103,13 +105,15 @@ pub enum StartAs {
     Replica(Option<Upstream>),
 }
 
-/// Whom to replicate from.
+/// Where WAL comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Upstream {
-    /// The member.
-    pub member: MemberName,
-    /// Its host and port.
-    pub address: Arc<str>,
+    /// The member; `None` is a server of another cluster, or an archive.
+    pub member: Option<MemberName>,
+    /// Its host and port; `None` is the archive alone.
+    pub address: Option<Arc<str>>,
+    /// The slot there; `None` streams without one.
+    pub slot: Option<Arc<str>>,
 }
 
 /// How the instance stops.
@@ -201,6 +205,7 @@ impl Action {
         "cancel_job",
         "create_slots",
         "drop_slots",
+        "advance_slots",
         "claim_timeline",
         "discard_bootstrap",
         "call_back",
@@ -239,6 +244,7 @@ impl Action {
             Action::CancelJob => brief("cancel_job"),
             Action::CreateSlots(_) => brief("create_slots"),
             Action::DropSlots(_) => brief("drop_slots"),
+            Action::AdvanceSlots(_) => brief("advance_slots"),
             Action::ClaimTimeline(_) => brief("claim_timeline"),
             Action::CallBack(..) => brief("call_back"),
             Action::RunPrePromote => long("run_pre_promote", JobKind::PrePromote),

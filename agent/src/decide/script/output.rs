@@ -73,6 +73,9 @@ impl fmt::Display for Action {
             Action::CreateSlots(slots) | Action::DropSlots(slots) => {
                 slots.iter().try_for_each(|slot| write!(f, " {slot}"))
             }
+            Action::AdvanceSlots(slots) => slots
+                .iter()
+                .try_for_each(|(slot, to)| write!(f, " {slot}@{to}")),
             Action::AcquireLeader
             | Action::ConfirmLeader
             | Action::ReassertLeader
@@ -96,7 +99,15 @@ impl fmt::Display for Action {
 
 impl fmt::Display for Upstream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.member.fmt(f)
+        match (&self.member, &self.address) {
+            (Some(member), Some(_)) => member.fmt(f)?,
+            (None, Some(address)) => address.fmt(f)?,
+            (_, None) => f.write_str("the archive")?,
+        }
+        match (&self.slot, &self.address) {
+            (None, Some(_)) => f.write_str(" without a slot"),
+            (Some(_), _) | (None, None) => Ok(()),
+        }
     }
 }
 

@@ -21,6 +21,8 @@ pub fn to_script(seen: &Observation, memory: &Memory) -> String {
     let me = &seen.me;
     let _ = write!(out, "me name={}", me.name);
     flag(&mut out, me.tags.nofailover, "nofailover");
+    flag(&mut out, me.tags.nostream, "nostream");
+    option(&mut out, "replicatefrom", me.tags.replicatefrom.as_ref());
     option(&mut out, "priority", me.tags.failover_priority);
     flag(&mut out, !me.may_replace_data, "may_not_replace_data");
     flag(&mut out, me.has_pre_promote, "pre_promote");
@@ -197,6 +199,8 @@ fn print_member(out: &mut String, member: &Member) {
     option(out, "position", member.position);
     flag(out, member.is_streaming == Some(true), "streaming");
     flag(out, member.tags.clonefrom, "clonefrom");
+    flag(out, member.tags.nostream, "nostream");
+    option(out, "replicatefrom", member.tags.replicatefrom.as_ref());
     flag(out, !member.is_checkpointed_after_promote, "unchecked");
     flag(out, !member.is_trunkline(), "patroni");
     if let Some(ready) = member.trunkline.as_ref().and_then(|fields| fields.ready) {

@@ -165,19 +165,21 @@ pub fn tags_from_json(value: &Value) -> Tags {
     let Value::Object(map) = value else {
         return tags;
     };
-    let mut explicit_nofailover = None;
+    let (mut explicit_nofailover, mut explicit_nosync) = (None, None);
+    // Patroni takes a negative priority for 0.
+    let priority_of = |value: &Value| {
+        let priority = value.as_i64().or_else(|| value.as_str()?.parse().ok());
+        priority.map(|p| u32::try_from(p.max(0)).unwrap_or(u32::MAX))
+    };
     for (tag, value) in map {
         match tag.as_str() {
             "nofailover" => explicit_nofailover = flag(Some(value)),
-            "failover_priority" => {
-                // Patroni takes a negative priority for 0.
-                let priority = value.as_i64().or_else(|| value.as_str()?.parse().ok());
-                tags.failover_priority =
-                    priority.map(|p| u32::try_from(p.max(0)).unwrap_or(u32::MAX));
-            }
+            "failover_priority" => tags.failover_priority = priority_of(value),
+            "sync_priority" => tags.sync_priority = priority_of(value),
+            "nostream" => tags.nostream = flag(Some(value)).unwrap_or(false),
             "noloadbalance" => tags.noloadbalance = flag(Some(value)).unwrap_or(false),
             "clonefrom" => tags.clonefrom = flag(Some(value)).unwrap_or(false),
-            "nosync" => tags.nosync = flag(Some(value)).unwrap_or(false),
+            "nosync" => explicit_nosync = flag(Some(value)),
             "replicatefrom" => tags.replicatefrom = name(Some(value)),
             _ => {
                 tags.custom.insert(tag.clone(), value.to_string());
@@ -185,9 +187,13 @@ pub fn tags_from_json(value: &Value) -> Tags {
         }
     }
     tags.nofailover = explicit_nofailover.unwrap_or(false);
+    tags.nosync = explicit_nosync.unwrap_or(false);
     // An explicit nofailover wins over a priority, whichever it says.
     if explicit_nofailover == Some(false) && tags.failover_priority == Some(0) {
         tags.failover_priority = None;
+    }
+    if explicit_nosync == Some(false) && tags.sync_priority == Some(0) {
+        tags.sync_priority = None;
     }
     tags
 }
@@ -200,6 +206,7 @@ pub fn tags_to_json(tags: &Tags) -> Value {
         ("noloadbalance", tags.noloadbalance),
         ("clonefrom", tags.clonefrom),
         ("nosync", tags.nosync),
+        ("nostream", tags.nostream),
     ] {
         if is_set {
             map.insert(tag.into(), json!(true));
@@ -207,6 +214,9 @@ pub fn tags_to_json(tags: &Tags) -> Value {
     }
     if let Some(priority) = tags.failover_priority {
         map.insert("failover_priority".into(), json!(priority));
+    }
+    if let Some(priority) = tags.sync_priority {
+        map.insert("sync_priority".into(), json!(priority));
     }
     if let Some(upstream) = &tags.replicatefrom {
         map.insert("replicatefrom".into(), json!(upstream.as_str()));
