@@ -9,7 +9,7 @@ use tokio::sync::{RwLock, watch};
 use tokio::time::timeout;
 use trunkline_shared::cluster::{Lsn, Moment};
 use trunkline_shared::dcs::keys::Keys;
-use trunkline_shared::dcs::watch::View;
+use trunkline_shared::dcs::watch::{Refresh, View};
 use trunkline_shared::dcs::{Dcs, DcsError, Revision};
 use trunkline_shared::service::clock;
 
@@ -94,6 +94,8 @@ pub struct Actor {
     pub keys: Keys,
     /// The cluster as this agent follows it.
     pub cluster: watch::Receiver<Arc<View>>,
+    /// Has it read anew.
+    pub refresh: Refresh,
     /// The fence.
     pub fence: Arc<RwLock<FenceHandle>>,
     /// Its deadline.
@@ -175,7 +177,7 @@ impl Actor {
     /// The revision from which on the cluster shows the action's effect, 0 if it has none there.
     async fn act(&mut self, seen: &Observation, action: &Action) -> Result<Revision, ActError> {
         let shown = match action {
-            Action::AcquireLeader => self.lease.acquire(records::claim_revision(seen)).await?,
+            Action::AcquireLeader => self.acquire(seen).await?,
             Action::ConfirmLeader => self.confirm(seen).await?,
             Action::ReassertLeader => self.lease.reassert().await?,
             Action::ReleaseLeader { position } => self.release(seen, *position).await?,
@@ -229,6 +231,15 @@ impl Actor {
             Action::DiscardBootstrap => self.discard_bootstrap()?,
         };
         Ok(shown)
+    }
+
+    async fn acquire(&self, seen: &Observation) -> Result<Revision, ActError> {
+        let outcome = self.lease.acquire(records::claim_revision(seen)).await;
+        if matches!(outcome, Err(LeaseError::Refused { .. })) {
+            // What was seen is not so, and the watch has not said it: its etcd member may lag behind.
+            let _ = timeout(SHOWN_LIMIT, self.refresh.now()).await;
+        }
+        Ok(outcome?)
     }
 
     async fn confirm(&self, seen: &Observation) -> Result<Revision, ActError> {

@@ -127,6 +127,16 @@ impl<'a> Turn<'a> {
         self
     }
 
+    /// Takes the leader key. What accepts writes is armed in the same breath, should the agent die right after.
+    fn acquire(self) -> Self {
+        let may_write = self.seen.local.may_accept_writes();
+        let turn = self.act(Action::AcquireLeader);
+        if may_write {
+            return turn.act(Action::ArmFence);
+        }
+        turn
+    }
+
     fn because(mut self, reason: Reason) -> Self {
         self.why = self.why.or(Some(reason));
         self

@@ -305,24 +305,23 @@ fn note_end(postgres: &Postgres, before: &mut Before, is_stopping: bool) {
     }
 }
 
-async fn system_id(postgres: &Postgres, before: &mut Before) -> Result<SystemId, Arc<str>> {
-    if let Some(known) = before.system_id {
-        return Ok(known);
+/// The identity of the data, if it can be read. That a live instance's cannot must not make it harmless.
+async fn system_id(postgres: &Postgres, before: &mut Before) -> Option<SystemId> {
+    if before.system_id.is_none() {
+        match tokio::time::timeout(STATUS_LIMIT, postgres.control_data()).await {
+            Ok(Ok(data)) => before.system_id = Some(data.system_id),
+            Ok(Err(error)) => tracing::warn!(%error, "the data directory's identity is unreadable"),
+            Err(_) => {
+                tracing::warn!("the data directory's identity was not read in {STATUS_LIMIT:?}")
+            }
+        }
     }
-    let data = postgres
-        .control_data()
-        .await
-        .map_err(|e| Arc::from(e.to_string().as_str()))?;
-    before.system_id = Some(data.system_id);
-    Ok(data.system_id)
+    before.system_id
 }
 
 /// The postmaster lives and gave no answer.
 async fn silent(postgres: &Postgres, before: &mut Before, may_be_starting: bool) -> Local {
-    let system_id = match system_id(postgres, before).await {
-        Ok(system_id) => system_id,
-        Err(why) => return Local::Unknown(why),
-    };
+    let system_id = system_id(postgres, before).await;
     let pid = postgres.adopt().map_or(0, |id| id.pid);
     let since = match before.silent_since {
         Some((of, since)) if of == pid => since,

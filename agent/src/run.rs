@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use trunkline_shared::cluster::ClusterSettings;
 use trunkline_shared::dcs::etcd::{Budgets, Etcd, EtcdConfigError};
 use trunkline_shared::dcs::keys::Keys;
-use trunkline_shared::dcs::watch::View;
+use trunkline_shared::dcs::watch::{Refresh, View};
 use trunkline_shared::dcs::{Dcs, records, watch as cluster_watch};
 use trunkline_shared::service::clock;
 use trunkline_shared::service::http::HttpClient;
@@ -28,7 +28,8 @@ use crate::decide::callbacks::Callback;
 use crate::decide::observation::Me;
 use crate::fence::deadline::{self, Deadline};
 use crate::fence::run_dir::{RunDir, RunDirError};
-use crate::fence::{FenceError, FenceHandle, supervision};
+use crate::fence::supervision::{self, Pulse};
+use crate::fence::{FenceError, FenceHandle};
 use crate::journal::Journal;
 use crate::lease::arming::Arming;
 use crate::lease::keeper::{self, KeeperConfig};
@@ -125,7 +126,7 @@ pub async fn run(config: AgentConfig, read: ReadConfig, metrics: Metrics) -> Res
         api_stop.clone(),
     ));
     let fence_stop = CancellationToken::new();
-    supervision::keep(parts.fence.clone(), fence_stop.clone())
+    supervision::keep(parts.fence.clone(), parts.pulse.clone(), fence_stop.clone())
         .map_err(system("starting the supervision of the fence"))?;
     let callbacks = parts.callbacks.clone();
     tokio::spawn(call_scripts(callbacks.clone(), parts.postgres.clone()));
@@ -165,6 +166,7 @@ struct Parts {
     run_dir: RunDir,
     jobs: Jobs,
     fence: Arc<RwLock<FenceHandle>>,
+    pulse: Arc<Pulse>,
     arming: Arc<Arming>,
     postgres: Arc<Postgres>,
     callbacks: Callbacks,
@@ -172,6 +174,7 @@ struct Parts {
     dcs: Arc<dyn Dcs>,
     lease: LeaseHandle,
     cluster: watch::Receiver<Arc<View>>,
+    refresh: Refresh,
 }
 
 impl Parts {
@@ -190,7 +193,8 @@ impl Parts {
         let jobs = finish_earlier_work(&instance);
         let program = Path::new("/proc/self/exe");
         let fence = FenceHandle::attach_or_start(run_dir.path(), data_dir, program).await?;
-        let arming = Arc::new(arming(run_dir.path(), &fence));
+        let pulse = Arc::new(Pulse::new());
+        let arming = Arc::new(arming(run_dir.path(), &fence, pulse.clone()));
         let postgres = Arc::new(Postgres::new(instance)?);
         let keys = Keys::new(&config.namespace, &config.cluster);
         let budgets = Budgets {
@@ -199,18 +203,20 @@ impl Parts {
         };
         let dcs: Arc<dyn Dcs> = Arc::new(Etcd::new(&config.etcd, budgets)?);
         let lease = start_lease(config, &settings, budgets, &keys, run_dir.path(), &arming)?;
-        let cluster = cluster_watch::follow(dcs.clone(), keys.clone()).views;
+        let followed = cluster_watch::follow(dcs.clone(), keys.clone());
         Ok(Self {
             run_dir,
             jobs,
             fence: Arc::new(RwLock::new(fence)),
+            pulse,
             arming,
             postgres,
             callbacks: Callbacks::default(),
             keys,
             dcs,
             lease,
-            cluster,
+            cluster: followed.views,
+            refresh: followed.refresh,
         })
     }
 
@@ -243,6 +249,7 @@ impl Parts {
             dcs: self.dcs,
             keys: self.keys,
             cluster: self.cluster,
+            refresh: self.refresh,
             fence: self.fence,
             arming: self.arming,
             jobs: self.jobs,
@@ -281,7 +288,7 @@ fn finish_earlier_work(instance: &PostgresConfig) -> Jobs {
     }
 }
 
-fn arming(run_dir: &Path, fence: &FenceHandle) -> Arming {
+fn arming(run_dir: &Path, fence: &FenceHandle, pulse: Arc<Pulse>) -> Arming {
     let found = match fence.deadline() {
         Some(Deadline::Armed(at)) => Some(at),
         Some(Deadline::Disarmed) | None => None,
@@ -291,7 +298,7 @@ fn arming(run_dir: &Path, fence: &FenceHandle) -> Arming {
         let deadline = at.map_or(Deadline::Disarmed, Deadline::Armed);
         deadline::write(&run_dir, deadline)
     };
-    Arming::new(found, Box::new(write))
+    Arming::new(found, Box::new(write), Box::new(move || pulse.is_young()))
 }
 
 fn start_lease(

@@ -162,12 +162,7 @@ impl Actor {
         claimed: ClaimedTimeline,
     ) -> Result<Revision, ActError> {
         let path = self.keys.path(&FactKey::Timeline);
-        let known = seen.topology().map(|t| t.claimed).unwrap_or_default();
-        let as_seen = if known == ClaimedTimeline::default() {
-            Compare::Absent(path)
-        } else {
-            Compare::Value(path, records::claimed_to_json(known).into_bytes())
-        };
+        let as_seen = Compare::as_seen(path, claim_revision(seen));
         let then = self.put(&FactKey::Timeline, records::claimed_to_json(claimed));
         self.write(
             "trunkline/timeline",

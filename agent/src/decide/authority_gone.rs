@@ -61,7 +61,7 @@ fn without_lease(seen: &Observation) -> Option<(Reason, Detail)> {
 }
 
 /// Whether the cluster has already left the timeline this primary is on.
-fn is_stale(local: &Local, topology: &Topology) -> bool {
+pub(super) fn is_stale(local: &Local, topology: &Topology) -> bool {
     match local {
         Local::Running(running) => {
             let ended = topology.history.last_ended();

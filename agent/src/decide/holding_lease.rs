@@ -122,19 +122,23 @@ fn promote(turn: Turn<'_>, held: &Held, topology: &Topology, running: &Running) 
     if let Some(peer) = candidate::living_primary(seen) {
         return not_while_primary(turn, peer);
     }
+    let (turn, waited) = not_primary_for(turn, held);
+    if waited >= turn.seen.settings().ttl * 2 {
+        // The claim or the signal fails every time: another member is to try.
+        return give_up(turn, Reason::PromotionFailed, None);
+    }
     let turn = match allowed_by_operator(turn, held) {
         ControlFlow::Break(decision) => return decision,
         ControlFlow::Continue(turn) => turn,
     };
     let next = next_timeline(topology, running.timeline);
-    note_not_primary(turn, held)
-        .act(Action::ClaimTimeline(ClaimedTimeline {
-            timeline: next,
-            parent: running.timeline,
-        }))
-        .act(Action::ArmFence)
-        .act(Action::Promote(next))
-        .routine(Reason::Promoting)
+    turn.act(Action::ClaimTimeline(ClaimedTimeline {
+        timeline: next,
+        parent: running.timeline,
+    }))
+    .act(Action::ArmFence)
+    .act(Action::Promote(next))
+    .routine(Reason::Promoting)
 }
 
 /// `pre_promote` is run once for every promotion, under the lease; a no gives the lease up.

@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use trunkline_shared::cluster::{Lsn, Topology};
 
-use super::decision::{Action, Decision, Detail, Reason};
+use super::decision::{Action, Decision, Detail, Reason, StopMode};
 use super::observation::{JobKind, LeaseView, Running};
-use super::{RETRY_PAUSE, Turn, bootstrap, holding_lease, requests, slots};
+use super::{RETRY_PAUSE, Turn, authority_gone, bootstrap, holding_lease, requests, slots};
 
 pub(super) fn decide(
     turn: Turn<'_>,
@@ -30,6 +30,12 @@ pub(super) fn decide(
     }
     if !seen.is_dcs_fresh() {
         return turn.routine(Reason::KeepingLeaseWithoutDcs);
+    }
+    if authority_gone::is_stale(&seen.local, topology) {
+        // Nobody can have let it lead on; whoever was promoted beyond it comes back to a newer history.
+        return turn
+            .act(Action::Stop(StopMode::Immediate))
+            .now(Reason::StalePrimary);
     }
     if matches!(&seen.lease, LeaseView::Held(held) if held.has_unresolved_hand_over) {
         // Now rather than in the middle of a switchover, which is announced under this epoch.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use trunkline_shared::cluster::Topology;
 
-use super::decision::{Action, Decision, Detail, Reason, StartAs};
+use super::decision::{Action, Decision, Detail, Reason, StartAs, StopMode};
 use super::memory::Memory;
 use super::observation::{Local, Observation, RunningRole};
 use super::{Turn, candidate};
@@ -36,7 +36,7 @@ pub(super) fn decide(seen: &Observation, memory: &Memory, topology: &Topology) -
         } => turn.routine(Reason::WaitingForStart),
         Local::Starting {
             as_primary: true, ..
-        } => retake(turn),
+        } => starting_as_primary(turn),
         Local::Unresponsive { since, .. } => turn.wait_for_hung(*since),
         Local::Running(running) => match running.role {
             RunningRole::Primary { .. } => retake(turn),
@@ -88,10 +88,20 @@ fn retake(turn: Turn<'_>) -> Decision {
     }
 }
 
+/// On which timeline it stands shows only once it runs, so it does not take the lease before. One that no
+/// fence watches was started by somebody else: it is stopped and runs in recovery like everybody.
+fn starting_as_primary(turn: Turn<'_>) -> Decision {
+    if turn.seen.fence.is_armed() {
+        return turn.routine(Reason::WaitingForPrimaryStart);
+    }
+    turn.act(Action::Stop(StopMode::Immediate))
+        .now(Reason::PrimaryWithoutLease)
+}
+
 /// Takes the lease, unless the fence could not keep its deadline.
 fn take(turn: Turn<'_>, reason: Reason) -> Decision {
     if !turn.seen.fence.is_live {
         return turn.within(Reason::FenceNotLive, ASK_AGAIN);
     }
-    turn.act(Action::AcquireLeader).now(reason)
+    turn.acquire().now(reason)
 }

@@ -128,8 +128,8 @@ pub enum Local {
         since: Moment,
         /// Whether it will accept writes when it has started.
         as_primary: bool,
-        /// The system identifier of its data.
-        system_id: SystemId,
+        /// The system identifier of its data, where it could be read.
+        system_id: Option<SystemId>,
     },
     /// It answers.
     Running(Running),
@@ -139,8 +139,8 @@ pub enum Local {
         since: Moment,
         /// Whether it accepted writes when it last answered.
         was_primary: bool,
-        /// The system identifier of its data.
-        system_id: SystemId,
+        /// The system identifier of its data, where it could be read.
+        system_id: Option<SystemId>,
     },
     /// The postmaster is dead and server processes of it still live: a busy backend survives its
     /// postmaster's SIGKILL and can still commit.

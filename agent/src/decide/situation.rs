@@ -155,10 +155,9 @@ impl Local {
             Local::Unknown(_) | Local::Empty => None,
             Local::Stopped(stopped) => Some(stopped.system_id),
             Local::Running(running) => Some(running.system_id),
-            Local::Starting { system_id, .. } | Local::Unresponsive { system_id, .. } => {
-                Some(*system_id)
-            }
-            Local::Orphaned { system_id, .. } => *system_id,
+            Local::Starting { system_id, .. }
+            | Local::Unresponsive { system_id, .. }
+            | Local::Orphaned { system_id, .. } => *system_id,
         }
     }
 }

@@ -1,7 +1,7 @@
 //! There is data here and the DCS knows no cluster of this scope.
 
 use super::Turn;
-use super::decision::{Action, Decision, Reason};
+use super::decision::{Decision, Reason};
 use super::memory::Memory;
 use super::observation::{Local, Observation, RunningRole};
 use trunkline_shared::cluster::Topology;
@@ -35,5 +35,5 @@ pub(super) fn decide(seen: &Observation, memory: &Memory, topology: &Topology) -
     if !seen.fence.is_live {
         return turn.routine(Reason::FenceNotLive);
     }
-    turn.act(Action::AcquireLeader).now(Reason::AdoptingPrimary)
+    turn.acquire().now(Reason::AdoptingPrimary)
 }

@@ -5,12 +5,14 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
 use tokio::sync::RwLock;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
+use trunkline_shared::cluster::Moment;
 use trunkline_shared::service::clock;
 
 use super::FenceHandle;
@@ -21,8 +23,42 @@ const LOOK: Duration = Duration::from_millis(250);
 /// The pause before another attempt when there is no fence to be had.
 const RETRY: Duration = Duration::from_millis(100);
 
+/// How long ago a live fence may have been seen for renewals to count: a replacement takes less.
+const SEEN_LIMIT: Duration = Duration::from_secs(2);
+
+/// When the supervision last saw a live fence. It stops with the supervision, whatever ended that.
+#[derive(Debug)]
+pub struct Pulse(AtomicU64);
+
+impl Pulse {
+    /// A live fence was seen just now.
+    pub fn new() -> Self {
+        Self(AtomicU64::new(clock::now().0))
+    }
+
+    /// Whether a live fence was seen within the last two seconds.
+    pub fn is_young(&self) -> bool {
+        let seen = Moment(self.0.load(Ordering::Relaxed));
+        clock::now().since(seen) <= SEEN_LIMIT
+    }
+
+    fn beat(&self) {
+        self.0.store(clock::now().0, Ordering::Relaxed);
+    }
+}
+
+impl Default for Pulse {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 /// Starts the supervision; it ends when `stop` is cancelled.
-pub fn keep(fence: Arc<RwLock<FenceHandle>>, stop: CancellationToken) -> io::Result<()> {
+pub fn keep(
+    fence: Arc<RwLock<FenceHandle>>,
+    pulse: Arc<Pulse>,
+    stop: CancellationToken,
+) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
@@ -32,7 +68,7 @@ pub fn keep(fence: Arc<RwLock<FenceHandle>>, stop: CancellationToken) -> io::Res
             runtime.block_on(async {
                 tokio::select! {
                     () = stop.cancelled() => {}
-                    () = supervise(&fence) => {}
+                    () = supervise(&fence, &pulse) => {}
                 }
             });
         })?;
@@ -40,7 +76,7 @@ pub fn keep(fence: Arc<RwLock<FenceHandle>>, stop: CancellationToken) -> io::Res
 }
 
 /// Replaces a fence that died or froze.
-async fn supervise(fence: &RwLock<FenceHandle>) {
+async fn supervise(fence: &RwLock<FenceHandle>, pulse: &Pulse) {
     let mut said = false;
     loop {
         let (is_live, end) = {
@@ -48,6 +84,7 @@ async fn supervise(fence: &RwLock<FenceHandle>) {
             (fence.is_live(clock::now()), fence.end())
         };
         if is_live {
+            pulse.beat();
             match end {
                 // Its end, or time to look at the heartbeat: both are looked at anew.
                 Some(end) => drop(timeout(LOOK, end.readable()).await),

@@ -9,10 +9,14 @@ use trunkline_shared::cluster::Moment;
 /// Writes the deadline for the fence to read; `None` puts it to sleep.
 pub type WriteDeadline = Box<dyn FnMut(Option<Moment>) -> io::Result<()> + Send>;
 
+/// Whether a live fence was seen a moment ago.
+pub type IsWatched = Box<dyn Fn() -> bool + Send + Sync>;
+
 /// Joins the lease's deadline to the fence's. The flag and the write are one step: a renewal that comes
 /// between "disarm" and its write must not arm the fence again.
 pub struct Arming {
     state: Mutex<State>,
+    is_watched: IsWatched,
 }
 
 struct State {
@@ -22,13 +26,19 @@ struct State {
 
 impl Arming {
     /// `found` is the deadline that an earlier agent left armed.
-    pub fn new(found: Option<Moment>, write: WriteDeadline) -> Self {
+    pub fn new(found: Option<Moment>, write: WriteDeadline, is_watched: IsWatched) -> Self {
         Self {
             state: Mutex::new(State {
                 deadline: found,
                 write,
             }),
+            is_watched,
         }
+    }
+
+    /// Whether a renewal may count: an armed deadline moves on only while a live fence keeps it.
+    pub fn may_move_on(&self) -> bool {
+        !self.is_armed() || (self.is_watched)()
     }
 
     /// Whether the fence will fire when the deadline passes.
@@ -51,6 +61,15 @@ impl Arming {
         let mut state = self.state();
         match state.deadline {
             Some(earlier) if earlier < deadline => state.set(Some(deadline)),
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    /// The lease may end sooner than was counted on: an armed fence fires then at the latest.
+    pub fn shorten(&self, deadline: Moment) -> io::Result<()> {
+        let mut state = self.state();
+        match state.deadline {
+            Some(later) if later > deadline => state.set(Some(deadline)),
             Some(_) | None => Ok(()),
         }
     }
@@ -97,24 +116,37 @@ mod tests {
                 log.lock().unwrap().push(deadline);
                 Ok(())
             }),
+            Box::new(|| true),
         );
+        arming.shorten(Moment(1)).unwrap();
         arming.renewed(Moment(5)).unwrap();
         assert!(!arming.is_armed());
         arming.arm(Moment(10)).unwrap();
         arming.renewed(Moment(9)).unwrap();
         arming.renewed(Moment(12)).unwrap();
+        arming.shorten(Moment(14)).unwrap();
+        arming.shorten(Moment(11)).unwrap();
         arming.disarm().unwrap();
         arming.renewed(Moment(15)).unwrap();
         assert_eq!(
             *written.lock().unwrap(),
-            [Some(Moment(10)), Some(Moment(12)), None]
+            [Some(Moment(10)), Some(Moment(12)), Some(Moment(11)), None]
         );
     }
 
     #[test]
     fn a_write_that_failed_changes_nothing() {
-        let arming = Arming::new(None, Box::new(|_| Err(io::Error::other("full"))));
+        let full = Box::new(|_| Err(io::Error::other("full")));
+        let arming = Arming::new(None, full, Box::new(|| true));
         assert!(arming.arm(Moment(1)).is_err());
         assert!(!arming.is_armed());
+    }
+
+    #[test]
+    fn a_sleeping_fence_need_not_be_watched() {
+        let arming = Arming::new(None, Box::new(|_| Ok(())), Box::new(|| false));
+        assert!(arming.may_move_on());
+        arming.arm(Moment(1)).unwrap();
+        assert!(!arming.may_move_on());
     }
 }

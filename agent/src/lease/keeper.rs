@@ -174,9 +174,14 @@ impl Keeper {
 
     async fn command_loop(&self, mut orders: mpsc::Receiver<Command>) {
         while let Some(Command { order, answer }) = orders.recv().await {
+            // Whoever gave up waiting decides anew from what it sees next; an order that was not begun would
+            // be executed in a situation it was not made for.
+            if answer.is_closed() {
+                continue;
+            }
             let outcome = self.execute(order).await;
             self.publish();
-            // The caller may have given up waiting; what was done is in the published state.
+            // The caller may have given up meanwhile; what was done is in the published state.
             let _ = answer.send(outcome);
         }
     }
@@ -212,9 +217,11 @@ impl Keeper {
         inner.trouble = error.map(|e| e.to_string());
     }
 
+    /// While the key may stand on either of two leases the shorter one sets the pace.
     fn interval(&self) -> Duration {
         let inner = self.inner.borrow();
-        state::renew_interval(inner.session.map_or(inner.asked, |s| s.ttl))
+        let ttl = inner.session.map_or(inner.asked, |s| s.ttl);
+        state::renew_interval(inner.moving.map_or(ttl, |moving| ttl.min(moving.ttl)))
     }
 
     /// Longest wait for one answer of a renewal: two intervals, so that a lost one leaves room for others.
@@ -264,6 +271,7 @@ impl Keeper {
             }
         }
         if self.inner.borrow().state.held().is_some() {
+            self.renew_moving().await?;
             self.check(session.lease, changes).await?;
         }
         Ok(())
@@ -279,7 +287,9 @@ impl Keeper {
         let Some(session) = inner.session.filter(|s| s.lease == lease) else {
             return Ok(());
         };
-        if inner.changes != changes {
+        let moving = inner.moving;
+        let is_of_one_term = moving.is_none_or(|m| m.term == looked.header.term);
+        if inner.changes != changes || !is_of_one_term || !self.arming.may_move_on() {
             return Ok(());
         }
         inner.state.renewed(Renewal {
@@ -289,6 +299,10 @@ impl Keeper {
             check_term: looked.header.term,
             found: looked.found,
         });
+        if let Some(moving) = moving {
+            let most = state::deadline(moving.sent, moving.ttl);
+            inner.state.capped(most);
+        }
         if let Some(held) = inner.state.held() {
             self.move_fence(held.deadline);
         }

@@ -131,6 +131,13 @@ impl LeaseState {
         });
     }
 
+    /// The key may come to stand on a lease that allows no more than this.
+    pub fn capped(&mut self, deadline: Moment) {
+        if let LeaseView::Held(held) = &mut self.view {
+            held.deadline = held.deadline.min(deadline);
+        }
+    }
+
     /// A hand-over was sent and its outcome is not known yet. Called before sending.
     pub fn hand_over_sent(&mut self) {
         if let LeaseView::Held(held) = &mut self.view {

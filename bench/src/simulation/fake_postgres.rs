@@ -308,22 +308,25 @@ impl Postgres {
         clock: impl Fn(Time) -> Moment,
         name: impl Fn(NodeId) -> Arc<str>,
     ) -> Local {
-        if now < self.unreadable_until {
+        // A live server is seen whatever has become of its directory; only its identity may be unknown.
+        let is_unreadable = now < self.unreadable_until;
+        if is_unreadable && self.phase == Phase::Down && !self.has_orphans {
             return Local::Unknown(name(UNREADABLE));
         }
         let Some(data) = &self.data else {
             return Local::Empty;
         };
         let system_id = SystemId(data.system_id);
+        let if_readable = (!is_unreadable).then_some(system_id);
         let unresponsive = |since, was_primary| Local::Unresponsive {
             since: clock(since),
             was_primary,
-            system_id,
+            system_id: if_readable,
         };
         let starting = |as_primary| Local::Starting {
             since: clock(self.since),
             as_primary,
-            system_id,
+            system_id: if_readable,
         };
         let running = |role| {
             Local::Running(Running {
@@ -338,8 +341,8 @@ impl Postgres {
         let is_primary = self.phase == Phase::Primary;
         match self.phase {
             Phase::Down if self.has_orphans => Local::Orphaned {
-                was_primary: data.was_primary,
-                system_id: Some(system_id),
+                was_primary: data.was_primary || is_unreadable,
+                system_id: if_readable,
             },
             Phase::Down => Local::Stopped(self.stopped(data, branches)),
             Phase::Starting { as_primary } => starting(as_primary),

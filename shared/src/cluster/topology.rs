@@ -344,6 +344,8 @@ impl Topology {
                 FactKey::Leader | FactKey::Member(_) | FactKey::Failover => {
                     self.delete(&change.key);
                 }
+                // Whoever leads next writes it anew, and proves with its revision to have seen it so.
+                FactKey::Timeline => self.set_claimed(self.claimed, revision),
                 FactKey::Initialize
                 | FactKey::Settings
                 | FactKey::Status
@@ -351,7 +353,6 @@ impl Topology {
                 | FactKey::History
                 | FactKey::Failsafe
                 | FactKey::Generation
-                | FactKey::Timeline
                 | FactKey::Disarmed(_)
                 | FactKey::Switchover
                 | FactKey::Changes
@@ -400,9 +401,9 @@ impl Topology {
         self.is_history_behind = claim > history;
     }
 
-    /// Takes over a claim that could be read before and cannot now.
+    /// Takes over the number of a claim that could be read before and cannot now.
     pub fn keep_claim_of(&mut self, old: &Topology) {
-        self.set_claimed(old.claimed, old.claim_and_history.0);
+        self.claimed = old.claimed;
     }
 
     fn set_generation(&mut self, generation: u64) {

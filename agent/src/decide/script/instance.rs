@@ -84,6 +84,7 @@ fn told(words: &Words<'_, '_>) -> Result<Told, ScriptError> {
 
 pub(super) fn local(words: &Words<'_, '_>, now: Moment) -> Result<Local, ScriptError> {
     let system_id = SystemId(words.value("system_id")?.unwrap_or(7));
+    let if_known = (!words.has("unreadable")).then_some(system_id);
     let timeline = Timeline(words.value("tl")?.unwrap_or(1));
     let since = now - words.seconds("since")?.unwrap_or_default();
     let was_primary = words.has("primary");
@@ -93,16 +94,16 @@ pub(super) fn local(words: &Words<'_, '_>, now: Moment) -> Result<Local, ScriptE
         Some("starting") => Local::Starting {
             since,
             as_primary: was_primary,
-            system_id,
+            system_id: if_known,
         },
         Some("unresponsive") => Local::Unresponsive {
             since,
             was_primary,
-            system_id,
+            system_id: if_known,
         },
         Some("orphaned") => Local::Orphaned {
             was_primary,
-            system_id: (!words.has("unreadable")).then_some(system_id),
+            system_id: if_known,
         },
         Some("stopped") => {
             let position: Lsn = words.value("position")?.unwrap_or_default();

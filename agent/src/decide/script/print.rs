@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use trunkline_shared::cluster::topology::{Initialize, SwitchoverStage};
-use trunkline_shared::cluster::{Member, Moment, Topology};
+use trunkline_shared::cluster::{Member, Moment, SystemId, Topology};
 
 use super::names::{role_word, state_word};
 use super::{slots, synchronous};
@@ -240,37 +240,28 @@ fn print_local(out: &mut String, local: &Local, now: Moment) {
             as_primary,
             system_id,
         } => {
-            let role = if *as_primary { "primary" } else { "replica" };
-            write!(
-                out,
-                "local starting {role} since={} system_id={system_id}",
-                ago(*since)
-            )
+            let _ = write!(out, "local starting {}", role_of(*as_primary));
+            let _ = write!(out, " since={}", ago(*since));
+            print_identity(out, *system_id)
         }
         Local::Unresponsive {
             since,
             was_primary,
             system_id,
         } => {
-            let role = if *was_primary { "primary" } else { "replica" };
-            write!(
-                out,
-                "local unresponsive {role} since={} system_id={system_id}",
-                ago(*since)
-            )
+            let _ = write!(out, "local unresponsive {}", role_of(*was_primary));
+            let _ = write!(out, " since={}", ago(*since));
+            print_identity(out, *system_id)
         }
         Local::Orphaned {
             was_primary,
             system_id,
         } => {
-            let role = if *was_primary { "primary" } else { "replica" };
-            match system_id {
-                Some(system_id) => write!(out, "local orphaned {role} system_id={system_id}"),
-                None => write!(out, "local orphaned {role} unreadable"),
-            }
+            let _ = write!(out, "local orphaned {}", role_of(*was_primary));
+            print_identity(out, *system_id)
         }
         Local::Stopped(s) => {
-            let role = if s.was_primary { "primary" } else { "replica" };
+            let role = role_of(s.was_primary);
             let clean = if s.is_clean { " clean" } else { "" };
             let _ = write!(
                 out,
@@ -287,6 +278,17 @@ fn print_local(out: &mut String, local: &Local, now: Moment) {
         }
     };
     out.push('\n');
+}
+
+fn role_of(is_primary: bool) -> &'static str {
+    if is_primary { "primary" } else { "replica" }
+}
+
+fn print_identity(out: &mut String, system_id: Option<SystemId>) -> std::fmt::Result {
+    match system_id {
+        Some(system_id) => write!(out, " system_id={system_id}"),
+        None => write!(out, " unreadable"),
+    }
 }
 
 fn print_running(out: &mut String, running: &Running) {

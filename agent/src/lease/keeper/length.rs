@@ -10,7 +10,7 @@ use trunkline_shared::cluster::LeaderEpoch;
 use trunkline_shared::dcs::{DcsError, Revision, Txn};
 use trunkline_shared::service::clock;
 
-use super::super::LeaseError;
+use super::super::{LeaseError, state};
 use super::orders::{refused, said};
 use super::{Keeper, Looked, Session};
 use crate::decide::observation::Held;
@@ -31,9 +31,55 @@ impl Keeper {
             self.grant().await?;
             return Ok(0);
         };
+        let earlier = self.inner.borrow().moving.filter(|m| m.asked != ttl);
+        if let Some(earlier) = earlier {
+            // Only one lease can be the other one: an earlier move comes to its end first.
+            return self.move_key(held, session, earlier).await;
+        }
         let next = self.next_session(ttl).await?;
+        self.count_on_no_more_than(next)?;
         self.inner.borrow_mut().moving = Some(next);
         self.move_key(held, session, next).await
+    }
+
+    /// From the moment the move is sent the key may stand on the other lease, whatever becomes of the answer:
+    /// neither the agent nor the fence may count on more than both allow.
+    fn count_on_no_more_than(&self, next: Session) -> Result<(), LeaseError> {
+        let most = state::deadline(next.sent, next.ttl);
+        self.arming.shorten(most).map_err(|error| {
+            refused(
+                WHAT,
+                format!("the fence's deadline could not be written: {error}"),
+            )
+        })?;
+        self.inner.borrow_mut().state.capped(most);
+        self.publish();
+        Ok(())
+    }
+
+    /// Keeps the lease alive that the key may be moved to. Once the store has ended it the move can no longer
+    /// be executed: a put onto an unknown lease is refused.
+    pub(super) async fn renew_moving(&self) -> Result<(), DcsError> {
+        let Some(moving) = self.inner.borrow().moving else {
+            return Ok(());
+        };
+        let sent = clock::now();
+        match self.limited(self.dcs.keep_alive(moving.lease)).await {
+            Ok(answer) => {
+                self.inner.borrow_mut().moving = Some(Session {
+                    ttl: answer.ttl,
+                    sent,
+                    term: answer.header.term,
+                    ..moving
+                });
+                Ok(())
+            }
+            Err(DcsError::LeaseGone(_)) => {
+                self.inner.borrow_mut().moving = None;
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// The lease the key is to move onto: that of an earlier attempt, if it fits and still lives.

@@ -110,16 +110,15 @@ impl Keeper {
         }
     }
 
-    /// The key is this member's. The lease counts from its last keep-alive if one raft term answered both,
-    /// else from a new renewal.
+    /// The key is this member's. The lease counts from the last keep-alive before the transaction if one raft
+    /// term answered both, else from a new renewal. A keep-alive that was sent later proves nothing of it: an
+    /// etcd leader that was deposed in between may have answered it.
     async fn count_taken(
         &self,
         epoch: LeaderEpoch,
         term: u64,
         session: Session,
     ) -> Result<Revision, LeaseError> {
-        let current = self.session().filter(|s| s.lease == session.lease);
-        let session = current.unwrap_or(session);
         self.changed();
         if term == session.term {
             let mut inner = self.inner.borrow_mut();

@@ -30,13 +30,23 @@ impl Bench {
     }
 
     fn member_on(&self, name: &str, dcs: Arc<dyn Dcs>) -> LeaseHandle {
+        let arming = Arming::new(None, Box::new(|_| Ok(())), Box::new(|| true));
+        self.member_armed_by(name, dcs, TTL, Arc::new(arming))
+    }
+
+    fn member_armed_by(
+        &self,
+        name: &str,
+        dcs: Arc<dyn Dcs>,
+        ttl: Duration,
+        arming: Arc<Arming>,
+    ) -> LeaseHandle {
         let config = KeeperConfig {
             keys: self.keys.clone(),
             me: MemberName::new(name),
-            ttl: TTL,
+            ttl,
             saved: self.dir.path().join(name),
         };
-        let arming = Arc::new(Arming::new(None, Box::new(|_| Ok(()))));
         spawn(config, arming, move || Some(dcs)).unwrap()
     }
 
@@ -301,4 +311,50 @@ async fn a_move_onto_another_lease_survives_a_lost_answer_without_a_moment_unhel
         assert_eq!(leader.mod_revision, held(&a).epoch.revision);
         assert_ne!(leader.lease, old);
     }
+}
+
+#[tokio::test]
+async fn a_move_onto_a_shorter_lease_leaves_no_later_deadline_whatever_becomes_of_its_answer() {
+    let bench = Bench::new();
+    let lossy = Arc::new(Lossy {
+        dcs: bench.dcs.clone(),
+        loses: std::sync::Mutex::new(None),
+    });
+    let arming = Arc::new(Arming::new(None, Box::new(|_| Ok(())), Box::new(|| true)));
+    let a = bench.member_armed_by("a", lossy.clone(), TTL * 12, arming.clone());
+    a.acquire(0).await.unwrap();
+    arming.arm(held(&a).deadline).unwrap();
+    assert!(clock::now().until(held(&a).deadline) > TTL * 10);
+
+    *lossy.loses.lock().unwrap() = Some(false);
+    let moved = a.set_ttl(TTL).await;
+    assert!(moved.is_err(), "{moved:?}");
+    let now = clock::now();
+    assert!(now.until(held(&a).deadline) <= TTL, "the agent's own");
+    assert!(now.until(arming.deadline().unwrap()) <= TTL, "the fence's");
+
+    a.set_ttl(TTL).await.unwrap();
+    assert!(clock::now().until(held(&a).deadline) <= TTL);
+    assert_eq!(arming.deadline(), Some(held(&a).deadline));
+}
+
+#[tokio::test]
+async fn an_armed_deadline_does_not_move_on_without_a_live_fence() {
+    let bench = Bench::new();
+    let is_live = Arc::new(std::sync::atomic::AtomicBool::new(true));
+    let seen = is_live.clone();
+    let is_watched = Box::new(move || seen.load(std::sync::atomic::Ordering::Relaxed));
+    let arming = Arc::new(Arming::new(None, Box::new(|_| Ok(())), is_watched));
+    let a = bench.member_armed_by("a", bench.dcs.clone(), TTL, arming.clone());
+    a.acquire(0).await.unwrap();
+    arming.arm(held(&a).deadline).unwrap();
+    let lease = session(&a).await;
+    a.confirm(lease).await.unwrap();
+    is_live.store(false, std::sync::atomic::Ordering::Relaxed);
+    // A renewal that was under way may still count; none that begins from here on does.
+    a.confirm(lease).await.unwrap();
+    let stands = held(&a).deadline;
+    a.confirm(lease).await.unwrap();
+    assert_eq!(held(&a).deadline, stands);
+    assert_eq!(arming.deadline(), Some(stands));
 }
