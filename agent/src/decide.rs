@@ -10,6 +10,7 @@ use std::time::Duration;
 use observation::{Local, RunningRole};
 
 pub mod announce;
+pub mod asking;
 mod authority_gone;
 mod bootstrap;
 pub mod callbacks;
@@ -17,6 +18,7 @@ mod candidate;
 mod dcs_unreachable;
 pub mod decision;
 mod following;
+mod foreign_data;
 mod holding_lease;
 mod job_running;
 mod leading;
@@ -68,7 +70,7 @@ fn by_situation(seen: &Observation, memory: &Memory) -> Decision {
             _,
             _,
         ) if bootstrap::is_abandoned(seen) => bootstrap::abandoned(seen, memory),
-        (Situation::ForeignData, _, _) => Turn::new(seen, memory).routine(Reason::ForeignSystemId),
+        (Situation::ForeignData, _, _) => foreign_data::decide(seen, memory),
         (Situation::ShuttingDown, _, _) => shutting_down::decide(seen, memory),
         (Situation::Maintenance, Some(t), _) => maintenance::decide(seen, memory, t),
         (Situation::NoData, _, _) => no_data::decide(seen, memory),
@@ -100,10 +102,13 @@ struct Turn<'a> {
 impl<'a> Turn<'a> {
     fn new(seen: &'a Observation, memory: &Memory) -> Self {
         let situation = Situation::of(seen, memory);
-        let memory = Memory {
+        let mut memory = Memory {
             wants_peers: false,
             ..memory.clone()
         };
+        if let Some(topology) = seen.topology() {
+            asking::note(&mut memory, topology, seen.now);
+        }
         Self {
             seen,
             decision: Decision {

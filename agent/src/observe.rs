@@ -11,11 +11,11 @@ use trunkline_shared::dcs::watch::View;
 use trunkline_shared::service::clock;
 use trunkline_shared::service::http::HttpClient;
 
-use crate::decide::Observation;
 use crate::decide::observation::{
     DcsView, FenceView, JobView, LeaseView, Local, LocalRequest, Me, Peers, Running, RunningRole,
     SlotView, Stopped,
 };
+use crate::decide::{Memory, Observation, asking};
 use crate::fence::FenceHandle;
 use crate::lease::LeaseStatus;
 use crate::lease::arming::Arming;
@@ -113,8 +113,8 @@ pub struct Circumstances {
     pub request: Option<LocalRequest>,
     /// The agent was told to end.
     pub is_shutting_down: bool,
-    /// The other members' agents are to be asked.
-    pub wants_peers: bool,
+    /// What the last turn left: whether the other members' agents are to be asked, and who was one.
+    pub memory: Memory,
 }
 
 impl Observer {
@@ -123,8 +123,9 @@ impl Observer {
         let view = self.cluster.borrow_and_update().clone();
         let (me, client) = (self.me.clone(), self.client.clone());
         let asking = async {
-            if now.wants_peers {
-                Peers::Asked(peers::ask(&client, &view.topology, &me.name).await)
+            if now.memory.wants_peers {
+                let whom = asking::whom(&view.topology, &now.memory, &me.name);
+                Peers::Asked(peers::ask(&client, &view.topology, whom).await)
             } else {
                 Peers::NotAsked
             }

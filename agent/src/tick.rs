@@ -189,7 +189,7 @@ impl Tick {
             job: self.actor.jobs.view(),
             request: self.requests.shown(),
             is_shutting_down: self.inbox.shutdown.is_cancelled(),
-            wants_peers: self.memory.wants_peers,
+            memory: self.memory.clone(),
         };
         let mut look = self.observer.look(circumstances).await;
         let postmaster = self.inbox.postmaster.borrow().running();

@@ -127,7 +127,9 @@ pub(super) fn may_run(
     answers: &BTreeMap<MemberName, PeerAnswer>,
 ) -> Result<(), Refusal> {
     let own = own_standing(seen).ok_or((Reason::WaitingForStart, Detail::None))?;
+    // What is scheduled for later names nobody yet.
     let request = topology.failover.as_ref();
+    let request = request.filter(|request| request.scheduled_at.is_none());
     let is_named = request.is_some_and(|r| r.candidate.as_ref() == Some(&seen.me.name));
     let race = Race {
         seen,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::callbacks::Told;
-use trunkline_shared::cluster::{LeaderEpoch, Moment};
+use trunkline_shared::cluster::{LeaderEpoch, MemberName, Moment};
 
 /// Given to each decision and returned changed by it. Lost when the agent restarts: nothing safety
 /// depends on may live here.
@@ -35,4 +35,16 @@ pub struct Memory {
     pub told: Told,
     /// The leadership for which `pre_promote` was run last.
     pub pre_promoted: Option<LeaderEpoch>,
+    /// Where every member that was registered lately is asked, and when it was last seen registered: a
+    /// leader's record ends with its lease, just when it must be asked.
+    pub former: BTreeMap<MemberName, Former>,
+}
+
+/// A member that is, or was, registered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Former {
+    /// The URL of its agent.
+    pub api_url: Arc<str>,
+    /// When its record was last seen.
+    pub seen_at: Moment,
 }

@@ -8,7 +8,7 @@ use axum::body::Bytes;
 use axum::http::Method;
 use serde_json::Value;
 use tokio::task::JoinSet;
-use trunkline_shared::cluster::{Lsn, Member, MemberName, Tags, Timeline, Topology};
+use trunkline_shared::cluster::{Lsn, MemberName, Tags, Timeline, Topology};
 use trunkline_shared::service::http::HttpClient;
 
 use crate::decide::observation::{PeerAnswer, PeerView};
@@ -16,18 +16,20 @@ use crate::decide::observation::{PeerAnswer, PeerView};
 /// How long a peer may take to answer.
 pub const PEER_LIMIT: Duration = Duration::from_millis(500);
 
-/// Asks every registered member but `me`.
+/// Asks all of `whom`; what the answer leaves out of its tags is taken from the record.
 pub async fn ask(
     client: &HttpClient,
     topology: &Topology,
-    me: &MemberName,
+    whom: BTreeMap<MemberName, Arc<str>>,
 ) -> Arc<BTreeMap<MemberName, PeerAnswer>> {
     let mut asking = JoinSet::new();
     let mut answers = BTreeMap::new();
-    for member in topology.members.values().filter(|m| m.name != *me) {
-        answers.insert(member.name.clone(), PeerAnswer::Unreachable);
-        let (client, member) = (client.clone(), member.clone());
-        asking.spawn(async move { (member.name.clone(), ask_one(&client, &member).await) });
+    for (name, url) in whom {
+        answers.insert(name.clone(), PeerAnswer::Unreachable);
+        let record = topology.members.get(&name);
+        let tags = record.map(|member| member.tags.clone()).unwrap_or_default();
+        let client = client.clone();
+        asking.spawn(async move { (name, ask_one(&client, &url, &tags).await) });
     }
     while let Some(asked) = asking.join_next().await {
         if let Ok((name, Some(view))) = asked {
@@ -37,9 +39,9 @@ pub async fn ask(
     Arc::new(answers)
 }
 
-async fn ask_one(client: &HttpClient, member: &Member) -> Option<PeerView> {
-    let answer = client.request(Method::GET, &member.api_url, Bytes::new(), PEER_LIMIT);
-    view(&answer.await.ok()?.body, &member.tags)
+async fn ask_one(client: &HttpClient, url: &str, registered: &Tags) -> Option<PeerView> {
+    let answer = client.request(Method::GET, url, Bytes::new(), PEER_LIMIT);
+    view(&answer.await.ok()?.body, registered)
 }
 
 /// Reads Patroni's status JSON. Without `xlog` its PostgreSQL does not answer.

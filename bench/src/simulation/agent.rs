@@ -9,7 +9,7 @@ use trunkline_agent::decide::announce::announcement;
 use trunkline_agent::decide::observation::{
     DcsView, FenceView, Local, Observation, PeerAnswer, PeerView, Peers, RunningRole,
 };
-use trunkline_agent::decide::{Decision, decide};
+use trunkline_agent::decide::{Decision, asking, decide};
 use trunkline_shared::cluster::topology::{Fact, FactKey};
 use trunkline_shared::cluster::{Lsn, Member, Moment};
 
@@ -119,15 +119,12 @@ impl World {
     }
 
     fn ask_peers(&mut self, from: NodeId, turn: u32) {
-        let peers: Vec<NodeId> = self
-            .node(from)
-            .agent
-            .view
-            .iter()
-            .flat_map(|view| view.members.keys())
-            .filter_map(|name| self.id_of(name))
-            .filter(|id| *id != from)
-            .collect();
+        let agent = &self.node(from).agent;
+        let me = &self.node(from).name;
+        let whom = agent.view.as_ref();
+        let whom = whom.map(|view| asking::whom(view, &agent.memory, me));
+        let whom = whom.unwrap_or_default();
+        let peers: Vec<NodeId> = whom.keys().filter_map(|name| self.id_of(name)).collect();
         let asked = peers
             .iter()
             .map(|id| (self.node(*id).name.clone(), PeerAnswer::Unreachable));
@@ -135,8 +132,11 @@ impl World {
         let agent = &mut self.node_mut(from).agent;
         agent.answers = Some(asked);
         agent.answers_missing = peers.len() as u8;
-        for &to in &peers {
-            if self.net.reaches(Place::Node(from), Place::Node(to)) {
+        // Whoever this agent has ever seen registered gets the question as far as the ledger goes: who could
+        // have been asked is what the invariant judges by, not who was.
+        for to in (0..self.plan.members).filter(|to| *to != from) {
+            let is_known = self.node(from).agent.ever_seen[usize::from(to)] || peers.contains(&to);
+            if is_known && self.net.reaches(Place::Node(from), Place::Node(to)) {
                 let way = self.hop();
                 self.put_in(way, Event::PeerAsk { from, to, turn });
             }
@@ -177,10 +177,14 @@ impl World {
         if agent.turn != turn {
             return true;
         }
-        // The answer is put where it will be looked for, and counts once it has arrived.
-        if let Some(answers) = &mut agent.answers {
-            answers.insert(name, PeerAnswer::Answered(view));
+        let Some(answers) = &mut agent.answers else {
+            return true;
+        };
+        if !answers.contains_key(&name) {
+            return true;
         }
+        // The answer is put where it will be looked for, and counts once it has arrived.
+        answers.insert(name, PeerAnswer::Answered(view));
         let way = self.hop();
         self.put_in(way, Event::PeerAnswer { from, to, turn });
         true
@@ -292,6 +296,13 @@ impl World {
             return false;
         };
         let seen = self.perturb_observation(node, seen);
+        let shown = seen.topology().into_iter().flat_map(|t| t.members.keys());
+        for id in shown
+            .filter_map(|name| self.id_of(name))
+            .collect::<Vec<_>>()
+        {
+            self.node_mut(node).agent.ever_seen[usize::from(id)] = true;
+        }
         let mut decision = decide(&seen, &self.node(node).agent.memory);
         self.coverage.situation(decision.situation);
         self.coverage.reason(decision.reason);

@@ -37,6 +37,8 @@ pub(super) struct Agent {
     pub(super) me: Arc<Me>,
     pub(super) memory: Memory,
     pub(super) view: Option<Arc<Topology>>,
+    /// Which nodes a view in this life of the agent has shown registered.
+    pub(super) ever_seen: [bool; 5],
     /// When the view was last proved the newest, by this node's clock.
     pub(super) proved: Moment,
     pub(super) lease: LeaseTask,
@@ -77,6 +79,7 @@ impl Agent {
             me,
             memory: Memory::default(),
             view: None,
+            ever_seen: [false; 5],
             proved: Moment(0),
             lease: LeaseTask::default(),
             turn: 0,
