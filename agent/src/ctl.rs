@@ -22,6 +22,7 @@ mod edit;
 mod history;
 mod list;
 mod members;
+mod pause;
 pub mod rest;
 mod steps;
 mod table;
@@ -171,11 +172,11 @@ pub async fn run(arguments: Arguments, env: &Environment) -> Result<(), CtlError
         }
         Command::Pause(asked) => {
             let session = Session::open(config, asked.cluster.as_deref(), terminal)?;
-            edit::pause(&session, true, asked.wait).await
+            pause::pause(&session, asked.wait).await
         }
         Command::Resume(asked) => {
             let session = Session::open(config, asked.cluster.as_deref(), terminal)?;
-            edit::pause(&session, false, asked.wait).await
+            pause::resume(&session, &asked).await
         }
         Command::Version(asked) => {
             let session = Session::open(config, asked.cluster.as_deref(), terminal)?;

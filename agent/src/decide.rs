@@ -69,7 +69,9 @@ fn by_situation(seen: &Observation, memory: &Memory) -> Decision {
             | Situation::NoLeader,
             _,
             _,
-        ) if bootstrap::is_abandoned(seen) => bootstrap::abandoned(seen, memory),
+        ) if bootstrap::is_abandoned(seen) && !seen.settings().is_paused => {
+            bootstrap::abandoned(seen, memory)
+        }
         (Situation::ForeignData, _, _) => foreign_data::decide(seen, memory),
         (Situation::ShuttingDown, _, _) => shutting_down::decide(seen, memory),
         (Situation::Maintenance, Some(t), _) => maintenance::decide(seen, memory, t),

@@ -20,6 +20,7 @@ mod jobs;
 mod lease_task;
 mod network;
 mod node;
+mod pause;
 mod plan;
 mod replication;
 mod requests;

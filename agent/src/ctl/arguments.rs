@@ -50,7 +50,7 @@ pub enum Command {
     /// Turn automation off.
     Pause(Pause),
     /// Turn automation on again.
-    Resume(Pause),
+    Resume(Resume),
     /// Show versions of this program and of the members.
     Version(Cluster),
 }
@@ -175,7 +175,7 @@ pub struct Reinit {
     pub wait: bool,
 }
 
-/// `pause` and `resume`
+/// `pause`
 #[derive(Clone, Debug, Args)]
 pub struct Pause {
     /// The cluster; the file's scope if absent.
@@ -183,6 +183,23 @@ pub struct Pause {
     /// Wait until every member has seen it.
     #[arg(long)]
     pub wait: bool,
+}
+
+/// `resume`
+#[derive(Clone, Debug, Args)]
+pub struct Resume {
+    /// The cluster; the file's scope if absent.
+    pub cluster: Option<String>,
+    /// Wait until every member has seen it and every fence is armed again.
+    #[arg(long)]
+    pub wait: bool,
+    /// This member paused as primary with its fence asleep, and you know that it is dead: nobody waits for
+    /// it any longer. If it lives, there may be two primaries.
+    #[arg(long, value_name = "MEMBER")]
+    pub without: Vec<String>,
+    /// Never ask.
+    #[arg(long)]
+    pub force: bool,
 }
 
 /// `edit-config`

@@ -1,12 +1,10 @@
-//! `show-config`, `edit-config`, `pause` and `resume`: the configuration of the cluster, changed by
-//! compare-and-swap.
+//! `show-config` and `edit-config`: the configuration of the cluster, changed by compare-and-swap.
 
 use std::io::Read;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
-use std::time::Duration;
 
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 use trunkline_shared::dcs::records::merge_patch;
 use trunkline_shared::service::clock;
 
@@ -15,9 +13,6 @@ use super::table::yaml;
 use super::{CtlError, Session};
 use crate::api::settings::{read, write};
 use crate::config::Environment;
-
-/// How long `pause --wait` and `resume --wait` wait.
-const LONGEST_WAIT: Duration = Duration::from_secs(120);
 
 /// Lines shown around a change.
 const CONTEXT: usize = 3;
@@ -69,54 +64,6 @@ pub async fn edit(
     }
     write(session.dcs.as_ref(), &session.keys, &new, Some(revision)).await?;
     session.terminal.success("Configuration changed")
-}
-
-/// `trunkline pause` and `trunkline resume`
-pub async fn pause(session: &Session, is_pause: bool, waits: bool) -> Result<(), CtlError> {
-    let (mut value, revision) = read(session.dcs.as_ref(), &session.keys).await?;
-    let word = if is_pause { "paused" } else { "resumed" };
-    let patch = match is_pause {
-        true => json!({ "pause": true }),
-        false => json!({ "pause": null }),
-    };
-    let was_paused = value.get("pause").and_then(Value::as_bool).unwrap_or(false);
-    if was_paused == is_pause {
-        return Err(CtlError::Failed(format!("the cluster is {word} already")));
-    }
-    merge_patch(&mut value, &patch);
-    write(session.dcs.as_ref(), &session.keys, &value, Some(revision)).await?;
-    session.terminal.success(&format!(
-        "Success: cluster {} was asked to be {word}",
-        session.cluster
-    ))?;
-    if !waits {
-        return Ok(());
-    }
-    let (mut follow, _) = session.follow().await?;
-    let started = clock::now();
-    loop {
-        let view = follow.views.borrow_and_update().clone();
-        let waiting: Vec<&str> = view
-            .topology
-            .members
-            .values()
-            .filter(|member| member.is_paused != is_pause)
-            .map(|member| member.name.as_str())
-            .collect();
-        if waiting.is_empty() {
-            return session.terminal.success(&format!("All members are {word}"));
-        }
-        let left = LONGEST_WAIT.saturating_sub(clock::now().since(started));
-        match tokio::time::timeout(left, follow.views.changed()).await {
-            Ok(Ok(())) => {}
-            Ok(Err(_)) | Err(_) => {
-                return Err(CtlError::Failed(format!(
-                    "not yet {word}: {}",
-                    waiting.join(", ")
-                )));
-            }
-        }
-    }
 }
 
 /// `a.b.c=value` as a merge patch.
@@ -265,6 +212,8 @@ fn aligned<'t>(old: &[&'t str], new: &[&'t str]) -> Vec<(char, &'t str)> {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]

@@ -99,18 +99,28 @@ fn withdraw_announcement<'a>(turn: Turn<'a>, leading: &Leading<'_>) -> Turn<'a> 
 }
 
 fn publish_position<'a>(turn: Turn<'a>, leading: &Leading<'_>) -> Turn<'a> {
+    publish(turn, leading.topology, leading.running, leading.position)
+}
+
+/// Writes the position down, once in `loop_wait`.
+pub(super) fn publish<'a>(
+    turn: Turn<'a>,
+    topology: &Topology,
+    running: &Running,
+    position: Lsn,
+) -> Turn<'a> {
     let now = turn.seen.now;
     let wait = turn.seen.settings().loop_wait;
     let last = turn.decision.memory.status_at;
     let is_due = last.is_none_or(|at| now.since(at) >= wait);
     let status = slots::status(
         turn.seen,
-        leading.topology,
-        leading.running,
-        leading.position,
+        topology,
+        running,
+        position,
         &turn.decision.memory,
     );
-    if !is_due || status == *leading.topology.status {
+    if !is_due || status == *topology.status {
         return turn;
     }
     turn.remember(|memory| memory.status_at = Some(now))

@@ -1,32 +1,166 @@
-//! Maintenance (`pause`): nothing is done to PostgreSQL; the fence is disarmed only once everybody can
-//! see it (`ha.md` 7).
+//! Maintenance (`pause`): nothing is done to PostgreSQL but what an operator asks for by name; the lease is
+//! kept, and the fence is disarmed only once everybody can see it (`ha.md` 7).
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
 
 use trunkline_shared::cluster::Topology;
+use trunkline_shared::cluster::topology::Initialize;
 
-use super::Turn;
-use super::decision::{Action, Decision, Reason};
+use super::decision::{Action, Decision, Detail, Reason};
 use super::memory::Memory;
-use super::observation::{LeaseView, Observation};
+use super::observation::{Held, LeaseView, Local, Observation, RunningRole};
+use super::{Turn, authority_gone, following, holding_lease, leading, no_leader, requests};
 
 pub(super) fn decide(seen: &Observation, memory: &Memory, topology: &Topology) -> Decision {
     let turn = Turn::new(seen, memory);
-    let is_announced = topology.disarmed.contains(&seen.me.name);
-    let is_held = matches!(seen.lease, LeaseView::Held(_));
-    if !seen.local.may_accept_writes() {
-        let turn = turn.disarm_if_harmless();
-        return if is_announced {
-            turn.act(Action::RemoveDisarmed).routine(Reason::Paused)
-        } else {
-            turn.routine(Reason::Paused)
+    if seen.request.is_some() {
+        let why = Arc::from("the cluster is paused; trunkline resume first");
+        let turn = turn.request_taken().detail(Detail::Text(why));
+        return turn.routine(Reason::RequestRefused);
+    }
+    match (seen.local.may_accept_writes(), &seen.lease) {
+        (true, LeaseView::Held(held)) => as_leader(turn, held, topology),
+        (true, LeaseView::NotHeld | LeaseView::Lost) => hold_again(turn, topology),
+        (false, LeaseView::Held(held)) => no_primary(turn, held, memory, topology),
+        (false, LeaseView::NotHeld | LeaseView::Lost) => as_member(turn, memory, topology),
+    }
+}
+
+/// The lease is held by who runs as primary: announced first, disarmed then, and led on.
+fn as_leader<'a>(turn: Turn<'a>, held: &Held, topology: &Topology) -> Decision {
+    let seen = turn.seen;
+    if !seen.is_dcs_fresh() {
+        return turn.routine(Reason::Paused);
+    }
+    if held.is_key_missing {
+        return match another_disarmed(seen, topology) {
+            Some(other) => turn.detail(other).routine(Reason::AnotherIsDisarmed),
+            None => turn
+                .act(Action::AcquireLeader)
+                .now(Reason::LeaderKeyMissing),
         };
     }
-    if is_held && seen.fence.is_armed() {
-        return if is_announced {
-            turn.act(Action::DisarmFence).now(Reason::DisarmingForPause)
-        } else {
-            turn.act(Action::WriteDisarmed)
-                .now(Reason::DisarmingForPause)
-        };
+    if !topology.disarmed.contains(&seen.me.name) {
+        return turn
+            .act(Action::WriteDisarmed)
+            .now(Reason::DisarmingForPause);
     }
-    turn.routine(Reason::Paused)
+    if seen.fence.is_armed() {
+        return turn.act(Action::DisarmFence).now(Reason::DisarmingForPause);
+    }
+    let Local::Running(running) = &seen.local else {
+        return turn.routine(Reason::Paused);
+    };
+    let turn = match requests::as_leader(turn, topology) {
+        ControlFlow::Break(decision) => return decision,
+        ControlFlow::Continue(turn) => turn,
+    };
+    match running.role {
+        RunningRole::Primary { position, .. } => {
+            leading::publish(turn, topology, running, position).routine(Reason::Paused)
+        }
+        RunningRole::Replica { .. } => turn.routine(Reason::Paused),
+    }
+}
+
+/// PostgreSQL runs as primary without the lease: the agent was restarted, or the DCS was away for longer
+/// than a ttl. Its own key is proved, and an absent one taken as anybody else would take it.
+fn hold_again<'a>(turn: Turn<'a>, topology: &Topology) -> Decision {
+    let seen = turn.seen;
+    let is_running = matches!(seen.local, Local::Running(_));
+    if !seen.is_dcs_fresh() || !is_running {
+        return turn.routine(Reason::Paused);
+    }
+    match &topology.leader {
+        Some(leader) if leader.member == seen.me.name => following::confirm(turn),
+        // Whoever it is, this primary is not demoted before the operator says so.
+        Some(_) => turn.routine(Reason::Paused),
+        None if authority_gone::is_stale(&seen.local, topology) => turn.routine(Reason::Paused),
+        None => match (another_disarmed(seen, topology), topology.initialize) {
+            (Some(other), _) => turn.detail(other).routine(Reason::AnotherIsDisarmed),
+            (None, Initialize::Done(_)) => no_leader::retake(turn),
+            (None, Initialize::Absent | Initialize::Running) => turn.routine(Reason::Paused),
+        },
+    }
+}
+
+/// The lease is held and PostgreSQL is no primary. Unless an operator asked for that, others are to see
+/// that nobody leads.
+fn no_primary(turn: Turn<'_>, held: &Held, memory: &Memory, topology: &Topology) -> Decision {
+    let seen = turn.seen;
+    if !seen.is_dcs_fresh() || topology.initialize == Initialize::Running {
+        return turn.routine(Reason::Paused);
+    }
+    let position = match &seen.local {
+        Local::Stopped(stopped) => {
+            if let Some(record) = requests::own_switchover(seen, topology) {
+                return requests::when_stopped(turn, held, topology, record, stopped);
+            }
+            stopped.is_clean.then_some(stopped.checkpoint)
+        }
+        Local::Running(_) if is_named(seen, topology) => {
+            return holding_lease::decide(seen, memory);
+        }
+        Local::Running(_) | Local::Starting { .. } | Local::Empty => None,
+        // Not known to be dead.
+        Local::Unknown(_) | Local::Unresponsive { .. } | Local::Orphaned { .. } => {
+            return turn.routine(Reason::Paused);
+        }
+    };
+    turn.withdraw_announcement()
+        .act(Action::DisarmFence)
+        .act(Action::ReleaseLeader { position })
+        .now(Reason::PausedGivingUp)
+}
+
+fn as_member(turn: Turn<'_>, memory: &Memory, topology: &Topology) -> Decision {
+    let seen = turn.seen;
+    let turn = turn.disarm_if_harmless().withdraw_announcement();
+    if !seen.is_dcs_fresh() {
+        return turn.routine(Reason::Paused);
+    }
+    let leader = topology.leader.as_ref().map(|leader| &leader.member);
+    if leader == Some(&seen.me.name) {
+        // The key was moved here, or is an earlier run's: proved, it is used or given up.
+        return following::confirm(turn);
+    }
+    let is_stopped_for_switchover = match &seen.local {
+        Local::Stopped(stopped) => {
+            memory.switchover.is_some() && stopped.is_clean && stopped.was_primary
+        }
+        Local::Running(_)
+        | Local::Unknown(_)
+        | Local::Empty
+        | Local::Starting { .. }
+        | Local::Unresponsive { .. }
+        | Local::Orphaned { .. } => false,
+    };
+    match (leader, &seen.local) {
+        (Some(_), Local::Stopped(_)) if is_stopped_for_switchover => {
+            following::decide(seen, memory, topology)
+        }
+        (Some(_), Local::Running(_)) if is_named(seen, topology) => {
+            following::decide(seen, memory, topology)
+        }
+        (None, Local::Running(_)) if is_named(seen, topology) => {
+            no_leader::decide(seen, memory, topology)
+        }
+        (Some(_) | None, _) => turn.routine(Reason::Paused),
+    }
+}
+
+/// Whether an operator asked for this member to lead now.
+fn is_named(seen: &Observation, topology: &Topology) -> bool {
+    let me = &seen.me.name;
+    let is_asked = topology.failover.as_ref().is_some_and(|request| {
+        request.scheduled_at.is_none() && request.candidate.as_ref() == Some(me)
+    });
+    is_asked || topology.switchover.as_ref().is_some_and(|r| r.to == *me)
+}
+
+fn another_disarmed(seen: &Observation, topology: &Topology) -> Option<Detail> {
+    let mut disarmed = topology.disarmed.iter();
+    let other = disarmed.find(|name| **name != seen.me.name)?;
+    Some(Detail::Member(other.clone()))
 }

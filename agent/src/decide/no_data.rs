@@ -1,7 +1,7 @@
 //! There is no data here: initialise, clone, or wait.
 
 use trunkline_shared::cluster::topology::Initialize;
-use trunkline_shared::cluster::{Member, Topology};
+use trunkline_shared::cluster::{Member, MemberName, MemberState, Topology};
 
 use super::decision::{Action, Decision, Detail, Reason, Upstream};
 use super::memory::Memory;
@@ -37,6 +37,10 @@ pub(super) fn decide(seen: &Observation, memory: &Memory) -> Decision {
             if seen.settings().standby_cluster.is_some() {
                 return turn.routine(Reason::StandbyCluster);
             }
+            if let Some(member) = who_has_data(seen, topology) {
+                let turn = turn.detail(Detail::Member(member.clone()));
+                return turn.routine(Reason::DataElsewhere);
+            }
             if !seen.fence.is_live {
                 return turn.routine(Reason::FenceNotLive);
             }
@@ -44,6 +48,20 @@ pub(super) fn decide(seen: &Observation, memory: &Memory) -> Decision {
                 .now(Reason::ClaimingBootstrap)
         }
     }
+}
+
+/// A registered member that has data: the cluster exists, and the DCS has lost it, or it is about to be
+/// adopted. Whoever made another one beside it would cost it its leader (`ha.md` 8).
+fn who_has_data<'a>(seen: &Observation, topology: &'a Topology) -> Option<&'a MemberName> {
+    let others = topology.members.values();
+    others
+        .filter(|member| member.name != seen.me.name)
+        .find(|member| {
+            let fields = member.trunkline.as_ref();
+            let says = fields.is_some_and(|fields| fields.system_id.is_some());
+            says || member.state == MemberState::Running
+        })
+        .map(|member| &member.name)
 }
 
 /// The claim to make the cluster is held, or data vanished under a leader.

@@ -75,7 +75,7 @@ fn run(turn: Turn<'_>, memory: &Memory, topology: &Topology) -> Decision {
 
 /// An instance that accepts writes, or soon will, goes on leading unless a peer is primary. That the view
 /// is the newest is proved by the transaction, which compares the last claimed timeline.
-fn retake(turn: Turn<'_>) -> Decision {
+pub(super) fn retake(turn: Turn<'_>) -> Decision {
     if candidate::answers(turn.seen).is_none() {
         return turn.ask_peers();
     }

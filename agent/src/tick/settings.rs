@@ -26,13 +26,21 @@ pub struct SettingsKeeper {
     config: AgentConfig,
     run_dir: std::path::PathBuf,
     read: ReadConfig,
-    applied: Option<(Arc<ClusterSettings>, bool)>,
     /// The file was read again since decisions were last told of it.
     is_me_changed: bool,
+    applied: Option<Applied>,
     /// After a failure the next attempt waits until then.
     again_at: Moment,
     /// Who asked for the file to be read again, until it is known what became of it.
     asked: Option<Asked>,
+}
+
+/// What decides the settings in force.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Applied {
+    settings: Arc<ClusterSettings>,
+    has_data: bool,
+    may_restart_itself: bool,
 }
 
 /// A reload in progress.
@@ -127,9 +135,12 @@ impl SettingsKeeper {
             | Local::Unresponsive { .. }
             | Local::Orphaned { .. } => true,
         };
-        let is_applied =
-            |applied: &(Arc<ClusterSettings>, bool)| applied.0 == settings && applied.1 == has_data;
-        if self.applied.as_ref().is_some_and(is_applied) {
+        let wanted = Applied {
+            may_restart_itself: may_restart_itself(seen, &settings),
+            settings,
+            has_data,
+        };
+        if self.applied.as_ref() == Some(&wanted) {
             return Ok(());
         }
         if let Some(job) = &seen.job.running {
@@ -138,7 +149,7 @@ impl SettingsKeeper {
         if seen.now.until(self.again_at) > Duration::ZERO {
             return Err("the last attempt failed; see the agent's log".to_owned());
         }
-        let applied = tokio::time::timeout(LIMIT, self.apply(&settings, role(seen), actor)).await;
+        let applied = tokio::time::timeout(LIMIT, self.apply(&wanted, role(seen), actor)).await;
         let failed = match applied {
             Ok(Ok(())) => None,
             Ok(Err(why)) => Some(why),
@@ -149,28 +160,32 @@ impl SettingsKeeper {
                 why = why.as_str(),
                 "the cluster's settings could not be applied; retrying"
             );
-            self.again_at = seen.now + settings.loop_wait;
+            self.again_at = seen.now + wanted.settings.loop_wait;
             return Err(why);
         }
         if seen.request != Some(LocalRequest::Restart) {
             tracing::info!("the cluster's settings are applied");
         }
-        self.applied = Some((settings, has_data));
+        self.applied = Some(wanted);
         Ok(())
     }
 
     async fn apply(
         &self,
-        settings: &ClusterSettings,
+        wanted: &Applied,
         role: Option<CallbackRole>,
         actor: &Actor,
     ) -> Result<(), String> {
+        let settings = wanted.settings.as_ref();
         let config = instance::postgres_config(&self.config, settings, &self.run_dir);
         actor.postgres.reconfigure(config).await;
         let granted = actor.lease.set_ttl(settings.ttl).await;
         granted.map_err(|error| error.to_string())?;
         if let Some(role) = role {
-            let applied = actor.postgres.apply_settings(settings.is_paused).await;
+            let applied = actor
+                .postgres
+                .apply_settings(wanted.may_restart_itself)
+                .await;
             applied.map_err(|error| error.to_string())?;
             if self.applied.is_some() || self.asked.is_some() {
                 actor.callbacks.call(Callback::Reload.word(), role.word());
@@ -189,4 +204,37 @@ fn role(seen: &Observation) -> Option<CallbackRole> {
         RunningRole::Primary { .. } => CallbackRole::Primary,
         RunningRole::Replica { .. } => CallbackRole::Replica,
     })
+}
+
+/// Paused, PostgreSQL mends its own crashes: a primary only once everybody can see that its fence sleeps.
+fn may_restart_itself(seen: &Observation, settings: &ClusterSettings) -> bool {
+    let topology = seen.topology();
+    let is_announced = topology.is_some_and(|t| t.disarmed.contains(&seen.me.name));
+    let is_let_go = is_announced && !seen.fence.is_armed();
+    settings.is_paused && (is_let_go || !seen.local.may_accept_writes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::decide::script::Scene;
+
+    #[test]
+    fn a_paused_primary_mends_itself_only_after_its_fence_was_announced_to_sleep() {
+        let mut scene = Scene::default();
+        let mut may = |lines: &[&str]| {
+            lines.iter().for_each(|line| scene.take_text(line).unwrap());
+            may_restart_itself(&scene.seen, &scene.seen.settings())
+        };
+        assert!(!may(&[
+            "local running primary position=0/5",
+            "fence live armed"
+        ]));
+        assert!(!may(&["settings paused"]));
+        assert!(!may(&["disarmed a"]));
+        assert!(may(&["fence live"]));
+        assert!(!may(&["disarmed none"]));
+        assert!(may(&["local running replica received=0/5"]));
+        assert!(!may(&["settings"]));
+    }
 }

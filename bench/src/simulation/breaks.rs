@@ -40,11 +40,13 @@ pub enum Break {
     SlotsFromLeader,
     /// `slots` of the configuration is not read.
     PermanentSlotsUnread,
+    /// Agents act while the cluster is paused.
+    PauseIgnored,
 }
 
 impl Break {
     /// Every one, with its word.
-    pub const ALL: [(Break, &'static str); 12] = [
+    pub const ALL: [(Break, &'static str); 13] = [
         (Break::NoFence, "no-fence"),
         (Break::DeadlineFromAnswer, "deadline-from-answer"),
         (Break::NoPeerCheck, "no-peer-check"),
@@ -55,6 +57,7 @@ impl Break {
         (Break::UpstreamDropped, "upstream-dropped"),
         (Break::ClaimIgnored, "claim-ignored"),
         (Break::FenceLeftDead, "fence-left-dead"),
+        (Break::PauseIgnored, "pause-ignored"),
         (Break::SlotsFromLeader, "slots-from-leader"),
         (Break::PermanentSlotsUnread, "permanent-slots-unread"),
     ];
@@ -87,6 +90,13 @@ impl Break {
                 }
             }
             Break::ClaimIgnored => forget_claims(seen),
+            Break::PauseIgnored => {
+                if let DcsView::Known { topology, .. } = &mut seen.dcs {
+                    let mut settings = (*topology.settings_or_default()).clone();
+                    settings.is_paused = false;
+                    Arc::make_mut(topology).settings = Some(Arc::new(settings));
+                }
+            }
             Break::PermanentSlotsUnread => {
                 if let DcsView::Known { topology, .. } = &mut seen.dcs {
                     let mut settings = (*topology.settings_or_default()).clone();
@@ -149,6 +159,7 @@ impl Break {
             | Break::StaleEpochRouter
             | Break::PromoteUnlocked
             | Break::PermanentSlotsUnread
+            | Break::PauseIgnored
             | Break::LagLimitIgnored => {}
         }
     }

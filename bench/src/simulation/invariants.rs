@@ -51,6 +51,8 @@ pub enum Invariant {
     NoPermanentSlotDropped,
     /// A replica streams only the continuation of its own WAL.
     StreamsOnlyItsOwnHistory,
+    /// While the cluster is paused nothing is done to PostgreSQL that no operator asked for by name.
+    PauseMeansPause,
     /// No agent turns without end.
     TurnsAreBounded,
     /// Once calm, somebody leads and writes are possible.
@@ -276,6 +278,7 @@ impl World {
                 format!("{}: {rule:?} by {}", self.node(node).name, decision.reason),
             );
         }
+        self.check_pause(node, decision);
         let agent = &self.node(node).agent;
         let takes = decision.actions.iter().any(|action| {
             matches!(
@@ -518,6 +521,7 @@ pub fn noticed_by(rule: Break) -> &'static [Invariant] {
         Break::UpstreamDropped => &[Invariant::UpstreamKeptUntilNewLeader],
         Break::ClaimIgnored => &[Invariant::NoDataDestroyed, Invariant::LossWithinLimit],
         Break::FenceLeftDead => &[Invariant::FenceKillsByTheDeadline],
+        Break::PauseIgnored => &[Invariant::PauseMeansPause],
         Break::SlotsFromLeader => &[Invariant::ASlotNeverPassesItsPrimary],
         Break::PermanentSlotsUnread => &[Invariant::NoPermanentSlotDropped],
     }

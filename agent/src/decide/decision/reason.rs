@@ -124,6 +124,8 @@ reasons! {
     RunningPrePromote "running_pre_promote" "The operator's pre_promote runs; its success allows the promotion."
     PrePromoteFailed "pre_promote_failed" "The operator's pre_promote forbade the promotion: the lease is given up and others run first."
     StandbyCluster "standby_cluster" "standby_cluster stands in the configuration and Trunkline does not run such clusters yet: nobody becomes primary. trunkline edit-config without the section makes this an independent cluster."
+    PausedGivingUp "paused_giving_up" "Maintenance: PostgreSQL here is stopped or in recovery; the lease is given up."
+    DataElsewhere "data_elsewhere" "The DCS knows no cluster and a registered member has data: no other cluster is made. Start the agent of its primary; if the data is of no use, end that member's agent."
     ShutDown "shut_down" "The agent may end: PostgreSQL has stopped and nothing is held."
 }
 

@@ -1,0 +1,38 @@
+//! What must hold while the cluster is paused.
+
+use trunkline_agent::decide::observation::JobKind;
+use trunkline_agent::decide::{Action, Decision};
+
+use super::event::NodeId;
+use super::invariants::Invariant;
+use super::world::World;
+
+impl World {
+    /// `pause_means_pause`: called at every decision.
+    pub(super) fn check_pause(&mut self, node: NodeId, decision: &Decision) {
+        let agent = &self.node(node).agent;
+        let Some(view) = &agent.view else {
+            return;
+        };
+        let is_paused = view.settings.as_ref().is_some_and(|s| s.is_paused);
+        let is_asked_for = view.failover.is_some() || view.switchover.is_some();
+        // The leader that a switchover stopped goes on as a replica.
+        let was_asked_for = |action: &Action| {
+            action.traits().job == Some(JobKind::Start) && agent.memory.switchover.is_some()
+        };
+        let mut disruptive = decision.actions.iter().filter(|action| {
+            let traits = action.traits();
+            traits.is_disruptive && !was_asked_for(action)
+        });
+        let Some(action) = disruptive.next().filter(|_| is_paused && !is_asked_for) else {
+            return;
+        };
+        let detail = format!(
+            "{} is paused and does {} because of {}",
+            self.node(node).name,
+            action.word(),
+            decision.reason
+        );
+        self.fail(Invariant::PauseMeansPause, detail);
+    }
+}
