@@ -223,6 +223,7 @@ impl Actor {
             Action::CreateSlots(names) => self.create_slots(names).await?,
             Action::DropSlots(names) => self.drop_slots(names).await?,
             Action::AdvanceSlots(slots) => self.advance_slots(slots).await?,
+            Action::CloneWithoutLeader => self.clone_without_leader(seen).await?,
             Action::CallBack(callback, role) => {
                 self.callbacks.call(callback.word(), role.word());
                 0
@@ -340,7 +341,7 @@ impl MayBecomeWritable {
 
 fn is_primary(start: &StartAs) -> bool {
     match start {
-        StartAs::Primary => true,
+        StartAs::Primary | StartAs::Recovering => true,
         StartAs::Replica(_) => false,
     }
 }

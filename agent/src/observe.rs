@@ -343,11 +343,15 @@ async fn silent(postgres: &Postgres, before: &mut Before, may_be_starting: bool)
     }
 }
 
-/// Whether the directory holds one of the files that make a start end in recovery.
+/// Whether the directory holds the file that makes PostgreSQL stay in recovery. With the other one alone it
+/// leaves recovery by itself.
 fn is_set_to_recover(data_dir: &Path) -> bool {
-    ["standby.signal", "recovery.signal"]
-        .iter()
-        .any(|name| data_dir.join(name).exists())
+    data_dir.join("standby.signal").exists()
+}
+
+/// Whether PostgreSQL recovers to a target, and then accepts writes by itself.
+fn recovers_to_target(data_dir: &Path) -> bool {
+    data_dir.join("recovery.signal").exists() && !is_set_to_recover(data_dir)
 }
 
 /// Server processes live without a postmaster. Whatever has become of the directory, they may still commit:
@@ -398,7 +402,7 @@ async fn not_running(postgres: &Postgres, before: &mut Before) -> Local {
     };
     before.system_id = Some(data.system_id);
     // A base backup of a primary looks like a crashed primary, but for its label.
-    let is_copy = data_dir.join("backup_label").exists();
+    let is_copy = data_dir.join("backup_label").exists() || recovers_to_target(data_dir);
     let was_primary = !data.state.is_in_recovery() && !is_set_to_recover(data_dir) && !is_copy;
     let is_half_rewound = state == DirectoryState::Rewinding;
     Local::Stopped(stopped(&data, before, was_primary, is_half_rewound))
@@ -441,7 +445,8 @@ fn running(postgres: &Postgres, status: &ServerStatus) -> Running {
         slots: Arc::new(slots.collect()),
         has_pending_restart: !status.pending_restart.is_empty()
             || !postgres.pending_restart(status).is_empty(),
-        is_promoting: status.is_in_recovery && postgres.is_promoting(),
+        is_promoting: status.is_in_recovery
+            && (postgres.is_promoting() || recovers_to_target(&postgres.config().data_dir)),
     }
 }
 

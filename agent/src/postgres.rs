@@ -31,6 +31,7 @@ mod error;
 mod files;
 pub mod hooks;
 pub mod kill;
+pub mod methods;
 pub mod postmaster_pid;
 pub mod process;
 pub mod replication;
@@ -276,11 +277,16 @@ impl Postgres {
                 survivors: report.survivors,
             });
         }
+        let recovers = role == ServerRole::Recovering;
         let controlled = self.write_settings(role).await?;
         files::remove_stale_lock(&config)?;
         timelines::release(&config.data_dir)?;
         let mut arguments = settings::command_line(&config, &controlled);
         arguments.extend(settings::recovery_sync(&config, &major));
+        if recovers {
+            // Parameters of the restored cluster may be higher than ours; only a standby minds.
+            arguments.push("--hot_standby=off".to_owned());
+        }
         let id =
             process::spawn_postmaster(&self.program("postgres"), &arguments, &config.log_file)?;
         let watched = Watched::new(id, &self.postmaster);
@@ -409,7 +415,7 @@ impl Postgres {
     ) -> Result<BTreeMap<&'static str, String>, PostgresError> {
         let config = self.config();
         let floor = match role {
-            ServerRole::Primary => None,
+            ServerRole::Primary | ServerRole::Recovering => None,
             ServerRole::Replica(_) => Some(self.control_data().await?.shared_memory),
         };
         let controlled = settings::controlled(&config, floor);
@@ -486,6 +492,13 @@ impl Postgres {
         let major = files::directory_major(&config.data_dir);
         files::packaged_bin_dir(major.as_deref())
             .map_or_else(|| PathBuf::from(name), |bin_dir| bin_dir.join(name))
+    }
+
+    /// The major version of the programs, by the folder that packages put them in; unknown elsewhere.
+    pub(crate) fn program_major(&self) -> Option<u32> {
+        let program = self.program("pg_basebackup");
+        let version = program.parent()?.parent()?.file_name()?.to_str()?;
+        version.trim_start_matches("pgsql-").parse().ok()
     }
 
     /// The major version of the directory; refuses one that is not the programs'.

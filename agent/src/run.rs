@@ -25,7 +25,7 @@ use crate::act::jobs::Jobs;
 use crate::api::{self, Api, LocalRequest, Published};
 use crate::config::AgentConfig;
 use crate::decide::callbacks::Callback;
-use crate::decide::observation::Me;
+use crate::decide::observation::{BootstrapKind, Me};
 use crate::fence::deadline::{self, Deadline};
 use crate::fence::run_dir::{RunDir, RunDirError};
 use crate::fence::supervision::{self, Pulse};
@@ -37,6 +37,7 @@ use crate::lease::{LeaseHandle, state};
 use crate::observe::{Before, Observer};
 use crate::postgres::directory::{DirectoryState, finish_interrupted};
 use crate::postgres::hooks::Callbacks;
+use crate::postgres::methods::ReplicaMethod;
 use crate::postgres::scan::ProcessId;
 use crate::postgres::{Postgres, PostgresConfig, PostgresError};
 use crate::tick::{Inbox, Recorder, SettingsKeeper, Tick};
@@ -341,6 +342,15 @@ pub(crate) fn me(config: &AgentConfig) -> Me {
             .into_iter()
             .filter(|event| local.hooks.callbacks.contains_key(event.word()))
             .collect(),
+        can_clone_without_leader: local.replica_methods.iter().any(|method| match method {
+            ReplicaMethod::Basebackup => false,
+            ReplicaMethod::Custom(method) => method.no_leader,
+        }),
+        bootstrap: match &config.bootstrap.custom {
+            None => BootstrapKind::Initdb,
+            Some(custom) if custom.recovers() => BootstrapKind::CustomRecovering,
+            Some(_) => BootstrapKind::Custom,
+        },
         has_pre_promote: local.hooks.pre_promote.is_some(),
     }
 }

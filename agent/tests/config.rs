@@ -139,6 +139,7 @@ scripts! {
     other_stores_are_refused_with_what_to_write,
     the_environment_overrides_and_trunkline_wins_over_patroni,
     times_that_do_not_fit_are_reported_and_not_bent,
+    ways_to_make_data_are_read_as_patroni_reads_them,
     secrets_are_masked,
     what_is_dangerous_to_ignore_is_refused,
     files_of_a_folder_are_merged_in_order,

@@ -7,6 +7,8 @@
     reason = "a test fails by panicking; the lints exempt only functions marked as tests"
 )]
 
+#[path = "postgres/backup.rs"]
+mod backup;
 #[path = "postgres/fence.rs"]
 mod fence;
 #[path = "postgres/hooks.rs"]

@@ -54,7 +54,7 @@ impl Actor {
 
     pub(super) fn finish_bootstrap(&mut self) -> Result<Revision, ActError> {
         let door = self.door();
-        let work = async move { door.create_roles().await.map_err(said) };
+        let work = async move { door.finish_bootstrap().await.map_err(said) };
         self.jobs
             .start(JobKind::FinishBootstrap, None, Box::pin(work))?;
         Ok(0)
@@ -96,6 +96,7 @@ impl Actor {
         let check = is_primary(start).then(|| self.may_become_writable());
         let role = match start {
             StartAs::Primary => ServerRole::Primary,
+            StartAs::Recovering => ServerRole::Recovering,
             StartAs::Replica(None) => ServerRole::Replica(UpstreamChange::Keep),
             StartAs::Replica(Some(upstream)) => ServerRole::Replica(change(upstream)?),
         };
@@ -205,14 +206,25 @@ impl Actor {
     ) -> Result<Revision, ActError> {
         let upstream = source(from)?;
         self.run_dir.unbind().map_err(ActError::Fence)?;
-        let expected = match seen.topology().map(|t| t.initialize) {
-            Some(Initialize::Done(id)) => Some(id),
-            Some(Initialize::Running | Initialize::Absent) | None => None,
-        };
+        let expected = recorded_id(seen);
         let door = self.door();
-        let work = async move { door.copy_from(&upstream, expected).await.map_err(said) };
-        self.begin(JobKind::Clone, from.member.clone(), Box::pin(work))
-            .await
+        let work = async move {
+            let made = door.make_replica(Some(&upstream), expected).await;
+            made.map_err(said)
+        };
+        let member = Some(from.member.clone());
+        self.begin(JobKind::Clone, member, Box::pin(work)).await
+    }
+
+    pub(super) async fn clone_without_leader(
+        &mut self,
+        seen: &Observation,
+    ) -> Result<Revision, ActError> {
+        self.run_dir.unbind().map_err(ActError::Fence)?;
+        let expected = recorded_id(seen);
+        let door = self.door();
+        let work = async move { door.make_replica(None, expected).await.map_err(said) };
+        self.begin(JobKind::Clone, None, Box::pin(work)).await
     }
 
     pub(super) async fn rewind(
@@ -280,6 +292,14 @@ fn change(upstream: &Upstream) -> Result<UpstreamChange, ActError> {
 
 /// What a job says when the check of the same breath fails.
 const NOT_WRITABLE: &str = "not started as primary: the lease does not hold for long enough, or no live armed fence keeps it";
+
+/// The identity that every member's data must have.
+fn recorded_id(seen: &Observation) -> Option<SystemId> {
+    match seen.topology().map(|t| t.initialize) {
+        Some(Initialize::Done(id)) => Some(id),
+        Some(Initialize::Running | Initialize::Absent) | None => None,
+    }
+}
 
 /// The receiver that a planned stop waits for: the successor of a switchover.
 fn successor(seen: &Observation) -> Option<Vec<String>> {

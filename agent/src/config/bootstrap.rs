@@ -8,7 +8,8 @@ use trunkline_shared::dcs::records::{SettingsError, settings_from_value};
 
 use super::document::{Kind, Node, Value};
 use super::section::Section;
-use super::{Mistake, Warning};
+use super::{Mistake, Warning, command};
+use crate::postgres::methods::CustomBootstrap;
 
 /// How a new cluster is made.
 #[derive(Clone, Debug, Default)]
@@ -20,6 +21,10 @@ pub struct BootstrapConfig {
     pub initdb: Vec<InitdbOption>,
     /// Lines of `pg_hba.conf`, used where `postgresql.pg_hba` is silent.
     pub pg_hba: Vec<String>,
+    /// How a new cluster is made, if not by initdb.
+    pub custom: Option<CustomBootstrap>,
+    /// Run once on a new cluster.
+    pub post_bootstrap: Option<Vec<String>>,
     /// Users to make.
     pub users: BTreeMap<String, BootstrapUser>,
 }
@@ -70,25 +75,44 @@ pub fn read(section: &Section<'_>) -> BootstrapConfig {
         initdb: initdb(section),
         pg_hba: section.texts("pg_hba", false).unwrap_or_default(),
         users: users(&section.section("users")),
+        custom: custom(section),
+        post_bootstrap: command::read(section, "post_bootstrap")
+            .or_else(|| command::read(section, "post_init")),
     };
-    if let Some(method) = section.text("method")
-        && method != "initdb"
-        && let Some(node) = section.find("method")
-    {
-        section.report().mistake(Mistake::Refused {
-            origin: node.origin.clone(),
-            key: "bootstrap.method".to_owned(),
-            why: format!(
-                "\"{method}\": custom bootstrap methods are not supported yet, and initdb would make \
-                 an empty cluster instead; restore the data directory yourself and start the agent on \
-                 it, or remove the line"
-            ),
-        });
-        section.acknowledge(&[&method]);
-    }
-    section.not_acted_on(&["post_bootstrap", "post_init"]);
     section.end();
     config
+}
+
+/// Keys of a custom bootstrap that are the agent's.
+const CUSTOM_KEYS: [&str; 6] = [
+    "command",
+    "no_params",
+    "keep_existing_recovery_conf",
+    "recovery_conf",
+    "scope",
+    "datadir",
+];
+
+/// The way to make a cluster that `method` names, unless that is initdb.
+fn custom(section: &Section<'_>) -> Option<CustomBootstrap> {
+    let name = section.text("method").filter(|name| name != "initdb")?;
+    let own = section.section(&name);
+    if own.find("command").is_none() {
+        own.missing("command", "write the command that makes the data directory");
+        return None;
+    }
+    let is_set = |key| own.boolean(key).unwrap_or(false);
+    let recovery = own.section("recovery_conf");
+    Some(CustomBootstrap {
+        command: command::read(&own, "command")?,
+        no_params: is_set("no_params"),
+        keep_existing_recovery_conf: is_set("keep_existing_recovery_conf"),
+        recovery_conf: recovery
+            .is_present()
+            .then(|| super::sorted(own.parameters("recovery_conf"))),
+        extra: command::extra(&own, &CUSTOM_KEYS),
+        name,
+    })
 }
 
 /// Keys of the dynamic configuration that are acted on.

@@ -1,5 +1,6 @@
 //! A command line in a file, split as a shell splits words, without a shell's other powers.
 
+use super::document::{Kind, Value};
 use super::section::Section;
 
 /// The words of the command at `key`; `None` if there is none, or one that cannot be used.
@@ -16,6 +17,28 @@ pub fn read(section: &Section<'_>, key: &str) -> Option<Vec<String>> {
         );
     }
     words
+}
+
+/// Every key but those of `own` with its value, booleans as Patroni prints them, in the file's order.
+pub fn extra(section: &Section<'_>, own: &[&str]) -> Vec<(String, String)> {
+    let entries = section.entries().iter();
+    let mut extra = Vec::new();
+    for entry in entries.filter(|entry| !own.contains(&entry.key.as_str())) {
+        match &entry.node.value {
+            Value::Scalar(scalar) => {
+                let text = match scalar.kind {
+                    Kind::Boolean(true) => "True".to_owned(),
+                    Kind::Boolean(false) => "False".to_owned(),
+                    _ => scalar.text.to_string(),
+                };
+                extra.push((entry.key.clone(), text));
+            }
+            Value::List(_) | Value::Map(_) => {
+                section.unusable(&entry.key, &entry.node, "one value");
+            }
+        }
+    }
+    extra
 }
 
 /// Words apart by blanks; quotes and backslashes as POSIX says. `None` if a quote is not closed.

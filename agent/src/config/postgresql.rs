@@ -10,7 +10,9 @@ use super::document::{Kind, Value};
 use super::section::{Address, Section};
 use super::{Warning, command, sorted};
 use crate::decide::callbacks::Callback;
+use crate::postgres::clone::REFUSED_BASEBACKUP;
 use crate::postgres::hooks::Hooks;
+use crate::postgres::methods::{CustomMethod, ReplicaMethod};
 
 /// PostgreSQL's port.
 const DEFAULT_PORT: u16 = 5432;
@@ -64,8 +66,8 @@ pub struct PostgresqlConfig {
     pub remove_data_directory_on_diverged_timelines: Option<bool>,
     /// How long a start or stop by `pg_ctl` may take.
     pub pg_ctl_timeout: Duration,
-    /// Ways to make a replica, in order; only `basebackup` is acted on.
-    pub create_replica_methods: Vec<String>,
+    /// Ways to make a replica, in order.
+    pub replica_methods: Vec<ReplicaMethod>,
     /// Options of pg_basebackup: `--name` or `--name=value`.
     pub basebackup: Vec<(String, Option<String>)>,
     /// Operator's scripts.
@@ -154,7 +156,7 @@ pub fn read(section: &Section<'_>) -> Option<PostgresqlConfig> {
         pg_ctl_timeout: section
             .seconds("pg_ctl_timeout", 1)
             .unwrap_or(Duration::from_secs(60)),
-        create_replica_methods: methods,
+        replica_methods: methods,
         basebackup: basebackup(section),
         hooks: hooks(section),
     };
@@ -164,22 +166,41 @@ pub fn read(section: &Section<'_>) -> Option<PostgresqlConfig> {
     is_complete.then_some(config)
 }
 
-/// Ways to make a replica, with a word about each that is not acted on.
-fn methods(section: &Section<'_>) -> Vec<String> {
-    let methods = section
+/// Ways to make a replica, in order.
+fn methods(section: &Section<'_>) -> Vec<ReplicaMethod> {
+    let names = section
         .texts("create_replica_methods", true)
+        .or_else(|| section.texts("create_replica_method", true))
         .unwrap_or_else(|| vec!["basebackup".to_owned()]);
-    for method in methods.iter().filter(|m| m.as_str() != "basebackup") {
-        if let Some(node) = section.find("create_replica_methods") {
-            section.report().warn(Warning::NotActedOn {
-                origin: node.origin.clone(),
-                key: format!("postgresql.create_replica_methods: {method}"),
-            });
-        }
-        section.acknowledge(&[method]);
-    }
-    methods
+    names
+        .into_iter()
+        .filter_map(|name| match name.as_str() {
+            "basebackup" => Some(ReplicaMethod::Basebackup),
+            _ => method(section, name).map(ReplicaMethod::Custom),
+        })
+        .collect()
 }
+
+fn method(section: &Section<'_>, name: String) -> Option<CustomMethod> {
+    let own = section.section(&name);
+    let command = match own.find("command") {
+        Some(_) => command::read(&own, "command")?,
+        None => vec![name.clone()],
+    };
+    let is_set = |key| own.boolean(key).unwrap_or(false);
+    let no_params = is_set("no_params");
+    Some(CustomMethod {
+        keep_data: is_set("keep_data"),
+        no_params,
+        no_leader: is_set("no_leader"),
+        extra: command::extra(&own, if no_params { &OWN_KEYS } else { &OWN_KEYS[..1] }),
+        name,
+        command,
+    })
+}
+
+/// Keys of a method that a command without the usual arguments is not given either.
+const OWN_KEYS: [&str; 4] = ["command", "no_params", "no_leader", "keep_data"];
 
 fn addresses(section: &Section<'_>) -> (Option<Address>, Option<Address>) {
     let listen = section.address("listen", DEFAULT_PORT);
@@ -278,8 +299,22 @@ fn basebackup(section: &Section<'_>) -> Vec<(String, Option<String>)> {
             Value::List(_) | Value::Map(_) => section.unusable("basebackup", &entry.node, EXPECTED),
         }
     }
-    for (name, _) in &mut options {
+    for (name, value) in &mut options {
         *name = name.trim_start_matches('-').to_owned();
+        // A list may hold "name=value" in one word.
+        if let Some((key, given)) = name.clone().split_once('=') {
+            (*name, *value) = (key.to_owned(), Some(given.to_owned()));
+        }
+    }
+    for (name, _) in &options {
+        if REFUSED_BASEBACKUP.contains(&name.as_str()) {
+            section.report().warn(Warning::Contradiction {
+                origin: node.origin.clone(),
+                key: format!("postgresql.basebackup.{name}"),
+                done: "ignored: the agent gives this option itself, or it would make no replica"
+                    .to_owned(),
+            });
+        }
     }
     options
 }

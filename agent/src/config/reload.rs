@@ -8,7 +8,7 @@ use super::AgentConfig;
 use super::document::{Node, Value};
 
 /// What is taken up: the keys that begin so. [`take_up`] moves exactly their values.
-const LIVE: [&str; 17] = [
+const LIVE: [&str; 18] = [
     "bootstrap.initdb",
     "bootstrap.pg_hba",
     "bootstrap.users",
@@ -16,6 +16,7 @@ const LIVE: [&str; 17] = [
     "postgresql.basebackup",
     "postgresql.before_stop",
     "postgresql.callbacks",
+    "postgresql.create_replica_methods",
     "postgresql.custom_conf",
     "postgresql.database",
     "postgresql.parameters",
@@ -165,6 +166,7 @@ pub fn take_up(running: &AgentConfig, read: AgentConfig) -> TakenUp {
     own.rewind = told.rewind;
     own.basebackup = told.basebackup;
     own.hooks = told.hooks;
+    own.replica_methods = told.replica_methods;
     own.custom_conf = told.custom_conf;
     own.database = told.database;
     own.parameters = told.parameters;

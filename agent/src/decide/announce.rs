@@ -7,7 +7,9 @@ use trunkline_shared::cluster::topology::{Initialize, SwitchoverStage};
 use trunkline_shared::cluster::{MemberRole, MemberState};
 
 use super::decision::Decision;
-use super::observation::{JobKind, LeaseView, Local, Observation, Running, RunningRole};
+use super::observation::{
+    BootstrapKind, JobKind, LeaseView, Local, Observation, Running, RunningRole,
+};
 
 /// The record of this member after a turn. `api_url` and `version` are the agent's own words.
 pub fn announcement(
@@ -105,6 +107,9 @@ fn role(seen: &Observation) -> MemberRole {
 fn state(seen: &Observation) -> MemberState {
     if let Some(job) = &seen.job.running {
         match job.kind {
+            JobKind::Initialize if seen.me.bootstrap != BootstrapKind::Initdb => {
+                return MemberState::RunningCustomBootstrap;
+            }
             JobKind::Initialize | JobKind::FinishBootstrap | JobKind::DiscardBootstrap => {
                 return MemberState::InitializingNewCluster;
             }
@@ -130,8 +135,18 @@ fn state(seen: &Observation) -> MemberState {
             MemberState::InitializingNewCluster
         }
         Local::Running(_) => MemberState::Running,
+        Local::Starting { .. }
+            if seen.is_bootstrap_unfinished && seen.me.bootstrap != BootstrapKind::Initdb =>
+        {
+            MemberState::StartingAfterCustomBootstrap
+        }
         Local::Starting { .. } => MemberState::Starting,
-        Local::Empty if failed(JobKind::Initialize) => MemberState::InitdbFailed,
+        Local::Empty if failed(JobKind::Initialize) => match seen.me.bootstrap {
+            BootstrapKind::Initdb => MemberState::InitdbFailed,
+            BootstrapKind::Custom | BootstrapKind::CustomRecovering => {
+                MemberState::CustomBootstrapFailed
+            }
+        },
         Local::Stopped(_) if failed(JobKind::Start) => MemberState::StartFailed,
         Local::Stopped(stopped) if stopped.crashed_at.is_some() => MemberState::Crashed,
         Local::Unresponsive { .. } | Local::Orphaned { .. } | Local::Unknown(_) => {

@@ -110,8 +110,12 @@ impl Decision {
         {
             return Some(BrokenRule::TwoDisruptiveActions);
         }
-        let writable =
-            |a: &Action| matches!(a, Action::Promote(_) | Action::Start(StartAs::Primary));
+        let writable = |a: &Action| {
+            matches!(
+                a,
+                Action::Promote(_) | Action::Start(StartAs::Primary | StartAs::Recovering)
+            )
+        };
         let at = self.actions.iter().position(writable)?;
         if lease_left.is_none_or(|left| left <= super::PROMOTE_NEEDS) {
             return Some(BrokenRule::PromotesWithoutLease);

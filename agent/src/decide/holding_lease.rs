@@ -10,8 +10,8 @@ use trunkline_shared::cluster::{Lsn, MemberName, Moment, Timeline, Topology};
 use super::decision::{Action, Decision, Detail, Reason, StartAs, StopMode};
 use super::memory::Memory;
 use super::observation::{
-    CrashPolicy, Held, JobKind, LeaseView, Local, LocalRequest, Observation, Running, RunningRole,
-    Stopped,
+    BootstrapKind, CrashPolicy, Held, JobKind, LeaseView, Local, LocalRequest, Observation,
+    Running, RunningRole, Stopped,
 };
 use super::{PROMOTE_NEEDS, RETRY_PAUSE, Turn, bootstrap, candidate, leading, requests};
 
@@ -237,6 +237,10 @@ fn starting(turn: Turn<'_>, since: Moment) -> Decision {
     if !seen.fence.is_armed() {
         return turn.act(Action::ArmFence).now(Reason::ArmingFence);
     }
+    if seen.is_bootstrap_unfinished {
+        // Nobody else has this data: it takes as long as it takes.
+        return turn.routine(Reason::RecoveringToTarget);
+    }
     let limit = seen.settings().primary_start_timeout;
     let waited = seen.now.since(since);
     let is_kept =
@@ -271,7 +275,8 @@ fn when_stopped(turn: Turn<'_>, held: &Held, topology: &Topology, stopped: &Stop
         ControlFlow::Break(decision) => return decision,
         ControlFlow::Continue(turn) => turn,
     };
-    if !stopped.was_primary {
+    let is_being_made = topology.initialize == Initialize::Running;
+    if !stopped.was_primary && !is_being_made {
         return note_not_primary(turn, held)
             .start_unless_just_failed(StartAs::Replica(None), Reason::WaitingToPromote);
     }
@@ -281,7 +286,15 @@ fn when_stopped(turn: Turn<'_>, held: &Held, topology: &Topology, stopped: &Stop
     if !seen.fence.is_live {
         return turn.within(Reason::FenceNotLive, RETRY_PAUSE);
     }
-    if topology.initialize == Initialize::Running {
+    if is_being_made {
+        let recovers = seen.me.bootstrap == BootstrapKind::CustomRecovering;
+        // After its recovery it is a primary's like any other.
+        if recovers && seen.is_bootstrap_unfinished && !stopped.was_primary {
+            return turn
+                .act(Action::ArmFence)
+                .act(Action::Start(StartAs::Recovering))
+                .routine(Reason::RecoveringToTarget);
+        }
         return start_primary(turn, Reason::Bootstrapping);
     }
     if topology.initialize == Initialize::Absent {

@@ -28,7 +28,7 @@ pub(super) fn decide(seen: &Observation, memory: &Memory) -> Decision {
         return clone_from_leader(turn, topology);
     }
     match topology.initialize {
-        Initialize::Done(_) => turn.routine(Reason::WaitingForPrimaryToClone),
+        Initialize::Done(_) => without_leader(turn),
         Initialize::Running => turn.routine(Reason::WaitingForBootstrap),
         Initialize::Absent => {
             if let Some(until) = memory.stands_back_until.filter(|until| *until > seen.now) {
@@ -99,6 +99,18 @@ fn clone_from_leader(turn: Turn<'_>, topology: &Topology) -> Decision {
     turn.from(&from)
         .act(Action::Clone(from))
         .routine(Reason::Cloning)
+}
+
+/// A backup may be all there is; what it makes is a replica, which runs for leader by the rules of any other.
+fn without_leader(turn: Turn<'_>) -> Decision {
+    if !turn.seen.me.can_clone_without_leader {
+        return turn.routine(Reason::WaitingForPrimaryToClone);
+    }
+    if turn.failed_lately(JobKind::Clone) {
+        return turn.after_failure(JobKind::Clone);
+    }
+    turn.act(Action::CloneWithoutLeader)
+        .routine(Reason::CloningWithoutLeader)
 }
 
 /// Whose data is copied: a running replica tagged `clonefrom`, one of several by chance, else the leader.

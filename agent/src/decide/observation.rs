@@ -57,8 +57,24 @@ pub struct Me {
     pub use_pg_rewind: Option<bool>,
     /// The events for which the operator has a script.
     pub callbacks: BTreeSet<Callback>,
+    /// A replica can be made while nobody leads.
+    pub can_clone_without_leader: bool,
+    /// How this member makes a cluster.
+    pub bootstrap: BootstrapKind,
     /// The operator has a script that must allow a promotion.
     pub has_pre_promote: bool,
+}
+
+/// How a member makes a cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum BootstrapKind {
+    /// By initdb.
+    #[default]
+    Initdb,
+    /// By a command of the operator's, ready to start as primary.
+    Custom,
+    /// The same, and PostgreSQL first recovers to a target; then it accepts writes by itself.
+    CustomRecovering,
 }
 
 /// `trunkline.crash_policy`.

@@ -18,8 +18,8 @@ use trunkline_shared::cluster::{
 use super::callbacks::Callback;
 use super::memory::Memory;
 use super::observation::{
-    CrashPolicy, DcsView, FenceView, Held, JobView, LeaseView, Local, LocalRequest, Me,
-    Observation, Peers,
+    BootstrapKind, CrashPolicy, DcsView, FenceView, Held, JobView, LeaseView, Local, LocalRequest,
+    Me, Observation, Peers,
 };
 use instance::{job, local, memory, peers};
 use names::{ROLES, STATES, role_word, state_word};
@@ -104,6 +104,8 @@ impl Default for Scene {
             use_pg_rewind: None,
             callbacks: BTreeSet::new(),
             has_pre_promote: false,
+            can_clone_without_leader: false,
+            bootstrap: BootstrapKind::Initdb,
         };
         let topology = Topology {
             revision: 100,
@@ -248,6 +250,13 @@ impl Scene {
         me.tags.replicatefrom = words.text("replicatefrom").map(MemberName::new);
         me.tags.failover_priority = words.value("priority")?;
         me.may_replace_data = !words.has("may_not_replace_data");
+        me.can_clone_without_leader = words.has("no_leader_method");
+        me.bootstrap = match words.text("bootstrap") {
+            None | Some("initdb") => BootstrapKind::Initdb,
+            Some("custom") => BootstrapKind::Custom,
+            Some("recovering") => BootstrapKind::CustomRecovering,
+            Some(other) => return Err(words.wrong(other, "initdb, custom or recovering")),
+        };
         me.has_pre_promote = words.has("pre_promote");
         let named = words.text("callbacks").unwrap_or_default();
         me.callbacks = Callback::ALL

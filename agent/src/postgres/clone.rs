@@ -38,10 +38,11 @@ const REFUSED_INITDB: [&str; 7] = [
 ];
 
 /// Options of pg_basebackup that the agent sets itself.
-const REFUSED_BASEBACKUP: [&str; 10] = [
+pub const REFUSED_BASEBACKUP: [&str; 11] = [
     "pgdata",
     "format",
     "wal-method",
+    "xlog-method",
     "gzip",
     "dbname",
     "host",
@@ -59,6 +60,23 @@ const REWIND_FUNCTIONS: [&str; 4] = [
     "pg_catalog.pg_read_binary_file(text, bigint, bigint, boolean)",
 ];
 
+/// Options that pg_basebackup knows from a major version on.
+const NEWER_BASEBACKUP: [(&str, u32); 2] = [("compress", 15), ("sync-method", 17)];
+
+/// Whether an option is unknown to programs of this version; it is then left out and named.
+fn is_too_new(name: &str, major: Option<u32>) -> bool {
+    let since = NEWER_BASEBACKUP.iter().find(|(newer, _)| *newer == name);
+    let is_too_new = since.is_some_and(|(_, since)| major.is_some_and(|major| major < *since));
+    if is_too_new {
+        tracing::warn!(
+            option = name,
+            ?major,
+            "pg_basebackup of this version does not take it"
+        );
+    }
+    is_too_new
+}
+
 fn options(given: &[(String, Option<String>)], refused: &[&str]) -> Vec<String> {
     given
         .iter()
@@ -75,6 +93,9 @@ impl Postgres {
     /// is left of it.
     pub async fn initialize(&self) -> Result<(), PostgresError> {
         let config = self.config();
+        if let Some(method) = &config.custom_bootstrap {
+            return self.bootstrap_by(method).await;
+        }
         let place = place_for_copy(&config)?;
         let mut arguments = options(&config.initdb, &REFUSED_INITDB);
         arguments.push(format!("--username={}", config.superuser.username));
@@ -150,6 +171,12 @@ impl Postgres {
         let target = Target::local(&config).without_log();
         target.query_once(&sql, ROLES_LIMIT).await?;
         Ok(())
+    }
+
+    /// What a new cluster gets before its identity is recorded: roles, then the operator's own script.
+    pub async fn finish_bootstrap(&self) -> Result<(), PostgresError> {
+        self.create_roles().await?;
+        self.post_bootstrap().await
     }
 
     /// Copies `source` with pg_basebackup. The copy is made beside the data directory and swapped in when it
@@ -250,7 +277,13 @@ impl Postgres {
         fields.extend(config.replication.connection_fields());
         fields.push(("application_name", &config.member_name));
         let dbname = conninfo(&fields);
-        let mut arguments = options(&config.basebackup, &REFUSED_BASEBACKUP);
+        let given: Vec<_> = config
+            .basebackup
+            .iter()
+            .filter(|(name, _)| !is_too_new(name, self.program_major()))
+            .cloned()
+            .collect();
+        let mut arguments = options(&given, &REFUSED_BASEBACKUP);
         arguments.extend([
             format!("--pgdata={}", place.display()),
             "--wal-method=stream".to_owned(),
@@ -272,7 +305,7 @@ impl Postgres {
 }
 
 /// The directory is a new cluster's, and no cluster's yet.
-fn mark_unfinished(place: &Path) -> Result<(), PostgresError> {
+pub(crate) fn mark_unfinished(place: &Path) -> Result<(), PostgresError> {
     write_file(&place.join(UNFINISHED), "")?;
     sync_directory(place)
 }

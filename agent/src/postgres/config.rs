@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use secrecy::SecretString;
 
-use super::hooks::Hooks;
+use super::hooks::{Command, Hooks};
+use super::methods::{CustomBootstrap, ReplicaMethod};
 
 /// A PostgreSQL role and its password.
 #[derive(Clone, Debug)]
@@ -94,6 +95,12 @@ pub struct PostgresConfig {
     pub bootstrap_roles: Vec<BootstrapRole>,
     /// The operator's scripts.
     pub hooks: Hooks,
+    /// How a new cluster is made, if not by initdb.
+    pub custom_bootstrap: Option<CustomBootstrap>,
+    /// Run once on a new cluster (Patroni's `post_bootstrap`).
+    pub post_bootstrap: Option<Command>,
+    /// Ways to make a replica, in order.
+    pub replica_methods: Vec<ReplicaMethod>,
     /// Extra options of pg_basebackup: name and, where it takes one, value.
     pub basebackup: Vec<(String, Option<String>)>,
     /// Whether pg_rewind is used, and with it `wal_log_hints` demanded.

@@ -16,6 +16,7 @@ use rustix::process::{Signal, pidfd_send_signal};
 use super::PostgresError;
 use super::config::PostgresConfig;
 use super::files::{directory_major, remove_file, sync_directory, write_file};
+use super::process::end_orphaned_script;
 use super::scan::ProcessId;
 
 /// The copy in the making.
@@ -95,6 +96,8 @@ pub fn directory_state(config: &PostgresConfig) -> DirectoryState {
 /// agent that was killed, finishes a swap that was decided, and removes a copy that was not whole.
 pub fn finish_interrupted(config: &PostgresConfig) -> Result<DirectoryState, PostgresError> {
     end_orphaned_tools(config);
+    end_orphaned_script(&config.run_dir);
+    set_unmade_aside(config)?;
     if config.beside(COMPLETE).exists() {
         swap_in(config)?;
     } else {
@@ -136,6 +139,19 @@ pub(crate) fn making_marker(config: &PostgresConfig) -> PathBuf {
         Ok(()) => config.beside(MAKING),
         Err(_) => config.run_dir.join("making"),
     }
+}
+
+/// What an agent that was killed had begun to make in an empty place is renamed out of the way, where that
+/// can be done; elsewhere the operator is told.
+fn set_unmade_aside(config: &PostgresConfig) -> Result<(), PostgresError> {
+    let marker = making_marker(config);
+    if !marker.exists() || why_not_swappable(config).is_some() {
+        return Ok(());
+    }
+    if config.data_dir.exists() {
+        set_failed_aside(config)?;
+    }
+    remove_file(&marker)
 }
 
 /// Takes the data directory out of the way: renamed to `.failed`, or emptied where it cannot be renamed.

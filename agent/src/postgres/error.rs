@@ -154,6 +154,31 @@ pub enum PostgresError {
         /// A mount point, tablespaces outside, or a parent without write permission.
         why: String,
     },
+    /// None of `create_replica_methods` made a replica.
+    #[error("no method made a replica; {tried}")]
+    NoMethodWorked {
+        /// Each with its error.
+        tried: String,
+    },
+    /// A method ended with success and left nothing.
+    #[error("{method} ended with success, but {data_dir} holds no data directory")]
+    NothingMade {
+        /// The method.
+        method: String,
+        /// Where it should be.
+        data_dir: PathBuf,
+    },
+    /// A method that cannot be told another place would write over the old data.
+    #[error(
+        "{method} takes no arguments and {data_dir} is not empty: set keep_data if it works on the old \
+         data, or drop no_params so that it can work beside it"
+    )]
+    MethodNeedsEmpty {
+        /// The method.
+        method: String,
+        /// The data directory.
+        data_dir: PathBuf,
+    },
     /// Only the data of a bootstrap that was never finished may be set aside as failed.
     #[error("{data_dir} is not the data of an unfinished bootstrap: it is left alone")]
     NotUnfinished {
@@ -199,6 +224,7 @@ impl PostgresError {
             | Self::Lost { .. }
             | Self::HalfDone { .. }
             | Self::NotUnfinished { .. }
+            | Self::MethodNeedsEmpty { .. }
             | Self::PromoteNotAllowed
             | Self::NotInRecovery => false,
             Self::Program { .. }
@@ -212,6 +238,8 @@ impl PostgresError {
             | Self::NotDead { .. }
             | Self::Unreadable { .. }
             | Self::ForeignSystem { .. }
+            | Self::NoMethodWorked { .. }
+            | Self::NothingMade { .. }
             | Self::NoSpace { .. } => true,
         }
     }

@@ -29,6 +29,8 @@ pub enum UpstreamChange {
 pub enum ServerRole {
     /// Accepts writes.
     Primary,
+    /// In the recovery of a custom bootstrap, at whose end it accepts writes.
+    Recovering,
     /// In recovery.
     Replica(UpstreamChange),
 }
@@ -111,6 +113,7 @@ pub(crate) fn write_all(
     let (conninfo, slot) = upstream_of(config, role, &old, &old_auto);
     let conf_role = match role {
         ServerRole::Primary => ConfRole::Primary,
+        ServerRole::Recovering => ConfRole::Recovering,
         ServerRole::Replica(_) => ConfRole::Replica {
             conninfo: conninfo.as_deref(),
             slot: slot.as_deref(),
@@ -128,10 +131,21 @@ pub(crate) fn write_all(
             write_file(&config.config_dir().join(name), &render_lines(lines))?;
         }
     }
-    if let Some(text) = without_recovery_settings(&old_auto) {
+    if !keeps_recovery(config, role)
+        && let Some(text) = without_recovery_settings(&old_auto)
+    {
         write_file(&auto_conf, &text)?;
     }
+    if keeps_recovery(config, role) {
+        return Ok(());
+    }
     write_signals(&config.data_dir, role)
+}
+
+/// Whether what a custom bootstrap left of recovery settings and signals stays.
+fn keeps_recovery(config: &PostgresConfig, role: &ServerRole) -> bool {
+    let custom = config.custom_bootstrap.as_ref();
+    *role == ServerRole::Recovering && custom.is_some_and(|c| c.keep_existing_recovery_conf)
 }
 
 /// Before the first generated file is written, the original is renamed; it is included from then on.
@@ -153,7 +167,9 @@ fn upstream_of(
     old_auto: &str,
 ) -> (Option<String>, Option<String>) {
     match role {
-        ServerRole::Primary | ServerRole::Replica(UpstreamChange::Nowhere) => (None, None),
+        ServerRole::Primary
+        | ServerRole::Recovering
+        | ServerRole::Replica(UpstreamChange::Nowhere) => (None, None),
         ServerRole::Replica(UpstreamChange::To(upstream)) => (
             Some(primary_conninfo(config, upstream)),
             upstream.slot.clone(),
@@ -168,10 +184,16 @@ fn upstream_of(
 
 fn write_signals(data_dir: &Path, role: &ServerRole) -> Result<(), PostgresError> {
     let standby = data_dir.join(STANDBY_SIGNAL);
-    remove_file(&data_dir.join(RECOVERY_SIGNAL))?;
+    if *role != ServerRole::Recovering {
+        remove_file(&data_dir.join(RECOVERY_SIGNAL))?;
+    }
     remove_file(&data_dir.join("promote"))?;
     match role {
         ServerRole::Primary => remove_file(&standby)?,
+        ServerRole::Recovering => {
+            remove_file(&standby)?;
+            write_file(&data_dir.join(RECOVERY_SIGNAL), "")?;
+        }
         ServerRole::Replica(_) if standby.exists() => {}
         ServerRole::Replica(_) => write_file(&standby, "")?,
     }

@@ -32,6 +32,9 @@ const OUTPUT_LIMIT_BYTES: usize = 64 * 1024;
 /// Beginnings of environment variables that are the agent's own and may hold secrets.
 const PRIVATE_ENVIRONMENT: [&str; 4] = ["PATRONI_", "TRUNKLINE_", "PGPASSWORD", "NOTIFY_SOCKET"];
 
+/// In the run directory: the operator's method that makes data.
+pub(crate) const SCRIPT_FILE: &str = "method";
+
 /// Longest wait for the last words of a script that has failed.
 const SAID_LIMIT: Duration = Duration::from_secs(1);
 
@@ -341,6 +344,8 @@ pub(crate) struct Script {
     program: PathBuf,
     pub(crate) arguments: Vec<String>,
     pub(crate) environment: Vec<(String, String)>,
+    /// Where it is written down while it runs, for an agent that starts in the middle of it.
+    pub(crate) note: Option<PathBuf>,
     limit: Duration,
     what: &'static str,
 }
@@ -365,6 +370,7 @@ impl Script {
             program: words.next().unwrap_or_default().into(),
             arguments: words.collect(),
             environment: Vec::new(),
+            note: None,
             limit,
             what,
         }
@@ -389,6 +395,10 @@ impl Script {
         })?;
         let pid = child.id().and_then(|pid| i32::try_from(pid).ok());
         let mut group = Group(pid.and_then(Pid::from_raw));
+        if let (Some(note), Some(id)) = (&self.note, pid.and_then(ProcessId::of_child)) {
+            let text = format!("{} {}", id.pid, id.start_ticks);
+            std::fs::write(note, text).map_err(PostgresError::file("write", note))?;
+        }
         let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
         // What it leaves running in the background may hold the pipes open: its own end counts.
         let reading = tokio::spawn(async move { tokio::join!(tail(stdout), tail(stderr)) });
@@ -427,6 +437,22 @@ impl Script {
             last_lines: last_lines(text),
         })
     }
+}
+
+/// Ends the script of an agent that was killed: it would go on changing what the new one looks at.
+pub(crate) fn end_orphaned_script(run_dir: &Path) {
+    let note = run_dir.join(SCRIPT_FILE);
+    let text = std::fs::read_to_string(&note).unwrap_or_default();
+    let mut words = text.split(' ').map(str::parse::<u64>);
+    if let (Some(Ok(pid)), Some(Ok(start_ticks))) = (words.next(), words.next())
+        && let Ok(pid) = i32::try_from(pid)
+        && ProcessId::of(pid) == Some(ProcessId { pid, start_ticks })
+        && let Some(group) = Pid::from_raw(pid)
+    {
+        // It may end by itself at this moment.
+        let _ = kill_process_group(group, Signal::KILL);
+    }
+    let _ = std::fs::remove_file(&note);
 }
 
 /// Whatever is started would inherit these.

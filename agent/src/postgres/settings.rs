@@ -73,6 +73,8 @@ const DEFAULTS: [(&str, &str); 3] = [
 pub enum ConfRole<'a> {
     /// Accepts writes; no recovery settings.
     Primary,
+    /// In the recovery of a custom bootstrap.
+    Recovering,
     /// In recovery; `None`: no upstream is known.
     Replica {
         /// The text of `primary_conninfo`.
@@ -279,8 +281,12 @@ pub fn render_conf(
     for (name, value) in settings {
         text.push_str(&format!("{name} = {}\n", quote(&value)));
     }
-    if let ConfRole::Replica { conninfo, slot } = role {
-        text.push_str(&render_recovery(config, conninfo, slot));
+    match role {
+        ConfRole::Primary => {}
+        ConfRole::Recovering => text.push_str(&render_target(config)),
+        ConfRole::Replica { conninfo, slot } => {
+            text.push_str(&render_recovery(config, conninfo, slot));
+        }
     }
     text
 }
@@ -312,6 +318,24 @@ fn render_recovery(config: &PostgresConfig, conninfo: Option<&str>, slot: Option
         text.push_str(&format!("{name} = {}\n", quote(&value)));
     }
     text
+}
+
+/// What a custom bootstrap recovers to. Without hot standby PostgreSQL would end at a target instead of
+/// going on, unless it is told to promote.
+fn render_target(config: &PostgresConfig) -> String {
+    let custom = config.custom_bootstrap.as_ref();
+    let Some(settings) = custom.and_then(|custom| custom.recovery_conf.clone()) else {
+        return String::new();
+    };
+    let mut settings = settings;
+    settings.remove("standby_mode");
+    settings
+        .entry("recovery_target_action".to_owned())
+        .or_insert_with(|| "promote".to_owned());
+    let lines = settings
+        .iter()
+        .map(|(name, value)| format!("{name} = {}\n", quote(value)));
+    format!("\n# recovery\n{}", lines.collect::<String>())
 }
 
 /// Text of `pg_hba.conf` or `pg_ident.conf`.

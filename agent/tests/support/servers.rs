@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use rustix::fs::{FlockOperation, flock};
 use trunkline_agent::postgres::kill::kill_instance;
+use trunkline_agent::postgres::methods::ReplicaMethod;
 use trunkline_agent::postgres::{Credentials, Postgres, PostgresConfig, Upstream};
 
 /// Longest wait for anything a test waits for.
@@ -168,6 +169,9 @@ impl Servers {
             ],
             bootstrap_roles: Vec::new(),
             hooks: Default::default(),
+            custom_bootstrap: None,
+            post_bootstrap: None,
+            replica_methods: vec![ReplicaMethod::Basebackup],
             basebackup: Vec::new(),
             use_pg_rewind: true,
             run_dir: base.clone(),

@@ -76,6 +76,7 @@ impl World {
                 self.cancel_job(node);
                 Went::Done
             }
+            Action::CloneWithoutLeader => self.begin_job(node, JobKind::Clone, None),
             Action::CallBack(..) => Went::Done,
             Action::RunPrePromote => self.begin_job(node, JobKind::PrePromote, None),
             Action::DiscardBootstrap => self.begin_job(node, JobKind::DiscardBootstrap, None),
@@ -201,6 +202,7 @@ impl World {
             | Action::Rewind(_)
             | Action::CancelJob
             | Action::DiscardBootstrap
+            | Action::CloneWithoutLeader
             | Action::CallBack(..)
             | Action::RunPrePromote
             | Action::CreateSlots(_)
@@ -227,7 +229,7 @@ impl World {
 
     fn start(&mut self, node: NodeId, start: &StartAs) -> Went {
         let as_primary = match start {
-            StartAs::Primary => {
+            StartAs::Primary | StartAs::Recovering => {
                 if !self.may_become_writable(node) {
                     return Went::Failed;
                 }

@@ -32,6 +32,10 @@ impl Default for Coverage {
 /// Reasons that this world cannot reach yet, each with why.
 pub const UNREACHED: &[(&str, &str)] = &[
     (
+        "recovering_to_target",
+        "the world has no backup to make a cluster of; initdb makes each",
+    ),
+    (
         "lease_expired",
         "the lease task lets a lease lapse before every look, so no look shows an expired one",
     ),

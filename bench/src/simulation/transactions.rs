@@ -79,6 +79,7 @@ impl World {
             | Action::Rewind(_)
             | Action::CancelJob
             | Action::DiscardBootstrap
+            | Action::CloneWithoutLeader
             | Action::CallBack(..)
             | Action::RunPrePromote
             | Action::CreateSlots(_)

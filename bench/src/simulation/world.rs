@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use fastrand::Rng;
 use trunkline_agent::decide::callbacks::Callback;
-use trunkline_agent::decide::observation::{CrashPolicy, Me};
+use trunkline_agent::decide::observation::{BootstrapKind, CrashPolicy, Me};
 use trunkline_shared::cluster::topology::{Fact, FactKey};
 use trunkline_shared::cluster::{ClusterSettings, MemberName, SystemId, Tags};
 
@@ -361,6 +361,8 @@ fn new_node(
         may_replace_data,
         use_pg_rewind: None,
         callbacks: Callback::ALL.into(),
+        can_clone_without_leader: plan.drift[usize::from(id)] % 5 == 0,
+        bootstrap: BootstrapKind::Initdb,
         has_pre_promote: plan.drift[usize::from(id)] % 4 == 0,
     });
     Node {

@@ -90,6 +90,8 @@ pub enum Action {
     AdvanceSlots(Vec<(Arc<str>, Lsn)>),
     /// Set the data of a bootstrap that failed aside.
     DiscardBootstrap,
+    /// Make a replica by a method that needs no leader.
+    CloneWithoutLeader,
     /// Call the operator's script of this event.
     CallBack(Callback, CallbackRole),
     /// Run the operator's `pre_promote`.
@@ -101,6 +103,8 @@ pub enum Action {
 pub enum StartAs {
     /// Accepting writes. Arm first.
     Primary,
+    /// Recovering to the target of a custom bootstrap; accepting writes by itself after that. Arm first.
+    Recovering,
     /// In recovery; without an upstream the one configured last is kept.
     Replica(Option<Upstream>),
 }
@@ -208,6 +212,7 @@ impl Action {
         "advance_slots",
         "claim_timeline",
         "discard_bootstrap",
+        "clone_without_leader",
         "call_back",
         "run_pre_promote",
     ];
@@ -246,6 +251,7 @@ impl Action {
             Action::DropSlots(_) => brief("drop_slots"),
             Action::AdvanceSlots(_) => brief("advance_slots"),
             Action::ClaimTimeline(_) => brief("claim_timeline"),
+            Action::CloneWithoutLeader => replaces("clone_without_leader", JobKind::Clone),
             Action::CallBack(..) => brief("call_back"),
             Action::RunPrePromote => long("run_pre_promote", JobKind::PrePromote),
             Action::DiscardBootstrap => replaces("discard_bootstrap", JobKind::DiscardBootstrap),

@@ -121,6 +121,8 @@ reasons! {
     NotSynchronous "not_synchronous" "Synchronous replication is on and commits did not wait for this member: it could lose acknowledged ones. trunkline failover overrides this."
     NotEnoughVotes "not_enough_votes" "Synchronous replication is on and too few voters answer that are not ahead of this member: it could lose acknowledged commits. trunkline failover overrides this."
     DiscardingBootstrap "discarding_bootstrap" "The data here is of a bootstrap that was never finished: it is set aside as <data_dir>.failed."
+    CloningWithoutLeader "cloning_without_leader" "Nobody leads; the data is made by a method that needs no leader."
+    RecoveringToTarget "recovering_to_target" "The new cluster's data is recovered; when that ends PostgreSQL accepts writes by itself."
     RunningPrePromote "running_pre_promote" "The operator's pre_promote runs; its success allows the promotion."
     PrePromoteFailed "pre_promote_failed" "The operator's pre_promote forbade the promotion: the lease is given up and others run first."
     StandbyCluster "standby_cluster" "standby_cluster stands in the configuration and Trunkline does not run such clusters yet: nobody becomes primary. trunkline edit-config without the section makes this an independent cluster."

@@ -58,6 +58,7 @@ impl fmt::Display for Action {
             Action::DropFailoverRequest { revision } => write!(f, " {revision}"),
             Action::AnnounceSwitchover(record) => write!(f, " {}", Announced(record)),
             Action::Start(StartAs::Primary) => write!(f, " as primary"),
+            Action::Start(StartAs::Recovering) => write!(f, " recovering, then primary"),
             Action::Start(StartAs::Replica(None)) => write!(f, " as replica, upstream kept"),
             Action::Start(StartAs::Replica(Some(upstream))) => {
                 write!(f, " as replica of {upstream}")
@@ -84,6 +85,7 @@ impl fmt::Display for Action {
             | Action::RecordHistory
             | Action::DiscardBootstrap
             | Action::RunPrePromote
+            | Action::CloneWithoutLeader
             | Action::ClearSwitchover
             | Action::WriteDisarmed
             | Action::RemoveDisarmed

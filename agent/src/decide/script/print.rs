@@ -11,8 +11,8 @@ use super::{slots, synchronous};
 use crate::decide::callbacks::Told;
 use crate::decide::memory::Memory;
 use crate::decide::observation::{
-    CrashPolicy, DcsView, JobView, LeaseView, Local, LocalRequest, Observation, PeerAnswer, Peers,
-    Running, RunningRole,
+    BootstrapKind, CrashPolicy, DcsView, JobView, LeaseView, Local, LocalRequest, Observation,
+    PeerAnswer, Peers, Running, RunningRole,
 };
 
 /// The lines that describe what was seen and remembered; `decide` is to be added by who wants the answer.
@@ -25,6 +25,12 @@ pub fn to_script(seen: &Observation, memory: &Memory) -> String {
     option(&mut out, "replicatefrom", me.tags.replicatefrom.as_ref());
     option(&mut out, "priority", me.tags.failover_priority);
     flag(&mut out, !me.may_replace_data, "may_not_replace_data");
+    flag(&mut out, me.can_clone_without_leader, "no_leader_method");
+    match me.bootstrap {
+        BootstrapKind::Initdb => {}
+        BootstrapKind::Custom => flag(&mut out, true, "bootstrap=custom"),
+        BootstrapKind::CustomRecovering => flag(&mut out, true, "bootstrap=recovering"),
+    }
     flag(&mut out, me.has_pre_promote, "pre_promote");
     if !me.callbacks.is_empty() {
         let names: Vec<&str> = me.callbacks.iter().map(|c| c.word()).collect();

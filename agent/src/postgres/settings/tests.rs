@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::*;
+use crate::postgres::methods::ReplicaMethod;
 
 pub(crate) fn config() -> PostgresConfig {
     let role = |name: &str, password: Option<&str>| Credentials {
@@ -44,6 +45,9 @@ pub(crate) fn config() -> PostgresConfig {
         initdb: Vec::new(),
         bootstrap_roles: Vec::new(),
         hooks: Default::default(),
+        custom_bootstrap: None,
+        post_bootstrap: None,
+        replica_methods: vec![ReplicaMethod::Basebackup],
         basebackup: Vec::new(),
         use_pg_rewind: true,
         run_dir: "/run/x".into(),
