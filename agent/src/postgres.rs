@@ -23,6 +23,7 @@ use tokio::sync::watch;
 use trunkline_shared::cluster::Timeline;
 use trunkline_shared::service::clock;
 
+mod archive;
 pub mod clone;
 pub mod config;
 pub mod control_data;

@@ -335,8 +335,8 @@ pub(crate) fn me(config: &AgentConfig) -> Me {
         address: Arc::from(local.connect_address.to_string().as_str()),
         tags: config.tags.clone(),
         crash_policy: config.own.crash_policy,
-        may_replace_data: !forbids(local.remove_data_directory_on_rewind_failure)
-            && !forbids(local.remove_data_directory_on_diverged_timelines),
+        may_replace_data: !forbids(local.remove_data_directory_on_diverged_timelines),
+        may_replace_unrewound: !forbids(local.remove_data_directory_on_rewind_failure),
         use_pg_rewind: local.use_pg_rewind,
         callbacks: Callback::ALL
             .into_iter()

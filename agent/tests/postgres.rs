@@ -291,6 +291,7 @@ fn a_member_is_cloned_promoted_rewound_and_cloned_again() {
         "a_member_is_cloned_promoted_rewound_and_cloned_again",
         async |servers| {
             let first = primary(servers).await;
+            let archive = archived(servers, &first).await;
             first.create_slot("member_2").await.unwrap();
             let second = replica(servers, 2, 1).await;
             let client = servers.client(1).await;
@@ -328,37 +329,77 @@ fn a_member_is_cloned_promoted_rewound_and_cloned_again() {
                 (Timeline(4), Timeline(4))
             );
 
-            // Both are primaries now, as no leader would allow: the first writes on, then crashes.
-            client
-                .batch_execute("INSERT INTO t VALUES (-1)")
-                .await
-                .unwrap();
-            first.stop(&plan(StopMode::Immediate)).await.unwrap();
-            servers
-                .client(2)
-                .await
-                .batch_execute("INSERT INTO t VALUES (2)")
-                .await
-                .unwrap();
-            let facts = first.source_facts(&servers.upstream(2)).await.unwrap();
-            assert!(facts.is_rewind_source(), "{facts:?}");
-            let end = first.local_end(None).await.unwrap();
-            let need = needs_rewind(end, facts.timeline, &facts.history);
-            let RewindNeed::Needed { fork } = need else {
-                panic!("{need:?} with {facts:?}")
-            };
-            let began = clock::now();
-            first.rewind(&servers.upstream(2), fork).await.unwrap();
-            println!("measured: pg_rewind {:?}", clock::now().since(began));
-            let aside = std::fs::read_dir(servers.config(1).beside(WAL_ASIDE)).unwrap();
-            assert!(aside.count() > 0, "the WAL after the fork was set aside");
-            follow_from_start(&first, servers, 2).await;
-            wait_replayed(&second, &first).await;
-            assert_eq!(rows(servers, 1).await, [1, 2]);
+            parted_and_rewound(servers, &first, &second, &archive).await;
 
             reclone(servers, first, second).await;
         },
     );
+}
+
+/// Both are primaries, as no leader would allow: the first writes on, crashes, and is taken back.
+async fn parted_and_rewound(
+    servers: &Servers,
+    first: &Postgres,
+    second: &Postgres,
+    archive: &std::path::Path,
+) {
+    let client = servers.client(1).await;
+    client
+        .batch_execute("INSERT INTO t VALUES (-1)")
+        .await
+        .unwrap();
+    client
+        .batch_execute("SELECT pg_switch_wal()")
+        .await
+        .unwrap();
+    first.stop(&plan(StopMode::Immediate)).await.unwrap();
+    std::fs::write(servers.config(1).data_dir.join("pg_wal/may_archive"), "").unwrap();
+    servers
+        .client(2)
+        .await
+        .batch_execute("INSERT INTO t VALUES (2)")
+        .await
+        .unwrap();
+    let facts = first.source_facts(&servers.upstream(2)).await.unwrap();
+    assert!(facts.is_rewind_source(), "{facts:?}");
+    let end = first.local_end(None).await.unwrap();
+    let need = needs_rewind(end, facts.timeline, &facts.history);
+    let RewindNeed::Needed { fork } = need else {
+        panic!("{need:?} with {facts:?}")
+    };
+    first.rewind(&servers.upstream(2), fork).await.unwrap();
+    let kept = std::fs::read_dir(archive).unwrap().count();
+    assert!(
+        kept > 0,
+        "what waited for the archive went there before the rewind"
+    );
+    let aside = std::fs::read_dir(servers.config(1).beside(WAL_ASIDE)).unwrap();
+    assert!(aside.count() > 0, "the WAL after the fork was set aside");
+    follow_from_start(first, servers, 2).await;
+    wait_replayed(second, first).await;
+    assert_eq!(rows(servers, 1).await, [1, 2]);
+}
+
+/// Lets instance 1 archive and fetch, but only from the moment on that a file says so.
+async fn archived(servers: &Servers, first: &Postgres) -> std::path::PathBuf {
+    first.stop(&plan(StopMode::Fast)).await.unwrap();
+    let archive = servers.folder().join("archive");
+    let mut config = servers.config(1);
+    let command = format!(
+        "test -e pg_wal/may_archive && cp %p {}/%f",
+        archive.display()
+    );
+    let parameters = [("archive_mode", "on"), ("archive_command", &command)];
+    config
+        .parameters
+        .extend(parameters.map(|(name, value)| (name.to_owned(), value.to_owned())));
+    let restore = format!("cp {}/%f %p", archive.display());
+    config.recovery.insert("restore_command".into(), restore);
+    std::fs::create_dir(&archive).unwrap();
+    first.reconfigure(config).await;
+    first.start(ServerRole::Primary).await.unwrap();
+    first.wait_ready(PATIENCE).await.unwrap();
+    archive
 }
 
 async fn rows(servers: &Servers, index: u8) -> Vec<i32> {

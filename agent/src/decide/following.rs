@@ -192,7 +192,7 @@ fn start(turn: Turn<'_>, topology: &Topology, stopped: &Stopped) -> Decision {
             .routine(Reason::ReinitializeRequested);
     }
     if stopped.is_half_rewound {
-        return copy_anew(turn, topology, leader);
+        return copy_anew(turn, topology, leader, true);
     }
     match ancestry(topology, stopped, timeline) {
         Ancestry::Unknown => turn.routine(Reason::WaitingForHistory),
@@ -233,16 +233,23 @@ fn mend(turn: Turn<'_>, topology: &Topology, leader: &Member) -> Decision {
         }
         // A clone that failed is not a reason to rewind again at once.
         if turn.failed_lately(JobKind::Clone) {
-            return copy_anew(turn, topology, leader);
+            return copy_anew(turn, topology, leader, true);
         }
         let from = upstream::source(seen, topology, leader, leader);
         return turn.act(Action::Rewind(from)).routine(Reason::Rewinding);
     }
-    copy_anew(turn, topology, leader)
+    copy_anew(turn, topology, leader, rewinds)
 }
 
-fn copy_anew(turn: Turn<'_>, topology: &Topology, leader: &Member) -> Decision {
-    if !turn.seen.me.may_replace_data {
+/// `is_unrewound`: after a rewind that failed, else because it has diverged.
+fn copy_anew(turn: Turn<'_>, topology: &Topology, leader: &Member, is_unrewound: bool) -> Decision {
+    let me = &turn.seen.me;
+    let may_replace = if is_unrewound {
+        me.may_replace_unrewound
+    } else {
+        me.may_replace_data
+    };
+    if !may_replace {
         return turn.routine(Reason::ReplaceForbidden);
     }
     let Some(from) = no_data::clone_source(&turn, topology, leader) else {

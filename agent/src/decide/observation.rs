@@ -50,9 +50,11 @@ pub struct Me {
     pub tags: Tags,
     /// What to do when PostgreSQL crashes.
     pub crash_policy: CrashPolicy,
-    /// Whether a diverged data directory, or one that could not be rewound, may be replaced by a new
-    /// clone. Patroni's `remove_data_directory_on_*`; true where the file is silent (`ha.md` 5.8).
+    /// Whether a diverged data directory that is not rewound may be replaced by a new clone: Patroni's
+    /// `remove_data_directory_on_diverged_timelines`; true where the file is silent (`ha.md` 5.8).
     pub may_replace_data: bool,
+    /// The same after a rewind that failed: `remove_data_directory_on_rewind_failure`.
+    pub may_replace_unrewound: bool,
     /// `postgresql.use_pg_rewind` of this member's file, over the cluster's.
     pub use_pg_rewind: Option<bool>,
     /// The events for which the operator has a script.

@@ -101,6 +101,7 @@ impl Default for Scene {
             tags: Tags::default(),
             crash_policy: CrashPolicy::Auto,
             may_replace_data: true,
+            may_replace_unrewound: true,
             use_pg_rewind: None,
             callbacks: BTreeSet::new(),
             has_pre_promote: false,
@@ -250,6 +251,7 @@ impl Scene {
         me.tags.replicatefrom = words.text("replicatefrom").map(MemberName::new);
         me.tags.failover_priority = words.value("priority")?;
         me.may_replace_data = !words.has("may_not_replace_data");
+        me.may_replace_unrewound = !words.has("may_not_replace_unrewound");
         me.can_clone_without_leader = words.has("no_leader_method");
         me.bootstrap = match words.text("bootstrap") {
             None | Some("initdb") => BootstrapKind::Initdb,

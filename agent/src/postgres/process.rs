@@ -306,8 +306,13 @@ impl Tool<'_> {
     /// Runs it; a status other than 0 is an error with its last lines.
     pub(crate) async fn run(&self) -> Result<ToolOutput, PostgresError> {
         let output = self.output().await?;
+        self.checked(&output).map(|()| output)
+    }
+
+    /// A status other than 0 is an error with the last lines.
+    pub(crate) fn checked(&self, output: &ToolOutput) -> Result<(), PostgresError> {
         if output.status.success() {
-            return Ok(output);
+            return Ok(());
         }
         let text = if output.stderr.trim().is_empty() {
             &output.stdout

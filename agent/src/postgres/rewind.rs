@@ -7,11 +7,12 @@ use std::time::Duration;
 use trunkline_shared::cluster::timeline::{Ancestry, TimelineEnd};
 use trunkline_shared::cluster::{Lsn, SystemId, Timeline, TimelineHistory};
 
+use super::archive;
 use super::control_data::ControlState;
 use super::directory::{REWINDING, remove_tree};
 use super::files::{append_line, remove_file, write_file, write_pgpass};
 use super::process::Tool;
-use super::settings::conninfo;
+use super::settings::{conninfo, quote};
 use super::{ControlData, Postgres, PostgresConfig, PostgresError, Upstream};
 
 /// Longest pg_rewind: a day. It is ended earlier by dropping the call.
@@ -311,7 +312,8 @@ impl Postgres {
             format!("--target-pgdata={}", config.data_dir.display()),
             format!("--source-server={server}"),
         ];
-        if config.recovery.contains_key("restore_command") {
+        let restore = archive::restore_command(&config);
+        if restore.is_some() {
             arguments.push("--restore-target-wal".to_owned());
         }
         if let Some(dir) = &config.config_dir {
@@ -320,12 +322,23 @@ impl Postgres {
         }
         let marker = config.beside(REWINDING);
         write_file(&marker, "")?;
-        append_line(&config.config_dir().join("postgresql.conf"), KEEP_WAL)?;
+        let conf = config.config_dir().join("postgresql.conf");
+        append_line(&conf, KEEP_WAL)?;
+        if let Some(restore) = &restore {
+            // A former primary's file holds no settings of recovery, and pg_rewind reads this one there.
+            append_line(&conf, &format!("restore_command = {}", quote(restore)))?;
+        }
+        if !matches!(
+            data.state,
+            ControlState::ShutDown | ControlState::ShutDownInRecovery
+        ) {
+            archive::archive_pending(&config).await;
+        }
         let tool = Tool {
             passfile: Some(&config.pgpass),
             ..self.tool("pg_rewind", arguments, REWIND_LIMIT, "pg_rewind")
         };
-        tool.run().await?;
+        archive::with_missing_wal(&config, restore.as_deref(), &tool).await?;
         // Slots are the source's, or stale: the agent makes those that are wanted.
         empty_directory(&config.data_dir.join("pg_replslot"))?;
         remove_file(&marker)

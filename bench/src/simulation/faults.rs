@@ -507,6 +507,7 @@ impl World {
             this.postgres.unreadable_until = 0;
             this.agent.me = Arc::new(Me {
                 may_replace_data: true,
+                may_replace_unrewound: true,
                 tags: Default::default(),
                 ..(*this.agent.me).clone()
             });

@@ -359,6 +359,7 @@ fn new_node(
         tags,
         crash_policy,
         may_replace_data,
+        may_replace_unrewound: may_replace_data,
         use_pg_rewind: None,
         callbacks: Callback::ALL.into(),
         can_clone_without_leader: plan.drift[usize::from(id)] % 5 == 0,

@@ -25,6 +25,11 @@ pub fn to_script(seen: &Observation, memory: &Memory) -> String {
     option(&mut out, "replicatefrom", me.tags.replicatefrom.as_ref());
     option(&mut out, "priority", me.tags.failover_priority);
     flag(&mut out, !me.may_replace_data, "may_not_replace_data");
+    flag(
+        &mut out,
+        !me.may_replace_unrewound,
+        "may_not_replace_unrewound",
+    );
     flag(&mut out, me.can_clone_without_leader, "no_leader_method");
     match me.bootstrap {
         BootstrapKind::Initdb => {}
