@@ -212,7 +212,7 @@ impl Actor {
             let made = door.make_replica(Some(&upstream), expected).await;
             made.map_err(said)
         };
-        let member = Some(from.member.clone());
+        let member = from.member.clone();
         self.begin(JobKind::Clone, member, Box::pin(work)).await
     }
 

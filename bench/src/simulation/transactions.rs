@@ -21,13 +21,7 @@ impl World {
                 let lease = self.session(node)?;
                 self.as_leader(node, vec![self.lead(node, lease)])
             }
-            Action::ReleaseLeader { position } => {
-                let mut then = vec![Write::Delete(FactKey::Leader)];
-                let is_claimed = self.store.head.initialize == Initialize::Running;
-                then.extend(is_claimed.then_some(Write::Delete(FactKey::Initialize)));
-                then.extend(position.map(|at| self.last_status(node, at)));
-                self.as_leader(node, then)
-            }
+            Action::ReleaseLeader { position } => self.release(node, *position),
             Action::HandOver {
                 to,
                 lease,
@@ -86,6 +80,14 @@ impl World {
             | Action::DropSlots(_)
             | Action::AdvanceSlots(_) => None,
         }
+    }
+
+    fn release(&self, node: NodeId, position: Option<Lsn>) -> Option<Txn> {
+        let mut then = vec![Write::Delete(FactKey::Leader)];
+        let is_claimed = self.store.head.initialize == Initialize::Running;
+        then.extend(is_claimed.then_some(Write::Delete(FactKey::Initialize)));
+        then.extend(position.map(|at| self.last_status(node, at)));
+        self.as_leader(node, then)
     }
 
     fn record_system_id(&self, node: NodeId, id: SystemId) -> Option<Txn> {
