@@ -43,10 +43,6 @@ pub const UNREACHED: &[(&str, &str)] = &[
         "leader_key_missing",
         "only a hand that deletes the key in the DCS makes it vanish under a lease that lives",
     ),
-    (
-        "disarming_fence",
-        "no rule gives this reason: the fence is disarmed along with what else is decided",
-    ),
     ("standby_cluster", "no world is a standby cluster yet"),
     ("not_synchronous", "no seed replicates synchronously yet"),
     ("not_enough_votes", "no seed replicates synchronously yet"),

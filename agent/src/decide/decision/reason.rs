@@ -40,7 +40,6 @@ reasons! {
     LeaderKeyMissing "leader_key_missing" "The leader key vanished while the lease still holds; it is created again."
     FenceNotLive "fence_not_live" "The fence process does not answer; it is replaced before anything that needs it."
     ArmingFence "arming_fence" "PostgreSQL accepts writes under a held lease; the fence is armed."
-    DisarmingFence "disarming_fence" "PostgreSQL cannot accept writes; the fence is put to sleep."
     Promoting "promoting" "This member holds the lease and its PostgreSQL leaves recovery."
     PromotionFailed "promotion_failed" "Promotion did not succeed in time; the lease is given up so that another member can run."
     KillingOrphans "killing_orphans" "The postmaster is dead and some of its processes live on: they are killed."
