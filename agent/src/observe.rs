@@ -1,21 +1,22 @@
 //! Fills an [`Observation`]: asks every source, each with a limit, and never judges.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{RwLock, watch};
 use trunkline_shared::cluster::slots::SlotKind;
-use trunkline_shared::cluster::{Lsn, Moment, SystemId};
+use trunkline_shared::cluster::{Lsn, MemberName, Moment, SystemId};
 use trunkline_shared::dcs::watch::View;
 use trunkline_shared::service::clock;
 use trunkline_shared::service::http::HttpClient;
 
+use crate::decide::Observation;
 use crate::decide::observation::{
     DcsView, FenceView, JobView, LeaseView, Local, LocalRequest, Me, Peers, Running, RunningRole,
     SlotView, Stopped,
 };
-use crate::decide::{Memory, Observation, asking};
 use crate::fence::FenceHandle;
 use crate::lease::LeaseStatus;
 use crate::lease::arming::Arming;
@@ -113,21 +114,19 @@ pub struct Circumstances {
     pub request: Option<LocalRequest>,
     /// The agent was told to end.
     pub is_shutting_down: bool,
-    /// What the last turn left: whether the other members' agents are to be asked, and who was one.
-    pub memory: Memory,
+    /// Whom to ask, and where, if the other members' agents are to be asked.
+    pub asked: Option<BTreeMap<MemberName, Arc<str>>>,
 }
 
 impl Observer {
     /// One look at everything.
     pub async fn look(&mut self, now: Circumstances) -> Look {
         let view = self.cluster.borrow_and_update().clone();
-        let (me, client) = (self.me.clone(), self.client.clone());
+        let client = self.client.clone();
         let asking = async {
-            if now.memory.wants_peers {
-                let whom = asking::whom(&view.topology, &now.memory, &me.name);
-                Peers::Asked(peers::ask(&client, &view.topology, whom).await)
-            } else {
-                Peers::NotAsked
+            match now.asked {
+                Some(whom) => Peers::Asked(peers::ask(&client, &view.topology, whom).await),
+                None => Peers::NotAsked,
             }
         };
         let is_stopping = now

@@ -12,7 +12,7 @@ use trunkline_shared::dcs::watch::View;
 
 use crate::act::Actor;
 use crate::api::LocalRequest;
-use crate::decide::{self, Decision, Memory, RETRY_PAUSE, Reason};
+use crate::decide::{self, Decision, Memory, RETRY_PAUSE, Reason, asking};
 use crate::lease::LeaseStatus;
 use crate::observe::{Circumstances, Look, Observer};
 use crate::postgres::{Postmaster, ProcessId};
@@ -185,11 +185,15 @@ impl Tick {
     }
 
     async fn look(&mut self) -> Look {
+        let asked = self.memory.wants_peers.then(|| {
+            let view = self.observer.cluster.borrow();
+            asking::whom(&view.topology, &self.memory, &self.observer.me.name)
+        });
         let circumstances = Circumstances {
             job: self.actor.jobs.view(),
             request: self.requests.shown(),
             is_shutting_down: self.inbox.shutdown.is_cancelled(),
-            memory: self.memory.clone(),
+            asked,
         };
         let mut look = self.observer.look(circumstances).await;
         let postmaster = self.inbox.postmaster.borrow().running();
