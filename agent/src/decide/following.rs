@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use trunkline_shared::cluster::timeline::Ancestry;
 use trunkline_shared::cluster::topology::SwitchoverStage;
-use trunkline_shared::cluster::{Lsn, Member, MemberRole, MemberState, Timeline, Topology};
+use trunkline_shared::cluster::{Lsn, Member, MemberRole, MemberState, Moment, Timeline, Topology};
 
 use super::decision::{Action, Decision, Detail, Reason, StartAs, StopMode, Upstream};
 use super::memory::Memory;
@@ -33,7 +33,7 @@ pub(super) fn decide(seen: &Observation, memory: &Memory, topology: &Topology) -
             .detail(Detail::Text(why.clone()))
             .routine(Reason::DataUnreadable),
         Local::Stopped(stopped) => start(turn, topology, stopped),
-        Local::Starting { .. } => turn.routine(Reason::WaitingForStart),
+        Local::Starting { since, .. } => wait_for_start(turn, topology, *since),
         Local::Unresponsive { since, .. } => turn.wait_for_hung(*since),
         Local::Running(running) => match &running.role {
             RunningRole::Replica {
@@ -130,6 +130,26 @@ fn follow(turn: Turn<'_>, topology: &Topology, running: &Running, at: At<'_>) ->
         .carry_out(turn);
     let reason = turn.why.unwrap_or(Reason::Following);
     turn.routine(reason)
+}
+
+/// One that was started while the DCS was silent, after a rewind say, may have no upstream, or one that is
+/// gone, and then waits for WAL without an end. It takes a new one up while it starts, so it is pointed at its
+/// upstream after each ttl; that changes nothing where it replays what it has.
+fn wait_for_start(turn: Turn<'_>, topology: &Topology, since: Moment) -> Decision {
+    let seen = turn.seen;
+    let Some(leader) = confirmed_leader(topology) else {
+        return turn.routine(Reason::WaitingForStart);
+    };
+    let told = turn.decision.memory.not_streaming_since;
+    let since = told.map_or(since, |told| told.max(since));
+    let (ttl, waited) = (seen.settings().ttl, seen.now.since(since));
+    if waited < ttl {
+        return turn.within(Reason::WaitingForStart, ttl - waited);
+    }
+    let upstream = upstream::own(seen, topology, leader);
+    turn.remember(|memory| memory.not_streaming_since = Some(seen.now))
+        .act(Action::Follow(upstream))
+        .routine(Reason::RepairingReplication)
 }
 
 fn wait_for_leader(turn: Turn<'_>, topology: &Topology) -> Decision {

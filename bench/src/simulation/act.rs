@@ -291,7 +291,12 @@ impl World {
 
     fn follow(&mut self, node: NodeId, upstream: &Upstream) -> Went {
         self.check_upstream(node, Some(upstream));
-        if !matches!(self.node(node).postgres.phase, Phase::Replica { .. }) {
+        let phase = self.node(node).postgres.phase;
+        let takes_it_up = matches!(
+            phase,
+            Phase::Replica { .. } | Phase::Starting { as_primary: false }
+        );
+        if !takes_it_up {
             return Went::Failed;
         }
         self.point_at(node, upstream);
