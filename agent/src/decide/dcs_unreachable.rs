@@ -1,6 +1,8 @@
 //! The DCS was never read, or not for `retry_timeout`, and no lease is held: nobody is promoted; reads go
 //! on.
 
+use trunkline_shared::cluster::topology::Initialize;
+
 use super::Turn;
 use super::decision::{Decision, Reason, StartAs};
 use super::memory::Memory;
@@ -16,6 +18,10 @@ pub(super) fn decide(seen: &Observation, memory: &Memory) -> Decision {
         Local::Stopped(stopped) if stopped.is_half_rewound => {
             turn.routine(Reason::WaitingForLeader)
         }
+        // Started in recovery it would be a replica, of which nobody may make a cluster (`ha.md` 5.6).
+        Local::Stopped(stopped) if stopped.was_primary && !is_made(seen) => {
+            turn.routine(Reason::WaitingForLeader)
+        }
         Local::Stopped(_) => {
             turn.start_unless_just_failed(StartAs::Replica(None), Reason::StartingInRecovery)
         }
@@ -29,4 +35,10 @@ pub(super) fn decide(seen: &Observation, memory: &Memory) -> Decision {
             turn.routine(Reason::DcsUnknown)
         }
     }
+}
+
+/// Whether the last view names the cluster's system.
+fn is_made(seen: &Observation) -> bool {
+    let initialize = seen.topology().map(|topology| topology.initialize);
+    matches!(initialize, Some(Initialize::Done(_)))
 }

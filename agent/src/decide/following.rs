@@ -204,8 +204,8 @@ fn start(turn: Turn<'_>, topology: &Topology, stopped: &Stopped) -> Decision {
         return turn.start_unless_just_failed(StartAs::Replica(None), Reason::StartingReplica);
     };
     if turn.seen.request == Some(LocalRequest::Reinitialize) {
-        let from = no_data::clone_source(&turn, topology, leader)
-            .unwrap_or_else(|| upstream::source(turn.seen, topology, leader, leader));
+        // A replica may lack what is given away here.
+        let from = upstream::source(turn.seen, topology, leader, leader);
         return turn
             .request_taken()
             .act(Action::Clone(from))
