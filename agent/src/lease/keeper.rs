@@ -289,7 +289,10 @@ impl Keeper {
         };
         let moving = inner.moving;
         let is_of_one_term = moving.is_none_or(|m| m.term == looked.header.term);
-        if inner.changes != changes || !is_of_one_term || !self.arming.may_move_on() {
+        let may_move_on = is_of_one_term && self.arming.may_move_on();
+        // Only the yes is held back: somebody else's key is a definite no whatever the fence does.
+        let is_yes = matches!(looked.found, KeyCheck::Mine(_));
+        if inner.changes != changes || is_yes && !may_move_on {
             return Ok(());
         }
         inner.state.renewed(Renewal {

@@ -357,4 +357,18 @@ async fn an_armed_deadline_does_not_move_on_without_a_live_fence() {
     a.confirm(lease).await.unwrap();
     assert_eq!(held(&a).deadline, stands);
     assert_eq!(arming.deadline(), Some(stands));
+
+    // A definite no needs no fence to be believed.
+    let put = Operation::Put {
+        key: bench.keys.path(&FactKey::Leader),
+        value: b"b".to_vec(),
+        lease: 0,
+    };
+    let txn = Txn {
+        then: vec![put],
+        ..Txn::default()
+    };
+    bench.dcs.commit(&txn).await.unwrap();
+    assert!(a.confirm(lease).await.is_err());
+    assert_eq!(a.status().borrow().view, LeaseView::Lost);
 }
