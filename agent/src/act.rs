@@ -28,6 +28,7 @@ mod history;
 mod instance;
 pub mod jobs;
 mod records;
+mod sync;
 
 use jobs::{JobRuns, Jobs};
 
@@ -117,7 +118,7 @@ impl Actor {
         seen: &Observation,
         decision: &Decision,
     ) -> Result<(), ActError> {
-        if let Some(rule) = decision.broken_rule(self.lease_left()) {
+        if let Some(rule) = decision.broken_rule(seen, self.lease_left()) {
             return Err(ActError::Broken(rule));
         }
         for action in &decision.actions {
@@ -230,12 +231,16 @@ impl Actor {
             }
             Action::RunPrePromote => self.run_pre_promote(seen)?,
             Action::DiscardBootstrap => self.discard_bootstrap()?,
+            Action::WriteSync(sync) => self.write_sync(seen, sync).await?,
+            Action::DeleteSync { revision } => self.delete_sync(seen, *revision).await?,
+            Action::SetSyncNames(names) => self.set_sync_names(Some(names)).await?,
+            Action::ClearSyncNames => self.set_sync_names(None).await?,
         };
         Ok(shown)
     }
 
     async fn acquire(&self, seen: &Observation) -> Result<Revision, ActError> {
-        let outcome = self.lease.acquire(records::claim_revision(seen)).await;
+        let outcome = self.lease.acquire(records::as_seen(seen)).await;
         if matches!(outcome, Err(LeaseError::Refused { .. })) {
             // What was seen is not so, and the watch has not said it: its etcd member may lag behind.
             let _ = timeout(SHOWN_LIMIT, self.refresh.now()).await;

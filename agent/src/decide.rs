@@ -32,7 +32,7 @@ pub mod script;
 mod shutting_down;
 pub mod situation;
 mod slots;
-mod sync_standbys;
+pub mod sync_standbys;
 mod unregistered;
 mod upstream;
 
@@ -99,6 +99,8 @@ struct Turn<'a> {
     decision: Decision,
     /// The first reason given for what was added; a rule that collects actions ends with it.
     why: Option<Reason>,
+    /// The longest pause that a rule which collects actions allows.
+    soon: Option<Duration>,
 }
 
 impl<'a> Turn<'a> {
@@ -126,6 +128,7 @@ impl<'a> Turn<'a> {
                 is_request_taken: false,
             },
             why: None,
+            soon: None,
         }
     }
 
@@ -146,6 +149,12 @@ impl<'a> Turn<'a> {
 
     fn because(mut self, reason: Reason) -> Self {
         self.why = self.why.or(Some(reason));
+        self
+    }
+
+    /// The next look is to come after `within` at the latest.
+    fn soon(mut self, within: Duration) -> Self {
+        self.soon = Some(self.soon.map_or(within, |soon| soon.min(within)));
         self
     }
 

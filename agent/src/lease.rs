@@ -85,11 +85,18 @@ pub struct HandOver {
     pub status: String,
 }
 
+/// What decides who may lead, as it was seen: the revisions of the records, 0 where there was none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct AsSeen {
+    /// Of the last claimed timeline.
+    pub claim: Revision,
+    /// Of the synchronous standbys.
+    pub sync: Revision,
+}
+
 #[derive(Debug)]
 enum Order {
-    Acquire {
-        claim: Revision,
-    },
+    Acquire(AsSeen),
     ClaimBootstrap {
         claim: Revision,
         config: Option<String>,
@@ -133,10 +140,10 @@ impl LeaseHandle {
         self.status.clone()
     }
 
-    /// Creates the leader key if it is absent and the last claimed timeline is the one written at `claim`
-    /// (0: none was ever claimed): whoever slept through a promotion must not lead again.
-    pub async fn acquire(&self, claim: Revision) -> Result<Revision, LeaseError> {
-        self.send(Order::Acquire { claim }).await
+    /// Creates the leader key if it is absent and nothing has changed that decides who may lead: whoever slept
+    /// through a promotion, or is waited for by commits no more, must not lead.
+    pub async fn acquire(&self, as_seen: AsSeen) -> Result<Revision, LeaseError> {
+        self.send(Order::Acquire(as_seen)).await
     }
 
     /// Creates `initialize` (empty) and `leader` on the lease, and `config` if given, if the first two are

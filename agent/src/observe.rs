@@ -14,9 +14,10 @@ use trunkline_shared::service::http::HttpClient;
 
 use crate::decide::Observation;
 use crate::decide::observation::{
-    DcsView, FenceView, JobView, LeaseView, Local, LocalRequest, Me, Peers, Running, RunningRole,
-    SlotView, Stopped,
+    CommitsView, DcsView, FenceView, JobView, LeaseView, Local, LocalRequest, Me, Peers, Running,
+    RunningRole, SenderView, SlotView, Stopped,
 };
+use crate::decide::sync_standbys::SyncNames;
 use crate::fence::FenceHandle;
 use crate::lease::LeaseStatus;
 use crate::lease::arming::Arming;
@@ -446,6 +447,22 @@ fn running(postgres: &Postgres, status: &ServerStatus) -> Running {
             || !postgres.pending_restart(status).is_empty(),
         is_promoting: status.is_in_recovery
             && (postgres.is_promoting() || recovers_to_target(&postgres.config().data_dir)),
+        commits: commits(postgres, status),
+    }
+}
+
+fn commits(postgres: &Postgres, status: &ServerStatus) -> CommitsView {
+    let senders = status.senders.iter().map(|sender| SenderView {
+        name: MemberName::new(&sender.application_name),
+        is_streaming: sender.state == "streaming",
+        flushed: sender.flushed.unwrap_or_default(),
+    });
+    CommitsView {
+        senders: Arc::new(senders.collect()),
+        in_force: SyncNames::from(status.synchronous_standby_names.as_str()),
+        own: postgres
+            .sync_names()
+            .map(|text| SyncNames::from(text.as_str())),
     }
 }
 

@@ -41,6 +41,7 @@ pub mod scan;
 pub mod settings;
 pub mod sql;
 pub mod status;
+mod synchronous;
 pub mod timelines;
 
 pub use config::{Credentials, PostgresConfig, Upstream};
@@ -127,6 +128,8 @@ pub struct Postgres {
     reached: Mutex<Option<(ProcessId, Timeline)>>,
     /// In maintenance the server restarts itself after a crash.
     is_paused: AtomicBool,
+    /// Held while the file of `synchronous_standby_names` is written.
+    sync_conf: Arc<Mutex<()>>,
 }
 
 impl Postgres {
@@ -141,6 +144,7 @@ impl Postgres {
             watched: Mutex::new(None),
             reached: Mutex::new(None),
             is_paused: AtomicBool::new(false),
+            sync_conf: Arc::default(),
         };
         door.adopt();
         Ok(door)
@@ -279,6 +283,9 @@ impl Postgres {
             });
         }
         let recovers = role == ServerRole::Recovering;
+        if role != ServerRole::Primary {
+            synchronous::forget(&config)?;
+        }
         let controlled = self.write_settings(role).await?;
         files::remove_stale_lock(&config)?;
         timelines::release(&config.data_dir)?;

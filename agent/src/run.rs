@@ -43,6 +43,7 @@ use crate::postgres::{Postgres, PostgresConfig, PostgresError};
 use crate::tick::{Inbox, Recorder, SettingsKeeper, Tick};
 
 pub mod instance;
+mod standbys;
 
 /// Requests of operators that may wait for the loop.
 const REQUESTS: usize = 8;
@@ -138,6 +139,7 @@ pub async fn run(config: AgentConfig, read: ReadConfig, metrics: Metrics) -> Res
         shutdown: stop,
         postmaster: parts.postgres.watch_postmaster(),
         ready,
+        standbys: standbys::watched(&parts.postgres, parts.lease.status(), &parts.cluster),
         lease: parts.lease.status(),
         cluster: parts.cluster.clone(),
         requests: inbox,

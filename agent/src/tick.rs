@@ -40,6 +40,8 @@ pub enum Wake {
     JobEnded,
     /// The right to lead changed.
     LeaseChanged,
+    /// A standby began or ceased to stream from here.
+    StandbyChanged,
     /// An operator asked something of this member.
     Requested,
     /// The agent was told to end.
@@ -56,6 +58,7 @@ impl Wake {
             Wake::PostgresReady => "postgres_ready",
             Wake::JobEnded => "job_ended",
             Wake::LeaseChanged => "lease_changed",
+            Wake::StandbyChanged => "standby_changed",
             Wake::Requested => "requested",
             Wake::Shutdown => "shutdown",
         }
@@ -70,6 +73,8 @@ pub struct Inbox {
     pub postmaster: watch::Receiver<Postmaster>,
     /// Notified when the instance accepts connections.
     pub ready: Arc<Notify>,
+    /// Notified when a standby begins or ceases to stream from here, where commits wait for standbys.
+    pub standbys: Arc<Notify>,
     /// The lease task.
     pub lease: watch::Receiver<LeaseStatus>,
     /// The cluster.
@@ -139,6 +144,7 @@ impl Tick {
             () = self.actor.jobs.ended() => Wake::JobEnded,
             Ok(()) = inbox.lease.changed() => Wake::LeaseChanged,
             () = inbox.ready.notified() => Wake::PostgresReady,
+            () = inbox.standbys.notified() => Wake::StandbyChanged,
             Some(request) = inbox.requests.recv() => {
                 self.requests.take(request, &mut self.settings);
                 Wake::Requested

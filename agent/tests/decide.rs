@@ -59,7 +59,7 @@ impl Script {
             LeaseView::Held(held) => Some(seen.now.until(held.deadline)),
             LeaseView::NotHeld | LeaseView::Lost => None,
         };
-        assert_eq!(decision.broken_rule(left), None, "{decision}");
+        assert_eq!(decision.broken_rule(seen, left), None, "{decision}");
         let again = decide(seen, &self.scene.memory);
         assert_eq!(
             decision, again,

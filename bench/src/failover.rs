@@ -8,6 +8,7 @@ use clap::Args;
 use serde::Serialize;
 
 use crate::report::{self, Progress, ms, say};
+use crate::stack::member::{Synchronous, Timing};
 use crate::stack::{Layout, Plan, Stack};
 use run::{Measured, Settings};
 use scenario::Scenario;
@@ -35,6 +36,9 @@ pub struct FailoverOptions {
     /// Write the results to this file as JSON
     #[arg(long)]
     json: Option<PathBuf>,
+    /// Commits wait for standbys: nothing acknowledged may be lost, whatever is done
+    #[arg(long)]
+    sync: Option<Synchronous>,
     /// PostgreSQL's programs, if not the newest installed
     #[arg(long)]
     pg_bin: Option<PathBuf>,
@@ -76,6 +80,10 @@ pub async fn run(options: &FailoverOptions) -> Result<bool> {
     };
     let plan = Plan {
         postgresql: options.pg_bin.clone(),
+        timing: Timing {
+            synchronous: options.sync,
+            ..Timing::default()
+        },
         ..Plan::new(layout)
     };
     say(format!(

@@ -28,6 +28,7 @@ mod routers;
 mod slots;
 mod store;
 mod story;
+mod synchronous;
 mod transactions;
 mod world;
 

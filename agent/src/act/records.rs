@@ -8,6 +8,7 @@ use trunkline_shared::dcs::{Compare, Operation, Revision, Txn, records};
 
 use super::{ActError, Actor};
 use crate::decide::observation::{LeaseView, Observation};
+use crate::lease::AsSeen;
 
 /// The `status` record with this position; slots stay as they stand.
 pub(super) fn status(seen: &Observation, optime: Lsn) -> String {
@@ -22,6 +23,15 @@ pub(super) fn status(seen: &Observation, optime: Lsn) -> String {
     })
 }
 
+/// What this member knows when it takes the leader key.
+pub(super) fn as_seen(seen: &Observation) -> AsSeen {
+    let sync = seen.topology().and_then(|t| t.sync.as_ref());
+    AsSeen {
+        claim: claim_revision(seen),
+        sync: sync.map_or(0, |sync| sync.revision),
+    }
+}
+
 /// Which claim of a timeline this member knows; 0 for none.
 pub(super) fn claim_revision(seen: &Observation) -> Revision {
     seen.topology().map_or(0, |t| t.claim_revision())
@@ -34,7 +44,7 @@ pub(super) fn is_bootstrap(seen: &Observation) -> bool {
 }
 
 impl Actor {
-    fn put(&self, key: &FactKey, value: String) -> Operation {
+    pub(super) fn put(&self, key: &FactKey, value: String) -> Operation {
         Operation::Put {
             key: self.keys.path(key),
             value: value.into_bytes(),
@@ -42,7 +52,7 @@ impl Actor {
         }
     }
 
-    fn delete(&self, key: &FactKey) -> Operation {
+    pub(super) fn delete(&self, key: &FactKey) -> Operation {
         Operation::Delete(self.keys.path(key))
     }
 

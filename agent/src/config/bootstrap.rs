@@ -116,7 +116,7 @@ fn custom(section: &Section<'_>) -> Option<CustomBootstrap> {
 }
 
 /// Keys of the dynamic configuration that are acted on.
-const ACTED_ON: [&str; 14] = [
+const ACTED_ON: [&str; 18] = [
     "ttl",
     "loop_wait",
     "retry_timeout",
@@ -131,6 +131,10 @@ const ACTED_ON: [&str; 14] = [
     "postgresql",
     "ignore_slots",
     "standby_cluster",
+    "synchronous_mode",
+    "synchronous_mode_strict",
+    "synchronous_node_count",
+    "maximum_lag_on_syncnode",
 ];
 
 /// Checks the dynamic configuration by the rules of the `config` key and takes it over as it is.
@@ -173,13 +177,7 @@ fn dynamic(section: &Section<'_>) -> serde_json::Map<String, serde_json::Value> 
                     .to_owned(),
         });
     }
-    section.not_acted_on(&[
-        "maximum_lag_on_syncnode",
-        "synchronous_mode",
-        "synchronous_mode_strict",
-        "synchronous_node_count",
-        "primary_race_backoff",
-    ]);
+    section.not_acted_on(&["primary_race_backoff"]);
     if has_logical_slots(&dcs) {
         section.not_acted_on(&["slots"]);
     } else {

@@ -6,7 +6,7 @@ use trunkline_shared::cluster::member::{Member, SwitchoverReady, TrunklineFields
 use trunkline_shared::cluster::topology::{Initialize, SwitchoverStage};
 use trunkline_shared::cluster::{MemberRole, MemberState};
 
-use super::decision::Decision;
+use super::decision::{Decision, Reason};
 use super::observation::{
     BootstrapKind, JobKind, LeaseView, Local, Observation, Running, RunningRole,
 };
@@ -46,6 +46,8 @@ pub fn announcement(
             reason: Some(Arc::from(decision.reason.word())),
         }),
     };
+    // Who ends is not to be waited for by commits.
+    member.tags.nosync |= decision.reason == Reason::LeavingSync;
     if let Local::Running(running) = &seen.local {
         describe(&mut member, running);
     }

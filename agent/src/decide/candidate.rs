@@ -153,6 +153,13 @@ impl Race<'_> {
         furthest(self.topology, self.answers, self.own.timeline)
     }
 
+    /// Whether another member, which answered, has every acknowledged commit; this one may vote for it.
+    fn sync_lets(&self, name: &MemberName, view: &PeerView) -> bool {
+        let own = (&self.seen.me.name, (self.own.timeline, self.own.position));
+        let voters = votes(self.answers).chain([own]);
+        election::allows(self.topology, name, reach(view), voters).is_ok()
+    }
+
     fn lag_limit(&self) -> u64 {
         self.topology.settings_or_default().maximum_lag_on_failover
     }
@@ -190,7 +197,7 @@ fn no_other_is_named(race: &Race<'_>) -> Result<(), Refusal> {
     let limit = race.lag_limit();
     let can_run = |view: &PeerView| {
         let is_near = view.position.bytes_behind(furthest) <= limit;
-        let may = is_near && sync_lets(race.topology, race.answers, candidate, view).is_ok();
+        let may = is_near && race.sync_lets(candidate, view);
         is_able(view) && (race.request_accepts_loss() || may)
     };
     let answers_for_it = views(race.answers).any(|(name, view)| name == candidate && can_run(view));
@@ -213,26 +220,16 @@ fn sync_allows(race: &Race<'_>) -> Result<(), Refusal> {
         return Ok(());
     }
     let own = (race.own.timeline, race.own.position);
-    let voters = views(race.answers).filter(|(_, view)| is_voting(view));
-    let voters = voters.map(|(name, view)| (name, reach(view)));
-    election::allows(race.topology, &race.seen.me.name, own, voters)
+    election::allows(race.topology, &race.seen.me.name, own, votes(race.answers))
 }
 
-/// The same for another member that answered.
-fn sync_lets(
-    topology: &Topology,
+/// How far the others reach; what a stopped server has is not in its words.
+fn votes(
     answers: &BTreeMap<MemberName, PeerAnswer>,
-    name: &MemberName,
-    view: &PeerView,
-) -> Result<(), Refusal> {
-    let voters = views(answers).filter(|(_, view)| is_voting(view));
-    let voters = voters.map(|(name, view)| (name, reach(view)));
-    election::allows(topology, name, reach(view), voters)
-}
-
-/// What a stopped server has is not in its words.
-fn is_voting(view: &PeerView) -> bool {
-    view.is_running && !view.is_primary
+) -> impl Iterator<Item = (&MemberName, election::Reach)> {
+    views(answers)
+        .filter(|(_, view)| view.is_running && !view.is_primary)
+        .map(|(name, view)| (name, reach(view)))
 }
 
 fn reach(view: &PeerView) -> election::Reach {
@@ -262,13 +259,12 @@ fn nobody_is_better(race: &Race<'_>) -> Result<(), Refusal> {
     }
     let sync = election::record_in_force(race.topology);
     // Who may not run is not waited for; a former leader's surplus was never acknowledged.
-    let is_rival = |name: &MemberName| {
-        sync.is_none_or(|sync| sync.standbys.contains(name) || sync.quorum > 0)
-            && sync.is_none_or(|sync| sync.leader.as_ref() != Some(name))
+    let is_rival = |name: &MemberName, view: &PeerView| {
+        sync.is_none_or(|sync| sync.leader.as_ref() != Some(name) && race.sync_lets(name, view))
     };
     let better = views(race.answers)
         .filter(|(name, view)| is_able(view) && race.topology.members.contains_key(*name))
-        .filter(|(name, _)| is_rival(name))
+        .filter(|(name, view)| is_rival(name, view))
         .map(|(name, view)| standing(name, view))
         .filter(|other| *other > race.own)
         .max();
@@ -347,7 +343,9 @@ pub(super) fn successor(
         let may = match how {
             Succession::ByOperator => true,
             Succession::Planned => sync.is_none_or(|sync| sync.standbys.contains(name)),
-            Succession::AfterCrash => sync_lets(topology, answers, name, view).is_ok(),
+            Succession::AfterCrash => {
+                election::allows(topology, name, reach(view), votes(answers)).is_ok()
+            }
         };
         if !may {
             lacking = Detail::NotSynchronous(name.clone());

@@ -4,9 +4,12 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use trunkline_shared::cluster::settings::SynchronousMode;
+use trunkline_shared::cluster::sync_state::SyncState;
 use trunkline_shared::cluster::{MemberName, Moment};
 
 use super::memory::Memory;
+use super::observation::Observation;
 use super::situation::Situation;
 
 mod action;
@@ -96,11 +99,17 @@ pub enum BrokenRule {
     PromotesWithoutLease,
     /// A promotion or a start as primary without arming the fence first.
     PromotesUnarmed,
+    /// A promotion in a synchronous mode while the `sync` record lets others lead as well.
+    PromotesWithoutSync,
 }
 
 impl Decision {
     /// Checks the rules every decision keeps, whatever it decides.
-    pub fn broken_rule(&self, lease_left: Option<Duration>) -> Option<BrokenRule> {
+    pub fn broken_rule(
+        &self,
+        seen: &Observation,
+        lease_left: Option<Duration>,
+    ) -> Option<BrokenRule> {
         if self
             .actions
             .iter()
@@ -123,8 +132,30 @@ impl Decision {
         if !self.actions[..at].contains(&Action::ArmFence) {
             return Some(BrokenRule::PromotesUnarmed);
         }
+        let is_promotion = matches!(self.actions[at], Action::Promote(_));
+        if is_promotion && !is_sync_claimed(seen, &self.actions[..at]) {
+            return Some(BrokenRule::PromotesWithoutSync);
+        }
         None
     }
+}
+
+/// Whether nobody but this member may lead once these actions are done, where commits wait for standbys.
+fn is_sync_claimed(seen: &Observation, actions: &[Action]) -> bool {
+    if seen.settings().synchronous_mode == SynchronousMode::Off {
+        return true;
+    }
+    let is_claim = |sync: &SyncState| {
+        sync.leader.as_ref() == Some(&seen.me.name) && sync.standbys.is_empty() && sync.quorum == 0
+    };
+    let known = seen.topology().and_then(|t| t.sync.as_ref());
+    let written = actions.iter().rev().find_map(|action| {
+        if let Action::WriteSync(sync) = action {
+            return Some(sync);
+        }
+        None
+    });
+    written.or(known).is_some_and(is_claim)
 }
 
 /// When a turn may be late: the moment `next` names.

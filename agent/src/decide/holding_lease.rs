@@ -4,6 +4,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 
+use trunkline_shared::cluster::settings::SynchronousMode;
 use trunkline_shared::cluster::topology::{ClaimedTimeline, Initialize};
 use trunkline_shared::cluster::{Lsn, MemberName, Moment, Timeline, Topology};
 
@@ -13,6 +14,7 @@ use super::observation::{
     BootstrapKind, CrashPolicy, Held, JobKind, LeaseView, Local, LocalRequest, Observation,
     Running, RunningRole, Stopped,
 };
+use super::sync_standbys::keeping;
 use super::{PROMOTE_NEEDS, RETRY_PAUSE, Turn, bootstrap, candidate, leading, requests};
 
 /// More than this to replay, and another member takes over sooner than a restart ends (`ha.md` 9).
@@ -132,13 +134,14 @@ fn promote(turn: Turn<'_>, held: &Held, topology: &Topology, running: &Running) 
         ControlFlow::Continue(turn) => turn,
     };
     let next = next_timeline(topology, running.timeline);
-    turn.act(Action::ClaimTimeline(ClaimedTimeline {
-        timeline: next,
-        parent: running.timeline,
-    }))
-    .act(Action::ArmFence)
-    .act(Action::Promote(next))
-    .routine(Reason::Promoting)
+    keeping::before_promotion(turn, topology, running)
+        .act(Action::ClaimTimeline(ClaimedTimeline {
+            timeline: next,
+            parent: running.timeline,
+        }))
+        .act(Action::ArmFence)
+        .act(Action::Promote(next))
+        .routine(Reason::Promoting)
 }
 
 /// `pre_promote` is run once for every promotion, under the lease; a no gives the lease up.
@@ -324,7 +327,11 @@ fn when_stopped(turn: Turn<'_>, held: &Held, topology: &Topology, stopped: &Stop
     let prefers_failover = match seen.me.crash_policy {
         CrashPolicy::Failover => true,
         CrashPolicy::Restart => false,
-        CrashPolicy::Auto => second || redo > REDO_LIMIT,
+        // After a restart commits that nobody confirmed are visible.
+        CrashPolicy::Auto => {
+            let mode = seen.settings().synchronous_mode;
+            second || redo > REDO_LIMIT || mode != SynchronousMode::Off
+        }
     };
     let prefers_failover = prefers_failover || seen.settings().primary_start_timeout.is_zero();
     if prefers_failover {

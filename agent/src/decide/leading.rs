@@ -8,6 +8,7 @@ use trunkline_shared::cluster::{Lsn, Topology};
 
 use super::decision::{Action, Decision, Detail, Reason, StopMode};
 use super::observation::{JobKind, LeaseView, Running};
+use super::sync_standbys::keeping;
 use super::{RETRY_PAUSE, Turn, authority_gone, bootstrap, holding_lease, requests, slots};
 
 pub(super) fn decide(
@@ -43,6 +44,10 @@ pub(super) fn decide(
             .act(Action::ReassertLeader)
             .now(Reason::HandOverUnresolved);
     }
+    let turn = match keeping::claim(turn, topology) {
+        ControlFlow::Break(decision) => return decision,
+        ControlFlow::Continue(turn) => turn,
+    };
     let turn = match bootstrap::identity(turn, topology, running) {
         ControlFlow::Break(decision) => return decision,
         ControlFlow::Continue(turn) => turn,
@@ -79,6 +84,7 @@ type Duty = for<'a> fn(Turn<'a>, &Leading<'_>) -> Turn<'a>;
 /// position bounds their loss, the checkpoint lets them rewind.
 const DUTIES: &[Duty] = &[
     withdraw_announcement,
+    keep_sync_standbys,
     publish_position,
     checkpoint,
     keep_slots,
@@ -88,7 +94,11 @@ const DUTIES: &[Duty] = &[
 fn duties(turn: Turn<'_>, leading: &Leading<'_>) -> Decision {
     let turn = DUTIES.iter().fold(turn, |turn, duty| duty(turn, leading));
     let reason = turn.why.unwrap_or(Reason::Leading);
-    turn.detail(Detail::None).routine(reason)
+    let turn = turn.detail(Detail::None);
+    match turn.soon {
+        Some(within) => turn.within(reason, within),
+        None => turn.routine(reason),
+    }
 }
 
 fn withdraw_announcement<'a>(turn: Turn<'a>, leading: &Leading<'_>) -> Turn<'a> {
@@ -96,6 +106,11 @@ fn withdraw_announcement<'a>(turn: Turn<'a>, leading: &Leading<'_>) -> Turn<'a> 
         return turn.act(Action::RemoveDisarmed);
     }
     turn
+}
+
+/// Whom commits wait for decides who may lead after this member.
+fn keep_sync_standbys<'a>(turn: Turn<'a>, leading: &Leading<'_>) -> Turn<'a> {
+    keeping::keep(turn, leading.topology, leading.running, leading.position)
 }
 
 fn publish_position<'a>(turn: Turn<'a>, leading: &Leading<'_>) -> Turn<'a> {

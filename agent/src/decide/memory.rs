@@ -3,8 +3,10 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use trunkline_shared::cluster::{LeaderEpoch, Lsn, MemberName, Moment};
+
 use super::callbacks::Told;
-use trunkline_shared::cluster::{LeaderEpoch, MemberName, Moment};
+use super::sync_standbys::SyncNames;
 
 /// Given to each decision and returned changed by it. Lost when the agent restarts: nothing safety
 /// depends on may live here.
@@ -38,6 +40,12 @@ pub struct Memory {
     /// Where every member that was registered lately is asked, and when it was last seen registered: a
     /// leader's record ends with its lease, just when it must be asked.
     pub former: BTreeMap<MemberName, Former>,
+    /// What is known to have come before the setting of `synchronous_standby_names` that is in force.
+    pub sync_note: Option<SyncNote>,
+    /// Since when this synchronous standby, told to end, waits to be released.
+    pub leaving_since: Option<Moment>,
+    /// Since when no standby can be waited for.
+    pub sync_lost_since: Option<Moment>,
 }
 
 /// A member that is, or was, registered.
@@ -47,4 +55,17 @@ pub struct Former {
     pub api_url: Arc<str>,
     /// When its record was last seen.
     pub seen_at: Moment,
+}
+
+/// A setting of `synchronous_standby_names` that was seen in force.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SyncNote {
+    /// In which epoch.
+    pub epoch: LeaderEpoch,
+    /// The setting.
+    pub names: SyncNames,
+    /// Since when it was seen without a break.
+    pub since: Moment,
+    /// A position reached when every process had surely taken it up.
+    pub at: Option<Lsn>,
 }

@@ -10,6 +10,8 @@ use trunkline_shared::cluster::{
     LeaderEpoch, Lsn, MemberName, Moment, SystemId, Tags, Timeline, Topology,
 };
 
+use super::sync_standbys::SyncNames;
+
 /// One look at the world.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Observation {
@@ -209,6 +211,30 @@ pub struct Running {
     /// Promotion was signalled to this very postmaster: it will accept writes by itself, and only a stop
     /// of the instance takes that back.
     pub is_promoting: bool,
+    /// Whom its commits wait for, and who could be waited for.
+    pub commits: CommitsView,
+}
+
+/// Whom commits wait for, and who could be waited for.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct CommitsView {
+    /// Who receives WAL from this instance.
+    pub senders: Arc<Vec<SenderView>>,
+    /// `synchronous_standby_names`, as it is in force.
+    pub in_force: SyncNames,
+    /// What the agent's own file says; `None` if there is no such file.
+    pub own: Option<SyncNames>,
+}
+
+/// A connected receiver of WAL.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SenderView {
+    /// The name it gave itself: a member's.
+    pub name: MemberName,
+    /// It has caught up and streams.
+    pub is_streaming: bool,
+    /// Flushed there up to here.
+    pub flushed: Lsn,
 }
 
 /// A replication slot.

@@ -366,7 +366,7 @@ impl Scene {
                 clonefrom: words.has("clonefrom"),
                 nostream: words.has("nostream"),
                 replicatefrom: words.text("replicatefrom").map(MemberName::new),
-                ..Tags::default()
+                ..synchronous::tags(words)?
             },
             is_checkpointed_after_promote: !words.has("unchecked"),
             has_pending_restart: false,

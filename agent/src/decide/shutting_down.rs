@@ -2,7 +2,8 @@
 
 use super::decision::{Action, Decision, Reason, StopMode};
 use super::memory::Memory;
-use super::observation::{Held, LeaseView, Local, Observation, RunningRole};
+use super::observation::{Held, LeaseView, Local, Observation, Running, RunningRole};
+use super::sync_standbys::election;
 use super::{Turn, requests};
 use trunkline_shared::cluster::Topology;
 
@@ -14,8 +15,40 @@ pub(super) fn decide(seen: &Observation, memory: &Memory) -> Decision {
     }
     match (&seen.lease, seen.topology()) {
         (LeaseView::Held(held), Some(topology)) => as_leader(turn, held, topology),
+        (LeaseView::NotHeld | LeaseView::Lost, Some(topology)) => as_replica(turn, topology),
         (LeaseView::Held(_) | LeaseView::NotHeld | LeaseView::Lost, _) => stop(turn),
     }
+}
+
+/// A standby that commits wait for says in its record that it leaves, and ends once they do not: else they
+/// would be blocked (`patroni.md` 2.9).
+fn as_replica<'a>(turn: Turn<'a>, topology: &Topology) -> Decision {
+    let seen = turn.seen;
+    let me = &seen.me.name;
+    let is_waited_for = election::record_in_force(topology)
+        .is_some_and(|sync| sync.standbys.contains(me))
+        && topology.leader.is_some();
+    let streams = matches!(
+        &seen.local,
+        Local::Running(Running {
+            role: RunningRole::Replica {
+                is_streaming: true,
+                ..
+            },
+            ..
+        })
+    );
+    if !is_waited_for || !streams || !seen.is_dcs_fresh() {
+        return stop(turn);
+    }
+    let since = turn.decision.memory.leaving_since.unwrap_or(seen.now);
+    let limit = seen.settings().loop_wait * 2;
+    let waited = seen.now.since(since);
+    if waited >= limit {
+        return stop(turn);
+    }
+    turn.remember(|memory| memory.leaving_since = Some(since))
+        .within(Reason::LeavingSync, limit - waited)
 }
 
 fn stop(turn: Turn<'_>) -> Decision {

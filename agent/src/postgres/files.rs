@@ -12,6 +12,7 @@ use super::settings::{
     self, BASE_CONF, ConfRole, primary_conninfo, read_setting, render_conf, render_lines,
     render_pgpass, without_recovery_settings,
 };
+use super::synchronous;
 
 /// What happens to the upstream of a replica.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -110,6 +111,9 @@ pub(crate) fn write_all(
     let auto_conf = config.data_dir.join("postgresql.auto.conf");
     let (old, old_auto) = (read_text(&conf)?, read_text(&auto_conf)?);
     keep_original(config, &conf, &old)?;
+    if *role == ServerRole::Primary && settings::is_patronis(&old) {
+        synchronous::keep_value_of(config, &old)?;
+    }
     let (conninfo, slot) = upstream_of(config, role, &old, &old_auto);
     let conf_role = match role {
         ServerRole::Primary => ConfRole::Primary,

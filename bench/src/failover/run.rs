@@ -220,7 +220,8 @@ async fn judge(
         verdict.failed,
         verdict.lost.len()
     ));
-    match (verdict.lost.is_empty(), scenario.may_lose()) {
+    let may_lose = scenario.may_lose() && run.stack.timing.synchronous.is_none();
+    match (verdict.lost.is_empty(), may_lose) {
         (true, _) => {}
         (false, true) => run.note(format!(
             "lost rows {:?}: replication is asynchronous and the leader's end was sudden",

@@ -2,6 +2,7 @@
 
 use trunkline_agent::decide::decision::{StartAs, StopMode, Upstream};
 use trunkline_agent::decide::observation::JobKind;
+use trunkline_agent::decide::sync_standbys::SyncNames;
 use trunkline_agent::decide::{Action, PROMOTE_NEEDS};
 use trunkline_shared::cluster::{LeaderEpoch, MemberName, Timeline};
 
@@ -60,7 +61,11 @@ impl World {
             | Action::ClearSwitchover
             | Action::WriteDisarmed
             | Action::RemoveDisarmed
+            | Action::WriteSync(_)
+            | Action::DeleteSync { .. }
             | Action::ClaimTimeline(_) => self.ask_dcs(node, action),
+            Action::SetSyncNames(names) => self.set_names(node, Some(names.clone())),
+            Action::ClearSyncNames => self.set_names(node, None),
             Action::ArmFence => self.arm(node),
             Action::DisarmFence => self.disarm(node),
             Action::Initialize => self.begin_job(node, JobKind::Initialize, None),
@@ -179,7 +184,11 @@ impl World {
                 self.node_mut(node).agent.lease.state.given_up();
                 tell!(self, Actor::Agent(node), "has given the leader key up");
             }
-            Action::ConfirmLeader
+            Action::WriteSync(_)
+            | Action::DeleteSync { .. }
+            | Action::SetSyncNames(_)
+            | Action::ClearSyncNames
+            | Action::ConfirmLeader
             | Action::RecordSystemId(_)
             | Action::PublishStatus(_)
             | Action::RecordHistory
@@ -328,6 +337,14 @@ impl World {
         self.coverage.job(kind);
         self.start_job(node, kind, source);
         Went::Done
+    }
+
+    fn set_names(&mut self, node: NodeId, names: Option<SyncNames>) -> Went {
+        if self.set_sync_names(node, names) {
+            Went::Done
+        } else {
+            Went::Failed
+        }
     }
 
     // The fence.

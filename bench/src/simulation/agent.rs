@@ -271,7 +271,7 @@ impl World {
 
     pub(super) fn local(&self, node: NodeId) -> Local {
         let this = self.node(node);
-        this.postgres.local(
+        let local = this.postgres.local(
             self.now,
             this.agent.seen_running,
             &self.branches,
@@ -280,7 +280,8 @@ impl World {
                 UNREADABLE => self.unreadable.clone(),
                 id => self.node(id).address.clone(),
             },
-        )
+        );
+        self.with_commits(node, local)
     }
 
     pub(super) fn on_decide(&mut self, event: Event, node: NodeId, turn: u32) -> bool {
@@ -323,7 +324,7 @@ impl World {
             }
         );
         self.check_decision(node, &seen, &decision);
-        self.perturb_decision(node, &mut decision);
+        self.perturb_decision(&seen, &mut decision);
         self.take_up(node, &seen, decision);
         true
     }
@@ -461,9 +462,9 @@ impl World {
         seen
     }
 
-    fn perturb_decision(&self, _node: NodeId, decision: &mut Decision) {
+    fn perturb_decision(&self, seen: &Observation, decision: &mut Decision) {
         if let Some(rule) = self.rule {
-            rule.perturb_decision(decision);
+            rule.perturb_decision(seen, decision);
         }
     }
 

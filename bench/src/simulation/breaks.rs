@@ -11,6 +11,7 @@ use trunkline_shared::cluster::topology::ClaimedTimeline;
 use trunkline_shared::cluster::{MemberName, Moment};
 
 use super::slots::all_at_the_leaders;
+use super::synchronous::broken;
 
 /// A rule that a run breaks on purpose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,11 +43,19 @@ pub enum Break {
     PermanentSlotsUnread,
     /// Agents act while the cluster is paused.
     PauseIgnored,
+    /// A standby enters the `sync` record before commits wait for it.
+    SyncRecordBeforeGuc,
+    /// Commits wait for a standby no more while it still stands in the `sync` record.
+    GucBeforeRecordOnRemoval,
+    /// One vote less than the record demands is enough.
+    VotesShortByOne,
+    /// The `sync` record is not looked at in the race.
+    PromoteOutsideSync,
 }
 
 impl Break {
     /// Every one, with its word.
-    pub const ALL: [(Break, &'static str); 13] = [
+    pub const ALL: [(Break, &'static str); 17] = [
         (Break::NoFence, "no-fence"),
         (Break::DeadlineFromAnswer, "deadline-from-answer"),
         (Break::NoPeerCheck, "no-peer-check"),
@@ -60,6 +69,13 @@ impl Break {
         (Break::PauseIgnored, "pause-ignored"),
         (Break::SlotsFromLeader, "slots-from-leader"),
         (Break::PermanentSlotsUnread, "permanent-slots-unread"),
+        (Break::SyncRecordBeforeGuc, "sync-record-before-guc"),
+        (
+            Break::GucBeforeRecordOnRemoval,
+            "guc-before-record-on-removal",
+        ),
+        (Break::VotesShortByOne, "votes-short-by-one"),
+        (Break::PromoteOutsideSync, "promote-outside-sync"),
     ];
 
     /// The word of the command line.
@@ -104,6 +120,13 @@ impl Break {
                     Arc::make_mut(topology).settings = Some(Arc::new(settings));
                 }
             }
+            Break::SyncRecordBeforeGuc => broken::believe_all_is_confirmed(seen),
+            Break::VotesShortByOne => broken::in_the_race(seen, |topology| {
+                if let Some(sync) = &mut topology.sync {
+                    sync.quorum = sync.quorum.saturating_sub(1);
+                }
+            }),
+            Break::PromoteOutsideSync => broken::in_the_race(seen, |topology| topology.sync = None),
             Break::NoFence
             | Break::SlotsFromLeader
             | Break::DeadlineFromAnswer
@@ -111,13 +134,16 @@ impl Break {
             | Break::ReleaseAlive
             | Break::StaleEpochRouter
             | Break::UpstreamDropped
+            | Break::GucBeforeRecordOnRemoval
             | Break::FenceLeftDead => {}
         }
     }
 
     /// Changes what was decided.
-    pub(super) fn perturb_decision(self, decision: &mut Decision) {
+    pub(super) fn perturb_decision(self, seen: &Observation, decision: &mut Decision) {
         match self {
+            Break::SyncRecordBeforeGuc => broken::record_first(decision),
+            Break::GucBeforeRecordOnRemoval => broken::names_first(seen, decision),
             Break::NoFence | Break::FenceLeftDead => {
                 if decision.situation == Situation::AuthorityGone {
                     decision.actions.clear();
@@ -160,6 +186,8 @@ impl Break {
             | Break::PromoteUnlocked
             | Break::PermanentSlotsUnread
             | Break::PauseIgnored
+            | Break::VotesShortByOne
+            | Break::PromoteOutsideSync
             | Break::LagLimitIgnored => {}
         }
     }

@@ -98,14 +98,17 @@ impl World {
         self.writes[at].branch = branch;
         self.writes[at].end = end;
         self.ship_to_all(node);
-        if self
-            .net
-            .reaches(Place::Node(node), Place::Router(sent.router))
-        {
+        self.commit_waits(node, write, end);
+        true
+    }
+
+    /// PostgreSQL tells the client that its commit is done.
+    pub(super) fn answer_write(&mut self, node: NodeId, write: u32) {
+        let router = self.writes[write as usize].router;
+        if self.net.reaches(Place::Node(node), Place::Router(router)) {
             let way = self.hop();
             self.put_in(way, Event::WriteAnswered { write });
         }
-        true
     }
 
     pub(super) fn on_write_answered(&mut self, write: u32) -> bool {

@@ -36,6 +36,14 @@ pub const UNREACHED: &[(&str, &str)] = &[
         "the world has no backup to make a cluster of; initdb makes each",
     ),
     (
+        "delete_sync",
+        "no seed switches synchronous_mode off; a script shows the order",
+    ),
+    (
+        "clear_sync_names",
+        "no seed switches synchronous_mode off; a script shows the order",
+    ),
+    (
         "lease_expired",
         "the lease task lets a lease lapse before every look, so no look shows an expired one",
     ),
@@ -44,8 +52,6 @@ pub const UNREACHED: &[(&str, &str)] = &[
         "only a hand that deletes the key in the DCS makes it vanish under a lease that lives",
     ),
     ("standby_cluster", "no world is a standby cluster yet"),
-    ("not_synchronous", "no seed replicates synchronously yet"),
-    ("not_enough_votes", "no seed replicates synchronously yet"),
     (
         "stale_primary",
         "a primary that slept through a promotion meets its own deadline or the other's key first in nearly \

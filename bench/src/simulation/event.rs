@@ -54,6 +54,15 @@ pub(super) enum Event {
     Receiver { node: NodeId, run: u32 },
     /// WAL arrives at a replica.
     Ship { node: NodeId, run: u32 },
+    /// A standby's word of how far it has flushed arrives.
+    Flushed {
+        node: NodeId,
+        up: NodeId,
+        run: u32,
+        end: u64,
+    },
+    /// A changed setting is taken up.
+    Reload { node: NodeId, run: u32 },
     /// The backends that outlived their postmaster end by themselves.
     OrphansEnd { node: NodeId, run: u32 },
     /// The agent sees its postmaster's end.

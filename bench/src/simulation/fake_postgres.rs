@@ -6,11 +6,15 @@
 
 use std::sync::Arc;
 
-use trunkline_agent::decide::observation::{Local, Running, RunningRole, SlotView, Stopped};
+use trunkline_agent::decide::observation::{
+    CommitsView, Local, Running, RunningRole, SlotView, Stopped,
+};
+use trunkline_agent::decide::sync_standbys::SyncNames;
 use trunkline_shared::cluster::timeline::TimelineEnd;
 use trunkline_shared::cluster::{Lsn, Moment, SystemId, Timeline, TimelineHistory};
 
 use super::event::{NodeId, Time};
+use super::synchronous::Waiting;
 
 /// One writer's history.
 pub(super) struct Branch {
@@ -162,6 +166,8 @@ pub(super) struct Data {
     pub(super) crashed_at: Option<Moment>,
     /// Made for a new cluster whose identity was never recorded.
     pub(super) is_unfinished: bool,
+    /// Whom commits wait for, by the file.
+    pub(super) sync_names: Option<SyncNames>,
 }
 
 impl Data {
@@ -182,6 +188,7 @@ impl Data {
             is_checkpointed: true,
             crashed_at: None,
             is_unfinished: false,
+            sync_names: None,
         }
     }
 
@@ -257,6 +264,7 @@ pub(super) struct Postgres {
     pub(super) slots: Arc<Vec<SlotView>>,
     /// When it last stopped being a primary.
     pub(super) was_primary_until: Time,
+    pub(super) waiting: Waiting,
 }
 
 impl Postgres {
@@ -278,6 +286,7 @@ impl Postgres {
             shipping: None,
             slots: Arc::default(),
             was_primary_until: 0,
+            waiting: Waiting::default(),
         }
     }
 
@@ -336,6 +345,7 @@ impl Postgres {
                 is_promoting: self.phase == (Phase::Replica { promotes: true }),
                 slots: self.slots.clone(),
                 has_pending_restart: false,
+                commits: CommitsView::default(),
             })
         };
         let is_primary = self.phase == Phase::Primary;

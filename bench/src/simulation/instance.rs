@@ -190,6 +190,9 @@ impl World {
         postgres.is_streaming = false;
         postgres.shipping = None;
         postgres.hung_until = 0;
+        let upstream = postgres.data.as_ref().and_then(|data| data.upstream);
+        self.forget_waiting(node);
+        upstream.into_iter().for_each(|up| self.wake(up));
         self.cut_receivers(node);
     }
 
@@ -278,6 +281,9 @@ impl World {
             return;
         };
         data.is_clean = false;
+        if !as_primary {
+            data.sync_names = None;
+        }
         if as_primary {
             postgres.phase = Phase::Primary;
             let (branch, end, was_primary) = (data.branch, data.end, data.was_primary);
@@ -297,6 +303,8 @@ impl World {
             postgres.phase = Phase::Replica { promotes: false };
             self.receiver_soon(node, run);
         }
+        self.forget_waiting(node);
+        self.take_up_names(node);
         tell!(
             self,
             Actor::Postgres(node),
@@ -330,6 +338,8 @@ impl World {
             self.branches.timeline(branch),
             trunkline_shared::cluster::Lsn(end)
         );
+        self.forget_waiting(node);
+        self.take_up_names(node);
         self.check_loss(node, branch);
         self.ship_to_all(node);
         self.finish_job_of(node, JobKind::Promote, false);

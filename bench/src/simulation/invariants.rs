@@ -37,6 +37,8 @@ pub enum Invariant {
     RouterNeverSendsWritesToAnOldEpoch,
     /// What a failover loses is bounded.
     LossWithinLimit,
+    /// No commit that was acknowledged while commits wait for standbys is lost, unless an operator accepts it.
+    NoAcknowledgedCommitLost,
     /// A clone or rewind never destroys the newest history.
     NoDataDestroyed,
     /// After the deadline no server process lives longer than a kill takes.
@@ -272,7 +274,7 @@ impl World {
             }
             _ => None,
         };
-        if let Some(rule) = decision.broken_rule(left) {
+        if let Some(rule) = decision.broken_rule(seen, left) {
             self.fail(
                 Invariant::DecisionsKeepTheirRules,
                 format!("{}: {rule:?} by {}", self.node(node).name, decision.reason),
@@ -369,6 +371,13 @@ impl World {
             }
             until = begin;
             at = self.branches.0[one as usize].parent;
+        }
+        if lost > 0 && self.is_synchronous() {
+            let detail = format!(
+                "{} was promoted and lost {lost} bytes of acknowledged synchronous commits",
+                self.node(node).name
+            );
+            return self.fail(Invariant::NoAcknowledgedCommitLost, detail);
         }
         let limit = self.plan.maximum_lag + written + self.plan.commit_bytes + 4096;
         if lost > limit {
@@ -524,5 +533,9 @@ pub fn noticed_by(rule: Break) -> &'static [Invariant] {
         Break::PauseIgnored => &[Invariant::PauseMeansPause],
         Break::SlotsFromLeader => &[Invariant::ASlotNeverPassesItsPrimary],
         Break::PermanentSlotsUnread => &[Invariant::NoPermanentSlotDropped],
+        Break::SyncRecordBeforeGuc
+        | Break::GucBeforeRecordOnRemoval
+        | Break::VotesShortByOne
+        | Break::PromoteOutsideSync => &[Invariant::NoAcknowledgedCommitLost],
     }
 }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use fastrand::Rng;
+use trunkline_shared::cluster::settings::SynchronousMode;
 
 use super::event::{MS, NodeId, SECOND, Time};
 
@@ -118,6 +119,9 @@ pub(super) struct Plan {
     pub(super) orphans_live: Time,
     /// Clock rate errors of the nodes, parts per million.
     pub(super) drift: [i64; 5],
+    pub(super) synchronous_mode: SynchronousMode,
+    pub(super) is_strict: bool,
+    pub(super) synchronous_node_count: u32,
     pub(super) faults: Vec<Fault>,
     pub(super) ends: Time,
 }
@@ -165,11 +169,25 @@ impl Plan {
             replay_lag: MS * [0, 2, 50, 1_000][rng.usize(..4)],
             orphans_live: MS * rng.u64(10..8_000),
             drift,
+            synchronous_mode: SynchronousMode::Off,
+            is_strict: false,
+            synchronous_node_count: 1,
             faults: Vec::new(),
             ends: shape.lasts,
         };
         plan.draw_faults(rng);
+        plan.draw_synchronous(&mut rng.clone());
         plan
+    }
+
+    fn draw_synchronous(&mut self, rng: &mut Rng) {
+        self.synchronous_mode = match rng.u8(..8) {
+            0..4 => SynchronousMode::Off,
+            4..6 => SynchronousMode::On,
+            _ => SynchronousMode::Quorum,
+        };
+        self.is_strict = rng.u8(..3) == 0;
+        self.synchronous_node_count = 1 + u32::from(rng.u8(..4) == 0);
     }
 
     fn draw_faults(&mut self, rng: &mut Rng) {

@@ -61,9 +61,11 @@ impl World {
         let postgres = &mut self.node_mut(node).postgres;
         if is_heard {
             postgres.heard_at = now;
+            self.tell_flushed(node, upstream);
         } else if now > postgres.heard_at + RECEIVER_TIMEOUT {
             postgres.is_streaming = false;
             postgres.shipping = None;
+            self.wake(upstream);
         }
         self.ship(upstream, node);
     }
@@ -108,6 +110,7 @@ impl World {
             "streams from {}",
             self.node(up).name
         );
+        self.standby_connects(node, up);
         self.ship(up, node);
         self.wake(node);
     }
@@ -191,6 +194,7 @@ impl World {
             data.end = end;
             data.replays_at = now + lag;
         }
+        self.tell_flushed(node, up);
         self.ship(up, node);
         true
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use trunkline_agent::decide::Action;
 use trunkline_shared::cluster::topology::{Fact, FactKey, Initialize, Status};
-use trunkline_shared::cluster::{Lsn, SystemId};
+use trunkline_shared::cluster::{Lsn, MemberName, SystemId};
 
 use super::breaks::Break;
 use super::event::NodeId;
@@ -27,23 +27,15 @@ impl World {
                 lease,
                 record_revision,
                 position,
-            } => {
-                let key = Write::Put(FactKey::Leader, Fact::Leader(to.clone()), *lease);
-                let mut txn = self.as_leader(node, vec![key, self.last_status(node, *position)])?;
-                let record = FactKey::Member(to.clone());
-                txn.when.push(Compare::Revision(record, *record_revision));
-                Some(txn)
-            }
+            } => self.hand_over(node, to, (*lease, *record_revision), *position),
             Action::ClaimBootstrap => self.claim_bootstrap(node),
             Action::RecordSystemId(id) => self.record_system_id(node, *id),
             Action::PublishStatus(status) => self.publish(node, status),
             Action::RecordHistory => self.record_history(node),
             Action::DropFailoverRequest { revision } => Some(drop_failover(*revision)),
             Action::AnnounceSwitchover(record) => {
-                let (fact, lease) = (
-                    Fact::Switchover(record.clone()),
-                    self.node(node).agent.lease.id,
-                );
+                let fact = Fact::Switchover(record.clone());
+                let lease = self.node(node).agent.lease.id;
                 self.as_leader(node, vec![Write::Put(FactKey::Switchover, fact, lease)])
             }
             Action::ClearSwitchover => always(Write::Delete(FactKey::Switchover)),
@@ -57,6 +49,13 @@ impl World {
                 let seen = self.node(node).agent.view.as_ref()?.claimed;
                 txn.when.push(Compare::Claimed(seen));
                 Some(txn)
+            }
+            Action::WriteSync(sync) => {
+                let then = put(FactKey::Sync, Fact::Sync(sync.clone()));
+                self.on_sync_as_seen(node, sync.revision, then)
+            }
+            Action::DeleteSync { revision } => {
+                self.on_sync_as_seen(node, *revision, Write::Delete(FactKey::Sync))
             }
             // A keep-alive and a read, or nothing of the DCS.
             Action::ConfirmLeader
@@ -76,6 +75,8 @@ impl World {
             | Action::CloneWithoutLeader
             | Action::CallBack(..)
             | Action::RunPrePromote
+            | Action::SetSyncNames(_)
+            | Action::ClearSyncNames
             | Action::CreateSlots(_)
             | Action::DropSlots(_)
             | Action::AdvanceSlots(_) => None,
@@ -88,6 +89,20 @@ impl World {
         then.extend(is_claimed.then_some(Write::Delete(FactKey::Initialize)));
         then.extend(position.map(|at| self.last_status(node, at)));
         self.as_leader(node, then)
+    }
+
+    fn hand_over(
+        &self,
+        node: NodeId,
+        to: &MemberName,
+        (lease, record_revision): (i64, i64),
+        position: Lsn,
+    ) -> Option<Txn> {
+        let key = Write::Put(FactKey::Leader, Fact::Leader(to.clone()), lease);
+        let mut txn = self.as_leader(node, vec![key, self.last_status(node, position)])?;
+        let record = FactKey::Member(to.clone());
+        txn.when.push(Compare::Revision(record, record_revision));
+        Some(txn)
     }
 
     fn record_system_id(&self, node: NodeId, id: SystemId) -> Option<Txn> {
@@ -110,6 +125,9 @@ impl World {
         let lease = self.session(node)?;
         let mut when = vec![Compare::Absent(FactKey::Leader)];
         when.extend(self.claim_as_seen(node));
+        let view = self.node(node).agent.view.as_ref();
+        let sync = view.and_then(|view| view.sync.as_ref());
+        when.push(sync_as_seen(sync.map_or(0, |sync| sync.revision)));
         Some(Txn {
             when,
             then: vec![self.lead(node, lease)],
@@ -162,6 +180,12 @@ impl World {
         })
     }
 
+    fn on_sync_as_seen(&self, node: NodeId, revision: i64, then: Write) -> Option<Txn> {
+        let mut txn = self.as_leader(node, vec![then])?;
+        txn.when.push(sync_as_seen(revision));
+        Some(txn)
+    }
+
     /// Whoever creates a leader key compares the last claimed timeline as it was seen.
     fn claim_as_seen(&self, node: NodeId) -> Option<Compare> {
         if self.rule == Some(Break::ClaimIgnored) {
@@ -172,6 +196,13 @@ impl World {
             0 => Compare::Absent(FactKey::Timeline),
             revision => Compare::Revision(FactKey::Timeline, revision),
         })
+    }
+}
+
+fn sync_as_seen(revision: i64) -> Compare {
+    match revision {
+        0 => Compare::Absent(FactKey::Sync),
+        revision => Compare::Revision(FactKey::Sync, revision),
     }
 }
 

@@ -23,6 +23,7 @@ use super::routers::Router;
 use super::slots;
 use super::store::{Store, Txn, Write};
 use super::story::Story;
+use super::synchronous;
 
 /// A watcher's connection to the DCS; the agents' come first, then the routers'.
 #[derive(Default)]
@@ -70,7 +71,7 @@ const SYSTEM_ID: u64 = 7_300_000_000_000_000_001;
 
 impl World {
     pub(super) fn new(mut rng: Rng, plan: Plan, rule: Option<Break>, story: Option<Story>) -> Self {
-        let settings = Arc::new(ClusterSettings {
+        let mut settings = ClusterSettings {
             ttl: plan.ttl,
             loop_wait: plan.loop_wait,
             retry_timeout: plan.retry_timeout,
@@ -80,7 +81,9 @@ impl World {
             member_slots_ttl: Duration::from_secs(10),
             slots: slots::permanent(),
             ..ClusterSettings::default()
-        });
+        };
+        synchronous::set(&mut settings, &plan);
+        let settings = Arc::new(settings);
         let mut may_replace_data = rng.u8(..10) > 0;
         let crash_policy = match rng.u8(..4) {
             0 => CrashPolicy::Restart,
@@ -160,7 +163,7 @@ impl World {
     fn begin_with_a_cluster(&mut self) {
         let root = self.branches.root();
         let writes = |key, fact| Write::Put(key, fact, 0);
-        let txn = Txn {
+        let mut txn = Txn {
             when: Vec::new(),
             then: vec![
                 writes(
@@ -171,6 +174,8 @@ impl World {
                 writes(FactKey::History, Fact::History(Arc::default())),
             ],
         };
+        let first = synchronous::first_record(&self.plan, self.nodes[0].name.clone());
+        txn.then.extend(first);
         self.store.commit(&txn);
         let is_running = self.plan.origin == Origin::Running;
         for (id, node) in self.nodes.iter_mut().enumerate() {
@@ -266,6 +271,8 @@ impl World {
             Event::Phase { node, run } => self.on_phase(event, node, run),
             Event::Receiver { node, run } => self.on_receiver(event, node, run),
             Event::Ship { node, run } => self.on_ship(event, node, run),
+            Event::Flushed { node, up, end, .. } => self.on_flushed(event, node, up, end),
+            Event::Reload { node, run } => self.on_reload(event, node, run),
             Event::OrphansEnd { node, run } => self.on_orphans_end(event, node, run),
             Event::SeesExit { node, boot } => self.on_sees_exit(event, node, boot),
             Event::Killed { node, run } => self.on_killed(event, node, run),

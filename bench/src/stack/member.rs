@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use clap::ValueEnum;
 use rustix::process::Signal;
 use tokio_postgres::{Client, NoTls};
 
@@ -27,6 +28,33 @@ pub struct Timing {
     pub loop_wait: u32,
     /// Seconds a DCS or PostgreSQL operation is retried.
     pub retry_timeout: u32,
+    /// Whether commits wait for standbys, and how.
+    pub synchronous: Option<Synchronous>,
+}
+
+/// How commits wait for standbys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Synchronous {
+    /// For a named one; without any they go on.
+    On,
+    /// For a named one; without any they block.
+    Strict,
+    /// For any of all.
+    Quorum,
+}
+
+impl Synchronous {
+    /// The lines of the dynamic configuration.
+    fn lines(mode: Option<Synchronous>) -> &'static str {
+        match mode {
+            None => "",
+            Some(Synchronous::On) => "    synchronous_mode: true\n",
+            Some(Synchronous::Strict) => {
+                "    synchronous_mode: true\n    synchronous_mode_strict: true\n"
+            }
+            Some(Synchronous::Quorum) => "    synchronous_mode: quorum\n",
+        }
+    }
 }
 
 impl Default for Timing {
@@ -35,6 +63,7 @@ impl Default for Timing {
             ttl: 5,
             loop_wait: 1,
             retry_timeout: 2,
+            synchronous: None,
         }
     }
 }
@@ -134,7 +163,9 @@ impl Member {
             ttl,
             loop_wait,
             retry_timeout,
+            synchronous,
         } = timing;
+        let synchronous = Synchronous::lines(*synchronous);
         format!(
             r#"scope: {SCOPE}
 name: {name}
@@ -146,7 +177,7 @@ bootstrap:
     loop_wait: {loop_wait}
     retry_timeout: {retry_timeout}
     maximum_lag_on_failover: 1048576
-    postgresql:
+{synchronous}    postgresql:
       use_pg_rewind: true
       use_slots: true
       parameters:

@@ -2,11 +2,13 @@
 
 use std::sync::Arc;
 
+use trunkline_shared::cluster::sync_state::SyncState;
 use trunkline_shared::cluster::topology::{ClaimedTimeline, Status, SwitchoverRecord};
 use trunkline_shared::cluster::{Lsn, MemberName, SystemId, Timeline};
 
 use crate::decide::callbacks::{Callback, CallbackRole};
 use crate::decide::observation::JobKind;
+use crate::decide::sync_standbys::SyncNames;
 
 /// One step. Closed list; `act` performs it without judgement.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -96,6 +98,18 @@ pub enum Action {
     CallBack(Callback, CallbackRole),
     /// Run the operator's `pre_promote`.
     RunPrePromote,
+    /// Write the `sync` record, comparing the own leader key and the record's revision, which is 0 where
+    /// none was seen.
+    WriteSync(SyncState),
+    /// Delete the `sync` record of this revision, comparing the own leader key.
+    DeleteSync {
+        /// Its revision.
+        revision: i64,
+    },
+    /// Commits are to wait for these.
+    SetSyncNames(SyncNames),
+    /// The user's own `synchronous_standby_names` holds again.
+    ClearSyncNames,
 }
 
 /// As what the instance starts.
@@ -215,6 +229,10 @@ impl Action {
         "clone_without_leader",
         "call_back",
         "run_pre_promote",
+        "write_sync",
+        "delete_sync",
+        "set_sync_names",
+        "clear_sync_names",
     ];
 
     /// What is true of it wherever it is decided.
@@ -255,6 +273,10 @@ impl Action {
             Action::CallBack(..) => brief("call_back"),
             Action::RunPrePromote => long("run_pre_promote", JobKind::PrePromote),
             Action::DiscardBootstrap => replaces("discard_bootstrap", JobKind::DiscardBootstrap),
+            Action::WriteSync(_) => brief("write_sync"),
+            Action::DeleteSync { .. } => brief("delete_sync"),
+            Action::SetSyncNames(_) => brief("set_sync_names"),
+            Action::ClearSyncNames => brief("clear_sync_names"),
         }
     }
 

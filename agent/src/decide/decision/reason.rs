@@ -127,6 +127,13 @@ reasons! {
     StandbyCluster "standby_cluster" "standby_cluster stands in the configuration and Trunkline does not run such clusters yet: nobody becomes primary. trunkline edit-config without the section makes this an independent cluster."
     PausedGivingUp "paused_giving_up" "Maintenance: PostgreSQL here is stopped or in recovery; the lease is given up."
     DataElsewhere "data_elsewhere" "The DCS knows no cluster and a registered member has data: no other cluster is made. Start the agent of its primary; if the data is of no use, end that member's agent."
+    ClaimingSync "claiming_sync" "Synchronous replication is on: the sync record names this leader before commits depend on it."
+    AddingSyncStandby "adding_sync_standby" "Commits wait for another standby; it enters the sync record once it has everything from before."
+    RemovingSyncStandby "removing_sync_standby" "A standby leaves the sync record before commits wait for it no more."
+    NoSyncStandby "no_sync_standby" "No standby is left that commits could wait for: they wait. In non-strict mode they go on after loop_wait."
+    DegradedToAsynchronous "degraded_to_asynchronous" "Synchronous replication is on and no standby can be waited for: commits go on without one, and only this member may lead."
+    BlockingCommits "blocking_commits" "synchronous_mode_strict is on and no standby can be waited for: commits wait until one streams."
+    LeavingSync "leaving_sync" "This synchronous standby ends; it waits until the leader waits for it no more."
     ShutDown "shut_down" "The agent may end: PostgreSQL has stopped and nothing is held."
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use trunkline_shared::cluster::{LeaderEpoch, Lsn, MemberName, Moment, SystemId, Timeline};
 
 use super::words::Words;
-use super::{ScriptError, slots};
+use super::{ScriptError, slots, synchronous};
 use crate::decide::callbacks::{CallbackRole, Told};
 use crate::decide::memory::Memory;
 use crate::decide::observation::{
@@ -57,6 +57,7 @@ pub(super) fn memory(words: &Words<'_, '_>, now: Moment) -> Result<Memory, Scrip
         };
         memory.not_primary_since = Some((epoch, ago(since)?));
     }
+    synchronous::memory(&mut memory, words, now)?;
     Ok(memory)
 }
 
@@ -126,6 +127,7 @@ pub(super) fn local(words: &Words<'_, '_>, now: Moment) -> Result<Local, ScriptE
             slots: Arc::new(slots::views(words)?),
             has_pending_restart: words.has("pending_restart"),
             is_promoting: words.has("promoting"),
+            commits: synchronous::commits(words)?,
         }),
         other => return Err(words.wrong(other.unwrap_or(""), "a state of the instance")),
     })

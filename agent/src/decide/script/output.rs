@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use super::synchronous::named;
+use trunkline_shared::cluster::sync_state::SyncState;
 use trunkline_shared::cluster::topology::{Status, SwitchoverRecord, SwitchoverStage};
 
 use crate::decide::decision::{Action, Decision, Detail, NextWhy, StartAs, StopMode, Upstream};
@@ -77,7 +79,11 @@ impl fmt::Display for Action {
             Action::AdvanceSlots(slots) => slots
                 .iter()
                 .try_for_each(|(slot, to)| write!(f, " {slot}@{to}")),
-            Action::AcquireLeader
+            Action::WriteSync(sync) => write!(f, " {}", Recorded(sync)),
+            Action::DeleteSync { revision } => write!(f, " {revision}"),
+            Action::SetSyncNames(names) => write!(f, " {}", named(names)),
+            Action::ClearSyncNames
+            | Action::AcquireLeader
             | Action::ConfirmLeader
             | Action::ReassertLeader
             | Action::ReleaseLeader { position: None }
@@ -126,6 +132,26 @@ impl fmt::Display for Published<'_> {
             write!(f, " retain {}", status.retain_slots.join(","))?;
         }
         Ok(())
+    }
+}
+
+struct Recorded<'a>(&'a SyncState);
+
+impl fmt::Display for Recorded<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let sync = self.0;
+        sync.leader.iter().try_for_each(|leader| leader.fmt(f))?;
+        f.write_str(" with")?;
+        if sync.standbys.is_empty() {
+            f.write_str(" nobody")?;
+        }
+        for standby in &sync.standbys {
+            write!(f, " {standby}")?;
+        }
+        if sync.quorum > 0 {
+            write!(f, ", quorum {}", sync.quorum)?;
+        }
+        write!(f, ", after {}", sync.revision)
     }
 }
 

@@ -212,6 +212,7 @@ fn print_member(out: &mut String, member: &Member) {
     flag(out, member.tags.clonefrom, "clonefrom");
     flag(out, member.tags.nostream, "nostream");
     option(out, "replicatefrom", member.tags.replicatefrom.as_ref());
+    synchronous::print_tags(out, &member.tags);
     flag(out, !member.is_checkpointed_after_promote, "unchecked");
     flag(out, !member.is_trunkline(), "patroni");
     if let Some(ready) = member.trunkline.as_ref().and_then(|fields| fields.ready) {
@@ -333,6 +334,7 @@ fn print_running(out: &mut String, running: &Running) {
     }
     flag(out, running.has_pending_restart, "pending_restart");
     flag(out, running.is_promoting, "promoting");
+    synchronous::print_commits(out, &running.commits);
 }
 
 fn print_peers(out: &mut String, peers: &Peers) {
@@ -440,5 +442,6 @@ fn print_memory(out: &mut String, memory: &Memory, now: Moment) {
             .pre_promoted
             .map(|e| format!("{}@{}", e.generation, e.revision)),
     );
+    synchronous::print_memory(out, memory, now);
     out.push('\n');
 }

@@ -8,7 +8,7 @@ use trunkline_shared::dcs::{Committed, Compare, DcsError, LeaseId, Operation, Re
 use trunkline_shared::service::clock;
 
 use super::super::state::{KeyCheck, Renewal};
-use super::super::{HandOver, LeaseError, Order};
+use super::super::{AsSeen, HandOver, LeaseError, Order};
 use super::{Keeper, Looked, RETRY, Session};
 use crate::decide::observation::Held;
 
@@ -17,12 +17,12 @@ const RESOLVE_TRIES: u32 = 5;
 
 /// Why a leader key that is absent was not created.
 const NOT_AS_SEEN: &str =
-    "trunkline/timeline, or initialize, is not what this member has seen of it";
+    "trunkline/timeline, sync or initialize is not what this member has seen of it";
 
 impl Keeper {
     pub(super) async fn execute(&self, order: Order) -> Result<Revision, LeaseError> {
         match order {
-            Order::Acquire { claim } => self.acquire(claim).await,
+            Order::Acquire(as_seen) => self.acquire(as_seen).await,
             Order::ClaimBootstrap { claim, config } => self.claim_bootstrap(claim, config).await,
             Order::Confirm(lease) => self.confirm(lease).await,
             Order::Reassert => self.reassert().await,
@@ -36,14 +36,15 @@ impl Keeper {
         }
     }
 
-    async fn acquire(&self, claim: Revision) -> Result<Revision, LeaseError> {
+    async fn acquire(&self, as_seen: AsSeen) -> Result<Revision, LeaseError> {
         let session = self.young_session("take the leader key").await?;
         let mut then = vec![self.put_leader(session.lease)];
         then.extend(self.reads());
         let txn = Txn {
             when: vec![
                 Compare::Absent(self.leader_key.clone()),
-                self.claimed_as_seen(claim),
+                self.claimed_as_seen(as_seen.claim),
+                Compare::as_seen(self.keys.path(&FactKey::Sync), as_seen.sync),
             ],
             then,
             otherwise: self.reads(),

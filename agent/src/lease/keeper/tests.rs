@@ -4,7 +4,7 @@ use trunkline_shared::dcs::{Compare, Entry, LeaseAnswer, Listing, Watch};
 
 use super::*;
 use crate::decide::observation::{Held, LeaseView};
-use crate::lease::{HandOver, LeaseError};
+use crate::lease::{AsSeen, HandOver, LeaseError};
 
 const TTL: Duration = Duration::from_secs(5);
 /// Longest wait for something that takes milliseconds.
@@ -74,9 +74,9 @@ async fn session(handle: &LeaseHandle) -> LeaseId {
 async fn one_of_two_acquires_and_the_key_hangs_on_its_lease() {
     let bench = Bench::new();
     let (a, b) = (bench.member("a"), bench.member("b"));
-    let revision = a.acquire(0).await.unwrap();
+    let revision = a.acquire(AsSeen::default()).await.unwrap();
     assert!(matches!(
-        b.acquire(0).await,
+        b.acquire(AsSeen::default()).await,
         Err(LeaseError::Refused { .. })
     ));
     let leader = bench.get(&FactKey::Leader).await.unwrap();
@@ -93,7 +93,7 @@ async fn one_of_two_acquires_and_the_key_hangs_on_its_lease() {
 async fn release_deletes_the_key_and_writes_the_status_in_one_transaction() {
     let bench = Bench::new();
     let a = bench.member("a");
-    a.acquire(0).await.unwrap();
+    a.acquire(AsSeen::default()).await.unwrap();
     a.release(Some("{\"optime\":1}".to_owned()), false)
         .await
         .unwrap();
@@ -110,7 +110,7 @@ async fn release_deletes_the_key_and_writes_the_status_in_one_transaction() {
 async fn a_hand_over_moves_the_key_to_the_candidate_who_proves_it() {
     let bench = Bench::new();
     let (a, b) = (bench.member("a"), bench.member("b"));
-    a.acquire(0).await.unwrap();
+    a.acquire(AsSeen::default()).await.unwrap();
     b.put_member("{}".to_owned());
     let lease = session(&b).await;
     let path = FactKey::Member(MemberName::new("b"));
@@ -148,7 +148,7 @@ async fn a_hand_over_moves_the_key_to_the_candidate_who_proves_it() {
 async fn a_restarted_agent_goes_on_with_its_lease_and_proves_its_key() {
     let bench = Bench::new();
     let before = bench.member("a");
-    let epoch = before.acquire(0).await.unwrap();
+    let epoch = before.acquire(AsSeen::default()).await.unwrap();
     let lease = session(&before).await;
     drop(before);
     let after = bench.member("a");
@@ -161,7 +161,7 @@ async fn a_restarted_agent_goes_on_with_its_lease_and_proves_its_key() {
 async fn a_key_of_somebody_else_is_a_definite_no_and_a_missing_one_is_not() {
     let bench = Bench::new();
     let a = bench.member("a");
-    a.acquire(0).await.unwrap();
+    a.acquire(AsSeen::default()).await.unwrap();
     let leader = bench.keys.path(&FactKey::Leader);
     let delete = Txn {
         then: vec![Operation::Delete(leader.clone())],
@@ -189,7 +189,7 @@ async fn a_key_of_somebody_else_is_a_definite_no_and_a_missing_one_is_not() {
 async fn a_longer_ttl_takes_a_new_lease_and_moves_the_key_onto_it() {
     let bench = Bench::new();
     let a = bench.member("a");
-    let first = a.acquire(0).await.unwrap();
+    let first = a.acquire(AsSeen::default()).await.unwrap();
     let old = session(&a).await;
     a.set_ttl(TTL * 2).await.unwrap();
     let leader = bench.get(&FactKey::Leader).await.unwrap();
@@ -206,7 +206,7 @@ async fn a_lease_that_ended_is_replaced_once_and_the_key_stands_on_the_new_one()
     for _ in 0..20 {
         bench.dcs.end_lease(session(&a).await);
         // The command finds the lease gone together with the next renewal.
-        let taking = async { while a.acquire(0).await.is_err() {} };
+        let taking = async { while a.acquire(AsSeen::default()).await.is_err() {} };
         timeout(SOON, taking).await.unwrap();
         let leader = bench.get(&FactKey::Leader).await.unwrap();
         assert_eq!(leader.lease, session(&a).await);
@@ -229,7 +229,12 @@ async fn a_free_key_is_not_taken_by_who_missed_the_last_claim() {
     };
     let claim = bench.dcs.commit(&put).await.unwrap().header.revision;
     for known in [0, claim - 1] {
-        let refused = a.acquire(known).await;
+        let refused = a
+            .acquire(AsSeen {
+                claim: known,
+                sync: 0,
+            })
+            .await;
         assert!(
             matches!(refused, Err(LeaseError::Refused { .. })),
             "{refused:?}"
@@ -241,7 +246,7 @@ async fn a_free_key_is_not_taken_by_who_missed_the_last_claim() {
         );
     }
     assert_eq!(bench.get(&FactKey::Leader).await, None);
-    a.acquire(claim).await.unwrap();
+    a.acquire(AsSeen { claim, sync: 0 }).await.unwrap();
 }
 
 /// The store, with one transaction in its answer lost: executed or not.
@@ -296,7 +301,7 @@ async fn a_move_onto_another_lease_survives_a_lost_answer_without_a_moment_unhel
             loses: std::sync::Mutex::new(None),
         });
         let a = bench.member_on("a", lossy.clone());
-        a.acquire(0).await.unwrap();
+        a.acquire(AsSeen::default()).await.unwrap();
         let old = session(&a).await;
         *lossy.loses.lock().unwrap() = Some(is_executed);
         let first = a.set_ttl(TTL * 2).await;
@@ -322,7 +327,7 @@ async fn a_move_onto_a_shorter_lease_leaves_no_later_deadline_whatever_becomes_o
     });
     let arming = Arc::new(Arming::new(None, Box::new(|_| Ok(())), Box::new(|| true)));
     let a = bench.member_armed_by("a", lossy.clone(), TTL * 12, arming.clone());
-    a.acquire(0).await.unwrap();
+    a.acquire(AsSeen::default()).await.unwrap();
     arming.arm(held(&a).deadline).unwrap();
     assert!(clock::now().until(held(&a).deadline) > TTL * 10);
 
@@ -346,7 +351,7 @@ async fn an_armed_deadline_does_not_move_on_without_a_live_fence() {
     let is_watched = Box::new(move || seen.load(std::sync::atomic::Ordering::Relaxed));
     let arming = Arc::new(Arming::new(None, Box::new(|_| Ok(())), is_watched));
     let a = bench.member_armed_by("a", bench.dcs.clone(), TTL, arming.clone());
-    a.acquire(0).await.unwrap();
+    a.acquire(AsSeen::default()).await.unwrap();
     arming.arm(held(&a).deadline).unwrap();
     let lease = session(&a).await;
     a.confirm(lease).await.unwrap();

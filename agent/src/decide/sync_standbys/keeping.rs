@@ -1,0 +1,309 @@
+//! A leader's duty: keeps whom commits wait for, and the record, in line with who streams.
+
+use std::cmp::Reverse;
+use std::collections::BTreeSet;
+use std::ops::ControlFlow;
+use std::time::Duration;
+
+use trunkline_shared::cluster::settings::SynchronousMode;
+use trunkline_shared::cluster::sync_state::SyncState;
+use trunkline_shared::cluster::{Lsn, MemberName, MemberRole, MemberState, Topology};
+
+use super::{Standby, SyncNames, SyncStep, SyncView, named, quorum};
+use crate::decide::Turn;
+use crate::decide::decision::{Action, Decision, Reason};
+use crate::decide::memory::SyncNote;
+use crate::decide::observation::{LeaseView, Observation, Running};
+
+/// How long a setting must have been seen in force before a position is taken to lie behind it. The session
+/// that sees it is told by the same signal as the processes that release commits; each takes it up before it
+/// looks at what the standbys answer.
+const RELOAD_SETTLES: Duration = Duration::from_millis(100);
+
+/// How soon the next look comes while a setting, or a standby's position, is waited for.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
+
+/// The record names this leader before a cluster that is being made can have a second member, and before
+/// anything else where another led.
+pub(in crate::decide) fn claim<'a>(
+    turn: Turn<'a>,
+    topology: &Topology,
+) -> ControlFlow<Decision, Turn<'a>> {
+    let is_on = turn.seen.settings().synchronous_mode != SynchronousMode::Off;
+    let mine = |sync: &SyncState| sync.leader.as_ref() == Some(&turn.seen.me.name);
+    if !is_on || topology.sync.as_ref().is_some_and(mine) {
+        return ControlFlow::Continue(turn);
+    }
+    let claim = Action::WriteSync(nobody_but(turn.seen, topology));
+    ControlFlow::Break(turn.act(claim).now(Reason::ClaimingSync))
+}
+
+/// A record after the one that was seen, with which only this member may lead.
+fn nobody_but(seen: &Observation, topology: &Topology) -> SyncState {
+    SyncState {
+        leader: Some(seen.me.name.clone()),
+        standbys: Vec::new(),
+        quorum: 0,
+        revision: topology.sync.as_ref().map_or(0, |sync| sync.revision),
+    }
+}
+
+/// Before the first commit of a new leader nobody else may lead, and commits wait for nobody who is gone.
+pub(in crate::decide) fn before_promotion<'a>(
+    mut turn: Turn<'a>,
+    topology: &Topology,
+    running: &Running,
+) -> Turn<'a> {
+    let settings = turn.seen.settings();
+    if settings.synchronous_mode == SynchronousMode::Off {
+        return match running.commits.own {
+            Some(_) => turn.act(Action::ClearSyncNames),
+            None => turn,
+        };
+    }
+    let wanted = nobody_but(turn.seen, topology);
+    if topology.sync.as_ref() != Some(&wanted) {
+        turn = turn.act(Action::WriteSync(wanted));
+    }
+    let names = if settings.is_synchronous_mode_strict {
+        SyncNames::Blocked
+    } else {
+        SyncNames::Nobody
+    };
+    if running.commits.own.as_ref() != Some(&names) {
+        turn = turn.act(Action::SetSyncNames(names));
+    }
+    turn.remember(|memory| memory.sync_note = None)
+}
+
+/// The next step, if one is due.
+pub(in crate::decide) fn keep<'a>(
+    turn: Turn<'a>,
+    topology: &Topology,
+    running: &Running,
+    position: Lsn,
+) -> Turn<'a> {
+    let settings = turn.seen.settings();
+    if settings.synchronous_mode == SynchronousMode::Off {
+        return give_back(turn, topology, running);
+    }
+    let turn = note(turn, running, position);
+    let standbys = standbys(topology, running, position);
+    let recorded = topology.sync.as_ref().map(|sync| sync.standbys.as_slice());
+    let (turn, may_degrade) = weigh_loss(turn, recorded.unwrap_or_default(), &standbys);
+    let commits = &running.commits;
+    let view = SyncView {
+        me: &turn.seen.me.name,
+        is_strict: settings.is_synchronous_mode_strict,
+        wanted: usize::try_from(settings.synchronous_node_count).unwrap_or(usize::MAX),
+        may_degrade,
+        in_force: &commits.in_force,
+        own: commits.own.as_ref(),
+        noted: turn.decision.memory.sync_note.as_ref().and_then(|n| n.at),
+        record: topology.sync.as_ref(),
+        standbys: &standbys,
+    };
+    let step = match settings.synchronous_mode {
+        SynchronousMode::Quorum => quorum::resolve(&view),
+        SynchronousMode::On | SynchronousMode::Off => named::resolve(&view),
+    };
+    take(turn, topology, running, step)
+}
+
+/// The mode is off: nobody may rely on the record before commits stop to wait, and then the user's own
+/// setting holds again.
+fn give_back<'a>(turn: Turn<'a>, topology: &Topology, running: &Running) -> Turn<'a> {
+    if let Some(sync) = &topology.sync {
+        let revision = sync.revision;
+        return turn
+            .act(Action::DeleteSync { revision })
+            .because(Reason::RemovingSyncStandby)
+            .soon(Duration::ZERO);
+    }
+    if running.commits.own.is_some() {
+        return turn
+            .act(Action::ClearSyncNames)
+            .because(Reason::RemovingSyncStandby)
+            .soon(LOOK_AGAIN);
+    }
+    turn
+}
+
+fn take<'a>(turn: Turn<'a>, topology: &Topology, running: &Running, step: SyncStep) -> Turn<'a> {
+    let seen = turn.seen;
+    let Some(record) = &topology.sync else {
+        return turn;
+    };
+    match step {
+        SyncStep::Wait(names) => {
+            let (before, _) = running.commits.in_force.waited_for();
+            let (after, _) = names.waited_for();
+            let reason = match &names {
+                SyncNames::Blocked => Reason::BlockingCommits,
+                SyncNames::Nobody => Reason::DegradedToAsynchronous,
+                SyncNames::All(_) | SyncNames::Any(..) | SyncNames::Other(_) => {
+                    if before.is_subset(&after) {
+                        Reason::AddingSyncStandby
+                    } else {
+                        Reason::RemovingSyncStandby
+                    }
+                }
+            };
+            // Written again, so that an earlier write whose outcome is unknown can no longer be executed.
+            turn.act(Action::WriteSync(record.clone()))
+                .act(Action::SetSyncNames(names))
+                .remember(|memory| memory.sync_note = None)
+                .because(reason)
+                .soon(LOOK_AGAIN)
+        }
+        SyncStep::Write(standbys, quorum) => {
+            let is_leaving = |name: &MemberName| !standbys.contains(name);
+            let reason = if record.standbys.iter().any(is_leaving) {
+                Reason::RemovingSyncStandby
+            } else {
+                Reason::AddingSyncStandby
+            };
+            let record = SyncState {
+                leader: Some(seen.me.name.clone()),
+                standbys: standbys.into_iter().collect(),
+                quorum,
+                revision: record.revision,
+            };
+            turn.act(Action::WriteSync(record))
+                .because(reason)
+                .soon(Duration::ZERO)
+        }
+        SyncStep::Until(Reason::NoSyncStandby) => {
+            // One that comes back wakes the agent.
+            let since = turn.decision.memory.sync_lost_since.unwrap_or(seen.now);
+            let left = seen
+                .settings()
+                .loop_wait
+                .saturating_sub(seen.now.since(since));
+            let turn = turn.because(Reason::NoSyncStandby);
+            if left.is_zero() {
+                turn
+            } else {
+                turn.soon(left)
+            }
+        }
+        SyncStep::Until(reason) => turn.because(reason).soon(LOOK_AGAIN),
+        SyncStep::Done(reason) => reason.into_iter().fold(turn, Turn::because),
+    }
+}
+
+/// Keeps a position that was reached when the setting in force had surely been taken up by every process.
+fn note<'a>(turn: Turn<'a>, running: &Running, position: Lsn) -> Turn<'a> {
+    let commits = &running.commits;
+    let now = turn.seen.now;
+    let LeaseView::Held(held) = &turn.seen.lease else {
+        return turn;
+    };
+    let epoch = held.epoch;
+    if commits.own.as_ref() != Some(&commits.in_force) {
+        return turn.remember(|memory| memory.sync_note = None);
+    }
+    turn.remember(|memory| match &mut memory.sync_note {
+        Some(note) if note.epoch == epoch && note.names == commits.in_force => {
+            if note.at.is_none() && now.since(note.since) >= RELOAD_SETTLES {
+                note.at = Some(position);
+            }
+        }
+        note => {
+            *note = Some(SyncNote {
+                epoch,
+                names: commits.in_force.clone(),
+                since: now,
+                at: None,
+            });
+        }
+    })
+}
+
+/// Whether commits may go on without a standby: after `loop_wait` without one, for a blip must not make the
+/// cluster asynchronous; at once where those waited for stream and may not be waited for any more.
+fn weigh_loss<'a>(
+    turn: Turn<'a>,
+    recorded: &[MemberName],
+    standbys: &[Standby],
+) -> (Turn<'a>, bool) {
+    let now = turn.seen.now;
+    if recorded.is_empty() || standbys.iter().any(|standby| standby.is_eligible) {
+        return (turn.remember(|memory| memory.sync_lost_since = None), true);
+    }
+    let streams = |name: &MemberName| standbys.iter().any(|standby| standby.name == *name);
+    let since = turn.decision.memory.sync_lost_since.unwrap_or(now);
+    let is_over = now.since(since) >= turn.seen.settings().loop_wait;
+    let may = is_over || recorded.iter().all(streams);
+    (
+        turn.remember(|memory| memory.sync_lost_since = Some(since)),
+        may,
+    )
+}
+
+/// The members that stream from here, the preferred first: those that may lead, by `sync_priority`, those
+/// already waited for, the furthest.
+fn standbys(topology: &Topology, running: &Running, position: Lsn) -> Vec<Standby> {
+    let commits = &running.commits;
+    let recorded: BTreeSet<&MemberName> = topology
+        .sync
+        .iter()
+        .flat_map(|sync| &sync.standbys)
+        .collect();
+    let (waited_for, _) = commits.own.clone().unwrap_or_default().waited_for();
+    let streaming: Vec<&MemberName> = commits
+        .senders
+        .iter()
+        .filter(|sender| sender.is_streaming)
+        .map(|sender| &sender.name)
+        .collect();
+    let flushed = |name: &MemberName| {
+        let senders = commits
+            .senders
+            .iter()
+            .filter(|s| s.is_streaming && s.name == *name);
+        senders.map(|s| s.flushed).max().unwrap_or_default()
+    };
+    let may_be_waited_for = |name: &MemberName| match topology.members.get(name) {
+        Some(member) => {
+            member.role == MemberRole::Replica
+                && member.state == MemberState::Running
+                && member.tags.may_be_synchronous()
+        }
+        // Its agent is gone; its server still keeps commits.
+        None => recorded.contains(name),
+    };
+    let names: BTreeSet<&MemberName> = streaming.into_iter().collect();
+    let eligible = names.iter().filter(|name| may_be_waited_for(name));
+    let furthest = match eligible.clone().count() {
+        0 | 1 => position,
+        _ => eligible.map(|name| flushed(name)).max().unwrap_or(position),
+    };
+    let limit = topology.settings_or_default().maximum_lag_on_syncnode;
+    let is_near = |at: Lsn| limit.is_none_or(|limit| at.bytes_behind(furthest) <= limit);
+    let mut standbys: Vec<Standby> = names
+        .into_iter()
+        .map(|name| Standby {
+            name: name.clone(),
+            flushed: flushed(name),
+            is_eligible: may_be_waited_for(name) && is_near(flushed(name)),
+        })
+        .collect();
+    standbys.sort_by_cached_key(|standby| {
+        let tags = topology
+            .members
+            .get(&standby.name)
+            .map(|member| &member.tags);
+        let may_lead = tags.is_none_or(|tags| tags.may_lead());
+        let priority = tags.and_then(|tags| tags.sync_priority).unwrap_or(1);
+        (
+            Reverse(may_lead),
+            Reverse(priority),
+            Reverse(recorded.contains(&standby.name)),
+            Reverse(waited_for.contains(&standby.name)),
+            Reverse(standby.flushed),
+            standby.name.clone(),
+        )
+    });
+    standbys
+}

@@ -1,0 +1,213 @@
+//! Commits that wait: whom they wait for, what the standbys have told, and when a client hears of them.
+
+use std::sync::Arc;
+
+use trunkline_agent::decide::observation::{CommitsView, Local, SenderView};
+use trunkline_agent::decide::sync_standbys::SyncNames;
+use trunkline_shared::cluster::settings::SynchronousMode;
+use trunkline_shared::cluster::sync_state::SyncState;
+use trunkline_shared::cluster::topology::{Fact, FactKey};
+use trunkline_shared::cluster::{ClusterSettings, Lsn, MemberName};
+
+use super::event::{Event, MS, NodeId, SECOND, Time};
+use super::network::Place;
+use super::plan::Plan;
+use super::store::Write;
+use super::world::World;
+
+pub(super) mod broken;
+
+/// A sender that hears nothing for so long ends (`wal_sender_timeout` of the members).
+const SENDER_TIMEOUT: Time = 5 * SECOND;
+/// The longest until a changed setting is taken up.
+const RELOAD_TAKES: Time = 30 * MS;
+
+/// What a server knows of one that receives from it.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Told {
+    flushed: u64,
+    at: Time,
+}
+
+/// How a server's commits wait.
+#[derive(Default)]
+pub(super) struct Waiting {
+    pub(super) in_force: SyncNames,
+    told: [Told; 5],
+    /// Commits that wait: their write and the position after them.
+    commits: Vec<(u32, u64)>,
+}
+
+/// The settings of a plan's mode.
+pub(super) fn set(settings: &mut ClusterSettings, plan: &Plan) {
+    settings.synchronous_mode = plan.synchronous_mode;
+    settings.is_synchronous_mode_strict = plan.is_strict;
+    settings.synchronous_node_count = plan.synchronous_node_count;
+}
+
+/// What a leader that keeps a synchronous cluster has written before the world begins.
+pub(super) fn first_record(plan: &Plan, leader: MemberName) -> Option<Write> {
+    let sync = SyncState {
+        leader: Some(leader),
+        ..SyncState::default()
+    };
+    let is_on = plan.synchronous_mode != SynchronousMode::Off;
+    is_on.then_some(Write::Put(FactKey::Sync, Fact::Sync(sync), 0))
+}
+
+impl World {
+    /// The agent writes whom commits are to wait for; the server takes it up a moment later.
+    pub(super) fn set_sync_names(&mut self, node: NodeId, names: Option<SyncNames>) -> bool {
+        let Some(data) = &mut self.node_mut(node).postgres.data else {
+            return false;
+        };
+        data.sync_names = names;
+        let run = self.node(node).postgres.run;
+        let takes = self.rng.u64(MS..RELOAD_TAKES);
+        self.put_in(takes, Event::Reload { node, run });
+        true
+    }
+
+    pub(super) fn on_reload(&mut self, event: Event, node: NodeId, run: u32) -> bool {
+        let this = self.node(node);
+        if this.postgres.run != run {
+            return false;
+        }
+        if self.put_off(this.frozen_until.max(this.postgres.hung_until), event) {
+            return true;
+        }
+        self.take_up_names(node);
+        true
+    }
+
+    /// What the file says is in force.
+    pub(super) fn take_up_names(&mut self, node: NodeId) {
+        let postgres = &mut self.node_mut(node).postgres;
+        let names = postgres.data.as_ref().and_then(|d| d.sync_names.clone());
+        postgres.waiting.in_force = names.unwrap_or_default();
+        self.release_commits(node);
+    }
+
+    /// The server is gone, or no primary any more: nobody hears of what waited.
+    pub(super) fn forget_waiting(&mut self, node: NodeId) {
+        let waiting = &mut self.node_mut(node).postgres.waiting;
+        waiting.commits.clear();
+        waiting.told = Default::default();
+    }
+
+    /// A commit is written: it is answered once those it waits for have it.
+    pub(super) fn commit_waits(&mut self, node: NodeId, write: u32, end: u64) {
+        let waiting = &mut self.node_mut(node).postgres.waiting;
+        waiting.commits.push((write, end));
+        self.release_commits(node);
+    }
+
+    fn release_commits(&mut self, node: NodeId) {
+        let members = self.plan.members;
+        let waiting = &self.node(node).postgres.waiting;
+        if waiting.commits.is_empty() {
+            return;
+        }
+        let (names, needed) = waiting.in_force.waited_for();
+        let ids: Vec<usize> = (0..members)
+            .filter(|id| names.contains(&self.node(*id).name))
+            .map(usize::from)
+            .collect();
+        let waiting = &mut self.node_mut(node).postgres.waiting;
+        let is_released = |end: u64| match &waiting.in_force {
+            SyncNames::Blocked => false,
+            _ => {
+                ids.iter()
+                    .filter(|id| waiting.told[**id].flushed >= end)
+                    .count()
+                    >= needed
+            }
+        };
+        let released: Vec<(u32, u64)> = waiting
+            .commits
+            .iter()
+            .copied()
+            .filter(|(_, end)| is_released(*end))
+            .collect();
+        waiting.commits.retain(|commit| !released.contains(commit));
+        for (write, _) in released {
+            self.answer_write(node, write);
+        }
+    }
+
+    /// A standby connects: it says how far it has flushed.
+    pub(super) fn standby_connects(&mut self, node: NodeId, up: NodeId) {
+        let flushed = self.node(node).postgres.data.as_ref().map_or(0, |d| d.end);
+        let at = self.now;
+        let waiting = &mut self.node_mut(up).postgres.waiting;
+        waiting.told[usize::from(node)] = Told { flushed, at };
+        self.release_commits(up);
+        self.wake(up);
+    }
+
+    /// A standby tells its upstream how far it has flushed.
+    pub(super) fn tell_flushed(&mut self, node: NodeId, up: NodeId) {
+        let end = self.node(node).postgres.data.as_ref().map_or(0, |d| d.end);
+        let run = self.node(up).postgres.run;
+        let way = self.hop();
+        self.put_in(way, Event::Flushed { node, up, run, end });
+    }
+
+    pub(super) fn on_flushed(&mut self, event: Event, node: NodeId, up: NodeId, end: u64) -> bool {
+        let Event::Flushed { run, .. } = event else {
+            return false;
+        };
+        let there = self.node(up);
+        if there.postgres.run != run || !self.node(node).postgres.is_streaming {
+            return false;
+        }
+        if self.put_off(there.frozen_until.max(there.postgres.hung_until), event) {
+            return true;
+        }
+        if !self.net.reaches(Place::Node(node), Place::Node(up)) {
+            // TCP sends it again while the connection lives.
+            self.put_in(200 * MS, event);
+            return true;
+        }
+        let at = self.now;
+        let told = &mut self.node_mut(up).postgres.waiting.told[usize::from(node)];
+        told.flushed = told.flushed.max(end);
+        told.at = at;
+        self.release_commits(up);
+        true
+    }
+
+    /// Adds to what the agent sees of its instance who receives from it.
+    pub(super) fn with_commits(&self, node: NodeId, mut local: Local) -> Local {
+        let Local::Running(running) = &mut local else {
+            return local;
+        };
+        let postgres = &self.node(node).postgres;
+        let is_connected = |id: &NodeId| {
+            let there = &self.node(*id).postgres;
+            let told = postgres.waiting.told[usize::from(*id)];
+            *id != node
+                && there.is_streaming
+                && there.data.as_ref().and_then(|data| data.upstream) == Some(node)
+                && told.at != 0
+                && self.now <= told.at + SENDER_TIMEOUT
+        };
+        let senders = (0..self.plan.members).filter(is_connected);
+        let senders = senders.map(|id| SenderView {
+            name: self.node(id).name.clone(),
+            is_streaming: true,
+            flushed: Lsn(postgres.waiting.told[usize::from(id)].flushed),
+        });
+        running.commits = CommitsView {
+            senders: Arc::new(senders.collect()),
+            in_force: postgres.waiting.in_force.clone(),
+            own: postgres.data.as_ref().and_then(|d| d.sync_names.clone()),
+        };
+        local
+    }
+
+    /// Whether commits wait for standbys in this seed.
+    pub(super) fn is_synchronous(&self) -> bool {
+        self.plan.synchronous_mode != SynchronousMode::Off
+    }
+}
