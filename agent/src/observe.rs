@@ -13,11 +13,11 @@ use trunkline_shared::service::clock;
 use trunkline_shared::service::http::HttpClient;
 
 use crate::decide::Observation;
+use crate::decide::observation::SyncNames;
 use crate::decide::observation::{
     CommitsView, DcsView, FenceView, JobView, LeaseView, Local, LocalRequest, Me, Peers, Running,
     RunningRole, SenderView, SlotView, Stopped,
 };
-use crate::decide::sync_standbys::SyncNames;
 use crate::fence::FenceHandle;
 use crate::lease::LeaseStatus;
 use crate::lease::arming::Arming;

@@ -6,7 +6,7 @@ use trunkline_shared::dcs::{Compare, Revision, records};
 
 use super::{ActError, Actor};
 use crate::decide::observation::Observation;
-use crate::decide::sync_standbys::SyncNames;
+use crate::decide::observation::SyncNames;
 
 impl Actor {
     /// Nobody else has written the record since it was seen at `revision`; 0 for never.

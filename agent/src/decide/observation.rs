@@ -10,7 +10,7 @@ use trunkline_shared::cluster::{
     LeaderEpoch, Lsn, MemberName, Moment, SystemId, Tags, Timeline, Topology,
 };
 
-use super::sync_standbys::SyncNames;
+pub use super::sync_standbys::SyncNames;
 
 /// One look at the world.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -528,7 +528,12 @@ pub fn noticed_by(rule: Break) -> &'static [Invariant] {
         ],
         Break::LagLimitIgnored => &[Invariant::LossWithinLimit],
         Break::UpstreamDropped => &[Invariant::UpstreamKeptUntilNewLeader],
-        Break::ClaimIgnored => &[Invariant::NoDataDestroyed, Invariant::LossWithinLimit],
+        // Which of them depends on whether the first world in which it matters replicates synchronously.
+        Break::ClaimIgnored => &[
+            Invariant::NoDataDestroyed,
+            Invariant::LossWithinLimit,
+            Invariant::NoAcknowledgedCommitLost,
+        ],
         Break::FenceLeftDead => &[Invariant::FenceKillsByTheDeadline],
         Break::PauseIgnored => &[Invariant::PauseMeansPause],
         Break::SlotsFromLeader => &[Invariant::ASlotNeverPassesItsPrimary],
