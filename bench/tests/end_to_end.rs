@@ -8,6 +8,9 @@
     reason = "a test tells and fails so"
 )]
 
+#[path = "end_to_end/synchronous.rs"]
+mod synchronous;
+
 use std::time::Duration;
 
 use trunkline_bench::check::convergence;
