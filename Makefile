@@ -8,7 +8,7 @@ setup: ; @deploy/setup
 build: setup ; $(CARGO) build --profile ci --workspace
 demo: build ; @$(BENCH) demo
 test: ; @CARGO="$(CARGO)" bench/ring
-test-all: test ; $(CARGO) test --profile ci --workspace --test postgres -- backup:: && $(BENCH) failover --repeat 5
+test-all: test ; @CARGO="$(CARGO)" bench/long
 lint: ; $(CARGO) fmt --all --check && $(CARGO) clippy --profile ci --workspace --all-targets -- -D warnings && if command -v cargo-deny >/dev/null; then $(CARGO) deny check --config .deny.toml; fi
 bench: build ; $(BENCH) throughput
 install: ; $(CARGO) build --release --workspace && install -d $(DESTDIR)$(PREFIX)/bin && install -m 755 target/release/trunkline target/release/trunkline-agent target/release/trunkline-router target/release/trunkline-bench $(DESTDIR)$(PREFIX)/bin

@@ -4,3 +4,4 @@ pub mod convergence;
 pub mod ledger;
 pub mod leftovers;
 pub mod one_writer;
+pub mod pages;

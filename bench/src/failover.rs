@@ -10,14 +10,19 @@ use serde::Serialize;
 use crate::report::{self, Progress, ms, say};
 use crate::stack::member::{Synchronous, Timing};
 use crate::stack::{Layout, Plan, Stack};
+use losses::FaultLine;
 use run::{Measured, Settings};
 use scenario::Scenario;
 
+pub mod drawn;
 pub mod inflict;
 pub mod key_watch;
+pub mod losses;
 pub mod mixed;
+pub mod pause_cut;
 pub mod run;
 pub mod scenario;
+pub mod sequence;
 
 /// The options of `failover`.
 #[derive(Args, Debug)]
@@ -33,6 +38,15 @@ pub struct FailoverOptions {
     /// Writers through the router
     #[arg(long, default_value_t = 8)]
     writers: i32,
+    /// How many faults are drawn, where a scenario draws them: 100 of random-faults, 30 of rejoin if not said
+    #[arg(long)]
+    faults: Option<usize>,
+    /// Seconds a drawn fault lasts at the most
+    #[arg(long, default_value_t = drawn::LONGEST.as_secs())]
+    longest: u64,
+    /// The number they are drawn by, if not one by chance
+    #[arg(long)]
+    seed: Option<u64>,
     /// Write the results to this file as JSON
     #[arg(long)]
     json: Option<PathBuf>,
@@ -61,6 +75,8 @@ struct Line {
     passed: bool,
     faults: Vec<String>,
     notes: Vec<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    list: Vec<FaultLine>,
 }
 
 /// Runs the scenarios; true if every bar was met.
@@ -86,16 +102,21 @@ pub async fn run(options: &FailoverOptions) -> Result<bool> {
         },
         ..Plan::new(layout)
     };
+    let seed = options.seed.unwrap_or_else(|| fastrand::u64(..1_000_000));
     say(format!(
-        "machine: {}; writers: {}; layout: {layout:?}",
+        "machine: {}; writers: {}; layout: {layout:?}; synchronous: {:?}; seed: {seed}",
         report::machine(),
-        options.writers
+        options.writers,
+        options.sync
     ));
     let mut lines = Vec::new();
     let mut stack: Option<Stack> = None;
     let settings = Settings {
         quiet: Duration::from_secs(options.quiet),
         writers: options.writers,
+        seed,
+        count: options.faults,
+        longest: Duration::from_secs(options.longest),
     };
     for scenario in wanted {
         for number in 1..=options.repeat {
@@ -111,6 +132,10 @@ pub async fn run(options: &FailoverOptions) -> Result<bool> {
                 running.keep_logs(&folder.join(format!("{scenario}-{number}")))?;
             }
             let line = line(scenario, number, &outcome);
+            if !line.list.is_empty() {
+                progress.line(losses::table(&line.list));
+                progress.line(losses::summary(&line.list));
+            }
             progress.line(format!("{}: {}", scenario, verdict_line(&line)));
             lines.push(line);
             // A run that broke off says nothing about the next: that gets a cluster of its own.
@@ -129,7 +154,10 @@ pub async fn run(options: &FailoverOptions) -> Result<bool> {
 /// What was asked for, apart by whether this user may run it.
 fn select(asked: &[Scenario], is_root: bool) -> (Vec<Scenario>, Vec<Scenario>) {
     let all = if asked.is_empty() {
-        Scenario::ALL.to_vec()
+        Scenario::ALL
+            .into_iter()
+            .filter(|scenario| !scenario.is_long())
+            .collect()
     } else {
         asked.to_vec()
     };
@@ -157,6 +185,7 @@ fn line(scenario: Scenario, run: u32, outcome: &Result<Measured>) -> Line {
                 .cloned()
                 .collect(),
             notes: measured.notes.clone(),
+            list: measured.list.clone(),
         },
         Err(error) => Line {
             scenario: scenario.to_string(),
@@ -170,6 +199,7 @@ fn line(scenario: Scenario, run: u32, outcome: &Result<Measured>) -> Line {
             passed: false,
             faults: vec![format!("broke off: {error:#}")],
             notes: Vec::new(),
+            list: Vec::new(),
         },
     }
 }

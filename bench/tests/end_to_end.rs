@@ -40,6 +40,9 @@ async fn live_through(layout: Layout, scenarios: &[Scenario]) {
     let settings = Settings {
         quiet: Duration::from_secs(2),
         writers: 4,
+        seed: 0,
+        count: None,
+        longest: Duration::ZERO,
     };
     for scenario in scenarios {
         let measured = once(&mut stack, *scenario, &settings, &progress).await;

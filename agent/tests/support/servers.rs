@@ -41,7 +41,20 @@ pub fn on_every_major(name: &str, body: impl AsyncFn(&Servers)) {
     }
 }
 
+/// The folders of programs that `TRUNKLINE_POSTGRESQL` names, with colons between; without it, everything
+/// below /usr/lib/postgresql.
 fn installed() -> Vec<PathBuf> {
+    if let Some(named) = std::env::var_os("TRUNKLINE_POSTGRESQL") {
+        let named: Vec<_> = std::env::split_paths(&named).collect();
+        for bin in &named {
+            assert!(
+                bin.join("initdb").exists() && bin.join("pg_rewind").exists(),
+                "TRUNKLINE_POSTGRESQL names {}, which holds no programs of PostgreSQL",
+                bin.display()
+            );
+        }
+        return named;
+    }
     let mut found: Vec<PathBuf> = fs::read_dir("/usr/lib/postgresql")
         .into_iter()
         .flatten()

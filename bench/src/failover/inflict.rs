@@ -9,12 +9,14 @@ use trunkline_shared::service::clock;
 
 use super::key_watch::KeyWatch;
 use super::median_ms;
-use super::run::{Helpless, Run};
+use super::run::{Helpless, KILL_GRANT, Run};
 use super::scenario::Scenario;
+use super::{drawn, sequence};
 use crate::check::leftovers;
 use crate::fault::{node, store};
 use crate::load::readers::IdleSessions;
-use crate::stack::APP;
+use crate::report::Progress;
+use crate::stack::{APP, Layout};
 
 /// Idle sessions whose end is timed.
 const TIMED_SESSIONS: usize = 20;
@@ -24,13 +26,11 @@ const SESSION_BAR: Duration = Duration::from_millis(100);
 const LEADER_LIMIT: Duration = Duration::from_secs(30);
 /// Bounds an agent's clean end.
 const END_LIMIT: Duration = Duration::from_secs(60);
-/// How long a fence that runs again may take to kill: its own target is 200 ms.
-const KILL_GRANT: Duration = Duration::from_millis(500);
 /// What is granted to a look at processes, beyond the deadline itself.
 const LOOK_GRANT: Duration = Duration::from_millis(500);
 
 /// Inflicts the fault, waits until its direct consequence shows, and ends it.
-pub async fn inflict(scenario: Scenario, run: &mut Run<'_>) -> Result<()> {
+pub async fn inflict(scenario: Scenario, run: &mut Run<'_>, progress: &Progress) -> Result<()> {
     match scenario {
         Scenario::Switchover => switchover(run).await,
         Scenario::NodeFrozen => node_frozen(run).await,
@@ -45,6 +45,17 @@ pub async fn inflict(scenario: Scenario, run: &mut Run<'_>) -> Result<()> {
         Scenario::EtcdFrozenKilled => etcd_frozen_killed(run).await,
         Scenario::EtcdRolling => store::rolling_restart(run.stack).await,
         Scenario::Mixed => super::mixed::mixed(run).await,
+        Scenario::RandomFaults => {
+            let can_cut = run.stack.layout == Layout::Namespaces;
+            let list = drawn::random(run.seed, run.count.unwrap_or(100), run.longest, can_cut);
+            sequence::inflict_all(run, &list, progress).await
+        }
+        Scenario::Rejoin => {
+            let can_cut = run.stack.layout == Layout::Namespaces;
+            let list = drawn::failovers(run.seed, run.count.unwrap_or(30), can_cut);
+            sequence::inflict_all(run, &list, progress).await
+        }
+        Scenario::PauseCut => super::pause_cut::pause_cut(run).await,
     }
 }
 
@@ -107,7 +118,8 @@ async fn node_frozen(run: &mut Run<'_>) -> Result<()> {
     // The node stays frozen for two TTLs in all, then it must find itself deposed before it serves anyone.
     tokio::time::sleep((run.ttl() * 2).saturating_sub(clock::now().since(run.began))).await;
     let thawed = clock::now();
-    run.helpless = Some(Helpless {
+    run.helpless.push(Helpless {
+        member: run.leader,
         from: run.began,
         until: thawed + KILL_GRANT,
         why: "a thawed server runs until the fence, thawed with it, has killed it",
@@ -253,7 +265,8 @@ async fn agent_and_fence_stopped(run: &mut Run<'_>) -> Result<()> {
     }
     fence.signal(Signal::CONT);
     let fired = clock::now();
-    run.helpless = Some(Helpless {
+    run.helpless.push(Helpless {
+        member: run.leader,
         from: run.began,
         until: fired + KILL_GRANT,
         why: "agent and fence stood still, only a watchdog could have ended it",

@@ -7,18 +7,27 @@ use trunkline_shared::cluster::Moment;
 use trunkline_shared::service::clock;
 
 use super::inflict;
+use super::losses::{self, FaultLine};
 use super::scenario::{Bar, Scenario};
-use crate::check::{convergence, ledger, one_writer};
+use super::sequence::Inflicted;
+use crate::check::{convergence, ledger, one_writer, pages};
 use crate::load::history::{Gaps, History};
 use crate::load::readers::{Readers, Reads};
 use crate::load::writers::{self, Writers};
 use crate::report::Progress;
 use crate::stack::Stack;
+use crate::stack::member::MAXIMUM_LAG;
 
+/// How long a fence that runs again may take to kill: its own target is 200 ms.
+pub const KILL_GRANT: Duration = Duration::from_millis(500);
 /// After the last fault everyone must stream again within this.
 const CONVERGE_LIMIT: Duration = Duration::from_secs(30);
 /// How long the load goes on after the cluster has converged: a late cut would show here.
 const AFTERWARDS: Duration = Duration::from_secs(3);
+/// The SQLSTATE of a row that is there already: no writer sends the same row twice.
+const DOUBLED: &str = "23505";
+/// How many lost rows are named.
+const NAMED: usize = 20;
 /// Readers on the read port.
 const READERS: i32 = 4;
 
@@ -29,6 +38,12 @@ pub struct Settings {
     pub quiet: Duration,
     /// Writers through the router.
     pub writers: i32,
+    /// The number a list of faults is drawn by.
+    pub seed: u64,
+    /// How many faults are drawn, if not as many as the scenario would.
+    pub count: Option<usize>,
+    /// How long a drawn fault lasts at the most.
+    pub longest: Duration,
 }
 
 /// What a run showed.
@@ -48,6 +63,8 @@ pub struct Measured {
     pub faults: Vec<String>,
     /// What else is worth knowing.
     pub notes: Vec<String>,
+    /// What each fault of a list cost.
+    pub list: Vec<FaultLine>,
 }
 
 /// What a scenario works with and reports to.
@@ -65,16 +82,26 @@ pub struct Run<'a> {
     pub faults: Vec<String>,
     /// What else is worth knowing.
     pub notes: Vec<String>,
-    /// While this stood, nothing on the old leader's node could end PostgreSQL: what it then committed past
-    /// the router is told and not judged.
-    pub helpless: Option<Helpless>,
+    /// While one of these stood, nothing on that member's node could end PostgreSQL: what it then committed
+    /// past the router is told and not judged.
+    pub helpless: Vec<Helpless>,
     /// Tables that must be equal everywhere at the end.
     pub tables: Vec<&'static str>,
+    /// The number a list of faults is drawn by.
+    pub seed: u64,
+    /// How many faults are drawn, if not as many as the scenario would.
+    pub count: Option<usize>,
+    /// How long a drawn fault lasts at the most.
+    pub longest: Duration,
+    /// The faults of the list, as they were inflicted.
+    pub inflicted: Vec<Inflicted>,
 }
 
-/// A time in which the old leader could not be fenced, and why.
+/// A time in which a member could not be fenced, and why.
 #[derive(Clone, Debug)]
 pub struct Helpless {
+    /// The member's index.
+    pub member: usize,
     /// Its beginning.
     pub from: Moment,
     /// Its end: the fence ran again, and had its time to kill.
@@ -131,12 +158,20 @@ pub async fn once(
         load: writers.shared().clone(),
         faults: Vec::new(),
         notes: Vec::new(),
-        helpless: None,
+        helpless: Vec::new(),
         tables: vec!["ledger"],
+        seed: settings.seed,
+        count: settings.count,
+        longest: settings.longest,
+        inflicted: Vec::new(),
     };
-    inflict::inflict(scenario, &mut run)
-        .await
-        .with_context(|| scenario.to_string())?;
+    if let Err(error) = inflict::inflict(scenario, &mut run, progress).await {
+        if run.inflicted.is_empty() {
+            return Err(error.context(scenario.to_string()));
+        }
+        // What a list has shown up to here is worth telling.
+        run.fault(format!("broke off: {error:#}"));
+    }
     progress.step(format!("{scenario}: recovery"));
     let healed = clock::now();
     match run.stack.until_converged(CONVERGE_LIMIT).await {
@@ -155,7 +190,7 @@ pub async fn once(
     let gaps = history.gaps(run.began, until);
     let quiet = history.gaps(quiet_from, run.began);
     let missed = bar.missed(gaps, quiet);
-    judge(&mut run, scenario, &history, &reads, &commits).await?;
+    let list = judge(&mut run, scenario, &history, &reads, &commits).await?;
     let read_gap = reads.longest_gap(run.began, until);
     let Run { faults, notes, .. } = run;
     Ok(Measured {
@@ -166,6 +201,7 @@ pub async fn once(
         missed,
         faults,
         notes,
+        list,
     })
 }
 
@@ -193,7 +229,7 @@ async fn judge(
     history: &History,
     reads: &Reads,
     commits: &[one_writer::Committed],
-) -> Result<()> {
+) -> Result<Vec<FaultLine>> {
     judge_one_writer(run, commits);
     if reads.by_primary > 0 {
         run.note(format!(
@@ -209,8 +245,18 @@ async fn judge(
         codes(reads.cuts.iter().map(|cut| cut.code.as_str())),
     ));
     // A cluster without a leader has nothing to compare; that it has none is already told.
+    let doubled = history
+        .cuts
+        .iter()
+        .filter(|cut| cut.code == DOUBLED)
+        .count();
+    if doubled > 0 {
+        run.fault(format!(
+            "{doubled} writes met a row of their own: they were done twice"
+        ));
+    }
     let Ok(converged) = convergence::now(run.stack).await else {
-        return Ok(());
+        return Ok(losses::assess(&run.inflicted, history, &[], MAXIMUM_LAG).0);
     };
     let verdict = ledger::verify(&run.stack.members[converged.leader], history).await?;
     run.note(format!(
@@ -220,12 +266,14 @@ async fn judge(
         verdict.failed,
         verdict.lost.len()
     ));
+    let (list, beyond) = losses::assess(&run.inflicted, history, &verdict.lost, MAXIMUM_LAG);
+    run.faults.extend(beyond);
     let may_lose = scenario.may_lose() && run.stack.timing.synchronous.is_none();
     match (verdict.lost.is_empty(), may_lose) {
         (true, _) => {}
         (false, true) => run.note(format!(
             "lost rows {:?}: replication is asynchronous and the leader's end was sudden",
-            verdict.lost
+            &verdict.lost[..verdict.lost.len().min(NAMED)]
         )),
         (false, false) => run.fault(format!("acknowledged rows are lost: {:?}", verdict.lost)),
     }
@@ -240,35 +288,44 @@ async fn judge(
     {
         run.fault(format!("{error:#}"));
     }
-    Ok(())
+    if scenario == Scenario::Rejoin {
+        match pages::check(run.stack, converged.leader).await {
+            Ok(what) => run.note(what),
+            Err(error) => run.fault(format!("{error:#}")),
+        }
+    }
+    Ok(list)
 }
 
 /// No second primary, but for what a helpless old leader committed for those who bypass the router.
 fn judge_one_writer(run: &mut Run<'_>, commits: &[one_writer::Committed]) {
-    let old = run.leader;
-    let (excused, judged): (Vec<_>, Vec<_>) = commits.iter().cloned().partition(|commit| {
-        commit.member == old
-            && run.helpless.as_ref().is_some_and(|helpless| {
-                helpless.from <= commit.sent && commit.sent <= helpless.until
-            })
-    });
-    if let Some((first, second)) = one_writer::second_primary(&judged) {
-        run.fault(format!("two writable primaries: {first:?} and {second:?}"));
-    }
-    let elsewhere = judged
+    let why = |commit: &one_writer::Committed| {
+        let stands = |one: &&Helpless| {
+            one.member == commit.member && one.from <= commit.sent && commit.sent <= one.until
+        };
+        run.helpless.iter().find(stands).map(|one| one.why)
+    };
+    let (excused, judged): (Vec<_>, Vec<_>) = commits
         .iter()
-        .filter(|commit| commit.member != old)
-        .map(|commit| commit.done)
-        .min();
-    let beside = excused
-        .iter()
-        .filter(|commit| elsewhere.is_some_and(|since| commit.sent > since));
-    if let (count @ 1.., Some(helpless)) = (beside.count(), &run.helpless) {
+        .cloned()
+        .partition(|commit| why(commit).is_some());
+    let is_beside = |commit: &&one_writer::Committed| {
+        judged.iter().any(|other| {
+            other.member != commit.member
+                && other.timeline > commit.timeline
+                && other.done < commit.sent
+        })
+    };
+    let beside: Vec<_> = excused.iter().filter(is_beside).collect();
+    if let Some(why) = beside.first().and_then(|commit| why(commit)) {
         let text = format!(
-            "past the router the old leader committed {count} writes beside the new one: {}",
-            helpless.why
+            "past the router the old leader committed {} writes beside the new one: {why}",
+            beside.len()
         );
         run.note(text);
+    }
+    if let Some((first, second)) = one_writer::second_primary(&judged) {
+        run.fault(format!("two writable primaries: {first:?} and {second:?}"));
     }
 }
 

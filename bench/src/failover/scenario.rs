@@ -36,6 +36,12 @@ pub enum Scenario {
     EtcdRolling,
     /// A minute of pgbench with a random fault every ten seconds.
     Mixed,
+    /// Faults drawn by a seed, members and etcd alike, each healed before the next.
+    RandomFaults,
+    /// Failovers by faults drawn by a seed: each old leader streams again by itself.
+    Rejoin,
+    /// The leader is cut off while the cluster is paused, which is resumed before it is back.
+    PauseCut,
 }
 
 /// How long writes may pause.
@@ -85,7 +91,7 @@ impl fmt::Display for Bar {
 
 impl Scenario {
     /// Every scenario, in the order in which they are run.
-    pub const ALL: [Scenario; 13] = [
+    pub const ALL: [Scenario; 16] = [
         Scenario::Switchover,
         Scenario::NodeFrozen,
         Scenario::PostmasterKilled,
@@ -99,11 +105,22 @@ impl Scenario {
         Scenario::EtcdFrozenKilled,
         Scenario::EtcdRolling,
         Scenario::Mixed,
+        Scenario::RandomFaults,
+        Scenario::Rejoin,
+        Scenario::PauseCut,
     ];
+
+    /// Is it run only when it is named? These last many minutes.
+    pub fn is_long(self) -> bool {
+        matches!(self, Scenario::RandomFaults | Scenario::Rejoin)
+    }
 
     /// Does it need nodes that can be cut apart?
     pub fn needs_namespaces(self) -> bool {
-        matches!(self, Scenario::Partition | Scenario::PartitionEtcdLeader)
+        matches!(
+            self,
+            Scenario::Partition | Scenario::PartitionEtcdLeader | Scenario::PauseCut
+        )
     }
 
     /// Its bar under this TTL.
@@ -119,9 +136,12 @@ impl Scenario {
             | Scenario::AgentAndFenceStopped
             | Scenario::Partition => Bar::AtMost(ttl + Duration::from_secs(2)),
             Scenario::PartitionEtcdLeader => Bar::AtMost(ttl + Duration::from_secs(5)),
-            Scenario::AgentTerminated | Scenario::RouterKilled | Scenario::Mixed => {
-                Bar::ChecksAlone
-            }
+            Scenario::AgentTerminated
+            | Scenario::RouterKilled
+            | Scenario::Mixed
+            | Scenario::RandomFaults
+            | Scenario::Rejoin
+            | Scenario::PauseCut => Bar::ChecksAlone,
         }
     }
 
@@ -134,13 +154,16 @@ impl Scenario {
             | Scenario::AgentAndFenceStopped
             | Scenario::Partition
             | Scenario::PartitionEtcdLeader
-            | Scenario::Mixed => true,
+            | Scenario::Mixed
+            | Scenario::RandomFaults
+            | Scenario::Rejoin => true,
             Scenario::Switchover
             | Scenario::AgentKilled
             | Scenario::AgentTerminated
             | Scenario::RouterKilled
             | Scenario::EtcdFrozenKilled
-            | Scenario::EtcdRolling => false,
+            | Scenario::EtcdRolling
+            | Scenario::PauseCut => false,
         }
     }
 }

@@ -28,6 +28,8 @@ pub struct Write {
     pub done: Moment,
     /// What became of it.
     pub outcome: Outcome,
+    /// The WAL position the server named when it wrote the row, 0 if it named none.
+    pub position: u64,
 }
 
 /// The end of a client's connection, or a connection that was refused.
@@ -123,6 +125,7 @@ mod tests {
             sent: at(ms),
             done: at(ms),
             outcome,
+            position: 0,
         }
     }
 

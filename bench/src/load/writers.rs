@@ -24,6 +24,10 @@ const LONGEST_BACKOFF: Duration = Duration::from_millis(50);
 /// A statement or connection that takes longer is given up: longer than any hold of the router.
 const LIMIT: Duration = Duration::from_secs(20);
 
+/// Appends a row and names the WAL position it was written behind.
+const APPEND: &str = "INSERT INTO ledger (writer, seq) VALUES ($1, $2) \
+    RETURNING (pg_current_wal_insert_lsn() - '0/0'::pg_lsn)::bigint";
+
 /// The writers of one run.
 #[derive(Debug)]
 pub struct Writers {
@@ -168,9 +172,7 @@ async fn connect(config: &Config) -> Result<(Client, Statement), Option<String>>
     let open = async {
         let (client, connection) = config.connect(NoTls).await?;
         tokio::spawn(connection);
-        let statement = client
-            .prepare("INSERT INTO ledger (writer, seq) VALUES ($1, $2)")
-            .await?;
+        let statement = client.prepare(APPEND).await?;
         Ok::<_, tokio_postgres::Error>((client, statement))
     };
     match tokio::time::timeout(LIMIT, open).await {
@@ -194,8 +196,12 @@ async fn append(
         let sent = clock::now();
         let number = *seq;
         let answer =
-            tokio::time::timeout(LIMIT, client.execute(statement, &[&writer, &number])).await;
+            tokio::time::timeout(LIMIT, client.query_one(statement, &[&writer, &number])).await;
         let done = clock::now();
+        let position = match &answer {
+            Ok(Ok(row)) => u64::try_from(row.get::<_, i64>(0)).unwrap_or(0),
+            Ok(Err(_)) | Err(_) => 0,
+        };
         let (outcome, code) = match &answer {
             Ok(Ok(_)) => (Outcome::Acknowledged, None),
             Ok(Err(error)) => (outcome_of(error), Some(code_of(error))),
@@ -207,6 +213,7 @@ async fn append(
             sent,
             done,
             outcome,
+            position,
         });
         if code.is_some() {
             return code;

@@ -19,6 +19,9 @@ pub const SCOPE: &str = "demo";
 /// How long a statement of the harness itself may take.
 const SQL_LIMIT: Duration = Duration::from_secs(10);
 
+/// The most bytes of WAL that a candidate may lack.
+pub const MAXIMUM_LAG: u64 = 1_048_576;
+
 /// What the cluster is told at its bootstrap.
 #[derive(Clone, Debug)]
 pub struct Timing {
@@ -296,6 +299,11 @@ trunkline: {{run_dir: {run_dir}}}
         Door {
             socket: self.socket.clone(),
         }
+    }
+
+    /// The folder of the instance's local socket.
+    pub fn socket(&self) -> &Path {
+        &self.socket
     }
 
     /// The last lines of the agent's log.

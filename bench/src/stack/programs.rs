@@ -87,8 +87,21 @@ fn built_folder() -> Result<PathBuf> {
     })
 }
 
-/// The newest installed version of PostgreSQL.
+/// The last folder that `TRUNKLINE_POSTGRESQL` names; without it, the newest installed version of PostgreSQL.
 fn find_postgresql() -> Result<PathBuf> {
+    let named = std::env::var_os("TRUNKLINE_POSTGRESQL").unwrap_or_default();
+    if let Some(folder) = std::env::split_paths(&named)
+        .filter(|folder| !folder.as_os_str().is_empty())
+        .last()
+    {
+        if !folder.join("postgres").is_file() {
+            bail!(
+                "TRUNKLINE_POSTGRESQL names {}, which holds no programs of PostgreSQL",
+                folder.display()
+            );
+        }
+        return Ok(folder);
+    }
     let mut found: Vec<(u32, PathBuf)> = Vec::new();
     for home in POSTGRESQL_HOMES {
         for entry in fs::read_dir(home).into_iter().flatten().flatten() {
