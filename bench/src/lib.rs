@@ -16,6 +16,7 @@ pub mod demo;
 pub mod failover;
 pub mod fault;
 pub mod load;
+pub mod mutants;
 pub mod report;
 pub mod simulation;
 pub mod stack;

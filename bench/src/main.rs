@@ -6,7 +6,7 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
 
-use trunkline_bench::{demo, failover, report, simulation, throughput};
+use trunkline_bench::{demo, failover, mutants, report, simulation, throughput};
 
 /// Judges Trunkline from outside, on real PostgreSQL and etcd.
 #[derive(Parser, Debug)]
@@ -22,6 +22,8 @@ enum Command {
     Demo(demo::DemoOptions),
     /// Faults under load, each judged against its bar
     Failover(failover::FailoverOptions),
+    /// Rules of the agent broken one by one: does the proof of each promise notice?
+    Mutants(mutants::MutantsOptions),
     /// Seeded histories of the whole system in one process, judged after every event
     Simulate(simulation::command::SimulateOptions),
     /// Router and HAProxy in turn: throughput and CPU per transaction
@@ -60,6 +62,7 @@ async fn run(command: Command) -> Result<bool> {
         match &command {
             Command::Demo(options) => demo::run(options).await.map(|()| true),
             Command::Failover(options) => failover::run(options).await,
+            Command::Mutants(options) => mutants::run(options).await,
             Command::Simulate(options) => Ok(simulation::command::run(options)),
             Command::Throughput(options) => throughput::run(options).await.map(|()| true),
         }
