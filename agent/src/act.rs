@@ -124,7 +124,7 @@ impl Actor {
         for action in &decision.actions {
             let limit = self.limit(seen);
             let name = action.word();
-            let shown = timeout(limit, self.act(seen, action))
+            let shown = timeout(limit, self.act(seen, action, decision.stop_limit))
                 .await
                 .map_err(|_| ActError::Slow(name))??;
             self.wait_shown(shown).await;
@@ -176,7 +176,12 @@ impl Actor {
     }
 
     /// The revision from which on the cluster shows the action's effect, 0 if it has none there.
-    async fn act(&mut self, seen: &Observation, action: &Action) -> Result<Revision, ActError> {
+    async fn act(
+        &mut self,
+        seen: &Observation,
+        action: &Action,
+        stop_limit: Option<Duration>,
+    ) -> Result<Revision, ActError> {
         let shown = match action {
             Action::AcquireLeader => self.acquire(seen).await?,
             Action::ConfirmLeader => self.confirm(seen).await?,
@@ -210,7 +215,7 @@ impl Actor {
             Action::Initialize => self.initialize()?,
             Action::FinishBootstrap => self.finish_bootstrap()?,
             Action::Start(start) => self.start(seen, start).await?,
-            Action::Stop(mode) => self.stop(seen, *mode).await?,
+            Action::Stop(mode) => self.stop(seen, *mode, stop_limit).await?,
             Action::ClaimTimeline(claimed) => self.claim_timeline(seen, *claimed).await?,
             Action::Promote(timeline) => self.promote(seen, *timeline).await?,
             Action::Checkpoint => self.checkpoint()?,

@@ -32,6 +32,7 @@ pub mod script;
 mod shutting_down;
 pub mod situation;
 mod slots;
+mod stopping;
 pub mod sync_standbys;
 mod unregistered;
 mod upstream;
@@ -53,7 +54,8 @@ pub const RETRY_PAUSE: Duration = Duration::from_millis(100);
 
 /// What to do next. Total: every observation has a decision.
 pub fn decide(seen: &Observation, memory: &Memory) -> Decision {
-    callbacks::note(seen, memory.told, by_situation(seen, memory))
+    let decision = stopping::note(seen, by_situation(seen, memory));
+    callbacks::note(seen, memory.told, decision)
 }
 
 fn by_situation(seen: &Observation, memory: &Memory) -> Decision {
@@ -126,6 +128,7 @@ impl<'a> Turn<'a> {
                 },
                 memory,
                 is_request_taken: false,
+                stop_limit: None,
             },
             why: None,
             soon: None,

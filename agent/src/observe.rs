@@ -134,7 +134,7 @@ impl Observer {
             .job
             .running
             .as_ref()
-            .is_some_and(|job| is_stop(job.kind));
+            .is_some_and(|job| job.kind.is_stop());
         let postgres = self.postgres.clone();
         let limit = self.status_limit();
         let local = look_at_instance(&postgres, &mut self.before, is_stopping, limit);
@@ -187,22 +187,6 @@ impl Observer {
             is_live,
             armed_until: self.arming.deadline(),
         }
-    }
-}
-
-fn is_stop(kind: crate::decide::observation::JobKind) -> bool {
-    use crate::decide::observation::JobKind;
-    match kind {
-        JobKind::Stop | JobKind::StopNow => true,
-        JobKind::Initialize
-        | JobKind::FinishBootstrap
-        | JobKind::Clone
-        | JobKind::Rewind
-        | JobKind::Start
-        | JobKind::Promote
-        | JobKind::Checkpoint
-        | JobKind::DiscardBootstrap
-        | JobKind::PrePromote => false,
     }
 }
 

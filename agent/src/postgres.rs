@@ -263,12 +263,7 @@ impl Postgres {
     /// soon as the process exists. A primary must be armed before this is called.
     pub async fn start(&self, role: ServerRole) -> Result<ProcessId, PostgresError> {
         let config = self.config();
-        if let Some(id) = self.adopt() {
-            return Err(PostgresError::Running {
-                data_dir: config.data_dir.clone(),
-                pid: id.pid,
-            });
-        }
+        self.must_be_stopped()?;
         files::check_directory(&config.data_dir)?;
         if directory::is_half_done(&config) {
             return Err(PostgresError::HalfDone {
@@ -468,6 +463,18 @@ impl Postgres {
             what: "the output of pg_controldata",
             text: error.to_string(),
         })
+    }
+
+    /// Refuses what must not be done to a directory that a postmaster works on.
+    pub(crate) fn must_be_stopped(&self) -> Result<(), PostgresError> {
+        self.adopt().map_or(Ok(()), |id| Err(self.running(id.pid)))
+    }
+
+    fn running(&self, pid: i32) -> PostgresError {
+        PostgresError::Running {
+            data_dir: self.config().data_dir.clone(),
+            pid,
+        }
     }
 
     fn not_running(&self) -> PostgresError {

@@ -44,6 +44,9 @@ use crate::tick::{Inbox, Recorder, SettingsKeeper, Tick};
 
 pub mod instance;
 mod standbys;
+mod unique_name;
+
+pub use unique_name::NameTaken;
 
 /// Requests of operators that may wait for the loop.
 const REQUESTS: usize = 8;
@@ -81,6 +84,9 @@ pub enum RunError {
     /// The local instance cannot be used.
     #[error(transparent)]
     Postgres(#[from] PostgresError),
+    /// Another agent has this member's name.
+    #[error(transparent)]
+    NameTaken(#[from] NameTaken),
     /// The system refused something every process gets.
     #[error("{what}: {source}")]
     System {
@@ -181,7 +187,7 @@ struct Parts {
 }
 
 impl Parts {
-    /// The order matters: the fence lives before PostgreSQL is touched, and what an earlier agent left half
+    /// The order matters: nothing is begun under a name that another agent has, the fence lives before PostgreSQL is touched, and what an earlier agent left half
     /// done is finished before anybody looks at the directory.
     async fn build(config: &AgentConfig) -> Result<Self, RunError> {
         let settings = bootstrap_settings(config);
@@ -192,6 +198,14 @@ impl Parts {
             config.name.as_str(),
             data_dir,
         )?;
+        let keys = Keys::new(&config.namespace, &config.cluster);
+        let budgets = Budgets {
+            operation: settings.retry_timeout,
+            renewal: state::renew_interval(settings.ttl).max(Duration::from_secs(1)),
+        };
+        let dcs: Arc<dyn Dcs> = Arc::new(Etcd::new(&config.etcd, budgets)?);
+        let mut followed = cluster_watch::follow(dcs.clone(), keys.clone());
+        unique_name::check(&config.cluster, &config.name, &mut followed.views).await?;
         let instance = instance::postgres_config(config, &settings, run_dir.path());
         let jobs = finish_earlier_work(&instance);
         let program = Path::new("/proc/self/exe");
@@ -199,14 +213,7 @@ impl Parts {
         let pulse = Arc::new(Pulse::new());
         let arming = Arc::new(arming(run_dir.path(), &fence, pulse.clone()));
         let postgres = Arc::new(Postgres::new(instance)?);
-        let keys = Keys::new(&config.namespace, &config.cluster);
-        let budgets = Budgets {
-            operation: settings.retry_timeout,
-            renewal: state::renew_interval(settings.ttl).max(Duration::from_secs(1)),
-        };
-        let dcs: Arc<dyn Dcs> = Arc::new(Etcd::new(&config.etcd, budgets)?);
         let lease = start_lease(config, &settings, budgets, &keys, run_dir.path(), &arming)?;
-        let followed = cluster_watch::follow(dcs.clone(), keys.clone());
         Ok(Self {
             run_dir,
             jobs,

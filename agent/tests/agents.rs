@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use agents::{Agents, processes, signal, words_of};
 use rustix::process::Signal;
-use servers::{PATIENCE, on_every_major};
+use servers::{PATIENCE, on_every_major, wait_for};
 use trunkline_agent::fence::known::Known;
 use trunkline_agent::postgres::kill::{kill_instance, kill_known};
 use trunkline_agent::postgres::{Postgres, Probe, ServerRole, ServerStatus};
@@ -25,27 +25,6 @@ use trunkline_shared::cluster::{Moment, Timeline};
 use trunkline_shared::dcs::Dcs;
 use trunkline_shared::dcs::etcd::{Budgets, Etcd, EtcdConfig};
 use trunkline_shared::service::clock;
-
-/// Looks every few milliseconds until `found` gives a value; `told` is said when it does not.
-async fn wait_for<T>(
-    what: &str,
-    agents: &Agents<'_>,
-    mut found: impl AsyncFnMut() -> Option<T>,
-) -> T {
-    let began = clock::now();
-    loop {
-        if let Some(value) = found().await {
-            return value;
-        }
-        assert!(
-            clock::now().since(began) < PATIENCE,
-            "waited in vain for {what}\n{}\n{}",
-            agents.said(1),
-            agents.said(2)
-        );
-        tokio::time::sleep(Duration::from_millis(3)).await;
-    }
-}
 
 async fn answer(door: &Postgres) -> Option<Box<ServerStatus>> {
     match door.probe(Duration::from_secs(5)).await {
@@ -64,19 +43,25 @@ fn deadline(agents: &Agents<'_>, index: u8) -> Option<Moment> {
 }
 
 async fn leads(agents: &Agents<'_>, door: &Postgres, index: u8) {
-    wait_for("an armed primary", agents, async || {
-        let status = answer(door).await.filter(|s| !s.is_in_recovery);
-        status.filter(|_| deadline(agents, index).is_some())
-    })
+    wait_for(
+        "an armed primary",
+        || agents.told(),
+        async || {
+            let status = answer(door).await.filter(|s| !s.is_in_recovery);
+            status.filter(|_| deadline(agents, index).is_some())
+        },
+    )
     .await;
 }
 
 /// Another fence of member 1 than `old`, with its time, before `limit`.
 async fn replaced(agents: &Agents<'_>, old: i32, limit: Moment) {
     let began = clock::now();
-    let new = wait_for("another fence", agents, async || {
-        agents.fence(1).filter(|pid| *pid != old)
-    });
+    let new = wait_for(
+        "another fence",
+        || agents.told(),
+        async || agents.fence(1).filter(|pid| *pid != old),
+    );
     new.await;
     let took = clock::now().since(began);
     println!("measured: the fence was replaced in {took:?}");
@@ -94,12 +79,16 @@ fn a_fence_that_dies_or_freezes_while_the_dcs_stalls_is_replaced_before_the_dead
             leads(&agents, &door, 1).await;
             let postmaster = door.adopt().unwrap();
             agents.freeze_etcd(true);
-            wait_for("a stalled renewal", &agents, async || {
-                agents
-                    .said(1)
-                    .contains("could not be renewed")
-                    .then_some(())
-            })
+            wait_for(
+                "a stalled renewal",
+                || agents.told(),
+                async || {
+                    agents
+                        .said(1)
+                        .contains("could not be renewed")
+                        .then_some(())
+                },
+            )
             .await;
             let limit = deadline(&agents, 1).expect("armed");
             let first = agents.fence(1).expect("a fence");
@@ -109,9 +98,11 @@ fn a_fence_that_dies_or_freezes_while_the_dcs_stalls_is_replaced_before_the_dead
             signal(second, Signal::STOP);
             replaced(&agents, second, limit).await;
             agents.freeze_etcd(false);
-            wait_for("a renewal", &agents, async || {
-                deadline(&agents, 1).filter(|at| *at > limit)
-            })
+            wait_for(
+                "a renewal",
+                || agents.told(),
+                async || deadline(&agents, 1).filter(|at| *at > limit),
+            )
             .await;
             assert_eq!(door.adopt(), Some(postmaster), "PostgreSQL was not touched");
         },
@@ -140,6 +131,45 @@ fn an_instance_that_was_looked_at_is_killed_without_its_directory() {
     );
 }
 
+#[test]
+fn an_agent_does_not_start_beside_a_living_one_of_its_name() {
+    on_every_major(
+        "an_agent_does_not_start_beside_a_living_one_of_its_name",
+        async |servers| {
+            let mut agents = Agents::new(servers);
+            agents.start(1, 5);
+            let door = Postgres::new(agents.config(1)).unwrap();
+            leads(&agents, &door, 1).await;
+            agents.start_as(2, "member-1", 5);
+            let began = clock::now();
+            let ended = loop {
+                if let Some(status) = agents.ended(2) {
+                    break status;
+                }
+                assert!(clock::now().since(began) < PATIENCE, "{}", agents.said(2));
+                tokio::time::sleep(Duration::from_millis(3)).await;
+            };
+            assert!(!ended.success());
+            let said = agents.said(2);
+            assert!(
+                said.contains("member-1 of cluster test is alive and answers at"),
+                "{said}"
+            );
+            assert_eq!(agents.fence(2), None, "nothing is left of it");
+            // The first one starts again under its own record.
+            agents.kill(1);
+            agents.start(1, 5);
+            let held = deadline(&agents, 1);
+            wait_for(
+                "the lease again",
+                || agents.told(),
+                async || deadline(&agents, 1).filter(|at| Some(*at) > held),
+            )
+            .await;
+        },
+    );
+}
+
 /// The process that replays WAL for `postmaster`.
 fn startup_process(postmaster: i32) -> Option<i32> {
     let is_child = |pid: &i32| {
@@ -161,10 +191,14 @@ fn an_agent_killed_in_the_middle_of_a_promotion_goes_on_where_it_was() {
             leads(&agents, &old, 1).await;
             agents.start(2, 5);
             let new = Postgres::new(agents.config(2)).unwrap();
-            wait_for("a streaming replica", &agents, async || {
-                let status = answer(&new).await.filter(|s| s.is_in_recovery)?;
-                status.receiver.filter(|r| r.is_streaming())
-            })
+            wait_for(
+                "a streaming replica",
+                || agents.told(),
+                async || {
+                    let status = answer(&new).await.filter(|s| s.is_in_recovery)?;
+                    status.receiver.filter(|r| r.is_streaming())
+                },
+            )
             .await;
 
             // Promotion is signalled, and does not end before the one who replays goes on.
@@ -174,22 +208,28 @@ fn an_agent_killed_in_the_middle_of_a_promotion_goes_on_where_it_was() {
             agents.kill(1);
             signal(fence_of_old, Signal::KILL);
             kill_instance(&agents.config(1).data_dir, PATIENCE);
-            wait_for("a promotion", &agents, async || {
-                new.is_promoting().then_some(())
-            })
+            wait_for(
+                "a promotion",
+                || agents.told(),
+                async || new.is_promoting().then_some(()),
+            )
             .await;
             let fence = agents.fence(2).expect("a fence");
             let postmaster = new.adopt().unwrap();
             agents.kill(2);
             agents.start(2, 5);
-            wait_for("the agent's return", &agents, async || {
-                (agents.said(2).matches("started").count() >= 2).then_some(())
-            })
+            wait_for(
+                "the agent's return",
+                || agents.told(),
+                async || (agents.said(2).matches("started").count() >= 2).then_some(()),
+            )
             .await;
             signal(replays, Signal::CONT);
-            let status = wait_for("a primary", &agents, async || {
-                answer(&new).await.filter(|s| !s.is_in_recovery)
-            })
+            let status = wait_for(
+                "a primary",
+                || agents.told(),
+                async || answer(&new).await.filter(|s| !s.is_in_recovery),
+            )
             .await;
 
             assert_eq!(status.timeline, Timeline(2));
@@ -202,11 +242,15 @@ fn an_agent_killed_in_the_middle_of_a_promotion_goes_on_where_it_was() {
             };
             let config = EtcdConfig::from_hosts(&agents.etcd()).unwrap();
             let dcs = Etcd::new(&config, budgets).unwrap();
-            wait_for("its key", &agents, async || {
-                let listing = dcs.read("/service/test/leader").await.ok()?;
-                let leader = listing.entries.into_iter().next()?;
-                (leader.value == b"member-2").then_some(())
-            })
+            wait_for(
+                "its key",
+                || agents.told(),
+                async || {
+                    let listing = dcs.read("/service/test/leader").await.ok()?;
+                    let leader = listing.entries.into_iter().next()?;
+                    (leader.value == b"member-2").then_some(())
+                },
+            )
             .await;
             leads(&agents, &new, 2).await;
         },

@@ -366,12 +366,14 @@ async fn a_switchover_is_checked_written_and_followed() {
     );
     let acting = async {
         let key = fixture.keys.path(&FactKey::Failover);
+        let began = clock::now();
         loop {
             let found = fixture.dcs.read(&key).await.unwrap();
             if let Some(entry) = found.entries.first() {
                 assert_eq!(entry.value, br#"{"leader":"n1","member":"n2"}"#);
                 break;
             }
+            assert!(clock::now().since(began) < PATIENCE, "nothing was written");
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         let after = led_by(100, "n2", &[("n1", "replica"), ("n2", "primary")]);

@@ -21,7 +21,7 @@ mod slots;
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, getpgid, kill_process};
-use servers::{PATIENCE, Servers, on_every_major};
+use servers::{PATIENCE, Servers, on_every_major, wait_for};
 use trunkline_agent::postgres::directory::{ASIDE, DirectoryState, NEW, finish_interrupted};
 use trunkline_agent::postgres::process::StopMode;
 use trunkline_agent::postgres::replication::Followed;
@@ -38,21 +38,6 @@ const BUSY: &str = "DO $$ BEGIN LOOP PERFORM 1; END LOOP; END $$";
 
 fn signal(pid: i32, signal: Signal) {
     kill_process(Pid::from_raw(pid).unwrap(), signal).unwrap();
-}
-
-/// Looks every few milliseconds until `found` gives a value.
-async fn wait_for<T>(what: &str, mut found: impl AsyncFnMut() -> Option<T>) -> T {
-    let began = clock::now();
-    loop {
-        if let Some(value) = found().await {
-            return value;
-        }
-        assert!(
-            clock::now().since(began) < PATIENCE,
-            "waited in vain for {what}"
-        );
-        tokio::time::sleep(Duration::from_millis(3)).await;
-    }
 }
 
 async fn answer(door: &Postgres) -> ServerStatus {
@@ -129,7 +114,7 @@ fn a_running_server_is_adopted_and_its_end_is_seen_at_once() {
             signal(pid, Signal::KILL);
             let seen = seen_ended(&second).await;
             println!("measured: SIGKILL to exit seen {:?}", seen.since(killed));
-            wait_for("a dead instance", async || {
+            wait_for("a dead instance", String::new, async || {
                 second.is_dead().await.then_some(())
             })
             .await;
@@ -227,7 +212,7 @@ fn busy_backends_survive_their_postmaster_and_the_kill_ends_them() {
                 tokio::spawn(async move { client.batch_execute(BUSY).await });
             }
             let watching = servers.client(1).await;
-            wait_for("20 busy backends", async || {
+            wait_for("20 busy backends", String::new, async || {
                 let sql = "SELECT count(*) FROM pg_stat_activity \
                            WHERE state = 'active' AND query LIKE 'DO %'";
                 let busy: i64 = watching.query_one(sql, &[]).await.unwrap().get(0);
@@ -279,7 +264,7 @@ async fn follow_from_start(door: &Postgres, servers: &Servers, from: u8) {
 
 async fn wait_replayed(from: &Postgres, to: &Postgres) {
     let written = answer(from).await.current.unwrap();
-    wait_for("the replica to replay", async || {
+    wait_for("the replica to replay", String::new, async || {
         (answer(to).await.replayed >= Some(written)).then_some(())
     })
     .await;
@@ -527,7 +512,7 @@ fn a_planned_stop_sends_everything_and_a_follower_changes_its_upstream() {
             third.follow(change).await.unwrap();
             let followed = third.wait_streaming(&upstream, PATIENCE).await.unwrap();
             assert_eq!(followed, Followed::Streaming);
-            wait_for("the third on the new timeline", async || {
+            wait_for("the third on the new timeline", String::new, async || {
                 (answer(&third).await.timeline == Timeline(2)).then_some(())
             })
             .await;

@@ -114,14 +114,9 @@ impl Actor {
         &mut self,
         seen: &Observation,
         mode: StopMode,
+        limit: Option<Duration>,
     ) -> Result<Revision, ActError> {
-        let config = self.postgres.config();
-        let configured = seen.settings().primary_stop_timeout;
-        let limit = if configured.is_zero() {
-            config.pg_ctl_timeout
-        } else {
-            configured
-        };
+        let limit = limit.unwrap_or_else(|| self.postgres.config().pg_ctl_timeout);
         let plan = |mode, is_checkpoint_first| StopPlan {
             mode,
             is_checkpoint_first,

@@ -202,16 +202,18 @@ fn why_no_leader(topology: &Topology) -> String {
         );
     }
     for member in topology.members.values() {
-        let word = member
-            .trunkline
-            .as_ref()
-            .and_then(|own| own.reason.as_deref());
+        let own = member.trunkline.as_ref();
+        let word = own.and_then(|own| own.reason.as_deref());
         let sentence = word.map(|word| match Reason::from_word(word) {
             Some(reason) => reason.sentence(),
             None => word,
         });
         let state = trunkline_shared::dcs::records::state_word(member.state);
-        let _ = writeln!(text, "  {}: {}", member.name, sentence.unwrap_or(state));
+        let _ = write!(text, "  {}: {}", member.name, sentence.unwrap_or(state));
+        let _ = match own.and_then(|own| own.detail.as_deref()) {
+            Some(detail) => writeln!(text, " ({detail})"),
+            None => writeln!(text),
+        };
     }
     text
 }
@@ -324,12 +326,19 @@ mod tests {
 
     #[test]
     fn without_a_leader_it_says_why_and_json_is_unharmed() {
-        let lonely = REPLICA.replacen('{', r#"{"trunkline":{"reason":"waiting_for_leader"},"#, 1);
+        let lonely = REPLICA.replacen(
+            '{',
+            r#"{"trunkline":{"reason":"too_far_behind","detail":"7 bytes"},"#,
+            1,
+        );
         let topology = topology(&[(member("n2"), &lonely)]);
         let cluster = ClusterName::new("demo");
         let text = render(&cluster, &topology, Format::Pretty, false);
         assert!(
-            text.ends_with(" No leader:\n  n2: The leader is not a running primary yet.\n"),
+            text.ends_with(
+                " No leader:\n  n2: This member would lose more than maximum_lag_on_failover. \
+                 trunkline failover overrides this limit. (7 bytes)\n"
+            ),
             "{text}"
         );
         let json = render(&cluster, &topology, Format::Json, false);

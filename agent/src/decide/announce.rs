@@ -23,7 +23,7 @@ pub fn announcement(
         address: seen.me.address.clone(),
         api_url: api_url.clone(),
         role: role(seen),
-        state: state(seen),
+        state: state(seen, decision.memory.is_restarting),
         timeline: None,
         position: None,
         received: None,
@@ -44,6 +44,9 @@ pub fn announcement(
             system_id: seen.local.system_id(),
             ready: ready(seen),
             reason: Some(Arc::from(decision.reason.word())),
+            detail: Some(decision.detail.to_string())
+                .filter(|text| !text.is_empty())
+                .map(Arc::from),
         }),
     };
     // Who ends is not to be waited for by commits.
@@ -106,7 +109,7 @@ fn role(seen: &Observation) -> MemberRole {
     }
 }
 
-fn state(seen: &Observation) -> MemberState {
+fn state(seen: &Observation, is_restarting: bool) -> MemberState {
     if let Some(job) = &seen.job.running {
         match job.kind {
             JobKind::Initialize if seen.me.bootstrap != BootstrapKind::Initdb => {
@@ -116,6 +119,9 @@ fn state(seen: &Observation) -> MemberState {
                 return MemberState::InitializingNewCluster;
             }
             JobKind::Clone | JobKind::Rewind => return MemberState::CreatingReplica,
+            JobKind::Stop | JobKind::StopNow | JobKind::Start if is_restarting => {
+                return MemberState::Restarting;
+            }
             JobKind::Stop | JobKind::StopNow => return MemberState::Stopping,
             JobKind::Start => return MemberState::Starting,
             JobKind::Promote | JobKind::PrePromote | JobKind::Checkpoint => {}
@@ -142,6 +148,7 @@ fn state(seen: &Observation) -> MemberState {
         {
             MemberState::StartingAfterCustomBootstrap
         }
+        Local::Starting { .. } if is_restarting => MemberState::Restarting,
         Local::Starting { .. } => MemberState::Starting,
         Local::Empty if failed(JobKind::Initialize) => match seen.me.bootstrap {
             BootstrapKind::Initdb => MemberState::InitdbFailed,
@@ -149,8 +156,14 @@ fn state(seen: &Observation) -> MemberState {
                 MemberState::CustomBootstrapFailed
             }
         },
+        Local::Stopped(_) if failed(JobKind::Start) && is_restarting => MemberState::RestartFailed,
         Local::Stopped(_) if failed(JobKind::Start) => MemberState::StartFailed,
         Local::Stopped(stopped) if stopped.crashed_at.is_some() => MemberState::Crashed,
+        Local::Unresponsive { .. } | Local::Orphaned { .. }
+            if failed(JobKind::Stop) || failed(JobKind::StopNow) =>
+        {
+            MemberState::StopFailed
+        }
         Local::Unresponsive { .. } | Local::Orphaned { .. } | Local::Unknown(_) => {
             MemberState::Crashed
         }

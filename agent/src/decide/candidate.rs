@@ -115,6 +115,7 @@ const GUARDS: &[Guard] = &[
     no_other_is_named,
     tags_allow,
     sync_allows,
+    knows_newest_timeline,
     loses_little,
     nobody_is_better,
 ];
@@ -234,6 +235,18 @@ fn votes(
 
 fn reach(view: &PeerView) -> election::Reach {
     (view.timeline.unwrap_or_default(), view.position)
+}
+
+/// `check_timeline`: nobody is promoted who has not reached the newest timeline the cluster knows of.
+fn knows_newest_timeline(race: &Race<'_>) -> Result<(), Refusal> {
+    let is_accepted = race.is_named && race.request_accepts_loss();
+    let newest = race.topology.newest_timeline();
+    let is_checked = race.topology.settings_or_default().check_timeline;
+    if !is_checked || is_accepted || race.own.timeline >= newest {
+        return Ok(());
+    }
+    let detail = Detail::Timelines(race.own.timeline, newest);
+    Err((Reason::BehindNewestTimeline, detail))
 }
 
 /// `maximum_lag_on_failover` (`ha.md` 5.3). Where every acknowledged commit is known to be here, what is

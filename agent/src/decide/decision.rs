@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use trunkline_shared::cluster::settings::SynchronousMode;
 use trunkline_shared::cluster::sync_state::SyncState;
-use trunkline_shared::cluster::{MemberName, Moment};
+use trunkline_shared::cluster::{MemberName, Moment, Timeline};
 
 use super::memory::Memory;
 use super::observation::Observation;
@@ -35,6 +35,9 @@ pub struct Decision {
     pub memory: Memory,
     /// The operator's request of this member was taken up, or refused: it is not to be shown again.
     pub is_request_taken: bool,
+    /// How long the stop among the actions may take before it becomes immediate; `None` is PostgreSQL's own
+    /// `pg_ctl_timeout`.
+    pub stop_limit: Option<Duration>,
 }
 
 /// When to look again at the latest, and why.
@@ -75,6 +78,8 @@ pub enum Detail {
     NotSynchronous(MemberName),
     /// Text of an error.
     Text(Arc<str>),
+    /// The own timeline and the newest one.
+    Timelines(Timeline, Timeline),
 }
 
 impl fmt::Display for Detail {
@@ -86,6 +91,9 @@ impl fmt::Display for Detail {
             Detail::Lacks(member, bytes) => write!(f, "{member} lacks {bytes} bytes"),
             Detail::NotSynchronous(member) => write!(f, "{member} is no synchronous standby"),
             Detail::Text(text) => f.write_str(text),
+            Detail::Timelines(own, newest) => {
+                write!(f, "on timeline {own}, the newest is {newest}")
+            }
         }
     }
 }

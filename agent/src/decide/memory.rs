@@ -35,6 +35,8 @@ pub struct Memory {
     pub bootstrap_failed: Option<Arc<str>>,
     /// What the operator's scripts were told last.
     pub told: Told,
+    /// A restart was asked for and is not over.
+    pub is_restarting: bool,
     /// The leadership for which `pre_promote` was run last.
     pub pre_promoted: Option<LeaderEpoch>,
     /// Where every member that was registered lately is asked, and when it was last seen registered: a

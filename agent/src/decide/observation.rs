@@ -395,6 +395,22 @@ impl JobKind {
         JobKind::PrePromote,
     ];
 
+    /// Whether it stops the instance.
+    pub fn is_stop(self) -> bool {
+        match self {
+            JobKind::Stop | JobKind::StopNow => true,
+            JobKind::Initialize
+            | JobKind::FinishBootstrap
+            | JobKind::Clone
+            | JobKind::Rewind
+            | JobKind::Start
+            | JobKind::Promote
+            | JobKind::Checkpoint
+            | JobKind::DiscardBootstrap
+            | JobKind::PrePromote => false,
+        }
+    }
+
     /// The word for it in logs and scripts.
     pub fn name(self) -> &'static str {
         match self {

@@ -292,6 +292,9 @@ impl Scene {
         s.is_paused = words.has("paused");
         s.use_pg_rewind = !words.has("no_rewind");
         s.use_slots = !words.has("no_slots");
+        s.check_timeline = words.has("check_timeline");
+        let stop = words.seconds("primary_stop_timeout")?;
+        s.primary_stop_timeout = stop.unwrap_or(s.primary_stop_timeout);
         synchronous::settings(s, words)?;
         Ok(())
     }

@@ -191,12 +191,7 @@ impl Postgres {
         expected: Option<SystemId>,
     ) -> Result<(), PostgresError> {
         let config = self.config();
-        if let Some(id) = self.adopt() {
-            return Err(PostgresError::Running {
-                data_dir: config.data_dir.clone(),
-                pid: id.pid,
-            });
-        }
+        self.must_be_stopped()?;
         let place = place_for_copy(&config)?;
         let old = config.data_dir.clone();
         let bytes = tokio::task::spawn_blocking(move || tree_bytes(&old)).await;
@@ -252,9 +247,7 @@ impl Postgres {
     pub async fn discard_bootstrap(&self) -> Result<(), PostgresError> {
         let config = self.config();
         if !self.is_dead().await {
-            let pid = self.adopt().map_or(0, |id| id.pid);
-            let data_dir = config.data_dir.clone();
-            return Err(PostgresError::Running { data_dir, pid });
+            return Err(self.running(self.adopt().map_or(0, |id| id.pid)));
         }
         if !self.is_bootstrap_unfinished() {
             return Err(PostgresError::NotUnfinished {

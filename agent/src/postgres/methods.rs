@@ -149,12 +149,7 @@ impl Postgres {
         expected: Option<SystemId>,
     ) -> Result<(), PostgresError> {
         let config = self.config();
-        if let Some(id) = self.adopt() {
-            return Err(PostgresError::Running {
-                data_dir: config.data_dir.clone(),
-                pid: id.pid,
-            });
-        }
+        self.must_be_stopped()?;
         let mut tried = Vec::new();
         for method in &config.replica_methods {
             let (name, outcome) = match (method, source) {

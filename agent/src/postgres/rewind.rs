@@ -292,12 +292,7 @@ impl Postgres {
     /// changes. Until it succeeds the directory is marked and must not be started.
     pub async fn rewind(&self, source: &Upstream, fork: Lsn) -> Result<(), PostgresError> {
         let config = self.config();
-        if let Some(id) = self.adopt() {
-            return Err(PostgresError::Running {
-                data_dir: config.data_dir.clone(),
-                pid: id.pid,
-            });
-        }
+        self.must_be_stopped()?;
         let data = self.control_data().await?;
         let (from, to) = (config.data_dir.join("pg_wal"), config.beside(WAL_ASIDE));
         let first = fork.0 / data.wal_segment_bytes;

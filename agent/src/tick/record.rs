@@ -255,6 +255,7 @@ fn without_positions(member: &Member) -> Member {
     member.replayed = None;
     if let Some(fields) = &mut member.trunkline {
         fields.reason = None;
+        fields.detail = None;
         // Ready or not is what counts; how far it has replayed since does not.
         if let Some(ready) = &mut fields.ready {
             ready.replayed = Default::default();

@@ -100,18 +100,8 @@ impl Requests {
 
 /// Whether a job runs that `force` would have to cut off. Stopping is what a new copy begins with.
 fn works_on_the_data(seen: &Observation) -> bool {
-    seen.job.running.as_ref().is_some_and(|job| match job.kind {
-        JobKind::Initialize
-        | JobKind::FinishBootstrap
-        | JobKind::Clone
-        | JobKind::Rewind
-        | JobKind::Start
-        | JobKind::Promote
-        | JobKind::Checkpoint
-        | JobKind::DiscardBootstrap
-        | JobKind::PrePromote => true,
-        JobKind::Stop | JobKind::StopNow => false,
-    })
+    let running = seen.job.running.as_ref();
+    running.is_some_and(|job| !job.kind.is_stop())
 }
 
 /// How a restart that was taken up at `at` ended, if it has.

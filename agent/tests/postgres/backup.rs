@@ -254,5 +254,8 @@ async fn recovered_to_a_point(servers: &Servers, repository: &Repository) {
     third.discard_bootstrap().await.unwrap();
     assert_eq!(directory_state(&config), DirectoryState::Empty);
     assert!(config.beside(FAILED).join("PG_VERSION").exists());
-    wait_for("nobody there", async || third.is_dead().await.then_some(())).await;
+    wait_for("nobody there", String::new, async || {
+        third.is_dead().await.then_some(())
+    })
+    .await;
 }

@@ -42,7 +42,7 @@ fn the_fence_fires_at_its_deadline_and_not_when_it_moved() {
             let fence = &fence.0;
             // Two deadlines that pass without effect: one moved, one disarmed.
             let passes = async |passed: Moment| {
-                wait_for("the time after the deadline", async || {
+                wait_for("the time after the deadline", String::new, async || {
                     let is_read = fence.has_read_since(passed + HEARTBEAT);
                     (is_read && clock::now() > passed).then_some(())
                 })
@@ -67,7 +67,7 @@ fn the_fence_fires_at_its_deadline_and_not_when_it_moved() {
             fence.arm(deadline).unwrap();
             let seen = seen_ended(&door).await;
             assert!(seen >= deadline, "fired {:?} early", seen.until(deadline));
-            wait_for("a dead instance", async || {
+            wait_for("a dead instance", String::new, async || {
                 door.is_dead().await.then_some(())
             })
             .await;
@@ -77,10 +77,14 @@ fn the_fence_fires_at_its_deadline_and_not_when_it_moved() {
                 clock::now().since(deadline)
             );
             let log = servers.config(1).run_dir.join("fence.log");
-            wait_for("the fence's line of what it killed", async || {
-                let text = std::fs::read_to_string(&log).unwrap();
-                text.contains("killed").then_some(())
-            })
+            wait_for(
+                "the fence's line of what it killed",
+                String::new,
+                async || {
+                    let text = std::fs::read_to_string(&log).unwrap();
+                    text.contains("killed").then_some(())
+                },
+            )
             .await;
 
             // The right is not back: what is started now is killed as well.
@@ -88,7 +92,7 @@ fn the_fence_fires_at_its_deadline_and_not_when_it_moved() {
             seen_ended(&door).await;
             let written = clock::now();
             fence.disarm().unwrap();
-            wait_for("the fence to read it", async || {
+            wait_for("the fence to read it", String::new, async || {
                 fence.has_read_since(written).then_some(())
             })
             .await;
@@ -121,18 +125,22 @@ fn the_fence_outlives_its_agent_and_a_frozen_or_dead_one_is_replaced() {
             assert!(second.0.is_live(clock::now()));
 
             signal(pid, Signal::STOP);
-            wait_for("a frozen fence to count as not live", async || {
-                (!first.0.is_live(clock::now())).then_some(())
-            })
+            wait_for(
+                "a frozen fence to count as not live",
+                String::new,
+                async || (!first.0.is_live(clock::now())).then_some(()),
+            )
             .await;
             assert!(first.0.ensure_live().await.unwrap());
             let replaced = first.0.pid().unwrap();
             assert_ne!(replaced, pid);
 
             signal(replaced, Signal::KILL);
-            wait_for("a dead fence to count as not live", async || {
-                (!first.0.is_live(clock::now())).then_some(())
-            })
+            wait_for(
+                "a dead fence to count as not live",
+                String::new,
+                async || (!first.0.is_live(clock::now())).then_some(()),
+            )
             .await;
             let began = clock::now();
             assert!(first.0.ensure_live().await.unwrap());
@@ -145,7 +153,7 @@ fn the_fence_outlives_its_agent_and_a_frozen_or_dead_one_is_replaced() {
             // A fence whose run directory is gone would kill whatever stands in the same place later.
             let abandoned = first.0.pid().unwrap();
             std::fs::remove_dir_all(&servers.config(1).run_dir).unwrap();
-            wait_for("the abandoned fence to end", async || {
+            wait_for("the abandoned fence to end", String::new, async || {
                 let arguments = std::fs::read(format!("/proc/{abandoned}/cmdline"));
                 arguments.map_or(true, |text| text.is_empty()).then_some(())
             })

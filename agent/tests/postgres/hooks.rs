@@ -56,7 +56,7 @@ fn callbacks_are_called_in_order_and_only_a_reload_gives_way() {
             let (served, called) = (door.clone(), callbacks.clone());
             let serving = tokio::spawn(async move { called.serve(&served).await });
             callbacks.call("on_reload", "replica");
-            let pid: i32 = wait_for("the reload's script", async || {
+            let pid: i32 = wait_for("the reload's script", String::new, async || {
                 fs::read_to_string(&pid_file).ok()?.trim().parse().ok()
             })
             .await;
@@ -73,9 +73,11 @@ fn callbacks_are_called_in_order_and_only_a_reload_gives_way() {
                 ],
                 "the reload's was ended, the start's failed, a restart has none"
             );
-            wait_for("the end of what the reload's script started", async || {
-                (!Path::new(&format!("/proc/{pid}")).exists()).then_some(())
-            })
+            wait_for(
+                "the end of what the reload's script started",
+                String::new,
+                async || (!Path::new(&format!("/proc/{pid}")).exists()).then_some(()),
+            )
             .await;
             serving.abort();
         },

@@ -22,9 +22,11 @@ fn a_replicas_copy_of_a_slot_moves_no_further_than_its_replay_and_never_back() {
 
             let confirmed = answer(&first).await.position();
             first.advance_slot("c", confirmed).await.unwrap();
-            wait_for("the replay of what was confirmed", async || {
-                (answer(&second).await.replayed >= Some(confirmed)).then_some(())
-            })
+            wait_for(
+                "the replay of what was confirmed",
+                String::new,
+                async || (answer(&second).await.replayed >= Some(confirmed)).then_some(()),
+            )
             .await;
             second.advance_slot("c", confirmed).await.unwrap();
             let at = async |door| {

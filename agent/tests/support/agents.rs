@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
+use std::process::{Child, ExitStatus, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process};
 use trunkline_agent::postgres::PostgresConfig;
@@ -80,17 +80,27 @@ impl<'a> Agents<'a> {
         fs::read_to_string(self.agent_log(index)).unwrap_or_default()
     }
 
+    /// What the first two have said, for a test that waited in vain.
+    pub fn told(&self) -> String {
+        format!("{}\n{}", self.said(1), self.said(2))
+    }
+
     fn agent_log(&self, index: u8) -> PathBuf {
         self.servers.folder().join(format!("agent-{index}.log"))
     }
 
     /// Starts the agent of member `index`, or starts it again.
     pub fn start(&mut self, index: u8, ttl: u8) {
+        self.start_as(index, &format!("member-{index}"), ttl);
+    }
+
+    /// The same under another name.
+    pub fn start_as(&mut self, index: u8, name: &str, ttl: u8) {
         let config = self.servers.config(index);
         let (host, bin_dir) = (&config.connect_host, config.bin_dir.as_ref().unwrap());
         let text = format!(
             r#"scope: test
-name: member-{index}
+name: {name}
 restapi: {{listen: "{host}:8008", connect_address: "{host}:8008"}}
 etcd3: {{hosts: "{etcd}"}}
 bootstrap:
@@ -143,6 +153,12 @@ trunkline: {{run_dir: {run_dir}}}
         let (_, mut agent) = self.agents.remove(at.unwrap());
         agent.kill().unwrap();
         agent.wait().unwrap();
+    }
+
+    /// How the agent of member `index` ended, if it has.
+    pub fn ended(&mut self, index: u8) -> Option<ExitStatus> {
+        let agent = self.agents.iter_mut().find(|(of, _)| *of == index);
+        agent.and_then(|(_, agent)| agent.try_wait().unwrap())
     }
 
     /// Freezes etcd, or lets it go on.

@@ -12,6 +12,7 @@ use rustix::fs::{FlockOperation, flock};
 use trunkline_agent::postgres::kill::kill_instance;
 use trunkline_agent::postgres::methods::ReplicaMethod;
 use trunkline_agent::postgres::{Credentials, Postgres, PostgresConfig, Upstream};
+use trunkline_shared::service::clock;
 
 /// Longest wait for anything a test waits for.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -263,4 +264,24 @@ fn lock(path: &Path) -> Option<File> {
     };
     flock(&file, FlockOperation::NonBlockingLockExclusive).ok()?;
     Some(file)
+}
+
+/// Looks every few milliseconds until `found` gives a value; what is `told` is said when it does not.
+pub async fn wait_for<T>(
+    what: &str,
+    told: impl Fn() -> String,
+    mut found: impl AsyncFnMut() -> Option<T>,
+) -> T {
+    let began = clock::now();
+    loop {
+        if let Some(value) = found().await {
+            return value;
+        }
+        assert!(
+            clock::now().since(began) < PATIENCE,
+            "waited in vain for {what}\n{}",
+            told()
+        );
+        tokio::time::sleep(Duration::from_millis(3)).await;
+    }
 }

@@ -78,6 +78,7 @@ impl World {
             maximum_lag_on_failover: plan.maximum_lag,
             primary_start_timeout: plan.start_timeout,
             use_pg_rewind: plan.use_pg_rewind,
+            check_timeline: plan.drift[0] % 3 == 1,
             member_slots_ttl: Duration::from_secs(10),
             slots: slots::permanent(),
             ..ClusterSettings::default()

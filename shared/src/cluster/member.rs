@@ -205,6 +205,8 @@ pub struct TrunklineFields {
     pub ready: Option<SwitchoverReady>,
     /// Why this member does not lead or does not run, as a `Reason`'s name.
     pub reason: Option<Arc<str>>,
+    /// What belongs to the reason: a number of bytes, another member, an error.
+    pub detail: Option<Arc<str>>,
 }
 
 impl Member {

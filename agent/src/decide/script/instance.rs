@@ -23,6 +23,7 @@ pub(super) fn memory(words: &Words<'_, '_>, now: Moment) -> Result<Memory, Scrip
         not_streaming_since: at("not_streaming")?,
         stands_back_until: words.seconds("stands_back")?.map(|left| now + left),
         bootstrap_failed: words.text("bootstrap_failed").map(Arc::from),
+        is_restarting: words.has("restarting"),
         ..Memory::default()
     };
     if let Some((id, since)) = words

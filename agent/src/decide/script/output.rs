@@ -17,6 +17,9 @@ impl fmt::Display for Decision {
         for action in &self.actions {
             write!(f, "\n  {action}")?;
         }
+        if let Some(limit) = self.stop_limit {
+            write!(f, "\n  stop limited to {limit:?}")?;
+        }
         if self.is_request_taken {
             write!(f, "\n  request taken")?;
         }

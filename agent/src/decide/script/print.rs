@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use trunkline_shared::cluster::topology::{Initialize, SwitchoverStage};
-use trunkline_shared::cluster::{Member, Moment, SystemId, Topology};
+use trunkline_shared::cluster::{ClusterSettings, Member, Moment, SystemId, Topology};
 
 use super::names::{role_word, state_word};
 use super::{slots, synchronous};
@@ -102,8 +102,7 @@ fn quoted(text: &str) -> String {
     format!("\"{}\"", text.replace(['"', '\\', '\n'], " "))
 }
 
-fn print_topology(out: &mut String, topology: &Topology) {
-    let s = topology.settings_or_default();
+fn print_settings(out: &mut String, s: &ClusterSettings) {
     let _ = write!(
         out,
         "settings ttl={} loop_wait={} retry_timeout={} primary_start_timeout={} \
@@ -118,9 +117,17 @@ fn print_topology(out: &mut String, topology: &Topology) {
     flag(out, s.is_paused, "paused");
     flag(out, !s.use_pg_rewind, "no_rewind");
     flag(out, !s.use_slots, "no_slots");
-    synchronous::print_settings(out, &s);
-    slots::print_settings(out, &s);
-    out.push_str("\ninitialize ");
+    flag(out, s.check_timeline, "check_timeline");
+    let stop = Some(s.primary_stop_timeout).filter(|limit| !limit.is_zero());
+    option(out, "primary_stop_timeout", stop.map(seconds));
+    synchronous::print_settings(out, s);
+    slots::print_settings(out, s);
+    out.push('\n');
+}
+
+fn print_topology(out: &mut String, topology: &Topology) {
+    print_settings(out, &topology.settings_or_default());
+    out.push_str("initialize ");
     let _ = match topology.initialize {
         Initialize::Absent => writeln!(out, "absent"),
         Initialize::Running => writeln!(out, "running"),
@@ -417,6 +424,7 @@ fn print_memory(out: &mut String, memory: &Memory, now: Moment) {
         "bootstrap_failed",
         memory.bootstrap_failed.as_deref().map(quoted),
     );
+    flag(out, memory.is_restarting, "restarting");
     let told = match memory.told {
         Told::Nothing => None,
         Told::Runs(role) => Some(("runs", role)),

@@ -244,6 +244,7 @@ fn trunkline_fields(value: &Value) -> Option<TrunklineFields> {
         system_id: map.get("system_id").and_then(number).map(SystemId),
         ready,
         reason: map.get("reason").and_then(Value::as_str).map(Arc::from),
+        detail: map.get("detail").and_then(Value::as_str).map(Arc::from),
     })
 }
 
@@ -321,6 +322,9 @@ fn trunkline_to_json(fields: &TrunklineFields) -> Value {
     }
     if let Some(reason) = &fields.reason {
         map.insert("reason".into(), json!(reason));
+    }
+    if let Some(detail) = &fields.detail {
+        map.insert("detail".into(), json!(detail));
     }
     Value::Object(map)
 }
