@@ -23,6 +23,7 @@ use super::arming::Arming;
 use super::saved::SavedLease;
 use super::state::{self, KeyCheck, LeaseState, Renewal};
 use super::{Command, LeaseHandle, LeaseStatus, WantedRecord};
+use crate::decide::observation::Held;
 
 mod length;
 mod orders;
@@ -192,7 +193,7 @@ impl Keeper {
             self.inner.borrow_mut().state.lapsed(began);
             let outcome = self.renew().await;
             let pause = match &outcome {
-                Ok(()) => self.interval().saturating_sub(clock::now().since(began)),
+                Ok(()) => state::rest(self.held(), began, clock::now(), self.shorter_ttl()),
                 Err(_) => RETRY.min(self.interval()),
             };
             self.note(outcome.err());
@@ -219,9 +220,17 @@ impl Keeper {
 
     /// While the key may stand on either of two leases the shorter one sets the pace.
     fn interval(&self) -> Duration {
+        state::renew_interval(self.shorter_ttl())
+    }
+
+    fn shorter_ttl(&self) -> Duration {
         let inner = self.inner.borrow();
         let ttl = inner.session.map_or(inner.asked, |s| s.ttl);
-        state::renew_interval(inner.moving.map_or(ttl, |moving| ttl.min(moving.ttl)))
+        inner.moving.map_or(ttl, |moving| ttl.min(moving.ttl))
+    }
+
+    fn held(&self) -> Option<Held> {
+        self.inner.borrow().state.held()
     }
 
     /// Longest wait for one answer of a renewal: two intervals, so that a lost one leaves room for others.

@@ -27,6 +27,22 @@ pub fn renew_interval(ttl: Duration) -> Duration {
     ttl / 5
 }
 
+/// The pause after a renewal that counted for nothing.
+const UNCOUNTED_PAUSE: Duration = Duration::from_millis(50);
+
+/// How long to rest after a renewal begun at `began` and answered in full, `now`, before the next one. One that
+/// moved no deadline, since its answers were of two raft terms or the fence was not live, is made again soon: after
+/// an election of the store the lease may be about to end, and nothing else is the matter.
+pub fn rest(held: Option<Held>, began: Moment, now: Moment, ttl: Duration) -> Duration {
+    let has_counted =
+        held.is_none_or(|held| held.is_key_missing || held.deadline >= deadline(began, ttl));
+    let interval = renew_interval(ttl);
+    match has_counted {
+        true => interval.saturating_sub(now.since(began)),
+        false => UNCOUNTED_PAUSE.min(interval),
+    }
+}
+
 /// What a linearizable read of the leader key, made after the keep-alive, found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KeyCheck {
@@ -218,6 +234,26 @@ mod tests {
         };
         lease.renewed(two);
         assert_eq!(lease.held(), None);
+    }
+
+    #[test]
+    fn a_renewal_that_did_not_count_is_made_again_at_once() {
+        let mut lease = LeaseState::default();
+        let at = |seconds: u64| Moment(seconds * 1_000_000_000);
+        lease.renewed(renewal(10, KeyCheck::Mine(epoch(7))));
+        assert_eq!(rest(lease.held(), at(10), at(10), TTL), renew_interval(TTL));
+        let two = Renewal {
+            check_term: 4,
+            ..renewal(14, KeyCheck::Mine(epoch(7)))
+        };
+        lease.renewed(two);
+        assert_eq!(rest(lease.held(), at(14), at(14), TTL), UNCOUNTED_PAUSE);
+        lease.renewed(renewal(14, KeyCheck::Mine(epoch(7))));
+        assert_eq!(rest(lease.held(), at(14), at(14), TTL), renew_interval(TTL));
+        // A member that holds nothing, and one whose key is to be made again, keep the pace.
+        assert_eq!(rest(None, at(14), at(14), TTL), renew_interval(TTL));
+        lease.renewed(renewal(15, KeyCheck::Missing));
+        assert_eq!(rest(lease.held(), at(15), at(15), TTL), renew_interval(TTL));
     }
 
     #[test]
