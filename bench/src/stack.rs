@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use trunkline_shared::service::clock;
 
+use crate::check::convergence::{self, Converged};
 use crate::report::Progress;
 use etcd::Etcd;
 use member::{Home, Member, SCOPE, Timing};
@@ -229,13 +230,14 @@ impl Stack {
         found.with_context(|| format!("no member is called {name:?}"))
     }
 
-    /// Waits until one leads and the others stream on its timeline.
-    pub async fn until_converged(&mut self, limit: Duration) -> Result<()> {
+    /// Waits until one leads and the others stream on its timeline; says who and which.
+    pub async fn until_converged(&mut self, limit: Duration) -> Result<Converged> {
         let deadline = clock::now() + limit;
         loop {
             self.must_live()?;
-            let Err(why) = crate::check::convergence::now(self).await else {
-                return Ok(());
+            let why = match convergence::now(self).await {
+                Ok(converged) => return Ok(converged),
+                Err(why) => why,
             };
             if clock::now() >= deadline {
                 bail!("not converged within {limit:?}: {why:#}\n{}", self.tails());

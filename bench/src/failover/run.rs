@@ -175,7 +175,7 @@ pub async fn once(
     progress.step(format!("{scenario}: recovery"));
     let healed = clock::now();
     match run.stack.until_converged(CONVERGE_LIMIT).await {
-        Ok(()) => run.note(format!(
+        Ok(_) => run.note(format!(
             "one leader and two streaming {:.1} s after the end of the fault",
             clock::now().since(healed).as_secs_f64()
         )),

@@ -25,8 +25,8 @@ const MENDING_LIMIT: Duration = Duration::from_secs(120);
 const LEADER_LIMIT: Duration = Duration::from_secs(30);
 /// How long a killed process may take to be gone.
 const END_LIMIT: Duration = Duration::from_secs(10);
-/// How long a whole cluster is left alone: writes flow before the next fault.
-const BREATH: Duration = Duration::from_millis(700);
+/// How long a cluster must stay whole to count: writes flow before the next fault.
+const BREATH: Duration = Duration::from_millis(1000);
 const LOOK: Duration = Duration::from_millis(20);
 
 /// One fault as it was inflicted.
@@ -66,9 +66,10 @@ enum Cure {
 /// Inflicts all of them. An error breaks the list off: a cluster that does not become whole, say.
 pub async fn inflict_all(run: &mut Run<'_>, list: &[Drawn], progress: &Progress) -> Result<()> {
     for (index, drawn) in list.iter().enumerate() {
-        let before = convergence::now(run.stack)
-            .await
-            .context("before the fault")?;
+        let before = match convergence::now(run.stack).await {
+            Ok(now) => now,
+            Err(_) => until_whole(run.stack, WHOLE_LIMIT).await?.1,
+        };
         let one = inflict_one(run, drawn, before)
             .await
             .with_context(|| format!("fault {}: {}", index + 1, drawn.kind))?;
@@ -90,7 +91,6 @@ pub async fn inflict_all(run: &mut Run<'_>, list: &[Drawn], progress: &Progress)
         if !is_whole {
             mended(run).await?;
         }
-        tokio::time::sleep(BREATH).await;
     }
     Ok(())
 }
@@ -136,7 +136,10 @@ async fn inflict_one(run: &mut Run<'_>, drawn: &Drawn, before: Converged) -> Res
         run.stack.members[before.leader].name.clone(),
         before.timeline,
     );
-    let after = convergence::now(run.stack).await.ok();
+    let after = match whole {
+        Some((_, now)) => Some(now),
+        None => convergence::now(run.stack).await.ok(),
+    };
     let fork = match after {
         Some(now) if now.timeline != before.1 => {
             Some(fork_of(&run.stack.members[now.leader], now.timeline, before.1).await?)
@@ -149,7 +152,7 @@ async fn inflict_one(run: &mut Run<'_>, drawn: &Drawn, before: Converged) -> Res
         on,
         began,
         healed,
-        whole,
+        whole: whole.map(|(at, _)| at),
         before,
         after: after.map(|now| (run.stack.members[now.leader].name.clone(), now.timeline)),
         fork,
@@ -246,20 +249,30 @@ async fn heal(stack: &mut Stack, cure: Cure) -> Result<()> {
     }
 }
 
-/// Waits until one leads, everyone streams, and every etcd member serves; returns when the members were so.
-async fn until_whole(stack: &mut Stack, limit: Duration) -> Result<Moment> {
+/// Waits until every etcd member serves, one leads and everyone streams, and that stands for a while; says since
+/// when, and who leads.
+async fn until_whole(stack: &mut Stack, limit: Duration) -> Result<(Moment, Converged)> {
     let deadline = clock::now() + limit;
-    stack.until_converged(limit).await?;
-    let whole = clock::now();
-    for etcd in &stack.etcd {
-        while !etcd.is_healthy().await {
-            if clock::now() >= deadline {
-                bail!("etcd member {} does not serve after {limit:?}", etcd.name);
+    loop {
+        let left = clock::now().until(deadline);
+        let found = stack.until_converged(left).await?;
+        let since = clock::now();
+        for etcd in &stack.etcd {
+            while !etcd.is_healthy().await {
+                if clock::now() >= deadline {
+                    bail!("etcd member {} does not serve after {limit:?}", etcd.name);
+                }
+                tokio::time::sleep(LOOK).await;
             }
-            tokio::time::sleep(LOOK).await;
+        }
+        tokio::time::sleep(BREATH).await;
+        match convergence::now(stack).await {
+            Ok(now) if now == found => return Ok((since, found)),
+            Ok(_) | Err(_) if clock::now() < deadline => {}
+            Ok(now) => bail!("the leader changed once more, to timeline {}", now.timeline),
+            Err(error) => return Err(error.context("whole for a moment, and then not any more")),
         }
     }
-    Ok(whole)
 }
 
 /// A cluster that was late is given more time; its lateness is told already.
