@@ -444,6 +444,7 @@ fn commits(postgres: &Postgres, status: &ServerStatus) -> CommitsView {
     CommitsView {
         senders: Arc::new(senders.collect()),
         in_force: SyncNames::from(status.synchronous_standby_names.as_str()),
+        is_checkpointer_busy: status.is_checkpointer_busy,
         own: postgres
             .sync_names()
             .map(|text| SyncNames::from(text.as_str())),

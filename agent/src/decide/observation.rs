@@ -222,6 +222,9 @@ pub struct CommitsView {
     pub senders: Arc<Vec<SenderView>>,
     /// `synchronous_standby_names`, as it is in force.
     pub in_force: SyncNames,
+    /// The checkpointer does something else than to wait for its next turn: it may not have told the
+    /// sessions yet that commits wait for somebody.
+    pub is_checkpointer_busy: bool,
     /// What the agent's own file says; `None` if there is no such file.
     pub own: Option<SyncNames>,
 }

@@ -23,6 +23,8 @@ SELECT pg_catalog.json_build_object(
  'conninfo', pg_catalog.current_setting('primary_conninfo', true),
  'slot', pg_catalog.current_setting('primary_slot_name', true),
  'synchronous_standby_names', pg_catalog.current_setting('synchronous_standby_names'),
+ 'checkpointer', CASE WHEN pg_catalog.current_setting('synchronous_standby_names') <> '' THEN (SELECT wait_event
+    FROM pg_catalog.pg_stat_activity WHERE backend_type = 'checkpointer') END,
  'receiver', (SELECT pg_catalog.json_build_object('status', status, 'timeline', received_tli,
     'slot', slot_name, 'host', sender_host, 'port', sender_port)
     FROM pg_catalog.pg_stat_wal_receiver WHERE pid IS NOT NULL),
@@ -144,6 +146,9 @@ pub struct ServerStatus {
     pub slot: String,
     /// `synchronous_standby_names` in use.
     pub synchronous_standby_names: String,
+    /// The checkpointer may not have taken a changed `synchronous_standby_names` up yet. Sessions look at
+    /// what it took up, not at the setting: until then commits wait for nobody (tried on 15).
+    pub is_checkpointer_busy: bool,
     /// The WAL receiver, if one runs.
     pub receiver: Option<Receiver>,
     /// Who receives from this instance.
@@ -194,6 +199,7 @@ struct RawStatus {
     conninfo: Option<String>,
     slot: Option<String>,
     synchronous_standby_names: String,
+    checkpointer: Option<String>,
     receiver: Option<RawReceiver>,
     senders: Vec<RawSender>,
     slots: Vec<RawSlot>,
@@ -271,6 +277,11 @@ impl From<RawStatus> for ServerStatus {
             is_replay_paused: raw.replay_paused.unwrap_or(false),
             conninfo: raw.conninfo.unwrap_or_default(),
             slot: raw.slot.unwrap_or_default(),
+            is_checkpointer_busy: !raw.synchronous_standby_names.is_empty()
+                && !matches!(
+                    raw.checkpointer.as_deref(),
+                    Some("CheckpointerMain" | "CheckpointWriteDelay")
+                ),
             synchronous_standby_names: raw.synchronous_standby_names,
             receiver,
             senders: raw.senders.into_iter().map(Sender::from).collect(),

@@ -51,11 +51,13 @@ pub enum Break {
     VotesShortByOne,
     /// The `sync` record is not looked at in the race.
     PromoteOutsideSync,
+    /// A setting that the sessions see counts as in force, whatever the checkpointer does.
+    CheckpointerUnwatched,
 }
 
 impl Break {
     /// Every one, with its word.
-    pub const ALL: [(Break, &'static str); 17] = [
+    pub const ALL: [(Break, &'static str); 18] = [
         (Break::NoFence, "no-fence"),
         (Break::DeadlineFromAnswer, "deadline-from-answer"),
         (Break::NoPeerCheck, "no-peer-check"),
@@ -76,6 +78,7 @@ impl Break {
         ),
         (Break::VotesShortByOne, "votes-short-by-one"),
         (Break::PromoteOutsideSync, "promote-outside-sync"),
+        (Break::CheckpointerUnwatched, "checkpointer-unwatched"),
     ];
 
     /// The word of the command line.
@@ -127,6 +130,7 @@ impl Break {
                 }
             }),
             Break::PromoteOutsideSync => broken::in_the_race(seen, |topology| topology.sync = None),
+            Break::CheckpointerUnwatched => broken::believe_all_were_told(seen),
             Break::NoFence
             | Break::SlotsFromLeader
             | Break::DeadlineFromAnswer
@@ -188,6 +192,7 @@ impl Break {
             | Break::PauseIgnored
             | Break::VotesShortByOne
             | Break::PromoteOutsideSync
+            | Break::CheckpointerUnwatched
             | Break::LagLimitIgnored => {}
         }
     }

@@ -541,6 +541,7 @@ pub fn noticed_by(rule: Break) -> &'static [Invariant] {
         Break::SyncRecordBeforeGuc
         | Break::GucBeforeRecordOnRemoval
         | Break::VotesShortByOne
-        | Break::PromoteOutsideSync => &[Invariant::NoAcknowledgedCommitLost],
+        | Break::PromoteOutsideSync
+        | Break::CheckpointerUnwatched => &[Invariant::NoAcknowledgedCommitLost],
     }
 }

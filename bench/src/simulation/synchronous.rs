@@ -21,6 +21,8 @@ pub(super) mod broken;
 const SENDER_TIMEOUT: Time = 5 * SECOND;
 /// The longest until a changed setting is taken up.
 const RELOAD_TAKES: Time = 30 * MS;
+/// The longest that the checkpointer syncs files, and takes nothing up.
+const SYNC_TAKES: Time = 2 * SECOND;
 
 /// What a server knows of one that receives from it.
 #[derive(Clone, Copy, Default)]
@@ -33,6 +35,8 @@ pub(super) struct Told {
 #[derive(Default)]
 pub(super) struct Waiting {
     pub(super) in_force: SyncNames,
+    /// Until then the checkpointer has not told the sessions that commits wait for somebody.
+    untold_until: Time,
     told: [Told; 5],
     /// Commits that wait: their write and the position after them.
     commits: Vec<(u32, u64)>,
@@ -76,6 +80,11 @@ impl World {
         if self.put_off(this.frozen_until.max(this.postgres.hung_until), event) {
             return true;
         }
+        let waited = self.node(node).postgres.waiting.in_force != SyncNames::Nobody;
+        if !waited && self.rng.u8(..3) == 0 {
+            let untold_until = self.now + self.rng.u64(MS..SYNC_TAKES);
+            self.node_mut(node).postgres.waiting.untold_until = untold_until;
+        }
         self.take_up_names(node);
         true
     }
@@ -92,11 +101,15 @@ impl World {
     pub(super) fn forget_waiting(&mut self, node: NodeId) {
         let waiting = &mut self.node_mut(node).postgres.waiting;
         waiting.commits.clear();
+        waiting.untold_until = 0;
         waiting.told = Default::default();
     }
 
     /// A commit is written: it is answered once those it waits for have it.
     pub(super) fn commit_waits(&mut self, node: NodeId, write: u32, end: u64) {
+        if self.now < self.node(node).postgres.waiting.untold_until {
+            return self.answer_write(node, write);
+        }
         let waiting = &mut self.node_mut(node).postgres.waiting;
         waiting.commits.push((write, end));
         self.release_commits(node);
@@ -201,6 +214,7 @@ impl World {
         running.commits = CommitsView {
             senders: Arc::new(senders.collect()),
             in_force: postgres.waiting.in_force.clone(),
+            is_checkpointer_busy: self.now < postgres.waiting.untold_until,
             own: postgres.data.as_ref().and_then(|d| d.sync_names.clone()),
         };
         local

@@ -129,7 +129,8 @@ fn parse_named(words: &Words<'_, '_>, text: &str) -> Result<SyncNames, ScriptErr
     })
 }
 
-/// Whom commits wait for: `waits=` what is in force, `own=` what the agent's file says, and a
+/// Whom commits wait for: `waits=` what is in force, `checkpointing` while the checkpointer may not have
+/// taken it up, `own=` what the agent's file says, and a
 /// `sender=NAME@FLUSHED` (with `@catchup` while it does not stream yet) for each receiver.
 pub(super) fn commits(words: &Words<'_, '_>) -> Result<CommitsView, ScriptError> {
     let mut senders = Vec::new();
@@ -145,6 +146,7 @@ pub(super) fn commits(words: &Words<'_, '_>) -> Result<CommitsView, ScriptError>
     Ok(CommitsView {
         senders: Arc::new(senders),
         in_force: names("waits").transpose()?.unwrap_or_default(),
+        is_checkpointer_busy: words.has("checkpointing"),
         own: names("own").transpose()?,
     })
 }
@@ -153,6 +155,9 @@ pub(super) fn commits(words: &Words<'_, '_>) -> Result<CommitsView, ScriptError>
 pub(super) fn print_commits(out: &mut String, commits: &CommitsView) {
     if commits.in_force != SyncNames::Nobody {
         let _ = write!(out, " waits={}", named(&commits.in_force));
+    }
+    if commits.is_checkpointer_busy {
+        out.push_str(" checkpointing");
     }
     if let Some(own) = &commits.own {
         let _ = write!(out, " own={}", named(own));

@@ -205,7 +205,13 @@ fn note<'a>(turn: Turn<'a>, running: &Running, position: Lsn) -> Turn<'a> {
     }
     turn.remember(|memory| match &mut memory.sync_note {
         Some(note) if note.epoch == epoch && note.names == commits.in_force => {
-            if note.at.is_none() && now.since(note.since) >= RELOAD_SETTLES {
+            if note.at.is_some() {
+                return;
+            }
+            // Sessions do not wait before the checkpointer has told them, and it may be syncing files.
+            if commits.is_checkpointer_busy {
+                note.since = now;
+            } else if now.since(note.since) >= RELOAD_SETTLES {
                 note.at = Some(position);
             }
         }

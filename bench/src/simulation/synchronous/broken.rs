@@ -23,6 +23,13 @@ pub(in crate::simulation) fn believe_all_is_confirmed(seen: &mut Observation) {
     }
 }
 
+/// Nobody looks whether the checkpointer has told the sessions that commits wait.
+pub(in crate::simulation) fn believe_all_were_told(seen: &mut Observation) {
+    if let Local::Running(running) = &mut seen.local {
+        running.commits.is_checkpointer_busy = false;
+    }
+}
+
 /// The record names at once whom commits are only about to wait for.
 pub(in crate::simulation) fn record_first(decision: &mut Decision) {
     let names = decision.actions.iter().find_map(|action| match action {
