@@ -235,6 +235,7 @@ impl Actor {
                 0
             }
             Action::RunPrePromote => self.run_pre_promote(seen)?,
+            Action::CompareHistory(with) => self.compare_history(seen, with)?,
             Action::DiscardBootstrap => self.discard_bootstrap()?,
             Action::WriteSync(sync) => self.write_sync(seen, sync).await?,
             Action::DeleteSync { revision } => self.delete_sync(seen, *revision).await?,

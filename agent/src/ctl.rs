@@ -18,6 +18,7 @@ use crate::config::{ConfigError, Environment};
 
 pub mod arguments;
 mod change;
+mod cluster_role;
 mod edit;
 mod history;
 mod list;
@@ -130,13 +131,7 @@ pub async fn run(arguments: Arguments, env: &Environment) -> Result<(), CtlError
         }
         Command::Topology(asked) => {
             let session = Session::open(config, asked.cluster.as_deref(), terminal)?;
-            let (_follow, view) = session.follow().await?;
-            let tree = list::tree(&session.cluster, &view.topology);
-            session.terminal.print(&tree)?;
-            match list::staleness(&view, clock::now(), clock::wall_clock()) {
-                Some(stale) => Err(CtlError::Failed(stale)),
-                None => Ok(()),
-            }
+            topology(&session).await
         }
         Command::Switchover(asked) => {
             let session = Session::open(config, asked.cluster.as_deref(), terminal)?;
@@ -170,6 +165,14 @@ pub async fn run(arguments: Arguments, env: &Environment) -> Result<(), CtlError
             let session = Session::open(config, asked.cluster.as_deref(), terminal)?;
             edit::edit(&session, &asked, env).await
         }
+        Command::DemoteCluster(asked) => {
+            let session = Session::open(config, asked.cluster.as_deref(), terminal)?;
+            cluster_role::demote(&session, &asked).await
+        }
+        Command::PromoteCluster(asked) => {
+            let session = Session::open(config, asked.cluster.as_deref(), terminal)?;
+            cluster_role::promote(&session, &asked).await
+        }
         Command::Pause(asked) => {
             let session = Session::open(config, asked.cluster.as_deref(), terminal)?;
             pause::pause(&session, asked.wait).await
@@ -182,6 +185,16 @@ pub async fn run(arguments: Arguments, env: &Environment) -> Result<(), CtlError
             let session = Session::open(config, asked.cluster.as_deref(), terminal)?;
             version(&session).await
         }
+    }
+}
+
+async fn topology(session: &Session) -> Result<(), CtlError> {
+    let (_follow, view) = session.follow().await?;
+    let tree = list::tree(&session.cluster, &view.topology);
+    session.terminal.print(&tree)?;
+    match list::staleness(&view, clock::now(), clock::wall_clock()) {
+        Some(stale) => Err(CtlError::Failed(stale)),
+        None => Ok(()),
     }
 }
 

@@ -32,6 +32,7 @@ pub mod script;
 mod shutting_down;
 pub mod situation;
 mod slots;
+mod standby_cluster;
 mod stopping;
 pub mod sync_standbys;
 mod unregistered;
@@ -114,6 +115,9 @@ impl<'a> Turn<'a> {
         };
         if let Some(topology) = seen.topology() {
             asking::note(&mut memory, topology, seen.now);
+            if let Some(settings) = &topology.settings {
+                memory.is_standby_cluster = settings.standby_cluster.is_some();
+            }
         }
         Self {
             seen,

@@ -12,6 +12,8 @@ mod agents;
 #[path = "support/servers.rs"]
 #[expect(dead_code, reason = "shared with the tests of the door")]
 mod servers;
+#[path = "agents/standby_cluster.rs"]
+mod standby_cluster;
 
 use std::time::Duration;
 

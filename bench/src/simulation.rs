@@ -26,6 +26,7 @@ mod replication;
 mod requests;
 mod routers;
 mod slots;
+mod standby;
 mod store;
 mod story;
 mod synchronous;

@@ -7,24 +7,32 @@ use trunkline_shared::dcs::{Compare, Operation, Revision, Txn};
 use trunkline_shared::service::clock;
 
 use super::{ActError, Actor};
-use crate::decide::observation::{Local, Observation};
+use crate::decide::observation::{Local, Observation, RunningRole};
 use crate::postgres::PostgresError;
 
 impl Actor {
     pub(super) async fn record_history(&self, seen: &Observation) -> Result<Revision, ActError> {
         let Local::Running(running) = &seen.local else {
-            return Err(ActError::NotAllowed("only a running primary has a history"));
+            return Err(ActError::NotAllowed(
+                "only a running instance has a history",
+            ));
         };
         let file = format!("{:08X}.history", running.timeline.0);
         let path = self.postgres.config().data_dir.join("pg_wal").join(file);
-        let text =
-            tokio::fs::read_to_string(&path)
-                .await
-                .map_err(|source| PostgresError::File {
-                    what: "read",
-                    path: path.clone(),
-                    source,
-                })?;
+        let text = match tokio::fs::read_to_string(&path).await {
+            Ok(text) => text,
+            // A standby that replays an archive has it once a segment of the timeline was restored.
+            Err(error)
+                if error.kind() == std::io::ErrorKind::NotFound
+                    && matches!(running.role, RunningRole::Replica { .. }) =>
+            {
+                return Ok(0);
+            }
+            Err(source) => {
+                let what = "read";
+                return Err(PostgresError::File { what, path, source }.into());
+            }
+        };
         let key = self.keys.path(&FactKey::History);
         let read = Txn {
             then: vec![Operation::Get(key.clone())],

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use trunkline_shared::cluster::timeline::Ancestry;
 use trunkline_shared::cluster::topology::Initialize;
 use trunkline_shared::cluster::{Lsn, MemberName, SystemId, Timeline};
 use trunkline_shared::dcs::Revision;
@@ -10,8 +11,8 @@ use trunkline_shared::dcs::Revision;
 use super::jobs::Work;
 use super::{ActError, Actor, is_primary};
 use crate::decide::decision::{StartAs, StopMode, Upstream};
-use crate::decide::observation::{JobKind, Local, Observation};
-use crate::postgres::rewind::{RewindNeed, needs_rewind};
+use crate::decide::observation::{JobKind, Local, Observation, RunningRole};
+use crate::postgres::rewind::{RewindNeed, SourceFacts, needs_rewind};
 use crate::postgres::timelines::TimelineStep;
 use crate::postgres::{self, Postgres, PostgresError, ServerRole, StopPlan, UpstreamChange};
 
@@ -229,9 +230,37 @@ impl Actor {
     ) -> Result<Revision, ActError> {
         let upstream = source(from)?;
         let mine = seen.local.system_id();
-        let work = rewind(self.door(), upstream, mine);
+        // What leads a standby cluster is a standby, and so may be what that replicates from.
+        let may_be_standby = seen.settings().standby_cluster.is_some();
+        let work = rewind(self.door(), upstream, mine, may_be_standby);
         self.begin(JobKind::Rewind, from.member.clone(), Box::pin(work))
             .await
+    }
+
+    pub(super) fn compare_history(
+        &mut self,
+        seen: &Observation,
+        with: &Upstream,
+    ) -> Result<Revision, ActError> {
+        let upstream = source(with)?;
+        let Local::Running(running) = &seen.local else {
+            return Err(ActError::NotAllowed("only a running replica is compared"));
+        };
+        let RunningRole::Replica {
+            received, replayed, ..
+        } = running.role
+        else {
+            return Err(ActError::NotAllowed("only a running replica is compared"));
+        };
+        let own = (running.system_id, running.timeline, received.max(replayed));
+        let door = self.door();
+        let work = async move {
+            let facts = door.source_facts(&upstream).await.map_err(said)?;
+            prove_divergence(own, &facts)
+        };
+        self.jobs
+            .start(JobKind::CompareHistory, None, Box::pin(work))?;
+        Ok(0)
     }
 
     pub(super) async fn create_slots(&self, names: &[Arc<str>]) -> Result<Revision, ActError> {
@@ -306,6 +335,7 @@ async fn rewind(
     door: Arc<Postgres>,
     source: postgres::Upstream,
     mine: Option<SystemId>,
+    may_be_standby: bool,
 ) -> Result<(), String> {
     let facts = door.source_facts(&source).await.map_err(said)?;
     if mine.is_some_and(|mine| mine != facts.system_id) {
@@ -314,19 +344,46 @@ async fn rewind(
             facts.system_id
         ));
     }
-    if !facts.is_rewind_source() {
+    let is_standby = facts.is_in_recovery;
+    let is_source = facts.is_rewind_source() || (may_be_standby && is_standby);
+    if !is_source {
         return Err("the source has not written a checkpoint since its promotion".to_owned());
     }
     let end = door.local_end(None).await.map_err(said)?;
     match needs_rewind(end, facts.timeline, &facts.history) {
         RewindNeed::NotNeeded => Ok(()),
+        RewindNeed::Needed { .. } if !door.config().use_pg_rewind => {
+            Err("the data has diverged, and use_pg_rewind is off".to_owned())
+        }
         RewindNeed::Needed { fork } => door.rewind(&source, fork).await.map_err(said),
+        // A standby only repeats what was written here.
+        RewindNeed::SameTimeline if is_standby => Ok(()),
         RewindNeed::SameTimeline => {
             Err("both wrote on the same timeline: only a copy is safe".to_owned())
         }
         RewindNeed::Unknown => {
             Err("the source's history does not mention the local timeline".to_owned())
         }
+    }
+}
+
+/// Succeeds where `own`, a system identifier, a timeline and a position, is surely not a part of the source's
+/// history.
+fn prove_divergence(own: (SystemId, Timeline, Lsn), facts: &SourceFacts) -> Result<(), String> {
+    let (system_id, timeline, position) = own;
+    if facts.system_id != system_id {
+        return Err(format!(
+            "the source has the system identifier {}, not ours",
+            facts.system_id
+        ));
+    }
+    if facts.is_in_recovery && facts.timeline <= timeline {
+        return Err("the source is a standby and shows no newer timeline".to_owned());
+    }
+    match facts.history.ancestry(timeline, position, facts.timeline) {
+        Ancestry::Diverged { .. } => Ok(()),
+        Ancestry::Ancestor => Err("the histories agree".to_owned()),
+        Ancestry::Unknown => Err("the source's history does not mention ours".to_owned()),
     }
 }
 

@@ -167,16 +167,6 @@ fn dynamic(section: &Section<'_>) -> serde_json::Map<String, serde_json::Value> 
         // The section was made of a mapping; whatever else stood there is a mistake already.
         Err(SettingsError::NotJson(_) | SettingsError::NotAnObject(_)) => {}
     }
-    if let Some(node) = section.find("standby_cluster") {
-        section.report().mistake(Mistake::Refused {
-            origin: node.origin.clone(),
-            key: section.path_of("standby_cluster"),
-            why:
-                "standby clusters are not supported yet, and an independent primary would be made \
-                  instead; remove the section"
-                    .to_owned(),
-        });
-    }
     section.not_acted_on(&["primary_race_backoff"]);
     if has_logical_slots(&dcs) {
         section.not_acted_on(&["slots"]);

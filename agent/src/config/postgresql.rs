@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use secrecy::SecretString;
 
-use super::document::{Kind, Value};
+use super::document::{Entry, Kind, Value};
 use super::section::{Address, Section};
 use super::{Warning, command, sorted};
 use crate::decide::callbacks::Callback;
@@ -68,6 +68,8 @@ pub struct PostgresqlConfig {
     pub pg_ctl_timeout: Duration,
     /// Ways to make a replica, in order.
     pub replica_methods: Vec<ReplicaMethod>,
+    /// Ways described in the file that are not in that order: `standby_cluster` may name them.
+    pub other_methods: Vec<CustomMethod>,
     /// Options of pg_basebackup: `--name` or `--name=value`.
     pub basebackup: Vec<(String, Option<String>)>,
     /// Operator's scripts.
@@ -116,7 +118,8 @@ pub fn read(section: &Section<'_>) -> Option<PostgresqlConfig> {
     let replication = credentials(&authentication.section("replication"), Some("replicator"));
     let rewind = credentials(&authentication.section("rewind"), None);
     authentication.end();
-    let methods = methods(section);
+    let names = method_names(section);
+    let methods = methods(section, &names);
     let proxy_address = section.address("proxy_address", DEFAULT_PORT);
     let is_complete = listen.is_some()
         && connect_address.is_some()
@@ -156,6 +159,7 @@ pub fn read(section: &Section<'_>) -> Option<PostgresqlConfig> {
         pg_ctl_timeout: section
             .seconds("pg_ctl_timeout", 1)
             .unwrap_or(Duration::from_secs(60)),
+        other_methods: other_methods(section, &names),
         replica_methods: methods,
         basebackup: basebackup(section),
         hooks: hooks(section),
@@ -166,18 +170,34 @@ pub fn read(section: &Section<'_>) -> Option<PostgresqlConfig> {
     is_complete.then_some(config)
 }
 
-/// Ways to make a replica, in order.
-fn methods(section: &Section<'_>) -> Vec<ReplicaMethod> {
-    let names = section
+/// The names of the ways to make a replica, in order.
+fn method_names(section: &Section<'_>) -> Vec<String> {
+    section
         .texts("create_replica_methods", true)
         .or_else(|| section.texts("create_replica_method", true))
-        .unwrap_or_else(|| vec!["basebackup".to_owned()]);
+        .unwrap_or_else(|| vec!["basebackup".to_owned()])
+}
+
+fn methods(section: &Section<'_>, names: &[String]) -> Vec<ReplicaMethod> {
     names
-        .into_iter()
+        .iter()
         .filter_map(|name| match name.as_str() {
             "basebackup" => Some(ReplicaMethod::Basebackup),
-            _ => method(section, name).map(ReplicaMethod::Custom),
+            _ => method(section, name.clone()).map(ReplicaMethod::Custom),
         })
+        .collect()
+}
+
+/// Sections with a command that the list does not name.
+fn other_methods(section: &Section<'_>, listed: &[String]) -> Vec<CustomMethod> {
+    let is_method = |entry: &Entry| match &entry.node.value {
+        Value::Map(own) => own.iter().any(|entry| entry.key == "command"),
+        Value::Scalar(_) | Value::List(_) => false,
+    };
+    let described = section.values().iter();
+    described
+        .filter(|entry| is_method(entry) && !listed.contains(&entry.key))
+        .filter_map(|entry| method(section, entry.key.clone()))
         .collect()
 }
 

@@ -167,6 +167,7 @@ pub fn take_up(running: &AgentConfig, read: AgentConfig) -> TakenUp {
     own.basebackup = told.basebackup;
     own.hooks = told.hooks;
     own.replica_methods = told.replica_methods;
+    own.other_methods = told.other_methods;
     own.custom_conf = told.custom_conf;
     own.database = told.database;
     own.parameters = told.parameters;

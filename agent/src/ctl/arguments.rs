@@ -47,6 +47,10 @@ pub enum Command {
     ShowConfig(Cluster),
     /// Change the configuration of the cluster.
     EditConfig(EditConfig),
+    /// Make the cluster a standby of another one.
+    DemoteCluster(DemoteCluster),
+    /// Make a standby cluster stand on its own.
+    PromoteCluster(PromoteCluster),
     /// Turn automation off.
     Pause(Pause),
     /// Turn automation on again.
@@ -197,6 +201,38 @@ pub struct Resume {
     /// it any longer. If it lives, there may be two primaries.
     #[arg(long, value_name = "MEMBER")]
     pub without: Vec<String>,
+    /// Never ask.
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// `demote-cluster`
+#[derive(Clone, Debug, Args)]
+pub struct DemoteCluster {
+    /// The cluster; the file's scope if absent.
+    pub cluster: Option<String>,
+    /// The host to replicate from.
+    #[arg(long)]
+    pub host: Option<String>,
+    /// Its port.
+    #[arg(long)]
+    pub port: Option<u16>,
+    /// The slot there.
+    #[arg(long)]
+    pub primary_slot_name: Option<String>,
+    /// Fetches WAL from an archive.
+    #[arg(long)]
+    pub restore_command: Option<String>,
+    /// Never ask.
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// `promote-cluster`
+#[derive(Clone, Debug, Args)]
+pub struct PromoteCluster {
+    /// The cluster; the file's scope if absent.
+    pub cluster: Option<String>,
     /// Never ask.
     #[arg(long)]
     pub force: bool,

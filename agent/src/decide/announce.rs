@@ -93,6 +93,7 @@ fn role(seen: &Observation) -> MemberRole {
             {
                 MemberRole::Promoted
             }
+            RunningRole::Replica { .. } if leads_standby(seen) => MemberRole::StandbyLeader,
             RunningRole::Replica { .. } => MemberRole::Replica,
         },
         Local::Starting {
@@ -107,6 +108,11 @@ fn role(seen: &Observation) -> MemberRole {
         | Local::Unresponsive { .. }
         | Local::Orphaned { .. } => MemberRole::Replica,
     }
+}
+
+/// Whether it holds the lease of a standby cluster.
+fn leads_standby(seen: &Observation) -> bool {
+    matches!(seen.lease, LeaseView::Held(_)) && seen.settings().standby_cluster.is_some()
 }
 
 fn state(seen: &Observation, is_restarting: bool) -> MemberState {
@@ -124,7 +130,10 @@ fn state(seen: &Observation, is_restarting: bool) -> MemberState {
             }
             JobKind::Stop | JobKind::StopNow => return MemberState::Stopping,
             JobKind::Start => return MemberState::Starting,
-            JobKind::Promote | JobKind::PrePromote | JobKind::Checkpoint => {}
+            JobKind::Promote
+            | JobKind::PrePromote
+            | JobKind::Checkpoint
+            | JobKind::CompareHistory => {}
         }
     }
     let failed = |kind| {

@@ -110,7 +110,6 @@ type Guard = fn(&Race<'_>) -> Result<(), Refusal>;
 
 /// The first refusal stands. An operator's request lets a guard pass only where the guard itself says so.
 const GUARDS: &[Guard] = &[
-    no_standby_cluster,
     no_peer_is_primary,
     no_other_is_named,
     tags_allow,
@@ -164,19 +163,6 @@ impl Race<'_> {
     fn lag_limit(&self) -> u64 {
         self.topology.settings_or_default().maximum_lag_on_failover
     }
-}
-
-/// A primary beside the one that the cluster replicates from would be a second one.
-fn no_standby_cluster(race: &Race<'_>) -> Result<(), Refusal> {
-    if race
-        .topology
-        .settings_or_default()
-        .standby_cluster
-        .is_some()
-    {
-        return Err((Reason::StandbyCluster, Detail::None));
-    }
-    Ok(())
 }
 
 /// Two primaries would be worse than none (`ha.md` 5.2).

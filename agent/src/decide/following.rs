@@ -67,9 +67,18 @@ pub(super) fn confirm(turn: Turn<'_>) -> Decision {
 
 /// The leader's record, if it says that its PostgreSQL is a running primary.
 pub(super) fn confirmed_leader(topology: &Topology) -> Option<&Arc<Member>> {
-    topology
-        .leader_member()
-        .filter(|member| member.role == MemberRole::Primary && member.state == MemberState::Running)
+    let is_standby = topology.settings_or_default().standby_cluster.is_some();
+    topology.leader_member().filter(|member| {
+        let leads = match member.role {
+            MemberRole::Primary => true,
+            MemberRole::StandbyLeader => is_standby,
+            MemberRole::Replica
+            | MemberRole::Demoted
+            | MemberRole::Uninitialized
+            | MemberRole::Promoted => false,
+        };
+        leads && member.state == MemberState::Running
+    })
 }
 
 /// Where a running replica stands.

@@ -15,7 +15,9 @@ use super::observation::{
     Running, RunningRole, Stopped,
 };
 use super::sync_standbys::keeping;
-use super::{PROMOTE_NEEDS, RETRY_PAUSE, Turn, bootstrap, candidate, leading, requests};
+use super::{
+    PROMOTE_NEEDS, RETRY_PAUSE, Turn, bootstrap, candidate, leading, requests, standby_cluster,
+};
 
 /// More than this to replay, and another member takes over sooner than a restart ends (`ha.md` 9).
 const REDO_LIMIT: u64 = 128 * 1024 * 1024;
@@ -41,9 +43,13 @@ pub(super) fn decide(seen: &Observation, memory: &Memory) -> Decision {
             .act(Action::AcquireLeader)
             .now(Reason::LeaderKeyMissing);
     }
-    if seen.settings().standby_cluster.is_some() && is_harmless(&seen.local) {
-        return give_up(turn, Reason::StandbyCluster, None);
-    }
+    let turn = match &seen.settings().standby_cluster {
+        None => turn,
+        Some(section) => match standby_cluster::decide(turn, topology, section) {
+            ControlFlow::Break(decision) => return decision,
+            ControlFlow::Continue(turn) => turn,
+        },
+    };
     match &seen.local {
         Local::Running(running) => match &running.role {
             RunningRole::Primary {
@@ -82,20 +88,8 @@ fn is_stopped(turn: &Turn<'_>) -> bool {
     finished.is_some_and(|job| job.kind == JobKind::StopNow && job.error.is_none())
 }
 
-/// Whether it is surely dead or in recovery and not on its way out.
-fn is_harmless(local: &Local) -> bool {
-    match local {
-        Local::Stopped(_) | Local::Running(_) | Local::Starting { .. } => {
-            !local.may_accept_writes()
-        }
-        Local::Unknown(_) | Local::Empty | Local::Unresponsive { .. } | Local::Orphaned { .. } => {
-            false
-        }
-    }
-}
-
 /// Gives the lease up and lets the others run first.
-fn give_up(turn: Turn<'_>, reason: Reason, position: Option<Lsn>) -> Decision {
+pub(super) fn give_up(turn: Turn<'_>, reason: Reason, position: Option<Lsn>) -> Decision {
     let back = turn.seen.now + turn.seen.settings().ttl;
     turn.remember(|memory| {
         memory.stands_back_until = Some(back);
@@ -129,6 +123,10 @@ fn promote(turn: Turn<'_>, held: &Held, topology: &Topology, running: &Running) 
         // The claim or the signal fails every time: another member is to try.
         return give_up(turn, Reason::PromotionFailed, None);
     }
+    let turn = match standby_cluster::may_be_promoted(turn, topology) {
+        ControlFlow::Break(decision) => return decision,
+        ControlFlow::Continue(turn) => turn,
+    };
     let turn = match allowed_by_operator(turn, held) {
         ControlFlow::Break(decision) => return decision,
         ControlFlow::Continue(turn) => turn,
@@ -271,6 +269,10 @@ fn starting(turn: Turn<'_>, since: Moment) -> Decision {
 
 fn when_stopped(turn: Turn<'_>, held: &Held, topology: &Topology, stopped: &Stopped) -> Decision {
     let seen = turn.seen;
+    if stopped.is_half_rewound {
+        // It was to follow another cluster, and stands on its own now: who is whole leads.
+        return give_up(turn, Reason::RemoteUnusable, None);
+    }
     if let Some(record) = requests::own_switchover(seen, topology) {
         return requests::when_stopped(turn, held, topology, record, stopped);
     }

@@ -18,7 +18,8 @@ pub(super) fn decide(seen: &Observation, memory: &Memory, job: &RunningJob) -> D
         | JobKind::Stop
         | JobKind::StopNow
         | JobKind::Checkpoint
-        | JobKind::DiscardBootstrap => false,
+        | JobKind::DiscardBootstrap
+        | JobKind::CompareHistory => false,
     };
     if is_pointless {
         return turn.act(Action::CancelJob).now(Reason::JobCancelled);

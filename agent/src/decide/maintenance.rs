@@ -10,7 +10,9 @@ use trunkline_shared::cluster::topology::Initialize;
 use super::decision::{Action, Decision, Detail, Reason};
 use super::memory::Memory;
 use super::observation::{Held, LeaseView, Local, Observation, RunningRole};
-use super::{Turn, authority_gone, following, holding_lease, leading, no_leader, requests};
+use super::{
+    Turn, authority_gone, following, holding_lease, leading, no_leader, requests, standby_cluster,
+};
 
 pub(super) fn decide(seen: &Observation, memory: &Memory, topology: &Topology) -> Decision {
     let turn = Turn::new(seen, memory);
@@ -98,6 +100,9 @@ fn no_primary(turn: Turn<'_>, held: &Held, memory: &Memory, topology: &Topology)
                 return requests::when_stopped(turn, held, topology, record, stopped);
             }
             stopped.is_clean.then_some(stopped.checkpoint)
+        }
+        Local::Running(running) if seen.settings().standby_cluster.is_some() => {
+            return standby_cluster::in_maintenance(turn.disarm_if_harmless(), topology, running);
         }
         Local::Running(_) if is_named(seen, topology) => {
             return holding_lease::decide(seen, memory);

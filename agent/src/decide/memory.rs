@@ -22,6 +22,12 @@ pub struct Memory {
     pub status_at: Option<Moment>,
     /// When each slot was last wanted or used, for `member_slots_ttl`.
     pub slot_needed: BTreeMap<Arc<str>, Moment>,
+    /// This member has led a standby cluster and not been promoted since.
+    pub leads_standby: bool,
+    /// The configuration, when it was last there, made this a standby cluster.
+    pub is_standby_cluster: bool,
+    /// The data here was found to have left the history of the cluster that this one replicates from.
+    pub has_left_remote: bool,
     /// Since when a replica with the right upstream has not streamed.
     pub not_streaming_since: Option<Moment>,
     /// Since when this member has held the lease without a primary.

@@ -6,7 +6,7 @@ use trunkline_shared::cluster::{Member, MemberName, MemberState, Topology};
 use super::decision::{Action, Decision, Detail, Reason, Upstream};
 use super::memory::Memory;
 use super::observation::{JobKind, LeaseView, Observation};
-use super::{Turn, following, upstream};
+use super::{Turn, following, standby_cluster, upstream};
 
 pub(super) fn decide(seen: &Observation, memory: &Memory) -> Decision {
     let turn = Turn::new(seen, memory).disarm_if_harmless();
@@ -33,9 +33,6 @@ pub(super) fn decide(seen: &Observation, memory: &Memory) -> Decision {
         Initialize::Absent => {
             if let Some(until) = memory.stands_back_until.filter(|until| *until > seen.now) {
                 return turn.within(Reason::StandingBack, seen.now.until(until));
-            }
-            if seen.settings().standby_cluster.is_some() {
-                return turn.routine(Reason::StandbyCluster);
             }
             if let Some(member) = who_has_data(seen, topology) {
                 let turn = turn.detail(Detail::Member(member.clone()));
@@ -75,8 +72,13 @@ fn as_leader(turn: Turn<'_>, topology: &Topology) -> Decision {
             .act(release)
             .now(Reason::LeaderWithoutData);
     }
-    let earlier = turn.decision.memory.bootstrap_failed.clone();
-    if let Some(why) = earlier.or_else(|| turn.failure_of(JobKind::Initialize)) {
+    // What failed before this claim was made, long ago then, is tried again.
+    let lately = |kind| turn.failure_of(kind).filter(|_| turn.failed_lately(kind));
+    let failed = turn.decision.memory.bootstrap_failed.clone();
+    let failed = failed.or_else(|| lately(JobKind::Initialize));
+    let section = seen.settings().standby_cluster.clone();
+    let failed = failed.or_else(|| lately(JobKind::Clone).filter(|_| section.is_some()));
+    if let Some(why) = failed {
         return turn
             .remember(|memory| {
                 memory.stands_back_until = Some(back);
@@ -85,6 +87,10 @@ fn as_leader(turn: Turn<'_>, topology: &Topology) -> Decision {
             .detail(Detail::Text(why))
             .act(release)
             .now(Reason::BootstrapFailed);
+    }
+    if let Some(section) = &section {
+        let from = standby_cluster::remote(section);
+        return standby_cluster::copy(turn, from, Reason::Bootstrapping);
     }
     turn.act(Action::Initialize).routine(Reason::Bootstrapping)
 }

@@ -380,11 +380,13 @@ pub enum JobKind {
     DiscardBootstrap,
     /// The operator's script that must allow a promotion.
     PrePromote,
+    /// A look at another cluster's history; it succeeds if the local one has left that.
+    CompareHistory,
 }
 
 impl JobKind {
     /// Every kind.
-    pub const ALL: [JobKind; 11] = [
+    pub const ALL: [JobKind; 12] = [
         JobKind::Initialize,
         JobKind::FinishBootstrap,
         JobKind::Clone,
@@ -396,6 +398,7 @@ impl JobKind {
         JobKind::Checkpoint,
         JobKind::DiscardBootstrap,
         JobKind::PrePromote,
+        JobKind::CompareHistory,
     ];
 
     /// Whether it stops the instance.
@@ -410,7 +413,8 @@ impl JobKind {
             | JobKind::Promote
             | JobKind::Checkpoint
             | JobKind::DiscardBootstrap
-            | JobKind::PrePromote => false,
+            | JobKind::PrePromote
+            | JobKind::CompareHistory => false,
         }
     }
 
@@ -428,6 +432,7 @@ impl JobKind {
             JobKind::Checkpoint => "checkpoint",
             JobKind::DiscardBootstrap => "discard_bootstrap",
             JobKind::PrePromote => "pre_promote",
+            JobKind::CompareHistory => "compare_history",
         }
     }
 }

@@ -90,6 +90,7 @@ pub struct Scene {
     pub memory: Memory,
     topology: Topology,
     settings: ClusterSettings,
+    is_config_gone: bool,
     age: Option<Duration>,
 }
 
@@ -134,6 +135,7 @@ impl Default for Scene {
             memory: Memory::default(),
             topology,
             settings: script_settings(),
+            is_config_gone: false,
             age: Some(Duration::ZERO),
         };
         scene.settle();
@@ -230,7 +232,8 @@ impl Scene {
     }
 
     fn settle(&mut self) {
-        self.topology.settings = Some(Arc::new(self.settings.clone()));
+        let settings = (!self.is_config_gone).then(|| Arc::new(self.settings.clone()));
+        self.topology.settings = settings;
         self.seen.dcs = match self.age {
             Some(age) => DcsView::Known {
                 topology: Arc::new(self.topology.clone()),
@@ -276,6 +279,7 @@ impl Scene {
     }
 
     fn settings(&mut self, words: &Words<'_, '_>) -> Result<(), ScriptError> {
+        self.is_config_gone = words.has("gone");
         let s = &mut self.settings;
         s.ttl = words.seconds("ttl")?.unwrap_or(s.ttl);
         s.loop_wait = words.seconds("loop_wait")?.unwrap_or(s.loop_wait);

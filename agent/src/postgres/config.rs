@@ -101,6 +101,8 @@ pub struct PostgresConfig {
     pub post_bootstrap: Option<Command>,
     /// Ways to make a replica, in order.
     pub replica_methods: Vec<ReplicaMethod>,
+    /// The server of another cluster that a standby cluster's leader replicates from.
+    pub remote: Option<Remote>,
     /// Extra options of pg_basebackup: name and, where it takes one, value.
     pub basebackup: Vec<(String, Option<String>)>,
     /// Whether pg_rewind is used, and with it `wal_log_hints` demanded.
@@ -113,6 +115,26 @@ pub struct PostgresConfig {
     pub remove_data_directory_on_rewind_failure: Option<bool>,
     /// Patroni's `remove_data_directory_on_diverged_timelines`; absent: re-clone beside and swap.
     pub remove_data_directory_on_diverged_timelines: Option<bool>,
+}
+
+/// What is different where the upstream belongs to another cluster (Patroni's `standby_cluster`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Remote {
+    /// Its host; absent: the archive alone.
+    pub host: Option<String>,
+    /// Its port.
+    pub port: u16,
+    /// Parameters of recovery of whoever replicates from it.
+    pub recovery: BTreeMap<String, String>,
+    /// Ways to make a replica of it, in order; empty: the usual ones.
+    pub replica_methods: Vec<ReplicaMethod>,
+}
+
+impl Remote {
+    /// Whether this is where `host` and `port` lead; neither is the archive.
+    pub fn is_at(&self, host: Option<&str>, port: Option<u16>) -> bool {
+        self.host.as_deref() == host && (host.is_none() || Some(self.port) == port)
+    }
 }
 
 impl PostgresConfig {

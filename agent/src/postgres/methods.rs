@@ -77,6 +77,18 @@ impl CustomBootstrap {
     }
 }
 
+/// The ways to copy this source.
+fn ways<'a>(config: &'a PostgresConfig, source: Option<&Upstream>) -> &'a [ReplicaMethod] {
+    let host = source.map(|source| source.host.as_str());
+    let port = source.map(|source| source.port);
+    match &config.remote {
+        Some(remote) if !remote.replica_methods.is_empty() && remote.is_at(host, port) => {
+            &remote.replica_methods
+        }
+        Some(_) | None => &config.replica_methods,
+    }
+}
+
 fn pairs(extra: &[(String, String)]) -> impl Iterator<Item = String> + '_ {
     extra.iter().map(|(key, value)| format!("--{key}={value}"))
 }
@@ -151,7 +163,7 @@ impl Postgres {
         let config = self.config();
         self.must_be_stopped()?;
         let mut tried = Vec::new();
-        for method in &config.replica_methods {
+        for method in ways(&config, source) {
             let (name, outcome) = match (method, source) {
                 (ReplicaMethod::Basebackup, None) => continue,
                 (ReplicaMethod::Basebackup, Some(source)) => {

@@ -117,7 +117,7 @@ pub struct SourceFacts {
     pub system_id: SystemId,
     /// Whether it is in recovery: then it is no source.
     pub is_in_recovery: bool,
-    /// Its timeline; that of its latest checkpoint while it is in recovery.
+    /// Its timeline; the newest its control data names while it is in recovery.
     pub timeline: Timeline,
     /// Timeline of its latest checkpoint.
     pub checkpoint_timeline: Timeline,
@@ -137,7 +137,8 @@ impl SourceFacts {
 const FACTS_QUERY: &str = "\
 SELECT v FROM (SELECT 1, system_identifier::text FROM pg_catalog.pg_control_system()
  UNION ALL SELECT 2, pg_catalog.pg_is_in_recovery()::text
- UNION ALL SELECT 3, CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.to_hex(timeline_id)
+ UNION ALL SELECT 3, CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.to_hex(greatest(timeline_id,
+   (SELECT min_recovery_end_timeline FROM pg_catalog.pg_control_recovery())))
    ELSE pg_catalog.substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 1, 8) END
    FROM pg_catalog.pg_control_checkpoint()
  UNION ALL SELECT 4, timeline_id::text FROM pg_catalog.pg_control_checkpoint()) AS r(n, v)

@@ -313,6 +313,14 @@ fn render_recovery(config: &PostgresConfig, conninfo: Option<&str>, slot: Option
             settings.insert(name, value.clone());
         }
     }
+    let field = |key| conninfo.and_then(|conninfo| conninfo_field(conninfo, key));
+    let port = field("port").and_then(|port| port.parse().ok());
+    let remote = config.remote.as_ref();
+    if let Some(remote) = remote.filter(|remote| remote.is_at(field("host").as_deref(), port)) {
+        for (name, value) in &remote.recovery {
+            settings.insert(name, value.clone());
+        }
+    }
     settings
         .entry("recovery_target_timeline")
         .or_insert_with(|| "latest".to_owned());

@@ -8,7 +8,8 @@ use trunkline_shared::cluster::ClusterSettings;
 
 use crate::config::{self, AgentConfig};
 use crate::postgres::PostgresConfig;
-use crate::postgres::config::{BootstrapRole, Credentials};
+use crate::postgres::config::{BootstrapRole, Credentials, Remote};
+use crate::postgres::methods::{CustomMethod, ReplicaMethod};
 
 /// The configuration in force: what the file says wins over what the cluster says.
 pub fn postgres_config(
@@ -43,7 +44,7 @@ pub fn postgres_config(
             .pgpass
             .clone()
             .unwrap_or_else(|| run_dir.join("pgpass")),
-        recovery: layered(&settings.recovery_conf, &local.recovery),
+        recovery: recovery(settings, &local.recovery),
         pg_hba: local.pg_hba.clone().unwrap_or_else(first_hba),
         pg_ident: local
             .pg_ident
@@ -62,6 +63,7 @@ pub fn postgres_config(
         custom_bootstrap: bootstrap.custom.clone(),
         post_bootstrap: bootstrap.post_bootstrap.clone(),
         replica_methods: local.replica_methods.clone(),
+        remote: remote(settings, local),
         basebackup: local.basebackup.clone(),
         use_pg_rewind: local.use_pg_rewind.unwrap_or(settings.use_pg_rewind),
         run_dir: run_dir.to_owned(),
@@ -71,6 +73,74 @@ pub fn postgres_config(
             .remove_data_directory_on_diverged_timelines,
         parameters,
     }
+}
+
+/// The settings of recovery: what `standby_cluster` says of fetching WAL stands over the cluster's own, and
+/// the member's file over both.
+fn recovery(
+    settings: &ClusterSettings,
+    local: &BTreeMap<String, String>,
+) -> BTreeMap<String, String> {
+    let mut cluster = settings.recovery_conf.clone();
+    let section = settings.standby_cluster.as_ref();
+    if let Some(command) = section.and_then(|section| section.restore_command.clone()) {
+        cluster.insert("restore_command".to_owned(), command);
+    }
+    layered(&cluster, local)
+}
+
+/// The server of another cluster. What clears the archive and what delays replay is for the leader alone,
+/// as Patroni has it.
+fn remote(settings: &ClusterSettings, local: &config::PostgresqlConfig) -> Option<Remote> {
+    let section = settings.standby_cluster.as_ref()?;
+    let own = [
+        ("archive_cleanup_command", &section.archive_cleanup_command),
+        (
+            "recovery_min_apply_delay",
+            &section.recovery_min_apply_delay,
+        ),
+    ];
+    let host = section.host.as_ref().map(|host| {
+        let host = host.trim_start_matches('[').trim_end_matches(']');
+        host.to_owned()
+    });
+    Some(Remote {
+        host,
+        port: section.port,
+        recovery: own
+            .into_iter()
+            .filter_map(|(name, value)| Some((name.to_owned(), value.clone()?)))
+            .collect(),
+        replica_methods: section
+            .create_replica_methods
+            .iter()
+            .map(|name| replica_method(name, local))
+            .collect(),
+    })
+}
+
+/// The method of this name; one that the file does not describe is a command of that name, as Patroni has it.
+fn replica_method(name: &str, local: &config::PostgresqlConfig) -> ReplicaMethod {
+    if name == "basebackup" {
+        return ReplicaMethod::Basebackup;
+    }
+    let listed = local
+        .replica_methods
+        .iter()
+        .filter_map(|method| match method {
+            ReplicaMethod::Basebackup => None,
+            ReplicaMethod::Custom(method) => Some(method),
+        });
+    let mut described = listed.chain(&local.other_methods);
+    let found = described.find(|method| method.name == name);
+    ReplicaMethod::Custom(found.cloned().unwrap_or_else(|| CustomMethod {
+        name: name.to_owned(),
+        command: vec![name.to_owned()],
+        keep_data: false,
+        no_params: false,
+        no_leader: false,
+        extra: Vec::new(),
+    }))
 }
 
 fn layered(

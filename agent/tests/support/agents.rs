@@ -96,10 +96,19 @@ impl<'a> Agents<'a> {
 
     /// The same under another name.
     pub fn start_as(&mut self, index: u8, name: &str, ttl: u8) {
+        self.launch(index, ("test", name), ttl, "");
+    }
+
+    /// The same in a cluster of its own, with more lines of `bootstrap.dcs`.
+    pub fn start_in(&mut self, scope: &str, index: u8, ttl: u8, dcs: &str) {
+        self.launch(index, (scope, &format!("member-{index}")), ttl, dcs);
+    }
+
+    fn launch(&mut self, index: u8, (scope, name): (&str, &str), ttl: u8, dcs: &str) {
         let config = self.servers.config(index);
         let (host, bin_dir) = (&config.connect_host, config.bin_dir.as_ref().unwrap());
         let text = format!(
-            r#"scope: test
+            r#"scope: {scope}
 name: {name}
 restapi: {{listen: "{host}:8008", connect_address: "{host}:8008"}}
 etcd3: {{hosts: "{etcd}"}}
@@ -108,7 +117,7 @@ bootstrap:
     ttl: {ttl}
     loop_wait: 2
     retry_timeout: 5
-    postgresql:
+{dcs}    postgresql:
       use_pg_rewind: true
       use_slots: true
       pg_hba:
@@ -145,6 +154,26 @@ trunkline: {{run_dir: {run_dir}}}
             .spawn()
             .unwrap();
         self.agents.push((index, agent));
+    }
+
+    /// Runs the operator's command with the file of member `index` and returns what it said, if it succeeded.
+    pub fn operate(&self, index: u8, words: &[&str]) -> Result<String, String> {
+        let file = self.servers.folder().join(format!("agent-{index}.yml"));
+        // As the agent's program: beside this one when it was copied.
+        let beside = self.servers.agent().with_file_name("trunkline");
+        let output = command(&beside)
+            .arg("-c")
+            .arg(file)
+            .args(words)
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        let said = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        if output.status.success() {
+            Ok(said(&output.stdout))
+        } else {
+            Err(said(&output.stderr) + &said(&output.stdout))
+        }
     }
 
     /// SIGKILL for the agent of member `index`; PostgreSQL and the fence live on.

@@ -79,7 +79,9 @@ fn run_again_as_postgres(name: &str) {
     fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
     let agent = folder.path().join("trunkline-agent");
     fs::copy(env!("CARGO_BIN_EXE_trunkline-agent"), &agent).unwrap();
-    for file in [&program, &agent] {
+    let command = folder.path().join("trunkline");
+    fs::copy(env!("CARGO_BIN_EXE_trunkline"), &command).unwrap();
+    for file in [&program, &agent, &command] {
         fs::set_permissions(file, fs::Permissions::from_mode(0o755)).unwrap();
     }
     let status = std::process::Command::new("setpriv")
@@ -186,6 +188,7 @@ impl Servers {
             custom_bootstrap: None,
             post_bootstrap: None,
             replica_methods: vec![ReplicaMethod::Basebackup],
+            remote: None,
             basebackup: Vec::new(),
             use_pg_rewind: true,
             run_dir: base.clone(),

@@ -83,6 +83,7 @@ impl World {
             }
             Action::CloneWithoutLeader => self.begin_job(node, JobKind::Clone, None),
             Action::CallBack(..) => Went::Done,
+            Action::CompareHistory(_) => self.begin_job(node, JobKind::CompareHistory, None),
             Action::RunPrePromote => self.begin_job(node, JobKind::PrePromote, None),
             Action::DiscardBootstrap => self.begin_job(node, JobKind::DiscardBootstrap, None),
             Action::CreateSlots(names) => went(self.create_slots(node, names)),
@@ -214,6 +215,7 @@ impl World {
             | Action::CloneWithoutLeader
             | Action::CallBack(..)
             | Action::RunPrePromote
+            | Action::CompareHistory(_)
             | Action::CreateSlots(_)
             | Action::DropSlots(_)
             | Action::AdvanceSlots(_) => {}
@@ -320,6 +322,7 @@ impl World {
         postgres.shipping = None;
         if let Some(data) = &mut postgres.data {
             data.upstream = id;
+            data.follows_remote = upstream.member.is_none() && upstream.address.is_some();
         }
         if matches!(postgres.phase, Phase::Replica { .. }) {
             self.receiver_soon(node, run);

@@ -11,6 +11,7 @@ use trunkline_shared::cluster::topology::ClaimedTimeline;
 use trunkline_shared::cluster::{MemberName, Moment};
 
 use super::slots::all_at_the_leaders;
+use super::standby::unread;
 use super::synchronous::broken;
 
 /// A rule that a run breaks on purpose.
@@ -53,11 +54,13 @@ pub enum Break {
     PromoteOutsideSync,
     /// A setting that the sessions see counts as in force, whatever the checkpointer does.
     CheckpointerUnwatched,
+    /// `standby_cluster` of the configuration is not read.
+    StandbyUnread,
 }
 
 impl Break {
     /// Every one, with its word.
-    pub const ALL: [(Break, &'static str); 18] = [
+    pub const ALL: [(Break, &'static str); 19] = [
         (Break::NoFence, "no-fence"),
         (Break::DeadlineFromAnswer, "deadline-from-answer"),
         (Break::NoPeerCheck, "no-peer-check"),
@@ -79,6 +82,7 @@ impl Break {
         (Break::VotesShortByOne, "votes-short-by-one"),
         (Break::PromoteOutsideSync, "promote-outside-sync"),
         (Break::CheckpointerUnwatched, "checkpointer-unwatched"),
+        (Break::StandbyUnread, "standby-unread"),
     ];
 
     /// The word of the command line.
@@ -116,6 +120,7 @@ impl Break {
                     Arc::make_mut(topology).settings = Some(Arc::new(settings));
                 }
             }
+            Break::StandbyUnread => unread(seen),
             Break::PermanentSlotsUnread => {
                 if let DcsView::Known { topology, .. } = &mut seen.dcs {
                     let mut settings = (*topology.settings_or_default()).clone();
@@ -193,6 +198,7 @@ impl Break {
             | Break::VotesShortByOne
             | Break::PromoteOutsideSync
             | Break::CheckpointerUnwatched
+            | Break::StandbyUnread
             | Break::LagLimitIgnored => {}
         }
     }

@@ -51,7 +51,18 @@ pub const UNREACHED: &[(&str, &str)] = &[
         "leader_key_missing",
         "only a hand that deletes the key in the DCS makes it vanish under a lease that lives",
     ),
-    ("standby_cluster", "no world is a standby cluster yet"),
+    (
+        "standby_cluster",
+        "no world has a standby section and no cluster",
+    ),
+    (
+        "remote_unusable",
+        "the remote of a simulated standby cluster always answers",
+    ),
+    (
+        "standby_config_gone",
+        "no hand deletes the configuration of a simulated cluster; a script holds the rule",
+    ),
     (
         "stale_primary",
         "a primary that slept through a promotion meets its own deadline or the other's key first in nearly \

@@ -160,6 +160,8 @@ pub(super) struct Data {
     /// It last ran as a primary.
     pub(super) was_primary: bool,
     pub(super) upstream: Option<NodeId>,
+    /// Its upstream is the remote of a standby cluster.
+    pub(super) follows_remote: bool,
     /// A rewind was interrupted: it cannot be started.
     pub(super) is_broken: bool,
     pub(super) is_checkpointed: bool,
@@ -184,6 +186,7 @@ impl Data {
             is_clean: true,
             was_primary: true,
             upstream: None,
+            follows_remote: false,
             is_broken: false,
             is_checkpointed: true,
             crashed_at: None,
@@ -374,8 +377,13 @@ impl Postgres {
             Phase::Replica { .. } => running(RunningRole::Replica {
                 received: Lsn(data.end),
                 replayed: Lsn(data.replayed(now)),
-                upstream: data.upstream.map(name),
-                is_streaming: self.is_streaming,
+                upstream: if data.follows_remote {
+                    Some(super::standby::REMOTE.into())
+                } else {
+                    data.upstream.map(name)
+                },
+                is_streaming: self.is_streaming
+                    || data.follows_remote && super::standby::remote_sends(now),
             }),
         }
     }

@@ -113,6 +113,7 @@ impl World {
             | FaultKind::OperatorRestart
             | FaultKind::OperatorReinitialize
             | FaultKind::OperatorPauses
+            | FaultKind::OperatorDemotes
             | FaultKind::AgentToldToEnd => return self.operate(fault),
         }
         true
@@ -148,6 +149,9 @@ impl World {
             }
             FaultKind::NodePowerOff => self.power_on(node),
             FaultKind::AgentKilled | FaultKind::AgentToldToEnd => self.start_agent(node),
+            FaultKind::OperatorDemotes => {
+                self.set_standby(false);
+            }
             FaultKind::OperatorPauses => {
                 self.set_pause(false);
             }
@@ -359,6 +363,7 @@ impl World {
             | FaultKind::OperatorRestart
             | FaultKind::OperatorReinitialize
             | FaultKind::OperatorPauses
+            | FaultKind::OperatorDemotes
             | FaultKind::AgentToldToEnd => {}
         }
     }
@@ -389,6 +394,7 @@ impl World {
                 self.request(node, LocalRequest::Reinitialize)
             }
             FaultKind::OperatorPauses => self.set_pause(true),
+            FaultKind::OperatorDemotes => self.set_standby(true),
             FaultKind::AgentToldToEnd => {
                 let agent = &mut self.node_mut(fault.node).agent;
                 let runs = agent.is_alive;
@@ -484,6 +490,22 @@ impl World {
         true
     }
 
+    /// The cluster becomes the standby of one that is silent, or stands on its own again.
+    fn set_standby(&mut self, is_standby: bool) -> bool {
+        let Some(settings) = self.store.head.settings.clone() else {
+            return false;
+        };
+        if settings.standby_cluster.is_some() == is_standby {
+            return false;
+        }
+        let settings = ClusterSettings {
+            standby_cluster: is_standby.then(super::standby::section),
+            ..(*settings).clone()
+        };
+        self.write_by_operator(FactKey::Settings, Fact::Settings(Arc::new(settings)));
+        true
+    }
+
     // The end of all faults.
 
     pub(super) fn on_calm(&mut self) -> bool {
@@ -499,6 +521,7 @@ impl World {
             watch.stalled_until = 0;
         }
         self.set_pause(false);
+        self.set_standby(false);
         self.empty_foreign(0);
         for node in 0..self.plan.members {
             self.power_on(node);

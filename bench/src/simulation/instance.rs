@@ -330,6 +330,7 @@ impl World {
             data.was_primary = true;
             data.is_checkpointed = false;
             data.upstream = None;
+            data.follows_remote = false;
         }
         tell!(
             self,

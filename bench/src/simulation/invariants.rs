@@ -49,6 +49,8 @@ pub enum Invariant {
     UpstreamKeptUntilNewLeader,
     /// A replica's copy of a slot is never moved past where a primary's slot of that name has been.
     ASlotNeverPassesItsPrimary,
+    /// Nobody becomes writable who sees that the cluster is a standby.
+    AStandbyClusterNeverWrites,
     /// A slot of the configuration is never dropped.
     NoPermanentSlotDropped,
     /// A replica streams only the continuation of its own WAL.
@@ -182,6 +184,7 @@ impl World {
     /// `promotes_only_with_a_live_lease` and `no_promotion_beside_a_reachable_primary`: called at the
     /// signal that makes an instance writable.
     pub(super) fn check_promotion(&mut self, node: NodeId) {
+        self.check_standby(node);
         let name = self.node(node).name.clone();
         let key = self.store.leader().filter(|(leader, _)| **leader == name);
         let lease = key.and_then(|(_, key)| self.store.lease_ends(key.lease));
@@ -317,6 +320,10 @@ impl World {
             return;
         };
         let view: Option<&Arc<Topology>> = self.node(node).agent.view.as_ref();
+        let is_standby = view.is_some_and(|v| v.settings_or_default().standby_cluster.is_some());
+        if upstream.member.is_none() && is_standby {
+            return;
+        }
         let leads = view.is_some_and(|v| {
             v.leader
                 .as_ref()
@@ -543,5 +550,6 @@ pub fn noticed_by(rule: Break) -> &'static [Invariant] {
         | Break::VotesShortByOne
         | Break::PromoteOutsideSync
         | Break::CheckpointerUnwatched => &[Invariant::NoAcknowledgedCommitLost],
+        Break::StandbyUnread => &[Invariant::AStandbyClusterNeverWrites],
     }
 }

@@ -30,7 +30,7 @@ impl World {
             JobKind::Clone => self.plan.clone_takes,
             JobKind::Rewind => self.plan.rewind_takes,
             JobKind::Checkpoint => 200 * MS,
-            JobKind::DiscardBootstrap | JobKind::PrePromote => 50 * MS,
+            JobKind::DiscardBootstrap | JobKind::PrePromote | JobKind::CompareHistory => 50 * MS,
             JobKind::Start => 30 * MS,
             JobKind::Stop | JobKind::StopNow | JobKind::Promote => return,
         };
@@ -137,6 +137,8 @@ impl World {
                 fails.max(troubles.rewind_fails) <= now && is_primary
             }
             JobKind::PrePromote => troubles.start_fails <= now,
+            // Whether the silent remote has gone another way is a matter of luck.
+            JobKind::CompareHistory => self.rng.u8(..3) == 0,
             JobKind::DiscardBootstrap => self.discard_bootstrap(node),
             JobKind::Start => troubles.start_fails <= now && self.postmaster_starts(node),
             JobKind::Stop | JobKind::StopNow | JobKind::Promote => return false,
@@ -213,6 +215,7 @@ impl World {
             was_primary: false,
             is_clean: false,
             upstream: Some(id),
+            follows_remote: false,
             is_broken: false,
             crashed_at: None,
             replays_at: 0,
@@ -223,6 +226,13 @@ impl World {
     }
 
     fn rewind_from(&mut self, node: NodeId, source: Option<&MemberName>) -> bool {
+        if source.is_none() {
+            // The remote of a standby cluster shares the history of whoever led last.
+            if let Some(data) = &mut self.node_mut(node).postgres.data {
+                data.is_broken = false;
+            }
+            return !self.node(node).postgres.is_alive();
+        }
         let Some((id, source)) = self.source(node, source) else {
             return false;
         };
@@ -252,6 +262,7 @@ impl World {
             was_primary: false,
             is_broken: false,
             upstream: Some(id),
+            follows_remote: false,
             crashed_at: None,
             ..own
         });

@@ -62,7 +62,15 @@ fault_kinds! {
     OperatorRestart "operator_restart"
     OperatorReinitialize "operator_reinitialize"
     OperatorPauses "operator_pauses"
+    OperatorDemotes "operator_demotes"
     AgentToldToEnd "agent_told_to_end"
+}
+
+impl FaultKind {
+    /// Whether it is not among those of which a seed takes some.
+    fn is_drawn_apart(self) -> bool {
+        self == FaultKind::OperatorDemotes
+    }
 }
 
 /// One fault.
@@ -194,7 +202,8 @@ impl Plan {
         let mut kinds: Vec<FaultKind> = Vec::new();
         while kinds.is_empty() {
             let share = rng.u8(1..6);
-            kinds.extend(FaultKind::ALL.iter().filter(|_| rng.u8(..12) < share));
+            let drawn = FaultKind::ALL.iter().filter(|kind| !kind.is_drawn_apart());
+            kinds.extend(drawn.filter(|_| rng.u8(..12) < share));
         }
         let count = 2 + rng.u64(..7);
         for _ in 0..count {
@@ -214,7 +223,25 @@ impl Plan {
                 hits_leader: rng.u8(..3) > 0,
             });
         }
+        self.draw_apart(rng);
         self.faults.sort_by_key(|fault| fault.at);
+    }
+
+    /// A cluster in so many becomes another one's standby for a while. By a source of its own, so that what
+    /// else strikes, and when, is the same with it and without.
+    fn draw_apart(&mut self, rng: &Rng) {
+        let mut own = Rng::with_seed(rng.clone().u64(..));
+        if own.u8(..10) > 0 {
+            return;
+        }
+        self.faults.push(Fault {
+            at: own.u64(2 * SECOND..self.ends - 4 * SECOND),
+            lasts: own.u64(SECOND..self.ends / 2),
+            kind: FaultKind::OperatorDemotes,
+            node: 0,
+            other: 1,
+            hits_leader: false,
+        });
     }
 }
 

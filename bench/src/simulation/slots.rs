@@ -66,8 +66,9 @@ impl World {
                 self.ledger.note_slot(&slot.name, slot.position.0);
             }
         }
-        if is_primary {
-            // A primary publishes its own position as that of the slot it will need one day.
+        let data = self.node(node).postgres.data.as_ref();
+        if is_primary || data.is_some_and(|data| data.follows_remote) {
+            // A leader publishes its own position as that of the slot it will need one day.
             let end = self.node(node).postgres.data.as_ref().map_or(0, |d| d.end);
             let own = Arc::from(self.node(node).name.as_str());
             self.ledger.note_slot(&own, end);

@@ -77,6 +77,7 @@ impl World {
             | Action::RunPrePromote
             | Action::SetSyncNames(_)
             | Action::ClearSyncNames
+            | Action::CompareHistory(_)
             | Action::CreateSlots(_)
             | Action::DropSlots(_)
             | Action::AdvanceSlots(_) => None,

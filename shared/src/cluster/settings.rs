@@ -74,6 +74,8 @@ pub struct StandbyCluster {
     pub archive_cleanup_command: Option<String>,
     /// Replays so much later, PostgreSQL's words.
     pub recovery_min_apply_delay: Option<String>,
+    /// How the leader's data is made, in order; empty: as every member's.
+    pub create_replica_methods: Vec<String>,
 }
 
 /// `synchronous_mode`.

@@ -110,6 +110,8 @@ pub enum Action {
     SetSyncNames(SyncNames),
     /// The user's own `synchronous_standby_names` holds again.
     ClearSyncNames,
+    /// Look whether the running instance's history has left that of this server.
+    CompareHistory(Upstream),
 }
 
 /// As what the instance starts.
@@ -233,6 +235,7 @@ impl Action {
         "delete_sync",
         "set_sync_names",
         "clear_sync_names",
+        "compare_history",
     ];
 
     /// What is true of it wherever it is decided.
@@ -272,6 +275,7 @@ impl Action {
             Action::CloneWithoutLeader => replaces("clone_without_leader", JobKind::Clone),
             Action::CallBack(..) => brief("call_back"),
             Action::RunPrePromote => long("run_pre_promote", JobKind::PrePromote),
+            Action::CompareHistory(_) => long("compare_history", JobKind::CompareHistory),
             Action::DiscardBootstrap => replaces("discard_bootstrap", JobKind::DiscardBootstrap),
             Action::WriteSync(_) => brief("write_sync"),
             Action::DeleteSync { .. } => brief("delete_sync"),

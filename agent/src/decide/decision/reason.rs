@@ -125,7 +125,6 @@ reasons! {
     RecoveringToTarget "recovering_to_target" "The new cluster's data is recovered; when that ends PostgreSQL accepts writes by itself."
     RunningPrePromote "running_pre_promote" "The operator's pre_promote runs; its success allows the promotion."
     PrePromoteFailed "pre_promote_failed" "The operator's pre_promote forbade the promotion: the lease is given up and others run first."
-    StandbyCluster "standby_cluster" "standby_cluster stands in the configuration and Trunkline does not run such clusters yet: nobody becomes primary. trunkline edit-config without the section makes this an independent cluster."
     PausedGivingUp "paused_giving_up" "Maintenance: PostgreSQL here is stopped or in recovery; the lease is given up."
     DataElsewhere "data_elsewhere" "The DCS knows no cluster and a registered member has data: no other cluster is made. Start the agent of its primary; if the data is of no use, end that member's agent."
     ClaimingSync "claiming_sync" "Synchronous replication is on: the sync record names this leader before commits depend on it."
@@ -135,6 +134,11 @@ reasons! {
     DegradedToAsynchronous "degraded_to_asynchronous" "Synchronous replication is on and no standby can be waited for: commits go on without one, and only this member may lead."
     BlockingCommits "blocking_commits" "synchronous_mode_strict is on and no standby can be waited for: commits wait until one streams."
     LeavingSync "leaving_sync" "This synchronous standby ends; it waits until the leader waits for it no more."
+    StandbyCluster "standby_cluster" "The configuration has standby_cluster and the data here is a primary's: it is not taken for this cluster's. Remove the data, or the section."
+    LeadingStandby "leading_standby" "This member leads a standby cluster: it replicates from another cluster, and the others from it."
+    RemoteUnusable "remote_unusable" "The data here could not be brought in line with the cluster that this one replicates from: the lease is given up so that another member can follow it."
+    DemotingCluster "demoting_cluster" "standby_cluster was added to the configuration: the primary stops to become the leader of a standby cluster."
+    StandbyConfigGone "standby_config_gone" "This was a standby cluster and the DCS has lost its configuration: nobody is promoted. Write it again: trunkline edit-config, with standby_cluster or, to make this an independent cluster, without."
     ShutDown "shut_down" "The agent may end: PostgreSQL has stopped and nothing is held."
 }
 

@@ -19,6 +19,9 @@ pub(super) fn memory(words: &Words<'_, '_>, now: Moment) -> Result<Memory, Scrip
     let at = |key: &str| Ok(words.seconds(key)?.map(|ago| now - ago));
     let mut memory = Memory {
         crashed_at: at("crashed")?,
+        leads_standby: words.has("leads_standby"),
+        is_standby_cluster: words.has("standby_cluster"),
+        has_left_remote: words.has("left_remote"),
         status_at: at("status")?,
         not_streaming_since: at("not_streaming")?,
         stands_back_until: words.seconds("stands_back")?.map(|left| now + left),

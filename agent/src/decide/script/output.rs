@@ -62,20 +62,16 @@ impl fmt::Display for Action {
             Action::PublishStatus(status) => write!(f, "{}", Published(status)),
             Action::DropFailoverRequest { revision } => write!(f, " {revision}"),
             Action::AnnounceSwitchover(record) => write!(f, " {}", Announced(record)),
-            Action::Start(StartAs::Primary) => write!(f, " as primary"),
-            Action::Start(StartAs::Recovering) => write!(f, " recovering, then primary"),
-            Action::Start(StartAs::Replica(None)) => write!(f, " as replica, upstream kept"),
-            Action::Start(StartAs::Replica(Some(upstream))) => {
-                write!(f, " as replica of {upstream}")
-            }
+            Action::Start(start) => write!(f, " {start}"),
             Action::Stop(mode) => f.write_str(match mode {
                 StopMode::Planned => " planned",
                 StopMode::Fast => " fast",
                 StopMode::Immediate => " immediate",
             }),
-            Action::Follow(upstream) | Action::Clone(upstream) | Action::Rewind(upstream) => {
-                write!(f, " {upstream}")
-            }
+            Action::Follow(upstream)
+            | Action::Clone(upstream)
+            | Action::Rewind(upstream)
+            | Action::CompareHistory(upstream) => write!(f, " {upstream}"),
             Action::CreateSlots(slots) | Action::DropSlots(slots) => {
                 slots.iter().try_for_each(|slot| write!(f, " {slot}"))
             }
@@ -104,6 +100,17 @@ impl fmt::Display for Action {
             | Action::FinishBootstrap
             | Action::Checkpoint
             | Action::CancelJob => Ok(()),
+        }
+    }
+}
+
+impl fmt::Display for StartAs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            StartAs::Primary => f.write_str("as primary"),
+            StartAs::Recovering => f.write_str("recovering, then primary"),
+            StartAs::Replica(None) => f.write_str("as replica, upstream kept"),
+            StartAs::Replica(Some(upstream)) => write!(f, "as replica of {upstream}"),
         }
     }
 }

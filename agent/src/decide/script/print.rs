@@ -127,6 +127,9 @@ fn print_settings(out: &mut String, s: &ClusterSettings) {
 
 fn print_topology(out: &mut String, topology: &Topology) {
     print_settings(out, &topology.settings_or_default());
+    if topology.settings.is_none() {
+        out.push_str("settings gone\n");
+    }
     out.push_str("initialize ");
     let _ = match topology.initialize {
         Initialize::Absent => writeln!(out, "absent"),
@@ -383,6 +386,12 @@ fn print_job(out: &mut String, job: &JobView, now: Moment) {
     }
 }
 
+fn print_standby(out: &mut String, memory: &Memory) {
+    flag(out, memory.leads_standby, "leads_standby");
+    flag(out, memory.is_standby_cluster, "standby_cluster");
+    flag(out, memory.has_left_remote, "left_remote");
+}
+
 fn print_memory(out: &mut String, memory: &Memory, now: Moment) {
     let ago = |at: Moment| seconds(now.since(at));
     out.push_str("memory");
@@ -395,6 +404,7 @@ fn print_memory(out: &mut String, memory: &Memory, now: Moment) {
     );
     option(out, "crashed", memory.crashed_at.map(ago));
     option(out, "status", memory.status_at.map(ago));
+    print_standby(out, memory);
     for (name, at) in &memory.slot_needed {
         let _ = write!(out, " needed={name}@{}", ago(*at));
     }

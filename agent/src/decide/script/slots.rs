@@ -158,6 +158,7 @@ pub(super) fn standby_cluster(
         restore_command: own("restore_command"),
         archive_cleanup_command: None,
         recovery_min_apply_delay: None,
+        create_replica_methods: Vec::new(),
     })))
 }
 

@@ -48,6 +48,7 @@ pub(crate) fn config() -> PostgresConfig {
         custom_bootstrap: None,
         post_bootstrap: None,
         replica_methods: vec![ReplicaMethod::Basebackup],
+        remote: None,
         basebackup: Vec::new(),
         use_pg_rewind: true,
         run_dir: "/run/x".into(),

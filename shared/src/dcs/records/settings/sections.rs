@@ -153,6 +153,12 @@ impl Section<'_> {
             restore_command,
             archive_cleanup_command: word("archive_cleanup_command"),
             recovery_min_apply_delay: word("recovery_min_apply_delay"),
+            create_replica_methods: match map.get("create_replica_methods") {
+                None | Some(Value::Null) => Vec::new(),
+                Some(Value::String(names)) => names.split_whitespace().map(str::to_owned).collect(),
+                Some(Value::Array(names)) => names.iter().filter_map(text).collect(),
+                Some(_) => return Err(wrong("create_replica_methods", "a list of methods")),
+            },
         })))
     }
 }
