@@ -2,6 +2,7 @@
 //! look shows what is so.
 #![deny(clippy::wildcard_enum_match_arm)]
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use trunkline_shared::dcs::watch::{Refresh, View};
 use trunkline_shared::dcs::{Dcs, DcsError, Revision};
 use trunkline_shared::service::clock;
 
+use crate::config::WatchdogConfig;
 use crate::decide::decision::{Action, BrokenRule, Decision, StartAs};
 use crate::decide::observation::{LeaseView, Me, Observation};
 use crate::decide::{PROMOTE_NEEDS, STOP_AHEAD};
@@ -23,6 +25,7 @@ use crate::lease::arming::Arming;
 use crate::lease::{HandOver, LeaseError, LeaseHandle, LeaseStatus};
 use crate::postgres::hooks::Callbacks;
 use crate::postgres::{Postgres, PostgresError};
+use crate::watchdog::{self, Readiness, Teller};
 
 mod history;
 mod instance;
@@ -37,6 +40,9 @@ const ACTION_LIMIT: Duration = Duration::from_secs(2);
 
 /// Longest wait for the data directory to be looked at for the fence.
 const TELL_LIMIT: Duration = Duration::from_millis(200);
+
+/// Longest wait for an armed fence to open a watchdog that is required: it looks every 200 ms.
+const WATCHDOG_LIMIT: Duration = Duration::from_millis(600);
 
 /// Longest wait for a write of this agent to come back by its own watch, before the next look.
 const SHOWN_LIMIT: Duration = Duration::from_millis(500);
@@ -62,6 +68,9 @@ pub enum ActError {
     /// The fence's deadline, or another file beside it, could not be written.
     #[error("the run directory could not be written: {0}")]
     Fence(std::io::Error),
+    /// The fence could not open the watchdog that is required.
+    #[error("the watchdog is required and not ready: {0}")]
+    Watchdog(String),
     /// The run directory belongs to another instance.
     #[error(transparent)]
     RunDir(#[from] RunDirError),
@@ -105,6 +114,8 @@ pub struct Actor {
     pub jobs: Jobs,
     /// The folder of lease, deadline and fence, tied to one instance.
     pub run_dir: RunDir,
+    /// What the fence is told of the watchdog.
+    pub watchdog: Teller,
     /// The operator's scripts.
     pub callbacks: Callbacks,
     /// The `config` of a new cluster.
@@ -210,7 +221,7 @@ impl Actor {
             Action::ClearSwitchover => self.clear_switchover(seen).await?,
             Action::WriteDisarmed => self.write_disarmed(seen).await?,
             Action::RemoveDisarmed => self.remove_disarmed().await?,
-            Action::ArmFence => self.arm().await?,
+            Action::ArmFence => self.arm(seen).await?,
             Action::DisarmFence => self.disarm(seen)?,
             Action::Initialize => self.initialize()?,
             Action::FinishBootstrap => self.finish_bootstrap()?,
@@ -279,13 +290,26 @@ impl Actor {
         Ok(self.lease.release(status, ends_bootstrap).await?)
     }
 
-    async fn arm(&self) -> Result<Revision, ActError> {
+    async fn arm(&mut self, seen: &Observation) -> Result<Revision, ActError> {
         self.tell_fence().await;
+        self.tell_watchdog(seen);
         let deadline = self
             .deadline()
             .ok_or(ActError::NotAllowed("arming needs a held lease"))?;
         self.arming.arm(deadline).map_err(ActError::Fence)?;
+        let opened = self.watchdog.wait_open(WATCHDOG_LIMIT).await;
+        opened.map_err(ActError::Watchdog)?;
         Ok(0)
+    }
+
+    /// The device's time follows the cluster's ttl.
+    pub(crate) fn tell_watchdog(&mut self, seen: &Observation) {
+        if seen.topology().is_none() {
+            return;
+        }
+        if let Err(error) = self.watchdog.tell(seen.settings().ttl) {
+            tracing::warn!(%error, "the fence could not be told of the watchdog");
+        }
     }
 
     /// Looks at the instance for the fence, which must not have to while its disk hangs. What cannot be said
@@ -323,6 +347,7 @@ impl Actor {
             lease: self.lease_status.clone(),
             fence: self.fence.clone(),
             arming: self.arming.clone(),
+            watchdog: self.watchdog.readiness_later(),
         }
     }
 }
@@ -333,6 +358,7 @@ struct MayBecomeWritable {
     lease: watch::Receiver<LeaseStatus>,
     fence: Arc<RwLock<FenceHandle>>,
     arming: Arc<Arming>,
+    watchdog: (WatchdogConfig, PathBuf),
 }
 
 impl MayBecomeWritable {
@@ -346,7 +372,12 @@ impl MayBecomeWritable {
         };
         // It is locked for writing only while it is replaced.
         let is_live = self.fence.try_read().is_ok_and(|fence| fence.is_live(now));
-        holds_lease && is_live && self.arming.is_armed()
+        let (watchdog, run_dir) = &self.watchdog;
+        let is_watched = match watchdog::readiness(watchdog, run_dir) {
+            Readiness::NotRequired | Readiness::Ready => true,
+            Readiness::Failed(_) => false,
+        };
+        holds_lease && is_live && is_watched && self.arming.is_armed()
     }
 }
 

@@ -390,9 +390,6 @@ fn watchdog(section: &Section<'_>) -> WatchdogConfig {
         ],
     );
     let mode = mode.unwrap_or(WatchdogMode::Off);
-    if mode != WatchdogMode::Off {
-        section.not_acted_on(&["mode"]);
-    }
     let config = WatchdogConfig {
         mode,
         device: section

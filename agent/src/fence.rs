@@ -27,6 +27,7 @@ use trunkline_shared::cluster::Moment;
 use trunkline_shared::service::clock;
 
 use crate::postgres::kill::{kill_instance, kill_known};
+use crate::watchdog::Watchdog;
 
 pub mod deadline;
 mod elsewhere;
@@ -83,6 +84,7 @@ struct Fence {
     heartbeat: File,
     timer: std::os::fd::OwnedFd,
     last_known: Deadline,
+    watchdog: Watchdog,
     /// Held for life; a POSIX lock ends with the process, however it ends.
     lock: File,
 }
@@ -106,6 +108,7 @@ impl Fence {
             heartbeat: open(run_dir, HEARTBEAT_FILE)?,
             timer: timerfd_create(TimerfdClockId::Boottime, TimerfdFlags::CLOEXEC)?,
             last_known: Deadline::Disarmed,
+            watchdog: Watchdog::new(run_dir),
             lock,
         };
         fence.heartbeat.set_len(deadline::STAMP_BYTES as u64)?;
@@ -124,16 +127,24 @@ impl Fence {
                 self.last_known = read;
             }
             let mut wake = now + HEARTBEAT;
-            match self.last_known {
-                Deadline::Disarmed if self.is_abandoned() => return,
-                Deadline::Disarmed => {}
-                Deadline::Armed(at) if at > now => wake = wake.min(at),
-                Deadline::Armed(at) => {
-                    let is_dead = self.fire(at, now);
-                    if is_dead && self.is_abandoned() {
-                        return;
-                    }
+            let has_ended = match self.last_known {
+                Deadline::Disarmed => true,
+                Deadline::Armed(at) if at > now => {
+                    wake = wake.min(at);
+                    false
                 }
+                Deadline::Armed(at) => self.fire(at, now),
+            };
+            // With nothing to guard the machine must not be reset; else it is, unless this is alive in time.
+            let news = match self.last_known {
+                Deadline::Armed(at) if !has_ended => self.watchdog.keep(at, now),
+                Deadline::Armed(_) | Deadline::Disarmed => self.watchdog.close(),
+            };
+            if let Some(news) = news {
+                self.log(&news);
+            }
+            if has_ended && self.is_abandoned() {
+                return;
             }
             self.sleep_until(wake);
         }

@@ -1,7 +1,7 @@
 //! Fills an [`Observation`]: asks every source, each with a limit, and never judges.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,11 +12,12 @@ use trunkline_shared::dcs::watch::View;
 use trunkline_shared::service::clock;
 use trunkline_shared::service::http::HttpClient;
 
+use crate::config::WatchdogConfig;
 use crate::decide::Observation;
 use crate::decide::observation::SyncNames;
 use crate::decide::observation::{
     CommitsView, DcsView, FenceView, JobView, LeaseView, Local, LocalRequest, Me, Peers, Running,
-    RunningRole, SenderView, SlotView, Stopped,
+    RunningRole, SenderView, SlotView, Stopped, WatchdogView,
 };
 use crate::fence::FenceHandle;
 use crate::lease::LeaseStatus;
@@ -26,6 +27,7 @@ use crate::postgres::directory::{DirectoryState, directory_state};
 use crate::postgres::sql::SqlError;
 use crate::postgres::status::Slot;
 use crate::postgres::{Postgres, Postmaster, Probe, ServerStatus, settings};
+use crate::watchdog::{self, Readiness};
 
 pub mod peers;
 
@@ -55,6 +57,8 @@ pub struct Observer {
     pub fence: Arc<RwLock<FenceHandle>>,
     /// Its deadline.
     pub arming: Arc<Arming>,
+    /// The watchdog that the fence keeps, and where that says how it stands.
+    pub watchdog: (WatchdogConfig, PathBuf),
     /// Asks the other members' agents.
     pub client: HttpClient,
     /// What the local instance was before.
@@ -78,6 +82,8 @@ pub struct Before {
     seen_end: Option<Moment>,
     /// The postmaster ended before it was ever ready.
     failed_start: Option<String>,
+    /// How the watchdog stood.
+    watchdog: Option<Readiness>,
 }
 
 impl Before {
@@ -90,6 +96,7 @@ impl Before {
     pub fn forget(&mut self) {
         *self = Before {
             seen_end: self.seen_end,
+            watchdog: self.watchdog.take(),
             ..Before::default()
         };
     }
@@ -177,8 +184,25 @@ impl Observer {
         })
     }
 
+    fn watchdog_view(&mut self) -> WatchdogView {
+        let (config, run_dir) = &self.watchdog;
+        let now = watchdog::readiness(config, run_dir);
+        if let Readiness::Failed(why) = &now
+            && self.before.watchdog.as_ref() != Some(&now)
+        {
+            tracing::warn!(why, "the watchdog is required and cannot be used");
+        }
+        let view = match &now {
+            Readiness::NotRequired => WatchdogView::NotRequired,
+            Readiness::Ready => WatchdogView::Ready,
+            Readiness::Failed(_) => WatchdogView::Failed,
+        };
+        self.before.watchdog = Some(now);
+        view
+    }
+
     /// A fence that is being replaced is not live.
-    async fn fence_view(&self) -> FenceView {
+    async fn fence_view(&mut self) -> FenceView {
         let is_live = match self.fence.try_read() {
             Ok(fence) => fence.is_live(clock::now()),
             Err(_) => false,
@@ -186,6 +210,7 @@ impl Observer {
         FenceView {
             is_live,
             armed_until: self.arming.deadline(),
+            watchdog: self.watchdog_view(),
         }
     }
 }

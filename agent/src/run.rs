@@ -41,6 +41,7 @@ use crate::postgres::methods::ReplicaMethod;
 use crate::postgres::scan::ProcessId;
 use crate::postgres::{Postgres, PostgresConfig, PostgresError};
 use crate::tick::{Inbox, Recorder, SettingsKeeper, Tick};
+use crate::watchdog::Teller;
 
 pub mod instance;
 mod standbys;
@@ -248,6 +249,7 @@ impl Parts {
             lease: self.lease.status(),
             fence: self.fence.clone(),
             arming: self.arming.clone(),
+            watchdog: (config.watchdog.clone(), run_dir.clone()),
             client: HttpClient::default(),
             before: Before::default(),
         };
@@ -264,6 +266,7 @@ impl Parts {
             arming: self.arming,
             jobs: self.jobs,
             run_dir: self.run_dir,
+            watchdog: Teller::new(config.watchdog.clone(), &run_dir),
             callbacks: self.callbacks,
             bootstrap_config: serde_json::Value::Object(config.bootstrap.dcs.clone()).to_string(),
         };
@@ -459,8 +462,17 @@ async fn farewell(lease: &LeaseHandle, postgres: &Postgres, fence: &RwLock<Fence
     if !postgres.is_dead().await {
         return;
     }
-    let pid = fence.read().await.pid();
-    if let Some(pidfd) = pid.and_then(ProcessId::of).and_then(ProcessId::open) {
+    let fence = fence.read().await;
+    // A device that still counts when the fence ends would reset the machine.
+    if !fence.watchdog_closed(FAREWELL).await {
+        tracing::error!("the watchdog was not closed; the fence goes on beside it");
+        return;
+    }
+    if let Some(pidfd) = fence
+        .pid()
+        .and_then(ProcessId::of)
+        .and_then(ProcessId::open)
+    {
         // It may have ended by itself; then there is nothing to end.
         let _ = pidfd_send_signal(&pidfd, Signal::TERM);
     }

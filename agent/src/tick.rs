@@ -165,6 +165,7 @@ impl Tick {
             .bring_in_line(&look.observation, &self.actor)
             .await;
         let seen = &look.observation;
+        self.actor.tell_watchdog(seen);
         let Some(decision) = self.decide(&look) else {
             return (RETRY_PAUSE, false);
         };

@@ -227,7 +227,7 @@ fn a_file_as_it_is_found_in_the_field_is_usable() {
     std::fs::write(&path, FIELD).unwrap();
     let (config, warnings) = config::load(&path, &BTreeMap::new()).unwrap();
     let words: Vec<String> = warnings.iter().map(ToString::to_string).collect();
-    assert_eq!(words.len(), 3, "{words:#?}");
+    assert_eq!(words.len(), 2, "{words:#?}");
     assert_eq!(config.namespace, "db");
     assert_eq!(config.etcd.hosts.len(), 2);
     assert_eq!(config.bootstrap.initdb.len(), 3);

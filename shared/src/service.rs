@@ -6,4 +6,5 @@ pub mod http;
 pub mod logging;
 pub mod metrics;
 pub mod shutdown;
+pub mod sys;
 pub mod tls;

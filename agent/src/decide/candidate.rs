@@ -11,7 +11,9 @@ use trunkline_shared::cluster::topology::FailoverRequest;
 use trunkline_shared::cluster::{ClusterSettings, Lsn, MemberName, Timeline, Topology};
 
 use super::decision::{Detail, Reason};
-use super::observation::{Local, Observation, PeerAnswer, PeerView, Peers, Running, RunningRole};
+use super::observation::{
+    Local, Observation, PeerAnswer, PeerView, Peers, Running, RunningRole, WatchdogView,
+};
 use super::sync_standbys::election;
 
 /// How far a member stands; greater is better.
@@ -110,6 +112,7 @@ type Guard = fn(&Race<'_>) -> Result<(), Refusal>;
 
 /// The first refusal stands. An operator's request lets a guard pass only where the guard itself says so.
 const GUARDS: &[Guard] = &[
+    has_watchdog,
     no_peer_is_primary,
     no_other_is_named,
     tags_allow,
@@ -162,6 +165,14 @@ impl Race<'_> {
 
     fn lag_limit(&self) -> u64 {
         self.topology.settings_or_default().maximum_lag_on_failover
+    }
+}
+
+/// Without the device it is told to have, it would give the lease up right after having taken it.
+fn has_watchdog(race: &Race<'_>) -> Result<(), Refusal> {
+    match race.seen.fence.watchdog {
+        WatchdogView::NotRequired | WatchdogView::Ready => Ok(()),
+        WatchdogView::Failed => Err((Reason::WatchdogNotReady, Detail::None)),
     }
 }
 

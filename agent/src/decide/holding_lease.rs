@@ -12,7 +12,7 @@ use super::decision::{Action, Decision, Detail, Reason, StartAs, StopMode};
 use super::memory::Memory;
 use super::observation::{
     BootstrapKind, CrashPolicy, Held, JobKind, LeaseView, Local, LocalRequest, Observation,
-    Running, RunningRole, Stopped,
+    Running, RunningRole, Stopped, WatchdogView,
 };
 use super::sync_standbys::keeping;
 use super::{
@@ -117,6 +117,9 @@ fn promote(turn: Turn<'_>, held: &Held, topology: &Topology, running: &Running) 
     }
     if let Some(peer) = candidate::living_primary(seen) {
         return not_while_primary(turn, peer);
+    }
+    if seen.fence.watchdog == WatchdogView::Failed {
+        return give_up(turn, Reason::WatchdogNotReady, None);
     }
     let (turn, waited) = not_primary_for(turn, held);
     if waited >= turn.seen.settings().ttl * 2 {
@@ -409,6 +412,9 @@ fn restart(turn: Turn<'_>, stopped: &Stopped, reason: Reason) -> Decision {
 fn start_primary(turn: Turn<'_>, reason: Reason) -> Decision {
     if let Some(peer) = candidate::living_primary(turn.seen) {
         return not_while_primary(turn, peer);
+    }
+    if turn.seen.fence.watchdog == WatchdogView::Failed {
+        return give_up(turn, Reason::WatchdogNotReady, None);
     }
     turn.act(Action::ArmFence)
         .act(Action::Start(StartAs::Primary))

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use trunkline_shared::cluster::{Lsn, Topology};
 
 use super::decision::{Action, Decision, Detail, Reason, StopMode};
-use super::observation::{JobKind, LeaseView, Running};
+use super::observation::{JobKind, LeaseView, Running, WatchdogView};
 use super::sync_standbys::keeping;
 use super::{RETRY_PAUSE, Turn, authority_gone, bootstrap, holding_lease, requests, slots};
 
@@ -84,6 +84,7 @@ type Duty = for<'a> fn(Turn<'a>, &Leading<'_>) -> Turn<'a>;
 /// position bounds their loss, the checkpoint lets them rewind.
 const DUTIES: &[Duty] = &[
     withdraw_announcement,
+    name_watchdog,
     keep_sync_standbys,
     publish_position,
     checkpoint,
@@ -111,6 +112,14 @@ fn withdraw_announcement<'a>(turn: Turn<'a>, leading: &Leading<'_>) -> Turn<'a> 
 /// Whom commits wait for decides who may lead after this member.
 fn keep_sync_standbys<'a>(turn: Turn<'a>, leading: &Leading<'_>) -> Turn<'a> {
     keeping::keep(turn, leading.topology, leading.running, leading.position)
+}
+
+/// What stopped working while this member leads is said; giving up would only move the outage forward.
+fn name_watchdog<'a>(turn: Turn<'a>, _leading: &Leading<'_>) -> Turn<'a> {
+    match turn.seen.fence.watchdog {
+        WatchdogView::NotRequired | WatchdogView::Ready => turn,
+        WatchdogView::Failed => turn.because(Reason::WatchdogNotReady),
+    }
 }
 
 fn publish_position<'a>(turn: Turn<'a>, leading: &Leading<'_>) -> Turn<'a> {

@@ -454,6 +454,20 @@ pub struct FenceView {
     /// When it fires unless that moment is moved; `None` while it sleeps. It outlives the agent, so it may
     /// stand where no lease is held yet.
     pub armed_until: Option<Moment>,
+    /// The watchdog that the fence keeps.
+    pub watchdog: WatchdogView,
+}
+
+/// The watchdog, as far as rules care.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum WatchdogView {
+    /// This member may lead without one.
+    #[default]
+    NotRequired,
+    /// It counts, or could.
+    Ready,
+    /// It is required and cannot be used.
+    Failed,
 }
 
 impl FenceView {

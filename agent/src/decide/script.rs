@@ -19,7 +19,7 @@ use super::callbacks::Callback;
 use super::memory::Memory;
 use super::observation::{
     BootstrapKind, CrashPolicy, DcsView, FenceView, Held, JobView, LeaseView, Local, LocalRequest,
-    Me, Observation, Peers,
+    Me, Observation, Peers, WatchdogView,
 };
 use instance::{job, local, memory, peers};
 use names::{ROLES, STATES, role_word, state_word};
@@ -127,6 +127,7 @@ impl Default for Scene {
                 fence: FenceView {
                     is_live: true,
                     armed_until: None,
+                    watchdog: WatchdogView::NotRequired,
                 },
                 is_shutting_down: false,
                 is_bootstrap_unfinished: false,
@@ -192,6 +193,11 @@ impl Scene {
                 self.seen.fence = FenceView {
                     is_live: words.has("live"),
                     armed_until,
+                    watchdog: match words.text("watchdog") {
+                        Some("ready") => WatchdogView::Ready,
+                        Some("failed") => WatchdogView::Failed,
+                        _ => WatchdogView::NotRequired,
+                    },
                 };
             }
             "memory" => self.memory = memory(&words, self.seen.now)?,

@@ -14,6 +14,7 @@ use super::handle::FenceError;
 use super::run_dir::AGENT_LOCK_FILE;
 use super::{DATA_DIR_FILE, FENCE_NAME};
 use crate::postgres::scan::ProcessId;
+use crate::watchdog::State;
 
 /// Ends the fences that guard `data_dir` from another directory than `run_dir` and have nothing to guard.
 ///
@@ -22,7 +23,9 @@ use crate::postgres::scan::ProcessId;
 pub(super) fn end_others(run_dir: &Path, data_dir: &Path) -> Result<(), FenceError> {
     for (fence, other) in others(run_dir, data_dir) {
         let is_armed = matches!(deadline::read(&other), Some(Deadline::Armed(_)));
-        if is_armed || has_agent(&other) {
+        // One that has not closed its watchdog yet would have the machine reset by its end.
+        let counts = matches!(State::read(&other), State::Open(_));
+        if is_armed || counts || has_agent(&other) {
             return Err(FenceError::OtherRunDir {
                 run_dir: run_dir.to_owned(),
                 other,

@@ -19,6 +19,7 @@ use super::elsewhere;
 use super::{DATA_DIR_FILE, FENCE_NAME, HEARTBEAT_FILE, HEARTBEAT_LIMIT, LOCK_FILE, LOG_FILE};
 use crate::postgres::process::{spawn_detached, watch_descriptor};
 use crate::postgres::scan::ProcessId;
+use crate::watchdog::State;
 
 /// How long a fresh fence may take to show its first heartbeat.
 const START_LIMIT: Duration = Duration::from_secs(3);
@@ -182,6 +183,19 @@ impl FenceHandle {
     /// a start right after a deadline that passed waits for this, or may be killed once more.
     pub fn has_read_since(&self, written: Moment) -> bool {
         self.heartbeat().is_some_and(|stamp| stamp > written)
+    }
+
+    /// Whether the disarmed fence has closed the watchdog, waited for until `limit`. One that has died will not:
+    /// then there is nothing to wait for.
+    pub async fn watchdog_closed(&self, limit: Duration) -> bool {
+        let began = clock::now();
+        while let State::Open(_) = State::read(&self.run_dir) {
+            if self.holder().is_none() || clock::now().since(began) >= limit {
+                return false;
+            }
+            tokio::time::sleep(START_PAUSE).await;
+        }
+        true
     }
 
     /// The deadline as it stands; `None` if none was ever written.

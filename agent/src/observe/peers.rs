@@ -70,7 +70,8 @@ fn view(body: &[u8], registered: &Tags) -> Option<PeerView> {
             .max()
             .unwrap_or_default(),
         replayed: replayed.or(current).unwrap_or_default(),
-        may_lead: tags.may_lead(),
+        may_lead: tags.may_lead()
+            && answer.get("watchdog_failed").and_then(Value::as_bool) != Some(true),
         priority: tags.priority(),
     })
 }
@@ -106,6 +107,9 @@ mod tests {
         assert_eq!((seen.timeline, seen.priority), (Some(Timeline(3)), 2));
         let primary = br#"{"state":"running","role":"master","xlog":{"location":7}}"#;
         assert!(view(primary, &Tags::default()).unwrap().is_primary);
+        let unwatched = br#"{"state":"running","role":"replica","watchdog_failed":true,
+            "xlog":{"received_location":1,"replayed_location":1}}"#;
+        assert!(!view(unwatched, &Tags::default()).unwrap().may_lead);
         let stopped = br#"{"state":"stopped","role":"replica"}"#;
         assert!(!view(stopped, &Tags::default()).unwrap().is_running);
     }

@@ -11,7 +11,7 @@ use trunkline_shared::service::clock;
 use super::Wake;
 use crate::act::ActError;
 use crate::api::{Published, ReplicationRow, WallTime};
-use crate::decide::observation::{LeaseView, Local, Observation, RunningRole};
+use crate::decide::observation::{LeaseView, Local, Observation, RunningRole, WatchdogView};
 use crate::decide::{Decision, Memory, Reason, announce};
 use crate::journal::{Entry, Journal};
 use crate::lease::LeaseHandle;
@@ -195,6 +195,7 @@ impl Recorder {
                 .unwrap_or_default(),
             system_id: seen.local.system_id(),
             is_paused: member.is_paused,
+            has_watchdog_failed: seen.fence.watchdog == WatchdogView::Failed,
             dcs_last_seen: dcs_last_seen(look),
             topology: Arc::new(seen.topology().cloned().unwrap_or_default()),
             reason: Some(Arc::from(reason.as_str())),

@@ -1,10 +1,16 @@
 //! The fence against real servers: it fires at its deadline, outlives its agent and is replaced.
 
+use std::fs::{File, OpenOptions};
+use std::io::Read;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, getsid};
+use trunkline_agent::config::{WatchdogConfig, WatchdogMode};
 use trunkline_agent::fence::{Deadline, FenceHandle, HEARTBEAT};
-use trunkline_agent::postgres::ServerRole;
+use trunkline_agent::postgres::{Postgres, ServerRole};
+use trunkline_agent::watchdog::{Readiness, Teller, readiness};
 use trunkline_shared::cluster::Moment;
 use trunkline_shared::service::clock;
 
@@ -158,6 +164,115 @@ fn the_fence_outlives_its_agent_and_a_frozen_or_dead_one_is_replaced() {
                 arguments.map_or(true, |text| text.is_empty()).then_some(())
             })
             .await;
+        },
+    );
+}
+
+/// The bytes that the watchdog got since the last look.
+fn got(pipe: &mut File) -> String {
+    let mut bytes = [0; 4096];
+    let count = pipe.read(&mut bytes).unwrap_or(0);
+    String::from_utf8_lossy(&bytes[..count]).into_owned()
+}
+
+fn make_pipe(path: &Path) {
+    rustix::fs::mknodat(
+        rustix::fs::CWD,
+        path,
+        rustix::fs::FileType::Fifo,
+        rustix::fs::Mode::RWXU,
+        0,
+    )
+    .unwrap();
+}
+
+async fn fires_in_silence(fence: &Fenced, door: &Postgres, pipe: &mut File) {
+    // It counts 4 s, so with 3 s left it is not pinged any more, though the deadline lies ahead.
+    let deadline = clock::now() + Duration::from_secs(3);
+    fence.0.arm(deadline).unwrap();
+    let armed = clock::now();
+    wait_for("the fence to read it", String::new, async || {
+        fence.0.has_read_since(armed).then_some(())
+    })
+    .await;
+    got(pipe);
+    let mut late = String::new();
+    while clock::now() < deadline.before(Duration::from_millis(100)) {
+        late.push_str(&got(pipe));
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(late, "", "neither pinged nor stopped");
+    // It fires, and with nothing left to guard the device stops.
+    wait_for("a dead instance", String::new, async || {
+        door.is_dead().await.then_some(())
+    })
+    .await;
+    let stopped = wait_for("the magic close", String::new, async || {
+        Some(got(pipe)).filter(|bytes| !bytes.is_empty())
+    });
+    assert_eq!(stopped.await, "V");
+}
+
+#[test]
+fn the_watchdog_is_pinged_only_in_time_stopped_when_harmless_and_kept_over_a_killed_fence() {
+    on_every_major(
+        "fence::the_watchdog_is_pinged_only_in_time_stopped_when_harmless_and_kept_over_a_killed_fence",
+        async |servers| {
+            let door = primary(servers).await;
+            let device = servers.folder().join("watchdog");
+            make_pipe(&device);
+            let config = WatchdogConfig {
+                mode: WatchdogMode::Required,
+                device: device.clone(),
+                safety_margin: Some(Duration::from_secs(2)),
+            };
+            let mut fence = fence(servers).await;
+            let run_dir = servers.config(1).run_dir;
+            let mut teller = Teller::new(config.clone(), &run_dir);
+            // The reader of the pipe is the device: without it nothing can be opened.
+            teller.tell(Duration::from_secs(6)).unwrap();
+            fence.0.arm(clock::now() + PATIENCE).unwrap();
+            assert!(teller.wait_open(PATIENCE).await.is_err());
+            assert!(matches!(readiness(&config, &run_dir), Readiness::Failed(_)));
+            let mut pipe = OpenOptions::new()
+                .read(true)
+                .custom_flags(rustix::fs::OFlags::NONBLOCK.bits().cast_signed())
+                .open(&device)
+                .unwrap();
+            let mut pings = String::new();
+            wait_for("pings", String::new, async || {
+                pings.push_str(&got(&mut pipe));
+                (pings.len() > 3).then_some(())
+            })
+            .await;
+            assert!(!pings.contains('V'));
+            assert_eq!(readiness(&config, &run_dir), Readiness::Ready);
+
+            // A fence that is killed stops nothing, and the next one goes on.
+            let first = fence.0.pid().unwrap();
+            signal(first, Signal::KILL);
+            wait_for("its end", String::new, async || {
+                (fence.0.pid() != Some(first)).then_some(())
+            })
+            .await;
+            assert!(!got(&mut pipe).contains('V'));
+            assert!(fence.0.ensure_live().await.unwrap());
+            wait_for("pings of the next one", String::new, async || {
+                got(&mut pipe).contains('1').then_some(())
+            })
+            .await;
+
+            fires_in_silence(&fence, &door, &mut pipe).await;
+
+            // Armed again it counts again, and a disarmed fence stops it at once.
+            fence.0.arm(clock::now() + PATIENCE).unwrap();
+            wait_for("pings again", String::new, async || {
+                got(&mut pipe).contains('1').then_some(())
+            })
+            .await;
+            fence.0.disarm().unwrap();
+            assert!(fence.0.watchdog_closed(PATIENCE).await);
+            assert!(got(&mut pipe).ends_with('V'));
         },
     );
 }

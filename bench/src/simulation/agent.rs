@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use trunkline_agent::decide::announce::announcement;
 use trunkline_agent::decide::observation::{
-    DcsView, FenceView, Local, Observation, PeerAnswer, PeerView, Peers, RunningRole,
+    DcsView, FenceView, Local, Observation, PeerAnswer, PeerView, Peers, RunningRole, WatchdogView,
 };
 use trunkline_agent::decide::{Decision, asking, decide};
 use trunkline_shared::cluster::topology::{Fact, FactKey};
@@ -236,7 +236,7 @@ impl World {
             timeline: None,
             position: Lsn(0),
             replayed: Lsn(0),
-            may_lead: tags.may_lead(),
+            may_lead: tags.may_lead() && self.node(node).watchdog != WatchdogView::Failed,
             priority: tags.priority(),
         };
         match self.local(node) {
@@ -361,6 +361,7 @@ impl World {
             fence: FenceView {
                 is_live: this.fence_looks_live(self.now),
                 armed_until: this.run_dir.deadline,
+                watchdog: this.watchdog,
             },
             is_shutting_down,
             is_bootstrap_unfinished: this.postgres.data.as_ref().is_some_and(|d| d.is_unfinished),

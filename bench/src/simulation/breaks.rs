@@ -44,6 +44,8 @@ pub enum Break {
     PermanentSlotsUnread,
     /// Agents act while the cluster is paused.
     PauseIgnored,
+    /// The watchdog is pinged as long as the deadline lies ahead, not only while it resets the machine in time.
+    PingedToTheEnd,
     /// A standby enters the `sync` record before commits wait for it.
     SyncRecordBeforeGuc,
     /// Commits wait for a standby no more while it still stands in the `sync` record.
@@ -60,7 +62,8 @@ pub enum Break {
 
 impl Break {
     /// Every one, with its word.
-    pub const ALL: [(Break, &'static str); 19] = [
+    pub const ALL: [(Break, &'static str); 20] = [
+        (Break::PingedToTheEnd, "pinged-to-the-end"),
         (Break::NoFence, "no-fence"),
         (Break::DeadlineFromAnswer, "deadline-from-answer"),
         (Break::NoPeerCheck, "no-peer-check"),
@@ -137,6 +140,7 @@ impl Break {
             Break::PromoteOutsideSync => broken::in_the_race(seen, |topology| topology.sync = None),
             Break::CheckpointerUnwatched => broken::believe_all_were_told(seen),
             Break::NoFence
+            | Break::PingedToTheEnd
             | Break::SlotsFromLeader
             | Break::DeadlineFromAnswer
             | Break::NoPeerCheck
@@ -190,6 +194,7 @@ impl Break {
                 }
             }
             Break::DeadlineFromAnswer
+            | Break::PingedToTheEnd
             | Break::NoPeerCheck
             | Break::StaleEpochRouter
             | Break::PromoteUnlocked

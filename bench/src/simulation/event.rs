@@ -77,6 +77,10 @@ pub(super) enum Event {
     FenceLook { node: NodeId, boot: u32 },
     /// A new fence lives.
     FenceStarted { node: NodeId, fence: u32 },
+    /// The watchdog has counted to its end since the fence stopped running.
+    WatchdogEnds { node: NodeId, left: u32 },
+    /// A machine that was reset has started again.
+    PowerReturns { node: NodeId },
     /// A client writes through its router.
     Write { client: u8 },
     /// The write arrives at PostgreSQL.

@@ -80,6 +80,7 @@ impl World {
             FaultKind::NodeFrozen => longer(&mut self.node_mut(node).frozen_until),
             FaultKind::NodePowerOff => self.power_off(node),
             FaultKind::FenceKilled => {
+                self.watchdog_is_left(node);
                 self.node_mut(node).fence.is_alive = false;
                 self.node_mut(node).fence.number += 1;
                 self.node_mut(node).fence.is_starting = false;
@@ -193,6 +194,7 @@ impl World {
             fence.frozen_since = now;
         }
         fence.frozen_until = until.max(fence.frozen_until);
+        self.watchdog_is_left(node);
         self.look_at_fence(node, SECOND);
     }
 
@@ -205,7 +207,7 @@ impl World {
         this.agent.is_in_turn = false;
     }
 
-    fn power_off(&mut self, node: NodeId) {
+    pub(super) fn power_off(&mut self, node: NodeId) {
         self.kill_agent(node);
         self.die(node);
         let this = self.node_mut(node);
@@ -218,7 +220,7 @@ impl World {
         this.run_dir = super::node::RunDir::default();
     }
 
-    fn power_on(&mut self, node: NodeId) {
+    pub(super) fn power_on(&mut self, node: NodeId) {
         let at = self.now as i64;
         let this = self.node_mut(node);
         if this.is_powered {

@@ -1,7 +1,10 @@
-//! The fence process: it sleeps until the deadline, reads it again, and kills if it was not moved.
+//! The fence process with its watchdog: it sleeps until the deadline, reads it again, and kills if it was not moved.
+
+use trunkline_agent::decide::observation::WatchdogView;
+use trunkline_agent::watchdog;
 
 use super::breaks::Break;
-use super::event::{Event, MS, NodeId, Time};
+use super::event::{Event, MS, NodeId, SECOND, Time};
 use super::story::{Actor, tell};
 use super::world::World;
 
@@ -11,6 +14,8 @@ const KILL_AGAIN: Time = 200 * MS;
 const LOOK_AGAIN: Time = 250 * MS;
 /// How long a new fence takes to live.
 const FENCE_STARTS: Time = 50 * MS;
+/// How long a machine that was reset takes to come back.
+const REBOOT: Time = 5 * SECOND;
 
 impl World {
     pub(super) fn set_fence_timer(&mut self, node: NodeId) {
@@ -80,6 +85,10 @@ impl World {
         if fence.is_starting {
             return;
         }
+        if fence.is_alive {
+            self.watchdog_is_left(node);
+        }
+        let fence = &mut self.node_mut(node).fence;
         fence.is_alive = false;
         fence.is_starting = true;
         fence.number += 1;
@@ -108,5 +117,60 @@ impl World {
         self.set_fence_timer(node);
         self.wake(node);
         true
+    }
+
+    /// The fence stops running, and with it the pings: the machine is reset once the device has counted to its
+    /// end, unless a fence runs again by then.
+    pub(super) fn watchdog_is_left(&mut self, node: NodeId) {
+        let now = self.now;
+        let timeout = self.plan.watchdog_counts();
+        let this = self.node_mut(node);
+        let Some(deadline) = this.run_dir.deadline else {
+            return;
+        };
+        if this.watchdog != WatchdogView::Ready {
+            return;
+        }
+        this.fence.left += 1;
+        let left = this.fence.left;
+        let last = this.when(watchdog::last_ping(deadline, timeout));
+        let last = match self.rule {
+            Some(Break::PingedToTheEnd) => now,
+            Some(_) | None => now.min(last),
+        };
+        let at = last + timeout.as_nanos() as Time;
+        self.queue
+            .put(at.max(now), Event::WatchdogEnds { node, left });
+    }
+
+    pub(super) fn on_watchdog_ends(&mut self, event: Event, node: NodeId, left: u32) -> bool {
+        let this = self.node(node);
+        if this.fence.left != left || !this.is_powered {
+            return false;
+        }
+        let frozen_until = this.frozen_until;
+        if self.put_off(frozen_until, event) {
+            return true;
+        }
+        let this = self.node(node);
+        let is_awake = this.fence.is_alive && this.fence.frozen_until <= self.now;
+        let is_late = this
+            .run_dir
+            .deadline
+            .is_some_and(|at| this.clock(self.now) >= at);
+        // One that runs again has pinged it, or closed it once nothing was left to kill.
+        if is_awake && !(is_late && this.postgres.is_alive()) {
+            return true;
+        }
+        tell!(self, Actor::Fence(node), "the watchdog resets the machine");
+        self.power_off(node);
+        self.put_in(REBOOT, Event::PowerReturns { node });
+        true
+    }
+
+    pub(super) fn on_power_returns(&mut self, node: NodeId) -> bool {
+        let was_off = !self.node(node).is_powered;
+        self.power_on(node);
+        was_off
     }
 }

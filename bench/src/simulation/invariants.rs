@@ -7,6 +7,7 @@ use std::time::Duration;
 use trunkline_agent::decide::decision::{StartAs, Upstream};
 use trunkline_agent::decide::observation::Observation;
 use trunkline_agent::decide::{Action, Decision, PROMOTE_NEEDS};
+use trunkline_agent::lease::state::margin;
 use trunkline_shared::cluster::{LeaderEpoch, MemberRole, MemberState, Topology};
 
 use super::breaks::Break;
@@ -174,7 +175,12 @@ impl World {
         let Some(deadline) = node.run_dir.deadline else {
             return;
         };
-        let limit = deadline + Duration::from_nanos(KILL_LIMIT);
+        let is_left = !node.fence.is_alive || node.fence.frozen_until > self.now;
+        let limit = match is_left {
+            // A machine is reset before its lease ends, and its own clocks may differ by half a percent.
+            true => deadline + margin(self.plan.ttl),
+            false => deadline + Duration::from_nanos(KILL_LIMIT),
+        };
         if node.clock(self.now) > limit {
             let detail = format!("{} can commit after its deadline", node.name);
             self.fail(Invariant::FenceKillsByTheDeadline, detail);
@@ -543,6 +549,10 @@ pub fn noticed_by(rule: Break) -> &'static [Invariant] {
         ],
         Break::FenceLeftDead => &[Invariant::FenceKillsByTheDeadline],
         Break::PauseIgnored => &[Invariant::PauseMeansPause],
+        Break::PingedToTheEnd => &[
+            Invariant::FenceKillsByTheDeadline,
+            Invariant::AtMostOneWritablePrimary,
+        ],
         Break::SlotsFromLeader => &[Invariant::ASlotNeverPassesItsPrimary],
         Break::PermanentSlotsUnread => &[Invariant::NoPermanentSlotDropped],
         Break::SyncRecordBeforeGuc

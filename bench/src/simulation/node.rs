@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use trunkline_agent::decide::observation::Local;
-use trunkline_agent::decide::observation::{JobView, LocalRequest, Me, PeerAnswer};
+use trunkline_agent::decide::observation::{JobView, LocalRequest, Me, PeerAnswer, WatchdogView};
 use trunkline_agent::decide::{Action, Memory};
 use trunkline_agent::lease::state::LeaseState;
 use trunkline_shared::cluster::{LeaderEpoch, Member, MemberName, Moment, Topology};
@@ -115,6 +115,8 @@ pub(super) struct Fence {
     pub(super) frozen_since: Time,
     /// Which fence process this is.
     pub(super) number: u32,
+    /// How often it stopped running.
+    pub(super) left: u32,
     pub(super) is_starting: bool,
 }
 
@@ -153,6 +155,8 @@ pub(super) struct Node {
     pub(super) run_dir: RunDir,
     pub(super) postgres: Postgres,
     pub(super) troubles: Troubles,
+    /// The device that resets the machine.
+    pub(super) watchdog: WatchdogView,
     /// When nothing on the node could enforce the deadline for the last time.
     pub(super) unguarded: Time,
 }
@@ -194,6 +198,10 @@ impl Node {
 
     /// Whether some process on it runs that enforces the deadline.
     pub(super) fn is_guarded(&self, now: Time) -> bool {
+        if self.watchdog != WatchdogView::NotRequired {
+            // The machine itself enforces it while it runs.
+            return self.frozen_until <= now;
+        }
         let fence = self.fence.is_alive && self.fence.frozen_until <= now;
         let agent = self.agent.is_alive && self.agent.paused_until <= now;
         self.frozen_until <= now && (fence || agent)

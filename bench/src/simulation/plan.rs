@@ -1,8 +1,11 @@
 //! What a seed is: the cluster's shape, its parameters, which faults exist in it and when they strike.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use fastrand::Rng;
+use trunkline_agent::config::{WatchdogConfig, WatchdogMode};
+use trunkline_agent::watchdog::Order;
 use trunkline_shared::cluster::settings::SynchronousMode;
 
 use super::event::{MS, NodeId, SECOND, Time};
@@ -196,6 +199,16 @@ impl Plan {
         };
         self.is_strict = rng.u8(..3) == 0;
         self.synchronous_node_count = 1 + u32::from(rng.u8(..4) == 0);
+    }
+
+    /// How long a watchdog counts without a ping.
+    pub(super) fn watchdog_counts(&self) -> Duration {
+        let config = WatchdogConfig {
+            mode: WatchdogMode::Required,
+            device: PathBuf::new(),
+            safety_margin: Some(Duration::from_secs(5)),
+        };
+        Order::new(&config, self.ttl).timeout()
     }
 
     fn draw_faults(&mut self, rng: &mut Rng) {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use fastrand::Rng;
 use trunkline_agent::decide::callbacks::Callback;
-use trunkline_agent::decide::observation::{BootstrapKind, CrashPolicy, Me};
+use trunkline_agent::decide::observation::{BootstrapKind, CrashPolicy, Me, WatchdogView};
 use trunkline_shared::cluster::topology::{Fact, FactKey};
 use trunkline_shared::cluster::{ClusterSettings, MemberName, SystemId, Tags};
 
@@ -281,6 +281,8 @@ impl World {
             Event::Fence { node, fence } => self.on_fence(event, node, fence),
             Event::FenceLook { node, boot } => self.on_fence_look(event, node, boot),
             Event::FenceStarted { node, fence } => self.on_fence_started(event, node, fence),
+            Event::WatchdogEnds { node, left } => self.on_watchdog_ends(event, node, left),
+            Event::PowerReturns { node } => self.on_power_returns(node),
             Event::Write { client } => self.on_write(client),
             Event::WriteArrives { write } => self.on_write_arrives(event, write),
             Event::WriteAnswered { write } => self.on_write_answered(write),
@@ -390,6 +392,18 @@ fn new_node(
         run_dir: RunDir::default(),
         postgres: Postgres::new(None),
         troubles: Troubles::default(),
+        watchdog: watchdog(plan, id),
         unguarded: 0,
+    }
+}
+
+/// Every second world has watchdogs, all required; one in twenty of their members cannot open its own. By numbers
+/// that are drawn already: another draw would change every seed's history.
+fn watchdog(plan: &Plan, id: NodeId) -> WatchdogView {
+    let lacks_it = id > 0 && (plan.stop_takes / MS + u64::from(id)).is_multiple_of(20);
+    match ((plan.kill_takes / MS).is_multiple_of(2), lacks_it) {
+        (false, _) => WatchdogView::NotRequired,
+        (true, false) => WatchdogView::Ready,
+        (true, true) => WatchdogView::Failed,
     }
 }

@@ -83,6 +83,7 @@ reasons! {
     NotEligible "not_eligible" "This member's tags forbid it to lead."
     TooFarBehind "too_far_behind" "This member would lose more than maximum_lag_on_failover. trunkline failover overrides this limit."
     BehindNewestTimeline "behind_newest_timeline" "check_timeline is on and this member has not reached the newest timeline of the cluster: it does not run. trunkline failover overrides this."
+    WatchdogNotReady "watchdog_not_ready" "watchdog.mode is required and the device cannot be used: this member does not lead. The agent's log says why; mend that, or set the mode to automatic."
     PeerIsPrimary "peer_is_primary" "A reachable member's PostgreSQL still runs as primary: nobody is promoted."
     BetterCandidate "better_candidate" "Another reachable member is further ahead or preferred."
     CandidateNamed "candidate_named" "The operator named another member to lead."

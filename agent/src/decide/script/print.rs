@@ -12,7 +12,7 @@ use crate::decide::callbacks::Told;
 use crate::decide::memory::Memory;
 use crate::decide::observation::{
     BootstrapKind, CrashPolicy, DcsView, JobView, LeaseView, Local, LocalRequest, Observation,
-    PeerAnswer, Peers, Running, RunningRole,
+    PeerAnswer, Peers, Running, RunningRole, WatchdogView,
 };
 
 /// The lines that describe what was seen and remembered; `decide` is to be added by who wants the answer.
@@ -68,6 +68,11 @@ pub fn to_script(seen: &Observation, memory: &Memory) -> String {
     if let Some(deadline) = seen.fence.armed_until {
         let (left, gone) = (seen.now.until(deadline), deadline.until(seen.now));
         let _ = write!(out, " armed left={} gone={}", seconds(left), seconds(gone));
+    }
+    match seen.fence.watchdog {
+        WatchdogView::NotRequired => {}
+        WatchdogView::Ready => flag(&mut out, true, "watchdog=ready"),
+        WatchdogView::Failed => flag(&mut out, true, "watchdog=failed"),
     }
     out.push('\n');
     if seen.is_bootstrap_unfinished {
