@@ -252,6 +252,7 @@ impl Actor {
             Action::DeleteSync { revision } => self.delete_sync(seen, *revision).await?,
             Action::SetSyncNames(names) => self.set_sync_names(Some(names)).await?,
             Action::ClearSyncNames => self.set_sync_names(None).await?,
+            Action::OpenClientAccess => self.open_client_access()?,
         };
         Ok(shown)
     }
@@ -383,7 +384,7 @@ impl MayBecomeWritable {
 
 fn is_primary(start: &StartAs) -> bool {
     match start {
-        StartAs::Primary | StartAs::Recovering => true,
+        StartAs::Primary | StartAs::PrimaryClosed | StartAs::Recovering => true,
         StartAs::Replica(_) => false,
     }
 }

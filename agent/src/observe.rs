@@ -473,6 +473,7 @@ fn commits(postgres: &Postgres, status: &ServerStatus) -> CommitsView {
         own: postgres
             .sync_names()
             .map(|text| SyncNames::from(text.as_str())),
+        is_access_closed: !status.is_in_recovery && postgres.is_access_closed(),
     }
 }
 

@@ -23,6 +23,7 @@ use tokio::sync::watch;
 use trunkline_shared::cluster::Timeline;
 use trunkline_shared::service::clock;
 
+mod access;
 mod archive;
 pub mod clone;
 pub mod config;
@@ -262,6 +263,15 @@ impl Postgres {
     /// Starts the postmaster in `role`: writes the files, ends leftovers of an earlier one, and returns as
     /// soon as the process exists. A primary must be armed before this is called.
     pub async fn start(&self, role: ServerRole) -> Result<ProcessId, PostgresError> {
+        self.launch(role, false).await
+    }
+
+    /// Starts the postmaster as primary with no access for clients, until [`Self::open_access`].
+    pub async fn start_closed(&self) -> Result<ProcessId, PostgresError> {
+        self.launch(ServerRole::Primary, true).await
+    }
+
+    async fn launch(&self, role: ServerRole, is_closed: bool) -> Result<ProcessId, PostgresError> {
         let config = self.config();
         self.must_be_stopped()?;
         files::check_directory(&config.data_dir)?;
@@ -286,6 +296,10 @@ impl Postgres {
         timelines::release(&config.data_dir)?;
         let mut arguments = settings::command_line(&config, &controlled);
         arguments.extend(settings::recovery_sync(&config, &major));
+        access::forget(&config)?;
+        if is_closed {
+            arguments.extend(access::close(&config)?);
+        }
         if recovers {
             // Parameters of the restored cluster may be higher than ours; only a standby minds.
             arguments.push("--hot_standby=off".to_owned());

@@ -96,17 +96,23 @@ impl Actor {
         }
         let check = is_primary(start).then(|| self.may_become_writable());
         let role = match start {
-            StartAs::Primary => ServerRole::Primary,
+            StartAs::Primary | StartAs::PrimaryClosed => ServerRole::Primary,
             StartAs::Recovering => ServerRole::Recovering,
             StartAs::Replica(None) => ServerRole::Replica(UpstreamChange::Keep),
             StartAs::Replica(Some(upstream)) => ServerRole::Replica(change(upstream)?),
         };
+        let is_closed = *start == StartAs::PrimaryClosed;
         let door = self.door();
         let work = async move {
             if check.is_some_and(|check| !check.holds()) {
                 return Err(NOT_WRITABLE.to_owned());
             }
-            door.start(role).await.map(drop).map_err(said)
+            let started = if is_closed {
+                door.start_closed().await
+            } else {
+                door.start(role).await
+            };
+            started.map(drop).map_err(said)
         };
         self.begin(JobKind::Start, None, Box::pin(work)).await
     }

@@ -34,6 +34,12 @@ impl Actor {
         self.write("sync", when, vec![then]).await
     }
 
+    pub(super) fn open_client_access(&self) -> Result<Revision, ActError> {
+        tracing::info!("what the restart made visible is on the standbys; clients are let in");
+        self.postgres.open_access()?;
+        Ok(0)
+    }
+
     pub(super) async fn set_sync_names(
         &self,
         names: Option<&SyncNames>,

@@ -151,6 +151,8 @@ fn state(seen: &Observation, is_restarting: bool) -> MemberState {
         {
             MemberState::InitializingNewCluster
         }
+        // Nobody is to be sent there yet.
+        Local::Running(running) if running.commits.is_access_closed => MemberState::Starting,
         Local::Running(_) => MemberState::Running,
         Local::Starting { .. }
             if seen.is_bootstrap_unfinished && seen.me.bootstrap != BootstrapKind::Initdb =>

@@ -9,8 +9,9 @@ use trunkline_shared::cluster::sync_state::SyncState;
 use trunkline_shared::cluster::{MemberName, Moment, Timeline};
 
 use super::memory::Memory;
-use super::observation::Observation;
+use super::observation::{Local, Observation};
 use super::situation::Situation;
+use super::sync_standbys;
 
 mod action;
 mod reason;
@@ -130,7 +131,10 @@ impl Decision {
         let writable = |a: &Action| {
             matches!(
                 a,
-                Action::Promote(_) | Action::Start(StartAs::Primary | StartAs::Recovering)
+                Action::Promote(_)
+                    | Action::Start(
+                        StartAs::Primary | StartAs::PrimaryClosed | StartAs::Recovering,
+                    )
             )
         };
         let at = self.actions.iter().position(writable)?;
@@ -148,14 +152,12 @@ impl Decision {
     }
 }
 
-/// Whether nobody but this member may lead once these actions are done, where commits wait for standbys.
+/// Whether each commit of this member is found by whoever may lead once these actions are done, where commits
+/// wait for standbys: nobody else may, or commits already wait for enough of them.
 fn is_sync_claimed(seen: &Observation, actions: &[Action]) -> bool {
     if seen.settings().synchronous_mode == SynchronousMode::Off {
         return true;
     }
-    let is_claim = |sync: &SyncState| {
-        sync.leader.as_ref() == Some(&seen.me.name) && sync.standbys.is_empty() && sync.quorum == 0
-    };
     let known = seen.topology().and_then(|t| t.sync.as_ref());
     let written = actions.iter().rev().find_map(|action| {
         if let Action::WriteSync(sync) = action {
@@ -163,6 +165,23 @@ fn is_sync_claimed(seen: &Observation, actions: &[Action]) -> bool {
         }
         None
     });
+    let changes = |action: &Action| matches!(action, Action::SetSyncNames(_));
+    let is_claim = |sync: &SyncState| {
+        if sync.leader.as_ref() != Some(&seen.me.name) {
+            return false;
+        }
+        if sync.standbys.is_empty() {
+            return sync.quorum == 0;
+        }
+        let Local::Running(running) = &seen.local else {
+            return false;
+        };
+        let commits = &running.commits;
+        let is_settled = commits.own.as_ref() == Some(&commits.in_force);
+        let is_kept = is_settled && !actions.iter().any(changes);
+        let is_quorum = seen.settings().synchronous_mode == SynchronousMode::Quorum;
+        is_quorum && is_kept && sync_standbys::finds_all(sync, &commits.in_force)
+    };
     written.or(known).is_some_and(is_claim)
 }
 

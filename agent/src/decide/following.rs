@@ -12,6 +12,7 @@ use super::memory::Memory;
 use super::observation::{
     JobKind, Local, LocalRequest, Observation, Running, RunningRole, Stopped,
 };
+use super::sync_standbys::keeping;
 use super::{RETRY_PAUSE, Turn, no_data, slots, upstream};
 
 /// How often a candidate looks whether it has the old leader's last record, and whether the new leader is
@@ -65,7 +66,8 @@ pub(super) fn confirm(turn: Turn<'_>) -> Decision {
     turn.act(Action::ConfirmLeader).now(Reason::ConfirmingLease)
 }
 
-/// The leader's record, if it says that its PostgreSQL is a running primary.
+/// The leader's record, if it says that its PostgreSQL is a running primary. One that tells its position runs,
+/// though it may not let clients in yet.
 pub(super) fn confirmed_leader(topology: &Topology) -> Option<&Arc<Member>> {
     let is_standby = topology.settings_or_default().standby_cluster.is_some();
     topology.leader_member().filter(|member| {
@@ -77,7 +79,9 @@ pub(super) fn confirmed_leader(topology: &Topology) -> Option<&Arc<Member>> {
             | MemberRole::Uninitialized
             | MemberRole::Promoted => false,
         };
-        leads && member.state == MemberState::Running
+        let runs = member.state == MemberState::Running
+            || (member.state == MemberState::Starting && member.position.is_some());
+        leads && runs
     })
 }
 
@@ -137,8 +141,12 @@ fn follow(turn: Turn<'_>, topology: &Topology, running: &Running, at: At<'_>) ->
     let memory = &mut turn.decision.memory;
     let turn = slots::on_replica(seen, topology, running, &leader.name, at.replayed, memory)
         .carry_out(turn);
+    let turn = keeping::prepare(turn, topology, running);
     let reason = turn.why.unwrap_or(Reason::Following);
-    turn.routine(reason)
+    match turn.soon {
+        Some(within) => turn.within(reason, within),
+        None => turn.routine(reason),
+    }
 }
 
 /// One that was started while the DCS was silent, after a rewind say, may have no upstream, or one that is

@@ -134,15 +134,18 @@ fn promote(turn: Turn<'_>, held: &Held, topology: &Topology, running: &Running) 
         ControlFlow::Break(decision) => return decision,
         ControlFlow::Continue(turn) => turn,
     };
+    let turn = match keeping::before_promotion(turn, topology, running) {
+        ControlFlow::Break(decision) => return decision,
+        ControlFlow::Continue(turn) => turn,
+    };
     let next = next_timeline(topology, running.timeline);
-    keeping::before_promotion(turn, topology, running)
-        .act(Action::ClaimTimeline(ClaimedTimeline {
-            timeline: next,
-            parent: running.timeline,
-        }))
-        .act(Action::ArmFence)
-        .act(Action::Promote(next))
-        .routine(Reason::Promoting)
+    turn.act(Action::ClaimTimeline(ClaimedTimeline {
+        timeline: next,
+        parent: running.timeline,
+    }))
+    .act(Action::ArmFence)
+    .act(Action::Promote(next))
+    .routine(Reason::Promoting)
 }
 
 /// `pre_promote` is run once for every promotion, under the lease; a no gives the lease up.
@@ -416,9 +419,28 @@ fn start_primary(turn: Turn<'_>, reason: Reason) -> Decision {
     if turn.seen.fence.watchdog == WatchdogView::Failed {
         return give_up(turn, Reason::WatchdogNotReady, None);
     }
+    let start = start_as(turn.seen);
     turn.act(Action::ArmFence)
-        .act(Action::Start(StartAs::Primary))
+        .act(Action::Start(start))
         .routine(reason)
+}
+
+/// How a primary starts again: without clients where commits may have waited that nobody confirmed, which are
+/// visible after the restart.
+pub(super) fn start_as(seen: &Observation) -> StartAs {
+    let settings = seen.settings();
+    let is_on = settings.synchronous_mode != SynchronousMode::Off;
+    let waits = |topology: &Topology| {
+        let recorded = topology.sync.as_ref();
+        let has_standby = recorded.is_some_and(|sync| !sync.standbys.is_empty());
+        let is_made = matches!(topology.initialize, Initialize::Done(_));
+        is_made && (has_standby || settings.is_synchronous_mode_strict)
+    };
+    if is_on && seen.topology().is_some_and(waits) {
+        StartAs::PrimaryClosed
+    } else {
+        StartAs::Primary
+    }
 }
 
 /// What an operator asked of a leader alone.

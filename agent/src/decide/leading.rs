@@ -85,6 +85,7 @@ type Duty = for<'a> fn(Turn<'a>, &Leading<'_>) -> Turn<'a>;
 const DUTIES: &[Duty] = &[
     withdraw_announcement,
     name_watchdog,
+    let_clients_in,
     keep_sync_standbys,
     publish_position,
     checkpoint,
@@ -107,6 +108,10 @@ fn withdraw_announcement<'a>(turn: Turn<'a>, leading: &Leading<'_>) -> Turn<'a> 
         return turn.act(Action::RemoveDisarmed);
     }
     turn
+}
+
+fn let_clients_in<'a>(turn: Turn<'a>, leading: &Leading<'_>) -> Turn<'a> {
+    keeping::let_clients_in(turn, leading.running, leading.position)
 }
 
 /// Whom commits wait for decides who may lead after this member.

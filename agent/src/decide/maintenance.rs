@@ -10,6 +10,7 @@ use trunkline_shared::cluster::topology::Initialize;
 use super::decision::{Action, Decision, Detail, Reason};
 use super::memory::Memory;
 use super::observation::{Held, LeaseView, Local, Observation, RunningRole};
+use super::sync_standbys::keeping;
 use super::{
     Turn, authority_gone, following, holding_lease, leading, no_leader, requests, standby_cluster,
 };
@@ -60,6 +61,7 @@ fn as_leader<'a>(turn: Turn<'a>, held: &Held, topology: &Topology) -> Decision {
     };
     match running.role {
         RunningRole::Primary { position, .. } => {
+            let turn = keeping::let_clients_in(turn, running, position);
             leading::publish(turn, topology, running, position).routine(Reason::Paused)
         }
         RunningRole::Replica { .. } => turn.routine(Reason::Paused),

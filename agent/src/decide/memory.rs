@@ -50,8 +50,12 @@ pub struct Memory {
     pub former: BTreeMap<MemberName, Former>,
     /// What is known to have come before the setting of `synchronous_standby_names` that is in force.
     pub sync_note: Option<SyncNote>,
+    /// What this standby would begin to lead with, once it was seen in force.
+    pub sync_ready: Option<SyncReady>,
     /// Since when this synchronous standby, told to end, waits to be released.
     pub leaving_since: Option<Moment>,
+    /// Clients are let in once standbys have everything up to here.
+    pub closed_until: Option<Lsn>,
     /// Since when no standby can be waited for.
     pub sync_lost_since: Option<Moment>,
 }
@@ -63,6 +67,15 @@ pub struct Former {
     pub api_url: Arc<str>,
     /// When its record was last seen.
     pub seen_at: Moment,
+}
+
+/// A standby's `synchronous_standby_names` for the case that it is promoted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SyncReady {
+    /// The setting.
+    pub names: SyncNames,
+    /// Since when it was seen in force without a break.
+    pub since: Moment,
 }
 
 /// A setting of `synchronous_standby_names` that was seen in force.

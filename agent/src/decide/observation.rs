@@ -227,6 +227,8 @@ pub struct CommitsView {
     pub is_checkpointer_busy: bool,
     /// What the agent's own file says; `None` if there is no such file.
     pub own: Option<SyncNames>,
+    /// The server was started without access for clients, and they are not let in yet.
+    pub is_access_closed: bool,
 }
 
 /// A connected receiver of WAL.

@@ -13,9 +13,9 @@ use trunkline_shared::cluster::topology::{SwitchoverRecord, SwitchoverStage};
 use trunkline_shared::cluster::{Lsn, MemberName, Moment, Topology};
 
 use super::candidate::{self, Succession};
-use super::decision::{Action, Decision, Detail, Reason, StartAs, StopMode};
+use super::decision::{Action, Decision, Detail, Reason, StopMode};
 use super::observation::{Held, LeaseView, Observation, Stopped};
-use super::{PROMOTE_NEEDS, RETRY_PAUSE, Turn};
+use super::{PROMOTE_NEEDS, RETRY_PAUSE, Turn, holding_lease};
 
 /// How long the stopped leader waits for the candidate to confirm before it goes on as leader. Within the
 /// ten seconds that routers hold clients.
@@ -241,6 +241,6 @@ fn roll_back(turn: Turn<'_>, held: &Held, topology: &Topology) -> Decision {
     };
     turn.act(Action::ClearSwitchover)
         .act(Action::ArmFence)
-        .act(Action::Start(StartAs::Primary))
+        .act(Action::Start(holding_lease::start_as(seen)))
         .routine(Reason::SwitchoverRolledBack)
 }

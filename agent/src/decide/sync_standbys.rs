@@ -21,6 +21,7 @@ mod quorum;
 mod tests;
 
 pub use names::SyncNames;
+pub(super) use quorum::finds_all;
 
 /// A standby that could be waited for: connected, and a member of the cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -80,7 +80,7 @@ pub(crate) fn remove_file(path: &Path) -> Result<(), PostgresError> {
 }
 
 /// Reads a file of settings; a missing one is empty.
-fn read_text(path: &Path) -> Result<String, PostgresError> {
+pub(super) fn read_text(path: &Path) -> Result<String, PostgresError> {
     match fs::read_to_string(path) {
         Ok(text) => Ok(text),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),

@@ -66,6 +66,10 @@ impl World {
             | Action::ClaimTimeline(_) => self.ask_dcs(node, action),
             Action::SetSyncNames(names) => self.set_names(node, Some(names.clone())),
             Action::ClearSyncNames => self.set_names(node, None),
+            Action::OpenClientAccess => {
+                self.let_clients_in(node);
+                Went::Done
+            }
             Action::ArmFence => self.arm(node),
             Action::DisarmFence => self.disarm(node),
             Action::Initialize => self.begin_job(node, JobKind::Initialize, None),
@@ -189,6 +193,7 @@ impl World {
             | Action::DeleteSync { .. }
             | Action::SetSyncNames(_)
             | Action::ClearSyncNames
+            | Action::OpenClientAccess
             | Action::ConfirmLeader
             | Action::RecordSystemId(_)
             | Action::PublishStatus(_)
@@ -240,7 +245,7 @@ impl World {
 
     fn start(&mut self, node: NodeId, start: &StartAs) -> Went {
         let as_primary = match start {
-            StartAs::Primary | StartAs::Recovering => {
+            StartAs::Primary | StartAs::PrimaryClosed | StartAs::Recovering => {
                 if !self.may_become_writable(node) {
                     return Went::Failed;
                 }
@@ -254,6 +259,7 @@ impl World {
                 false
             }
         };
+        self.node_mut(node).postgres.starts_closed = *start == StartAs::PrimaryClosed;
         self.begin_start(node, as_primary);
         Went::Done
     }

@@ -4,7 +4,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use trunkline_agent::decide::decision::{StopMode, Upstream};
+use trunkline_agent::decide::decision::{StartAs, StopMode, Upstream};
 use trunkline_agent::decide::observation::{DcsView, LeaseView, Local, Observation, RunningRole};
 use trunkline_agent::decide::{Action, Decision, Reason, Situation};
 use trunkline_shared::cluster::topology::ClaimedTimeline;
@@ -58,11 +58,13 @@ pub enum Break {
     CheckpointerUnwatched,
     /// `standby_cluster` of the configuration is not read.
     StandbyUnread,
+    /// A primary restarted in place lets clients in at once.
+    OpenAtOnce,
 }
 
 impl Break {
     /// Every one, with its word.
-    pub const ALL: [(Break, &'static str); 20] = [
+    pub const ALL: [(Break, &'static str); 21] = [
         (Break::PingedToTheEnd, "pinged-to-the-end"),
         (Break::NoFence, "no-fence"),
         (Break::DeadlineFromAnswer, "deadline-from-answer"),
@@ -86,6 +88,7 @@ impl Break {
         (Break::PromoteOutsideSync, "promote-outside-sync"),
         (Break::CheckpointerUnwatched, "checkpointer-unwatched"),
         (Break::StandbyUnread, "standby-unread"),
+        (Break::OpenAtOnce, "open-at-once"),
     ];
 
     /// The word of the command line.
@@ -131,7 +134,7 @@ impl Break {
                     Arc::make_mut(topology).settings = Some(Arc::new(settings));
                 }
             }
-            Break::SyncRecordBeforeGuc => broken::believe_all_is_confirmed(seen),
+            Break::SyncRecordBeforeGuc => broken::believe_the_record(seen),
             Break::VotesShortByOne => broken::in_the_race(seen, |topology| {
                 if let Some(sync) = &mut topology.sync {
                     sync.quorum = sync.quorum.saturating_sub(1);
@@ -148,6 +151,7 @@ impl Break {
             | Break::StaleEpochRouter
             | Break::UpstreamDropped
             | Break::GucBeforeRecordOnRemoval
+            | Break::OpenAtOnce
             | Break::FenceLeftDead => {}
         }
     }
@@ -155,8 +159,15 @@ impl Break {
     /// Changes what was decided.
     pub(super) fn perturb_decision(self, seen: &Observation, decision: &mut Decision) {
         match self {
-            Break::SyncRecordBeforeGuc => broken::record_first(decision),
+            Break::SyncRecordBeforeGuc => broken::record_first(seen, decision),
             Break::GucBeforeRecordOnRemoval => broken::names_first(seen, decision),
+            Break::OpenAtOnce => {
+                for action in &mut decision.actions {
+                    if *action == Action::Start(StartAs::PrimaryClosed) {
+                        *action = Action::Start(StartAs::Primary);
+                    }
+                }
+            }
             Break::NoFence | Break::FenceLeftDead => {
                 if decision.situation == Situation::AuthorityGone {
                     decision.actions.clear();

@@ -85,9 +85,10 @@ impl World {
             }
             return true;
         }
-        if !is_writable {
+        if !is_writable || this.postgres.waiting.is_closed {
             return true;
         }
+        self.check_hidden(node);
         let bytes = self.plan.commit_bytes;
         let postgres = &mut self.node_mut(node).postgres;
         let Some(data) = &mut postgres.data else {

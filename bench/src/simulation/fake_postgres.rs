@@ -257,6 +257,8 @@ pub(super) struct Postgres {
     pub(super) promotes_to: u32,
     /// As what the start in progress was told to start.
     pub(super) starts_as_primary: bool,
+    /// Without access for clients.
+    pub(super) starts_closed: bool,
     /// The WAL receiver streams.
     pub(super) is_streaming: bool,
     pub(super) heard_at: Time,
@@ -283,6 +285,7 @@ impl Postgres {
             kill_pending: false,
             promotes_to: 0,
             starts_as_primary: false,
+            starts_closed: false,
             is_streaming: false,
             heard_at: 0,
             receiver: 0,

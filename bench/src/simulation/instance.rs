@@ -305,6 +305,10 @@ impl World {
         }
         self.forget_waiting(node);
         self.take_up_names(node);
+        if as_primary {
+            let is_closed = self.node(node).postgres.starts_closed;
+            self.recovered_in_place(node, is_closed);
+        }
         tell!(
             self,
             Actor::Postgres(node),

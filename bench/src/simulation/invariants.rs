@@ -40,6 +40,8 @@ pub enum Invariant {
     LossWithinLimit,
     /// No commit that was acknowledged while commits wait for standbys is lost, unless an operator accepts it.
     NoAcknowledgedCommitLost,
+    /// Clients never see what a restart in place made visible before standbys confirmed it.
+    UnconfirmedStaysHidden,
     /// A clone or rewind never destroys the newest history.
     NoDataDestroyed,
     /// After the deadline no server process lives longer than a kill takes.
@@ -294,7 +296,9 @@ impl World {
         let takes = decision.actions.iter().any(|action| {
             matches!(
                 action,
-                Action::AcquireLeader | Action::Promote(_) | Action::Start(StartAs::Primary)
+                Action::AcquireLeader
+                    | Action::Promote(_)
+                    | Action::Start(StartAs::Primary | StartAs::PrimaryClosed)
             )
         });
         let is_told = self.ledger.primaries_seen[usize::from(node)] == agent.turn && agent.turn > 0;
@@ -561,5 +565,6 @@ pub fn noticed_by(rule: Break) -> &'static [Invariant] {
         | Break::PromoteOutsideSync
         | Break::CheckpointerUnwatched => &[Invariant::NoAcknowledgedCommitLost],
         Break::StandbyUnread => &[Invariant::AStandbyClusterNeverWrites],
+        Break::OpenAtOnce => &[Invariant::UnconfirmedStaysHidden],
     }
 }

@@ -6,13 +6,15 @@ use trunkline_agent::decide::observation::{CommitsView, Local, SenderView};
 use trunkline_agent::decide::sync_standbys::SyncNames;
 use trunkline_shared::cluster::settings::SynchronousMode;
 use trunkline_shared::cluster::sync_state::SyncState;
-use trunkline_shared::cluster::topology::{Fact, FactKey};
+use trunkline_shared::cluster::topology::{Fact, FactKey, Initialize};
 use trunkline_shared::cluster::{ClusterSettings, Lsn, MemberName};
 
 use super::event::{Event, MS, NodeId, SECOND, Time};
+use super::invariants::Invariant;
 use super::network::Place;
 use super::plan::Plan;
 use super::store::Write;
+use super::story::{Actor, tell};
 use super::world::World;
 
 pub(super) mod broken;
@@ -37,6 +39,10 @@ pub(super) struct Waiting {
     pub(super) in_force: SyncNames,
     /// Until then the checkpointer has not told the sessions that commits wait for somebody.
     untold_until: Time,
+    /// Clients are not let in.
+    pub(super) is_closed: bool,
+    /// The end of the last recovery in place, while it is not known that standbys have it.
+    unconfirmed: Option<u64>,
     told: [Told; 5],
     /// Commits that wait: their write and the position after them.
     commits: Vec<(u32, u64)>,
@@ -103,6 +109,8 @@ impl World {
         waiting.commits.clear();
         waiting.untold_until = 0;
         waiting.told = Default::default();
+        waiting.is_closed = false;
+        waiting.unconfirmed = None;
     }
 
     /// A commit is written: it is answered once those it waits for have it.
@@ -216,8 +224,56 @@ impl World {
             in_force: postgres.waiting.in_force.clone(),
             is_checkpointer_busy: self.now < postgres.waiting.untold_until,
             own: postgres.data.as_ref().and_then(|d| d.sync_names.clone()),
+            is_access_closed: postgres.waiting.is_closed,
         };
         local
+    }
+
+    /// A primary comes back in place: whatever it wrote is there, though nobody may have confirmed it.
+    pub(super) fn recovered_in_place(&mut self, node: NodeId, is_closed: bool) {
+        let cluster = &self.store.head;
+        let is_made = matches!(cluster.initialize, Initialize::Done(_));
+        let recorded = cluster.sync.as_ref();
+        let has_standby = recorded.is_some_and(|sync| !sync.standbys.is_empty());
+        // Where nobody else may lead, nothing that becomes visible can be lost.
+        let matters = is_made && (has_standby || self.plan.is_strict);
+        let postgres = &mut self.node_mut(node).postgres;
+        let end = postgres.data.as_ref().map(|data| data.end);
+        postgres.waiting.is_closed = is_closed;
+        postgres.waiting.unconfirmed = end.filter(|_| matters);
+    }
+
+    pub(super) fn let_clients_in(&mut self, node: NodeId) {
+        self.node_mut(node).postgres.waiting.is_closed = false;
+        tell!(self, Actor::Postgres(node), "lets clients in");
+    }
+
+    /// `unconfirmed_stays_hidden`: a client is served by what a recovery made visible.
+    pub(super) fn check_hidden(&mut self, node: NodeId) {
+        let postgres = &self.node(node).postgres;
+        let (Some(end), Some(data)) = (postgres.waiting.unconfirmed, &postgres.data) else {
+            return;
+        };
+        let (names, needed) = match (&postgres.waiting.in_force, self.is_synchronous()) {
+            (SyncNames::Blocked, true) => (Default::default(), 1),
+            (names, true) => names.waited_for(),
+            (_, false) => (Default::default(), 0),
+        };
+        let has_all = |id: &NodeId| {
+            let there = self.node(*id).postgres.data.as_ref();
+            let shared =
+                there.and_then(|d| self.branches.shared_until(d.branch, d.end, data.branch));
+            names.contains(&self.node(*id).name) && shared.is_some_and(|shared| shared >= end)
+        };
+        let have_all = (0..self.plan.members).filter(has_all).count();
+        if have_all < needed {
+            let detail = format!(
+                "{} serves clients after a recovery up to {end}, which {have_all} of {needed} standbys have",
+                self.node(node).name
+            );
+            return self.fail(Invariant::UnconfirmedStaysHidden, detail);
+        }
+        self.node_mut(node).postgres.waiting.unconfirmed = None;
     }
 
     /// Whether commits wait for standbys in this seed.

@@ -78,6 +78,7 @@ impl World {
             | Action::SetSyncNames(_)
             | Action::ClearSyncNames
             | Action::CompareHistory(_)
+            | Action::OpenClientAccess
             | Action::CreateSlots(_)
             | Action::DropSlots(_)
             | Action::AdvanceSlots(_) => None,

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 use serde_json::Value;
-use tokio_postgres::Client;
+use tokio_postgres::error::SqlState;
+use tokio_postgres::{Client, NoTls};
 use trunkline_bench::report::Progress;
 use trunkline_bench::stack::member::{Door, Member, SCOPE, Synchronous, Timing};
 use trunkline_bench::stack::process::{self, Launch};
@@ -114,6 +115,17 @@ async fn has_sync_waiter(leader: &Client) -> bool {
         .is_ok_and(|rows| !rows.is_empty())
 }
 
+/// A client's session, which reads.
+async fn as_guest(member: &Member) -> Result<Client, tokio_postgres::Error> {
+    let mut config = tokio_postgres::Config::new();
+    config.host(&member.address).port(5432).dbname("postgres");
+    config.user("guest").password("guest");
+    let (client, connection) = config.connect(NoTls).await?;
+    tokio::spawn(connection);
+    client.query("SELECT FROM kept", &[]).await?;
+    Ok(client)
+}
+
 /// A stack, its one etcd member reachable beside it.
 async fn start(mode: Synchronous) -> Stack {
     let plan = Plan {
@@ -126,6 +138,57 @@ async fn start(mode: Synchronous) -> Stack {
     };
     let stack = Stack::start(&plan, &Progress::hidden()).await;
     stack.expect("the cluster starts")
+}
+
+/// Nobody whom commits wait for lives: they wait, a restart hides them, and a standby lets clients in again.
+async fn unconfirmed_stays_hidden(stack: &mut Stack, at: usize, other: usize) {
+    let leader = stack.members[at].sql("postgres").await.expect("a session");
+    let writer = stack.members[at].sql("postgres").await.expect("a session");
+    let insert = async move { writer.execute("INSERT INTO kept VALUES (1)", &[]).await };
+    let insert = tokio::spawn(insert);
+    until("a commit that waits", async || {
+        has_sync_waiter(&leader).await
+    })
+    .await;
+    tokio::time::sleep(Duration::from_secs(u64::from(stack.timing.loop_wait) + 1)).await;
+    assert!(!insert.is_finished(), "strict commits do not go on alone");
+
+    // Restarted in place, the primary hides what nobody confirmed.
+    let postmaster = stack.members[at].postmaster().expect("a postmaster");
+    postmaster.signal(Signal::KILL);
+    until("the primary after its crash", async || {
+        let own = stack.members[at].sql("postgres").await;
+        match own {
+            Ok(own) => own
+                .query("SELECT FROM kept", &[])
+                .await
+                .is_ok_and(|rows| rows.len() == 1),
+            Err(_) => false,
+        }
+    })
+    .await;
+    assert!(
+        insert.await.expect("no panic").is_err(),
+        "nobody confirmed it"
+    );
+    let refused = as_guest(&stack.members[at]).await;
+    let code = refused.err().and_then(|error| error.code().cloned());
+    assert_eq!(code, Some(SqlState::INVALID_AUTHORIZATION_SPECIFICATION));
+    assert!(!stack.members[at].ask_primary().await.expect("asked"));
+    stack.members[other].start().expect("its agent starts");
+    until("clients to be let in", async || {
+        as_guest(&stack.members[at]).await.is_ok()
+    })
+    .await;
+    let copy = stack.members[other]
+        .sql("postgres")
+        .await
+        .expect("a session");
+    until("the row on the standby", async || {
+        let rows = copy.query("SELECT FROM kept", &[]).await;
+        rows.is_ok_and(|rows| rows.len() == 1)
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -146,11 +209,10 @@ async fn strict_commits_wait_and_the_record_names_only_whom_they_wait_for() {
     let watching = tokio::spawn(watching);
     let first = recorded(&record(&etcd).await.expect("the record"));
     assert_eq!(waited_for(&leader).await.expect("the setting"), first);
-    let change = "CREATE TABLE kept (id int)";
-    leader
-        .batch_execute(change)
-        .await
-        .expect("a commit is confirmed");
+    let change = "CREATE TABLE kept (id int); CREATE ROLE guest LOGIN PASSWORD 'guest'; \
+                  GRANT SELECT ON kept TO guest";
+    let made = leader.batch_execute(change).await;
+    made.expect("a commit is confirmed");
 
     // The one that is waited for dies; the other takes its place.
     let others: Vec<usize> = (0..stack.members.len()).filter(|i| *i != at).collect();
@@ -173,23 +235,9 @@ async fn strict_commits_wait_and_the_record_names_only_whom_they_wait_for() {
     })
     .await;
 
-    // Nobody is left: strict commits wait, and go on when somebody is back.
+    // Nobody is left: strict commits wait.
     kill(&mut stack.members[other]).await;
-    let writer = stack.members[at].sql("postgres").await.expect("a session");
-    let insert = async move { writer.execute("INSERT INTO kept VALUES (1)", &[]).await };
-    let insert = tokio::spawn(insert);
-    until("a commit that waits", async || {
-        has_sync_waiter(&leader).await
-    })
-    .await;
-    tokio::time::sleep(Duration::from_secs(u64::from(stack.timing.loop_wait) + 1)).await;
-    assert!(!insert.is_finished(), "strict commits do not go on alone");
-    stack.members[other].start().expect("its agent starts");
-    let inserted = tokio::time::timeout(WIDE, insert).await;
-    inserted
-        .expect("released")
-        .expect("no panic")
-        .expect("a commit");
+    unconfirmed_stays_hidden(&mut stack, at, other).await;
 
     watching.abort();
     let samples = samples.lock().unwrap_or_else(PoisonError::into_inner);

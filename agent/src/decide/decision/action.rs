@@ -112,6 +112,8 @@ pub enum Action {
     ClearSyncNames,
     /// Look whether the running instance's history has left that of this server.
     CompareHistory(Upstream),
+    /// Let clients into a primary that was started without them.
+    OpenClientAccess,
 }
 
 /// As what the instance starts.
@@ -119,6 +121,8 @@ pub enum Action {
 pub enum StartAs {
     /// Accepting writes. Arm first.
     Primary,
+    /// The same, with access for the agent and for receivers of WAL only, until that is opened.
+    PrimaryClosed,
     /// Recovering to the target of a custom bootstrap; accepting writes by itself after that. Arm first.
     Recovering,
     /// In recovery; without an upstream the one configured last is kept.
@@ -236,6 +240,7 @@ impl Action {
         "set_sync_names",
         "clear_sync_names",
         "compare_history",
+        "open_client_access",
     ];
 
     /// What is true of it wherever it is decided.
@@ -281,6 +286,7 @@ impl Action {
             Action::DeleteSync { .. } => brief("delete_sync"),
             Action::SetSyncNames(_) => brief("set_sync_names"),
             Action::ClearSyncNames => brief("clear_sync_names"),
+            Action::OpenClientAccess => brief("open_client_access"),
         }
     }
 

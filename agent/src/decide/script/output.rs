@@ -82,6 +82,7 @@ impl fmt::Display for Action {
             Action::DeleteSync { revision } => write!(f, " {revision}"),
             Action::SetSyncNames(names) => write!(f, " {}", named(names)),
             Action::ClearSyncNames
+            | Action::OpenClientAccess
             | Action::AcquireLeader
             | Action::ConfirmLeader
             | Action::ReassertLeader
@@ -107,6 +108,7 @@ impl fmt::Display for Action {
 impl fmt::Display for StartAs {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            StartAs::PrimaryClosed => f.write_str("as primary, closed to clients"),
             StartAs::Primary => f.write_str("as primary"),
             StartAs::Recovering => f.write_str("recovering, then primary"),
             StartAs::Replica(None) => f.write_str("as replica, upstream kept"),

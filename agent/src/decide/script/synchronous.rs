@@ -10,7 +10,7 @@ use trunkline_shared::cluster::{ClusterSettings, LeaderEpoch, MemberName, Moment
 
 use super::ScriptError;
 use super::words::Words;
-use crate::decide::memory::{Memory, SyncNote};
+use crate::decide::memory::{Memory, SyncNote, SyncReady};
 use crate::decide::observation::{CommitsView, SenderView};
 use crate::decide::sync_standbys::SyncNames;
 
@@ -148,6 +148,7 @@ pub(super) fn commits(words: &Words<'_, '_>) -> Result<CommitsView, ScriptError>
         in_force: names("waits").transpose()?.unwrap_or_default(),
         is_checkpointer_busy: words.has("checkpointing"),
         own: names("own").transpose()?,
+        is_access_closed: words.has("closed"),
     })
 }
 
@@ -162,20 +163,31 @@ pub(super) fn print_commits(out: &mut String, commits: &CommitsView) {
     if let Some(own) = &commits.own {
         let _ = write!(out, " own={}", named(own));
     }
+    if commits.is_access_closed {
+        out.push_str(" closed");
+    }
     for sender in commits.senders.iter() {
         let catchup = if sender.is_streaming { "" } else { "@catchup" };
         let _ = write!(out, " sender={}@{}{catchup}", sender.name, sender.flushed);
     }
 }
 
-/// `noted=NAMES@GENERATION@REVISION@SECONDS` and, once known, `@POSITION`; `sync_lost=SECONDS`.
+/// `ready=NAMES@SECONDS`; `noted=NAMES@GENERATION@REVISION@SECONDS` and, once known, `@POSITION`; `sync_lost=SECONDS`.
 pub(super) fn memory(
     memory: &mut Memory,
     words: &Words<'_, '_>,
     now: Moment,
 ) -> Result<(), ScriptError> {
+    memory.closed_until = words.value("closed_until")?;
     memory.leaving_since = words.seconds("leaving")?.map(|ago| now - ago);
     memory.sync_lost_since = words.seconds("sync_lost")?.map(|ago| now - ago);
+    if let Some(text) = words.text("ready") {
+        let (names, since) = text.split_once('@').unwrap_or((text, "0"));
+        memory.sync_ready = Some(SyncReady {
+            names: parse_named(words, names)?,
+            since: now - words.parse_seconds(since)?,
+        });
+    }
     let Some(text) = words.text("noted") else {
         return Ok(());
     };
@@ -200,11 +212,18 @@ pub(super) fn memory(
 
 /// Prints the same words.
 pub(super) fn print_memory(out: &mut String, memory: &Memory, now: Moment) {
+    if let Some(until) = memory.closed_until {
+        let _ = write!(out, " closed_until={until}");
+    }
     if let Some(since) = memory.leaving_since {
         let _ = write!(out, " leaving={}", now.since(since).as_secs_f64());
     }
     if let Some(since) = memory.sync_lost_since {
         let _ = write!(out, " sync_lost={}", now.since(since).as_secs_f64());
+    }
+    if let Some(ready) = &memory.sync_ready {
+        let ago = now.since(ready.since).as_secs_f64();
+        let _ = write!(out, " ready={}@{ago}", named(&ready.names));
     }
     let Some(note) = &memory.sync_note else {
         return;

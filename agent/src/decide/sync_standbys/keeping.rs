@@ -12,7 +12,7 @@ use trunkline_shared::cluster::{Lsn, MemberName, MemberRole, MemberState, Topolo
 use super::{Standby, SyncNames, SyncStep, SyncView, named, quorum};
 use crate::decide::Turn;
 use crate::decide::decision::{Action, Decision, Reason};
-use crate::decide::memory::SyncNote;
+use crate::decide::memory::{SyncNote, SyncReady};
 use crate::decide::observation::{LeaseView, Observation, Running};
 
 /// How long a setting must have been seen in force before a position is taken to lie behind it. The session
@@ -48,20 +48,37 @@ fn nobody_but(seen: &Observation, topology: &Topology) -> SyncState {
     }
 }
 
-/// Before the first commit of a new leader nobody else may lead, and commits wait for nobody who is gone.
+/// Before the first commit of a new leader whoever else may lead would find it: nobody else may, or commits
+/// already wait for so many that an election finds each.
 pub(in crate::decide) fn before_promotion<'a>(
-    mut turn: Turn<'a>,
+    turn: Turn<'a>,
     topology: &Topology,
     running: &Running,
-) -> Turn<'a> {
-    let settings = turn.seen.settings();
+) -> ControlFlow<Decision, Turn<'a>> {
+    let seen = turn.seen;
+    let settings = seen.settings();
     if settings.synchronous_mode == SynchronousMode::Off {
-        return match running.commits.own {
+        return ControlFlow::Continue(match running.commits.own {
             Some(_) => turn.act(Action::ClearSyncNames),
             None => turn,
-        };
+        });
     }
-    let wanted = nobody_but(turn.seen, topology);
+    if let Some((wanted, names)) = taken_over(seen, topology) {
+        let mut turn = prepare(turn, topology, running);
+        let ready = turn.decision.memory.sync_ready.as_ref();
+        let is_ready = |ready: &SyncReady| {
+            ready.names == names && seen.now.since(ready.since) >= RELOAD_SETTLES
+        };
+        if !ready.is_some_and(is_ready) {
+            return ControlFlow::Break(turn.within(Reason::PreparingCommits, LOOK_AGAIN));
+        }
+        if topology.sync.as_ref() != Some(&wanted) {
+            turn = turn.act(Action::WriteSync(wanted));
+        }
+        return ControlFlow::Continue(turn.remember(|memory| memory.sync_note = None));
+    }
+    let wanted = nobody_but(seen, topology);
+    let mut turn = turn;
     if topology.sync.as_ref() != Some(&wanted) {
         turn = turn.act(Action::WriteSync(wanted));
     }
@@ -73,7 +90,46 @@ pub(in crate::decide) fn before_promotion<'a>(
     if running.commits.own.as_ref() != Some(&names) {
         turn = turn.act(Action::SetSyncNames(names));
     }
-    turn.remember(|memory| memory.sync_note = None)
+    ControlFlow::Continue(turn.remember(|memory| memory.sync_note = None))
+}
+
+/// What this member would begin to lead with, where others may be elected after it as well.
+fn taken_over(seen: &Observation, topology: &Topology) -> Option<(SyncState, SyncNames)> {
+    match seen.settings().synchronous_mode {
+        SynchronousMode::Quorum => {}
+        SynchronousMode::On | SynchronousMode::Off => return None,
+    }
+    quorum::taken_over(topology.sync.as_ref()?, &seen.me.name)
+}
+
+/// A standby that may be elected has whom its commits would wait for in force before it is: a promotion need
+/// not wait for that then.
+pub(in crate::decide) fn prepare<'a>(
+    turn: Turn<'a>,
+    topology: &Topology,
+    running: &Running,
+) -> Turn<'a> {
+    let Some((_, names)) = taken_over(turn.seen, topology) else {
+        return turn.remember(|memory| memory.sync_ready = None);
+    };
+    let (commits, now) = (&running.commits, turn.seen.now);
+    if commits.own.as_ref() != Some(&names) {
+        return turn
+            .remember(|memory| memory.sync_ready = None)
+            .act(Action::SetSyncNames(names))
+            .soon(LOOK_AGAIN);
+    }
+    if commits.in_force != names {
+        let turn = turn.remember(|memory| memory.sync_ready = None);
+        return turn.soon(LOOK_AGAIN);
+    }
+    let is_busy = commits.is_checkpointer_busy;
+    turn.remember(|memory| match &memory.sync_ready {
+        Some(ready) if ready.names == names => {}
+        // Sessions do not wait before the checkpointer has told them.
+        Some(_) | None if is_busy => memory.sync_ready = None,
+        Some(_) | None => memory.sync_ready = Some(SyncReady { names, since: now }),
+    })
 }
 
 /// The next step, if one is due.
@@ -108,6 +164,37 @@ pub(in crate::decide) fn keep<'a>(
         SynchronousMode::On | SynchronousMode::Off => named::resolve(&view),
     };
     take(turn, topology, running, step)
+}
+
+/// After a restart clients come in once those whom commits wait for have what it made visible, as a commit
+/// after it would be acknowledged (`ha.md` 9).
+pub(in crate::decide) fn let_clients_in<'a>(
+    turn: Turn<'a>,
+    running: &Running,
+    position: Lsn,
+) -> Turn<'a> {
+    let commits = &running.commits;
+    if !commits.is_access_closed {
+        return turn.remember(|memory| memory.closed_until = None);
+    }
+    let until = turn.decision.memory.closed_until.unwrap_or(position);
+    let (names, needed) = commits.in_force.waited_for();
+    let has_all = |name: &&MemberName| {
+        let mut senders = commits.senders.iter();
+        senders.any(|s| s.is_streaming && s.name == **name && s.flushed >= until)
+    };
+    let have_all = names.iter().filter(has_all).count();
+    let is_confirmed = match &commits.in_force {
+        SyncNames::Nobody => true,
+        SyncNames::All(_) | SyncNames::Any(..) => have_all >= needed,
+        SyncNames::Blocked | SyncNames::Other(_) => false,
+    };
+    if is_confirmed || turn.seen.settings().synchronous_mode == SynchronousMode::Off {
+        return turn.act(Action::OpenClientAccess);
+    }
+    turn.remember(|memory| memory.closed_until = Some(until))
+        .because(Reason::AccessClosedUntilSynchronous)
+        .soon(LOOK_AGAIN)
 }
 
 /// The mode is off: nobody may rely on the record before commits stop to wait, and then the user's own

@@ -13,11 +13,41 @@
 use std::collections::BTreeSet;
 
 use trunkline_shared::cluster::MemberName;
+use trunkline_shared::cluster::sync_state::SyncState;
 
 use super::{SyncNames, SyncStep, SyncView, count};
 use crate::decide::decision::Reason;
 
 type Names = BTreeSet<MemberName>;
+
+/// With what an elected member goes on where another led: the voters and the quorum stay, so that whoever
+/// could be elected before still finds each commit from before; and so many of the others have each commit
+/// of the new leader that the same election finds those as well. `None` if nobody else could be elected:
+/// then nothing depends on what it waits for.
+pub(super) fn taken_over(record: &SyncState, me: &MemberName) -> Option<(SyncState, SyncNames)> {
+    let voters = record.standbys.iter().filter(|name| *name != me).cloned();
+    let voters: Names = voters.collect();
+    let quorum = usize::try_from(record.quorum).unwrap_or(usize::MAX);
+    let former = record.leader.iter().filter(|name| *name != me).cloned();
+    let others: Names = voters.iter().cloned().chain(former).collect();
+    let needed = others.len().saturating_sub(quorum);
+    if voters.is_empty() || needed == 0 {
+        return None;
+    }
+    let claim = SyncState {
+        leader: Some(me.clone()),
+        standbys: voters.into_iter().collect(),
+        ..record.clone()
+    };
+    Some((claim, SyncNames::Any(count(needed), others)))
+}
+
+/// Whether an election by this record finds every commit that a leader acknowledges which waits for `names`.
+pub(in crate::decide) fn finds_all(record: &SyncState, names: &SyncNames) -> bool {
+    let voters: Names = record.standbys.iter().cloned().collect();
+    let quorum = usize::try_from(record.quorum).unwrap_or(usize::MAX);
+    least_quorum(&voters, names) <= quorum
+}
 
 /// The next step towards all eligible standbys as voters and names.
 pub(super) fn resolve(view: &SyncView<'_>) -> SyncStep {

@@ -246,16 +246,26 @@ impl World {
         next
     }
 
-    /// Another leads: it has claimed the record and waits for nobody yet; the others follow it.
+    /// Another leads: it has claimed the record, waits for nobody yet or for whom an election needs; the
+    /// others follow it.
     fn promote(&mut self, node: usize) {
+        let record = self.record.as_ref().map(|record| SyncState {
+            leader: Some(name(self.leader)),
+            standbys: record.voters.iter().cloned().collect(),
+            quorum: record.quorum,
+            revision: 1,
+        });
+        let taken = record.filter(|_| self.is_quorum);
+        let taken = taken.and_then(|record| quorum::taken_over(&record, &name(node)));
+        let (record, names) = taken.unwrap_or_default();
         self.leader = node;
         self.record = Some(Written {
-            voters: BTreeSet::new(),
-            quorum: 0,
+            voters: record.standbys.into_iter().collect(),
+            quorum: record.quorum,
         });
         self.late = None;
-        self.own = Some(String::new());
-        self.in_force = String::new();
+        self.own = Some(names.to_string());
+        self.in_force = names.to_string();
         self.noted = None;
         let end = self.flushed[node];
         for at in &mut self.flushed {

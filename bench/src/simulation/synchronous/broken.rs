@@ -3,18 +3,33 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use trunkline_agent::decide::observation::{DcsView, LeaseView, Local, Observation};
+use trunkline_agent::decide::observation::{DcsView, LeaseView, Local, Observation, RunningRole};
 use trunkline_agent::decide::sync_standbys::SyncNames;
 use trunkline_agent::decide::{Action, Decision};
+use trunkline_shared::cluster::settings::SynchronousMode;
 use trunkline_shared::cluster::sync_state::SyncState;
 use trunkline_shared::cluster::{Lsn, MemberName, Topology};
 
-/// Nobody looks whether a setting is in force, or whether a standby has what came before it.
-pub(in crate::simulation) fn believe_all_is_confirmed(seen: &mut Observation) {
+/// What the record names is taken for what commits wait for, and for confirmed.
+pub(in crate::simulation) fn believe_the_record(seen: &mut Observation) {
+    let recorded = seen.topology().and_then(|t| t.sync.clone());
+    let mode = seen.settings().synchronous_mode;
     let Local::Running(running) = &mut seen.local else {
         return;
     };
     let commits = &mut running.commits;
+    let is_primary = matches!(running.role, RunningRole::Primary { .. });
+    if !is_primary || commits.is_access_closed {
+        return;
+    }
+    if let Some(sync) = recorded.filter(|sync| !sync.standbys.is_empty()) {
+        let count = u32::try_from(sync.standbys.len()).unwrap_or(u32::MAX);
+        let names = sync.standbys.into_iter().collect();
+        commits.own = Some(match mode {
+            SynchronousMode::Quorum => SyncNames::Any(count.saturating_sub(sync.quorum), names),
+            SynchronousMode::On | SynchronousMode::Off => SyncNames::all(names),
+        });
+    }
     if let Some(own) = &commits.own {
         commits.in_force = own.clone();
     }
@@ -30,18 +45,27 @@ pub(in crate::simulation) fn believe_all_were_told(seen: &mut Observation) {
     }
 }
 
-/// The record names at once whom commits are only about to wait for.
-pub(in crate::simulation) fn record_first(decision: &mut Decision) {
+/// The record names those whom commits are only about to wait for.
+pub(in crate::simulation) fn record_first(seen: &Observation, decision: &mut Decision) {
     let names = decision.actions.iter().find_map(|action| match action {
         Action::SetSyncNames(names) => Some(names.waited_for().0),
         _ => None,
     });
+    let Some(names) = names else {
+        return;
+    };
     for action in &mut decision.actions {
-        if let (Action::WriteSync(sync), Some(names)) = (action, &names) {
+        if let Action::WriteSync(sync) = action {
             sync.standbys.extend(names.iter().cloned());
             sync.standbys.sort();
             sync.standbys.dedup();
         }
+    }
+    let recorded = seen.topology().and_then(|t| t.sync.as_ref());
+    let is_recorded = |name| recorded.is_some_and(|sync| sync.standbys.contains(name));
+    if !names.iter().all(is_recorded) {
+        let is_kept = |action: &Action| !matches!(action, Action::SetSyncNames(_));
+        decision.actions.retain(is_kept);
     }
 }
 
