@@ -27,6 +27,7 @@ use crate::postgres::hooks::Callbacks;
 use crate::postgres::{Postgres, PostgresError};
 use crate::watchdog::{self, Readiness, Teller};
 
+mod failsafe;
 mod history;
 mod instance;
 pub mod jobs;
@@ -253,6 +254,8 @@ impl Actor {
             Action::SetSyncNames(names) => self.set_sync_names(Some(names)).await?,
             Action::ClearSyncNames => self.set_sync_names(None).await?,
             Action::OpenClientAccess => self.open_client_access()?,
+            Action::PublishFailsafe(list) => self.publish_failsafe(seen, list).await?,
+            Action::SwitchFailsafeOn => self.switch_failsafe_on(seen).await?,
         };
         Ok(shown)
     }

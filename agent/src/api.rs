@@ -31,6 +31,7 @@ use crate::journal::Journal;
 use crate::metrics;
 
 pub mod authorization;
+mod failsafe;
 pub mod health;
 mod local;
 mod published;
@@ -39,6 +40,7 @@ pub mod settings;
 pub mod status;
 pub mod view;
 
+pub use failsafe::Consent;
 pub use local::{LocalOutcome, LocalRequest};
 pub use published::{Published, ReplicationRow, WallTime};
 use requests::{ChangeOfLeader, Kind, Progress};
@@ -79,6 +81,8 @@ pub struct Api {
     pub render_metrics: Arc<dyn Fn() -> String + Send + Sync>,
     /// The last turns.
     pub journal: Arc<Journal>,
+    /// Consents to another's going on without the DCS.
+    pub consent: Arc<Consent>,
 }
 
 /// Serves on `listener` until `stop` ends, under the limits of the shared server: connections, heads, idle
@@ -171,9 +175,8 @@ fn status_only(api: &Api, uri: &Uri) -> Response {
     let code = match health::status(uri.path(), query, &published, clock::now()) {
         Some(code) => code,
         None => match uri.path() {
-            "/patroni" | "/cluster" | "/history" | "/config" | "/metrics" | "/journal" => {
-                health::YES
-            }
+            "/patroni" | "/cluster" | "/history" | "/config" | "/metrics" | "/journal"
+            | "/failsafe" => health::YES,
             _ => 404,
         },
     };
@@ -195,6 +198,7 @@ async fn get(api: &Api, uri: &Uri) -> Response {
             with_status(200, "text/plain; version=0.0.4", text)
         }
         "/journal" => with_status(200, "application/jsonl", api.journal.lines()),
+        "/failsafe" => failsafe::list(&published),
         "/history" => raw(api, &FactKey::History, 200, "[]").await,
         "/config" => raw(api, &FactKey::Settings, 502, "").await,
         path => {
@@ -232,6 +236,7 @@ async fn post(api: &Api, path: &str, body: &[u8]) -> Response {
         "/restart" => local::restart(api, body).await,
         "/reinitialize" => local::reinitialize(api, body).await,
         "/reload" => local::reload(api).await,
+        "/failsafe" => failsafe::consent(api, body),
         _ => text(StatusCode::NOT_FOUND, "no such path"),
     }
 }

@@ -17,6 +17,8 @@ pub mod callbacks;
 mod candidate;
 mod dcs_unreachable;
 pub mod decision;
+pub mod defective;
+pub mod failsafe;
 mod following;
 mod foreign_data;
 mod holding_lease;

@@ -2,20 +2,25 @@
 //!
 //! The lease has a thread, a runtime and a connection to the store of its own, so that nothing the agent
 //! does can starve a renewal. [`state`] is the arithmetic; [`keeper`] renews and executes the few changes
-//! of authority, each one transaction; [`arming`] joins the deadline to the fence.
+//! of authority, each one transaction; [`arming`] joins the deadline to the fence; [`rounds`] ask the other
+//! members while the store does not answer, and [`promise`] is what they gave.
 
 pub mod arming;
 pub mod keeper;
+pub mod promise;
+pub mod rounds;
 mod saved;
 pub mod state;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
-use trunkline_shared::cluster::{MemberName, Moment};
+use trunkline_shared::cluster::{LeaderEpoch, MemberName, Moment};
 use trunkline_shared::dcs::{DcsError, LeaseId, Revision};
 
 use crate::decide::observation::LeaseView;
+use rounds::{List, Shown};
 
 /// How many commands may wait; the tick sends one at a time, so more is a defect.
 const COMMANDS: usize = 8;
@@ -25,6 +30,8 @@ const COMMANDS: usize = 8;
 pub struct LeaseStatus {
     /// The right to lead.
     pub view: LeaseView,
+    /// Under which epoch the agent before led, while this one has not found out whether it still does.
+    pub left_behind: Option<LeaderEpoch>,
     /// The session lease, on which the member record hangs; 0 while there is none.
     pub lease: LeaseId,
     /// What the store granted for it.
@@ -36,9 +43,11 @@ pub struct LeaseStatus {
 }
 
 impl LeaseStatus {
-    fn new(ttl: Duration) -> Self {
+    /// Nothing is held yet.
+    pub fn new(ttl: Duration) -> Self {
         Self {
             view: LeaseView::NotHeld,
+            left_behind: None,
             lease: 0,
             ttl,
             renewed_at: None,
@@ -85,20 +94,24 @@ pub struct HandOver {
     pub status: String,
 }
 
-/// What decides who may lead, as it was seen: the revisions of the records, 0 where there was none.
+/// What decides who may lead, as it was seen: the revisions of the records, 0 where there was none. Whoever
+/// slept through a promotion, is waited for by commits no more, or was taken out of the list of a leader that goes
+/// on without the DCS, must not lead.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct AsSeen {
     /// Of the last claimed timeline.
     pub claim: Revision,
     /// Of the synchronous standbys.
     pub sync: Revision,
+    /// Of the failsafe list.
+    pub failsafe: Revision,
 }
 
 #[derive(Debug)]
 enum Order {
     Acquire(AsSeen),
     ClaimBootstrap {
-        claim: Revision,
+        seen: AsSeen,
         config: Option<String>,
     },
     Confirm(LeaseId),
@@ -109,6 +122,10 @@ enum Order {
     },
     HandOver(HandOver),
     SetTtl(Duration),
+    PublishFailsafe {
+        base: Revision,
+        list: Arc<List>,
+    },
     RemoveMember,
 }
 
@@ -131,6 +148,7 @@ struct WantedRecord {
 pub struct LeaseHandle {
     commands: mpsc::Sender<Command>,
     record: watch::Sender<WantedRecord>,
+    failsafe: watch::Sender<Option<Shown>>,
     status: watch::Receiver<LeaseStatus>,
 }
 
@@ -140,20 +158,38 @@ impl LeaseHandle {
         self.status.clone()
     }
 
-    /// Creates the leader key if it is absent and nothing has changed that decides who may lead: whoever slept
-    /// through a promotion, or is waited for by commits no more, must not lead.
+    /// Creates the leader key if it is absent and nothing has changed that decides who may lead.
     pub async fn acquire(&self, as_seen: AsSeen) -> Result<Revision, LeaseError> {
         self.send(Order::Acquire(as_seen)).await
     }
 
+    /// The failsafe list as the DCS shows it: what rounds go by.
+    pub fn show_failsafe(&self, shown: Shown) {
+        self.failsafe.send_if_modified(|known| {
+            let is_news = known.as_ref() != Some(&shown);
+            *known = Some(shown);
+            is_news
+        });
+    }
+
+    /// Writes this list in place of the one at `base`. Whoever is in it is asked from now on, too, whatever
+    /// becomes of the write.
+    pub async fn publish_failsafe(
+        &self,
+        base: Revision,
+        list: Arc<List>,
+    ) -> Result<Revision, LeaseError> {
+        self.send(Order::PublishFailsafe { base, list }).await
+    }
+
     /// Creates `initialize` (empty) and `leader` on the lease, and `config` if given, if the first two are
-    /// absent; `claim` as for [`Self::acquire`].
+    /// absent; `seen` as for [`Self::acquire`].
     pub async fn claim_bootstrap(
         &self,
-        claim: Revision,
+        seen: AsSeen,
         config: Option<String>,
     ) -> Result<Revision, LeaseError> {
-        self.send(Order::ClaimBootstrap { claim, config }).await
+        self.send(Order::ClaimBootstrap { seen, config }).await
     }
 
     /// The leader key names this member on `lease`: adopts that lease and proves it by a counted renewal.

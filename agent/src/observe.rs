@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::sync::{RwLock, watch};
 use trunkline_shared::cluster::slots::SlotKind;
-use trunkline_shared::cluster::{Lsn, MemberName, Moment, SystemId};
+use trunkline_shared::cluster::{LeaderEpoch, Lsn, MemberName, Moment, SystemId};
 use trunkline_shared::dcs::watch::View;
 use trunkline_shared::service::clock;
 use trunkline_shared::service::http::HttpClient;
@@ -22,6 +22,7 @@ use crate::decide::observation::{
 use crate::fence::FenceHandle;
 use crate::lease::LeaseStatus;
 use crate::lease::arming::Arming;
+use crate::lease::promise::Promises;
 use crate::postgres::control_data::{ControlData, ControlState};
 use crate::postgres::directory::{DirectoryState, directory_state};
 use crate::postgres::sql::SqlError;
@@ -61,6 +62,8 @@ pub struct Observer {
     pub watchdog: (WatchdogConfig, PathBuf),
     /// Asks the other members' agents.
     pub client: HttpClient,
+    /// What this member promised to others.
+    pub promises: Promises,
     /// What the local instance was before.
     pub before: Before,
 }
@@ -111,6 +114,8 @@ pub struct Look {
     pub status: Option<Box<ServerStatus>>,
     /// When the store last answered.
     pub dcs_proven_at: Option<Moment>,
+    /// Under which epoch the agent before led, while this one has not found out whether it still does.
+    pub left_behind: Option<LeaderEpoch>,
 }
 
 /// What a look is to contain beside the sources.
@@ -147,7 +152,12 @@ impl Observer {
         let local = look_at_instance(&postgres, &mut self.before, is_stopping, limit);
         let ((local, status), peers) = tokio::join!(local, asking);
         let fence = self.fence_view().await;
-        let lease = self.lease.borrow_and_update().view.clone();
+        let (lease, left_behind) = {
+            let status = self.lease.borrow_and_update();
+            (status.view.clone(), status.left_behind)
+        };
+        // After the lease: a promise that was given before it was shown as held is seen.
+        let no_race = self.promises.no_race();
         let looked_at = clock::now();
         let observation = Observation {
             now: looked_at,
@@ -159,6 +169,7 @@ impl Observer {
             job: now.job,
             request: now.request,
             fence,
+            no_race,
             is_shutting_down: now.is_shutting_down,
             is_bootstrap_unfinished: self.postgres.is_bootstrap_unfinished(),
             chance: fastrand::u32(..),
@@ -167,6 +178,7 @@ impl Observer {
             observation,
             status,
             dcs_proven_at: view.proven_at,
+            left_behind,
         }
     }
 

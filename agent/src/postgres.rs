@@ -263,15 +263,17 @@ impl Postgres {
     /// Starts the postmaster in `role`: writes the files, ends leftovers of an earlier one, and returns as
     /// soon as the process exists. A primary must be armed before this is called.
     pub async fn start(&self, role: ServerRole) -> Result<ProcessId, PostgresError> {
-        self.launch(role, false).await
+        self.start_if(role, false, || true).await
     }
 
-    /// Starts the postmaster as primary with no access for clients, until [`Self::open_access`].
-    pub async fn start_closed(&self) -> Result<ProcessId, PostgresError> {
-        self.launch(ServerRole::Primary, true).await
-    }
-
-    async fn launch(&self, role: ServerRole, is_closed: bool) -> Result<ProcessId, PostgresError> {
+    /// The same, closed to clients until [`Self::open_access`] where a primary is to be, unless `may_start`
+    /// says no in the same breath as the process is made: what comes before may wait for a disk.
+    pub async fn start_if(
+        &self,
+        role: ServerRole,
+        is_closed: bool,
+        may_start: impl FnOnce() -> bool,
+    ) -> Result<ProcessId, PostgresError> {
         let config = self.config();
         self.must_be_stopped()?;
         files::check_directory(&config.data_dir)?;
@@ -303,6 +305,9 @@ impl Postgres {
         if recovers {
             // Parameters of the restored cluster may be higher than ours; only a standby minds.
             arguments.push("--hot_standby=off".to_owned());
+        }
+        if !may_start() {
+            return Err(PostgresError::StartNotAllowed);
         }
         let id =
             process::spawn_postmaster(&self.program("postgres"), &arguments, &config.log_file)?;

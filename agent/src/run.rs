@@ -22,7 +22,7 @@ use trunkline_shared::service::shutdown::{Request, Signals};
 
 use crate::act::Actor;
 use crate::act::jobs::Jobs;
-use crate::api::{self, Api, LocalRequest, Published};
+use crate::api::{self, Api, Consent, LocalRequest, Published};
 use crate::config::AgentConfig;
 use crate::decide::callbacks::Callback;
 use crate::decide::observation::{BootstrapKind, Me};
@@ -33,6 +33,8 @@ use crate::fence::{FenceError, FenceHandle};
 use crate::journal::Journal;
 use crate::lease::arming::Arming;
 use crate::lease::keeper::{self, KeeperConfig};
+use crate::lease::promise::{Acceptor, Promises};
+use crate::lease::rounds::Speaker;
 use crate::lease::{LeaseHandle, state};
 use crate::observe::{Before, Observer};
 use crate::postgres::directory::{DirectoryState, finish_interrupted};
@@ -123,6 +125,10 @@ pub async fn run(config: AgentConfig, read: ReadConfig, metrics: Metrics) -> Res
         requests: requests.clone(),
         authentication: config.restapi.authentication.clone(),
         journal: journal.clone(),
+        consent: consent(Acceptor {
+            promises: parts.promises.clone(),
+            lease: parts.lease.status(),
+        }),
         render_metrics: {
             let metrics = metrics.clone();
             Arc::new(move || metrics.render())
@@ -171,6 +177,14 @@ pub async fn run(config: AgentConfig, read: ReadConfig, metrics: Metrics) -> Res
     Ok(())
 }
 
+/// How the API consents to another's going on without the DCS.
+fn consent(acceptor: Acceptor) -> Arc<Consent> {
+    Arc::new(move |epoch, ttl, may_write| {
+        let given = acceptor.consent(epoch, ttl, may_write);
+        given.map_err(|refusal| refusal.to_string())
+    })
+}
+
 /// The components that others share.
 struct Parts {
     run_dir: RunDir,
@@ -185,6 +199,7 @@ struct Parts {
     lease: LeaseHandle,
     cluster: watch::Receiver<Arc<View>>,
     refresh: Refresh,
+    promises: Promises,
 }
 
 impl Parts {
@@ -215,6 +230,8 @@ impl Parts {
         let arming = Arc::new(arming(run_dir.path(), &fence, pulse.clone()));
         let postgres = Arc::new(Postgres::new(instance)?);
         let lease = start_lease(config, &settings, budgets, &keys, run_dir.path(), &arming)?;
+        let promises = Promises::open(&run_dir.path().join("no_race"), clock::now())
+            .map_err(system("keeping promises in the run directory"))?;
         Ok(Self {
             run_dir,
             jobs,
@@ -228,6 +245,7 @@ impl Parts {
             lease,
             cluster: followed.views,
             refresh: followed.refresh,
+            promises,
         })
     }
 
@@ -251,6 +269,7 @@ impl Parts {
             arming: self.arming.clone(),
             watchdog: (config.watchdog.clone(), run_dir.clone()),
             client: HttpClient::default(),
+            promises: self.promises,
             before: Before::default(),
         };
         let actor = Actor {
@@ -327,6 +346,18 @@ fn start_lease(
         me: config.name.clone(),
         ttl: settings.ttl,
         saved: run_dir.join("lease"),
+        authority: run_dir.join("authority"),
+        speaker: Speaker {
+            cluster: config.cluster.as_str().to_owned(),
+            address: config.postgresql.connect_address.to_string(),
+            api_url: config.restapi.api_url(),
+            client: HttpClient {
+                tls: None,
+                credentials: config.restapi.authentication.as_ref().map(|credentials| {
+                    (credentials.username.clone(), credentials.password.clone())
+                }),
+            },
+        },
     };
     let etcd = config.etcd.clone();
     keeper::spawn(keeper, arming.clone(), move || {

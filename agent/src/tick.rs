@@ -12,8 +12,11 @@ use trunkline_shared::dcs::watch::View;
 
 use crate::act::Actor;
 use crate::api::LocalRequest;
+use crate::decide::defective::PANICS;
+use crate::decide::observation::LeaseView;
 use crate::decide::{self, Decision, Memory, RETRY_PAUSE, Reason, asking};
 use crate::lease::LeaseStatus;
+use crate::lease::rounds::Shown;
 use crate::observe::{Circumstances, Look, Observer};
 use crate::postgres::{Postmaster, ProcessId};
 
@@ -97,6 +100,8 @@ pub struct Tick {
     pub settings: SettingsKeeper,
     requests: Requests,
     memory: Memory,
+    /// Turns in a row whose rules failed; kept, once there are enough, until the lease is given up.
+    panics: u32,
     /// The postmaster that the fence was told of.
     told_of: Option<ProcessId>,
 }
@@ -118,6 +123,7 @@ impl Tick {
             settings,
             requests: Requests::default(),
             memory: Memory::default(),
+            panics: 0,
             told_of: None,
         }
     }
@@ -203,6 +209,7 @@ impl Tick {
             asked,
         };
         let mut look = self.observer.look(circumstances).await;
+        self.tell_of_failsafe(&look);
         let postmaster = self.inbox.postmaster.borrow().running();
         if look.status.is_some() && postmaster != self.told_of {
             // Only a postmaster that answers has written down its shared memory.
@@ -219,12 +226,40 @@ impl Tick {
         look
     }
 
-    /// A defect in the rules costs a turn, not the agent.
+    /// The lease task goes by the failsafe list, and whoever asks for a promise by the newest epoch.
+    fn tell_of_failsafe(&self, look: &Look) {
+        let promises = &self.observer.promises;
+        if let LeaseView::Held(held) = &look.observation.lease {
+            promises.saw(held.epoch);
+        }
+        let Some(topology) = look.observation.topology() else {
+            return;
+        };
+        self.actor.lease.show_failsafe(Shown {
+            list: topology.failsafe.clone(),
+            revision: topology.failsafe_revision,
+            is_on: topology.settings_or_default().failsafe_mode == Some(true),
+        });
+        if let Some(epoch) = topology.epoch() {
+            promises.saw(epoch);
+        }
+    }
+
+    /// A defect in the rules costs a turn, not the agent; three in a row cost the leadership.
     fn decide(&mut self, look: &Look) -> Option<Decision> {
         let (seen, memory) = (&look.observation, &self.memory);
+        let leads = matches!(seen.lease, LeaseView::Held(_));
+        if self.panics >= PANICS && leads {
+            let instead = || decide::defective::decide(seen, memory);
+            return catch_unwind(AssertUnwindSafe(instead)).ok();
+        }
         match catch_unwind(AssertUnwindSafe(|| decide::decide(seen, memory))) {
-            Ok(decision) => Some(decision),
+            Ok(decision) => {
+                self.panics = 0;
+                Some(decision)
+            }
             Err(_) => {
+                self.panics = self.panics.saturating_add(1);
                 metrics::counter!("trunkline_agent_turns_skipped_total").increment(1);
                 tracing::error!("a defect in the rules: this turn is skipped; please report it");
                 None

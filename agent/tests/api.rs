@@ -10,11 +10,14 @@ use arc_swap::ArcSwap;
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use trunkline_agent::api::authorization::basic;
 use trunkline_agent::api::{self, Api, LocalOutcome, LocalRequest, Published};
 use trunkline_agent::config::RestCredentials;
 use trunkline_agent::ctl::rest::{Answer, request};
+use trunkline_agent::decide::observation::{Held, LeaseView};
+use trunkline_agent::lease::LeaseStatus;
+use trunkline_agent::lease::promise::{Acceptor, Promises};
 use trunkline_shared::cluster::topology::{Change, FactKey};
 use trunkline_shared::cluster::{
     ClusterName, LeaderEpoch, Lsn, MemberName, MemberRole, MemberState, Timeline, Topology,
@@ -33,6 +36,8 @@ struct Fixture {
     keys: Keys,
     requests: mpsc::Receiver<LocalRequest>,
     credentials: RestCredentials,
+    lease: watch::Sender<LeaseStatus>,
+    _dir: tempfile::TempDir,
 }
 
 impl Fixture {
@@ -43,6 +48,8 @@ impl Fixture {
         let first = Published::before_the_first_tick(cluster, MemberName::new("n1"), clock::now());
         let published = Arc::new(ArcSwap::from_pointee(first));
         let (sender, requests) = mpsc::channel(4);
+        let (lease, _) = watch::channel(LeaseStatus::new(Duration::from_secs(5)));
+        let dir = tempfile::tempdir().unwrap();
         let credentials = RestCredentials {
             username: "admin".to_owned(),
             password: "secret".to_owned().into(),
@@ -55,6 +62,17 @@ impl Fixture {
             authentication: Some(credentials.clone()),
             render_metrics: Arc::new(|| "trunkline_agent_ticks_total 1\n".to_owned()),
             journal: Arc::default(),
+            consent: {
+                let path = dir.path().join("no_race");
+                let acceptor = Acceptor {
+                    promises: Promises::open(&path, clock::now()).unwrap(),
+                    lease: lease.subscribe(),
+                };
+                Arc::new(move |epoch, ttl, may_write| {
+                    let given = acceptor.consent(epoch, ttl, may_write);
+                    given.map_err(|refusal| refusal.to_string())
+                })
+            },
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -66,6 +84,8 @@ impl Fixture {
             keys,
             requests,
             credentials,
+            lease,
+            _dir: dir,
         }
     }
 
@@ -139,6 +159,7 @@ fn led_by(revision: i64, leader: &str, others: &[(&str, &str)]) -> Arc<Topology>
 }
 
 fn as_primary(published: &mut Published) {
+    published.reason = Some("leading".into());
     published.state = MemberState::Running;
     published.role = MemberRole::Primary;
     published.position = Some(Lsn(1000));
@@ -453,4 +474,61 @@ async fn local_requests_reach_the_loop_and_come_back() {
         let answer = fixture.send("POST", path, body.clone()).await;
         assert_eq!(answer.status, status, "{path} {body}: {}", answer.text);
     }
+}
+
+#[tokio::test]
+async fn failsafe_is_consented_to_with_patronis_bodies_and_codes() {
+    let fixture = Fixture::new().await;
+    let off = fixture.get("/failsafe").await;
+    assert_eq!(off.status, 502);
+    let patronis = json!({"name": "n2", "conn_url": "", "api_url": "", "slots": {}});
+    let off = fixture.send("POST", "/failsafe", patronis.clone()).await;
+    assert_eq!(off.status, 502);
+    let list = r#"{"n1":"http://n1:8008/patroni","n2":"http://n2:8008/patroni"}"#;
+    let keys = [
+        (FactKey::Settings, r#"{"ttl":5,"failsafe_mode":true}"#),
+        (FactKey::Failsafe, list),
+    ];
+    fixture.publish(|published| {
+        published.topology = topology(5, &keys);
+        published.reason = Some("following".into());
+        published.role = MemberRole::Replica;
+        published.received = Some(Lsn(77));
+    });
+    let shown = fixture.get("/failsafe").await;
+    assert_eq!((shown.status, shown.text), (200, list.to_owned()));
+    let accepted = fixture.send("POST", "/failsafe", patronis.clone()).await;
+    assert_eq!(
+        (accepted.status, accepted.text),
+        (200, "Accepted".to_owned())
+    );
+    let ours_to = |epoch: &str, to: &str| {
+        json!({"name": "n2", "conn_url": "", "api_url": "", "slots": {},
+            "trunkline": {"epoch": epoch, "ttl_ms": 5000, "cluster": "demo", "to": to}})
+    };
+    let ours = |epoch: &str| ours_to(epoch, "n1");
+    let mistaken = fixture
+        .send("POST", "/failsafe", ours_to("0.12", "n3"))
+        .await;
+    assert_eq!(mistaken.status, 500, "{}", mistaken.text);
+    let accepted = fixture.send("POST", "/failsafe", ours("0.12")).await;
+    assert_eq!(accepted.status, 200);
+    let older = fixture.send("POST", "/failsafe", ours("0.11")).await;
+    assert_eq!(older.status, 500, "{}", older.text);
+    let own = json!({"name": "n1", "conn_url": "", "api_url": "", "slots": {}});
+    assert_eq!(fixture.send("POST", "/failsafe", own).await.status, 500);
+    fixture.lease.send_modify(|status| {
+        status.view = LeaseView::Held(Held {
+            epoch: LeaderEpoch::default(),
+            deadline: clock::now(),
+            is_key_missing: false,
+            has_unresolved_hand_over: false,
+            is_by_failsafe: false,
+        });
+    });
+    let leads = fixture.send("POST", "/failsafe", ours("0.13")).await;
+    assert_eq!(
+        (leads.status, leads.text),
+        (500, "Running as a leader".to_owned())
+    );
 }

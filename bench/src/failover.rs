@@ -15,6 +15,7 @@ use run::{Measured, Settings};
 use scenario::Scenario;
 
 pub mod drawn;
+pub mod etcd_gone;
 pub mod inflict;
 pub mod key_watch;
 pub mod losses;
@@ -47,6 +48,9 @@ pub struct FailoverOptions {
     /// The number they are drawn by, if not one by chance
     #[arg(long)]
     seed: Option<u64>,
+    /// Seconds without etcd, where a scenario takes it away
+    #[arg(long, default_value_t = 120)]
+    outage: u64,
     /// Write the results to this file as JSON
     #[arg(long)]
     json: Option<PathBuf>,
@@ -117,6 +121,7 @@ pub async fn run(options: &FailoverOptions) -> Result<bool> {
         seed,
         count: options.faults,
         longest: Duration::from_secs(options.longest),
+        outage: Duration::from_secs(options.outage),
     };
     for scenario in wanted {
         for number in 1..=options.repeat {

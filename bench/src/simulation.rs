@@ -11,6 +11,7 @@ mod clients;
 pub mod command;
 mod coverage;
 mod event;
+mod failsafe;
 mod fake_postgres;
 mod faults;
 mod fence;

@@ -43,6 +43,8 @@ async fn live_through(layout: Layout, scenarios: &[Scenario]) {
         seed: 0,
         count: None,
         longest: Duration::ZERO,
+        // Longer than the lease of a test's cluster, so that nothing but consent keeps the leader.
+        outage: Duration::from_secs(8),
     };
     for scenario in scenarios {
         let measured = once(&mut stack, *scenario, &settings, &progress).await;
@@ -76,6 +78,16 @@ async fn a_cluster_lives_through_switchover_crashes_and_restarts() {
         Scenario::RouterKilled,
         Scenario::AgentTerminated,
         Scenario::AgentStopped,
+    ];
+    live_through(Layout::Loopback, &scenarios).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cluster_outlives_its_etcd() {
+    let scenarios = [
+        Scenario::EtcdGone,
+        Scenario::EtcdGoneAgentKilled,
+        Scenario::EtcdGoneReplicaLost,
     ];
     live_through(Layout::Loopback, &scenarios).await;
 }

@@ -104,14 +104,8 @@ impl Actor {
         let is_closed = *start == StartAs::PrimaryClosed;
         let door = self.door();
         let work = async move {
-            if check.is_some_and(|check| !check.holds()) {
-                return Err(NOT_WRITABLE.to_owned());
-            }
-            let started = if is_closed {
-                door.start_closed().await
-            } else {
-                door.start(role).await
-            };
+            let may_start = || check.is_none_or(|check| check.holds());
+            let started = door.start_if(role, is_closed, may_start).await;
             started.map(drop).map_err(said)
         };
         self.begin(JobKind::Start, None, Box::pin(work)).await
@@ -319,9 +313,6 @@ fn source(upstream: &Upstream) -> Result<postgres::Upstream, ActError> {
 fn change(upstream: &Upstream) -> Result<UpstreamChange, ActError> {
     Ok(server(upstream)?.map_or(UpstreamChange::Nowhere, UpstreamChange::To))
 }
-
-/// What a job says when the check of the same breath fails.
-const NOT_WRITABLE: &str = "not started as primary: the lease does not hold for long enough, or no live armed fence keeps it";
 
 /// The identity that every member's data must have.
 fn recorded_id(seen: &Observation) -> Option<SystemId> {

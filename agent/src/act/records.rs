@@ -25,16 +25,13 @@ pub(super) fn status(seen: &Observation, optime: Lsn) -> String {
 
 /// What this member knows when it takes the leader key.
 pub(super) fn as_seen(seen: &Observation) -> AsSeen {
-    let sync = seen.topology().and_then(|t| t.sync.as_ref());
-    AsSeen {
-        claim: claim_revision(seen),
-        sync: sync.map_or(0, |sync| sync.revision),
-    }
-}
-
-/// Which claim of a timeline this member knows; 0 for none.
-pub(super) fn claim_revision(seen: &Observation) -> Revision {
-    seen.topology().map_or(0, |t| t.claim_revision())
+    seen.topology()
+        .map(|topology| AsSeen {
+            claim: topology.claim_revision(),
+            sync: topology.sync.as_ref().map_or(0, |sync| sync.revision),
+            failsafe: topology.failsafe_revision,
+        })
+        .unwrap_or_default()
 }
 
 /// Whether the cluster is still being made.
@@ -90,8 +87,7 @@ impl Actor {
     pub(super) async fn claim_bootstrap(&self, seen: &Observation) -> Result<Revision, ActError> {
         let has_config = seen.topology().is_some_and(|t| t.settings.is_some());
         let config = (!has_config).then(|| self.bootstrap_config.clone());
-        let claim = claim_revision(seen);
-        Ok(self.lease.claim_bootstrap(claim, config).await?)
+        Ok(self.lease.claim_bootstrap(as_seen(seen), config).await?)
     }
 
     pub(super) async fn record_system_id(
@@ -172,7 +168,7 @@ impl Actor {
         claimed: ClaimedTimeline,
     ) -> Result<Revision, ActError> {
         let path = self.keys.path(&FactKey::Timeline);
-        let as_seen = Compare::as_seen(path, claim_revision(seen));
+        let as_seen = Compare::as_seen(path, as_seen(seen).claim);
         let then = self.put(&FactKey::Timeline, records::claimed_to_json(claimed));
         self.write(
             "trunkline/timeline",

@@ -57,12 +57,15 @@ pub fn member(published: &Published, now: Moment) -> Value {
         "scope": published.cluster.as_str(),
         "name": published.name.as_str(),
     });
-    answer["trunkline"] = json!({
-        "epoch": published.epoch.map(|epoch| epoch.to_string()),
-        "writable": published.is_writable,
-        "lease_left_ms": published.lease_left_ms(now),
-        "reason": published.reason.as_deref(),
-    });
+    if published.reason.is_some() {
+        // Before the first turn nothing is known, and nothing is denied.
+        answer["trunkline"] = json!({
+            "epoch": published.epoch.map(|epoch| epoch.to_string()),
+            "writable": published.is_writable,
+            "lease_left_ms": published.lease_left_ms(now),
+            "reason": published.reason.as_deref(),
+        });
+    }
     answer
 }
 

@@ -34,7 +34,7 @@ pub fn whom(
     whom
 }
 
-/// Remembers who is registered at `now`.
+/// Remembers who is registered at `now`, and of which kind the leader is.
 pub(super) fn note(memory: &mut Memory, topology: &Topology, now: Moment) {
     for member in topology.members.values() {
         let former = Former {
@@ -42,6 +42,9 @@ pub(super) fn note(memory: &mut Memory, topology: &Topology, now: Moment) {
             seen_at: now,
         };
         memory.former.insert(member.name.clone(), former);
+    }
+    if let Some(leader) = topology.leader_member() {
+        memory.foreign_led_at = (!leader.is_trunkline()).then_some(now);
     }
     memory
         .former

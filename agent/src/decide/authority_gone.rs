@@ -3,7 +3,7 @@
 //! This is checked before every other situation, long jobs and shutdown included, and only maintenance
 //! holds it back ("pause means pause").
 
-use trunkline_shared::cluster::{MemberName, Moment, Timeline, Topology};
+use trunkline_shared::cluster::{LeaderEpoch, MemberName, Moment, Timeline, Topology};
 
 use super::decision::{Action, Decision, Detail, Reason, StopMode};
 use super::memory::Memory;
@@ -25,6 +25,7 @@ pub(super) fn verdict(seen: &Observation) -> Option<(Reason, Detail)> {
         LeaseView::Held(held) if has_come(Some(held.deadline), seen) => {
             Some((Reason::LeaseAboutToExpire, Detail::None))
         }
+        LeaseView::Held(held) if held.is_by_failsafe => led_by_another(seen, held.epoch),
         LeaseView::Held(_) => None,
         LeaseView::Lost => Some((Reason::AnotherLeads, leader_of(seen.topology()))),
         LeaseView::NotHeld => without_lease(seen).or_else(|| {
@@ -33,6 +34,13 @@ pub(super) fn verdict(seen: &Observation) -> Option<(Reason, Detail)> {
                 .then_some((Reason::LeaseAboutToExpire, Detail::None))
         }),
     }
+}
+
+/// The lease task is not answered, and the view shows all the same that the key was taken later.
+fn led_by_another(seen: &Observation, own: LeaderEpoch) -> Option<(Reason, Detail)> {
+    let leader = seen.topology()?.leader.as_ref()?;
+    let is_another = leader.member != seen.me.name && leader.epoch > own;
+    is_another.then(|| (Reason::AnotherLeads, Detail::Member(leader.member.clone())))
 }
 
 fn has_come(deadline: Option<Moment>, seen: &Observation) -> bool {

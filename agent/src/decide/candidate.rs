@@ -11,6 +11,7 @@ use trunkline_shared::cluster::topology::FailoverRequest;
 use trunkline_shared::cluster::{ClusterSettings, Lsn, MemberName, Timeline, Topology};
 
 use super::decision::{Detail, Reason};
+use super::failsafe;
 use super::observation::{
     Local, Observation, PeerAnswer, PeerView, Peers, Running, RunningRole, WatchdogView,
 };
@@ -49,6 +50,11 @@ pub(super) fn all_answer(answers: &BTreeMap<MemberName, PeerAnswer>) -> bool {
         PeerAnswer::Answered(_) => true,
         PeerAnswer::Unreachable => false,
     })
+}
+
+/// Whether a peer answers that could lead as far as it and its tags go.
+pub(super) fn somebody_could_lead(answers: &BTreeMap<MemberName, PeerAnswer>) -> bool {
+    views(answers).any(|(_, view)| is_able(view))
 }
 
 /// A peer that answered that its PostgreSQL is not in recovery.
@@ -120,6 +126,7 @@ const GUARDS: &[Guard] = &[
     knows_newest_timeline,
     loses_little,
     nobody_is_better,
+    keeps_its_promises,
 ];
 
 /// Whether this running replica may take the lease now; the reason why not otherwise. The peers must have
@@ -184,6 +191,11 @@ fn no_peer_is_primary(race: &Race<'_>) -> Result<(), Refusal> {
     }
 }
 
+/// Whoever consented to another's going on without the DCS keeps to it, whatever an operator asks.
+fn keeps_its_promises(race: &Race<'_>) -> Result<(), Refusal> {
+    failsafe::lets_run(race.seen, race.topology)
+}
+
 /// The operator's candidate goes first while it answers and can run.
 fn no_other_is_named(race: &Race<'_>) -> Result<(), Refusal> {
     let candidate = race.request.and_then(|r| r.candidate.as_ref());
@@ -199,7 +211,8 @@ fn no_other_is_named(race: &Race<'_>) -> Result<(), Refusal> {
         is_able(view) && (race.request_accepts_loss() || may)
     };
     let answers_for_it = views(race.answers).any(|(name, view)| name == candidate && can_run(view));
-    if answers_for_it && race.topology.members.contains_key(candidate) {
+    let may = failsafe::may_be_chosen(race.topology, candidate);
+    if answers_for_it && may && race.topology.members.contains_key(candidate) {
         return Err((Reason::CandidateNamed, Detail::Member(candidate.clone())));
     }
     Ok(())
@@ -275,6 +288,7 @@ fn nobody_is_better(race: &Race<'_>) -> Result<(), Refusal> {
     let better = views(race.answers)
         .filter(|(name, view)| is_able(view) && race.topology.members.contains_key(*name))
         .filter(|(name, view)| is_rival(name, view))
+        .filter(|(name, _)| failsafe::may_be_chosen(race.topology, name))
         .map(|(name, view)| standing(name, view))
         .filter(|other| *other > race.own)
         .max();

@@ -16,7 +16,8 @@ use super::observation::{
 };
 use super::sync_standbys::keeping;
 use super::{
-    PROMOTE_NEEDS, RETRY_PAUSE, Turn, bootstrap, candidate, leading, requests, standby_cluster,
+    PROMOTE_NEEDS, RETRY_PAUSE, Turn, bootstrap, candidate, failsafe, leading, requests,
+    standby_cluster,
 };
 
 /// More than this to replay, and another member takes over sooner than a restart ends (`ha.md` 9).
@@ -28,12 +29,22 @@ const CRASH_WINDOW: Duration = Duration::from_secs(60);
 pub(super) fn decide(seen: &Observation, memory: &Memory) -> Decision {
     let turn = Turn::new(seen, memory);
     let (LeaseView::Held(held), Some(topology)) = (&seen.lease, seen.topology()) else {
-        return turn.routine(Reason::DcsUnknown);
+        // A restarted agent goes on by what the agent before it knew.
+        let is_by_failsafe = matches!(&seen.lease, LeaseView::Held(held) if held.is_by_failsafe);
+        return turn.disarm_if_harmless().routine(match is_by_failsafe {
+            true => Reason::HoldingByFailsafe,
+            false => Reason::DcsUnknown,
+        });
     };
     if held.deadline <= seen.now {
         return turn.routine(Reason::LeaseExpired);
     }
     if held.has_unresolved_hand_over && !seen.local.may_accept_writes() {
+        // Nobody is asked to stand back for what must not start: without an armed fence no round is made.
+        let turn = match held.is_by_failsafe {
+            true => turn.disarm_if_harmless(),
+            false => turn,
+        };
         return turn
             .act(Action::ReassertLeader)
             .now(Reason::HandOverUnresolved);
@@ -120,6 +131,16 @@ fn promote(turn: Turn<'_>, held: &Held, topology: &Topology, running: &Running) 
     }
     if seen.fence.watchdog == WatchdogView::Failed {
         return give_up(turn, Reason::WatchdogNotReady, None);
+    }
+    if held.is_by_failsafe {
+        // A promotion is written down first, and nobody is asked to stand back for a replica.
+        return turn
+            .disarm_if_harmless()
+            .within(Reason::WaitingToPromote, RETRY_PAUSE);
+    }
+    if let Err((reason, detail)) = failsafe::lets_begin(seen, topology) {
+        // The key was taken while the promise was given: who got it may still lead.
+        return give_up(turn.detail(detail), reason, None);
     }
     let (turn, waited) = not_primary_for(turn, held);
     if waited >= turn.seen.settings().ttl * 2 {
@@ -341,7 +362,9 @@ fn when_stopped(turn: Turn<'_>, held: &Held, topology: &Topology, stopped: &Stop
             second || redo > REDO_LIMIT || mode != SynchronousMode::Off
         }
     };
-    let prefers_failover = prefers_failover || seen.settings().primary_start_timeout.is_zero();
+    // Without the DCS the key can be given to nobody.
+    let prefers_failover = (prefers_failover || seen.settings().primary_start_timeout.is_zero())
+        && !held.is_by_failsafe;
     if prefers_failover {
         return crashed(turn, topology, stopped, false);
     }
@@ -420,6 +443,10 @@ fn start_primary(turn: Turn<'_>, reason: Reason) -> Decision {
         return give_up(turn, Reason::WatchdogNotReady, None);
     }
     let start = start_as(turn.seen);
+    let topology = turn.seen.topology();
+    if let Some(Err((reason, detail))) = topology.map(|t| failsafe::lets_begin(turn.seen, t)) {
+        return give_up(turn.detail(detail), reason, None);
+    }
     turn.act(Action::ArmFence)
         .act(Action::Start(start))
         .routine(reason)

@@ -9,7 +9,9 @@ use trunkline_shared::cluster::{Lsn, Topology};
 use super::decision::{Action, Decision, Detail, Reason, StopMode};
 use super::observation::{JobKind, LeaseView, Running, WatchdogView};
 use super::sync_standbys::keeping;
-use super::{RETRY_PAUSE, Turn, authority_gone, bootstrap, holding_lease, requests, slots};
+use super::{
+    RETRY_PAUSE, Turn, authority_gone, bootstrap, failsafe, holding_lease, requests, slots,
+};
 
 pub(super) fn decide(
     turn: Turn<'_>,
@@ -28,6 +30,9 @@ pub(super) fn decide(
     }
     if !seen.fence.is_armed() {
         return turn.act(Action::ArmFence).now(Reason::ArmingFence);
+    }
+    if matches!(&seen.lease, LeaseView::Held(held) if held.is_by_failsafe) {
+        return turn.routine(Reason::HoldingByFailsafe);
     }
     if !seen.is_dcs_fresh() {
         return turn.routine(Reason::KeepingLeaseWithoutDcs);
@@ -88,6 +93,7 @@ const DUTIES: &[Duty] = &[
     let_clients_in,
     keep_sync_standbys,
     publish_position,
+    keep_failsafe_list,
     checkpoint,
     keep_slots,
     record_history,
@@ -129,6 +135,11 @@ fn name_watchdog<'a>(turn: Turn<'a>, _leading: &Leading<'_>) -> Turn<'a> {
 
 fn publish_position<'a>(turn: Turn<'a>, leading: &Leading<'_>) -> Turn<'a> {
     publish(turn, leading.topology, leading.running, leading.position)
+}
+
+fn keep_failsafe_list<'a>(turn: Turn<'a>, leading: &Leading<'_>) -> Turn<'a> {
+    let turn = failsafe::switch_on(turn, leading.topology);
+    failsafe::keep_list(turn, leading.topology)
 }
 
 /// Writes the position down, once in `loop_wait`.

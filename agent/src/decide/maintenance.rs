@@ -83,7 +83,7 @@ fn hold_again<'a>(turn: Turn<'a>, topology: &Topology) -> Decision {
         None if authority_gone::is_stale(&seen.local, topology) => turn.routine(Reason::Paused),
         None => match (another_disarmed(seen, topology), topology.initialize) {
             (Some(other), _) => turn.detail(other).routine(Reason::AnotherIsDisarmed),
-            (None, Initialize::Done(_)) => no_leader::retake(turn),
+            (None, Initialize::Done(_)) => no_leader::retake(turn, topology),
             (None, Initialize::Absent | Initialize::Running) => turn.routine(Reason::Paused),
         },
     }

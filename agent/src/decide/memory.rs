@@ -58,6 +58,11 @@ pub struct Memory {
     pub closed_until: Option<Lsn>,
     /// Since when no standby can be waited for.
     pub sync_lost_since: Option<Moment>,
+    /// Since when this leader has seen records of its own kind only, while the settings do not speak of
+    /// `failsafe_mode`.
+    pub alone_since: Option<Moment>,
+    /// When a leader that is not of Trunkline was last seen to hold the key, if the last one was such.
+    pub foreign_led_at: Option<Moment>,
 }
 
 /// A member that is, or was, registered.

@@ -7,7 +7,7 @@ use trunkline_shared::cluster::Topology;
 use super::decision::{Action, Decision, Detail, Reason, StartAs, StopMode};
 use super::memory::Memory;
 use super::observation::{Local, Observation, RunningRole};
-use super::{Turn, candidate};
+use super::{Turn, candidate, failsafe};
 
 /// How soon the peers are asked again while somebody else should take the lease.
 const ASK_AGAIN: Duration = Duration::from_millis(100);
@@ -39,8 +39,8 @@ pub(super) fn decide(seen: &Observation, memory: &Memory, topology: &Topology) -
         } => starting_as_primary(turn),
         Local::Unresponsive { since, .. } => turn.wait_for_hung(*since),
         Local::Running(running) => match running.role {
-            RunningRole::Primary { .. } => retake(turn),
-            RunningRole::Replica { .. } if running.is_promoting => retake(turn),
+            RunningRole::Primary { .. } => retake(turn, topology),
+            RunningRole::Replica { .. } if running.is_promoting => retake(turn, topology),
             RunningRole::Replica { .. } => run(turn, memory, topology),
         },
         // Empty and orphaned instances are situations of their own.
@@ -52,6 +52,9 @@ fn run(turn: Turn<'_>, memory: &Memory, topology: &Topology) -> Decision {
     let seen = turn.seen;
     if let Some(until) = memory.stands_back_until.filter(|until| *until > seen.now) {
         return turn.within(Reason::StandingBack, seen.now.until(until));
+    }
+    if let Some(left) = wal_still_arrives(seen, memory) {
+        return turn.within(Reason::WalStillArrives, left);
     }
     let Some(answers) = candidate::answers(seen) else {
         return turn.ask_peers();
@@ -73,9 +76,24 @@ fn run(turn: Turn<'_>, memory: &Memory, topology: &Topology) -> Decision {
     }
 }
 
+/// A leader without a fence may outlive its key by as much as its agent is late: while WAL comes from it, it
+/// lives. For how long this is waited for (`ha.md` 5.2).
+fn wal_still_arrives(seen: &Observation, memory: &Memory) -> Option<Duration> {
+    let led_at = memory.foreign_led_at?;
+    let Local::Running(running) = &seen.local else {
+        return None;
+    };
+    let arrives = match running.role {
+        RunningRole::Replica { is_streaming, .. } => is_streaming,
+        RunningRole::Primary { .. } => false,
+    };
+    let left = seen.now.until(led_at + seen.settings().ttl);
+    (arrives && !left.is_zero()).then_some(left)
+}
+
 /// An instance that accepts writes, or soon will, goes on leading unless a peer is primary. That the view
 /// is the newest is proved by the transaction, which compares the last claimed timeline.
-pub(super) fn retake(turn: Turn<'_>) -> Decision {
+pub(super) fn retake(turn: Turn<'_>, topology: &Topology) -> Decision {
     if candidate::answers(turn.seen).is_none() {
         return turn.ask_peers();
     }
@@ -84,7 +102,10 @@ pub(super) fn retake(turn: Turn<'_>) -> Decision {
             .remember(|memory| memory.wants_peers = true)
             .detail(Detail::Member(peer))
             .within(Reason::PeerIsPrimary, ASK_AGAIN),
-        None => take(turn, Reason::RetakingLease),
+        None => match failsafe::lets_run(turn.seen, topology) {
+            Err((reason, detail)) => turn.detail(detail).within(reason, ASK_AGAIN),
+            Ok(()) => take(turn, Reason::RetakingLease),
+        },
     }
 }
 

@@ -33,6 +33,8 @@ pub struct Observation {
     pub request: Option<LocalRequest>,
     /// The fence.
     pub fence: FenceView,
+    /// What this member promised to others.
+    pub no_race: NoRace,
     /// The agent was told to end.
     pub is_shutting_down: bool,
     /// The data here was made for a new cluster whose identity was never recorded: nobody's yet.
@@ -131,6 +133,8 @@ pub struct Held {
     /// A hand-over or a release was sent and its outcome is not known. It may still be executed, so the
     /// deadline protects nothing: only writing the key again makes it impossible.
     pub has_unresolved_hand_over: bool,
+    /// The deadline was last moved by the consent of every member of the failsafe list, not by the DCS.
+    pub is_by_failsafe: bool,
 }
 
 /// The local instance.
@@ -446,6 +450,24 @@ pub enum LocalRequest {
     Restart,
     /// Replace the data by a new clone.
     Reinitialize,
+}
+
+/// What keeps this member from beginning to lead although nobody leads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct NoRace {
+    /// What was promised in this boot.
+    pub promise: Option<Promise>,
+    /// When the first agent of this boot started: what was promised before is not known.
+    pub booted: Option<Moment>,
+}
+
+/// A promise not to run for leader.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Promise {
+    /// Until when.
+    pub until: Moment,
+    /// Under which epoch the asker led; a Patroni leader does not say.
+    pub epoch: Option<LeaderEpoch>,
 }
 
 /// The fence process.

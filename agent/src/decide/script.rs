@@ -19,12 +19,13 @@ use super::callbacks::Callback;
 use super::memory::Memory;
 use super::observation::{
     BootstrapKind, CrashPolicy, DcsView, FenceView, Held, JobView, LeaseView, Local, LocalRequest,
-    Me, Observation, Peers, WatchdogView,
+    Me, NoRace, Observation, Peers, WatchdogView,
 };
 use instance::{job, local, memory, peers};
 use names::{ROLES, STATES, role_word, state_word};
 use words::{Words, split_words};
 
+mod failsafe;
 mod instance;
 mod names;
 mod output;
@@ -129,6 +130,7 @@ impl Default for Scene {
                     armed_until: None,
                     watchdog: WatchdogView::NotRequired,
                 },
+                no_race: NoRace::default(),
                 is_shutting_down: false,
                 is_bootstrap_unfinished: false,
                 chance: 0,
@@ -166,6 +168,8 @@ impl Scene {
             "switchover" => self.switchover(&words)?,
             "history" => self.history(&words)?,
             "sync" => self.topology.sync = synchronous::record(&words)?,
+            "failsafe" => self.topology.failsafe = failsafe::list(&words),
+            "no_race" => self.seen.no_race = failsafe::no_race(&words, self.seen.now)?,
             "disarmed" => {
                 let names = words.plain().map(MemberName::new);
                 self.topology.disarmed = names.filter(|n| n.as_str() != "none").collect();
@@ -306,6 +310,7 @@ impl Scene {
         let stop = words.seconds("primary_stop_timeout")?;
         s.primary_stop_timeout = stop.unwrap_or(s.primary_stop_timeout);
         synchronous::settings(s, words)?;
+        failsafe::settings(s, words)?;
         Ok(())
     }
 
@@ -461,6 +466,7 @@ impl Scene {
                     deadline: self.seen.now + left - gone,
                     is_key_missing: words.has("missing"),
                     has_unresolved_hand_over: words.has("unresolved"),
+                    is_by_failsafe: words.has("by_failsafe"),
                 })
             }
             Some("lost") => LeaseView::Lost,

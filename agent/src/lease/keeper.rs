@@ -20,11 +20,13 @@ use trunkline_shared::dcs::{Committed, Dcs, DcsError, Header, LeaseId, Operation
 use trunkline_shared::service::clock;
 
 use super::arming::Arming;
+use super::rounds::{Rounds, SavedAuthority, Shown, Speaker, Standing};
 use super::saved::SavedLease;
 use super::state::{self, KeyCheck, LeaseState, Renewal};
 use super::{Command, LeaseHandle, LeaseStatus, WantedRecord};
 use crate::decide::observation::Held;
 
+mod consent;
 mod length;
 mod orders;
 
@@ -42,6 +44,10 @@ pub struct KeeperConfig {
     pub ttl: Duration,
     /// Where the lease's number is kept: `<run_dir>/lease`.
     pub saved: std::path::PathBuf,
+    /// Where is kept what an agent that is restarted needs to go on by rounds: `<run_dir>/authority`.
+    pub authority: std::path::PathBuf,
+    /// How this member asks the others.
+    pub speaker: Speaker,
 }
 
 /// Starts the lease task. `connect` is called inside its runtime, so that its connections are its own; if it
@@ -55,13 +61,14 @@ where
         .build()?;
     let (commands, orders) = mpsc::channel(super::COMMANDS);
     let (record, wanted) = watch::channel(WantedRecord::default());
+    let (failsafe, shown) = watch::channel(None);
     let (publish, status) = watch::channel(LeaseStatus::new(config.ttl));
     thread::Builder::new()
         .name("lease".to_owned())
         .spawn(move || {
             let keeper = async move {
                 if let Some(dcs) = connect() {
-                    let keeper = Rc::new(Keeper::new(config, arming, dcs, publish));
+                    let keeper = Rc::new(Keeper::new(config, arming, dcs, publish, shown));
                     keeper.run(orders, wanted).await;
                 }
             };
@@ -70,6 +77,7 @@ where
     Ok(LeaseHandle {
         commands,
         record,
+        failsafe,
         status,
     })
 }
@@ -98,6 +106,10 @@ struct Inner {
     /// The lease and revision of the member record written last.
     record: Option<(LeaseId, i64)>,
     trouble: Option<String>,
+    /// What goes on beside the renewals while they fail.
+    rounds: Rounds,
+    /// Why the last round brought no consent, said once.
+    refused: Option<String>,
 }
 
 struct Keeper {
@@ -105,11 +117,16 @@ struct Keeper {
     me: MemberName,
     leader_key: String,
     saved: SavedLease,
+    authority: SavedAuthority,
+    speaker: Speaker,
     arming: Arc<Arming>,
     dcs: Arc<dyn Dcs>,
     publish: watch::Sender<LeaseStatus>,
+    /// The failsafe list as the loop read it last.
+    shown: watch::Receiver<Option<Shown>>,
     renew_now: Notify,
     record_now: Notify,
+    round_now: Notify,
     /// Held by whoever may replace the session lease.
     alone: Mutex<()>,
     inner: RefCell<Inner>,
@@ -132,27 +149,44 @@ impl Keeper {
         arming: Arc<Arming>,
         dcs: Arc<dyn Dcs>,
         publish: watch::Sender<LeaseStatus>,
+        shown: watch::Receiver<Option<Shown>>,
     ) -> Self {
         let leader_key = config.keys.path(&FactKey::Leader);
+        let authority = SavedAuthority::new(&config.authority, config.keys.prefix());
+        let standing = Standing {
+            me: &config.me,
+            ttl: config.ttl,
+            now: clock::now(),
+            armed_until: arming.deadline(),
+        };
+        let rounds = Rounds::begin(authority.load(), standing);
+        // The cluster's length of lease, before its settings can be read.
+        let asked = rounds.found_ttl().unwrap_or(config.ttl);
         Self {
             saved: SavedLease::new(config.saved, config.keys.prefix()),
+            authority,
+            speaker: config.speaker,
             keys: config.keys,
             me: config.me,
             leader_key,
             arming,
             dcs,
             publish,
+            shown,
             renew_now: Notify::new(),
             record_now: Notify::new(),
+            round_now: Notify::new(),
             alone: Mutex::new(()),
             inner: RefCell::new(Inner {
                 state: LeaseState::default(),
                 session: None,
-                asked: config.ttl,
+                asked,
                 moving: None,
                 changes: 0,
                 record: None,
                 trouble: None,
+                rounds,
+                refused: None,
             }),
         }
     }
@@ -162,10 +196,11 @@ impl Keeper {
         orders: mpsc::Receiver<Command>,
         wanted: watch::Receiver<WantedRecord>,
     ) {
+        let mut tasks = JoinSet::new();
+        tasks.spawn_local(self.clone().consent_loop());
         if let Some(lease) = self.saved.load() {
             self.take_up(lease).await;
         }
-        let mut tasks = JoinSet::new();
         tasks.spawn_local(self.clone().renew_loop());
         tasks.spawn_local(self.clone().record_loop(wanted));
         // Ends when the last handle is dropped; the loops end with it.
@@ -192,6 +227,9 @@ impl Keeper {
             let began = clock::now();
             self.inner.borrow_mut().state.lapsed(began);
             let outcome = self.renew().await;
+            if outcome.is_err() {
+                self.store_is_silent();
+            }
             let pause = match &outcome {
                 Ok(()) => state::rest(self.held(), began, clock::now(), self.shorter_ttl()),
                 Err(_) => RETRY.min(self.interval()),
@@ -241,20 +279,37 @@ impl Keeper {
     /// Goes on with the lease of the agent before, if it still lives.
     async fn take_up(&self, lease: LeaseId) {
         let sent = clock::now();
-        if let Ok(Ok(answer)) = timeout(self.limit(), self.dcs.keep_alive(lease)).await {
-            tracing::info!(
-                lease = format!("{lease:x}"),
-                "going on with the lease of the agent before"
-            );
-            let mut inner = self.inner.borrow_mut();
-            inner.session = Some(Session {
+        let answer = self.limited(self.dcs.keep_alive(lease)).await;
+        if let Err(DcsError::LeaseGone(_)) = answer {
+            return;
+        }
+        tracing::info!(
+            lease = format!("{lease:x}"),
+            "going on with the lease of the agent before"
+        );
+        let asked = self.inner.borrow().asked;
+        let session = match answer {
+            Ok(answer) => Session {
                 lease,
-                asked: inner.asked,
+                asked,
                 ttl: answer.ttl,
                 sent,
                 term: answer.header.term,
-            });
-        }
+            },
+            // The key may hang on it still: another lease would make it look like somebody else's.
+            Err(error) => {
+                tracing::warn!(%error, "the DCS does not answer yet");
+                self.store_is_silent();
+                Session {
+                    lease,
+                    asked,
+                    ttl: asked,
+                    sent: Moment::default(),
+                    term: 0,
+                }
+            }
+        };
+        self.inner.borrow_mut().session = Some(session);
     }
 
     /// One renewal at a time: two that find the lease gone would take two new ones, and a key taken on the
@@ -282,6 +337,8 @@ impl Keeper {
         if self.inner.borrow().state.held().is_some() {
             self.renew_moving().await?;
             self.check(session.lease, changes).await?;
+        } else {
+            self.inner.borrow_mut().rounds.store_spoke(sent, true);
         }
         Ok(())
     }
@@ -315,7 +372,12 @@ impl Keeper {
             let most = state::deadline(moving.sent, moving.ttl);
             inner.state.capped(most);
         }
-        if let Some(held) = inner.state.held() {
+        let is_definite = is_of_one_term && looked.header.term == session.term
+            || matches!(looked.found, KeyCheck::Missing | KeyCheck::Other);
+        inner.rounds.store_spoke(session.sent, is_definite);
+        let held = inner.state.held();
+        drop(inner);
+        if let Some(held) = held {
             self.move_fence(held.deadline);
         }
         Ok(())
@@ -431,11 +493,14 @@ impl Keeper {
         self.inner.borrow().session
     }
 
-    /// Publishes; wakes the readers only if more changed than the time of the last renewal.
+    /// Publishes; wakes the readers only if more changed than the time of the last renewal. Nobody sees a
+    /// leadership while the file for a restart still speaks of an earlier one.
     fn publish(&self) {
+        self.keep_authority_or_say();
         let inner = self.inner.borrow();
         let new = LeaseStatus {
             view: inner.state.view().clone(),
+            left_behind: inner.rounds.left_behind(inner.state.view()),
             lease: inner.session.map_or(0, |s| s.lease),
             ttl: inner.session.map_or(inner.asked, |s| s.ttl),
             renewed_at: inner.session.map(|s| s.sent),
@@ -501,13 +566,14 @@ impl Keeper {
 }
 
 /// What of a status is news beside the lease's number: everything but the deadline's advance.
-fn without_deadline(status: &LeaseStatus) -> Option<(LeaderEpoch, bool, bool)> {
+fn without_deadline(status: &LeaseStatus) -> Option<(LeaderEpoch, bool, bool, bool)> {
     use crate::decide::observation::LeaseView;
     match &status.view {
         LeaseView::Held(held) => Some((
             held.epoch,
             held.is_key_missing,
             held.has_unresolved_hand_over,
+            held.is_by_failsafe,
         )),
         LeaseView::NotHeld => None,
         // No epoch is negative, so this differs from every held lease and from none.
@@ -516,6 +582,7 @@ fn without_deadline(status: &LeaseStatus) -> Option<(LeaderEpoch, bool, bool)> {
                 generation: 0,
                 revision: -1,
             },
+            false,
             false,
             false,
         )),

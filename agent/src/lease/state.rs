@@ -106,19 +106,21 @@ impl LeaseState {
             KeyCheck::Mine(epoch) if known.is_some_and(|known| epoch < known) => {}
             KeyCheck::Mine(epoch) if renewal.keep_alive_term == renewal.check_term => {
                 let until = deadline(renewal.sent, renewal.ttl);
-                let (earlier, unresolved) = match self.held() {
-                    Some(held) if held.epoch == epoch => {
-                        (held.deadline, held.has_unresolved_hand_over)
-                    }
+                let before = self.held().filter(|held| held.epoch == epoch);
+                let is_by_failsafe =
+                    before.is_some_and(|held| held.is_by_failsafe && held.deadline > until);
+                let (earlier, unresolved) = match before {
+                    Some(held) => (held.deadline, held.has_unresolved_hand_over),
                     // A release or hand-over of this very key may still be under way, sent before the lease
                     // lapsed or by the agent before: only writing the key again makes it impossible.
-                    _ => (until, true),
+                    None => (until, true),
                 };
                 self.view = LeaseView::Held(Held {
                     epoch,
                     deadline: until.max(earlier),
                     is_key_missing: false,
                     has_unresolved_hand_over: unresolved,
+                    is_by_failsafe,
                 });
             }
             KeyCheck::Mine(_) => {}
@@ -144,6 +146,7 @@ impl LeaseState {
             deadline: deadline(lease_sent, ttl),
             is_key_missing: false,
             has_unresolved_hand_over: false,
+            is_by_failsafe: false,
         });
     }
 
@@ -151,6 +154,33 @@ impl LeaseState {
     pub fn capped(&mut self, deadline: Moment) {
         if let LeaseView::Held(held) = &mut self.view {
             held.deadline = held.deadline.min(deadline);
+        }
+    }
+
+    /// Every member of the failsafe list consented to this leadership in a round whose first request was
+    /// sent at `began`: until the shortest of their promises may have ended, nobody else leads.
+    pub fn consented(&mut self, epoch: LeaderEpoch, began: Moment, ttl: Duration) {
+        let until = deadline(began, ttl);
+        if let LeaseView::Held(held) = &mut self.view
+            && held.epoch == epoch
+            && held.deadline < until
+        {
+            held.deadline = until;
+            held.is_by_failsafe = true;
+        }
+    }
+
+    /// The same for an agent that was restarted while the earlier one's deadline still stood. What became of
+    /// a release or hand-over of the agent before is not known.
+    pub fn resumed(&mut self, epoch: LeaderEpoch, began: Moment, ttl: Duration) {
+        if self.view == LeaseView::NotHeld {
+            self.view = LeaseView::Held(Held {
+                epoch,
+                deadline: deadline(began, ttl),
+                is_key_missing: false,
+                has_unresolved_hand_over: true,
+                is_by_failsafe: true,
+            });
         }
     }
 
@@ -276,6 +306,32 @@ mod tests {
         assert_eq!(lease.held(), None);
         lease.renewed(renewal(21, KeyCheck::Mine(epoch(7))));
         assert!(lease.held().unwrap().has_unresolved_hand_over);
+    }
+
+    #[test]
+    fn a_round_counts_from_before_its_first_request_and_for_one_epoch() {
+        let mut lease = LeaseState::default();
+        lease.renewed(renewal(10, KeyCheck::Mine(epoch(7))));
+        lease.consented(epoch(6), Moment(14_000_000_000), TTL);
+        assert_eq!(lease.held().unwrap().deadline, Moment(14_500_000_000));
+        lease.consented(epoch(7), Moment(14_000_000_000), TTL);
+        let held = lease.held().unwrap();
+        assert!(held.is_by_failsafe && held.deadline == Moment(18_500_000_000));
+        // A renewal that was sent before the round does not take the consent back; a later one ends it.
+        lease.renewed(renewal(12, KeyCheck::Mine(epoch(7))));
+        assert!(lease.held().unwrap().is_by_failsafe);
+        lease.renewed(renewal(15, KeyCheck::Mine(epoch(7))));
+        assert!(!lease.held().unwrap().is_by_failsafe);
+    }
+
+    #[test]
+    fn who_lost_the_key_does_not_go_on_by_a_round() {
+        let mut lease = LeaseState::default();
+        lease.renewed(renewal(10, KeyCheck::Mine(epoch(7))));
+        lease.renewed(renewal(11, KeyCheck::Other));
+        lease.consented(epoch(7), Moment(12_000_000_000), TTL);
+        lease.resumed(epoch(7), Moment(12_000_000_000), TTL);
+        assert_eq!(*lease.view(), LeaseView::Lost);
     }
 
     #[test]

@@ -103,6 +103,11 @@ pub enum PostgresError {
         /// Their ids.
         survivors: Vec<i32>,
     },
+    /// The caller's check said no in the same breath as the process was to be made. Nothing was started.
+    #[error(
+        "not started as primary: the lease does not hold for long enough, or no live armed fence keeps it"
+    )]
+    StartNotAllowed,
     /// The caller's check said no in the same breath as the promote signal. Nothing was signalled.
     #[error("promotion was not signalled: the right to promote ended before the signal")]
     PromoteNotAllowed,
@@ -225,6 +230,7 @@ impl PostgresError {
             | Self::HalfDone { .. }
             | Self::NotUnfinished { .. }
             | Self::MethodNeedsEmpty { .. }
+            | Self::StartNotAllowed
             | Self::PromoteNotAllowed
             | Self::NotInRecovery => false,
             Self::Program { .. }

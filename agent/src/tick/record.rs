@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use trunkline_shared::cluster::topology::Initialize;
-use trunkline_shared::cluster::{ClusterName, Member, Moment};
+use trunkline_shared::cluster::{ClusterName, LeaderEpoch, Member, Moment};
 use trunkline_shared::dcs::records::member_to_json;
 use trunkline_shared::service::clock;
 
@@ -160,6 +160,7 @@ impl Recorder {
             LeaseView::Held(held) => Some(*held),
             LeaseView::NotHeld | LeaseView::Lost => None,
         };
+        let (epoch, lease_deadline) = authority(look);
         let detail = decision.detail.to_string();
         let reason = if detail.is_empty() {
             decision.reason.sentence().to_owned()
@@ -199,9 +200,10 @@ impl Recorder {
             dcs_last_seen: dcs_last_seen(look),
             topology: Arc::new(seen.topology().cloned().unwrap_or_default()),
             reason: Some(Arc::from(reason.as_str())),
-            epoch: held.map(|held| held.epoch),
-            lease_deadline: held.map(|held| held.deadline),
-            is_writable: is_primary(seen) && is_of_the_cluster(seen),
+            is_failsafe_active: held.is_some_and(|held| held.is_by_failsafe),
+            epoch,
+            lease_deadline,
+            is_writable: is_primary(seen) && is_of_the_cluster(look),
             ..before
         }
     }
@@ -241,10 +243,32 @@ fn is_primary(seen: &Observation) -> bool {
 
 /// Whether the local instance is the one that `initialize` names. Until a bootstrap has written that key its
 /// PostgreSQL takes writes which nobody may rely on: the next bootstrap removes them.
-fn is_of_the_cluster(seen: &Observation) -> bool {
+fn is_of_the_cluster(look: &Look) -> bool {
+    let seen = &look.observation;
     match seen.topology().map(|topology| topology.initialize) {
         Some(Initialize::Done(id)) => seen.local.system_id() == Some(id),
-        Some(Initialize::Absent | Initialize::Running) | None => false,
+        Some(Initialize::Absent | Initialize::Running) => false,
+        // Restarted while the DCS is away: consent is asked for only under an epoch of a cluster that was made.
+        None => {
+            matches!(&seen.lease, LeaseView::Held(held) if held.is_by_failsafe)
+                || look.left_behind.is_some()
+        }
+    }
+}
+
+/// Under which epoch PostgreSQL may accept writes, and until when. What the agent before left stands until the
+/// fence's deadline, which this one has not moved.
+fn authority(look: &Look) -> (Option<LeaderEpoch>, Option<Moment>) {
+    let seen = &look.observation;
+    match (&seen.lease, look.left_behind, seen.fence.armed_until) {
+        (LeaseView::Held(held), _, _) => (Some(held.epoch), Some(held.deadline)),
+        // Where the DCS answers, it says who leads.
+        (LeaseView::NotHeld, Some(epoch), Some(until))
+            if is_primary(seen) && !seen.is_dcs_fresh() =>
+        {
+            (Some(epoch), Some(until))
+        }
+        (LeaseView::NotHeld | LeaseView::Lost, _, _) => (None, None),
     }
 }
 

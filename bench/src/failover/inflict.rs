@@ -11,7 +11,7 @@ use super::key_watch::KeyWatch;
 use super::median_ms;
 use super::run::{Helpless, KILL_GRANT, Run};
 use super::scenario::Scenario;
-use super::{drawn, sequence};
+use super::{drawn, etcd_gone, sequence};
 use crate::check::leftovers;
 use crate::fault::{node, store};
 use crate::load::readers::IdleSessions;
@@ -44,6 +44,10 @@ pub async fn inflict(scenario: Scenario, run: &mut Run<'_>, progress: &Progress)
         Scenario::PartitionEtcdLeader => partition(run, true).await,
         Scenario::EtcdFrozenKilled => etcd_frozen_killed(run).await,
         Scenario::EtcdRolling => store::rolling_restart(run.stack).await,
+        Scenario::EtcdGone => etcd_gone::for_all(run).await,
+        Scenario::EtcdGoneFromLeader => etcd_gone::from_leader(run).await,
+        Scenario::EtcdGoneAgentKilled => etcd_gone::agent_killed(run).await,
+        Scenario::EtcdGoneReplicaLost => etcd_gone::replica_lost(run).await,
         Scenario::Mixed => super::mixed::mixed(run).await,
         Scenario::RandomFaults => {
             let can_cut = run.stack.layout == Layout::Namespaces;

@@ -44,6 +44,8 @@ pub struct Settings {
     pub count: Option<usize>,
     /// How long a drawn fault lasts at the most.
     pub longest: Duration,
+    /// For how long etcd is away, where a scenario takes it away.
+    pub outage: Duration,
 }
 
 /// What a run showed.
@@ -93,6 +95,8 @@ pub struct Run<'a> {
     pub count: Option<usize>,
     /// How long a drawn fault lasts at the most.
     pub longest: Duration,
+    /// For how long etcd is away.
+    pub outage: Duration,
     /// The faults of the list, as they were inflicted.
     pub inflicted: Vec<Inflicted>,
 }
@@ -163,6 +167,7 @@ pub async fn once(
         seed: settings.seed,
         count: settings.count,
         longest: settings.longest,
+        outage: settings.outage,
         inflicted: Vec::new(),
     };
     if let Err(error) = inflict::inflict(scenario, &mut run, progress).await {

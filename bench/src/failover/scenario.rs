@@ -34,6 +34,14 @@ pub enum Scenario {
     EtcdFrozenKilled,
     /// All etcd members are restarted, one after another.
     EtcdRolling,
+    /// All etcd members are stopped, and started again after the outage.
+    EtcdGone,
+    /// The leader's node alone reaches no etcd for the outage.
+    EtcdGoneFromLeader,
+    /// All of etcd is stopped, and the leader's agent is killed and started again meanwhile.
+    EtcdGoneAgentKilled,
+    /// All of etcd is stopped, and a replica's agent is lost meanwhile: the leader must become read-only.
+    EtcdGoneReplicaLost,
     /// A minute of pgbench with a random fault every ten seconds.
     Mixed,
     /// Faults drawn by a seed, members and etcd alike, each healed before the next.
@@ -91,7 +99,7 @@ impl fmt::Display for Bar {
 
 impl Scenario {
     /// Every scenario, in the order in which they are run.
-    pub const ALL: [Scenario; 16] = [
+    pub const ALL: [Scenario; 20] = [
         Scenario::Switchover,
         Scenario::NodeFrozen,
         Scenario::PostmasterKilled,
@@ -104,6 +112,10 @@ impl Scenario {
         Scenario::PartitionEtcdLeader,
         Scenario::EtcdFrozenKilled,
         Scenario::EtcdRolling,
+        Scenario::EtcdGone,
+        Scenario::EtcdGoneFromLeader,
+        Scenario::EtcdGoneAgentKilled,
+        Scenario::EtcdGoneReplicaLost,
         Scenario::Mixed,
         Scenario::RandomFaults,
         Scenario::Rejoin,
@@ -112,14 +124,25 @@ impl Scenario {
 
     /// Is it run only when it is named? These last many minutes.
     pub fn is_long(self) -> bool {
-        matches!(self, Scenario::RandomFaults | Scenario::Rejoin)
+        matches!(
+            self,
+            Scenario::RandomFaults
+                | Scenario::Rejoin
+                | Scenario::EtcdGone
+                | Scenario::EtcdGoneFromLeader
+                | Scenario::EtcdGoneAgentKilled
+                | Scenario::EtcdGoneReplicaLost
+        )
     }
 
     /// Does it need nodes that can be cut apart?
     pub fn needs_namespaces(self) -> bool {
         matches!(
             self,
-            Scenario::Partition | Scenario::PartitionEtcdLeader | Scenario::PauseCut
+            Scenario::Partition
+                | Scenario::PartitionEtcdLeader
+                | Scenario::PauseCut
+                | Scenario::EtcdGoneFromLeader
         )
     }
 
@@ -128,9 +151,12 @@ impl Scenario {
         match self {
             Scenario::Switchover => Bar::AtMost(Duration::from_secs(1)),
             Scenario::PostmasterKilled => Bar::AtMost(Duration::from_millis(1500)),
-            Scenario::AgentKilled | Scenario::EtcdFrozenKilled | Scenario::EtcdRolling => {
-                Bar::Quiet
-            }
+            Scenario::AgentKilled
+            | Scenario::EtcdFrozenKilled
+            | Scenario::EtcdRolling
+            | Scenario::EtcdGone
+            | Scenario::EtcdGoneFromLeader
+            | Scenario::EtcdGoneAgentKilled => Bar::Quiet,
             Scenario::NodeFrozen
             | Scenario::AgentStopped
             | Scenario::AgentAndFenceStopped
@@ -138,6 +164,7 @@ impl Scenario {
             Scenario::PartitionEtcdLeader => Bar::AtMost(ttl + Duration::from_secs(5)),
             Scenario::AgentTerminated
             | Scenario::RouterKilled
+            | Scenario::EtcdGoneReplicaLost
             | Scenario::Mixed
             | Scenario::RandomFaults
             | Scenario::Rejoin
@@ -154,6 +181,7 @@ impl Scenario {
             | Scenario::AgentAndFenceStopped
             | Scenario::Partition
             | Scenario::PartitionEtcdLeader
+            | Scenario::EtcdGoneReplicaLost
             | Scenario::Mixed
             | Scenario::RandomFaults
             | Scenario::Rejoin => true,
@@ -163,6 +191,9 @@ impl Scenario {
             | Scenario::RouterKilled
             | Scenario::EtcdFrozenKilled
             | Scenario::EtcdRolling
+            | Scenario::EtcdGone
+            | Scenario::EtcdGoneFromLeader
+            | Scenario::EtcdGoneAgentKilled
             | Scenario::PauseCut => false,
         }
     }

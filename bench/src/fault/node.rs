@@ -80,6 +80,9 @@ impl Frozen {
     }
 }
 
+/// Where etcd's members serve clients.
+const ETCD_CLIENT_PORT: &str = "2379";
+
 /// Drops every packet from and to the member's node, its etcd member's too.
 pub async fn cut_off(member: &Member) -> Result<()> {
     namespaces::cut(namespace(member)?).await
@@ -88,6 +91,17 @@ pub async fn cut_off(member: &Member) -> Result<()> {
 /// Connects the node again.
 pub async fn reconnect(member: &Member) -> Result<()> {
     namespaces::heal(namespace(member)?).await
+}
+
+/// Drops every packet of the member's node to a client port of etcd, that of its own node included; members
+/// of the store go on reaching each other.
+pub async fn cut_off_from_store(member: &Member) -> Result<()> {
+    namespaces::cut_from_port(namespace(member)?, ETCD_CLIENT_PORT).await
+}
+
+/// Ends what [`cut_off_from_store`] did.
+pub async fn reconnect_to_store(member: &Member) -> Result<()> {
+    namespaces::heal_port(namespace(member)?, ETCD_CLIENT_PORT).await
 }
 
 fn namespace(member: &Member) -> Result<&str> {

@@ -66,6 +66,32 @@ pub async fn rolling_restart(stack: &mut Stack) -> Result<()> {
     Ok(())
 }
 
+/// Stops every member.
+pub async fn stop_all(stack: &mut Stack) -> Result<()> {
+    for etcd in &mut stack.etcd {
+        etcd.end(Signal::TERM).await?;
+    }
+    Ok(())
+}
+
+/// Starts every member and waits until all serve.
+pub async fn start_all(stack: &mut Stack) -> Result<()> {
+    for etcd in &mut stack.etcd {
+        etcd.start()?;
+    }
+    let deadline = clock::now() + LIMIT;
+    for etcd in &mut stack.etcd {
+        while !etcd.is_healthy().await {
+            etcd.must_live()?;
+            if clock::now() >= deadline {
+                bail!("etcd member {} does not serve after its start", etcd.name);
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+    Ok(())
+}
+
 /// Freezes one member for a time, then kills it, then starts it again after as long.
 pub async fn freeze_then_kill(stack: &mut Stack, index: usize, each: Duration) -> Result<()> {
     let etcd = stack.etcd.get_mut(index).context("no such etcd member")?;

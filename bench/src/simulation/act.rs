@@ -63,6 +63,8 @@ impl World {
             | Action::RemoveDisarmed
             | Action::WriteSync(_)
             | Action::DeleteSync { .. }
+            | Action::PublishFailsafe(_)
+            | Action::SwitchFailsafeOn
             | Action::ClaimTimeline(_) => self.ask_dcs(node, action),
             Action::SetSyncNames(names) => self.set_names(node, Some(names.clone())),
             Action::ClearSyncNames => self.set_names(node, None),
@@ -120,6 +122,9 @@ impl World {
         {
             data.is_unfinished = false;
         }
+        if matches!(action, Action::PublishFailsafe(_)) {
+            self.list_is_pending(node);
+        }
         match self.transaction(node, action) {
             Some(txn) => {
                 self.send(node, Ask::Commit(txn), Purpose::Action { turn });
@@ -152,6 +157,13 @@ impl World {
                     self.node_mut(node).agent.lease.changes += 1;
                     self.node_mut(node).agent.lease.state.hand_over_failed();
                 }
+                if matches!(action, Action::PublishFailsafe(_)) {
+                    self.list_was_not_written(node, true);
+                }
+                false
+            }
+            Reply::None if matches!(action, Action::PublishFailsafe(_)) => {
+                self.list_was_not_written(node, false);
                 false
             }
             Reply::None | Reply::Granted(_) | Reply::Alive(_) | Reply::Leader(_) => false,
@@ -187,6 +199,7 @@ impl World {
             Action::ReleaseLeader { .. } | Action::HandOver { .. } => {
                 self.node_mut(node).agent.lease.changes += 1;
                 self.node_mut(node).agent.lease.state.given_up();
+                self.forget_authority(node);
                 tell!(self, Actor::Agent(node), "has given the leader key up");
             }
             Action::WriteSync(_)
@@ -223,6 +236,8 @@ impl World {
             | Action::CompareHistory(_)
             | Action::CreateSlots(_)
             | Action::DropSlots(_)
+            | Action::PublishFailsafe(_)
+            | Action::SwitchFailsafeOn
             | Action::AdvanceSlots(_) => {}
         }
     }
@@ -265,7 +280,7 @@ impl World {
     }
 
     /// The pair assertion right before the instance becomes writable.
-    fn may_become_writable(&mut self, node: NodeId) -> bool {
+    pub(super) fn may_become_writable(&mut self, node: NodeId) -> bool {
         let skips = self.rule == Some(super::breaks::Break::PromoteUnlocked);
         let left = self.lease_left(node);
         let is_armed = self.node(node).run_dir.deadline.is_some();

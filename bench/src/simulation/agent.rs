@@ -40,12 +40,14 @@ impl World {
         let job_number = this.agent.job_number + 1;
         let turn = this.agent.turn + 1;
         let highest = this.agent.lease.highest;
+        let rounds = this.agent.consent.number();
         this.agent = Agent::started(this.agent.me.clone(), boot);
         this.agent.job_number = job_number;
         this.agent.turn = turn;
         this.agent.lease.id = this.run_dir.lease;
         this.agent.lease.highest = highest;
         this.agent.turns_since = now;
+        self.take_up_failsafe(node, rounds);
         tell!(self, Actor::Agent(node), "starts");
         self.start_watch(node);
         self.put_in(MS, Event::Renew { node, boot });
@@ -169,7 +171,7 @@ impl World {
         if view.is_primary && self.node(from).agent.turn == turn {
             self.ledger.primary_was_seen(from, turn);
         }
-        if self.rule == Some(Break::NoPeerCheck) {
+        if matches!(self.rule, Some(Break::NoPeerCheck | Break::NoRaceIgnored)) {
             view.is_primary = false;
         }
         let name = self.node(to).name.clone();
@@ -330,6 +332,8 @@ impl World {
     }
 
     fn observation(&mut self, node: NodeId) -> Option<Observation> {
+        self.show_failsafe(node);
+        let no_race = self.no_race(node);
         let now = self.clock(node);
         let this = self.node_mut(node);
         let (local, job) = this.agent.snapshot.take()?;
@@ -363,6 +367,7 @@ impl World {
                 armed_until: this.run_dir.deadline,
                 watchdog: this.watchdog,
             },
+            no_race,
             is_shutting_down,
             is_bootstrap_unfinished: this.postgres.data.as_ref().is_some_and(|d| d.is_unfinished),
             // Of its own, so that it draws nothing from the seed's numbers.

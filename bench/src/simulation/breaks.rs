@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use trunkline_agent::decide::decision::{StartAs, StopMode, Upstream};
-use trunkline_agent::decide::observation::{DcsView, LeaseView, Local, Observation, RunningRole};
+use trunkline_agent::decide::observation::{
+    DcsView, LeaseView, Local, NoRace, Observation, RunningRole,
+};
 use trunkline_agent::decide::{Action, Decision, Reason, Situation};
 use trunkline_shared::cluster::topology::ClaimedTimeline;
 use trunkline_shared::cluster::{MemberName, Moment};
@@ -60,11 +62,15 @@ pub enum Break {
     StandbyUnread,
     /// A primary restarted in place lets clients in at once.
     OpenAtOnce,
+    /// A leader goes on without the DCS although one of the listed members did not consent.
+    FailsafeOneLess,
+    /// Nobody keeps the promise not to run, and what peers say of being primary is not heard.
+    NoRaceIgnored,
 }
 
 impl Break {
     /// Every one, with its word.
-    pub const ALL: [(Break, &'static str); 21] = [
+    pub const ALL: [(Break, &'static str); 23] = [
         (Break::PingedToTheEnd, "pinged-to-the-end"),
         (Break::NoFence, "no-fence"),
         (Break::DeadlineFromAnswer, "deadline-from-answer"),
@@ -89,6 +95,8 @@ impl Break {
         (Break::CheckpointerUnwatched, "checkpointer-unwatched"),
         (Break::StandbyUnread, "standby-unread"),
         (Break::OpenAtOnce, "open-at-once"),
+        (Break::FailsafeOneLess, "failsafe-one-less"),
+        (Break::NoRaceIgnored, "no-race-until-ignored"),
     ];
 
     /// The word of the command line.
@@ -142,11 +150,13 @@ impl Break {
             }),
             Break::PromoteOutsideSync => broken::in_the_race(seen, |topology| topology.sync = None),
             Break::CheckpointerUnwatched => broken::believe_all_were_told(seen),
+            Break::NoRaceIgnored => seen.no_race = NoRace::default(),
             Break::NoFence
             | Break::PingedToTheEnd
             | Break::SlotsFromLeader
             | Break::DeadlineFromAnswer
             | Break::NoPeerCheck
+            | Break::FailsafeOneLess
             | Break::ReleaseAlive
             | Break::StaleEpochRouter
             | Break::UpstreamDropped
@@ -215,6 +225,8 @@ impl Break {
             | Break::PromoteOutsideSync
             | Break::CheckpointerUnwatched
             | Break::StandbyUnread
+            | Break::FailsafeOneLess
+            | Break::NoRaceIgnored
             | Break::LagLimitIgnored => {}
         }
     }

@@ -64,6 +64,18 @@ pub const UNREACHED: &[(&str, &str)] = &[
         "no hand deletes the configuration of a simulated cluster; a script holds the rule",
     ),
     (
+        "rules_fail",
+        "only a defect in the rules makes it so, and a seed ends with the first",
+    ),
+    (
+        "wal_still_arrives",
+        "every member of this world is one of Trunkline; a script holds the rule",
+    ),
+    (
+        "switch_failsafe_on",
+        "the leader waits ten minutes before, and a seed lasts one; a script holds the rule",
+    ),
+    (
         "stale_primary",
         "a primary that slept through a promotion meets its own deadline or the other's key first in nearly \
          every seed; scripts hold the rule",

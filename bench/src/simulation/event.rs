@@ -97,6 +97,18 @@ pub(super) enum Event {
     },
     /// Its answer reaches the router.
     Vouched { router: u8, asked: u32 },
+    /// A leader that the DCS does not answer asks for consent.
+    Consent {
+        from: NodeId,
+        to: NodeId,
+        number: u32,
+    },
+    /// The consent arrives.
+    Consented {
+        from: NodeId,
+        to: NodeId,
+        number: u32,
+    },
     /// A fault begins.
     Fault { index: u8 },
     /// A fault ends.

@@ -91,6 +91,7 @@ impl World {
             | FaultKind::NodeCutFromNode
             | FaultKind::NodeIsolated
             | FaultKind::NodeHalfDeaf
+            | FaultKind::OneLeftWithDcs
             | FaultKind::RouterCutFromDcs
             | FaultKind::RouterCutFromNode => self.change_links(fault, true),
             FaultKind::DcsOutage => longer(&mut self.store.down_until),
@@ -142,6 +143,7 @@ impl World {
             | FaultKind::NodeCutFromNode
             | FaultKind::NodeIsolated
             | FaultKind::NodeHalfDeaf
+            | FaultKind::OneLeftWithDcs
             | FaultKind::RouterCutFromDcs
             | FaultKind::RouterCutFromNode => {
                 if !self.is_calm {
@@ -300,6 +302,9 @@ impl World {
     }
 
     fn change_links(&mut self, fault: Fault, cut: bool) {
+        if fault.kind == FaultKind::OneLeftWithDcs {
+            return self.leave_one_with_the_dcs(fault.other, cut);
+        }
         let here = Place::Node(fault.node);
         let there = Place::Node(fault.other);
         let router = Place::Router(fault.other % self.plan.routers);
@@ -333,8 +338,9 @@ impl World {
                     }
                 }
             }
-            // No faults of the network.
-            FaultKind::PostmasterKilled
+            // Done above, and no faults of the network.
+            FaultKind::OneLeftWithDcs
+            | FaultKind::PostmasterKilled
             | FaultKind::PostmasterHangs
             | FaultKind::StopIsSlow
             | FaultKind::DataUnreadable
@@ -434,6 +440,7 @@ impl World {
             | FaultKind::NodeCutFromNode
             | FaultKind::NodeIsolated
             | FaultKind::NodeHalfDeaf
+            | FaultKind::OneLeftWithDcs
             | FaultKind::RouterCutFromDcs
             | FaultKind::RouterCutFromNode => false,
         }

@@ -26,8 +26,11 @@ impl World {
     pub(super) fn postmaster_starts(&mut self, node: NodeId) -> bool {
         let now = self.now;
         let recovery = self.plan.recovery_takes;
+        let as_primary = self.node(node).postgres.starts_as_primary;
+        if as_primary && !self.may_become_writable(node) {
+            return false;
+        }
         let postgres = &mut self.node_mut(node).postgres;
-        let as_primary = postgres.starts_as_primary;
         let Some(data) = &mut postgres.data else {
             return false;
         };

@@ -199,7 +199,10 @@ impl World {
         let has_time = self
             .lease_left(node)
             .is_some_and(|left| left > PROMOTE_NEEDS);
-        if lease.is_none() || !has_time {
+        // Who goes on by the consent of all may start again what crashed, though the key has ended.
+        let held = self.node(node).agent.lease.state.held();
+        let is_by_failsafe = held.is_some_and(|held| held.is_by_failsafe);
+        if lease.is_none() && !is_by_failsafe || !has_time {
             self.fail(
                 Invariant::PromotesOnlyWithALiveLease,
                 format!(
@@ -239,7 +242,8 @@ impl World {
         let key = self.store.leader().filter(|(leader, _)| **leader == name);
         let ends = key.and_then(|(_, key)| self.store.lease_ends(key.lease));
         let deadline = self.node(node).when(held.deadline);
-        if ends.is_some_and(|ends| deadline + self.plan.kill_takes > ends) {
+        let is_by_lease = !held.is_by_failsafe;
+        if is_by_lease && ends.is_some_and(|ends| deadline + self.plan.kill_takes > ends) {
             let detail = format!("{name}'s deadline lies too near or beyond the end of its lease");
             self.fail(Invariant::DeadlineWithinTheLease, detail);
         }
@@ -566,5 +570,9 @@ pub fn noticed_by(rule: Break) -> &'static [Invariant] {
         | Break::CheckpointerUnwatched => &[Invariant::NoAcknowledgedCommitLost],
         Break::StandbyUnread => &[Invariant::AStandbyClusterNeverWrites],
         Break::OpenAtOnce => &[Invariant::UnconfirmedStaysHidden],
+        Break::FailsafeOneLess | Break::NoRaceIgnored => &[
+            Invariant::AtMostOneWritablePrimary,
+            Invariant::NoPromotionBesideAReachablePrimary,
+        ],
     }
 }

@@ -24,6 +24,7 @@ impl World {
         self.put_in(every, event);
         self.lapse(node);
         self.ask_for_lease(node);
+        self.ask_for_consent(node);
         true
     }
 
@@ -77,7 +78,15 @@ impl World {
                 }
             }
             (_, Ask::Grant) => self.node_mut(node).agent.lease.is_granting = false,
-            (_, Ask::KeepAlive(_) | Ask::ReadLeader | Ask::Commit(_)) => {}
+            (_, Ask::KeepAlive(_)) => self.renewal_failed(node),
+            (_, Ask::ReadLeader | Ask::Commit(_)) => {}
+        }
+    }
+
+    fn renewal_failed(&mut self, node: NodeId) {
+        let rounds = &mut self.node_mut(node).agent.consent.rounds;
+        if rounds.store_is_silent() {
+            self.ask_for_consent(node);
         }
     }
 
@@ -104,7 +113,11 @@ impl World {
             lease.sent = sent;
             lease.term = term;
         }
-        lease.state.held().is_some()
+        let is_held = lease.state.held().is_some();
+        if !is_held {
+            self.store_spoke(node, sent, true);
+        }
+        is_held
     }
 
     fn check_key(&mut self, node: NodeId, sent: Moment, term: u64, turn: Option<u32>) {
@@ -166,6 +179,8 @@ impl World {
             };
             let check_term = self.requests[at].term;
             self.renewed(node, sent, term, check_term, found);
+        } else if matches!(self.requests[at].reply, Reply::None) {
+            self.renewal_failed(node);
         }
         if let Some(turn) = turn {
             let is_held = self.node(node).agent.lease.state.held().is_some();
@@ -190,6 +205,8 @@ impl World {
             found,
         });
         let after = lease.view().clone();
+        let is_definite = !matches!(found, KeyCheck::Mine(_)) || term == check_term;
+        self.store_spoke(node, sent, is_definite);
         self.move_deadline(node);
         self.note_epoch(node);
         if std::mem::discriminant(&before) != std::mem::discriminant(&after)

@@ -10,6 +10,7 @@ use trunkline_agent::lease::state::LeaseState;
 use trunkline_shared::cluster::{LeaderEpoch, Member, MemberName, Moment, Topology};
 
 use super::event::{NodeId, Time};
+use super::failsafe::{Consent, Kept};
 use super::fake_postgres::Postgres;
 
 /// The lease task's own variables.
@@ -42,6 +43,7 @@ pub(super) struct Agent {
     /// When the view was last proved the newest, by this node's clock.
     pub(super) proved: Moment,
     pub(super) lease: LeaseTask,
+    pub(super) consent: Consent,
     /// The number of the turn; odd or even alike, it only grows.
     pub(super) turn: u32,
     pub(super) is_in_turn: bool,
@@ -82,6 +84,7 @@ impl Agent {
             ever_seen: [false; 5],
             proved: Moment(0),
             lease: LeaseTask::default(),
+            consent: Consent::unborn(),
             turn: 0,
             is_in_turn: false,
             is_woken: false,
@@ -121,8 +124,10 @@ pub(super) struct Fence {
 }
 
 /// What lies in the folder that survives the agent but not the machine.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Default)]
 pub(super) struct RunDir {
+    /// Promises, and what a restarted leader needs.
+    pub(super) failsafe: Kept,
     /// Until when the instance may live; armed if there is one.
     pub(super) deadline: Option<Moment>,
     pub(super) lease: i64,

@@ -45,6 +45,7 @@ fault_kinds! {
     NodeCutFromNode "node_cut_from_node"
     NodeIsolated "node_isolated"
     NodeHalfDeaf "node_half_deaf"
+    OneLeftWithDcs "one_left_with_dcs"
     RouterCutFromDcs "router_cut_from_dcs"
     RouterCutFromNode "router_cut_from_node"
     DcsOutage "dcs_outage"
@@ -114,6 +115,7 @@ pub(super) struct Plan {
     pub(super) maximum_lag: u64,
     pub(super) use_pg_rewind: bool,
     pub(super) start_timeout: Duration,
+    pub(super) failsafe_mode: Option<bool>,
     /// Bytes of WAL of one commit.
     pub(super) commit_bytes: u64,
     /// From one write of a client to its next.
@@ -168,6 +170,7 @@ impl Plan {
             maximum_lag: [0, 65_536, 1 << 20, 1 << 20, 1 << 20, 64 << 20][rng.usize(..6)],
             use_pg_rewind: rng.u8(..4) > 0,
             start_timeout: [0, 3, 10, 300][rng.usize(..4)] * Duration::from_secs(1),
+            failsafe_mode: [None, Some(false), Some(true), Some(true)][rng.usize(..4)],
             commit_bytes: [200, 200, 8_000, 100_000, 8_000_000][rng.usize(..5)],
             write_every: SECOND / 3,
             hop: MS / 10 * rng.u64(2..40),

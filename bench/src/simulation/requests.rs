@@ -452,6 +452,7 @@ fn matters(
         || old.disarmed != new.disarmed
         || old.claimed != new.claimed
         || old.settings != new.settings
+        || old.failsafe != new.failsafe
         || old.members.len() != new.members.len();
     keys || old
         .members

@@ -217,7 +217,7 @@ impl World {
             return true;
         }
         if let Some(asking) = &mut this.asking {
-            let answer = match left.filter(|_| epoch == Some(asking.epoch)) {
+            let answer = match left.filter(|_| epoch >= Some(asking.epoch)) {
                 Some(left) => Answer::Writable {
                     until: moment(asking.at) + left,
                 },

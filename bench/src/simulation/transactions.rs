@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use trunkline_agent::decide::Action;
-use trunkline_shared::cluster::topology::{Fact, FactKey, Initialize, Status};
+use trunkline_shared::cluster::topology::{Fact, FactKey, Initialize, Status, SwitchoverRecord};
 use trunkline_shared::cluster::{Lsn, MemberName, SystemId};
 
 use super::breaks::Break;
@@ -33,11 +33,7 @@ impl World {
             Action::PublishStatus(status) => self.publish(node, status),
             Action::RecordHistory => self.record_history(node),
             Action::DropFailoverRequest { revision } => Some(drop_failover(*revision)),
-            Action::AnnounceSwitchover(record) => {
-                let fact = Fact::Switchover(record.clone());
-                let lease = self.node(node).agent.lease.id;
-                self.as_leader(node, vec![Write::Put(FactKey::Switchover, fact, lease)])
-            }
+            Action::AnnounceSwitchover(record) => self.announce(node, record.clone()),
             Action::ClearSwitchover => always(Write::Delete(FactKey::Switchover)),
             Action::WriteDisarmed => {
                 self.as_leader(node, vec![put(FactKey::Disarmed(me), Fact::Disarmed)])
@@ -57,8 +53,10 @@ impl World {
             Action::DeleteSync { revision } => {
                 self.on_sync_as_seen(node, *revision, Write::Delete(FactKey::Sync))
             }
-            // A keep-alive and a read, or nothing of the DCS.
+            Action::PublishFailsafe(_) => self.publish_failsafe(node),
+            // A keep-alive and a read, nothing of the DCS, or what no seed lasts long enough for.
             Action::ConfirmLeader
+            | Action::SwitchFailsafeOn
             | Action::ArmFence
             | Action::DisarmFence
             | Action::Initialize
@@ -107,6 +105,12 @@ impl World {
         Some(txn)
     }
 
+    fn announce(&self, node: NodeId, record: Arc<SwitchoverRecord>) -> Option<Txn> {
+        let lease = self.node(node).agent.lease.id;
+        let put = Write::Put(FactKey::Switchover, Fact::Switchover(record), lease);
+        self.as_leader(node, vec![put])
+    }
+
     fn record_system_id(&self, node: NodeId, id: SystemId) -> Option<Txn> {
         let settings = self.store.head.settings.clone();
         let settings = settings.unwrap_or_else(|| self.settings.clone());
@@ -130,6 +134,7 @@ impl World {
         let view = self.node(node).agent.view.as_ref();
         let sync = view.and_then(|view| view.sync.as_ref());
         when.push(sync_as_seen(sync.map_or(0, |sync| sync.revision)));
+        when.extend(self.list_as_seen(node));
         Some(Txn {
             when,
             then: vec![self.lead(node, lease)],
@@ -186,6 +191,15 @@ impl World {
         let mut txn = self.as_leader(node, vec![then])?;
         txn.when.push(sync_as_seen(revision));
         Some(txn)
+    }
+
+    /// Whoever creates a leader key compares the failsafe list as it was seen.
+    fn list_as_seen(&self, node: NodeId) -> Option<Compare> {
+        let view = self.node(node).agent.view.as_ref();
+        Some(match view.map_or(0, |view| view.failsafe_revision) {
+            0 => Compare::Absent(FactKey::Failsafe),
+            revision => Compare::Revision(FactKey::Failsafe, revision),
+        })
     }
 
     /// Whoever creates a leader key compares the last claimed timeline as it was seen.

@@ -81,6 +81,7 @@ impl World {
             check_timeline: plan.drift[0] % 3 == 1,
             member_slots_ttl: Duration::from_secs(10),
             slots: slots::permanent(),
+            failsafe_mode: plan.failsafe_mode,
             ..ClusterSettings::default()
         };
         synchronous::set(&mut settings, &plan);
@@ -211,6 +212,7 @@ impl World {
         self.nodes[0].run_dir = RunDir {
             deadline: Some(deadline),
             lease,
+            ..RunDir::default()
         };
         for node in 1..self.plan.members {
             self.put_in(MS, Event::Receiver { node, run: 0 });
@@ -293,6 +295,8 @@ impl World {
                 asked,
             } => self.on_vouch(event, router, node, asked),
             Event::Vouched { router, asked } => self.on_vouched(router, asked),
+            Event::Consent { from, to, number } => self.on_consent(event, from, to, number),
+            Event::Consented { from, to, number } => self.on_consented(event, from, to, number),
             Event::Fault { index } => self.on_fault(index),
             Event::Heal { index } => self.on_heal(index),
             Event::Calm => self.on_calm(),

@@ -104,16 +104,39 @@ pub async fn heal(namespace: &str) -> Result<()> {
     filter(namespace, "-D").await
 }
 
+/// Drops, silently, every packet that the node sends to this TCP port, wherever it is.
+pub async fn cut_from_port(namespace: &str, port: &str) -> Result<()> {
+    filter_port(namespace, "-I", port).await
+}
+
+/// Ends what [`cut_from_port`] did.
+pub async fn heal_port(namespace: &str, port: &str) -> Result<()> {
+    filter_port(namespace, "-D", port).await
+}
+
+async fn filter_port(namespace: &str, change: &str, port: &str) -> Result<()> {
+    let rule = [
+        "-w", change, "OUTPUT", "-p", "tcp", "--dport", port, "-j", "DROP",
+    ];
+    iptables(namespace, &rule).await
+}
+
 async fn filter(namespace: &str, change: &str) -> Result<()> {
     for chain in ["INPUT", "OUTPUT"] {
         let side = if chain == "INPUT" { "-i" } else { "-o" };
-        let mut iptables = tool(
-            "iptables",
+        iptables(
+            namespace,
             &["-w", change, chain, side, "eth0", "-j", "DROP"],
-        );
-        iptables.namespace = Some(namespace.to_owned());
-        iptables.finish(std::time::Duration::from_secs(5)).await?;
+        )
+        .await?;
     }
+    Ok(())
+}
+
+async fn iptables(namespace: &str, rule: &[&str]) -> Result<()> {
+    let mut iptables = tool("iptables", rule);
+    iptables.namespace = Some(namespace.to_owned());
+    iptables.finish(std::time::Duration::from_secs(5)).await?;
     Ok(())
 }
 

@@ -195,6 +195,9 @@ pub struct Topology {
     pub history: Arc<TimelineHistory>,
     /// The failsafe list.
     pub failsafe: Arc<BTreeMap<MemberName, Arc<str>>>,
+    /// The mod revision of its key, 0 if there is none: what whoever creates a leader key compares, so that
+    /// nobody leads who is not in the newest list.
+    pub failsafe_revision: i64,
     /// First part of the epoch.
     pub generation: u64,
     /// The last claimed timeline.
@@ -330,7 +333,7 @@ impl Topology {
                 })
             }
             Fact::History(history) => self.set_history(history, revision),
-            Fact::Failsafe(failsafe) => self.failsafe = failsafe.clone(),
+            Fact::Failsafe(failsafe) => self.set_failsafe(failsafe.clone(), revision),
             Fact::Generation(generation) => self.set_generation(*generation),
             Fact::Timeline(claimed) => self.set_claimed(*claimed, revision),
             Fact::Disarmed => {
@@ -346,12 +349,12 @@ impl Topology {
                 }
                 // Whoever leads next writes it anew, and proves with its revision to have seen it so.
                 FactKey::Timeline => self.set_claimed(self.claimed, revision),
+                FactKey::Failsafe => self.failsafe_revision = revision,
                 FactKey::Initialize
                 | FactKey::Settings
                 | FactKey::Status
                 | FactKey::Sync
                 | FactKey::History
-                | FactKey::Failsafe
                 | FactKey::Generation
                 | FactKey::Disarmed(_)
                 | FactKey::Switchover
@@ -372,7 +375,7 @@ impl Topology {
             FactKey::Status => self.status = Arc::default(),
             FactKey::Failover => self.failover = None,
             FactKey::Sync => self.sync = None,
-            FactKey::Failsafe => self.failsafe = Arc::default(),
+            FactKey::Failsafe => self.set_failsafe(Arc::default(), 0),
             FactKey::Generation => self.set_generation(0),
             FactKey::Disarmed(name) => {
                 self.disarmed.remove(name);
@@ -382,6 +385,11 @@ impl Topology {
             FactKey::Timeline => self.claim_and_history.0 = 0,
             FactKey::History | FactKey::Changes | FactKey::Router(_) => {}
         }
+    }
+
+    fn set_failsafe(&mut self, list: Arc<BTreeMap<MemberName, Arc<str>>>, revision: i64) {
+        self.failsafe = list;
+        self.failsafe_revision = revision;
     }
 
     fn set_history(&mut self, history: &Arc<TimelineHistory>, revision: i64) {

@@ -1,5 +1,6 @@
 //! The steps a decision may consist of, each with what is true of it wherever it is decided.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use trunkline_shared::cluster::sync_state::SyncState;
@@ -114,6 +115,10 @@ pub enum Action {
     CompareHistory(Upstream),
     /// Let clients into a primary that was started without them.
     OpenClientAccess,
+    /// Write the registered members into the failsafe list, or nobody where the mode is off.
+    PublishFailsafe(Arc<BTreeMap<MemberName, Arc<str>>>),
+    /// Write `failsafe_mode: true` into the cluster's settings.
+    SwitchFailsafeOn,
 }
 
 /// As what the instance starts.
@@ -241,6 +246,8 @@ impl Action {
         "clear_sync_names",
         "compare_history",
         "open_client_access",
+        "publish_failsafe",
+        "switch_failsafe_on",
     ];
 
     /// What is true of it wherever it is decided.
@@ -287,6 +294,8 @@ impl Action {
             Action::SetSyncNames(_) => brief("set_sync_names"),
             Action::ClearSyncNames => brief("clear_sync_names"),
             Action::OpenClientAccess => brief("open_client_access"),
+            Action::PublishFailsafe(_) => brief("publish_failsafe"),
+            Action::SwitchFailsafeOn => brief("switch_failsafe_on"),
         }
     }
 

@@ -142,6 +142,12 @@ reasons! {
     RemoteUnusable "remote_unusable" "The data here could not be brought in line with the cluster that this one replicates from: the lease is given up so that another member can follow it."
     DemotingCluster "demoting_cluster" "standby_cluster was added to the configuration: the primary stops to become the leader of a standby cluster."
     StandbyConfigGone "standby_config_gone" "This was a standby cluster and the DCS has lost its configuration: nobody is promoted. Write it again: trunkline edit-config, with standby_cluster or, to make this an independent cluster, without."
+    HoldingByFailsafe "holding_by_failsafe" "The DCS does not answer; every member of the failsafe list consents to this leader going on."
+    NoRaceUntil "no_race_until" "This member promised a leader that goes on without the DCS not to run for a ttl."
+    NotInFailsafe "not_in_failsafe" "This member is not in the failsafe list, so a leader may go on without the DCS that it knows nothing of. A leader lists it; if there is none, choose another member, or delete the failsafe key if you know that nobody leads."
+    WaitingAfterBoot "waiting_after_boot" "What was promised before this boot is not known: this member does not run for a ttl."
+    RulesFail "rules_fail" "A defect in the rules: three turns in a row failed. Leadership goes to another member that answers; please report it."
+    WalStillArrives "wal_still_arrives" "The last leader was not one of Trunkline and WAL still arrives from it: this member waits one ttl more."
     ShutDown "shut_down" "The agent may end: PostgreSQL has stopped and nothing is held."
 }
 

@@ -27,6 +27,8 @@ pub(super) fn memory(words: &Words<'_, '_>, now: Moment) -> Result<Memory, Scrip
         stands_back_until: words.seconds("stands_back")?.map(|left| now + left),
         bootstrap_failed: words.text("bootstrap_failed").map(Arc::from),
         is_restarting: words.has("restarting"),
+        alone_since: at("alone")?,
+        foreign_led_at: at("foreign_led")?,
         ..Memory::default()
     };
     if let Some((id, since)) = words

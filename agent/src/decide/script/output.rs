@@ -63,6 +63,7 @@ impl fmt::Display for Action {
             Action::DropFailoverRequest { revision } => write!(f, " {revision}"),
             Action::AnnounceSwitchover(record) => write!(f, " {}", Announced(record)),
             Action::Start(start) => write!(f, " {start}"),
+            Action::PublishFailsafe(list) => list.keys().try_for_each(|name| write!(f, " {name}")),
             Action::Stop(mode) => f.write_str(match mode {
                 StopMode::Planned => " planned",
                 StopMode::Fast => " fast",
@@ -100,6 +101,7 @@ impl fmt::Display for Action {
             | Action::Initialize
             | Action::FinishBootstrap
             | Action::Checkpoint
+            | Action::SwitchFailsafeOn
             | Action::CancelJob => Ok(()),
         }
     }

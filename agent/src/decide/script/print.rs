@@ -7,7 +7,7 @@ use trunkline_shared::cluster::topology::{Initialize, SwitchoverStage};
 use trunkline_shared::cluster::{ClusterSettings, Member, Moment, SystemId, Topology};
 
 use super::names::{role_word, state_word};
-use super::{slots, synchronous};
+use super::{failsafe, slots, synchronous};
 use crate::decide::callbacks::Told;
 use crate::decide::memory::Memory;
 use crate::decide::observation::{
@@ -51,12 +51,14 @@ pub fn to_script(seen: &Observation, memory: &Memory) -> String {
         DcsView::Unknown => out.push_str("dcs unknown\n"),
         DcsView::Known { topology, age } => {
             print_topology(&mut out, topology);
+            failsafe::print_list(&mut out, topology);
             let _ = writeln!(out, "dcs age={}", seconds(*age));
         }
     }
     print_lease(&mut out, &seen.lease, seen.now);
     print_local(&mut out, &seen.local, seen.now);
     print_peers(&mut out, &seen.peers);
+    failsafe::print_no_race(&mut out, &seen.no_race, seen.now);
     print_job(&mut out, &seen.job, seen.now);
     match seen.request {
         Some(LocalRequest::Restart) => out.push_str("request restart\n"),
@@ -127,6 +129,7 @@ fn print_settings(out: &mut String, s: &ClusterSettings) {
     option(out, "primary_stop_timeout", stop.map(seconds));
     synchronous::print_settings(out, s);
     slots::print_settings(out, s);
+    failsafe::print_settings(out, s);
     out.push('\n');
 }
 
@@ -136,11 +139,7 @@ fn print_topology(out: &mut String, topology: &Topology) {
         out.push_str("settings gone\n");
     }
     out.push_str("initialize ");
-    let _ = match topology.initialize {
-        Initialize::Absent => writeln!(out, "absent"),
-        Initialize::Running => writeln!(out, "running"),
-        Initialize::Done(id) => writeln!(out, "{id}"),
-    };
+    print_initialize(out, topology.initialize);
     if let Some(leader) = &topology.leader {
         let epoch = leader.epoch;
         let _ = writeln!(
@@ -188,6 +187,14 @@ fn print_topology(out: &mut String, topology: &Topology) {
             .for_each(|name| flag(out, true, name.as_str()));
         out.push('\n');
     }
+}
+
+fn print_initialize(out: &mut String, initialize: Initialize) {
+    let _ = match initialize {
+        Initialize::Absent => writeln!(out, "absent"),
+        Initialize::Running => writeln!(out, "running"),
+        Initialize::Done(id) => writeln!(out, "{id}"),
+    };
 }
 
 fn print_switchover(out: &mut String, topology: &Topology) {
@@ -252,6 +259,7 @@ fn print_lease(out: &mut String, lease: &LeaseView, now: Moment) {
             );
             flag(out, held.is_key_missing, "missing");
             flag(out, held.has_unresolved_hand_over, "unresolved");
+            flag(out, held.is_by_failsafe, "by_failsafe");
             out.push('\n');
         }
     }
@@ -466,5 +474,7 @@ fn print_memory(out: &mut String, memory: &Memory, now: Moment) {
             .map(|e| format!("{}@{}", e.generation, e.revision)),
     );
     synchronous::print_memory(out, memory, now);
+    option(out, "alone", memory.alone_since.map(ago));
+    option(out, "foreign_led", memory.foreign_led_at.map(ago));
     out.push('\n');
 }

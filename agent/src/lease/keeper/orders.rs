@@ -17,13 +17,13 @@ const RESOLVE_TRIES: u32 = 5;
 
 /// Why a leader key that is absent was not created.
 const NOT_AS_SEEN: &str =
-    "trunkline/timeline, sync or initialize is not what this member has seen of it";
+    "trunkline/timeline, sync, failsafe or initialize is not what this member has seen of it";
 
 impl Keeper {
     pub(super) async fn execute(&self, order: Order) -> Result<Revision, LeaseError> {
         match order {
             Order::Acquire(as_seen) => self.acquire(as_seen).await,
-            Order::ClaimBootstrap { claim, config } => self.claim_bootstrap(claim, config).await,
+            Order::ClaimBootstrap { seen, config } => self.claim_bootstrap(seen, config).await,
             Order::Confirm(lease) => self.confirm(lease).await,
             Order::Reassert => self.reassert().await,
             Order::Release {
@@ -32,20 +32,17 @@ impl Keeper {
             } => self.release(status, ends_bootstrap).await,
             Order::HandOver(hand_over) => self.hand_over(hand_over).await,
             Order::SetTtl(ttl) => self.set_ttl(ttl).await,
+            Order::PublishFailsafe { base, list } => self.publish_failsafe(base, list).await,
             Order::RemoveMember => self.remove_member().await,
         }
     }
 
-    async fn acquire(&self, as_seen: AsSeen) -> Result<Revision, LeaseError> {
+    async fn acquire(&self, seen: AsSeen) -> Result<Revision, LeaseError> {
         let session = self.young_session("take the leader key").await?;
         let mut then = vec![self.put_leader(session.lease)];
         then.extend(self.reads());
         let txn = Txn {
-            when: vec![
-                Compare::Absent(self.leader_key.clone()),
-                self.claimed_as_seen(as_seen.claim),
-                Compare::as_seen(self.keys.path(&FactKey::Sync), as_seen.sync),
-            ],
+            when: self.nobody_leads(seen),
             then,
             otherwise: self.reads(),
         };
@@ -55,24 +52,22 @@ impl Keeper {
 
     async fn claim_bootstrap(
         &self,
-        claim: Revision,
+        seen: AsSeen,
         config: Option<String>,
     ) -> Result<Revision, LeaseError> {
         let what = "claim the bootstrap";
         let session = self.young_session(what).await?;
         let initialize = self.keys.path(&FactKey::Initialize);
+        let mut when = self.nobody_leads(seen);
+        when.push(Compare::Absent(initialize.clone()));
         let mut then = vec![
-            put(initialize.clone(), "", session.lease),
+            put(initialize, "", session.lease),
             self.put_leader(session.lease),
         ];
         then.extend(config.map(|json| put(self.keys.path(&FactKey::Settings), &json, 0)));
         then.extend(self.reads());
         let txn = Txn {
-            when: vec![
-                Compare::Absent(initialize),
-                Compare::Absent(self.leader_key.clone()),
-                self.claimed_as_seen(claim),
-            ],
+            when,
             then,
             otherwise: self.reads(),
         };
@@ -294,7 +289,7 @@ impl Keeper {
         let (looked, is_known) = match outcome {
             Ok(committed) if committed.succeeded => {
                 self.changed();
-                self.inner.borrow_mut().state.given_up();
+                self.gone();
                 return Ok(committed.header.revision);
             }
             Ok(committed) => (self.looked(&committed, session.lease), true),
@@ -308,7 +303,7 @@ impl Keeper {
         };
         self.changed();
         if !is_known && is_done(&looked) {
-            self.inner.borrow_mut().state.given_up();
+            self.gone();
             return Ok(looked.header.revision);
         }
         match looked.found {
@@ -320,6 +315,11 @@ impl Keeper {
             KeyCheck::Missing | KeyCheck::Other => self.count_look(session, &looked),
         }
         Err(refused(what, said(&looked)))
+    }
+
+    fn gone(&self) {
+        self.inner.borrow_mut().state.given_up();
+        self.forget_authority();
     }
 
     async fn remove_member(&self) -> Result<Revision, LeaseError> {
@@ -374,7 +374,7 @@ impl Keeper {
         self.inner.borrow_mut().changes += 1;
     }
 
-    fn own_key(&self, what: &'static str) -> Result<(Held, Session), LeaseError> {
+    pub(super) fn own_key(&self, what: &'static str) -> Result<(Held, Session), LeaseError> {
         let held = self.inner.borrow().state.held();
         match (held, self.session()) {
             (Some(held), Some(session)) => Ok((held, session)),
@@ -387,8 +387,13 @@ impl Keeper {
         Compare::ModRevision(self.leader_key.clone(), held.epoch.revision)
     }
 
-    fn claimed_as_seen(&self, claim: Revision) -> Compare {
-        Compare::as_seen(self.keys.path(&FactKey::Timeline), claim)
+    fn nobody_leads(&self, seen: AsSeen) -> Vec<Compare> {
+        vec![
+            Compare::Absent(self.leader_key.clone()),
+            Compare::as_seen(self.keys.path(&FactKey::Timeline), seen.claim),
+            Compare::as_seen(self.keys.path(&FactKey::Sync), seen.sync),
+            Compare::as_seen(self.keys.path(&FactKey::Failsafe), seen.failsafe),
+        ]
     }
 
     pub(super) fn put_leader(&self, lease: LeaseId) -> Operation {

@@ -6,9 +6,18 @@ use super::*;
 use crate::decide::observation::{Held, LeaseView};
 use crate::lease::{AsSeen, HandOver, LeaseError};
 
+mod consent;
+
 const TTL: Duration = Duration::from_secs(5);
 /// Longest wait for something that takes milliseconds.
 const SOON: Duration = Duration::from_secs(10);
+
+fn seen(claim: Revision) -> AsSeen {
+    AsSeen {
+        claim,
+        ..AsSeen::default()
+    }
+}
 
 struct Bench {
     dcs: Arc<MemoryDcs>,
@@ -46,6 +55,8 @@ impl Bench {
             me: MemberName::new(name),
             ttl,
             saved: self.dir.path().join(name),
+            authority: self.dir.path().join(format!("{name}.authority")),
+            speaker: Speaker::default(),
         };
         spawn(config, arming, move || Some(dcs)).unwrap()
     }
@@ -229,24 +240,19 @@ async fn a_free_key_is_not_taken_by_who_missed_the_last_claim() {
     };
     let claim = bench.dcs.commit(&put).await.unwrap().header.revision;
     for known in [0, claim - 1] {
-        let refused = a
-            .acquire(AsSeen {
-                claim: known,
-                sync: 0,
-            })
-            .await;
+        let refused = a.acquire(seen(known)).await;
         assert!(
             matches!(refused, Err(LeaseError::Refused { .. })),
             "{refused:?}"
         );
-        let refused = a.claim_bootstrap(known, None).await;
+        let refused = a.claim_bootstrap(seen(known), None).await;
         assert!(
             matches!(refused, Err(LeaseError::Refused { .. })),
             "{refused:?}"
         );
     }
     assert_eq!(bench.get(&FactKey::Leader).await, None);
-    a.acquire(AsSeen { claim, sync: 0 }).await.unwrap();
+    a.acquire(seen(claim)).await.unwrap();
 }
 
 /// The store, with one transaction in its answer lost: executed or not.

@@ -1,0 +1,116 @@
+//! `/failsafe`, with Patroni's bodies and codes: another member leads and the DCS does not answer it.
+
+use std::time::Duration;
+
+use axum::http::{HeaderValue, StatusCode};
+use axum::response::Response;
+use serde::Deserialize;
+use trunkline_shared::cluster::{LeaderEpoch, MemberRole};
+use trunkline_shared::dcs::records::{epoch_from_text, failsafe_to_json};
+
+use super::published::Published;
+use super::{Api, text, with_status};
+
+/// The longest time that a leader may ask for: no lease is longer.
+const LONGEST: Duration = Duration::from_secs(3600);
+
+/// Promises, under an epoch if the asker says its own, not to run for so long, unless the function given says
+/// that this member may write; an error says why not.
+pub type Consent =
+    dyn Fn(Option<LeaderEpoch>, Duration, &dyn Fn() -> bool) -> Result<(), String> + Send + Sync;
+
+#[derive(Debug, Deserialize)]
+struct Asked {
+    name: String,
+    trunkline: Option<Fields>,
+}
+
+/// What a Patroni leader does not say.
+#[derive(Debug, Deserialize)]
+struct Fields {
+    epoch: String,
+    ttl_ms: u64,
+    cluster: String,
+    to: String,
+}
+
+/// `GET /failsafe`: the list, 502 where there is none.
+pub(super) fn list(published: &Published) -> Response {
+    let failsafe = &published.topology.failsafe;
+    if failsafe.is_empty() {
+        return text(StatusCode::BAD_GATEWAY, "failsafe mode is off");
+    }
+    with_status(200, "application/json", failsafe_to_json(failsafe))
+}
+
+/// `POST /failsafe`: 200 once this member has written down that it does not run for leader, 500 where it
+/// leads itself or knows better, 502 where the mode is off.
+pub(super) fn consent(api: &Api, body: &[u8]) -> Response {
+    let published = api.published.load();
+    let asked: Asked = match serde_json::from_slice(body) {
+        Ok(asked) => asked,
+        Err(error) => {
+            let why = format!("the body is not the JSON expected: {error}");
+            return text(StatusCode::BAD_REQUEST, &why);
+        }
+    };
+    let settings = published.topology.settings_or_default();
+    let (epoch, ttl) = match &asked.trunkline {
+        None if settings.failsafe_mode != Some(true) => {
+            return text(StatusCode::BAD_GATEWAY, "failsafe mode is off");
+        }
+        None => (None, settings.ttl),
+        Some(fields) => {
+            let is_me = fields.cluster == published.cluster.as_str()
+                && fields.to == published.name.as_str();
+            if !is_me {
+                let why = format!(
+                    "this is {} of {}, not {} of {}: an api_url has changed hands",
+                    published.name, published.cluster, fields.to, fields.cluster
+                );
+                return text(StatusCode::INTERNAL_SERVER_ERROR, &why);
+            }
+            let Some(epoch) = epoch_from_text(&fields.epoch) else {
+                return text(StatusCode::BAD_REQUEST, "trunkline.epoch is no epoch");
+            };
+            let ttl = Duration::from_millis(fields.ttl_ms);
+            if ttl > LONGEST {
+                // A shorter promise than was asked for would be believed.
+                return text(
+                    StatusCode::BAD_REQUEST,
+                    "trunkline.ttl_ms is beyond an hour",
+                );
+            }
+            (Some(epoch), ttl)
+        }
+    };
+    if published.reason.is_none() {
+        // Whether PostgreSQL here is a primary is not known before the first turn.
+        return text(StatusCode::INTERNAL_SERVER_ERROR, "starting");
+    }
+    let leads = || may_write(&api.published.load()) || asked.name == published.name.as_str();
+    match (api.consent)(epoch, ttl, &leads) {
+        Ok(()) => {
+            let mut response = text(StatusCode::OK, "Accepted");
+            let position = published.received.max(published.replayed);
+            if let Some(position) = position {
+                response
+                    .headers_mut()
+                    .insert("lsn", HeaderValue::from(position.0));
+            }
+            response
+        }
+        Err(why) => text(StatusCode::INTERNAL_SERVER_ERROR, &why),
+    }
+}
+
+/// Whether this member's PostgreSQL is a primary, or is becoming one.
+fn may_write(published: &Published) -> bool {
+    match published.role {
+        MemberRole::Primary | MemberRole::Promoted => true,
+        MemberRole::Replica
+        | MemberRole::StandbyLeader
+        | MemberRole::Demoted
+        | MemberRole::Uninitialized => false,
+    }
+}

@@ -1,0 +1,175 @@
+//! Rounds of the real lease task, against members that answer over HTTP.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+
+use super::*;
+use crate::lease::rounds::{List, Shown};
+
+/// Long enough for a loaded machine, short enough to be waited out.
+const SHORT: Duration = Duration::from_secs(3);
+
+/// The store; silent when told so.
+struct Mute {
+    dcs: Arc<MemoryDcs>,
+    is_silent: AtomicBool,
+}
+
+impl Mute {
+    fn speak(&self) -> Result<&MemoryDcs, DcsError> {
+        if self.is_silent.load(Ordering::SeqCst) {
+            return Err(DcsError::UnknownOutcome {
+                endpoint: "memory".to_owned(),
+                why: "made to be silent".to_owned(),
+            });
+        }
+        Ok(&self.dcs)
+    }
+}
+
+#[async_trait::async_trait]
+impl Dcs for Mute {
+    async fn read(&self, prefix: &str) -> Result<Listing, DcsError> {
+        self.speak()?.read(prefix).await
+    }
+
+    async fn commit(&self, txn: &Txn) -> Result<Committed, DcsError> {
+        self.speak()?.commit(txn).await
+    }
+
+    async fn watch(&self, prefix: &str, from: Revision) -> Result<Box<dyn Watch>, DcsError> {
+        self.speak()?.watch(prefix, from).await
+    }
+
+    async fn grant(&self, ttl: Duration) -> Result<LeaseAnswer, DcsError> {
+        self.speak()?.grant(ttl).await
+    }
+
+    async fn keep_alive(&self, lease: LeaseId) -> Result<LeaseAnswer, DcsError> {
+        self.speak()?.keep_alive(lease).await
+    }
+}
+
+/// A member that consents to everything while it is told to.
+async fn member(consents: Arc<AtomicBool>) -> Arc<str> {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut asked = [0; 4096];
+            let _ = stream.read(&mut asked).await;
+            let (status, body) = match consents.load(Ordering::SeqCst) {
+                true => ("200 OK", "Accepted"),
+                false => ("500 Internal Server Error", "Running as a leader"),
+            };
+            let length = body.len();
+            let answer = format!(
+                "HTTP/1.1 {status}\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{body}"
+            );
+            let _ = stream.write_all(answer.as_bytes()).await;
+        }
+    });
+    Arc::from(format!("http://{address}/patroni"))
+}
+
+async fn until(handle: &LeaseHandle, mut is_so: impl FnMut(&LeaseView) -> bool) {
+    let mut status = handle.status();
+    let waiting = async {
+        while !is_so(&status.borrow().view) {
+            // A moved deadline alone wakes nobody.
+            let _ = timeout(Duration::from_millis(50), status.changed()).await;
+        }
+    };
+    timeout(SOON, waiting).await.unwrap();
+}
+
+fn by_failsafe(view: &LeaseView) -> Option<Held> {
+    match view {
+        LeaseView::Held(held) => Some(*held).filter(|held| held.is_by_failsafe),
+        LeaseView::NotHeld | LeaseView::Lost => None,
+    }
+}
+
+#[tokio::test]
+async fn a_leader_goes_on_by_the_consent_of_all_and_so_does_its_restarted_agent() {
+    let bench = Bench::new();
+    let dcs = Arc::new(Mute {
+        dcs: bench.dcs.clone(),
+        is_silent: AtomicBool::new(false),
+    });
+    let consents = Arc::new(AtomicBool::new(true));
+    let list: Arc<List> = Arc::new(List::from([
+        (MemberName::new("a"), Arc::from("")),
+        (MemberName::new("b"), member(consents.clone()).await),
+    ]));
+    let armed = |found| Arc::new(Arming::new(found, Box::new(|_| Ok(())), Box::new(|| true)));
+    let arming = armed(None);
+    let a = bench.member_armed_by("a", dcs.clone(), SHORT, arming.clone());
+    a.acquire(AsSeen::default()).await.unwrap();
+    a.show_failsafe(Shown {
+        list: Arc::default(),
+        revision: 0,
+        is_on: true,
+    });
+    let revision = a.publish_failsafe(0, list.clone()).await.unwrap();
+    a.show_failsafe(Shown {
+        list,
+        revision,
+        is_on: true,
+    });
+    arming.arm(held(&a).deadline).unwrap();
+    let before = held(&a);
+    dcs.is_silent.store(true, Ordering::SeqCst);
+    // Well beyond what the last renewal allowed.
+    until(&a, |view| {
+        by_failsafe(view).is_some_and(|held| held.deadline > before.deadline + SHORT / 2)
+    })
+    .await;
+    assert_eq!(held(&a).epoch, before.epoch);
+    drop(a);
+
+    let again = armed(arming.deadline());
+    let a = bench.member_armed_by("a", dcs.clone(), SHORT, again.clone());
+    until(&a, |view| {
+        by_failsafe(view)
+            .is_some_and(|held| held.epoch == before.epoch && held.has_unresolved_hand_over)
+    })
+    .await;
+    consents.store(false, Ordering::SeqCst);
+    until(&a, |view| *view == LeaseView::NotHeld).await;
+    drop(a);
+
+    // Its deadline has passed: the next agent does not go on.
+    consents.store(true, Ordering::SeqCst);
+    let a = bench.member_armed_by("a", dcs, SHORT, armed(again.deadline()));
+    tokio::time::sleep(SHORT / 2).await;
+    assert_eq!(a.status().borrow().view, LeaseView::NotHeld);
+}
+
+#[tokio::test]
+async fn without_an_armed_fence_nobody_is_asked_to_stand_back() {
+    let bench = Bench::new();
+    let dcs = Arc::new(Mute {
+        dcs: bench.dcs.clone(),
+        is_silent: AtomicBool::new(false),
+    });
+    let list: Arc<List> = Arc::new(List::from([
+        (MemberName::new("a"), Arc::from("")),
+        (
+            MemberName::new("b"),
+            member(Arc::new(AtomicBool::new(true))).await,
+        ),
+    ]));
+    let arming = Arc::new(Arming::new(None, Box::new(|_| Ok(())), Box::new(|| true)));
+    let a = bench.member_armed_by("a", dcs.clone(), SHORT, arming);
+    a.acquire(AsSeen::default()).await.unwrap();
+    a.show_failsafe(Shown {
+        list,
+        revision: 7,
+        is_on: true,
+    });
+    dcs.is_silent.store(true, Ordering::SeqCst);
+    until(&a, |view| *view == LeaseView::NotHeld).await;
+}
