@@ -7,6 +7,8 @@ use trunkline_bench::simulation::{Coverage, UNREACHED};
 const SEEDS: u64 = 5_000;
 /// A broken rule is noticed within so many seeds.
 const SEEDS_TO_NOTICE: u64 = 10_000;
+/// A broken rule may cost worlds their leader before it costs one its data.
+const FAILURES_LOOKED_AT: usize = 8;
 
 #[test]
 fn five_thousand_histories_keep_every_invariant_and_reach_everything() {
@@ -71,25 +73,35 @@ fn the_same_seed_is_the_same_history() {
     }
 }
 
-/// The invariant that notices a broken rule first.
-fn noticed(rule: Break) -> Option<Invariant> {
+/// What notices a broken rule, until its own invariant does. Without the break no seed fails: whatever is
+/// noticed comes of it.
+fn noticed(rule: Break) -> Vec<Invariant> {
     let options = Options {
         rule: Some(rule),
         ..Options::default()
     };
-    let report = play_all(0..SEEDS_TO_NOTICE, options, 1);
-    report
-        .failures
-        .first()
-        .map(|(_, failure)| failure.invariant)
+    let mut coverage = Coverage::default();
+    let mut found = Vec::new();
+    for seed in 0..SEEDS_TO_NOTICE {
+        let Some(failure) = play(seed, options, &mut coverage, false).failure else {
+            continue;
+        };
+        found.push(failure.invariant);
+        if noticed_by(rule).contains(&failure.invariant) || found.len() >= FAILURES_LOOKED_AT {
+            break;
+        }
+    }
+    found
 }
 
 #[test]
 fn every_rule_broken_on_purpose_is_noticed_by_its_invariant() {
     for (rule, word) in Break::ALL {
-        let invariant = noticed(rule);
-        let is_right = invariant.is_some_and(|found| noticed_by(rule).contains(&found));
-        assert!(is_right, "{word} is noticed by {invariant:?}");
+        let found = noticed(rule);
+        let is_right = found
+            .last()
+            .is_some_and(|last| noticed_by(rule).contains(last));
+        assert!(is_right, "{word} is noticed by {found:?}");
     }
 }
 

@@ -6,10 +6,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use trunkline_agent::decide::announce::announcement;
+use trunkline_agent::decide::decision::StartAs;
 use trunkline_agent::decide::observation::{
     DcsView, FenceView, Local, Observation, PeerAnswer, PeerView, Peers, RunningRole, WatchdogView,
 };
-use trunkline_agent::decide::{Decision, asking, decide};
+use trunkline_agent::decide::{Action, Decision, asking, decide};
 use trunkline_shared::cluster::topology::{Fact, FactKey};
 use trunkline_shared::cluster::{Lsn, Member, Moment};
 
@@ -327,6 +328,10 @@ impl World {
         );
         self.check_decision(node, &seen, &decision);
         self.perturb_decision(&seen, &mut decision);
+        if decision.actions.iter().any(makes_writable) {
+            let agent = &mut self.node_mut(node).agent;
+            agent.made_writable_by = agent.view.clone();
+        }
         self.take_up(node, &seen, decision);
         true
     }
@@ -480,4 +485,12 @@ impl World {
         let now: Moment = self.clock(node);
         Some(now.until(held.deadline))
     }
+}
+
+fn makes_writable(action: &Action) -> bool {
+    matches!(
+        action,
+        Action::Promote(_)
+            | Action::Start(StartAs::Primary | StartAs::PrimaryClosed | StartAs::Recovering)
+    )
 }

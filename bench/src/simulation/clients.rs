@@ -18,6 +18,8 @@ pub(super) struct WriteSent {
     end: u64,
     /// How old the router's view was when it sent it.
     sent: Time,
+    /// Acknowledged past the deadline of a node on which nothing ran that could end it.
+    is_unguarded: bool,
 }
 
 /// How long an instance may still be written to after it stopped being a primary: how long a router may
@@ -48,6 +50,7 @@ impl World {
             branch: 0,
             end: 0,
             sent: self.now,
+            is_unguarded: false,
         });
         let way = self.hop();
         self.put_in(way, Event::WriteArrives { write });
@@ -105,6 +108,11 @@ impl World {
 
     /// PostgreSQL tells the client that its commit is done.
     pub(super) fn answer_write(&mut self, node: NodeId, write: u32) {
+        let this = self.node(node);
+        let deadline = this.run_dir.deadline;
+        let is_over = deadline.is_some_and(|deadline| this.clock(self.now) > deadline);
+        let is_unguarded = is_over && !this.is_guarded(self.now);
+        self.writes[write as usize].is_unguarded = is_unguarded;
         let router = self.writes[write as usize].router;
         if self.net.reaches(Place::Node(node), Place::Router(router)) {
             let way = self.hop();
@@ -117,6 +125,10 @@ impl World {
         let router = &self.routers[usize::from(sent.router)];
         // A session that was cut takes no answer to its client.
         if router.has_cut(sent.lane) {
+            return true;
+        }
+        // Only a watchdog could have kept it from that: such a node is no part of any promise.
+        if sent.is_unguarded && self.is_synchronous() {
             return true;
         }
         let now = self.now;

@@ -446,7 +446,7 @@ impl World {
         }
     }
 
-    fn request_change(
+    pub(super) fn request_change(
         &mut self,
         leader: Option<MemberName>,
         candidate: Option<MemberName>,

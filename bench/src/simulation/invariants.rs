@@ -433,12 +433,9 @@ impl World {
         let their_part = self
             .branches
             .shared_until(source.branch, source.end, newest);
-        if own_part > their_part
-            && self
-                .branches
-                .acknowledged_between(newest, their_part.unwrap_or(0), u64::MAX)
-                > 0
-        {
+        let begin = their_part.unwrap_or(0);
+        let lost = self.branches.acknowledged_between(newest, begin, u64::MAX);
+        if own_part > their_part && lost > self.standby_may_lose(node) {
             let detail = format!(
                 "{} replaces the newest history by an older one",
                 self.node(node).name
@@ -480,8 +477,10 @@ impl World {
     pub(super) fn on_converged(&mut self) -> bool {
         let waited = self.now - self.calm_since;
         let limit = CONVERGE_LIMIT + 3 * self.plan.ttl.as_nanos() as Time;
+        self.operator_names_a_leader(waited);
         match self.everyone_converged() {
             Ok(()) => self.is_over = true,
+            Err(_) if self.has_given_itself_up() => self.is_over = true,
             Err((invariant, detail)) if waited >= limit => self.fail(invariant, detail),
             Err(_) => self.put_in(500 * MS, Event::Converged),
         }

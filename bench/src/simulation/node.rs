@@ -38,6 +38,8 @@ pub(super) struct Agent {
     pub(super) me: Arc<Me>,
     pub(super) memory: Memory,
     pub(super) view: Option<Arc<Topology>>,
+    /// The view with which it was last decided to make the instance writable.
+    pub(super) made_writable_by: Option<Arc<Topology>>,
     /// Which nodes a view in this life of the agent has shown registered.
     pub(super) ever_seen: [bool; 5],
     /// When the view was last proved the newest, by this node's clock.
@@ -81,6 +83,7 @@ impl Agent {
             me,
             memory: Memory::default(),
             view: None,
+            made_writable_by: None,
             ever_seen: [false; 5],
             proved: Moment(0),
             lease: LeaseTask::default(),

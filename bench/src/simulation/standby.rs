@@ -6,7 +6,9 @@ use trunkline_agent::decide::observation::{DcsView, Observation};
 use trunkline_shared::cluster::settings::StandbyCluster;
 
 use super::event::{NodeId, SECOND, Time};
+use super::fake_postgres::Phase;
 use super::invariants::Invariant;
+use super::plan::FaultKind;
 use super::world::World;
 
 /// Where the remote is.
@@ -14,6 +16,9 @@ pub(super) const REMOTE: &str = "remote:5432";
 
 /// How long the remote can be reached, and how long not.
 const REMOTE_SPELL: Time = 7 * SECOND;
+
+/// How long nobody leads until an operator says who is to.
+const OPERATOR_COMES: Time = 30 * SECOND;
 
 /// Whether a stream from the remote stands. It never brings anything.
 pub(super) fn remote_sends(now: Time) -> bool {
@@ -43,9 +48,57 @@ pub(super) fn unread(seen: &mut Observation) {
 }
 
 impl World {
+    /// A synchronous cluster that followed another for a while may have left acknowledged commits behind with
+    /// its own history: nobody is promoted then until an operator accepts that.
+    pub(super) fn operator_names_a_leader(&mut self, waited: Time) {
+        let is_time = (OPERATOR_COMES..OPERATOR_COMES + SECOND).contains(&waited);
+        if !is_time
+            || !self.was_standby()
+            || !self.is_synchronous()
+            || self.store.leader().is_some()
+        {
+            return;
+        }
+        let running = self
+            .nodes
+            .iter()
+            .filter(|node| matches!(node.postgres.phase, Phase::Replica { promotes: false }));
+        let furthest = running.max_by_key(|node| node.postgres.data.as_ref().map(|d| d.end));
+        if let Some(node) = furthest {
+            let name = node.name.clone();
+            self.ledger.loss_accepted = true;
+            self.request_change(None, Some(name));
+        }
+    }
+
+    /// A cluster told to follow another left its own history, the last copy of it half rewound, before there
+    /// was another: what remains is the remote, or a backup.
+    pub(super) fn has_given_itself_up(&self) -> bool {
+        let mut data = self.nodes.iter().map(|node| &node.postgres.data);
+        self.was_standby() && !data.any(|data| data.as_ref().is_some_and(|d| !d.is_broken))
+    }
+
+    /// Bytes that a standby cluster's leader may lack when the others follow it: nothing marks its election in
+    /// the history, so that what an asynchronous failover may lose is counted here.
+    pub(super) fn standby_may_lose(&self, node: NodeId) -> u64 {
+        let view = self.node(node).agent.view.as_ref();
+        let is_standby = view.is_some_and(|v| v.settings_or_default().standby_cluster.is_some());
+        if is_standby && !self.is_synchronous() {
+            self.plan.maximum_lag
+        } else {
+            0
+        }
+    }
+
+    fn was_standby(&self) -> bool {
+        let mut faults = self.plan.faults.iter();
+        faults.any(|fault| fault.kind == FaultKind::OperatorDemotes)
+    }
+
     /// `a_standby_cluster_never_writes`: called at the signal that makes an instance writable.
     pub(super) fn check_standby(&mut self, node: NodeId) {
-        let view = self.node(node).agent.view.as_ref();
+        // A section written while the decision is being carried out is seen by the next one.
+        let view = self.node(node).agent.made_writable_by.as_ref();
         let is_standby = view.is_some_and(|view| {
             let settings = view.settings.as_ref();
             settings.is_some_and(|settings| settings.standby_cluster.is_some())

@@ -24,7 +24,7 @@ const SENDER_TIMEOUT: Time = 5 * SECOND;
 /// The longest until a changed setting is taken up.
 const RELOAD_TAKES: Time = 30 * MS;
 /// The longest that the checkpointer syncs files, and takes nothing up.
-const SYNC_TAKES: Time = 2 * SECOND;
+const SYNC_TAKES: Time = 10 * SECOND;
 
 /// What a server knows of one that receives from it.
 #[derive(Clone, Copy, Default)]
@@ -87,7 +87,7 @@ impl World {
             return true;
         }
         let waited = self.node(node).postgres.waiting.in_force != SyncNames::Nobody;
-        if !waited && self.rng.u8(..3) == 0 {
+        if !waited && self.rng.bool() {
             let untold_until = self.now + self.rng.u64(MS..SYNC_TAKES);
             self.node_mut(node).postgres.waiting.untold_until = untold_until;
         }

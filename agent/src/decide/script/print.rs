@@ -405,6 +405,14 @@ fn print_standby(out: &mut String, memory: &Memory) {
     flag(out, memory.has_left_remote, "left_remote");
 }
 
+fn print_moments(out: &mut String, memory: &Memory, now: Moment) {
+    let ago = |at: Moment| seconds(now.since(at));
+    option(out, "crashed", memory.crashed_at.map(ago));
+    option(out, "status", memory.status_at.map(ago));
+    option(out, "alone", memory.alone_since.map(ago));
+    option(out, "foreign_led", memory.foreign_led_at.map(ago));
+}
+
 fn print_memory(out: &mut String, memory: &Memory, now: Moment) {
     let ago = |at: Moment| seconds(now.since(at));
     out.push_str("memory");
@@ -415,8 +423,7 @@ fn print_memory(out: &mut String, memory: &Memory, now: Moment) {
             .switchover
             .map(|(id, at)| format!("{id}@{}", ago(at))),
     );
-    option(out, "crashed", memory.crashed_at.map(ago));
-    option(out, "status", memory.status_at.map(ago));
+    print_moments(out, memory, now);
     print_standby(out, memory);
     for (name, at) in &memory.slot_needed {
         let _ = write!(out, " needed={name}@{}", ago(*at));
@@ -474,7 +481,5 @@ fn print_memory(out: &mut String, memory: &Memory, now: Moment) {
             .map(|e| format!("{}@{}", e.generation, e.revision)),
     );
     synchronous::print_memory(out, memory, now);
-    option(out, "alone", memory.alone_since.map(ago));
-    option(out, "foreign_led", memory.foreign_led_at.map(ago));
     out.push('\n');
 }
