@@ -177,7 +177,8 @@ impl World {
         let Some(deadline) = node.run_dir.deadline else {
             return;
         };
-        let is_left = !node.fence.is_alive || node.fence.frozen_until > self.now;
+        // One that thaws after the deadline kills from then on.
+        let is_left = !node.fence.is_alive || node.fence.frozen_until + KILL_LIMIT > self.now;
         let limit = match is_left {
             // A machine is reset before its lease ends, and its own clocks may differ by half a percent.
             true => deadline + margin(self.plan.ttl),
