@@ -143,14 +143,10 @@ fn an_agent_does_not_start_beside_a_living_one_of_its_name() {
             let door = Postgres::new(agents.config(1)).unwrap();
             leads(&agents, &door, 1).await;
             agents.start_as(2, "member-1", 5);
-            let began = clock::now();
-            let ended = loop {
-                if let Some(status) = agents.ended(2) {
-                    break status;
-                }
-                assert!(clock::now().since(began) < PATIENCE, "{}", agents.said(2));
-                tokio::time::sleep(Duration::from_millis(3)).await;
-            };
+            let end = wait_for("the second agent's end", String::new, async || {
+                agents.ended(2)
+            });
+            let ended = end.await;
             assert!(!ended.success());
             let said = agents.said(2);
             assert!(

@@ -2,6 +2,9 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "support/waiting.rs"]
+mod waiting;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,8 +29,7 @@ use trunkline_shared::dcs::keys::Keys;
 use trunkline_shared::dcs::memory::MemoryDcs;
 use trunkline_shared::dcs::{Dcs, Operation, Txn, records};
 use trunkline_shared::service::clock;
-
-const PATIENCE: Duration = Duration::from_secs(20);
+use waiting::{PATIENCE, wait_for};
 
 struct Fixture {
     address: SocketAddr,
@@ -387,16 +389,11 @@ async fn a_switchover_is_checked_written_and_followed() {
     );
     let acting = async {
         let key = fixture.keys.path(&FactKey::Failover);
-        let began = clock::now();
-        loop {
+        let written = wait_for("the request", String::new, async || {
             let found = fixture.dcs.read(&key).await.unwrap();
-            if let Some(entry) = found.entries.first() {
-                assert_eq!(entry.value, br#"{"leader":"n1","member":"n2"}"#);
-                break;
-            }
-            assert!(clock::now().since(began) < PATIENCE, "nothing was written");
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+            found.entries.into_iter().next()
+        });
+        assert_eq!(written.await.value, br#"{"leader":"n1","member":"n2"}"#);
         let after = led_by(100, "n2", &[("n1", "replica"), ("n2", "primary")]);
         fixture.publish(|published| published.topology = after);
     };

@@ -1,5 +1,6 @@
 //! Another member leads, or the key names this one without proof: follow, rewind, re-clone, confirm.
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -93,22 +94,26 @@ struct At<'a> {
     is_streaming: bool,
 }
 
+/// What an operator asked of a running instance in recovery, whoever it follows.
+pub(super) fn local_request(turn: Turn<'_>) -> ControlFlow<Decision, Turn<'_>> {
+    ControlFlow::Break(match &turn.seen.request {
+        Some(LocalRequest::Restart) => turn
+            .request_taken()
+            .act(Action::Stop(StopMode::Fast))
+            .routine(Reason::RestartRequested),
+        Some(LocalRequest::Reinitialize) => turn
+            .act(Action::Stop(StopMode::Fast))
+            .routine(Reason::ReinitializeRequested),
+        None => return ControlFlow::Continue(turn),
+    })
+}
+
 fn follow(turn: Turn<'_>, topology: &Topology, running: &Running, at: At<'_>) -> Decision {
     let seen = turn.seen;
-    match &seen.request {
-        Some(LocalRequest::Restart) => {
-            return turn
-                .request_taken()
-                .act(Action::Stop(StopMode::Fast))
-                .routine(Reason::RestartRequested);
-        }
-        Some(LocalRequest::Reinitialize) => {
-            return turn
-                .act(Action::Stop(StopMode::Fast))
-                .routine(Reason::ReinitializeRequested);
-        }
-        None => {}
-    }
+    let turn = match local_request(turn) {
+        ControlFlow::Break(decision) => return decision,
+        ControlFlow::Continue(turn) => turn,
+    };
     let Some((leader, timeline)) =
         confirmed_leader(topology).and_then(|leader| Some((leader, leader.timeline?)))
     else {

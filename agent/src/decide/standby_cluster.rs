@@ -10,7 +10,7 @@ use trunkline_shared::cluster::{Lsn, Timeline, Topology};
 
 use super::decision::{Action, Decision, Detail, Reason, StartAs, StopMode, Upstream};
 use super::observation::{JobKind, Local, LocalRequest, Running, RunningRole, Stopped};
-use super::{Turn, candidate, holding_lease, leading, slots};
+use super::{Turn, candidate, following, holding_lease, leading, slots};
 
 /// Where the leader has its WAL from.
 pub(super) fn remote(section: &StandbyCluster) -> Upstream {
@@ -100,23 +100,12 @@ fn lead<'a>(
     running: &Running,
     section: &StandbyCluster,
 ) -> Decision {
-    let seen = turn.seen;
     let from = remote(section);
     let (reached, upstream, is_streaming) = position(running);
-    match &seen.request {
-        Some(LocalRequest::Restart) => {
-            return turn
-                .request_taken()
-                .act(Action::Stop(StopMode::Fast))
-                .routine(Reason::RestartRequested);
-        }
-        Some(LocalRequest::Reinitialize) => {
-            return turn
-                .act(Action::Stop(StopMode::Fast))
-                .routine(Reason::ReinitializeRequested);
-        }
-        None => {}
-    }
+    let turn = match following::local_request(turn) {
+        ControlFlow::Break(decision) => return decision,
+        ControlFlow::Continue(turn) => turn,
+    };
     if upstream != from.address.as_ref() {
         return turn
             .detail(whom(&from))

@@ -3,6 +3,9 @@
 //! PostgreSQL refuses root. Started by root, a test therefore runs its own program again, for the one test,
 //! as user `postgres`, from a folder that user may enter, with the agent's program beside it.
 
+#[path = "waiting.rs"]
+mod waiting;
+
 use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -12,10 +15,8 @@ use rustix::fs::{FlockOperation, flock};
 use trunkline_agent::postgres::kill::kill_instance;
 use trunkline_agent::postgres::methods::ReplicaMethod;
 use trunkline_agent::postgres::{Credentials, Postgres, PostgresConfig, Upstream};
-use trunkline_shared::service::clock;
 
-/// Longest wait for anything a test waits for.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub use waiting::{PATIENCE, wait_for};
 
 /// How many test clusters one machine may hold.
 const NUMBERS: u8 = 250;
@@ -267,24 +268,4 @@ fn lock(path: &Path) -> Option<File> {
     };
     flock(&file, FlockOperation::NonBlockingLockExclusive).ok()?;
     Some(file)
-}
-
-/// Looks every few milliseconds until `found` gives a value; what is `told` is said when it does not.
-pub async fn wait_for<T>(
-    what: &str,
-    told: impl Fn() -> String,
-    mut found: impl AsyncFnMut() -> Option<T>,
-) -> T {
-    let began = clock::now();
-    loop {
-        if let Some(value) = found().await {
-            return value;
-        }
-        assert!(
-            clock::now().since(began) < PATIENCE,
-            "waited in vain for {what}\n{}",
-            told()
-        );
-        tokio::time::sleep(Duration::from_millis(3)).await;
-    }
 }

@@ -20,8 +20,7 @@ pub struct SimulateOptions {
     /// Tell what happened in each seed
     #[arg(long)]
     story: bool,
-    /// Break a rule on purpose: no-fence, deadline-from-answer, no-peer-check, release-alive,
-    /// stale-epoch-router, promote-unlocked, lag-limit-ignored, upstream-dropped
+    /// Break a rule on purpose; a word that is none is answered with all of them
     #[arg(long = "break", value_name = "RULE", value_parser = Break::from_str)]
     rule: Option<Break>,
     /// Threads

@@ -468,11 +468,6 @@ impl World {
         *sent = lane.epoch;
     }
 
-    /// A write of this lane was acknowledged to its client.
-    pub(super) fn check_acknowledged(&mut self, lane: Lane) {
-        let _ = lane;
-    }
-
     // Liveness.
 
     pub(super) fn on_converged(&mut self) -> bool {

@@ -246,13 +246,26 @@ impl World {
     pub(super) fn let_clients_in(&mut self, node: NodeId) {
         self.node_mut(node).postgres.waiting.is_closed = false;
         tell!(self, Actor::Postgres(node), "lets clients in");
+        // Whom commits wait for later is nothing that this start had to wait for.
+        if self.lack(node).is_none() {
+            self.node_mut(node).postgres.waiting.unconfirmed = None;
+        }
     }
 
     /// `unconfirmed_stays_hidden`: a client is served by what a recovery made visible.
     pub(super) fn check_hidden(&mut self, node: NodeId) {
+        if let Some(lack) = self.lack(node) {
+            let detail = format!("{} serves clients after {lack}", self.node(node).name);
+            return self.fail(Invariant::UnconfirmedStaysHidden, detail);
+        }
+        self.node_mut(node).postgres.waiting.unconfirmed = None;
+    }
+
+    /// What the standbys that commits wait for lack of the last recovery in place.
+    fn lack(&self, node: NodeId) -> Option<String> {
         let postgres = &self.node(node).postgres;
         let (Some(end), Some(data)) = (postgres.waiting.unconfirmed, &postgres.data) else {
-            return;
+            return None;
         };
         let (names, needed) = match (&postgres.waiting.in_force, self.is_synchronous()) {
             (SyncNames::Blocked, true) => (Default::default(), 1),
@@ -266,14 +279,8 @@ impl World {
             names.contains(&self.node(*id).name) && shared.is_some_and(|shared| shared >= end)
         };
         let have_all = (0..self.plan.members).filter(has_all).count();
-        if have_all < needed {
-            let detail = format!(
-                "{} serves clients after a recovery up to {end}, which {have_all} of {needed} standbys have",
-                self.node(node).name
-            );
-            return self.fail(Invariant::UnconfirmedStaysHidden, detail);
-        }
-        self.node_mut(node).postgres.waiting.unconfirmed = None;
+        (have_all < needed)
+            .then(|| format!("a recovery up to {end}, which {have_all} of {needed} standbys have"))
     }
 
     /// Whether commits wait for standbys in this seed.

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
+use tokio::sync::Notify;
 
 use super::*;
 use crate::lease::rounds::{List, Shown};
@@ -15,11 +16,14 @@ const SHORT: Duration = Duration::from_secs(3);
 struct Mute {
     dcs: Arc<MemoryDcs>,
     is_silent: AtomicBool,
+    /// Told of each question it does not answer.
+    asked: Notify,
 }
 
 impl Mute {
     fn speak(&self) -> Result<&MemoryDcs, DcsError> {
         if self.is_silent.load(Ordering::SeqCst) {
+            self.asked.notify_one();
             return Err(DcsError::UnknownOutcome {
                 endpoint: "memory".to_owned(),
                 why: "made to be silent".to_owned(),
@@ -98,6 +102,7 @@ async fn a_leader_goes_on_by_the_consent_of_all_and_so_does_its_restarted_agent(
     let dcs = Arc::new(Mute {
         dcs: bench.dcs.clone(),
         is_silent: AtomicBool::new(false),
+        asked: Notify::new(),
     });
     let consents = Arc::new(AtomicBool::new(true));
     let list: Arc<List> = Arc::new(List::from([
@@ -143,8 +148,10 @@ async fn a_leader_goes_on_by_the_consent_of_all_and_so_does_its_restarted_agent(
 
     // Its deadline has passed: the next agent does not go on.
     consents.store(true, Ordering::SeqCst);
-    let a = bench.member_armed_by("a", dcs, SHORT, armed(again.deadline()));
-    tokio::time::sleep(SHORT / 2).await;
+    let a = bench.member_armed_by("a", dcs.clone(), SHORT, armed(again.deadline()));
+    for _ in 0..3 {
+        timeout(SOON, dcs.asked.notified()).await.unwrap();
+    }
     assert_eq!(a.status().borrow().view, LeaseView::NotHeld);
 }
 
@@ -154,6 +161,7 @@ async fn without_an_armed_fence_nobody_is_asked_to_stand_back() {
     let dcs = Arc::new(Mute {
         dcs: bench.dcs.clone(),
         is_silent: AtomicBool::new(false),
+        asked: Notify::new(),
     });
     let list: Arc<List> = Arc::new(List::from([
         (MemberName::new("a"), Arc::from("")),
