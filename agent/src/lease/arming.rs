@@ -56,11 +56,12 @@ impl Arming {
         self.state().set(Some(deadline))
     }
 
-    /// A counted renewal: moves the deadline if armed.
-    pub fn renewed(&self, deadline: Moment) -> io::Result<()> {
+    /// The lease counts until then: an armed fence fires at that moment. It may be earlier than before, when
+    /// the key was written anew on another lease.
+    pub fn keep(&self, deadline: Moment) -> io::Result<()> {
         let mut state = self.state();
         match state.deadline {
-            Some(earlier) if earlier < deadline => state.set(Some(deadline)),
+            Some(other) if other != deadline => state.set(Some(deadline)),
             Some(_) | None => Ok(()),
         }
     }
@@ -107,7 +108,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_renewal_moves_the_deadline_only_while_armed_and_only_forward() {
+    fn an_armed_fence_keeps_the_deadline_of_the_lease() {
         let written = Arc::new(Mutex::new(Vec::new()));
         let log = written.clone();
         let arming = Arming::new(
@@ -119,18 +120,23 @@ mod tests {
             Box::new(|| true),
         );
         arming.shorten(Moment(1)).unwrap();
-        arming.renewed(Moment(5)).unwrap();
+        arming.keep(Moment(5)).unwrap();
         assert!(!arming.is_armed());
         arming.arm(Moment(10)).unwrap();
-        arming.renewed(Moment(9)).unwrap();
-        arming.renewed(Moment(12)).unwrap();
+        arming.keep(Moment(9)).unwrap();
+        arming.keep(Moment(12)).unwrap();
+        arming.keep(Moment(12)).unwrap();
         arming.shorten(Moment(14)).unwrap();
         arming.shorten(Moment(11)).unwrap();
         arming.disarm().unwrap();
-        arming.renewed(Moment(15)).unwrap();
+        arming.keep(Moment(15)).unwrap();
         assert_eq!(
             *written.lock().unwrap(),
-            [Some(Moment(10)), Some(Moment(12)), Some(Moment(11)), None]
+            [10, 9, 12, 11]
+                .map(|at| Some(Moment(at)))
+                .into_iter()
+                .chain([None])
+                .collect::<Vec<_>>()
         );
     }
 

@@ -384,7 +384,7 @@ impl Keeper {
     }
 
     fn move_fence(&self, deadline: Moment) {
-        if let Err(error) = self.arming.renewed(deadline) {
+        if let Err(error) = self.arming.keep(deadline) {
             tracing::error!(%error, "the fence's deadline could not be written; it will fire");
         }
     }

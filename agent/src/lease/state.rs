@@ -139,15 +139,24 @@ impl LeaseState {
     }
 
     /// The key was created, or written again, by this member's committed transaction. The deadline counts
-    /// from the last counted keep-alive of the lease, never from the write of the key.
-    pub fn acquired(&mut self, epoch: LeaderEpoch, lease_sent: Moment, ttl: Duration) {
+    /// from the last counted keep-alive of the lease, never from the write of the key. Returns whether that
+    /// counts: where consents allow more than the lease yet, a renewal has to come first, since PostgreSQL
+    /// would be killed in the midst of what everybody consented to.
+    #[must_use]
+    pub fn acquired(&mut self, epoch: LeaderEpoch, lease_sent: Moment, ttl: Duration) -> bool {
+        let until = deadline(lease_sent, ttl);
+        let is_less = |held: Held| held.is_by_failsafe && until < held.deadline;
+        if self.held().is_some_and(is_less) {
+            return false;
+        }
         self.view = LeaseView::Held(Held {
             epoch,
-            deadline: deadline(lease_sent, ttl),
+            deadline: until,
             is_key_missing: false,
             has_unresolved_hand_over: false,
             is_by_failsafe: false,
         });
+        true
     }
 
     /// The key may come to stand on a lease that allows no more than this.
@@ -299,7 +308,7 @@ mod tests {
     #[test]
     fn a_lapse_does_not_forget_a_release_under_way() {
         let mut lease = LeaseState::default();
-        lease.acquired(epoch(7), Moment(10_000_000_000), TTL);
+        assert!(lease.acquired(epoch(7), Moment(10_000_000_000), TTL));
         assert!(!lease.held().unwrap().has_unresolved_hand_over);
         lease.hand_over_sent();
         lease.lapsed(Moment(20_000_000_000));
@@ -325,6 +334,21 @@ mod tests {
     }
 
     #[test]
+    fn a_key_on_a_lease_that_allows_less_than_the_consents_is_counted_by_its_renewal() {
+        let mut lease = LeaseState::default();
+        lease.renewed(renewal(10, KeyCheck::Mine(epoch(7))));
+        lease.consented(epoch(7), Moment(14_000_000_000), TTL);
+        lease.renewed(renewal(12, KeyCheck::Missing));
+        let before = lease.clone();
+        assert!(!lease.acquired(epoch(9), Moment(12_000_000_000), TTL));
+        assert_eq!(lease, before);
+        lease.renewed(renewal(15, KeyCheck::Mine(epoch(9))));
+        let held = lease.held().unwrap();
+        assert!(held.epoch == epoch(9) && held.deadline == Moment(19_500_000_000));
+        assert!(lease.acquired(epoch(11), Moment(14_000_000_000), TTL));
+    }
+
+    #[test]
     fn who_lost_the_key_does_not_go_on_by_a_round() {
         let mut lease = LeaseState::default();
         lease.renewed(renewal(10, KeyCheck::Mine(epoch(7))));
@@ -341,7 +365,7 @@ mod tests {
         lease.hand_over_sent();
         lease.renewed(renewal(11, KeyCheck::Mine(epoch(7))));
         assert!(lease.held().unwrap().has_unresolved_hand_over);
-        lease.acquired(epoch(9), Moment(11_000_000_000), TTL);
+        assert!(lease.acquired(epoch(9), Moment(11_000_000_000), TTL));
         assert!(!lease.held().unwrap().has_unresolved_hand_over);
     }
 }

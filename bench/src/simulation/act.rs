@@ -178,15 +178,14 @@ impl World {
             Action::AcquireLeader | Action::ReassertLeader | Action::ClaimBootstrap => {
                 let lease = &mut self.node_mut(node).agent.lease;
                 lease.changes += 1;
-                // A keep-alive answered by another term proves nothing about the lease's length: the
-                // next renewal will.
-                if lease.term == term {
-                    let epoch = LeaderEpoch {
-                        generation,
-                        revision,
-                    };
-                    let sent = lease.sent;
-                    lease.state.acquired(epoch, sent, ttl);
+                let epoch = LeaderEpoch {
+                    generation,
+                    revision,
+                };
+                // A keep-alive answered by another term proves nothing about the lease's length, and
+                // one from before the last consents too little: the next renewal will.
+                if lease.term != term || !lease.state.acquired(epoch, lease.sent, ttl) {
+                    self.ask_for_lease(node);
                 }
                 self.move_deadline(node);
                 self.note_epoch(node);

@@ -87,7 +87,7 @@ pub(super) struct Ledger {
     /// The turn of each node in which a peer said that it is primary.
     primaries_seen: [u32; 5],
     /// The newest branch that acknowledged something, or was promoted last.
-    line: u32,
+    pub(super) line: u32,
     /// When the DCS last showed each node as the running primary that holds the key.
     pub(super) recorded_primary: [Time; 5],
     shown_primary: Option<NodeId>,
@@ -372,8 +372,6 @@ impl World {
             return;
         }
         let fork = self.branches.0[branch as usize].fork;
-        let ttl = self.plan.ttl.as_nanos() as Time;
-        let detection = 2 * ttl + 2 * SECOND;
         let (mut lost, mut written) = (0, 0);
         // What lay beyond the point where the old line left a branch was lost, and counted, before.
         let mut until = u64::MAX;
@@ -385,8 +383,7 @@ impl World {
             let lost_here = self.branches.acknowledged_between(one, from, until);
             if lost_here > 0 {
                 lost += lost_here;
-                let last = self.branches.last_acknowledged(one, until);
-                written += self.written_between(one, last.saturating_sub(detection), last);
+                written += self.written_at_last(one, until);
             }
             if kept.is_some() {
                 break;
@@ -401,7 +398,7 @@ impl World {
             );
             return self.fail(Invariant::NoAcknowledgedCommitLost, detail);
         }
-        let limit = self.plan.maximum_lag + written + self.plan.commit_bytes + 4096;
+        let limit = self.may_lose(written);
         if lost > limit {
             let detail = format!(
                 "{} was promoted and lost {lost} acknowledged bytes; the limit is {limit}",
@@ -409,6 +406,18 @@ impl World {
             );
             self.fail(Invariant::LossWithinLimit, detail);
         }
+    }
+
+    /// What an asynchronous failover may lose, `written` in the time it takes to notice a leader's end.
+    pub(super) fn may_lose(&self, written: u64) -> u64 {
+        self.plan.maximum_lag + written + self.plan.commit_bytes + 4096
+    }
+
+    /// Bytes acknowledged in the last moments of a branch, or of its part before `until`.
+    pub(super) fn written_at_last(&self, branch: u32, until: u64) -> u64 {
+        let detection = 2 * self.plan.ttl.as_nanos() as Time + 2 * SECOND;
+        let last = self.branches.last_acknowledged(branch, until);
+        self.written_between(branch, last.saturating_sub(detection), last)
     }
 
     fn written_between(&self, branch: u32, from: Time, to: Time) -> u64 {

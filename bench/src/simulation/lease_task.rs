@@ -28,7 +28,7 @@ impl World {
         true
     }
 
-    fn ask_for_lease(&mut self, node: NodeId) {
+    pub(super) fn ask_for_lease(&mut self, node: NodeId) {
         let is_fence_live = self.node(node).fence_looks_live(self.now);
         let lease = &mut self.node_mut(node).agent.lease;
         if lease.id == 0 {

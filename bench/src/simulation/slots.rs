@@ -50,7 +50,9 @@ impl World {
     /// Before a look: each slot stands where its user has confirmed to be.
     pub(super) fn refresh_slots(&mut self, node: NodeId) {
         let mut slots = self.node(node).postgres.slots.clone();
-        let is_primary = self.node(node).postgres.phase == Phase::Primary;
+        let data = self.node(node).postgres.data.as_ref();
+        let is_above = self.node(node).postgres.phase == Phase::Primary
+            || data.is_some_and(|data| data.follows_remote);
         for slot in Arc::make_mut(&mut slots) {
             let user = self.nodes.iter().find(|user| {
                 let data = user.postgres.data.as_ref();
@@ -62,12 +64,11 @@ impl World {
             let confirmed = user.and_then(|user| user.postgres.data.as_ref());
             let confirmed = confirmed.map_or(0, |data| data.end);
             slot.position = slot.position.max(Lsn(confirmed));
-            if is_primary {
+            if is_above {
                 self.ledger.note_slot(&slot.name, slot.position.0);
             }
         }
-        let data = self.node(node).postgres.data.as_ref();
-        if is_primary || data.is_some_and(|data| data.follows_remote) {
+        if is_above {
             // A leader publishes its own position as that of the slot it will need one day.
             let end = self.node(node).postgres.data.as_ref().map_or(0, |d| d.end);
             let own = Arc::from(self.node(node).name.as_str());

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use trunkline_agent::decide::observation::{DcsView, Observation};
+use trunkline_agent::decide::observation::{DcsView, Observation, WatchdogView};
 use trunkline_shared::cluster::settings::StandbyCluster;
 
 use super::event::{NodeId, SECOND, Time};
@@ -59,10 +59,10 @@ impl World {
         {
             return;
         }
-        let running = self
-            .nodes
-            .iter()
-            .filter(|node| matches!(node.postgres.phase, Phase::Replica { promotes: false }));
+        let running = self.nodes.iter().filter(|node| {
+            matches!(node.postgres.phase, Phase::Replica { promotes: false })
+                && node.watchdog != WatchdogView::Failed
+        });
         let furthest = running.max_by_key(|node| node.postgres.data.as_ref().map(|d| d.end));
         if let Some(node) = furthest {
             let name = node.name.clone();
@@ -84,7 +84,7 @@ impl World {
         let view = self.node(node).agent.view.as_ref();
         let is_standby = view.is_some_and(|v| v.settings_or_default().standby_cluster.is_some());
         if is_standby && !self.is_synchronous() {
-            self.plan.maximum_lag
+            self.may_lose(self.written_at_last(self.ledger.line, u64::MAX))
         } else {
             0
         }

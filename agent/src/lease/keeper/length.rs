@@ -170,10 +170,8 @@ impl Keeper {
             inner.moving = None;
             inner.session = Some(next);
             // Answers of two terms prove nothing together; the renewal that follows at once does.
-            if next.term == term {
-                inner.state.acquired(epoch, next.sent, next.ttl);
-            }
-            inner.state.held()
+            let counts = next.term == term && inner.state.acquired(epoch, next.sent, next.ttl);
+            inner.state.held().filter(|_| counts)
         };
         if let Some(held) = held {
             self.move_fence(held.deadline);

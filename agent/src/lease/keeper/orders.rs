@@ -116,19 +116,19 @@ impl Keeper {
         session: Session,
     ) -> Result<Revision, LeaseError> {
         self.changed();
-        if term == session.term {
-            let mut inner = self.inner.borrow_mut();
-            inner.state.acquired(epoch, session.sent, session.ttl);
-            let held = inner.state.held();
-            drop(inner);
-            // A fence that an earlier lease armed keeps this one's deadline from now on.
-            if let Some(held) = held {
-                self.move_fence(held.deadline);
-            }
-            self.publish();
-            return Ok(epoch.revision);
+        let counts = term == session.term && {
+            let state = &mut self.inner.borrow_mut().state;
+            state.acquired(epoch, session.sent, session.ttl)
+        };
+        if !counts {
+            return self.confirm(session.lease).await;
         }
-        self.confirm(session.lease).await
+        // A fence that an earlier lease armed keeps this one's deadline from now on.
+        if let Some(held) = self.held() {
+            self.move_fence(held.deadline);
+        }
+        self.publish();
+        Ok(epoch.revision)
     }
 
     /// A session lease that was renewed not long ago, so that what is acquired on it has time left.
