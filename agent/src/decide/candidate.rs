@@ -303,7 +303,7 @@ fn nobody_is_better(race: &Race<'_>) -> Result<(), Refusal> {
 
 /// How much of this member's WAL the cluster's newest history shares: what it wrote beyond the point where
 /// that history left its timeline is nobody's, and makes up for nothing.
-fn shared_position(topology: &Topology, timeline: Timeline, position: Lsn) -> Lsn {
+pub(super) fn shared_position(topology: &Topology, timeline: Timeline, position: Lsn) -> Lsn {
     match topology.ancestry(timeline, position, topology.newest_timeline()) {
         Ancestry::Diverged { fork } if timeline < topology.newest_timeline() => position.min(fork),
         Ancestry::Diverged { .. } | Ancestry::Ancestor | Ancestry::Unknown => position,
@@ -319,7 +319,10 @@ fn furthest(
 ) -> Lsn {
     views(answers)
         .filter(|(_, view)| view.timeline.is_none_or(|t| t >= timeline))
-        .map(|(_, view)| view.position)
+        .map(|(_, view)| match view.timeline {
+            Some(timeline) => shared_position(topology, timeline, view.position),
+            None => view.position,
+        })
         .fold(topology.status.optime, Lsn::max)
 }
 

@@ -119,16 +119,21 @@ fn follow(turn: Turn<'_>, topology: &Topology, running: &Running, at: At<'_>) ->
     else {
         return wait_for_leader(turn, topology);
     };
+    let upstream = upstream::own(seen, topology, leader);
+    let streams = at.is_streaming && *at.upstream == upstream.address;
     match topology.ancestry(running.timeline, at.end, timeline) {
         Ancestry::Ancestor => {}
         Ancestry::Unknown => return turn.routine(Reason::WaitingForHistory),
+        // PostgreSQL streams nothing from a server whose history is another: the leader's record is told late.
+        Ancestry::Diverged { .. } if running.timeline > timeline && streams => {
+            return turn.routine(Reason::WaitingForHistory);
+        }
         Ancestry::Diverged { .. } => {
             return turn
                 .act(Action::Stop(StopMode::Fast))
                 .routine(Reason::Diverged);
         }
     }
-    let upstream = upstream::own(seen, topology, leader);
     let whom = whom(seen, topology, &upstream);
     if *at.upstream != upstream.address {
         return turn

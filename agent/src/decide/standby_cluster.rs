@@ -127,7 +127,9 @@ fn lead<'a>(
     if topology.failover.is_some() {
         return change_leader(turn, topology);
     }
-    let turn = duties(turn, topology, running, reached).detail(whom(&from));
+    // What lies beyond the cluster's own history counts for nobody who may lead after this member.
+    let counts = candidate::shared_position(topology, running.timeline, reached);
+    let turn = duties(turn, topology, running, counts).detail(whom(&from));
     if is_streaming || from.address.is_none() {
         let turn = turn.remember(|memory| memory.not_streaming_since = None);
         let reason = turn.why.unwrap_or(Reason::LeadingStandby);

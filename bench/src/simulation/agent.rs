@@ -48,6 +48,7 @@ impl World {
         this.agent.lease.id = this.run_dir.lease;
         this.agent.lease.highest = highest;
         this.agent.turns_since = now;
+        this.agent.started_at = now;
         self.take_up_failsafe(node, rounds);
         tell!(self, Actor::Agent(node), "starts");
         self.start_watch(node);

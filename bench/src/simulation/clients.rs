@@ -1,6 +1,6 @@
 //! Clients that write through the routers and remember what was acknowledged.
 
-use super::event::{Event, NodeId, SECOND, Time};
+use super::event::{Event, MS, NodeId, SECOND, Time};
 use super::fake_postgres::Phase;
 use super::invariants::Invariant;
 use super::network::Place;
@@ -25,6 +25,9 @@ pub(super) struct WriteSent {
 /// How long an instance may still be written to after it stopped being a primary: how long a router may
 /// believe an old view, and a margin.
 const BELIEF: Time = 4 * SECOND;
+/// In how short a time a router that the DCS does not answer asks an agent that was gone and is back: until
+/// then what it vouched for before counts.
+const ASKED_ANEW: Time = 300 * MS;
 
 impl World {
     pub(super) fn on_write(&mut self, client: u8) -> bool {
@@ -76,7 +79,8 @@ impl World {
             let since = this.postgres.was_primary_until;
             self.note_recorded_primary();
             let since = since.max(self.ledger.recorded_primary[usize::from(node)]);
-            if sent.sent > since + BELIEF {
+            let is_asked = self.node(node).agent.started_at + ASKED_ANEW;
+            if sent.sent > is_asked.max(since + BELIEF) {
                 self.fail(
                     Invariant::RouterNeverSendsWritesToAReplica,
                     format!(

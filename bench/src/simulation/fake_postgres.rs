@@ -262,6 +262,9 @@ pub(super) struct Postgres {
     /// The WAL receiver streams.
     pub(super) is_streaming: bool,
     pub(super) heard_at: Time,
+    /// How often the server was started; and which start of its upstream the receiver is connected to.
+    pub(super) starts: u32,
+    pub(super) sender: u32,
     /// Which chain of looks after the WAL receiver counts.
     pub(super) receiver: u32,
     /// WAL on its way to this replica.
@@ -288,6 +291,8 @@ impl Postgres {
             starts_closed: false,
             is_streaming: false,
             heard_at: 0,
+            starts: 0,
+            sender: 0,
             receiver: 0,
             shipping: None,
             slots: Arc::default(),

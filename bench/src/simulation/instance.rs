@@ -43,6 +43,7 @@ impl World {
         postgres.phase = Phase::Starting { as_primary };
         postgres.since = now;
         postgres.run += 1;
+        postgres.starts += 1;
         let run = postgres.run;
         self.node_mut(node).agent.seen_running = false;
         let takes = self.around(takes);

@@ -443,11 +443,12 @@ impl World {
         let their_part = self
             .branches
             .shared_until(source.branch, source.end, newest);
-        let begin = their_part.unwrap_or(0);
+        let begin = their_part.unwrap_or(self.branches.0[newest as usize].fork);
         let lost = self.branches.acknowledged_between(newest, begin, u64::MAX);
-        if own_part > their_part && lost > self.standby_may_lose(node) {
+        let limit = self.standby_may_lose(node);
+        if own_part > their_part && lost > limit {
             let detail = format!(
-                "{} replaces the newest history by an older one",
+                "{} replaces the newest history by one that lacks {lost} acknowledged bytes; the limit is {limit}",
                 self.node(node).name
             );
             self.fail(Invariant::NoDataDestroyed, detail);

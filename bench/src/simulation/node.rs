@@ -71,6 +71,7 @@ pub(super) struct Agent {
     /// Turns in the current ten seconds.
     pub(super) turns: u32,
     pub(super) turns_since: Time,
+    pub(super) started_at: Time,
 }
 
 impl Agent {
@@ -109,6 +110,7 @@ impl Agent {
             publishing: None,
             turns: 0,
             turns_since: 0,
+            started_at: 0,
         }
     }
 }

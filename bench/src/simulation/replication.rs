@@ -58,16 +58,24 @@ impl World {
         let is_heard = self.net.connects(Place::Node(node), Place::Node(upstream))
             && self.node(upstream).frozen_until <= now
             && self.node(upstream).is_powered;
+        let is_same = self.is_same_sender(node, upstream);
         let postgres = &mut self.node_mut(node).postgres;
-        if is_heard {
+        if is_heard && is_same {
             postgres.heard_at = now;
             self.tell_flushed(node, upstream);
-        } else if now > postgres.heard_at + RECEIVER_TIMEOUT {
+        } else if is_heard || now > postgres.heard_at + RECEIVER_TIMEOUT {
             postgres.is_streaming = false;
             postgres.shipping = None;
             self.wake(upstream);
         }
         self.ship(upstream, node);
+    }
+
+    /// Whether the upstream's server is still the one that the receiver connected to: another knows nothing
+    /// of the connection and ends it.
+    fn is_same_sender(&self, node: NodeId, upstream: NodeId) -> bool {
+        let there = &self.node(upstream).postgres;
+        there.phase != Phase::Down && self.node(node).postgres.sender == there.starts
     }
 
     fn connect_receiver(&mut self, node: NodeId) {
@@ -97,7 +105,9 @@ impl World {
         if shared.is_none_or(|(_, at)| at < end) {
             return self.streams_another_history(node, up);
         }
+        let sender = there.postgres.starts;
         let postgres = &mut self.node_mut(node).postgres;
+        postgres.sender = sender;
         postgres.is_streaming = true;
         postgres.heard_at = now;
         postgres.shipping = None;
@@ -177,6 +187,9 @@ impl World {
         let Some(up) = self.upstream(node) else {
             return false;
         };
+        if !self.is_same_sender(node, up) {
+            return false;
+        }
         if !self.net.reaches(Place::Node(up), Place::Node(node)) {
             // TCP sends it again while the connection lives.
             self.put_in(200 * MS, event);

@@ -264,11 +264,21 @@ impl Topology {
         parent == Timeline(0) || self.history.end_of(parent).is_some()
     }
 
+    /// Whether the timelines are those of another cluster, which raises its own numbers.
+    fn follows_a_remote(&self) -> bool {
+        let settings = self.settings.as_ref();
+        settings.is_some_and(|settings| settings.standby_cluster.is_some())
+    }
+
     /// Where WAL that ends at `position` on `timeline` stands towards the timeline `of`.
     pub fn ancestry(&self, timeline: Timeline, position: Lsn, of: Timeline) -> Ancestry {
         let parent = self.parent_of(of);
         if timeline < of && self.claimed.timeline == of && !self.has_history_of(of) {
             // What is written down is the history of another timeline.
+            return Ancestry::Unknown;
+        }
+        if timeline > of && timeline <= self.claimed.timeline && !self.follows_a_remote() {
+            // The cluster raised that number: it is `of` that is told late.
             return Ancestry::Unknown;
         }
         if timeline < of && timeline > parent {
