@@ -18,7 +18,7 @@ use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::Body as _;
 use serde_json::Value;
 use tokio::net::TcpListener;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use trunkline_shared::cluster::topology::FactKey;
@@ -28,6 +28,7 @@ use trunkline_shared::service::{clock, http};
 
 use crate::config::RestCredentials;
 use crate::journal::Journal;
+use crate::lease::LeaseStatus;
 use crate::metrics;
 
 pub mod authorization;
@@ -69,6 +70,8 @@ const CALLED_OFF_AFTER: Duration = Duration::from_secs(1);
 pub struct Api {
     /// What it may say.
     pub published: Arc<ArcSwap<Published>>,
+    /// The lease, which is renewed between two ticks, too.
+    pub lease: watch::Receiver<LeaseStatus>,
     /// Where requests are written.
     pub dcs: Arc<dyn Dcs>,
     /// Under which keys.
@@ -83,6 +86,21 @@ pub struct Api {
     pub journal: Arc<Journal>,
     /// Consents to another's going on without the DCS.
     pub consent: Arc<Consent>,
+}
+
+impl Api {
+    /// What may be said now.
+    fn shown(&self) -> Arc<Published> {
+        let published = self.published.load_full();
+        let deadline = published.deadline_by(&self.lease.borrow());
+        if deadline == published.lease_deadline {
+            return published;
+        }
+        Arc::new(Published {
+            lease_deadline: deadline,
+            ..Published::clone(&published)
+        })
+    }
 }
 
 /// Serves on `listener` until `stop` ends, under the limits of the shared server: connections, heads, idle
@@ -170,7 +188,7 @@ async fn read(body: Body, largest: usize) -> Result<Bytes, Response> {
 
 /// Health checks without a body; every other path that can be read exists.
 fn status_only(api: &Api, uri: &Uri) -> Response {
-    let published = api.published.load();
+    let published = api.shown();
     let query = uri.query().unwrap_or_default();
     let code = match health::status(uri.path(), query, &published, clock::now()) {
         Some(code) => code,
@@ -184,7 +202,7 @@ fn status_only(api: &Api, uri: &Uri) -> Response {
 }
 
 async fn get(api: &Api, uri: &Uri) -> Response {
-    let published = api.published.load_full();
+    let published = api.shown();
     let now = clock::now();
     match uri.path() {
         "/patroni" => json(200, &status::member(&published, now)),

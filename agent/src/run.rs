@@ -120,6 +120,7 @@ pub async fn run(config: AgentConfig, read: ReadConfig, metrics: Metrics) -> Res
     let journal = Arc::new(Journal::default());
     let api = Api {
         published: published.clone(),
+        lease: parts.lease.status(),
         dcs: parts.dcs.clone(),
         keys: parts.keys.clone(),
         requests: requests.clone(),

@@ -23,7 +23,7 @@ use trunkline_agent::lease::LeaseStatus;
 use trunkline_agent::lease::promise::{Acceptor, Promises};
 use trunkline_shared::cluster::topology::{Change, FactKey};
 use trunkline_shared::cluster::{
-    ClusterName, LeaderEpoch, Lsn, MemberName, MemberRole, MemberState, Timeline, Topology,
+    ClusterName, LeaderEpoch, Lsn, MemberName, MemberRole, MemberState, Moment, Timeline, Topology,
 };
 use trunkline_shared::dcs::keys::Keys;
 use trunkline_shared::dcs::memory::MemoryDcs;
@@ -58,6 +58,7 @@ impl Fixture {
         };
         let api = Api {
             published: published.clone(),
+            lease: lease.subscribe(),
             dcs: dcs.clone(),
             keys: keys.clone(),
             requests: sender,
@@ -119,7 +120,25 @@ impl Fixture {
         let mut next = Published::clone(&self.published.load());
         next.last_tick = clock::now();
         change(&mut next);
+        let held = next.epoch.zip(next.lease_deadline);
+        self.holds(held.map(|(epoch, deadline)| held_until(epoch, deadline)));
         self.published.store(Arc::new(next));
+    }
+
+    fn holds(&self, held: Option<Held>) {
+        self.lease.send_modify(|status| {
+            status.view = held.map_or(LeaseView::NotHeld, LeaseView::Held);
+        });
+    }
+}
+
+fn held_until(epoch: LeaderEpoch, deadline: Moment) -> Held {
+    Held {
+        epoch,
+        deadline,
+        is_key_missing: false,
+        has_unresolved_hand_over: false,
+        is_by_failsafe: false,
     }
 }
 
@@ -206,6 +225,33 @@ async fn leader_paths_are_200_only_while_the_deadline_lies_ahead() {
     }
     assert_eq!(fixture.get("/health").await.status, 200);
     assert_eq!(fixture.get("/nonsense").await.status, 404);
+}
+
+#[tokio::test]
+async fn leader_paths_follow_the_lease_between_two_ticks() {
+    let fixture = Fixture::new().await;
+    fixture.publish(as_primary);
+    let shown = fixture.published.load_full();
+    let epoch = shown.epoch.unwrap();
+    // The tick's deadline has passed, the lease task's has moved on.
+    fixture.publish(|published| published.lease_deadline = Some(clock::now()));
+    let later = clock::now() + Duration::from_secs(60);
+    fixture.holds(Some(held_until(epoch, later)));
+    assert_eq!(fixture.get("/primary").await.status, 200);
+    let body: Value = serde_json::from_str(&fixture.get("/patroni").await.text).unwrap();
+    assert!(body["trunkline"]["lease_left_ms"].as_u64().unwrap() > 50_000);
+    // The lease is gone, and no tick has looked yet.
+    fixture.holds(None);
+    assert_eq!(fixture.get("/primary").await.status, 503);
+    let body: Value = serde_json::from_str(&fixture.get("/patroni").await.text).unwrap();
+    assert_eq!(body["trunkline"]["lease_left_ms"], 0);
+    // What the agent before held stands as the last tick showed it.
+    fixture.publish(as_primary);
+    fixture.holds(None);
+    fixture
+        .lease
+        .send_modify(|status| status.left_behind = Some(epoch));
+    assert_eq!(fixture.get("/primary").await.status, 200);
 }
 
 #[tokio::test]
@@ -514,15 +560,7 @@ async fn failsafe_is_consented_to_with_patronis_bodies_and_codes() {
     assert_eq!(older.status, 500, "{}", older.text);
     let own = json!({"name": "n1", "conn_url": "", "api_url": "", "slots": {}});
     assert_eq!(fixture.send("POST", "/failsafe", own).await.status, 500);
-    fixture.lease.send_modify(|status| {
-        status.view = LeaseView::Held(Held {
-            epoch: LeaderEpoch::default(),
-            deadline: clock::now(),
-            is_key_missing: false,
-            has_unresolved_hand_over: false,
-            is_by_failsafe: false,
-        });
-    });
+    fixture.holds(Some(held_until(LeaderEpoch::default(), clock::now())));
     let leads = fixture.send("POST", "/failsafe", ours("0.13")).await;
     assert_eq!(
         (leads.status, leads.text),

@@ -231,6 +231,10 @@ fn start(turn: Turn<'_>, topology: &Topology, stopped: &Stopped) -> Decision {
         return turn.start_unless_just_failed(StartAs::Replica(None), Reason::StartingReplica);
     };
     if turn.seen.request == Some(LocalRequest::Reinitialize) {
+        let turn = match keeping::before_replacing(turn, topology) {
+            ControlFlow::Break(decision) => return decision,
+            ControlFlow::Continue(turn) => turn,
+        };
         // A replica may lack what is given away here.
         let from = upstream::source(turn.seen, topology, leader, leader);
         return turn
@@ -299,6 +303,10 @@ fn copy_anew(turn: Turn<'_>, topology: &Topology, leader: &Member, is_unrewound:
     if !may_replace {
         return turn.routine(Reason::ReplaceForbidden);
     }
+    let turn = match keeping::before_replacing(turn, topology) {
+        ControlFlow::Break(decision) => return decision,
+        ControlFlow::Continue(turn) => turn,
+    };
     let Some(from) = no_data::clone_source(&turn, topology, leader) else {
         return turn.after_failure(JobKind::Clone);
     };

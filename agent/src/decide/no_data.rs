@@ -1,11 +1,14 @@
 //! There is no data here: initialise, clone, or wait.
 
+use std::ops::ControlFlow;
+
 use trunkline_shared::cluster::topology::Initialize;
 use trunkline_shared::cluster::{Member, MemberName, MemberState, Topology};
 
 use super::decision::{Action, Decision, Detail, Reason, Upstream};
 use super::memory::Memory;
 use super::observation::{JobKind, LeaseView, Observation};
+use super::sync_standbys::keeping;
 use super::{Turn, following, standby_cluster, upstream};
 
 pub(super) fn decide(seen: &Observation, memory: &Memory) -> Decision {
@@ -28,7 +31,7 @@ pub(super) fn decide(seen: &Observation, memory: &Memory) -> Decision {
         return clone_from_leader(turn, topology);
     }
     match topology.initialize {
-        Initialize::Done(_) => without_leader(turn),
+        Initialize::Done(_) => without_leader(turn, topology),
         Initialize::Running => turn.routine(Reason::WaitingForBootstrap),
         Initialize::Absent => {
             if let Some(until) = memory.stands_back_until.filter(|until| *until > seen.now) {
@@ -99,6 +102,10 @@ fn clone_from_leader(turn: Turn<'_>, topology: &Topology) -> Decision {
     let Some(leader) = following::confirmed_leader(topology) else {
         return turn.routine(Reason::WaitingForPrimaryToClone);
     };
+    let turn = match keeping::before_replacing(turn, topology) {
+        ControlFlow::Break(decision) => return decision,
+        ControlFlow::Continue(turn) => turn,
+    };
     let Some(from) = clone_source(&turn, topology, leader) else {
         return turn.after_failure(JobKind::Clone);
     };
@@ -108,10 +115,14 @@ fn clone_from_leader(turn: Turn<'_>, topology: &Topology) -> Decision {
 }
 
 /// A backup may be all there is; what it makes is a replica, which runs for leader by the rules of any other.
-fn without_leader(turn: Turn<'_>) -> Decision {
+fn without_leader(turn: Turn<'_>, topology: &Topology) -> Decision {
     if !turn.seen.me.can_clone_without_leader {
         return turn.routine(Reason::WaitingForPrimaryToClone);
     }
+    let turn = match keeping::before_replacing(turn, topology) {
+        ControlFlow::Break(decision) => return decision,
+        ControlFlow::Continue(turn) => turn,
+    };
     if turn.failed_lately(JobKind::Clone) {
         return turn.after_failure(JobKind::Clone);
     }

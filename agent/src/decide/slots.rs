@@ -247,7 +247,12 @@ pub(super) fn status(
     memory: &Memory,
 ) -> Status {
     let settings = seen.settings();
-    let optime = position.max(topology.status.optime);
+    // A primary's position is the cluster's, also where an operator accepted that it lacks what was published
+    // before: nobody could be near enough to succeed it otherwise.
+    let optime = match &running.role {
+        RunningRole::Primary { .. } => position,
+        RunningRole::Replica { .. } => position.max(topology.status.optime),
+    };
     if !settings.use_slots {
         return Status {
             optime,

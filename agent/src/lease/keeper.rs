@@ -196,6 +196,8 @@ impl Keeper {
         orders: mpsc::Receiver<Command>,
         wanted: watch::Receiver<WantedRecord>,
     ) {
+        // What the agent before left is shown before the store is asked, which may not answer.
+        self.publish();
         let mut tasks = JoinSet::new();
         tasks.spawn_local(self.clone().consent_loop());
         if let Some(lease) = self.saved.load() {

@@ -48,15 +48,11 @@ pub(super) fn unread(seen: &mut Observation) {
 }
 
 impl World {
-    /// A synchronous cluster that followed another for a while may have left acknowledged commits behind with
-    /// its own history: nobody is promoted then until an operator accepts that.
+    /// A cluster that followed another for a while may have left acknowledged commits behind with its own
+    /// history, or what its former leader had: nobody is promoted then until an operator accepts that.
     pub(super) fn operator_names_a_leader(&mut self, waited: Time) {
         let is_time = (OPERATOR_COMES..OPERATOR_COMES + SECOND).contains(&waited);
-        if !is_time
-            || !self.was_standby()
-            || !self.is_synchronous()
-            || self.store.leader().is_some()
-        {
+        if !is_time || !self.was_standby() || self.store.leader().is_some() {
             return;
         }
         let running = self.nodes.iter().filter(|node| {

@@ -163,6 +163,7 @@ impl World {
         let waiting = &mut self.node_mut(up).postgres.waiting;
         waiting.told[usize::from(node)] = Told { flushed, at };
         self.release_commits(up);
+        self.note_confirmed(up);
         self.wake(up);
     }
 
@@ -195,6 +196,7 @@ impl World {
         told.flushed = told.flushed.max(end);
         told.at = at;
         self.release_commits(up);
+        self.note_confirmed(up);
         true
     }
 
@@ -246,7 +248,12 @@ impl World {
     pub(super) fn let_clients_in(&mut self, node: NodeId) {
         self.node_mut(node).postgres.waiting.is_closed = false;
         tell!(self, Actor::Postgres(node), "lets clients in");
-        // Whom commits wait for later is nothing that this start had to wait for.
+        self.note_confirmed(node);
+    }
+
+    /// Once those whom commits waited for at some moment had everything, it stays confirmed: whom they wait for
+    /// later is nothing that this start had to wait for.
+    fn note_confirmed(&mut self, node: NodeId) {
         if self.lack(node).is_none() {
             self.node_mut(node).postgres.waiting.unconfirmed = None;
         }

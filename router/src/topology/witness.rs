@@ -29,9 +29,7 @@ pub async fn ask(question: Question, client: HttpClient) -> Testimony {
     let url = url_of(&question.api_url, path);
     let answered = client.request(Method::GET, &url, Bytes::new(), ANSWER_TIME);
     let answer = match answered.await {
-        Ok(answer) if question.is_trunkline => {
-            judge(answer.status, &answer.body, question.epoch, asked_at)
-        }
+        Ok(answer) if question.is_trunkline => judge(&answer.body, question.epoch, asked_at),
         Ok(answer) if answer.status == OK => Answer::Writable {
             until: asked_at + PATRONI_VOUCHES_FOR,
         },
@@ -55,17 +53,14 @@ fn url_of(api_url: &str, path: &str) -> String {
 }
 
 /// What an agent's `GET /patroni` says, in its field `trunkline`.
-fn judge(status: u16, body: &[u8], epoch: LeaderEpoch, asked_at: Moment) -> Answer {
-    // The answer's status follows the member's health; its field is what counts. No field, no answer.
+fn judge(body: &[u8], epoch: LeaderEpoch, asked_at: Moment) -> Answer {
+    // The answer's status follows the member's health; its field is what counts. An agent that was started a
+    // moment ago has not looked yet and leaves it out: what was vouched for before runs out by itself.
     let Ok(answer) = serde_json::from_slice::<serde_json::Value>(body) else {
-        return if status != OK {
-            Answer::Silent
-        } else {
-            Answer::Refused
-        };
+        return Answer::Silent;
     };
     let own = &answer["trunkline"];
-    if own.is_null() && status != OK {
+    if own.is_null() {
         return Answer::Silent;
     }
     let left = own["lease_left_ms"].as_u64().unwrap_or(0);
@@ -118,7 +113,7 @@ mod tests {
             revision: 7,
         };
         let asked = Moment(5_000_000_000);
-        let said = |text: &str| judge(OK, text.as_bytes(), epoch, asked);
+        let said = |text: &str| judge(text.as_bytes(), epoch, asked);
         let good = Answer::Writable {
             until: asked + Duration::from_millis(900),
         };
@@ -147,7 +142,8 @@ mod tests {
                 r#"{"trunkline":{"epoch":"0.7","writable":true,"lease_left_ms":0}}"#,
                 Answer::Refused,
             ),
-            (r#"{"state":"running"}"#, Answer::Refused),
+            (r#"{"state":"running"}"#, Answer::Silent),
+            ("<html>", Answer::Silent),
         ] {
             assert_eq!(said(text), answer, "{text}");
         }

@@ -136,7 +136,7 @@ reasons! {
     DegradedToAsynchronous "degraded_to_asynchronous" "Synchronous replication is on and no standby can be waited for: commits go on without one, and only this member may lead."
     BlockingCommits "blocking_commits" "synchronous_mode_strict is on and no standby can be waited for: commits wait until one streams."
     AccessClosedUntilSynchronous "access_closed_until_synchronous" "Restarted while commits wait for standbys: clients get in once a synchronous standby has everything that the restart made visible."
-    LeavingSync "leaving_sync" "This synchronous standby ends; it waits until the leader waits for it no more."
+    LeavingSync "leaving_sync" "This synchronous standby ends, or its data is to be replaced; it waits until the leader counts on it no more."
     StandbyCluster "standby_cluster" "The configuration has standby_cluster and the data here is a primary's: it is not taken for this cluster's. Remove the data, or the section."
     LeadingStandby "leading_standby" "This member leads a standby cluster: it replicates from another cluster, and the others from it."
     RemoteUnusable "remote_unusable" "The data here could not be brought in line with the cluster that this one replicates from: the lease is given up so that another member can follow it."

@@ -9,7 +9,7 @@ use trunkline_shared::cluster::settings::SynchronousMode;
 use trunkline_shared::cluster::sync_state::SyncState;
 use trunkline_shared::cluster::{Lsn, MemberName, MemberRole, MemberState, Topology};
 
-use super::{Standby, SyncNames, SyncStep, SyncView, named, quorum};
+use super::{Standby, SyncNames, SyncStep, SyncView, count, election, named, quorum};
 use crate::decide::Turn;
 use crate::decide::decision::{Action, Decision, Reason};
 use crate::decide::memory::{SyncNote, SyncReady};
@@ -159,11 +159,40 @@ pub(in crate::decide) fn keep<'a>(
         record: topology.sync.as_ref(),
         standbys: &standbys,
     };
-    let step = match settings.synchronous_mode {
-        SynchronousMode::Quorum => quorum::resolve(&view),
-        SynchronousMode::On | SynchronousMode::Off => named::resolve(&view),
+    let step = match (without_leaving(&view, topology), settings.synchronous_mode) {
+        (Some(step), _) => step,
+        (None, SynchronousMode::Quorum) => quorum::resolve(&view),
+        (None, SynchronousMode::On | SynchronousMode::Off) => named::resolve(&view),
     };
     take(turn, topology, running, step)
+}
+
+/// One that is gone keeps its place in the record, since it has what was acknowledged, unless it says that it
+/// gives that up. Fewer voters with the same quorum can elect nobody whom more of them could not.
+fn without_leaving(view: &SyncView<'_>, topology: &Topology) -> Option<SyncStep> {
+    let (voters, quorum) = view.own_record()?;
+    let is_leaving = |name: &MemberName| {
+        let member = topology.members.get(name);
+        member.is_some_and(|member| member.tags.nosync) && !view.is_streaming(name)
+    };
+    let stays = voters.iter().filter(|name| !is_leaving(name));
+    let stays: BTreeSet<MemberName> = stays.cloned().collect();
+    (stays != voters).then(|| SyncStep::Write(stays, count(quorum)))
+}
+
+/// What a synchronous standby has is what acknowledged commits rely on, and a copy of another member's data, or
+/// a backup, may lack some of them: before it is replaced nobody may elect this member for what it had.
+pub(in crate::decide) fn before_replacing<'a>(
+    turn: Turn<'a>,
+    topology: &Topology,
+) -> ControlFlow<Decision, Turn<'a>> {
+    let me = &turn.seen.me.name;
+    let is_counted_on =
+        |sync: &SyncState| sync.leader.as_ref() != Some(me) && sync.standbys.contains(me);
+    if election::record_in_force(topology).is_some_and(is_counted_on) {
+        return ControlFlow::Break(turn.routine(Reason::LeavingSync));
+    }
+    ControlFlow::Continue(turn)
 }
 
 /// After a restart clients come in once those whom commits wait for have what it made visible, as a commit

@@ -87,10 +87,14 @@ pub(in crate::simulation) fn names_first(seen: &Observation, decision: &mut Deci
     if decision.actions.iter().any(is_promoting) {
         return decision.actions.insert(0, Action::WriteSync(sync));
     }
-    let names: Vec<MemberName> = sync.standbys;
+    let names: Vec<MemberName> = sync.standbys.clone();
     let names = SyncNames::all(names.into_iter().collect());
     if running.commits.own.as_ref() == Some(&names) {
-        decision.next.within = Duration::from_secs(1);
+        // The record follows some turns later: a member that waits to leave it would wait without end.
+        match seen.chance % 8 {
+            0 => decision.actions.insert(0, Action::WriteSync(sync)),
+            _ => decision.next.within = Duration::from_secs(1),
+        }
     } else {
         decision.actions.push(Action::SetSyncNames(names));
     }
