@@ -32,6 +32,7 @@ mod history;
 mod instance;
 pub mod jobs;
 mod records;
+mod slots;
 mod sync;
 
 use jobs::{JobRuns, Jobs};
@@ -246,8 +247,12 @@ impl Actor {
                 self.callbacks.call(callback.word(), role.word());
                 0
             }
-            Action::RunPrePromote => self.run_pre_promote(seen)?,
-            Action::CompareHistory(with) => self.compare_history(seen, with)?,
+            Action::RunPrePromote => self.run_pre_promote(seen).await?,
+            Action::CompareHistory(with) => self.compare_history(seen, with).await?,
+            Action::CopyLogicalSlots { from, names } => {
+                self.copy_logical_slots(from, names).await?
+            }
+            Action::TendLogicalSlots(care) => self.tend_logical_slots(care)?,
             Action::DiscardBootstrap => self.discard_bootstrap()?,
             Action::WriteSync(sync) => self.write_sync(seen, sync).await?,
             Action::DeleteSync { revision } => self.delete_sync(seen, *revision).await?,

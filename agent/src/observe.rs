@@ -458,7 +458,10 @@ fn stopped(
 }
 
 fn running(postgres: &Postgres, status: &ServerStatus) -> Running {
-    let slots = status.slots.iter().map(slot_view);
+    let slots = status.slots.iter().map(|slot| {
+        let is_own = slot.is_physical || !status.is_in_recovery;
+        slot_view(slot, is_own || postgres.is_proved(&slot.name))
+    });
     Running {
         system_id: status.system_id,
         timeline: status.timeline,
@@ -468,6 +471,7 @@ fn running(postgres: &Postgres, status: &ServerStatus) -> Running {
             || !postgres.pending_restart(status).is_empty(),
         is_promoting: status.is_in_recovery
             && (postgres.is_promoting() || recovers_to_target(&postgres.config().data_dir)),
+        major: status.version / 10_000,
         commits: commits(postgres, status),
     }
 }
@@ -489,7 +493,7 @@ fn commits(postgres: &Postgres, status: &ServerStatus) -> CommitsView {
     }
 }
 
-fn slot_view(slot: &Slot) -> SlotView {
+fn slot_view(slot: &Slot, is_ready: bool) -> SlotView {
     let text = |text: &Option<String>| Arc::from(text.as_deref().unwrap_or_default());
     let (kind, position) = if slot.is_physical {
         (SlotKind::Physical, slot.restart)
@@ -507,8 +511,9 @@ fn slot_view(slot: &Slot) -> SlotView {
         is_active: slot.is_active,
         is_temporary: slot.is_temporary,
         is_failover: slot.is_failover,
-        is_lost: slot.wal_status.as_deref() == Some("lost"),
+        is_lost: slot.wal_status.as_deref() == Some("lost") || slot.is_invalid,
         has_xmin: slot.has_xmin,
+        is_ready,
     }
 }
 

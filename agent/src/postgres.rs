@@ -33,6 +33,7 @@ mod error;
 mod files;
 pub mod hooks;
 pub mod kill;
+pub mod logical_slots;
 pub mod methods;
 pub mod postmaster_pid;
 pub mod process;
@@ -131,6 +132,8 @@ pub struct Postgres {
     is_paused: AtomicBool,
     /// Held while the file of `synchronous_standby_names` is written.
     sync_conf: Arc<Mutex<()>>,
+    /// What is known of the copies of logical slots.
+    proofs: Mutex<BTreeMap<String, logical_slots::Proof>>,
 }
 
 impl Postgres {
@@ -146,6 +149,7 @@ impl Postgres {
             reached: Mutex::new(None),
             is_paused: AtomicBool::new(false),
             sync_conf: Arc::default(),
+            proofs: Mutex::default(),
         };
         door.adopt();
         Ok(door)

@@ -9,6 +9,8 @@
 
 #[path = "support/agents.rs"]
 mod agents;
+#[path = "agents/logical_slots.rs"]
+mod logical_slots;
 #[path = "support/servers.rs"]
 #[expect(dead_code, reason = "shared with the tests of the door")]
 mod servers;

@@ -26,22 +26,22 @@ const CHECKPOINT_LIMIT: Duration = Duration::from_secs(3600);
 const PROMOTION_LIMIT: Duration = Duration::from_secs(300);
 
 impl Actor {
-    /// Starts a job. A checkpoint in progress holds nothing up: it is ended.
-    async fn begin(
+    /// Starts a job. One in progress that holds nothing up is ended.
+    pub(super) async fn begin(
         &mut self,
         kind: JobKind,
         source: Option<MemberName>,
         work: Work,
     ) -> Result<Revision, ActError> {
         let running = self.jobs.view().running.map(|job| job.kind);
-        if running == Some(JobKind::Checkpoint) {
+        if running.is_some_and(JobKind::holds_nothing_up) {
             self.jobs.cancel().await;
         }
         self.jobs.start(kind, source, work)?;
         Ok(0)
     }
 
-    fn door(&self) -> Arc<Postgres> {
+    pub(super) fn door(&self) -> Arc<Postgres> {
         self.postgres.clone()
     }
 
@@ -71,12 +71,14 @@ impl Actor {
     }
 
     /// The lease is renewed meanwhile; a script that outlives one ttl keeps the cluster without a leader.
-    pub(super) fn run_pre_promote(&mut self, seen: &Observation) -> Result<Revision, ActError> {
+    pub(super) async fn run_pre_promote(
+        &mut self,
+        seen: &Observation,
+    ) -> Result<Revision, ActError> {
         let door = self.door();
         let limit = seen.settings().ttl;
         let work = async move { door.pre_promote(limit).await.map_err(said) };
-        self.jobs.start(JobKind::PrePromote, None, Box::pin(work))?;
-        Ok(0)
+        self.begin(JobKind::PrePromote, None, Box::pin(work)).await
     }
 
     pub(super) fn checkpoint(&mut self) -> Result<Revision, ActError> {
@@ -237,7 +239,7 @@ impl Actor {
             .await
     }
 
-    pub(super) fn compare_history(
+    pub(super) async fn compare_history(
         &mut self,
         seen: &Observation,
         with: &Upstream,
@@ -258,33 +260,8 @@ impl Actor {
             let facts = door.source_facts(&upstream).await.map_err(said)?;
             prove_divergence(own, &facts)
         };
-        self.jobs
-            .start(JobKind::CompareHistory, None, Box::pin(work))?;
-        Ok(0)
-    }
-
-    pub(super) async fn create_slots(&self, names: &[Arc<str>]) -> Result<Revision, ActError> {
-        for name in names {
-            self.postgres.create_slot(name).await?;
-        }
-        Ok(0)
-    }
-
-    pub(super) async fn drop_slots(&self, names: &[Arc<str>]) -> Result<Revision, ActError> {
-        for name in names {
-            self.postgres.drop_slot(name).await?;
-        }
-        Ok(0)
-    }
-
-    pub(super) async fn advance_slots(
-        &self,
-        slots: &[(Arc<str>, Lsn)],
-    ) -> Result<Revision, ActError> {
-        for (name, to) in slots {
-            self.postgres.advance_slot(name, *to).await?;
-        }
-        Ok(0)
+        self.begin(JobKind::CompareHistory, None, Box::pin(work))
+            .await
     }
 }
 
@@ -306,7 +283,7 @@ fn server(upstream: &Upstream) -> Result<Option<postgres::Upstream>, ActError> {
 }
 
 /// The same where a server is needed to copy from.
-fn source(upstream: &Upstream) -> Result<postgres::Upstream, ActError> {
+pub(super) fn source(upstream: &Upstream) -> Result<postgres::Upstream, ActError> {
     server(upstream)?.ok_or(ActError::NotAllowed("data is copied from a server only"))
 }
 
@@ -384,6 +361,6 @@ fn prove_divergence(own: (SystemId, Timeline, Lsn), facts: &SourceFacts) -> Resu
     }
 }
 
-fn said(error: PostgresError) -> String {
+pub(super) fn said(error: PostgresError) -> String {
     error.to_string()
 }

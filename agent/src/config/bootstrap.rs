@@ -168,23 +168,13 @@ fn dynamic(section: &Section<'_>) -> serde_json::Map<String, serde_json::Value> 
         Err(SettingsError::NotJson(_) | SettingsError::NotAnObject(_)) => {}
     }
     section.not_acted_on(&["primary_race_backoff"]);
-    if has_logical_slots(&dcs) {
-        section.not_acted_on(&["slots"]);
-    } else {
-        section.acknowledge(&["slots"]);
-    }
+    section.acknowledge(&["slots"]);
     section.acknowledge(&ACTED_ON);
     section.end();
     if section.is_present() && !dcs.contains_key("failsafe_mode") {
         dcs.insert("failsafe_mode".to_owned(), true.into());
     }
     dcs
-}
-
-/// Physical ones are kept; logical ones are left to whoever makes them.
-fn has_logical_slots(dcs: &serde_json::Map<String, serde_json::Value>) -> bool {
-    let slots = dcs.get("slots").and_then(serde_json::Value::as_object);
-    slots.is_some_and(|slots| slots.values().any(|slot| slot.get("plugin").is_some()))
 }
 
 /// The rule of the three times, on the values in effect. Reported, never bent.

@@ -1,10 +1,11 @@
 //! `list` and `topology`: the members as patronictl shows them, and why there is no leader. Pure.
 
 use std::fmt::Write;
+use std::sync::Arc;
 
 use serde_json::Value;
 use trunkline_shared::cluster::topology::Initialize;
-use trunkline_shared::cluster::{ClusterName, Lsn, Moment, Topology};
+use trunkline_shared::cluster::{ClusterName, Lsn, Member, Moment, Topology};
 use trunkline_shared::dcs::watch::View;
 use trunkline_shared::service::clock::WallTime;
 
@@ -186,6 +187,14 @@ fn notes(topology: &Topology) -> String {
     if topology.leader.is_none() {
         text.push_str(&why_no_leader(topology));
     }
+    let is_unready = |member: &&Arc<Member>| {
+        let own = member.trunkline.as_ref();
+        let word = own.and_then(|own| own.reason.as_deref());
+        topology.leader.is_some() && word == Some(Reason::LogicalSlotNotReady.word())
+    };
+    for member in topology.members.values().filter(is_unready) {
+        text.push_str(&what_it_says(member));
+    }
     text
 }
 
@@ -202,20 +211,22 @@ fn why_no_leader(topology: &Topology) -> String {
         );
     }
     for member in topology.members.values() {
-        let own = member.trunkline.as_ref();
-        let word = own.and_then(|own| own.reason.as_deref());
-        let sentence = word.map(|word| match Reason::from_word(word) {
-            Some(reason) => reason.sentence(),
-            None => word,
-        });
-        let state = trunkline_shared::dcs::records::state_word(member.state);
-        let _ = write!(text, "  {}: {}", member.name, sentence.unwrap_or(state));
-        let _ = match own.and_then(|own| own.detail.as_deref()) {
-            Some(detail) => writeln!(text, " ({detail})"),
-            None => writeln!(text),
-        };
+        let _ = write!(text, " {}", what_it_says(member));
     }
     text
+}
+
+fn what_it_says(member: &Member) -> String {
+    let own = member.trunkline.as_ref();
+    let word = own.and_then(|own| own.reason.as_deref());
+    let sentence = word.map(|word| match Reason::from_word(word) {
+        Some(reason) => reason.sentence(),
+        None => word,
+    });
+    let state = trunkline_shared::dcs::records::state_word(member.state);
+    let detail = own.and_then(|own| own.detail.as_deref());
+    let detail = detail.map_or(String::new(), |detail| format!(" ({detail})"));
+    format!(" {}: {}{detail}\n", member.name, sentence.unwrap_or(state))
 }
 
 /// Why what is shown may not be the cluster as it is now; `None` if the DCS vouches for it. `now` and `wall`
@@ -352,6 +363,23 @@ mod tests {
         );
         let yaml = render(&cluster, &topology, Format::Yaml, false);
         assert!(yaml.contains("Member: n2"), "{yaml}");
+    }
+
+    #[test]
+    fn a_member_without_the_logical_slots_says_so_beside_a_leader() {
+        let unready = REPLICA.replacen(
+            '{',
+            r#"{"trunkline":{"reason":"logical_slot_not_ready","detail":"decoded"},"#,
+            1,
+        );
+        let topology = topology(&[
+            (FactKey::Leader, "n1"),
+            (member("n1"), LEADER),
+            (member("n2"), &unready),
+        ]);
+        let text = render(&ClusterName::new("demo"), &topology, Format::Pretty, false);
+        assert!(text.contains("\n n2: Copies of the leader's"), "{text}");
+        assert!(text.ends_with(" (decoded)\n"), "{text}");
     }
 
     #[test]

@@ -128,12 +128,18 @@ fn state(seen: &Observation, is_restarting: bool) -> MemberState {
             JobKind::Stop | JobKind::StopNow | JobKind::Start if is_restarting => {
                 return MemberState::Restarting;
             }
+            // Until it stops, the instance serves as before.
+            JobKind::CopySlots if !matches!(seen.local, Local::Running(_)) => {
+                return MemberState::Restarting;
+            }
             JobKind::Stop | JobKind::StopNow => return MemberState::Stopping,
             JobKind::Start => return MemberState::Starting,
             JobKind::Promote
             | JobKind::PrePromote
             | JobKind::Checkpoint
-            | JobKind::CompareHistory => {}
+            | JobKind::CompareHistory
+            | JobKind::CopySlots
+            | JobKind::TendSlots => {}
         }
     }
     let failed = |kind| {

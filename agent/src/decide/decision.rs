@@ -16,7 +16,9 @@ use super::sync_standbys;
 mod action;
 mod reason;
 
-pub use action::{Action, ActionTraits, StartAs, StopMode, Upstream};
+pub use action::{
+    Action, ActionTraits, LogicalSlot, SlotAdvance, SlotCare, StartAs, StopMode, Upstream,
+};
 pub use reason::Reason;
 
 /// The outcome of one turn.

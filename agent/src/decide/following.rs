@@ -152,6 +152,10 @@ fn follow(turn: Turn<'_>, topology: &Topology, running: &Running, at: At<'_>) ->
     let turn = slots::on_replica(seen, topology, running, &leader.name, at.replayed, memory)
         .carry_out(turn);
     let turn = keeping::prepare(turn, topology, running);
+    let turn = match slots::logical::on_replica(turn, topology, running, leader, at.replayed) {
+        ControlFlow::Break(decision) => return decision,
+        ControlFlow::Continue(turn) => turn,
+    };
     let reason = turn.why.unwrap_or(Reason::Following);
     match turn.soon {
         Some(within) => turn.within(reason, within),

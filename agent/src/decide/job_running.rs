@@ -1,9 +1,11 @@
 //! A long job is in progress: leave it, or end it when what it was for has changed.
 
+use trunkline_shared::cluster::Topology;
+
 use super::Turn;
 use super::decision::{Action, Decision, Detail, Reason};
 use super::memory::Memory;
-use super::observation::{JobKind, LeaseView, Observation, RunningJob};
+use super::observation::{JobKind, LeaseView, Local, Observation, RunningJob};
 
 pub(super) fn decide(seen: &Observation, memory: &Memory, job: &RunningJob) -> Decision {
     let turn = Turn::new(seen, memory).detail(Detail::Text(job.kind.name().into()));
@@ -19,10 +21,22 @@ pub(super) fn decide(seen: &Observation, memory: &Memory, job: &RunningJob) -> D
         | JobKind::StopNow
         | JobKind::Checkpoint
         | JobKind::DiscardBootstrap
-        | JobKind::CompareHistory => false,
+        | JobKind::CompareHistory
+        | JobKind::TendSlots => false,
+        // The leader that is asked for them is gone, and whoever may take over is needed.
+        JobKind::CopySlots => {
+            let is_running = matches!(seen.local, Local::Running(_));
+            is_running && seen.topology().is_some_and(|now| leads_no_more(now, job))
+        }
     };
     if is_pointless {
         return turn.act(Action::CancelJob).now(Reason::JobCancelled);
     }
     turn.routine(Reason::JobInProgress)
+}
+
+/// Whether the member that data is copied from has ceased to lead.
+fn leads_no_more(topology: &Topology, job: &RunningJob) -> bool {
+    let leader = topology.leader.as_ref().map(|leader| &leader.member);
+    leader != job.source.as_ref()
 }

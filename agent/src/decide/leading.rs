@@ -96,6 +96,7 @@ const DUTIES: &[Duty] = &[
     keep_failsafe_list,
     checkpoint,
     keep_slots,
+    keep_logical_slots,
     record_history,
 ];
 
@@ -174,6 +175,10 @@ fn checkpoint<'a>(turn: Turn<'a>, leading: &Leading<'_>) -> Turn<'a> {
     }
     turn.act(Action::Checkpoint)
         .because(Reason::CheckpointAfterPromote)
+}
+
+fn keep_logical_slots<'a>(turn: Turn<'a>, leading: &Leading<'_>) -> Turn<'a> {
+    slots::logical::on_primary(turn, leading.running)
 }
 
 fn keep_slots<'a>(mut turn: Turn<'a>, leading: &Leading<'_>) -> Turn<'a> {

@@ -22,6 +22,10 @@ pub struct Memory {
     pub status_at: Option<Moment>,
     /// When each slot was last wanted or used, for `member_slots_ttl`.
     pub slot_needed: BTreeMap<Arc<str>, Moment>,
+    /// When the leader's logical slots were last copied, which costs a restart.
+    pub slots_copied_at: Option<Moment>,
+    /// Why the last copy of logical slots was not made, until the next one is tried.
+    pub slots_not_copied: Option<Arc<str>>,
     /// This member has led a standby cluster and not been promoted since.
     pub leads_standby: bool,
     /// The configuration, when it was last there, made this a standby cluster.

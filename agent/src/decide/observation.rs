@@ -212,6 +212,8 @@ pub struct Running {
     pub slots: Arc<Vec<SlotView>>,
     /// Parameters were changed that need a restart.
     pub has_pending_restart: bool,
+    /// Its major version.
+    pub major: u32,
     /// Promotion was signalled to this very postmaster: it will accept writes by itself, and only a stop
     /// of the instance takes that back.
     pub is_promoting: bool,
@@ -266,6 +268,8 @@ pub struct SlotView {
     pub is_lost: bool,
     /// It holds back vacuum.
     pub has_xmin: bool,
+    /// A copy of the leader's logical slot that a consumer may go on with; true of a primary's own.
+    pub is_ready: bool,
 }
 
 /// What a running instance is.
@@ -388,11 +392,15 @@ pub enum JobKind {
     PrePromote,
     /// A look at another cluster's history; it succeeds if the local one has left that.
     CompareHistory,
+    /// The leader's logical slots are copied: their files are read, then the instance stops for them.
+    CopySlots,
+    /// Logical slots are made, moved, and proved to be usable.
+    TendSlots,
 }
 
 impl JobKind {
     /// Every kind.
-    pub const ALL: [JobKind; 12] = [
+    pub const ALL: [JobKind; 14] = [
         JobKind::Initialize,
         JobKind::FinishBootstrap,
         JobKind::Clone,
@@ -405,12 +413,14 @@ impl JobKind {
         JobKind::DiscardBootstrap,
         JobKind::PrePromote,
         JobKind::CompareHistory,
+        JobKind::CopySlots,
+        JobKind::TendSlots,
     ];
 
     /// Whether it stops the instance.
     pub fn is_stop(self) -> bool {
         match self {
-            JobKind::Stop | JobKind::StopNow => true,
+            JobKind::Stop | JobKind::StopNow | JobKind::CopySlots => true,
             JobKind::Initialize
             | JobKind::FinishBootstrap
             | JobKind::Clone
@@ -420,8 +430,14 @@ impl JobKind {
             | JobKind::Checkpoint
             | JobKind::DiscardBootstrap
             | JobKind::PrePromote
-            | JobKind::CompareHistory => false,
+            | JobKind::CompareHistory
+            | JobKind::TendSlots => false,
         }
+    }
+
+    /// Whether everything else goes on beside it, and any other job ends it: it may take minutes.
+    pub fn holds_nothing_up(self) -> bool {
+        matches!(self, JobKind::Checkpoint | JobKind::TendSlots)
     }
 
     /// The word for it in logs and scripts.
@@ -439,6 +455,8 @@ impl JobKind {
             JobKind::DiscardBootstrap => "discard_bootstrap",
             JobKind::PrePromote => "pre_promote",
             JobKind::CompareHistory => "compare_history",
+            JobKind::CopySlots => "copy_slots",
+            JobKind::TendSlots => "tend_slots",
         }
     }
 }

@@ -73,8 +73,7 @@ impl Situation {
         if authority_gone::verdict(seen).is_some() && running != Some(JobKind::StopNow) {
             return Situation::AuthorityGone;
         }
-        // A checkpoint may take minutes and holds nothing up; any other job ends it.
-        if running.is_some_and(|kind| kind != JobKind::Checkpoint) {
+        if running.is_some_and(|kind| !kind.holds_nothing_up()) {
             return Situation::JobRunning;
         }
         let topology = seen.topology();

@@ -10,6 +10,8 @@ use trunkline_shared::cluster::slots::{ClusterType, SlotKind};
 use trunkline_shared::cluster::topology::Status;
 use trunkline_shared::cluster::{ClusterSettings, Lsn, Member, MemberName, Topology};
 
+pub(super) mod logical;
+
 use super::decision::{Action, Reason};
 use super::memory::Memory;
 use super::observation::{Observation, Running, RunningRole, SlotView};
@@ -146,6 +148,7 @@ pub(super) fn on_replica(
     let wanted = cascading.union(&copied).cloned().collect();
     note_needed(seen, running, &wanted, memory);
     let mut plan = plan(seen, &settings, running, &wanted, memory);
+    plan.drop.extend(logical::lost(&settings, running));
     let idle = running
         .slots
         .iter()
@@ -279,6 +282,13 @@ pub(super) fn status(
         .map(|slot| (slot.name.to_string(), slot.position))
         .collect();
     slots.insert(seen.me.name.slot_name(), position);
+    for wanted in logical::wanted(&settings) {
+        let named = |slot: &&SlotView| slot.name == wanted.name && !is_physical(slot);
+        let own = running.slots.iter().find(named);
+        if let Some(slot) = own.filter(|slot| slot.position > Lsn(0) && !slot.is_lost) {
+            slots.insert(slot.name.to_string(), slot.position);
+        }
+    }
     let permanent = permanent(seen, &settings);
     Status {
         optime,

@@ -4,7 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use trunkline_shared::cluster::SystemId;
+use trunkline_shared::cluster::{Lsn, SystemId};
 
 /// Why something asked of the instance was not done. Each text says what to do.
 #[derive(Debug, thiserror::Error)]
@@ -184,6 +184,24 @@ pub enum PostgresError {
         /// The data directory.
         data_dir: PathBuf,
     },
+    /// A slot to be copied reads from WAL that was never here.
+    #[error(
+        "slot {slot} reads WAL from {from} on, which is not here: it is copied once its consumer has gone on"
+    )]
+    SlotNeedsOlderWal {
+        /// The slot.
+        slot: String,
+        /// From where it reads.
+        from: Lsn,
+    },
+    /// A slot to be copied does not exist there, is lost, or the server is no primary.
+    #[error("{source_address} has no usable logical slot {slot}")]
+    SlotNotThere {
+        /// The slot.
+        slot: String,
+        /// Where it was looked for.
+        source_address: String,
+    },
     /// Only the data of a bootstrap that was never finished may be set aside as failed.
     #[error("{data_dir} is not the data of an unfinished bootstrap: it is left alone")]
     NotUnfinished {
@@ -246,6 +264,8 @@ impl PostgresError {
             | Self::ForeignSystem { .. }
             | Self::NoMethodWorked { .. }
             | Self::NothingMade { .. }
+            | Self::SlotNeedsOlderWal { .. }
+            | Self::SlotNotThere { .. }
             | Self::NoSpace { .. } => true,
         }
     }

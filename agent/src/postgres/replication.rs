@@ -113,6 +113,7 @@ impl Postgres {
             }
         }
         let took = clock::now().since(began);
+        self.forget_proofs();
         timelines::release(&config.data_dir)?;
         let timeline = "SELECT pg_catalog.substr(pg_catalog.pg_walfile_name(\
                         pg_catalog.pg_current_wal_lsn()), 1, 8)";
@@ -192,13 +193,15 @@ impl Postgres {
         self.query(&sql, STATEMENT_LIMIT).await.map(drop)
     }
 
-    /// Drops a physical slot that nobody uses; one that is missing or in use is left alone.
+    /// Drops a slot that nobody uses; one that is missing or in use is left alone, and so is a logical one of a
+    /// primary.
     pub async fn drop_slot(&self, name: &str) -> Result<(), PostgresError> {
         let name = quote_literal(name);
         let sql = format!(
             "SELECT pg_catalog.pg_drop_replication_slot(slot_name)::text \
              FROM pg_catalog.pg_replication_slots \
-             WHERE slot_name = {name} AND NOT active AND slot_type = 'physical'"
+             WHERE slot_name = {name} AND NOT active \
+             AND (slot_type = 'physical' OR pg_catalog.pg_is_in_recovery())"
         );
         self.query(&sql, STATEMENT_LIMIT).await.map(drop)
     }

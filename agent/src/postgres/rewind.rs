@@ -265,7 +265,7 @@ impl Postgres {
     }
 
     /// Through psql, which connects by every setting that pg_rewind itself takes.
-    async fn ask_source(
+    pub(super) async fn ask_source(
         &self,
         config: &PostgresConfig,
         server: &str,
@@ -341,7 +341,7 @@ impl Postgres {
     }
 }
 
-fn rewind_conninfo(config: &PostgresConfig, source: &Upstream) -> String {
+pub(super) fn rewind_conninfo(config: &PostgresConfig, source: &Upstream) -> String {
     let port = source.port.to_string();
     let mut fields = vec![
         ("host", source.host.as_str()),

@@ -36,6 +36,8 @@ SELECT pg_catalog.json_build_object(
     'kind', slot_type, 'plugin', plugin, 'database', database, 'is_active', active,
     'is_temporary', temporary, 'restart', restart_lsn, 'confirmed', confirmed_flush_lsn,
     'xmin', xmin::text, 'wal_status', wal_status,
+    'is_invalid', coalesce((pg_catalog.to_jsonb(s) ->> 'conflicting')::bool, false)
+      OR (pg_catalog.to_jsonb(s) ->> 'invalidation_reason') IS NOT NULL,
     'is_failover', coalesce((pg_catalog.to_jsonb(s) ->> 'failover')::bool, false)
       OR coalesce((pg_catalog.to_jsonb(s) ->> 'synced')::bool, false))), '[]')
     FROM pg_catalog.pg_replication_slots AS s),
@@ -113,6 +115,8 @@ pub struct Slot {
     pub has_xmin: bool,
     /// `reserved`, `extended`, `unreserved`, `lost`.
     pub wal_status: Option<String>,
+    /// Whether PostgreSQL gave it up (16 and later).
+    pub is_invalid: bool,
     /// Whether PostgreSQL itself keeps it on standbys, or made it there (17 and later).
     pub is_failover: bool,
 }
@@ -241,6 +245,8 @@ struct RawSlot {
     xmin: Option<String>,
     wal_status: Option<String>,
     #[serde(default)]
+    is_invalid: bool,
+    #[serde(default)]
     is_failover: bool,
 }
 
@@ -320,6 +326,7 @@ impl From<RawSlot> for Slot {
             confirmed: lsn(raw.confirmed),
             has_xmin: raw.xmin.is_some(),
             wal_status: raw.wal_status,
+            is_invalid: raw.is_invalid,
             is_failover: raw.is_failover,
         }
     }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use trunkline_shared::cluster::ClusterSettings;
+use trunkline_shared::cluster::slots::SlotKind;
 
 use crate::config::{self, AgentConfig};
 use crate::postgres::PostgresConfig;
@@ -18,7 +19,10 @@ pub fn postgres_config(
     run_dir: &Path,
 ) -> PostgresConfig {
     let local = &config.postgresql;
-    let parameters = config::layers::parameters(&settings.parameters, &local.parameters);
+    let mut parameters = config::layers::parameters(&settings.parameters, &local.parameters);
+    if needs_feedback(settings) {
+        parameters.insert("hot_standby_feedback".to_owned(), "on".to_owned());
+    }
     let bootstrap = &config.bootstrap;
     let first_hba = || {
         let cluster = settings.pg_hba.clone();
@@ -73,6 +77,12 @@ pub fn postgres_config(
             .remove_data_directory_on_diverged_timelines,
         parameters,
     }
+}
+
+/// Whether copies of logical slots depend on what this member tells its primary, whatever the file says.
+fn needs_feedback(settings: &ClusterSettings) -> bool {
+    let mut slots = settings.slots.values();
+    settings.use_slots && slots.any(|slot| slot.kind != SlotKind::Physical)
 }
 
 /// The settings of recovery: what `standby_cluster` says of fetching WAL stands over the cluster's own, and

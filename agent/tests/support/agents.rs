@@ -120,6 +120,7 @@ bootstrap:
 {dcs}    postgresql:
       use_pg_rewind: true
       use_slots: true
+      parameters: {{wal_level: logical}}
       pg_hba:
       - local all all trust
       - host replication all 127.0.0.0/8 scram-sha-256

@@ -90,6 +90,13 @@ impl World {
             Action::CloneWithoutLeader => self.begin_job(node, JobKind::Clone, None),
             Action::CallBack(..) => Went::Done,
             Action::CompareHistory(_) => self.begin_job(node, JobKind::CompareHistory, None),
+            Action::CopyLogicalSlots { from, .. } => {
+                self.begin_copy(node, JobKind::CopySlots, from)
+            }
+            Action::TendLogicalSlots(care) => {
+                self.node_mut(node).agent.slot_care = care.clone();
+                self.begin_job(node, JobKind::TendSlots, None)
+            }
             Action::RunPrePromote => self.begin_job(node, JobKind::PrePromote, None),
             Action::DiscardBootstrap => self.begin_job(node, JobKind::DiscardBootstrap, None),
             Action::CreateSlots(names) => went(self.create_slots(node, names)),
@@ -233,6 +240,8 @@ impl World {
             | Action::CallBack(..)
             | Action::RunPrePromote
             | Action::CompareHistory(_)
+            | Action::CopyLogicalSlots { .. }
+            | Action::TendLogicalSlots(_)
             | Action::CreateSlots(_)
             | Action::DropSlots(_)
             | Action::PublishFailsafe(_)
@@ -354,7 +363,8 @@ impl World {
     }
 
     fn begin_job(&mut self, node: NodeId, kind: JobKind, source: Option<MemberName>) -> Went {
-        if self.node(node).agent.job.running.is_some() {
+        let running = self.node(node).agent.job.running.as_ref();
+        if running.is_some_and(|job| !job.kind.holds_nothing_up()) {
             return Went::Failed;
         }
         self.coverage.job(kind);

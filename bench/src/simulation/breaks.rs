@@ -66,11 +66,13 @@ pub enum Break {
     FailsafeOneLess,
     /// Nobody keeps the promise not to run, and what peers say of being primary is not heard.
     NoRaceIgnored,
+    /// Logical `slots` of the configuration are not read.
+    LogicalSlotsUnread,
 }
 
 impl Break {
     /// Every one, with its word.
-    pub const ALL: [(Break, &'static str); 23] = [
+    pub const ALL: [(Break, &'static str); 24] = [
         (Break::PingedToTheEnd, "pinged-to-the-end"),
         (Break::NoFence, "no-fence"),
         (Break::DeadlineFromAnswer, "deadline-from-answer"),
@@ -97,6 +99,7 @@ impl Break {
         (Break::OpenAtOnce, "open-at-once"),
         (Break::FailsafeOneLess, "failsafe-one-less"),
         (Break::NoRaceIgnored, "no-race-until-ignored"),
+        (Break::LogicalSlotsUnread, "logical-slots-unread"),
     ];
 
     /// The word of the command line.
@@ -135,6 +138,13 @@ impl Break {
                 }
             }
             Break::StandbyUnread => unread(seen),
+            Break::LogicalSlotsUnread => {
+                if let DcsView::Known { topology, .. } = &mut seen.dcs {
+                    let mut settings = (*topology.settings_or_default()).clone();
+                    settings.slots.remove(super::slots::DECODED);
+                    Arc::make_mut(topology).settings = Some(Arc::new(settings));
+                }
+            }
             Break::PermanentSlotsUnread => {
                 if let DcsView::Known { topology, .. } = &mut seen.dcs {
                     let mut settings = (*topology.settings_or_default()).clone();
@@ -227,6 +237,7 @@ impl Break {
             | Break::StandbyUnread
             | Break::FailsafeOneLess
             | Break::NoRaceIgnored
+            | Break::LogicalSlotsUnread
             | Break::LagLimitIgnored => {}
         }
     }

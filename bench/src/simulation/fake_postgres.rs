@@ -356,6 +356,7 @@ impl Postgres {
                 is_promoting: self.phase == (Phase::Replica { promotes: true }),
                 slots: self.slots.clone(),
                 has_pending_restart: false,
+                major: 15,
                 commits: CommitsView::default(),
             })
         };

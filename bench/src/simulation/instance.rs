@@ -179,7 +179,7 @@ impl World {
     }
 
     /// The postmaster is gone: whoever streams from it loses it.
-    fn postmaster_ends(&mut self, node: NodeId) {
+    pub(super) fn postmaster_ends(&mut self, node: NodeId) {
         let now = self.now;
         let postgres = &mut self.node_mut(node).postgres;
         if postgres.can_commit() {

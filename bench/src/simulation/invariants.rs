@@ -54,6 +54,8 @@ pub enum Invariant {
     ASlotNeverPassesItsPrimary,
     /// Nobody becomes writable who sees that the cluster is a standby.
     AStandbyClusterNeverWrites,
+    /// In the end every possible primary has the permanent logical slot.
+    LogicalSlotsAreEverywhere,
     /// A slot of the configuration is never dropped.
     NoPermanentSlotDropped,
     /// A replica streams only the continuation of its own WAL.
@@ -503,6 +505,12 @@ impl World {
             .data
             .as_ref()
             .map(|data| data.branch);
+        for node in 0..self.plan.members {
+            if self.lacks_logical_slots(node) {
+                let detail = format!("{} lacks the logical slot", self.node(node).name);
+                return Err((Invariant::LogicalSlotsAreEverywhere, detail));
+            }
+        }
         for (index, node) in self.nodes.iter().enumerate() {
             let is_fine = index == usize::from(leader)
                 || (matches!(node.postgres.phase, Phase::Replica { promotes: false })
@@ -579,5 +587,6 @@ pub fn noticed_by(rule: Break) -> &'static [Invariant] {
             Invariant::AtMostOneWritablePrimary,
             Invariant::NoPromotionBesideAReachablePrimary,
         ],
+        Break::LogicalSlotsUnread => &[Invariant::LogicalSlotsAreEverywhere],
     }
 }

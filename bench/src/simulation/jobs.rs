@@ -30,7 +30,11 @@ impl World {
             JobKind::Clone => self.plan.clone_takes,
             JobKind::Rewind => self.plan.rewind_takes,
             JobKind::Checkpoint => 200 * MS,
-            JobKind::DiscardBootstrap | JobKind::PrePromote | JobKind::CompareHistory => 50 * MS,
+            JobKind::DiscardBootstrap
+            | JobKind::PrePromote
+            | JobKind::CompareHistory
+            | JobKind::CopySlots
+            | JobKind::TendSlots => 50 * MS,
             JobKind::Start => 30 * MS,
             JobKind::Stop | JobKind::StopNow | JobKind::Promote => return,
         };
@@ -139,6 +143,8 @@ impl World {
             JobKind::PrePromote => troubles.start_fails <= now,
             // Whether the silent remote has gone another way is a matter of luck.
             JobKind::CompareHistory => self.rng.u8(..3) == 0,
+            JobKind::CopySlots => self.copy_logical_slots(node, running.source.as_ref()),
+            JobKind::TendSlots => self.tend_logical_slots(node),
             JobKind::DiscardBootstrap => self.discard_bootstrap(node),
             JobKind::Start => troubles.start_fails <= now && self.postmaster_starts(node),
             JobKind::Stop | JobKind::StopNow | JobKind::Promote => return false,
@@ -188,7 +194,11 @@ impl World {
     }
 
     /// The source of a copy, if it runs and is reached.
-    fn source(&self, node: NodeId, source: Option<&MemberName>) -> Option<(NodeId, Data)> {
+    pub(super) fn source(
+        &self,
+        node: NodeId,
+        source: Option<&MemberName>,
+    ) -> Option<(NodeId, Data)> {
         let id = self.id_of(source?)?;
         let there = self.node(id);
         let runs = there.is_powered

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use trunkline_agent::decide::decision::SlotCare;
 use trunkline_agent::decide::observation::Local;
 use trunkline_agent::decide::observation::{JobView, LocalRequest, Me, PeerAnswer, WatchdogView};
 use trunkline_agent::decide::{Action, Memory};
@@ -60,6 +61,8 @@ pub(super) struct Agent {
     pub(super) next_within: Time,
     pub(super) job: JobView,
     pub(super) job_number: u32,
+    /// What the job that tends logical slots was told.
+    pub(super) slot_care: SlotCare,
     pub(super) request: Option<LocalRequest>,
     pub(super) is_shutting_down: bool,
     /// The instance answered in this life of the agent and of the instance.
@@ -101,6 +104,7 @@ impl Agent {
             next_within: 0,
             job: JobView::default(),
             job_number: 0,
+            slot_care: SlotCare::default(),
             request: None,
             is_shutting_down: false,
             seen_running: false,

@@ -135,6 +135,8 @@ pub(super) struct Plan {
     pub(super) synchronous_mode: SynchronousMode,
     pub(super) is_strict: bool,
     pub(super) synchronous_node_count: u32,
+    /// A permanent logical slot is configured.
+    pub(super) has_logical_slot: bool,
     pub(super) faults: Vec<Fault>,
     pub(super) ends: Time,
 }
@@ -186,6 +188,7 @@ impl Plan {
             synchronous_mode: SynchronousMode::Off,
             is_strict: false,
             synchronous_node_count: 1,
+            has_logical_slot: false,
             faults: Vec::new(),
             ends: shape.lasts,
         };
@@ -247,6 +250,7 @@ impl Plan {
     /// else strikes, and when, is the same with it and without.
     fn draw_apart(&mut self, rng: &Rng) {
         let mut own = Rng::with_seed(rng.clone().u64(..));
+        self.has_logical_slot = Rng::with_seed(own.clone().u64(..)).u8(..10) == 0;
         if own.u8(..10) > 0 {
             return;
         }

@@ -77,6 +77,8 @@ impl World {
             | Action::ClearSyncNames
             | Action::CompareHistory(_)
             | Action::OpenClientAccess
+            | Action::CopyLogicalSlots { .. }
+            | Action::TendLogicalSlots(_)
             | Action::CreateSlots(_)
             | Action::DropSlots(_)
             | Action::AdvanceSlots(_) => None,

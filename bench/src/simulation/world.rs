@@ -80,8 +80,12 @@ impl World {
             use_pg_rewind: plan.use_pg_rewind,
             check_timeline: plan.drift[0] % 3 == 1,
             member_slots_ttl: Duration::from_secs(10),
-            slots: slots::permanent(),
             failsafe_mode: plan.failsafe_mode,
+            slots: if plan.has_logical_slot {
+                slots::with_logical(slots::permanent())
+            } else {
+                slots::permanent()
+            },
             ..ClusterSettings::default()
         };
         synchronous::set(&mut settings, &plan);

@@ -32,6 +32,8 @@ pub struct PermanentSlot {
     pub kind: SlotKind,
     /// The only kind of cluster it exists in; `None` is both.
     pub only_in: Option<ClusterType>,
+    /// PostgreSQL itself keeps it on standbys, where it can (17 and later).
+    pub is_failover: bool,
 }
 
 /// Slots that nobody may touch (an entry of `ignore_slots`): every property that is given must match.

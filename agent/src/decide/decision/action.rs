@@ -119,6 +119,50 @@ pub enum Action {
     PublishFailsafe(Arc<BTreeMap<MemberName, Arc<str>>>),
     /// Write `failsafe_mode: true` into the cluster's settings.
     SwitchFailsafeOn,
+    /// Copy these logical slots of the leader; the instance stops for it.
+    CopyLogicalSlots {
+        /// The leader.
+        from: Upstream,
+        /// The slots.
+        names: Vec<Arc<str>>,
+    },
+    /// Make, move and prove logical slots, beside everything else.
+    TendLogicalSlots(SlotCare),
+}
+
+/// A logical slot of the configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogicalSlot {
+    /// Its name.
+    pub name: Arc<str>,
+    /// The database whose changes it decodes.
+    pub database: Arc<str>,
+    /// The output plugin.
+    pub plugin: Arc<str>,
+    /// PostgreSQL keeps it on standbys.
+    pub is_failover: bool,
+}
+
+/// A logical slot to be moved forward.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SlotAdvance {
+    /// The slot.
+    pub slot: LogicalSlot,
+    /// Where its consumer has confirmed to be.
+    pub to: Lsn,
+}
+
+/// What is done for logical slots beside everything else.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct SlotCare {
+    /// Slots that a primary lacks.
+    pub create: Vec<LogicalSlot>,
+    /// Copies whose consumers have gone on.
+    pub advance: Vec<SlotAdvance>,
+    /// Copies that are not known to be usable.
+    pub prove: Vec<Arc<str>>,
+    /// The leader, with the slot there through which the feedback of this member arrives.
+    pub of: Option<Upstream>,
 }
 
 /// As what the instance starts.
@@ -248,6 +292,8 @@ impl Action {
         "open_client_access",
         "publish_failsafe",
         "switch_failsafe_on",
+        "copy_logical_slots",
+        "tend_logical_slots",
     ];
 
     /// What is true of it wherever it is decided.
@@ -288,6 +334,8 @@ impl Action {
             Action::CallBack(..) => brief("call_back"),
             Action::RunPrePromote => long("run_pre_promote", JobKind::PrePromote),
             Action::CompareHistory(_) => long("compare_history", JobKind::CompareHistory),
+            Action::CopyLogicalSlots { .. } => changes("copy_logical_slots", JobKind::CopySlots),
+            Action::TendLogicalSlots(_) => long("tend_logical_slots", JobKind::TendSlots),
             Action::DiscardBootstrap => replaces("discard_bootstrap", JobKind::DiscardBootstrap),
             Action::WriteSync(_) => brief("write_sync"),
             Action::DeleteSync { .. } => brief("delete_sync"),

@@ -141,6 +141,8 @@ reasons! {
     LeadingStandby "leading_standby" "This member leads a standby cluster: it replicates from another cluster, and the others from it."
     RemoteUnusable "remote_unusable" "The data here could not be brought in line with the cluster that this one replicates from: the lease is given up so that another member can follow it."
     DemotingCluster "demoting_cluster" "standby_cluster was added to the configuration: the primary stops to become the leader of a standby cluster."
+    CopyingLogicalSlots "copying_logical_slots" "The leader's permanent logical slots are copied; PostgreSQL here restarts for it."
+    LogicalSlotNotReady "logical_slot_not_ready" "Copies of the leader's logical slots are missing, or not known to be usable yet: a consumer could lack changes after a failover to this member. hot_standby_feedback must reach the leader."
     StandbyConfigGone "standby_config_gone" "This was a standby cluster and the DCS has lost its configuration: nobody is promoted. Write it again: trunkline edit-config, with standby_cluster or, to make this an independent cluster, without."
     HoldingByFailsafe "holding_by_failsafe" "The DCS does not answer; every member of the failsafe list consents to this leader going on."
     NoRaceUntil "no_race_until" "This member promised a leader that goes on without the DCS not to run for a ttl."

@@ -19,6 +19,8 @@ pub(super) fn memory(words: &Words<'_, '_>, now: Moment) -> Result<Memory, Scrip
     let at = |key: &str| Ok(words.seconds(key)?.map(|ago| now - ago));
     let mut memory = Memory {
         crashed_at: at("crashed")?,
+        slots_copied_at: at("copied")?,
+        slots_not_copied: words.text("not_copied").map(Arc::from),
         leads_standby: words.has("leads_standby"),
         is_standby_cluster: words.has("standby_cluster"),
         has_left_remote: words.has("left_remote"),
@@ -133,6 +135,7 @@ pub(super) fn local(words: &Words<'_, '_>, now: Moment) -> Result<Local, ScriptE
             slots: Arc::new(slots::views(words)?),
             has_pending_restart: words.has("pending_restart"),
             is_promoting: words.has("promoting"),
+            major: words.value("major")?.unwrap_or(15),
             commits: synchronous::commits(words)?,
         }),
         other => return Err(words.wrong(other.unwrap_or(""), "a state of the instance")),
@@ -215,7 +218,7 @@ pub(super) fn job(words: &Words<'_, '_>, now: Moment) -> Result<JobView, ScriptE
         running: running.map(|kind| RunningJob {
             kind,
             since: ago,
-            source: None,
+            source: words.text("source").map(MemberName::new),
         }),
         finished: finished.map(|kind| FinishedJob {
             kind,

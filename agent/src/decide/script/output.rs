@@ -6,7 +6,9 @@ use super::synchronous::named;
 use trunkline_shared::cluster::sync_state::SyncState;
 use trunkline_shared::cluster::topology::{Status, SwitchoverRecord, SwitchoverStage};
 
-use crate::decide::decision::{Action, Decision, Detail, NextWhy, StartAs, StopMode, Upstream};
+use crate::decide::decision::{
+    Action, Decision, Detail, NextWhy, SlotAdvance, SlotCare, StartAs, StopMode, Upstream,
+};
 
 impl fmt::Display for Decision {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -64,15 +66,15 @@ impl fmt::Display for Action {
             Action::AnnounceSwitchover(record) => write!(f, " {}", Announced(record)),
             Action::Start(start) => write!(f, " {start}"),
             Action::PublishFailsafe(list) => list.keys().try_for_each(|name| write!(f, " {name}")),
-            Action::Stop(mode) => f.write_str(match mode {
-                StopMode::Planned => " planned",
-                StopMode::Fast => " fast",
-                StopMode::Immediate => " immediate",
-            }),
+            Action::Stop(mode) => write!(f, " {}", mode_word(*mode)),
             Action::Follow(upstream)
             | Action::Clone(upstream)
             | Action::Rewind(upstream)
             | Action::CompareHistory(upstream) => write!(f, " {upstream}"),
+            Action::CopyLogicalSlots { from, names } => {
+                write!(f, " {}of {from}", words(names))
+            }
+            Action::TendLogicalSlots(care) => write!(f, "{care}"),
             Action::CreateSlots(slots) | Action::DropSlots(slots) => {
                 slots.iter().try_for_each(|slot| write!(f, " {slot}"))
             }
@@ -103,6 +105,39 @@ impl fmt::Display for Action {
             | Action::Checkpoint
             | Action::SwitchFailsafeOn
             | Action::CancelJob => Ok(()),
+        }
+    }
+}
+
+fn mode_word(mode: StopMode) -> &'static str {
+    match mode {
+        StopMode::Planned => "planned",
+        StopMode::Fast => "fast",
+        StopMode::Immediate => "immediate",
+    }
+}
+
+fn words(names: &[std::sync::Arc<str>]) -> String {
+    names.iter().map(|name| format!("{name} ")).collect()
+}
+
+impl fmt::Display for SlotCare {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for slot in &self.create {
+            write!(f, " create {} {} {}", slot.name, slot.database, slot.plugin)?;
+            if slot.is_failover {
+                f.write_str(" failover")?;
+            }
+        }
+        for SlotAdvance { slot, to } in &self.advance {
+            write!(f, " advance {}@{to}", slot.name)?;
+        }
+        for name in &self.prove {
+            write!(f, " prove {name}")?;
+        }
+        match &self.of {
+            Some(of) => write!(f, " of {of}"),
+            None => Ok(()),
         }
     }
 }

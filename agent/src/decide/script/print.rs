@@ -355,6 +355,11 @@ fn print_running(out: &mut String, running: &Running) {
     for slot in running.slots.iter() {
         slots::print_view(out, slot);
     }
+    option(
+        out,
+        "major",
+        Some(running.major).filter(|major| *major != 15),
+    );
     flag(out, running.has_pending_restart, "pending_restart");
     flag(out, running.is_promoting, "promoting");
     synchronous::print_commits(out, &running.commits);
@@ -389,7 +394,9 @@ fn print_peers(out: &mut String, peers: &Peers) {
 
 fn print_job(out: &mut String, job: &JobView, now: Moment) {
     if let Some(running) = &job.running {
-        let _ = writeln!(out, "job running={}", running.kind.name());
+        let _ = write!(out, "job running={}", running.kind.name());
+        option(out, "source", running.source.as_ref());
+        out.push('\n');
     } else if let Some(finished) = &job.finished {
         let ago = seconds(now.since(finished.at));
         let _ = write!(out, "job finished={} ago={ago}", finished.kind.name());
@@ -408,6 +415,12 @@ fn print_standby(out: &mut String, memory: &Memory) {
 fn print_moments(out: &mut String, memory: &Memory, now: Moment) {
     let ago = |at: Moment| seconds(now.since(at));
     option(out, "crashed", memory.crashed_at.map(ago));
+    option(out, "copied", memory.slots_copied_at.map(ago));
+    option(
+        out,
+        "not_copied",
+        memory.slots_not_copied.as_deref().map(quoted),
+    );
     option(out, "status", memory.status_at.map(ago));
     option(out, "alone", memory.alone_since.map(ago));
     option(out, "foreign_led", memory.foreign_led_at.map(ago));

@@ -12,7 +12,7 @@ use super::ScriptError;
 use super::words::Words;
 use crate::decide::observation::SlotView;
 
-/// Every `slot=NAME` of an instance, with `@idle`, `@temporary`, `@failover`, `@lost`, `@xmin`,
+/// Every `slot=NAME` of an instance, with `@idle`, `@temporary`, `@failover`, `@lost`, `@xmin`, `@ready`,
 /// `@logical:DATABASE:PLUGIN` and `@POSITION` after it.
 pub(super) fn views(words: &Words<'_, '_>) -> Result<Vec<SlotView>, ScriptError> {
     let texts = words.keyed().filter(|(key, _)| *key == "slot");
@@ -30,6 +30,7 @@ fn view(words: &Words<'_, '_>, text: &str) -> Result<SlotView, ScriptError> {
         is_failover: false,
         is_lost: false,
         has_xmin: false,
+        is_ready: false,
     };
     for part in parts {
         match part {
@@ -38,6 +39,7 @@ fn view(words: &Words<'_, '_>, text: &str) -> Result<SlotView, ScriptError> {
             "failover" => view.is_failover = true,
             "lost" => view.is_lost = true,
             "xmin" => view.has_xmin = true,
+            "ready" => view.is_ready = true,
             other => match other.strip_prefix("logical:") {
                 Some(of) => view.kind = logical(words, of)?,
                 None => view.position = words.parse(other, "a property of a slot")?,
@@ -69,6 +71,7 @@ pub(super) fn print_view(out: &mut String, slot: &SlotView) {
         (slot.is_failover, "failover"),
         (slot.is_lost, "lost"),
         (slot.has_xmin, "xmin"),
+        (slot.is_ready, "ready"),
     ] {
         if is_so {
             let _ = write!(out, "@{word}");
@@ -126,7 +129,11 @@ pub(super) fn permanent(s: &mut ClusterSettings, words: &Words<'_, '_>) -> Resul
         Some("standby") => Some(ClusterType::Standby),
         Some(other) => return Err(words.wrong(other, "primary or standby")),
     };
-    let slot = PermanentSlot { kind, only_in };
+    let slot = PermanentSlot {
+        kind,
+        only_in,
+        is_failover: words.has("failover"),
+    };
     s.slots.insert(name.to_owned(), slot);
     Ok(())
 }
@@ -173,6 +180,9 @@ pub(super) fn print_settings(out: &mut String, s: &ClusterSettings) {
             None => {}
             Some(ClusterType::Primary) => out.push_str(" cluster_type=primary"),
             Some(ClusterType::Standby) => out.push_str(" cluster_type=standby"),
+        }
+        if slot.is_failover {
+            out.push_str(" failover");
         }
     }
     for pattern in &s.ignore_slots {

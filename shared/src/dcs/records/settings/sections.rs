@@ -74,7 +74,16 @@ impl Section<'_> {
             "standby" => Some(ClusterType::Standby),
             _ => return wrong("cluster_type", "primary or standby"),
         };
-        Ok(PermanentSlot { kind, only_in })
+        let is_failover = match word("failover").as_str() {
+            "" | "false" | "off" => false,
+            "true" | "on" => true,
+            _ => return wrong("failover", "true or false"),
+        };
+        Ok(PermanentSlot {
+            kind,
+            only_in,
+            is_failover,
+        })
     }
 
     /// `ignore_slots`
