@@ -249,10 +249,9 @@ impl Actor {
             }
             Action::RunPrePromote => self.run_pre_promote(seen).await?,
             Action::CompareHistory(with) => self.compare_history(seen, with).await?,
-            Action::CopyLogicalSlots { from, names } => {
-                self.copy_logical_slots(from, names).await?
-            }
+            Action::CopyLogicalSlots { from, names } => self.copy_slots(from, names).await?,
             Action::TendLogicalSlots(care) => self.tend_logical_slots(care)?,
+            Action::SetSynchronizedSlots(slots) => self.set_synchronized_slots(slots).await?,
             Action::DiscardBootstrap => self.discard_bootstrap()?,
             Action::WriteSync(sync) => self.write_sync(seen, sync).await?,
             Action::DeleteSync { revision } => self.delete_sync(seen, *revision).await?,

@@ -17,7 +17,7 @@ use crate::decide::Observation;
 use crate::decide::observation::SyncNames;
 use crate::decide::observation::{
     CommitsView, DcsView, FenceView, JobView, LeaseView, Local, LocalRequest, Me, Peers, Running,
-    RunningRole, SenderView, SlotView, Stopped, WatchdogView,
+    RunningRole, SenderView, SlotView, Stopped, SynchronizedSlots, WatchdogView,
 };
 use crate::fence::FenceHandle;
 use crate::lease::LeaseStatus;
@@ -472,7 +472,18 @@ fn running(postgres: &Postgres, status: &ServerStatus) -> Running {
         is_promoting: status.is_in_recovery
             && (postgres.is_promoting() || recovers_to_target(&postgres.config().data_dir)),
         major: status.version / 10_000,
+        synchronized: synchronized(postgres, status.version / 10_000),
         commits: commits(postgres, status),
+    }
+}
+
+fn synchronized(postgres: &Postgres, major: u32) -> SynchronizedSlots {
+    if !postgres.may_synchronize_slots(major) {
+        return SynchronizedSlots::NotOurs;
+    }
+    match postgres.synchronized_slots() {
+        None => SynchronizedSlots::Unset,
+        Some(names) => SynchronizedSlots::Set(Arc::new(names.into_iter().map(Arc::from).collect())),
     }
 }
 
@@ -511,6 +522,7 @@ fn slot_view(slot: &Slot, is_ready: bool) -> SlotView {
         is_active: slot.is_active,
         is_temporary: slot.is_temporary,
         is_failover: slot.is_failover,
+        is_synced: slot.is_synced,
         is_lost: slot.wal_status.as_deref() == Some("lost") || slot.is_invalid,
         has_xmin: slot.has_xmin,
         is_ready,

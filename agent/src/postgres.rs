@@ -43,6 +43,7 @@ pub mod scan;
 pub mod settings;
 pub mod sql;
 pub mod status;
+mod synchronized;
 mod synchronous;
 pub mod timelines;
 
@@ -296,6 +297,7 @@ impl Postgres {
         let recovers = role == ServerRole::Recovering;
         if role != ServerRole::Primary {
             synchronous::forget(&config)?;
+            synchronized::forget(&config)?;
         }
         let controlled = self.write_settings(role).await?;
         files::remove_stale_lock(&config)?;

@@ -9,6 +9,8 @@
 
 #[path = "support/agents.rs"]
 mod agents;
+#[path = "agents/failover_slots.rs"]
+mod failover_slots;
 #[path = "agents/logical_slots.rs"]
 mod logical_slots;
 #[path = "support/servers.rs"]

@@ -1,5 +1,6 @@
 //! What is done to replication slots.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use trunkline_shared::cluster::Lsn;
@@ -37,8 +38,20 @@ impl Actor {
         Ok(0)
     }
 
+    pub(super) async fn set_synchronized_slots(
+        &self,
+        slots: &BTreeSet<Arc<str>>,
+    ) -> Result<Revision, ActError> {
+        let names: Vec<String> = slots.iter().map(ToString::to_string).collect();
+        tracing::info!(slots = %names.join(","), "consumers of failover slots are to wait for these");
+        self.postgres
+            .set_synchronized_slots(names.join(","))
+            .await?;
+        Ok(0)
+    }
+
     /// What has just been read there is stopped for; senders of this member are cut, none of them is waited for.
-    pub(super) async fn copy_logical_slots(
+    pub(super) async fn copy_slots(
         &mut self,
         from: &Upstream,
         names: &[Arc<str>],

@@ -97,6 +97,7 @@ const DUTIES: &[Duty] = &[
     checkpoint,
     keep_slots,
     keep_logical_slots,
+    keep_failover_slots,
     record_history,
 ];
 
@@ -179,6 +180,10 @@ fn checkpoint<'a>(turn: Turn<'a>, leading: &Leading<'_>) -> Turn<'a> {
 
 fn keep_logical_slots<'a>(turn: Turn<'a>, leading: &Leading<'_>) -> Turn<'a> {
     slots::logical::on_primary(turn, leading.running)
+}
+
+fn keep_failover_slots<'a>(turn: Turn<'a>, leading: &Leading<'_>) -> Turn<'a> {
+    slots::failover::on_primary(turn, leading.topology, leading.running)
 }
 
 fn keep_slots<'a>(mut turn: Turn<'a>, leading: &Leading<'_>) -> Turn<'a> {

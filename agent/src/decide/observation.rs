@@ -214,6 +214,8 @@ pub struct Running {
     pub has_pending_restart: bool,
     /// Its major version.
     pub major: u32,
+    /// Whom consumers of `failover` slots wait for.
+    pub synchronized: SynchronizedSlots,
     /// Promotion was signalled to this very postmaster: it will accept writes by itself, and only a stop
     /// of the instance takes that back.
     pub is_promoting: bool,
@@ -248,6 +250,18 @@ pub struct SenderView {
     pub flushed: Lsn,
 }
 
+/// `synchronized_standby_slots`, as far as it is the agent's.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum SynchronizedSlots {
+    /// The version does not know it, or the user has set it.
+    #[default]
+    NotOurs,
+    /// The agent has no file of it.
+    Unset,
+    /// What the agent's own file says.
+    Set(Arc<BTreeSet<Arc<str>>>),
+}
+
 /// A replication slot.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SlotView {
@@ -264,6 +278,8 @@ pub struct SlotView {
     pub is_temporary: bool,
     /// PostgreSQL itself keeps it on standbys (17 and later).
     pub is_failover: bool,
+    /// PostgreSQL itself made it here after the leader's.
+    pub is_synced: bool,
     /// What it should have kept is gone.
     pub is_lost: bool,
     /// It holds back vacuum.

@@ -10,6 +10,7 @@ use trunkline_shared::cluster::slots::{ClusterType, SlotKind};
 use trunkline_shared::cluster::topology::Status;
 use trunkline_shared::cluster::{ClusterSettings, Lsn, Member, MemberName, Topology};
 
+pub(super) mod failover;
 pub(super) mod logical;
 
 use super::decision::{Action, Reason};
@@ -149,6 +150,8 @@ pub(super) fn on_replica(
     note_needed(seen, running, &wanted, memory);
     let mut plan = plan(seen, &settings, running, &wanted, memory);
     plan.drop.extend(logical::lost(&settings, running));
+    plan.drop
+        .extend(failover::in_the_way(&settings, topology, running));
     let idle = running
         .slots
         .iter()
@@ -282,10 +285,11 @@ pub(super) fn status(
         .map(|slot| (slot.name.to_string(), slot.position))
         .collect();
     slots.insert(seen.me.name.slot_name(), position);
-    for wanted in logical::wanted(&settings) {
-        let named = |slot: &&SlotView| slot.name == wanted.name && !is_physical(slot);
-        let own = running.slots.iter().find(named);
-        if let Some(slot) = own.filter(|slot| slot.position > Lsn(0) && !slot.is_lost) {
+    let wanted: Names = logical::wanted(&settings).map(|slot| slot.name).collect();
+    let is_kept = |slot: &SlotView| slot.is_failover || wanted.contains(&slot.name);
+    let is_usable = |slot: &SlotView| slot.position > Lsn(0) && !slot.is_lost && !slot.is_temporary;
+    for slot in running.slots.iter().filter(|slot| !is_physical(slot)) {
+        if is_kept(slot) && is_usable(slot) {
             slots.insert(slot.name.to_string(), slot.position);
         }
     }

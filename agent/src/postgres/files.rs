@@ -106,6 +106,7 @@ pub(crate) fn write_all(
     role: &ServerRole,
     is_paused: bool,
 ) -> Result<(), PostgresError> {
+    let config = &as_known_here(config);
     write_pgpass(config)?;
     let conf = config.config_dir().join("postgresql.conf");
     let auto_conf = config.data_dir.join("postgresql.auto.conf");
@@ -115,6 +116,7 @@ pub(crate) fn write_all(
         synchronous::keep_value_of(config, &old)?;
     }
     let (conninfo, slot) = upstream_of(config, role, &old, &old_auto);
+    let conninfo = conninfo.map(|text| settings::with_database(config, text));
     let conf_role = match role {
         ServerRole::Primary => ConfRole::Primary,
         ServerRole::Recovering => ConfRole::Recovering,
@@ -144,6 +146,26 @@ pub(crate) fn write_all(
         return Ok(());
     }
     write_signals(&config.data_dir, role)
+}
+
+/// Without the parameters that the directory's version refuses to start with.
+fn as_known_here(config: &PostgresConfig) -> PostgresConfig {
+    let mut config = config.clone();
+    let major = directory_major(&config.data_dir).and_then(|major| major.parse().ok());
+    if let Some(major) = major {
+        config.parameters.retain(|name, _| {
+            let is_known = settings::is_known_to(name, major);
+            if !is_known {
+                tracing::info!(
+                    parameter = name,
+                    major,
+                    "left out: this version does not know it"
+                );
+            }
+            is_known
+        });
+    }
+    config
 }
 
 /// Whether what a custom bootstrap left of recovery settings and signals stays.

@@ -39,7 +39,8 @@ SELECT pg_catalog.json_build_object(
     'is_invalid', coalesce((pg_catalog.to_jsonb(s) ->> 'conflicting')::bool, false)
       OR (pg_catalog.to_jsonb(s) ->> 'invalidation_reason') IS NOT NULL,
     'is_failover', coalesce((pg_catalog.to_jsonb(s) ->> 'failover')::bool, false)
-      OR coalesce((pg_catalog.to_jsonb(s) ->> 'synced')::bool, false))), '[]')
+      OR coalesce((pg_catalog.to_jsonb(s) ->> 'synced')::bool, false),
+    'is_synced', coalesce((pg_catalog.to_jsonb(s) ->> 'synced')::bool, false))), '[]')
     FROM pg_catalog.pg_replication_slots AS s),
  'pending_restart', (SELECT coalesce(pg_catalog.json_agg(name), '[]')
     FROM pg_catalog.pg_settings WHERE pending_restart),
@@ -119,6 +120,8 @@ pub struct Slot {
     pub is_invalid: bool,
     /// Whether PostgreSQL itself keeps it on standbys, or made it there (17 and later).
     pub is_failover: bool,
+    /// Whether PostgreSQL itself made it on this standby.
+    pub is_synced: bool,
 }
 
 /// The answer of a running instance.
@@ -248,6 +251,8 @@ struct RawSlot {
     is_invalid: bool,
     #[serde(default)]
     is_failover: bool,
+    #[serde(default)]
+    is_synced: bool,
 }
 
 fn lsn(text: Option<String>) -> Option<Lsn> {
@@ -328,6 +333,7 @@ impl From<RawSlot> for Slot {
             wal_status: raw.wal_status,
             is_invalid: raw.is_invalid,
             is_failover: raw.is_failover,
+            is_synced: raw.is_synced,
         }
     }
 }

@@ -23,6 +23,10 @@ pub fn postgres_config(
     if needs_feedback(settings) {
         parameters.insert("hot_standby_feedback".to_owned(), "on".to_owned());
     }
+    if keeps_failover_slots(settings) {
+        // A server below 17 does not get it.
+        parameters.insert("sync_replication_slots".to_owned(), "on".to_owned());
+    }
     let bootstrap = &config.bootstrap;
     let first_hba = || {
         let cluster = settings.pg_hba.clone();
@@ -83,6 +87,12 @@ pub fn postgres_config(
 fn needs_feedback(settings: &ClusterSettings) -> bool {
     let mut slots = settings.slots.values();
     settings.use_slots && slots.any(|slot| slot.kind != SlotKind::Physical)
+}
+
+/// Whether PostgreSQL itself is to keep slots on standbys, where it can.
+fn keeps_failover_slots(settings: &ClusterSettings) -> bool {
+    let mut slots = settings.slots.values();
+    needs_feedback(settings) && slots.any(|slot| slot.is_failover)
 }
 
 /// The settings of recovery: what `standby_cluster` says of fetching WAL stands over the cluster's own, and

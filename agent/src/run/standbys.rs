@@ -55,10 +55,9 @@ async fn look(
 }
 
 fn waits(lease: &watch::Receiver<LeaseStatus>, cluster: &watch::Receiver<Arc<View>>) -> bool {
-    let mode = cluster
-        .borrow()
-        .topology
-        .settings_or_default()
-        .synchronous_mode;
-    mode != SynchronousMode::Off && matches!(lease.borrow().view, LeaseView::Held(_))
+    let settings = cluster.borrow().topology.settings_or_default();
+    // Consumers of such slots wait for standbys as commits do.
+    let has_failover_slots = settings.slots.values().any(|slot| slot.is_failover);
+    let waits = settings.synchronous_mode != SynchronousMode::Off || has_failover_slots;
+    waits && matches!(lease.borrow().view, LeaseView::Held(_))
 }

@@ -7,7 +7,7 @@ use super::servers::{Servers, on_every_major};
 use super::{answer, leads, wait_for};
 
 /// Takes what the slot has to give, and confirms it: the numbers inserted into `t`.
-async fn consume(client: &tokio_postgres::Client) -> Vec<i32> {
+pub(super) async fn consume(client: &tokio_postgres::Client) -> Vec<i32> {
     let sql = "SELECT data FROM pg_logical_slot_get_changes('decoded', NULL, NULL)";
     // While it is made or moved it is in use.
     let in_use = tokio_postgres::error::SqlState::OBJECT_IN_USE;

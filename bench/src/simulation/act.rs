@@ -100,6 +100,7 @@ impl World {
             Action::RunPrePromote => self.begin_job(node, JobKind::PrePromote, None),
             Action::DiscardBootstrap => self.begin_job(node, JobKind::DiscardBootstrap, None),
             Action::CreateSlots(names) => went(self.create_slots(node, names)),
+            Action::SetSynchronizedSlots(names) => went(self.set_synchronized_slots(node, names)),
             Action::DropSlots(names) => went(self.drop_slots(node, names)),
             Action::AdvanceSlots(slots) => went(self.advance_slots(node, slots)),
         }
@@ -242,6 +243,7 @@ impl World {
             | Action::CompareHistory(_)
             | Action::CopyLogicalSlots { .. }
             | Action::TendLogicalSlots(_)
+            | Action::SetSynchronizedSlots(_)
             | Action::CreateSlots(_)
             | Action::DropSlots(_)
             | Action::PublishFailsafe(_)

@@ -98,7 +98,8 @@ impl World {
 
     fn begin_turn(&mut self, node: NodeId) {
         self.refresh_slots(node);
-        let local = self.local(node);
+        let mut local = self.local(node);
+        self.say_who_keeps_slots(node, &mut local);
         let now = self.now;
         let agent = &mut self.node_mut(node).agent;
         agent.next_wake = Time::MAX;

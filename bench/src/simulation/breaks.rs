@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use trunkline_agent::decide::decision::{StartAs, StopMode, Upstream};
 use trunkline_agent::decide::observation::{
-    DcsView, LeaseView, Local, NoRace, Observation, RunningRole,
+    DcsView, LeaseView, Local, NoRace, Observation, RunningRole, SynchronizedSlots,
 };
 use trunkline_agent::decide::{Action, Decision, Reason, Situation};
 use trunkline_shared::cluster::topology::ClaimedTimeline;
@@ -68,11 +68,15 @@ pub enum Break {
     NoRaceIgnored,
     /// Logical `slots` of the configuration are not read.
     LogicalSlotsUnread,
+    /// Consumers of `failover` slots wait for nobody.
+    ConsumersUnheld,
+    /// A former primary keeps its own `failover` slots.
+    FormerSlotsKept,
 }
 
 impl Break {
     /// Every one, with its word.
-    pub const ALL: [(Break, &'static str); 24] = [
+    pub const ALL: [(Break, &'static str); 26] = [
         (Break::PingedToTheEnd, "pinged-to-the-end"),
         (Break::NoFence, "no-fence"),
         (Break::DeadlineFromAnswer, "deadline-from-answer"),
@@ -100,6 +104,8 @@ impl Break {
         (Break::FailsafeOneLess, "failsafe-one-less"),
         (Break::NoRaceIgnored, "no-race-until-ignored"),
         (Break::LogicalSlotsUnread, "logical-slots-unread"),
+        (Break::ConsumersUnheld, "consumers-unheld"),
+        (Break::FormerSlotsKept, "former-slots-kept"),
     ];
 
     /// The word of the command line.
@@ -143,6 +149,17 @@ impl Break {
                     let mut settings = (*topology.settings_or_default()).clone();
                     settings.slots.remove(super::slots::DECODED);
                     Arc::make_mut(topology).settings = Some(Arc::new(settings));
+                }
+            }
+            Break::ConsumersUnheld => {
+                if let Local::Running(running) = &mut seen.local {
+                    running.synchronized = SynchronizedSlots::NotOurs;
+                }
+            }
+            Break::FormerSlotsKept => {
+                if let Local::Running(running) = &mut seen.local {
+                    let slots = Arc::make_mut(&mut running.slots).iter_mut();
+                    slots.for_each(|slot| slot.is_synced = slot.is_failover);
                 }
             }
             Break::PermanentSlotsUnread => {
@@ -238,6 +255,8 @@ impl Break {
             | Break::FailsafeOneLess
             | Break::NoRaceIgnored
             | Break::LogicalSlotsUnread
+            | Break::ConsumersUnheld
+            | Break::FormerSlotsKept
             | Break::LagLimitIgnored => {}
         }
     }

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use trunkline_agent::decide::observation::{
-    CommitsView, Local, Running, RunningRole, SlotView, Stopped,
+    CommitsView, Local, Running, RunningRole, SlotView, Stopped, SynchronizedSlots,
 };
 use trunkline_agent::decide::sync_standbys::SyncNames;
 use trunkline_shared::cluster::timeline::TimelineEnd;
@@ -270,6 +270,8 @@ pub(super) struct Postgres {
     /// WAL on its way to this replica.
     pub(super) shipping: Option<u64>,
     pub(super) slots: Arc<Vec<SlotView>>,
+    /// Whom consumers of `failover` slots wait for.
+    pub(super) synchronized: SynchronizedSlots,
     /// When it last stopped being a primary.
     pub(super) was_primary_until: Time,
     pub(super) waiting: Waiting,
@@ -296,6 +298,7 @@ impl Postgres {
             receiver: 0,
             shipping: None,
             slots: Arc::default(),
+            synchronized: SynchronizedSlots::Unset,
             was_primary_until: 0,
             waiting: Waiting::default(),
         }
@@ -357,6 +360,7 @@ impl Postgres {
                 slots: self.slots.clone(),
                 has_pending_restart: false,
                 major: 15,
+                synchronized: SynchronizedSlots::NotOurs,
                 commits: CommitsView::default(),
             })
         };

@@ -56,6 +56,8 @@ pub enum Invariant {
     AStandbyClusterNeverWrites,
     /// In the end every possible primary has the permanent logical slot.
     LogicalSlotsAreEverywhere,
+    /// In the end consumers of `failover` slots wait for everybody who may lead next.
+    ConsumersWaitForStandbys,
     /// A slot of the configuration is never dropped.
     NoPermanentSlotDropped,
     /// A replica streams only the continuation of its own WAL.
@@ -505,12 +507,7 @@ impl World {
             .data
             .as_ref()
             .map(|data| data.branch);
-        for node in 0..self.plan.members {
-            if self.lacks_logical_slots(node) {
-                let detail = format!("{} lacks the logical slot", self.node(node).name);
-                return Err((Invariant::LogicalSlotsAreEverywhere, detail));
-            }
-        }
+        self.slots_are_in_place(leader)?;
         for (index, node) in self.nodes.iter().enumerate() {
             let is_fine = index == usize::from(leader)
                 || (matches!(node.postgres.phase, Phase::Replica { promotes: false })
@@ -587,6 +584,9 @@ pub fn noticed_by(rule: Break) -> &'static [Invariant] {
             Invariant::AtMostOneWritablePrimary,
             Invariant::NoPromotionBesideAReachablePrimary,
         ],
-        Break::LogicalSlotsUnread => &[Invariant::LogicalSlotsAreEverywhere],
+        Break::LogicalSlotsUnread | Break::FormerSlotsKept => {
+            &[Invariant::LogicalSlotsAreEverywhere]
+        }
+        Break::ConsumersUnheld => &[Invariant::ConsumersWaitForStandbys],
     }
 }

@@ -137,6 +137,8 @@ pub(super) struct Plan {
     pub(super) synchronous_node_count: u32,
     /// A permanent logical slot is configured.
     pub(super) has_logical_slot: bool,
+    /// PostgreSQL itself keeps that slot on standbys.
+    pub(super) keeps_slots: bool,
     pub(super) faults: Vec<Fault>,
     pub(super) ends: Time,
 }
@@ -189,6 +191,7 @@ impl Plan {
             is_strict: false,
             synchronous_node_count: 1,
             has_logical_slot: false,
+            keeps_slots: false,
             faults: Vec::new(),
             ends: shape.lasts,
         };
@@ -250,7 +253,9 @@ impl Plan {
     /// else strikes, and when, is the same with it and without.
     fn draw_apart(&mut self, rng: &Rng) {
         let mut own = Rng::with_seed(rng.clone().u64(..));
-        self.has_logical_slot = Rng::with_seed(own.clone().u64(..)).u8(..10) == 0;
+        let mut slots = Rng::with_seed(own.clone().u64(..));
+        self.has_logical_slot = slots.u8(..10) == 0;
+        self.keeps_slots = self.has_logical_slot && slots.bool();
         if own.u8(..10) > 0 {
             return;
         }

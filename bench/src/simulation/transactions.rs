@@ -79,6 +79,7 @@ impl World {
             | Action::OpenClientAccess
             | Action::CopyLogicalSlots { .. }
             | Action::TendLogicalSlots(_)
+            | Action::SetSynchronizedSlots(_)
             | Action::CreateSlots(_)
             | Action::DropSlots(_)
             | Action::AdvanceSlots(_) => None,

@@ -81,11 +81,7 @@ impl World {
             check_timeline: plan.drift[0] % 3 == 1,
             member_slots_ttl: Duration::from_secs(10),
             failsafe_mode: plan.failsafe_mode,
-            slots: if plan.has_logical_slot {
-                slots::with_logical(slots::permanent())
-            } else {
-                slots::permanent()
-            },
+            slots: slots::configured(&plan),
             ..ClusterSettings::default()
         };
         synchronous::set(&mut settings, &plan);

@@ -1,6 +1,6 @@
 //! The steps a decision may consist of, each with what is true of it wherever it is decided.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use trunkline_shared::cluster::sync_state::SyncState;
@@ -128,6 +128,8 @@ pub enum Action {
     },
     /// Make, move and prove logical slots, beside everything else.
     TendLogicalSlots(SlotCare),
+    /// Let consumers of `failover` slots wait for the standbys behind these physical slots.
+    SetSynchronizedSlots(BTreeSet<Arc<str>>),
 }
 
 /// A logical slot of the configuration.
@@ -294,6 +296,7 @@ impl Action {
         "switch_failsafe_on",
         "copy_logical_slots",
         "tend_logical_slots",
+        "set_synchronized_slots",
     ];
 
     /// What is true of it wherever it is decided.
@@ -336,6 +339,7 @@ impl Action {
             Action::CompareHistory(_) => long("compare_history", JobKind::CompareHistory),
             Action::CopyLogicalSlots { .. } => changes("copy_logical_slots", JobKind::CopySlots),
             Action::TendLogicalSlots(_) => long("tend_logical_slots", JobKind::TendSlots),
+            Action::SetSynchronizedSlots(_) => brief("set_synchronized_slots"),
             Action::DiscardBootstrap => replaces("discard_bootstrap", JobKind::DiscardBootstrap),
             Action::WriteSync(_) => brief("write_sync"),
             Action::DeleteSync { .. } => brief("delete_sync"),

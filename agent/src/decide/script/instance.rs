@@ -136,6 +136,7 @@ pub(super) fn local(words: &Words<'_, '_>, now: Moment) -> Result<Local, ScriptE
             has_pending_restart: words.has("pending_restart"),
             is_promoting: words.has("promoting"),
             major: words.value("major")?.unwrap_or(15),
+            synchronized: slots::synchronized(words),
             commits: synchronous::commits(words)?,
         }),
         other => return Err(words.wrong(other.unwrap_or(""), "a state of the instance")),

@@ -72,12 +72,11 @@ impl fmt::Display for Action {
             | Action::Rewind(upstream)
             | Action::CompareHistory(upstream) => write!(f, " {upstream}"),
             Action::CopyLogicalSlots { from, names } => {
-                write!(f, " {}of {from}", words(names))
+                write!(f, "{} of {from}", spaced(names))
             }
             Action::TendLogicalSlots(care) => write!(f, "{care}"),
-            Action::CreateSlots(slots) | Action::DropSlots(slots) => {
-                slots.iter().try_for_each(|slot| write!(f, " {slot}"))
-            }
+            Action::CreateSlots(slots) | Action::DropSlots(slots) => f.write_str(&spaced(slots)),
+            Action::SetSynchronizedSlots(slots) => f.write_str(&spaced(slots)),
             Action::AdvanceSlots(slots) => slots
                 .iter()
                 .try_for_each(|(slot, to)| write!(f, " {slot}@{to}")),
@@ -117,8 +116,9 @@ fn mode_word(mode: StopMode) -> &'static str {
     }
 }
 
-fn words(names: &[std::sync::Arc<str>]) -> String {
-    names.iter().map(|name| format!("{name} ")).collect()
+fn spaced<'a>(names: impl IntoIterator<Item = &'a std::sync::Arc<str>>) -> String {
+    let names = names.into_iter();
+    names.map(|name| format!(" {name}")).collect()
 }
 
 impl fmt::Display for SlotCare {

@@ -360,6 +360,7 @@ fn print_running(out: &mut String, running: &Running) {
         "major",
         Some(running.major).filter(|major| *major != 15),
     );
+    slots::print_synchronized(out, &running.synchronized);
     flag(out, running.has_pending_restart, "pending_restart");
     flag(out, running.is_promoting, "promoting");
     synchronous::print_commits(out, &running.commits);

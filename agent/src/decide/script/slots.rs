@@ -10,9 +10,9 @@ use trunkline_shared::cluster::{ClusterSettings, Lsn};
 
 use super::ScriptError;
 use super::words::Words;
-use crate::decide::observation::SlotView;
+use crate::decide::observation::{SlotView, SynchronizedSlots};
 
-/// Every `slot=NAME` of an instance, with `@idle`, `@temporary`, `@failover`, `@lost`, `@xmin`, `@ready`,
+/// Every `slot=NAME` of an instance, with `@idle`, `@temporary`, `@failover`, `@synced`, `@lost`, `@xmin`, `@ready`,
 /// `@logical:DATABASE:PLUGIN` and `@POSITION` after it.
 pub(super) fn views(words: &Words<'_, '_>) -> Result<Vec<SlotView>, ScriptError> {
     let texts = words.keyed().filter(|(key, _)| *key == "slot");
@@ -28,6 +28,7 @@ fn view(words: &Words<'_, '_>, text: &str) -> Result<SlotView, ScriptError> {
         is_active: true,
         is_temporary: false,
         is_failover: false,
+        is_synced: false,
         is_lost: false,
         has_xmin: false,
         is_ready: false,
@@ -37,6 +38,7 @@ fn view(words: &Words<'_, '_>, text: &str) -> Result<SlotView, ScriptError> {
             "idle" => view.is_active = false,
             "temporary" => view.is_temporary = true,
             "failover" => view.is_failover = true,
+            "synced" => (view.is_failover, view.is_synced) = (true, true),
             "lost" => view.is_lost = true,
             "xmin" => view.has_xmin = true,
             "ready" => view.is_ready = true,
@@ -60,6 +62,29 @@ fn logical(words: &Words<'_, '_>, text: &str) -> Result<SlotKind, ScriptError> {
 }
 
 /// Prints one slot as [`views`] reads it.
+/// `synchronized=SLOT,SLOT` of an instance, `synchronized=unset` where the agent has no file of it.
+pub(super) fn synchronized(words: &Words<'_, '_>) -> SynchronizedSlots {
+    match words.text("synchronized") {
+        None => SynchronizedSlots::NotOurs,
+        Some("unset") => SynchronizedSlots::Unset,
+        Some(names) => {
+            let names = names.split(',').filter(|name| !name.is_empty());
+            SynchronizedSlots::Set(Arc::new(names.map(Arc::from).collect()))
+        }
+    }
+}
+
+pub(super) fn print_synchronized(out: &mut String, slots: &SynchronizedSlots) {
+    match slots {
+        SynchronizedSlots::NotOurs => {}
+        SynchronizedSlots::Unset => out.push_str(" synchronized=unset"),
+        SynchronizedSlots::Set(names) => {
+            let names: Vec<&str> = names.iter().map(AsRef::as_ref).collect();
+            let _ = write!(out, " synchronized=\"{}\"", names.join(","));
+        }
+    }
+}
+
 pub(super) fn print_view(out: &mut String, slot: &SlotView) {
     let _ = write!(out, " slot={}", slot.name);
     if let SlotKind::Logical { database, plugin } = &slot.kind {
@@ -68,7 +93,8 @@ pub(super) fn print_view(out: &mut String, slot: &SlotView) {
     for (is_so, word) in [
         (!slot.is_active, "idle"),
         (slot.is_temporary, "temporary"),
-        (slot.is_failover, "failover"),
+        (slot.is_failover && !slot.is_synced, "failover"),
+        (slot.is_synced, "synced"),
         (slot.is_lost, "lost"),
         (slot.has_xmin, "xmin"),
         (slot.is_ready, "ready"),

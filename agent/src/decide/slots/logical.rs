@@ -11,14 +11,12 @@ use std::sync::Arc;
 use trunkline_shared::cluster::slots::{ClusterType, SlotKind};
 use trunkline_shared::cluster::{ClusterSettings, Lsn, Member, Moment, Topology};
 
+use super::failover;
 use crate::decide::decision::{
     Action, Decision, Detail, LogicalSlot, Reason, SlotAdvance, SlotCare, Upstream,
 };
 use crate::decide::observation::{JobKind, Observation, Running, SlotView};
 use crate::decide::{Turn, upstream};
-
-/// The first major version that keeps slots with `failover` on standbys by itself.
-const KEEPS_FAILOVER_SLOTS: u32 = 17;
 
 /// The logical slots of the configuration.
 pub(super) fn wanted(settings: &ClusterSettings) -> impl Iterator<Item = LogicalSlot> {
@@ -69,7 +67,7 @@ pub(in crate::decide) fn on_primary<'a>(turn: Turn<'a>, running: &Running) -> Tu
     let missing = wanted(&settings).filter(|slot| view(running, &slot.name).is_none());
     let create: Vec<LogicalSlot> = missing
         .map(|slot| LogicalSlot {
-            is_failover: slot.is_failover && running.major >= KEEPS_FAILOVER_SLOTS,
+            is_failover: slot.is_failover && running.major >= failover::SINCE,
             ..slot
         })
         .collect();
@@ -109,7 +107,11 @@ pub(in crate::decide) fn on_replica<'a>(
         return ControlFlow::Continue(turn);
     }
     let turn = note_failure(turn);
-    let Lacks { copies, mut care } = lacks(&settings, topology, running, replayed);
+    let Lacks {
+        copies,
+        unkept,
+        mut care,
+    } = lacks(&settings, topology, running, replayed);
     let from = leaders(seen, topology, leader);
     if !copies.is_empty() && may_copy(&turn) {
         let turn = turn.remember(|memory| {
@@ -128,7 +130,7 @@ pub(in crate::decide) fn on_replica<'a>(
     } else {
         turn
     };
-    let unready = copies.iter().chain(&care.prove);
+    let unready = copies.iter().chain(&unkept).chain(&care.prove);
     let unready: Vec<&str> = unready.map(AsRef::as_ref).collect();
     let turn = if unready.is_empty() {
         turn
@@ -150,6 +152,8 @@ pub(in crate::decide) fn on_replica<'a>(
 struct Lacks {
     /// Slots to be copied.
     copies: Vec<Arc<str>>,
+    /// Slots of which PostgreSQL itself has not made a copy yet.
+    unkept: Vec<Arc<str>>,
     /// What its copies have to be told.
     care: SlotCare,
 }
@@ -161,13 +165,19 @@ fn lacks(
     replayed: Lsn,
 ) -> Lacks {
     let mut lacks = Lacks::default();
-    let is_native = |slot: &LogicalSlot| slot.is_failover && running.major >= KEEPS_FAILOVER_SLOTS;
-    for slot in wanted(settings).filter(|slot| !is_native(slot)) {
+    for slot in wanted(settings) {
         // Only a published position tells where its consumer is.
         let Some(confirmed) = topology.status.slots.get(&*slot.name) else {
             continue;
         };
-        match view(running, &slot.name) {
+        let here = view(running, &slot.name);
+        if slot.is_failover && running.major >= failover::SINCE {
+            if !failover::is_kept(here) {
+                lacks.unkept.push(slot.name);
+            }
+            continue;
+        }
+        match here {
             None => lacks.copies.push(slot.name),
             Some(copy) if copy.is_active || copy.is_lost || !is_same(copy, &slot) => {}
             Some(copy) => {
