@@ -14,6 +14,7 @@ use losses::FaultLine;
 use run::{Measured, Settings};
 use scenario::Scenario;
 
+pub mod decoding;
 pub mod drawn;
 pub mod etcd_gone;
 pub mod inflict;
@@ -102,6 +103,7 @@ pub async fn run(options: &FailoverOptions) -> Result<bool> {
         postgresql: options.pg_bin.clone(),
         timing: Timing {
             synchronous: options.sync,
+            decodes: wanted.contains(&Scenario::LogicalDecoding),
             ..Timing::default()
         },
         ..Plan::new(layout)
@@ -115,14 +117,7 @@ pub async fn run(options: &FailoverOptions) -> Result<bool> {
     ));
     let mut lines = Vec::new();
     let mut stack: Option<Stack> = None;
-    let settings = Settings {
-        quiet: Duration::from_secs(options.quiet),
-        writers: options.writers,
-        seed,
-        count: options.faults,
-        longest: Duration::from_secs(options.longest),
-        outage: Duration::from_secs(options.outage),
-    };
+    let settings = settings(options, seed);
     for scenario in wanted {
         for number in 1..=options.repeat {
             let mut running = match stack.take() {
@@ -154,6 +149,17 @@ pub async fn run(options: &FailoverOptions) -> Result<bool> {
         std::fs::write(file, serde_json::to_string_pretty(&lines)?)?;
     }
     Ok(lines.iter().all(|line| line.passed))
+}
+
+fn settings(options: &FailoverOptions, seed: u64) -> Settings {
+    Settings {
+        quiet: Duration::from_secs(options.quiet),
+        writers: options.writers,
+        seed,
+        count: options.faults,
+        longest: Duration::from_secs(options.longest),
+        outage: Duration::from_secs(options.outage),
+    }
 }
 
 /// What was asked for, apart by whether this user may run it.

@@ -11,7 +11,7 @@ use super::key_watch::KeyWatch;
 use super::median_ms;
 use super::run::{Helpless, KILL_GRANT, Run};
 use super::scenario::Scenario;
-use super::{drawn, etcd_gone, sequence};
+use super::{decoding, drawn, etcd_gone, sequence};
 use crate::check::leftovers;
 use crate::fault::{node, store};
 use crate::load::readers::IdleSessions;
@@ -60,6 +60,7 @@ pub async fn inflict(scenario: Scenario, run: &mut Run<'_>, progress: &Progress)
             sequence::inflict_all(run, &list, progress).await
         }
         Scenario::PauseCut => super::pause_cut::pause_cut(run).await,
+        Scenario::LogicalDecoding => decoding::logical_decoding(run, progress).await,
     }
 }
 

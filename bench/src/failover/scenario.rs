@@ -50,6 +50,8 @@ pub enum Scenario {
     Rejoin,
     /// The leader is cut off while the cluster is paused, which is resumed before it is back.
     PauseCut,
+    /// A logical slot's consumer lives through three failovers and a switchover.
+    LogicalDecoding,
 }
 
 /// How long writes may pause.
@@ -99,7 +101,7 @@ impl fmt::Display for Bar {
 
 impl Scenario {
     /// Every scenario, in the order in which they are run.
-    pub const ALL: [Scenario; 20] = [
+    pub const ALL: [Scenario; 21] = [
         Scenario::Switchover,
         Scenario::NodeFrozen,
         Scenario::PostmasterKilled,
@@ -120,6 +122,7 @@ impl Scenario {
         Scenario::RandomFaults,
         Scenario::Rejoin,
         Scenario::PauseCut,
+        Scenario::LogicalDecoding,
     ];
 
     /// Is it run only when it is named? These last many minutes.
@@ -132,6 +135,7 @@ impl Scenario {
                 | Scenario::EtcdGoneFromLeader
                 | Scenario::EtcdGoneAgentKilled
                 | Scenario::EtcdGoneReplicaLost
+                | Scenario::LogicalDecoding
         )
     }
 
@@ -168,7 +172,8 @@ impl Scenario {
             | Scenario::Mixed
             | Scenario::RandomFaults
             | Scenario::Rejoin
-            | Scenario::PauseCut => Bar::ChecksAlone,
+            | Scenario::PauseCut
+            | Scenario::LogicalDecoding => Bar::ChecksAlone,
         }
     }
 
@@ -184,7 +189,8 @@ impl Scenario {
             | Scenario::EtcdGoneReplicaLost
             | Scenario::Mixed
             | Scenario::RandomFaults
-            | Scenario::Rejoin => true,
+            | Scenario::Rejoin
+            | Scenario::LogicalDecoding => true,
             Scenario::Switchover
             | Scenario::AgentKilled
             | Scenario::AgentTerminated

@@ -19,6 +19,8 @@ pub const SCOPE: &str = "demo";
 /// How long a statement of the harness itself may take.
 const SQL_LIMIT: Duration = Duration::from_secs(10);
 
+/// The superuser's password.
+pub const SUPERUSER_PASSWORD: &str = "super-secret";
 /// The most bytes of WAL that a candidate may lack.
 pub const MAXIMUM_LAG: u64 = 1_048_576;
 
@@ -33,6 +35,8 @@ pub struct Timing {
     pub retry_timeout: u32,
     /// Whether commits wait for standbys, and how.
     pub synchronous: Option<Synchronous>,
+    /// WAL holds what logical decoding needs.
+    pub decodes: bool,
 }
 
 /// How commits wait for standbys.
@@ -67,6 +71,7 @@ impl Default for Timing {
             loop_wait: 1,
             retry_timeout: 2,
             synchronous: None,
+            decodes: false,
         }
     }
 }
@@ -167,7 +172,9 @@ impl Member {
             loop_wait,
             retry_timeout,
             synchronous,
+            decodes,
         } = timing;
+        let wal_level = if *decodes { "logical" } else { "replica" };
         let synchronous = Synchronous::lines(*synchronous);
         format!(
             r#"scope: {SCOPE}
@@ -187,6 +194,7 @@ bootstrap:
         max_connections: 100
         shared_buffers: 64MB
         max_wal_size: 512MB
+        wal_level: {wal_level}
         wal_log_hints: "on"
         dynamic_shared_memory_type: mmap
       pg_hba:
@@ -201,7 +209,7 @@ postgresql:
   bin_dir: {bin_dir}
   pgpass: {folder}/pgpass
   authentication:
-    superuser: {{username: postgres, password: super-secret}}
+    superuser: {{username: postgres, password: {SUPERUSER_PASSWORD}}}
     replication: {{username: replicator, password: repl-secret}}
     rewind: {{username: rewinder, password: rewind-secret}}
   parameters: {{unix_socket_directories: "{socket}"}}
