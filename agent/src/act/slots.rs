@@ -77,7 +77,9 @@ impl Actor {
         let of = care.of.as_ref().map(source).transpose()?;
         let care = care.clone();
         let door = self.door();
+        // One slot that cannot be made or moved, its database is gone say, keeps the others from nothing.
         let work = async move {
+            let mut outcome = Ok(());
             for slot in &care.create {
                 let slot = NewSlot {
                     name: slot.name.to_string(),
@@ -85,21 +87,18 @@ impl Actor {
                     plugin: slot.plugin.to_string(),
                     is_failover: slot.is_failover,
                 };
-                door.create_logical_slot(&slot).await.map_err(said)?;
+                outcome = outcome.and(door.create_logical_slot(&slot).await);
             }
             for to in &care.advance {
                 let (name, database) = (&to.slot.name, &to.slot.database);
                 let moved = door.advance_logical_slot(name, database, to.to).await;
-                moved.map_err(said)?;
+                outcome = outcome.and(moved);
             }
             let prove: Vec<String> = care.prove.iter().map(ToString::to_string).collect();
-            match of.filter(|_| !prove.is_empty()) {
-                Some(of) => {
-                    let proved = door.prove_logical_slots(&of, &prove).await;
-                    proved.map_err(said)
-                }
-                None => Ok(()),
+            if let Some(of) = of.filter(|_| !prove.is_empty()) {
+                outcome = outcome.and(door.prove_logical_slots(&of, &prove).await);
             }
+            outcome.map_err(said)
         };
         self.jobs.start(JobKind::TendSlots, None, Box::pin(work))?;
         Ok(0)
