@@ -18,9 +18,10 @@ use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::Body as _;
 use serde_json::Value;
 use tokio::net::TcpListener;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
+use trunkline_shared::cluster::Moment;
 use trunkline_shared::cluster::topology::FactKey;
 use trunkline_shared::dcs::keys::Keys;
 use trunkline_shared::dcs::{Dcs, Operation, Txn};
@@ -28,7 +29,6 @@ use trunkline_shared::service::{clock, http};
 
 use crate::config::RestCredentials;
 use crate::journal::Journal;
-use crate::lease::LeaseStatus;
 use crate::metrics;
 
 pub mod authorization;
@@ -65,13 +65,16 @@ const LOOK: Duration = Duration::from_millis(20);
 /// request and announce the switchover in two transactions.
 const CALLED_OFF_AFTER: Duration = Duration::from_secs(1);
 
+/// Until when this member may lead, by what was published last and by what is held now.
+pub type Deadline = dyn Fn(&Published) -> Option<Moment> + Send + Sync;
+
 /// What the API needs of the agent.
 #[derive(Clone)]
 pub struct Api {
     /// What it may say.
     pub published: Arc<ArcSwap<Published>>,
-    /// The lease, which is renewed between two ticks, too.
-    pub lease: watch::Receiver<LeaseStatus>,
+    /// Until when this member may lead: the lease is renewed between two ticks, too.
+    pub deadline: Arc<Deadline>,
     /// Where requests are written.
     pub dcs: Arc<dyn Dcs>,
     /// Under which keys.
@@ -92,7 +95,7 @@ impl Api {
     /// What may be said now.
     fn shown(&self) -> Arc<Published> {
         let published = self.published.load_full();
-        let deadline = published.deadline_by(&self.lease.borrow());
+        let deadline = (self.deadline)(&published);
         if deadline == published.lease_deadline {
             return published;
         }

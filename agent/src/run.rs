@@ -42,6 +42,7 @@ use crate::postgres::hooks::Callbacks;
 use crate::postgres::methods::ReplicaMethod;
 use crate::postgres::scan::ProcessId;
 use crate::postgres::{Postgres, PostgresConfig, PostgresError};
+use crate::tick::record::deadline_by;
 use crate::tick::{Inbox, Recorder, SettingsKeeper, Tick};
 use crate::watchdog::Teller;
 
@@ -120,7 +121,7 @@ pub async fn run(config: AgentConfig, read: ReadConfig, metrics: Metrics) -> Res
     let journal = Arc::new(Journal::default());
     let api = Api {
         published: published.clone(),
-        lease: parts.lease.status(),
+        deadline: deadline_by(parts.lease.status()),
         dcs: parts.dcs.clone(),
         keys: parts.keys.clone(),
         requests: requests.clone(),

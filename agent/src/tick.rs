@@ -20,7 +20,7 @@ use crate::lease::rounds::Shown;
 use crate::observe::{Circumstances, Look, Observer};
 use crate::postgres::{Postmaster, ProcessId};
 
-mod record;
+pub mod record;
 mod request;
 mod settings;
 

@@ -21,6 +21,7 @@ use trunkline_agent::ctl::rest::{Answer, request};
 use trunkline_agent::decide::observation::{Held, LeaseView};
 use trunkline_agent::lease::LeaseStatus;
 use trunkline_agent::lease::promise::{Acceptor, Promises};
+use trunkline_agent::tick::record::deadline_by;
 use trunkline_shared::cluster::topology::{Change, FactKey};
 use trunkline_shared::cluster::{
     ClusterName, LeaderEpoch, Lsn, MemberName, MemberRole, MemberState, Moment, Timeline, Topology,
@@ -58,7 +59,7 @@ impl Fixture {
         };
         let api = Api {
             published: published.clone(),
-            lease: lease.subscribe(),
+            deadline: deadline_by(lease.subscribe()),
             dcs: dcs.clone(),
             keys: keys.clone(),
             requests: sender,

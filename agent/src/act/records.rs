@@ -17,7 +17,7 @@ pub(super) fn status(seen: &Observation, optime: Lsn) -> String {
         .map(|t| t.status.clone())
         .unwrap_or_default();
     records::status_to_json(&Status {
-        // A position that was published once bounds everybody's loss; it never goes back.
+        // A position that was published bounds the loss of whoever leads next; only a running primary takes it back.
         optime: optime.max(known.optime),
         ..Status::clone(&known)
     })

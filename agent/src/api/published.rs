@@ -7,9 +7,6 @@ use trunkline_shared::cluster::{
     Timeline, Topology,
 };
 
-use crate::decide::observation::LeaseView;
-use crate::lease::LeaseStatus;
-
 /// This member and the cluster as of the last tick.
 #[derive(Clone, Debug)]
 pub struct Published {
@@ -131,18 +128,6 @@ impl Published {
             lease_deadline: None,
             is_writable: false,
             last_tick: now,
-        }
-    }
-
-    /// Until when this member may lead by what the lease task holds now: the deadline moves on between two
-    /// ticks, and a lease that is gone is no longer one.
-    pub fn deadline_by(&self, lease: &LeaseStatus) -> Option<Moment> {
-        match &lease.view {
-            LeaseView::Held(held) if Some(held.epoch) == self.epoch => Some(held.deadline),
-            // The next tick looks at what is held under another epoch, and that it is writable.
-            LeaseView::Held(_) => self.lease_deadline,
-            LeaseView::NotHeld if lease.left_behind.is_some() => self.lease_deadline,
-            LeaseView::NotHeld | LeaseView::Lost => None,
         }
     }
 

@@ -49,8 +49,11 @@ pub fn announcement(
                 .map(Arc::from),
         }),
     };
-    // Who ends is not to be waited for by commits.
-    member.tags.nosync |= decision.reason == Reason::LeavingSync;
+    // Who ends is not to be waited for by commits, nor counted on who gives up what it had.
+    let job = seen.job.running.as_ref().map(|job| job.kind);
+    member.tags.nosync |= decision.reason == Reason::LeavingSync
+        || job == Some(JobKind::Clone)
+        || seen.local == Local::Empty;
     if let Local::Running(running) = &seen.local {
         describe(&mut member, running);
     }

@@ -275,7 +275,10 @@ fn starting(turn: Turn<'_>, since: Moment) -> Decision {
         turn.decision.memory.kept_after_crash.is_some_and(
             |epoch| matches!(&seen.lease, LeaseView::Held(held) if held.epoch == epoch),
         );
-    let never_fails_over = is_kept || seen.me.crash_policy == CrashPolicy::Restart;
+    // Without the DCS the key can be given to nobody.
+    let is_by_failsafe = matches!(&seen.lease, LeaseView::Held(held) if held.is_by_failsafe);
+    let never_fails_over =
+        is_kept || is_by_failsafe || seen.me.crash_policy == CrashPolicy::Restart;
     if limit.is_zero() || waited < limit || never_fails_over {
         return turn.routine(Reason::WaitingForPrimaryStart);
     }
@@ -403,6 +406,12 @@ fn unfinished<'a>(
 /// Fails over if somebody can take over, else starts again in place.
 fn crashed(turn: Turn<'_>, topology: &Topology, stopped: &Stopped, start_failed: bool) -> Decision {
     let seen = turn.seen;
+    if matches!(&seen.lease, LeaseView::Held(held) if held.is_by_failsafe) {
+        return match turn.failed_lately(JobKind::Start) {
+            true => turn.after_failure(JobKind::Start),
+            false => restart(turn, stopped, Reason::RestartingAfterCrash),
+        };
+    }
     if candidate::answers(seen).is_none() {
         return turn.ask_peers();
     }

@@ -32,10 +32,10 @@ pub(super) fn decide(
         return turn.act(Action::ArmFence).now(Reason::ArmingFence);
     }
     if matches!(&seen.lease, LeaseView::Held(held) if held.is_by_failsafe) {
-        return turn.routine(Reason::HoldingByFailsafe);
+        return go_on(turn, running, position, Reason::HoldingByFailsafe);
     }
     if !seen.is_dcs_fresh() {
-        return turn.routine(Reason::KeepingLeaseWithoutDcs);
+        return go_on(turn, running, position, Reason::KeepingLeaseWithoutDcs);
     }
     if authority_gone::is_stale(&seen.local, topology) {
         // Nobody can have let it lead on; whoever was promoted beyond it comes back to a newer history.
@@ -72,6 +72,16 @@ pub(super) fn decide(
         is_checkpointed,
     };
     duties(turn, &leading)
+}
+
+/// Without the DCS: after a restart clients are let in all the same, by what the standbys say.
+fn go_on(turn: Turn<'_>, running: &Running, position: Lsn, reason: Reason) -> Decision {
+    let turn = keeping::let_clients_in(turn, running, position);
+    let reason = turn.why.unwrap_or(reason);
+    match turn.soon {
+        Some(within) => turn.within(reason, within),
+        None => turn.routine(reason),
+    }
 }
 
 /// A leader's running primary.
@@ -171,7 +181,14 @@ pub(super) fn publish<'a>(
 
 fn checkpoint<'a>(turn: Turn<'a>, leading: &Leading<'_>) -> Turn<'a> {
     let is_idle = turn.seen.job.running.is_none();
-    if leading.is_checkpointed || !is_idle || turn.failed_lately(JobKind::Checkpoint) {
+    if leading.is_checkpointed {
+        return turn.remember(|memory| memory.checkpoint_put_off_since = None);
+    }
+    if !is_idle || turn.failed_lately(JobKind::Checkpoint) {
+        return turn;
+    }
+    let (turn, is_put_off) = keeping::puts_checkpoint_off(turn);
+    if is_put_off {
         return turn;
     }
     turn.act(Action::Checkpoint)

@@ -54,6 +54,10 @@ pub struct Memory {
     pub former: BTreeMap<MemberName, Former>,
     /// What is known to have come before the setting of `synchronous_standby_names` that is in force.
     pub sync_note: Option<SyncNote>,
+    /// In this epoch sessions were told that commits wait for somebody, and it never ceased to be so.
+    pub commits_wait_since_in: Option<LeaderEpoch>,
+    /// Since when the checkpoint after a promotion waits for the first synchronous standby.
+    pub checkpoint_put_off_since: Option<Moment>,
     /// What this standby would begin to lead with, once it was seen in force.
     pub sync_ready: Option<SyncReady>,
     /// Since when this synchronous standby, told to end, waits to be released.

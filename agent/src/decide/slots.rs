@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use trunkline_shared::cluster::slots::{ClusterType, SlotKind};
 use trunkline_shared::cluster::topology::Status;
-use trunkline_shared::cluster::{ClusterSettings, Lsn, Member, MemberName, Topology};
+use trunkline_shared::cluster::{ClusterSettings, Lsn, Member, MemberName, Timeline, Topology};
 
 pub(super) mod failover;
 pub(super) mod logical;
@@ -255,8 +255,11 @@ pub(super) fn status(
     let settings = seen.settings();
     // A primary's position is the cluster's, also where an operator accepted that it lacks what was published
     // before: nobody could be near enough to succeed it otherwise.
+    let is_remotes = running.timeline > topology.claimed.timeline.max(Timeline(1));
     let optime = match &running.role {
         RunningRole::Primary { .. } => position,
+        // A standby cluster's own line ended where the remote's began.
+        RunningRole::Replica { .. } if settings.standby_cluster.is_some() && is_remotes => position,
         RunningRole::Replica { .. } => position.max(topology.status.optime),
     };
     if !settings.use_slots {

@@ -10,6 +10,7 @@ use trunkline_shared::cluster::{Lsn, Timeline, Topology};
 
 use super::decision::{Action, Decision, Detail, Reason, StartAs, StopMode, Upstream};
 use super::observation::{JobKind, Local, LocalRequest, Running, RunningRole, Stopped};
+use super::sync_standbys::keeping;
 use super::{Turn, candidate, following, holding_lease, leading, slots};
 
 /// Where the leader has its WAL from.
@@ -78,7 +79,8 @@ pub(super) fn in_maintenance<'a>(
     running: &Running,
 ) -> Decision {
     let (reached, ..) = position(running);
-    leading::publish(turn, topology, running, reached).routine(Reason::Paused)
+    let counts = candidate::shared_position(topology, running.timeline, reached);
+    leading::publish(turn, topology, running, counts).routine(Reason::Paused)
 }
 
 /// How far a replica's WAL reaches, and whether it comes.
@@ -192,6 +194,8 @@ fn duties<'a>(
         turn = turn.act(Action::DeleteSync {
             revision: sync.revision,
         });
+    } else if let Some(record) = keeping::released(topology) {
+        turn = turn.act(Action::WriteSync(record));
     }
     if !topology.has_history_of(running.timeline) {
         turn = turn.act(Action::RecordHistory);

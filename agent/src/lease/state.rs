@@ -139,24 +139,20 @@ impl LeaseState {
     }
 
     /// The key was created, or written again, by this member's committed transaction. The deadline counts
-    /// from the last counted keep-alive of the lease, never from the write of the key. Returns whether that
-    /// counts: where consents allow more than the lease yet, a renewal has to come first, since PostgreSQL
-    /// would be killed in the midst of what everybody consented to.
-    #[must_use]
-    pub fn acquired(&mut self, epoch: LeaderEpoch, lease_sent: Moment, ttl: Duration) -> bool {
+    /// from the last counted keep-alive of the lease, never from the write of the key. Where everybody has
+    /// consented to more than that, it stands: nobody who did leads before, whatever becomes of the key, and
+    /// nobody is listed anew meanwhile.
+    pub fn acquired(&mut self, epoch: LeaderEpoch, lease_sent: Moment, ttl: Duration) {
         let until = deadline(lease_sent, ttl);
-        let is_less = |held: Held| held.is_by_failsafe && until < held.deadline;
-        if self.held().is_some_and(is_less) {
-            return false;
-        }
+        let consented = self.held().filter(|held| held.is_by_failsafe);
+        let consented = consented.map_or(until, |held| held.deadline);
         self.view = LeaseView::Held(Held {
             epoch,
-            deadline: until,
+            deadline: until.max(consented),
             is_key_missing: false,
             has_unresolved_hand_over: false,
-            is_by_failsafe: false,
+            is_by_failsafe: consented > until,
         });
-        true
     }
 
     /// The key may come to stand on a lease that allows no more than this.
@@ -308,7 +304,7 @@ mod tests {
     #[test]
     fn a_lapse_does_not_forget_a_release_under_way() {
         let mut lease = LeaseState::default();
-        assert!(lease.acquired(epoch(7), Moment(10_000_000_000), TTL));
+        lease.acquired(epoch(7), Moment(10_000_000_000), TTL);
         assert!(!lease.held().unwrap().has_unresolved_hand_over);
         lease.hand_over_sent();
         lease.lapsed(Moment(20_000_000_000));
@@ -334,18 +330,20 @@ mod tests {
     }
 
     #[test]
-    fn a_key_on_a_lease_that_allows_less_than_the_consents_is_counted_by_its_renewal() {
+    fn a_key_on_a_lease_that_allows_less_takes_no_consent_back() {
         let mut lease = LeaseState::default();
         lease.renewed(renewal(10, KeyCheck::Mine(epoch(7))));
         lease.consented(epoch(7), Moment(14_000_000_000), TTL);
         lease.renewed(renewal(12, KeyCheck::Missing));
-        let before = lease.clone();
-        assert!(!lease.acquired(epoch(9), Moment(12_000_000_000), TTL));
-        assert_eq!(lease, before);
+        lease.acquired(epoch(9), Moment(12_000_000_000), TTL);
+        let held = lease.held().unwrap();
+        assert!(held.epoch == epoch(9) && held.is_by_failsafe && !held.is_key_missing);
+        assert_eq!(held.deadline, Moment(18_500_000_000));
         lease.renewed(renewal(15, KeyCheck::Mine(epoch(9))));
         let held = lease.held().unwrap();
-        assert!(held.epoch == epoch(9) && held.deadline == Moment(19_500_000_000));
-        assert!(lease.acquired(epoch(11), Moment(14_000_000_000), TTL));
+        assert!(!held.is_by_failsafe && held.deadline == Moment(19_500_000_000));
+        lease.acquired(epoch(11), Moment(14_000_000_000), TTL);
+        assert_eq!(lease.held().unwrap().deadline, Moment(18_500_000_000));
     }
 
     #[test]
@@ -365,7 +363,7 @@ mod tests {
         lease.hand_over_sent();
         lease.renewed(renewal(11, KeyCheck::Mine(epoch(7))));
         assert!(lease.held().unwrap().has_unresolved_hand_over);
-        assert!(lease.acquired(epoch(9), Moment(11_000_000_000), TTL));
+        lease.acquired(epoch(9), Moment(11_000_000_000), TTL);
         assert!(!lease.held().unwrap().has_unresolved_hand_over);
     }
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
+use tokio::sync::watch;
 use trunkline_shared::cluster::topology::Initialize;
 use trunkline_shared::cluster::{ClusterName, LeaderEpoch, Member, Moment};
 use trunkline_shared::dcs::records::member_to_json;
@@ -10,11 +11,11 @@ use trunkline_shared::service::clock;
 
 use super::Wake;
 use crate::act::ActError;
-use crate::api::{Published, ReplicationRow, WallTime};
+use crate::api::{Deadline, Published, ReplicationRow, WallTime};
 use crate::decide::observation::{LeaseView, Local, Observation, RunningRole, WatchdogView};
 use crate::decide::{Decision, Memory, Reason, announce};
 use crate::journal::{Entry, Journal};
-use crate::lease::LeaseHandle;
+use crate::lease::{LeaseHandle, LeaseStatus};
 use crate::observe::Look;
 use crate::postgres::ServerStatus;
 
@@ -270,6 +271,28 @@ fn authority(look: &Look) -> (Option<LeaderEpoch>, Option<Moment>) {
         }
         (LeaseView::NotHeld | LeaseView::Lost, _, _) => (None, None),
     }
+}
+
+/// Until when this member may lead by what the lease task holds now: the deadline moves on between two ticks,
+/// and a lease that is gone is no longer one. A tick that has hung for a ttl keeps nothing true: what it saw last
+/// may be over.
+fn deadline_now(published: &Published, lease: &LeaseStatus, now: Moment) -> Option<Moment> {
+    let ttl = published.topology.settings_or_default().ttl;
+    let hangs = now.since(published.last_tick) >= ttl;
+    match &lease.view {
+        LeaseView::Held(held) if Some(held.epoch) == published.epoch && !hangs => {
+            Some(held.deadline)
+        }
+        // The next tick looks at what is held under another epoch, and that it is writable.
+        LeaseView::Held(_) => published.lease_deadline,
+        LeaseView::NotHeld if lease.left_behind.is_some() => published.lease_deadline,
+        LeaseView::NotHeld | LeaseView::Lost => None,
+    }
+}
+
+/// The same for the API, by the clock of that moment.
+pub fn deadline_by(lease: watch::Receiver<LeaseStatus>) -> Arc<Deadline> {
+    Arc::new(move |published| deadline_now(published, &lease.borrow(), clock::now()))
 }
 
 /// A record without what changes all the time and nobody acts on at once.

@@ -179,29 +179,37 @@ impl World {
         self.action_ends(node, turn, is_done);
     }
 
-    fn committed(&mut self, node: NodeId, action: &Action, revision: i64, term: u64) {
-        let generation = self.store.head.generation;
+    /// The leader key is this node's.
+    fn count_taken(&mut self, node: NodeId, revision: i64, term: u64) {
+        let epoch = LeaderEpoch {
+            generation: self.store.head.generation,
+            revision,
+        };
         let ttl = self.plan.ttl;
+        let this = self.node(node);
+        let may_move_on = this.run_dir.deadline.is_none() || this.fence_looks_live(self.now);
+        let lease = &mut self.node_mut(node).agent.lease;
+        lease.changes += 1;
+        // A keep-alive answered by another term proves nothing about the lease's length, and without a fence it
+        // counts for nothing: the next renewal will.
+        if lease.term == term && may_move_on {
+            lease.state.acquired(epoch, lease.sent, ttl);
+        } else {
+            self.ask_for_lease(node);
+        }
+        self.move_deadline(node);
+        self.note_epoch(node);
+        tell!(
+            self,
+            Actor::Agent(node),
+            "holds the leader key of revision {revision}"
+        );
+    }
+
+    fn committed(&mut self, node: NodeId, action: &Action, revision: i64, term: u64) {
         match action {
             Action::AcquireLeader | Action::ReassertLeader | Action::ClaimBootstrap => {
-                let lease = &mut self.node_mut(node).agent.lease;
-                lease.changes += 1;
-                let epoch = LeaderEpoch {
-                    generation,
-                    revision,
-                };
-                // A keep-alive answered by another term proves nothing about the lease's length, and
-                // one from before the last consents too little: the next renewal will.
-                if lease.term != term || !lease.state.acquired(epoch, lease.sent, ttl) {
-                    self.ask_for_lease(node);
-                }
-                self.move_deadline(node);
-                self.note_epoch(node);
-                tell!(
-                    self,
-                    Actor::Agent(node),
-                    "holds the leader key of revision {revision}"
-                );
+                self.count_taken(node, revision, term);
             }
             Action::ReleaseLeader { .. } | Action::HandOver { .. } => {
                 self.node_mut(node).agent.lease.changes += 1;

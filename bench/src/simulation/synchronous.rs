@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use trunkline_agent::decide::observation::{CommitsView, Local, SenderView};
+use trunkline_agent::decide::observation::{CommitsView, JobKind, Local, SenderView};
 use trunkline_agent::decide::sync_standbys::SyncNames;
 use trunkline_shared::cluster::settings::SynchronousMode;
 use trunkline_shared::cluster::sync_state::SyncState;
@@ -87,12 +87,19 @@ impl World {
             return true;
         }
         let waited = self.node(node).postgres.waiting.in_force != SyncNames::Nobody;
-        if !waited && self.rng.bool() {
+        if !waited && (self.is_checkpointing(node) || self.rng.bool()) {
             let untold_until = self.now + self.rng.u64(MS..SYNC_TAKES);
             self.node_mut(node).postgres.waiting.untold_until = untold_until;
         }
         self.take_up_names(node);
         true
+    }
+
+    /// A checkpoint that the agent asked for is made in haste: settings wait.
+    fn is_checkpointing(&self, node: NodeId) -> bool {
+        let job = &self.node(node).agent.job.running;
+        job.as_ref()
+            .is_some_and(|job| job.kind == JobKind::Checkpoint)
     }
 
     /// What the file says is in force.
@@ -224,7 +231,8 @@ impl World {
         running.commits = CommitsView {
             senders: Arc::new(senders.collect()),
             in_force: postgres.waiting.in_force.clone(),
-            is_checkpointer_busy: self.now < postgres.waiting.untold_until,
+            is_checkpointer_busy: self.now < postgres.waiting.untold_until
+                || self.is_checkpointing(node),
             own: postgres.data.as_ref().and_then(|d| d.sync_names.clone()),
             is_access_closed: postgres.waiting.is_closed,
         };

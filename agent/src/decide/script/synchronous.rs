@@ -178,6 +178,14 @@ pub(super) fn memory(
     words: &Words<'_, '_>,
     now: Moment,
 ) -> Result<(), ScriptError> {
+    if let Some(text) = words.text("told_in") {
+        memory.commits_wait_since_in = Some(LeaderEpoch {
+            generation: 0,
+            revision: words.parse(text, "a revision")?,
+        });
+    }
+    let put_off = words.seconds("checkpoint_put_off")?;
+    memory.checkpoint_put_off_since = put_off.map(|ago| now - ago);
     memory.closed_until = words.value("closed_until")?;
     memory.leaving_since = words.seconds("leaving")?.map(|ago| now - ago);
     memory.sync_lost_since = words.seconds("sync_lost")?.map(|ago| now - ago);
@@ -212,6 +220,13 @@ pub(super) fn memory(
 
 /// Prints the same words.
 pub(super) fn print_memory(out: &mut String, memory: &Memory, now: Moment) {
+    if let Some(epoch) = memory.commits_wait_since_in {
+        let _ = write!(out, " told_in={}", epoch.revision);
+    }
+    if let Some(since) = memory.checkpoint_put_off_since {
+        let ago = now.since(since).as_secs_f64();
+        let _ = write!(out, " checkpoint_put_off={ago}");
+    }
     if let Some(until) = memory.closed_until {
         let _ = write!(out, " closed_until={until}");
     }

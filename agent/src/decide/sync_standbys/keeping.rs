@@ -11,7 +11,7 @@ use trunkline_shared::cluster::{Lsn, MemberName, MemberRole, MemberState, Topolo
 
 use super::{Standby, SyncNames, SyncStep, SyncView, count, election, named, quorum};
 use crate::decide::Turn;
-use crate::decide::decision::{Action, Decision, Reason};
+use crate::decide::decision::{Action, Decision, Detail, Reason};
 use crate::decide::memory::{SyncNote, SyncReady};
 use crate::decide::observation::{LeaseView, Observation, Running};
 
@@ -180,16 +180,40 @@ fn without_leaving(view: &SyncView<'_>, topology: &Topology) -> Option<SyncStep>
     (stays != voters).then(|| SyncStep::Write(stays, count(quorum)))
 }
 
-/// What a synchronous standby has is what acknowledged commits rely on, and a copy of another member's data, or
-/// a backup, may lack some of them: before it is replaced nobody may elect this member for what it had.
+/// The record of a standby cluster, which nobody's commits depend on, without the standbys that give their data up.
+pub(in crate::decide) fn released(topology: &Topology) -> Option<SyncState> {
+    let sync = topology.sync.as_ref()?;
+    let stays = |name: &&MemberName| {
+        let member = topology.members.get(*name);
+        member.is_none_or(|m| !m.tags.nosync || m.is_streaming == Some(true))
+    };
+    let standbys: Vec<MemberName> = sync.standbys.iter().filter(stays).cloned().collect();
+    (standbys != sync.standbys).then(|| SyncState {
+        standbys,
+        ..sync.clone()
+    })
+}
+
+/// What one lets people do where nobody leads who could change the record.
+const NOBODY_RELEASES: &str = "if no leader does it: trunkline failover to another member, or synchronous_mode off, \
+     accepts that commits may be lost";
+
+/// What a synchronous standby, or the recorded leader, has is what acknowledged commits rely on, and a copy of
+/// another member's data, or a backup, may lack some of them: before it is replaced nobody may elect this member
+/// for what it had.
 pub(in crate::decide) fn before_replacing<'a>(
     turn: Turn<'a>,
     topology: &Topology,
 ) -> ControlFlow<Decision, Turn<'a>> {
     let me = &turn.seen.me.name;
     let is_counted_on =
-        |sync: &SyncState| sync.leader.as_ref() != Some(me) && sync.standbys.contains(me);
+        |sync: &SyncState| sync.leader.as_ref() == Some(me) || sync.standbys.contains(me);
     if election::record_in_force(topology).is_some_and(is_counted_on) {
+        let is_standby = turn.seen.settings().standby_cluster.is_some();
+        let turn = match topology.leader.is_some() && !is_standby {
+            true => turn,
+            false => turn.detail(Detail::Text(NOBODY_RELEASES.into())),
+        };
         return ControlFlow::Break(turn.routine(Reason::LeavingSync));
     }
     ControlFlow::Continue(turn)
@@ -316,6 +340,12 @@ fn note<'a>(turn: Turn<'a>, running: &Running, position: Lsn) -> Turn<'a> {
         return turn;
     };
     let epoch = held.epoch;
+    let is_nobody = |names: &SyncNames| *names == SyncNames::Nobody;
+    let may_be_nobody = is_nobody(&commits.in_force) || commits.own.iter().any(is_nobody);
+    let turn = turn.remember(|memory| {
+        let is_still = memory.commits_wait_since_in == Some(epoch) && !may_be_nobody;
+        memory.commits_wait_since_in = is_still.then_some(epoch);
+    });
     if commits.own.as_ref() != Some(&commits.in_force) {
         return turn.remember(|memory| memory.sync_note = None);
     }
@@ -324,11 +354,13 @@ fn note<'a>(turn: Turn<'a>, running: &Running, position: Lsn) -> Turn<'a> {
             if note.at.is_some() {
                 return;
             }
-            // Sessions do not wait before the checkpointer has told them, and it may be syncing files.
-            if commits.is_checkpointer_busy {
+            // That they wait at all sessions learn from the checkpointer, which may be syncing files; for whom, the
+            // processes that release them take up by themselves.
+            if commits.is_checkpointer_busy && memory.commits_wait_since_in.is_none() {
                 note.since = now;
             } else if now.since(note.since) >= RELOAD_SETTLES {
                 note.at = Some(position);
+                memory.commits_wait_since_in = (!may_be_nobody).then_some(epoch);
             }
         }
         note => {
@@ -340,6 +372,20 @@ fn note<'a>(turn: Turn<'a>, running: &Running, position: Lsn) -> Turn<'a> {
             });
         }
     })
+}
+
+/// Whether the checkpoint after a promotion has to wait: in its haste the checkpointer tells nobody that commits
+/// are to wait, and for so long no standby could enter the record. For `loop_wait` at most.
+pub(in crate::decide) fn puts_checkpoint_off(turn: Turn<'_>) -> (Turn<'_>, bool) {
+    let (settings, now) = (turn.seen.settings(), turn.seen.now);
+    let memory = &turn.decision.memory;
+    let since = memory.checkpoint_put_off_since.unwrap_or(now);
+    let is_off = settings.synchronous_mode == SynchronousMode::Off;
+    if is_off || memory.commits_wait_since_in.is_some() || now.since(since) >= settings.loop_wait {
+        return (turn, false);
+    }
+    let turn = turn.remember(|memory| memory.checkpoint_put_off_since = Some(since));
+    (turn, true)
 }
 
 /// Whether commits may go on without a standby: after `loop_wait` without one, for a blip must not make the

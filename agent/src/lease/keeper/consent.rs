@@ -109,6 +109,10 @@ impl Keeper {
     ) -> Result<Revision, LeaseError> {
         let what = "write the failsafe list";
         let (held, _) = self.own_key(what)?;
+        if held.is_by_failsafe {
+            // Whoever is added now has consented to nothing.
+            return Err(refused(what, "a renewal has to come first".to_owned()));
+        }
         self.take_shown();
         self.list_is_pending(held, base, &list);
         if let Err(error) = self.keep_authority() {

@@ -170,7 +170,10 @@ impl Keeper {
             inner.moving = None;
             inner.session = Some(next);
             // Answers of two terms prove nothing together; the renewal that follows at once does.
-            let counts = next.term == term && inner.state.acquired(epoch, next.sent, next.ttl);
+            let counts = next.term == term && self.arming.may_move_on();
+            if counts {
+                inner.state.acquired(epoch, next.sent, next.ttl);
+            }
             inner.state.held().filter(|_| counts)
         };
         if let Some(held) = held {

@@ -116,12 +116,12 @@ impl Keeper {
         session: Session,
     ) -> Result<Revision, LeaseError> {
         self.changed();
-        let counts = term == session.term && {
-            let state = &mut self.inner.borrow_mut().state;
-            state.acquired(epoch, session.sent, session.ttl)
-        };
-        if !counts {
+        if term != session.term || !self.arming.may_move_on() {
             return self.confirm(session.lease).await;
+        }
+        {
+            let state = &mut self.inner.borrow_mut().state;
+            state.acquired(epoch, session.sent, session.ttl);
         }
         // A fence that an earlier lease armed keeps this one's deadline from now on.
         if let Some(held) = self.held() {
