@@ -219,6 +219,7 @@ impl Actor {
             Action::PublishStatus(status) => self.publish_status(seen, status).await?,
             Action::RecordHistory => self.record_history(seen).await?,
             Action::DropFailoverRequest { revision } => self.drop_failover(*revision).await?,
+            Action::RequestSwitchover(to) => self.request_switchover(seen, to).await?,
             Action::AnnounceSwitchover(record) => self.announce_switchover(seen, record).await?,
             Action::ClearSwitchover => self.clear_switchover(seen).await?,
             Action::WriteDisarmed => self.write_disarmed(seen).await?,
@@ -235,10 +236,7 @@ impl Actor {
             Action::Follow(upstream) => self.follow(upstream).await?,
             Action::Clone(upstream) => self.clone_from(seen, upstream).await?,
             Action::Rewind(upstream) => self.rewind(seen, upstream).await?,
-            Action::CancelJob => {
-                self.jobs.cancel().await;
-                0
-            }
+            Action::CancelJob => self.cancel_job().await,
             Action::CreateSlots(names) => self.create_slots(names).await?,
             Action::DropSlots(names) => self.drop_slots(names).await?,
             Action::AdvanceSlots(slots) => self.advance_slots(slots).await?,
@@ -260,8 +258,19 @@ impl Actor {
             Action::OpenClientAccess => self.open_client_access()?,
             Action::PublishFailsafe(list) => self.publish_failsafe(seen, list).await?,
             Action::SwitchFailsafeOn => self.switch_failsafe_on(seen).await?,
+            Action::LetLeaseLapse => self.let_lease_lapse(seen),
         };
         Ok(shown)
+    }
+
+    async fn cancel_job(&mut self) -> Revision {
+        self.jobs.cancel().await;
+        0
+    }
+
+    fn let_lease_lapse(&self, seen: &Observation) -> Revision {
+        self.lease.let_lapse(seen.settings().ttl);
+        0
     }
 
     async fn acquire(&self, seen: &Observation) -> Result<Revision, ActError> {

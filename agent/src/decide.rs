@@ -22,6 +22,7 @@ pub mod failsafe;
 mod following;
 mod foreign_data;
 mod holding_lease;
+mod host_health;
 mod job_running;
 mod leading;
 mod maintenance;
@@ -58,6 +59,7 @@ pub const RETRY_PAUSE: Duration = Duration::from_millis(100);
 /// What to do next. Total: every observation has a decision.
 pub fn decide(seen: &Observation, memory: &Memory) -> Decision {
     let decision = stopping::note(seen, by_situation(seen, memory));
+    let decision = host_health::note(seen, decision);
     callbacks::note(seen, memory.told, decision)
 }
 

@@ -6,6 +6,7 @@
 //! members while the store does not answer, and [`promise`] is what they gave.
 
 pub mod arming;
+pub mod brake;
 pub mod keeper;
 pub mod promise;
 pub mod rounds;
@@ -18,8 +19,10 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 use trunkline_shared::cluster::{LeaderEpoch, MemberName, Moment};
 use trunkline_shared::dcs::{DcsError, LeaseId, Revision};
+use trunkline_shared::service::clock;
 
 use crate::decide::observation::LeaseView;
+use brake::Brake;
 use rounds::{List, Shown};
 
 /// How many commands may wait; the tick sends one at a time, so more is a defect.
@@ -150,6 +153,7 @@ pub struct LeaseHandle {
     record: watch::Sender<WantedRecord>,
     failsafe: watch::Sender<Option<Shown>>,
     status: watch::Receiver<LeaseStatus>,
+    brake: Arc<Brake>,
 }
 
 impl LeaseHandle {
@@ -232,6 +236,21 @@ impl LeaseHandle {
             wanted.version += 1;
             wanted.json = Some(json);
         });
+    }
+
+    /// Renewals cease for a ttl from now: the lease ends, and whoever can takes over.
+    pub fn let_lapse(&self, ttl: Duration) {
+        self.brake.pull(clock::now() + ttl);
+    }
+
+    /// A turn of the loop begins. One that does not end is found by the lease task.
+    pub fn turn_begins(&self) {
+        self.brake.turn_begins(clock::now());
+    }
+
+    /// The turn has ended.
+    pub fn turn_ends(&self) {
+        self.brake.turn_ends();
     }
 
     /// Deletes the member record if it is still the one written last.

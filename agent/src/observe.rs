@@ -16,8 +16,8 @@ use crate::config::WatchdogConfig;
 use crate::decide::Observation;
 use crate::decide::observation::SyncNames;
 use crate::decide::observation::{
-    CommitsView, DcsView, FenceView, JobView, LeaseView, Local, LocalRequest, Me, Peers, Running,
-    RunningRole, SenderView, SlotView, Stopped, SynchronizedSlots, WatchdogView,
+    CommitsView, DcsView, FenceView, HealthView, JobView, LeaseView, Local, LocalRequest, Me,
+    Peers, Running, RunningRole, SenderView, SlotView, Stopped, SynchronizedSlots, WatchdogView,
 };
 use crate::fence::FenceHandle;
 use crate::lease::LeaseStatus;
@@ -25,6 +25,7 @@ use crate::lease::arming::Arming;
 use crate::lease::promise::Promises;
 use crate::postgres::control_data::{ControlData, ControlState};
 use crate::postgres::directory::{DirectoryState, directory_state};
+use crate::postgres::health::{Health, HealthProbe};
 use crate::postgres::sql::SqlError;
 use crate::postgres::status::Slot;
 use crate::postgres::{Postgres, Postmaster, Probe, ServerStatus, settings};
@@ -60,6 +61,8 @@ pub struct Observer {
     pub arming: Arc<Arming>,
     /// The watchdog that the fence keeps, and where that says how it stands.
     pub watchdog: (WatchdogConfig, PathBuf),
+    /// Writes to the host's disks.
+    pub health: HealthProbe,
     /// Asks the other members' agents.
     pub client: HttpClient,
     /// What this member promised to others.
@@ -169,6 +172,7 @@ impl Observer {
             job: now.job,
             request: now.request,
             fence,
+            health: health_view(self.health.view()),
             no_race,
             is_shutting_down: now.is_shutting_down,
             is_bootstrap_unfinished: self.postgres.is_bootstrap_unfinished(),
@@ -224,6 +228,13 @@ impl Observer {
             armed_until: self.arming.deadline(),
             watchdog: self.watchdog_view(),
         }
+    }
+}
+
+fn health_view(health: Health) -> HealthView {
+    HealthView {
+        writes_since: health.writes_since,
+        is_nearly_full: health.is_nearly_full,
     }
 }
 

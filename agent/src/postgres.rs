@@ -31,6 +31,7 @@ pub mod control_data;
 pub mod directory;
 mod error;
 mod files;
+pub mod health;
 pub mod hooks;
 pub mod kill;
 pub mod logical_slots;

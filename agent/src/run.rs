@@ -38,6 +38,7 @@ use crate::lease::rounds::Speaker;
 use crate::lease::{LeaseHandle, state};
 use crate::observe::{Before, Observer};
 use crate::postgres::directory::{DirectoryState, finish_interrupted};
+use crate::postgres::health::HealthProbe;
 use crate::postgres::hooks::Callbacks;
 use crate::postgres::methods::ReplicaMethod;
 use crate::postgres::scan::ProcessId;
@@ -46,6 +47,7 @@ use crate::tick::record::deadline_by;
 use crate::tick::{Inbox, Recorder, SettingsKeeper, Tick};
 use crate::watchdog::Teller;
 
+mod host;
 pub mod instance;
 mod standbys;
 mod unique_name;
@@ -127,27 +129,22 @@ pub async fn run(config: AgentConfig, read: ReadConfig, metrics: Metrics) -> Res
         requests: requests.clone(),
         authentication: config.restapi.authentication.clone(),
         journal: journal.clone(),
-        consent: consent(Acceptor {
-            promises: parts.promises.clone(),
-            lease: parts.lease.status(),
-        }),
+        consent: consent(&parts),
         render_metrics: {
             let metrics = metrics.clone();
             Arc::new(move || metrics.render())
         },
     };
     tokio::spawn(metrics.upkeep());
-    tokio::spawn(serve_api(
-        api,
-        config.restapi.listen.to_string(),
-        api_stop.clone(),
-    ));
+    let address = config.restapi.listen.to_string();
+    tokio::spawn(serve_api(api, address, api_stop.clone()));
     let fence_stop = CancellationToken::new();
     supervision::keep(parts.fence.clone(), parts.pulse.clone(), fence_stop.clone())
         .map_err(system("starting the supervision of the fence"))?;
     let callbacks = parts.callbacks.clone();
     tokio::spawn(call_scripts(callbacks.clone(), parts.postgres.clone()));
     tokio::spawn(say_when_ready(parts.postgres.clone(), ready.clone()));
+    host::watch_disks(&parts);
     let told_twice = tokio::spawn(take_signals(signals, requests, stop.clone()));
 
     let inbox = Inbox {
@@ -180,7 +177,11 @@ pub async fn run(config: AgentConfig, read: ReadConfig, metrics: Metrics) -> Res
 }
 
 /// How the API consents to another's going on without the DCS.
-fn consent(acceptor: Acceptor) -> Arc<Consent> {
+fn consent(parts: &Parts) -> Arc<Consent> {
+    let acceptor = Acceptor {
+        promises: parts.promises.clone(),
+        lease: parts.lease.status(),
+    };
     Arc::new(move |epoch, ttl, may_write| {
         let given = acceptor.consent(epoch, ttl, may_write);
         given.map_err(|refusal| refusal.to_string())
@@ -199,6 +200,7 @@ struct Parts {
     keys: Keys,
     dcs: Arc<dyn Dcs>,
     lease: LeaseHandle,
+    health: HealthProbe,
     cluster: watch::Receiver<Arc<View>>,
     refresh: Refresh,
     promises: Promises,
@@ -245,6 +247,7 @@ impl Parts {
             keys,
             dcs,
             lease,
+            health: HealthProbe::default(),
             cluster: followed.views,
             refresh: followed.refresh,
             promises,
@@ -270,6 +273,7 @@ impl Parts {
             fence: self.fence.clone(),
             arming: self.arming.clone(),
             watchdog: (config.watchdog.clone(), run_dir.clone()),
+            health: self.health,
             client: HttpClient::default(),
             promises: self.promises,
             before: Before::default(),

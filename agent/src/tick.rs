@@ -132,7 +132,9 @@ impl Tick {
     pub async fn run(&mut self) {
         let mut wake = Wake::Timer;
         loop {
+            self.actor.lease.turn_begins();
             let (pause, is_over) = self.turn(wake).await;
+            self.actor.lease.turn_ends();
             if is_over {
                 return;
             }

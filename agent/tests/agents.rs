@@ -25,6 +25,7 @@ use agents::{Agents, processes, signal, words_of};
 use rustix::process::Signal;
 use servers::{PATIENCE, on_every_major, wait_for};
 use trunkline_agent::fence::known::Known;
+use trunkline_agent::postgres::health::PROBE_NAME;
 use trunkline_agent::postgres::kill::{kill_instance, kill_known};
 use trunkline_agent::postgres::{Postgres, Probe, ServerRole, ServerStatus};
 use trunkline_shared::cluster::{Moment, Timeline};
@@ -168,6 +169,58 @@ fn an_agent_does_not_start_beside_a_living_one_of_its_name() {
                 async || deadline(&agents, 1).filter(|at| Some(*at) > held),
             )
             .await;
+        },
+    );
+}
+
+/// The backend through which the agent writes to its disk, frozen: its writes hang as on a disk that hangs, and
+/// every other session answers.
+#[test]
+fn a_leader_whose_writes_hang_is_replaced_by_a_member_that_can_write() {
+    on_every_major(
+        "a_leader_whose_writes_hang_is_replaced_by_a_member_that_can_write",
+        async |servers| {
+            let mut agents = Agents::new(servers);
+            agents.start(1, 3);
+            let old = Postgres::new(agents.config(1)).unwrap();
+            leads(&agents, &old, 1).await;
+            agents.start(2, 3);
+            let new = Postgres::new(agents.config(2)).unwrap();
+            wait_for(
+                "a streaming replica",
+                || agents.told(),
+                async || {
+                    let status = answer(&new).await.filter(|s| s.is_in_recovery)?;
+                    status.receiver.as_ref()?.is_streaming().then_some(())
+                },
+            )
+            .await;
+            let client = servers.client(1).await;
+            let find =
+                format!("SELECT pid FROM pg_stat_activity WHERE application_name = '{PROBE_NAME}'");
+            let writer = wait_for(
+                "the session that writes",
+                || agents.told(),
+                async || {
+                    let rows = client.query(&find, &[]).await.ok()?;
+                    Some(rows.first()?.get::<_, i32>(0))
+                },
+            )
+            .await;
+            signal(writer, Signal::STOP);
+            let began = clock::now();
+            wait_for(
+                "the other as primary",
+                || agents.told(),
+                async || answer(&new).await.filter(|s| !s.is_in_recovery).map(drop),
+            )
+            .await;
+            println!(
+                "measured: writes again {:?} after they hung",
+                clock::now().since(began)
+            );
+            let said = agents.said(1);
+            assert!(said.contains("handing_over_for_hang"), "{said}");
         },
     );
 }

@@ -10,6 +10,7 @@ mod breaks;
 mod clients;
 pub mod command;
 mod coverage;
+mod disks;
 mod event;
 mod failsafe;
 mod fake_postgres;

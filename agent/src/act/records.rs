@@ -1,9 +1,9 @@
 //! Writes of this member to the DCS, each a transaction that compares what was seen.
 
 use trunkline_shared::cluster::topology::{
-    ClaimedTimeline, FactKey, Initialize, Status, SwitchoverRecord,
+    ClaimedTimeline, FactKey, FailoverRequest, Initialize, Status, SwitchoverRecord,
 };
-use trunkline_shared::cluster::{Lsn, SystemId};
+use trunkline_shared::cluster::{Lsn, MemberName, SystemId};
 use trunkline_shared::dcs::{Compare, Operation, Revision, Txn, records};
 
 use super::{ActError, Actor};
@@ -139,6 +139,24 @@ impl Actor {
             Err(ActError::Changed(_)) => Ok(0),
             other => other,
         }
+    }
+
+    /// Only where no change of leader is asked for: an operator's request goes first.
+    pub(super) async fn request_switchover(
+        &self,
+        seen: &Observation,
+        to: &MemberName,
+    ) -> Result<Revision, ActError> {
+        let request = FailoverRequest {
+            leader: Some(self.me.name.clone()),
+            candidate: Some(to.clone()),
+            scheduled_at: None,
+            revision: 0,
+        };
+        let none = Compare::Absent(self.keys.path(&FactKey::Failover));
+        let then = self.put(&FactKey::Failover, records::failover_to_json(&request));
+        self.write("failover", vec![self.still_leads(seen)?, none], vec![then])
+            .await
     }
 
     pub(super) async fn announce_switchover(

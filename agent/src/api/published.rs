@@ -1,6 +1,7 @@
 //! What the REST API may say: one immutable value, replaced by the tick, read without a lock.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use trunkline_shared::cluster::{
     ClusterName, LeaderEpoch, Lsn, MemberName, MemberRole, MemberState, Moment, SystemId, Tags,
@@ -64,6 +65,10 @@ pub struct Published {
     /// Until when this member may lead without another word from the DCS or the members. Paths that say
     /// "leader" or "primary" are 200 only while this lies ahead.
     pub lease_deadline: Option<Moment>,
+    /// A volume of the instance is nearly full.
+    pub is_disk_nearly_full: bool,
+    /// Since when a write of the agent to its disks has not come back.
+    pub writes_since: Option<Moment>,
     /// Whether the local PostgreSQL accepts writes, and is the one that `initialize` names.
     pub is_writable: bool,
     /// When the last tick ended; `/liveness` goes by it.
@@ -126,6 +131,8 @@ impl Published {
             reason: None,
             epoch: None,
             lease_deadline: None,
+            is_disk_nearly_full: false,
+            writes_since: None,
             is_writable: false,
             last_tick: now,
         }
@@ -134,6 +141,17 @@ impl Published {
     /// Whether this member may say "leader" at this moment.
     pub fn holds_lease(&self, now: Moment) -> bool {
         self.lease_deadline.is_some_and(|deadline| deadline > now)
+    }
+
+    /// Whether no turn has ended for a ttl: nothing that is said here can be believed.
+    pub fn stands_still(&self, now: Moment) -> bool {
+        now.since(self.last_tick) >= self.topology.settings_or_default().ttl
+    }
+
+    /// For how long a write to the disks has not come back.
+    pub fn write_waits(&self, now: Moment) -> Duration {
+        self.writes_since
+            .map_or(Duration::ZERO, |since| now.since(since))
     }
 
     /// How long it may say so, in milliseconds.

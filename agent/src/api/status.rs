@@ -64,6 +64,9 @@ pub fn member(published: &Published, now: Moment) -> Value {
             "writable": published.is_writable,
             "lease_left_ms": published.lease_left_ms(now),
             "reason": published.reason.as_deref(),
+            "stands_still": published.stands_still(now),
+            "disk_nearly_full": published.is_disk_nearly_full,
+            "write_waits_ms": published.write_waits(now).as_millis() as u64,
         });
     }
     answer

@@ -7,6 +7,7 @@ use trunkline_shared::cluster::topology::{Initialize, SwitchoverStage};
 use trunkline_shared::cluster::{MemberRole, MemberState};
 
 use super::decision::{Decision, Reason};
+use super::memory::Memory;
 use super::observation::{
     BootstrapKind, JobKind, LeaseView, Local, Observation, Running, RunningRole,
 };
@@ -22,7 +23,7 @@ pub fn announcement(
         name: seen.me.name.clone(),
         address: seen.me.address.clone(),
         api_url: api_url.clone(),
-        role: role(seen),
+        role: role(seen, &decision.memory),
         state: state(seen, decision.memory.is_restarting),
         timeline: None,
         position: None,
@@ -85,7 +86,7 @@ fn describe(member: &mut Member, running: &Running) {
     }
 }
 
-fn role(seen: &Observation) -> MemberRole {
+fn role(seen: &Observation, memory: &Memory) -> MemberRole {
     let job = seen.job.running.as_ref().map(|job| job.kind);
     match &seen.local {
         Local::Empty | Local::Unknown(_) => MemberRole::Uninitialized,
@@ -99,6 +100,10 @@ fn role(seen: &Observation) -> MemberRole {
             RunningRole::Replica { .. } if leads_standby(seen) => MemberRole::StandbyLeader,
             RunningRole::Replica { .. } => MemberRole::Replica,
         },
+        // Signalled to die, it answers nobody any more, whatever its disk still holds up.
+        Local::Unresponsive {
+            was_primary: true, ..
+        } if memory.kill_hangs_since.is_some() => MemberRole::Demoted,
         Local::Starting {
             as_primary: true, ..
         }

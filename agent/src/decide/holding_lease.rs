@@ -16,8 +16,8 @@ use super::observation::{
 };
 use super::sync_standbys::keeping;
 use super::{
-    PROMOTE_NEEDS, RETRY_PAUSE, Turn, bootstrap, candidate, failsafe, leading, requests,
-    standby_cluster,
+    PROMOTE_NEEDS, RETRY_PAUSE, Turn, bootstrap, candidate, failsafe, host_health, leading,
+    requests, standby_cluster,
 };
 
 /// More than this to replay, and another member takes over sooner than a restart ends (`ha.md` 9).
@@ -78,7 +78,9 @@ pub(super) fn decide(seen: &Observation, memory: &Memory) -> Decision {
         Local::Starting {
             as_primary: false, ..
         } => not_primary_yet(turn, held),
-        Local::Unresponsive { since, .. } => turn.wait_for_hung(*since),
+        Local::Unresponsive { since, .. } => {
+            host_health::when_silent(turn, *since).wait_for_hung(*since)
+        }
         Local::Unknown(why) => {
             let detail = Detail::Text(why.clone());
             if is_stopped(&turn) {
@@ -374,7 +376,10 @@ fn when_stopped(turn: Turn<'_>, held: &Held, topology: &Topology, stopped: &Stop
     restart(turn, stopped, Reason::RestartingAfterCrash)
 }
 
-fn successor_after_crash(seen: &Observation, topology: &Topology) -> Result<MemberName, Detail> {
+pub(super) fn successor_after_crash(
+    seen: &Observation,
+    topology: &Topology,
+) -> Result<MemberName, Detail> {
     let how = candidate::Succession::AfterCrash;
     candidate::successor(seen, topology, &seen.settings(), None, how)
 }

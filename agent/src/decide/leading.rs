@@ -10,7 +10,8 @@ use super::decision::{Action, Decision, Detail, Reason, StopMode};
 use super::observation::{JobKind, LeaseView, Running, WatchdogView};
 use super::sync_standbys::keeping;
 use super::{
-    RETRY_PAUSE, Turn, authority_gone, bootstrap, failsafe, holding_lease, requests, slots,
+    RETRY_PAUSE, Turn, authority_gone, bootstrap, failsafe, holding_lease, host_health, requests,
+    slots,
 };
 
 pub(super) fn decide(
@@ -62,6 +63,10 @@ pub(super) fn decide(
         ControlFlow::Continue(turn) => turn,
     };
     let turn = match holding_lease::local_request(turn) {
+        ControlFlow::Break(decision) => return decision,
+        ControlFlow::Continue(turn) => turn,
+    };
+    let turn = match host_health::as_leader(turn, topology) {
         ControlFlow::Break(decision) => return decision,
         ControlFlow::Continue(turn) => turn,
     };

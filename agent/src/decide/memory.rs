@@ -45,6 +45,10 @@ pub struct Memory {
     pub bootstrap_failed: Option<Arc<str>>,
     /// What the operator's scripts were told last.
     pub told: Told,
+    /// Since when a PostgreSQL that was killed does not die.
+    pub kill_hangs_since: Option<Moment>,
+    /// When a change of leader was asked for because a volume is nearly full.
+    pub asked_for_room: Option<Moment>,
     /// A restart was asked for and is not over.
     pub is_restarting: bool,
     /// The leadership for which `pre_promote` was run last.

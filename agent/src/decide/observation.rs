@@ -33,6 +33,8 @@ pub struct Observation {
     pub request: Option<LocalRequest>,
     /// The fence.
     pub fence: FenceView,
+    /// Whether the host lets PostgreSQL write.
+    pub health: HealthView,
     /// What this member promised to others.
     pub no_race: NoRace,
     /// The agent was told to end.
@@ -346,6 +348,8 @@ pub struct PeerView {
     pub may_lead: bool,
     /// Its preference among equals.
     pub priority: u32,
+    /// Its volumes are nearly full.
+    pub is_nearly_full: bool,
 }
 
 /// The jobs of this member.
@@ -502,6 +506,15 @@ pub struct Promise {
     pub until: Moment,
     /// Under which epoch the asker led; a Patroni leader does not say.
     pub epoch: Option<LeaderEpoch>,
+}
+
+/// Whether the host lets PostgreSQL write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct HealthView {
+    /// When the write in progress began: of WAL, or of a file beside the data. Each is short on a sound host.
+    pub writes_since: Option<Moment>,
+    /// A volume of the instance is nearly full.
+    pub is_nearly_full: bool,
 }
 
 /// The fence process.

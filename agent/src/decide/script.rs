@@ -18,8 +18,8 @@ use trunkline_shared::cluster::{
 use super::callbacks::Callback;
 use super::memory::Memory;
 use super::observation::{
-    BootstrapKind, CrashPolicy, DcsView, FenceView, Held, JobView, LeaseView, Local, LocalRequest,
-    Me, NoRace, Observation, Peers, WatchdogView,
+    BootstrapKind, CrashPolicy, DcsView, FenceView, HealthView, Held, JobView, LeaseView, Local,
+    LocalRequest, Me, NoRace, Observation, Peers, WatchdogView,
 };
 use instance::{job, local, memory, peers};
 use names::{ROLES, STATES, role_word, state_word};
@@ -130,6 +130,7 @@ impl Default for Scene {
                     armed_until: None,
                     watchdog: WatchdogView::NotRequired,
                 },
+                health: HealthView::default(),
                 no_race: NoRace::default(),
                 is_shutting_down: false,
                 is_bootstrap_unfinished: false,
@@ -190,20 +191,7 @@ impl Scene {
                     _ => None,
                 }
             }
-            "fence" => {
-                let left = words.seconds("left")?.unwrap_or(ARMED_FOR);
-                let gone = words.seconds("gone")?.unwrap_or_default();
-                let armed_until = words.has("armed").then_some(self.seen.now + left - gone);
-                self.seen.fence = FenceView {
-                    is_live: words.has("live"),
-                    armed_until,
-                    watchdog: match words.text("watchdog") {
-                        Some("ready") => WatchdogView::Ready,
-                        Some("failed") => WatchdogView::Failed,
-                        _ => WatchdogView::NotRequired,
-                    },
-                };
-            }
+            "fence" | "health" => self.host(line.name, &words)?,
             "memory" => self.memory = memory(&words, self.seen.now)?,
             "shutdown" => self.seen.is_shutting_down = true,
             "bootstrap" => self.seen.is_bootstrap_unfinished = words.has("unfinished"),
@@ -239,6 +227,34 @@ impl Scene {
             .map(|(key, value)| (key.as_deref(), value.as_str()))
             .collect();
         self.take(&Line { name: &name, words })
+    }
+
+    /// What the machine and its clock say.
+    fn host(&mut self, name: &str, words: &Words<'_, '_>) -> Result<(), ScriptError> {
+        match name {
+            "fence" => {
+                let left = words.seconds("left")?.unwrap_or(ARMED_FOR);
+                let gone = words.seconds("gone")?.unwrap_or_default();
+                let armed_until = words.has("armed").then_some(self.seen.now + left - gone);
+                self.seen.fence = FenceView {
+                    is_live: words.has("live"),
+                    armed_until,
+                    watchdog: match words.text("watchdog") {
+                        Some("ready") => WatchdogView::Ready,
+                        Some("failed") => WatchdogView::Failed,
+                        _ => WatchdogView::NotRequired,
+                    },
+                };
+            }
+            _ => {
+                let waits = words.seconds("write_waits")?;
+                self.seen.health = HealthView {
+                    writes_since: waits.map(|waits| self.seen.now.before(waits)),
+                    is_nearly_full: words.has("nearly_full"),
+                };
+            }
+        }
+        Ok(())
     }
 
     fn settle(&mut self) {

@@ -20,6 +20,7 @@ use trunkline_shared::dcs::{Committed, Dcs, DcsError, Header, LeaseId, Operation
 use trunkline_shared::service::clock;
 
 use super::arming::Arming;
+use super::brake::Brake;
 use super::rounds::{Rounds, SavedAuthority, Shown, Speaker, Standing};
 use super::saved::SavedLease;
 use super::state::{self, KeyCheck, LeaseState, Renewal};
@@ -29,6 +30,7 @@ use crate::decide::observation::Held;
 mod consent;
 mod length;
 mod orders;
+mod record;
 
 /// The pause after a renewal or a write of the member record that failed.
 const RETRY: Duration = Duration::from_millis(200);
@@ -63,12 +65,14 @@ where
     let (record, wanted) = watch::channel(WantedRecord::default());
     let (failsafe, shown) = watch::channel(None);
     let (publish, status) = watch::channel(LeaseStatus::new(config.ttl));
+    let brake = Arc::new(Brake::default());
+    let held_by = brake.clone();
     thread::Builder::new()
         .name("lease".to_owned())
         .spawn(move || {
             let keeper = async move {
                 if let Some(dcs) = connect() {
-                    let keeper = Rc::new(Keeper::new(config, arming, dcs, publish, shown));
+                    let keeper = Rc::new(Keeper::new(config, arming, dcs, publish, shown, held_by));
                     keeper.run(orders, wanted).await;
                 }
             };
@@ -79,6 +83,7 @@ where
         record,
         failsafe,
         status,
+        brake,
     })
 }
 
@@ -110,6 +115,8 @@ struct Inner {
     rounds: Rounds,
     /// Why the last round brought no consent, said once.
     refused: Option<String>,
+    /// Why nothing is renewed, said once.
+    held_back: Option<&'static str>,
 }
 
 struct Keeper {
@@ -120,6 +127,7 @@ struct Keeper {
     authority: SavedAuthority,
     speaker: Speaker,
     arming: Arc<Arming>,
+    brake: Arc<Brake>,
     dcs: Arc<dyn Dcs>,
     publish: watch::Sender<LeaseStatus>,
     /// The failsafe list as the loop read it last.
@@ -150,6 +158,7 @@ impl Keeper {
         dcs: Arc<dyn Dcs>,
         publish: watch::Sender<LeaseStatus>,
         shown: watch::Receiver<Option<Shown>>,
+        brake: Arc<Brake>,
     ) -> Self {
         let leader_key = config.keys.path(&FactKey::Leader);
         let authority = SavedAuthority::new(&config.authority, config.keys.prefix());
@@ -170,6 +179,7 @@ impl Keeper {
             me: config.me,
             leader_key,
             arming,
+            brake,
             dcs,
             publish,
             shown,
@@ -187,6 +197,7 @@ impl Keeper {
                 trouble: None,
                 rounds,
                 refused: None,
+                held_back: None,
             }),
         }
     }
@@ -228,6 +239,11 @@ impl Keeper {
         loop {
             let began = clock::now();
             self.inner.borrow_mut().state.lapsed(began);
+            if self.is_held_back() {
+                self.publish();
+                tokio::time::sleep(RETRY.min(self.interval())).await;
+                continue;
+            }
             let outcome = self.renew().await;
             if outcome.is_err() {
                 self.store_is_silent();
@@ -243,6 +259,20 @@ impl Keeper {
                 () = self.renew_now.notified() => {}
             }
         }
+    }
+
+    /// Whether the lease is to end although the store would renew it; said once.
+    pub(super) fn is_held_back(&self) -> bool {
+        let held_back = self.brake.why(clock::now(), self.shorter_ttl());
+        let mut inner = self.inner.borrow_mut();
+        if let Some(why) = held_back.filter(|_| inner.held_back != held_back) {
+            tracing::error!(
+                why,
+                "the lease is renewed no more, so that another member takes over"
+            );
+        }
+        inner.held_back = held_back;
+        held_back.is_some()
     }
 
     /// Remembers the trouble and says so once, when it begins and when it ends.
@@ -515,55 +545,6 @@ impl Keeper {
             *old = new;
             is_news
         });
-    }
-
-    async fn record_loop(self: Rc<Self>, mut wanted: watch::Receiver<WantedRecord>) {
-        let mut written: Option<(u64, LeaseId)> = None;
-        loop {
-            let want = wanted.borrow_and_update().clone();
-            let session = self.session();
-            if let (Some(json), Some(session)) = (&want.json, session)
-                && written != Some((want.version, session.lease))
-            {
-                match self.write_record(json, session.lease).await {
-                    Ok(()) => written = Some((want.version, session.lease)),
-                    Err(error) => {
-                        tracing::debug!(%error, "the member record could not be written; retrying");
-                        if matches!(error, DcsError::LeaseGone(_)) {
-                            self.renew_now.notify_one();
-                        }
-                        tokio::time::sleep(RETRY).await;
-                    }
-                }
-                continue;
-            }
-            tokio::select! {
-                changed = wanted.changed() => {
-                    if changed.is_err() {
-                        return;
-                    }
-                }
-                () = self.record_now.notified() => {}
-            }
-        }
-    }
-
-    async fn write_record(&self, json: &str, lease: LeaseId) -> Result<(), DcsError> {
-        let txn = Txn {
-            then: vec![Operation::Put {
-                key: self.record_key(),
-                value: json.as_bytes().to_vec(),
-                lease,
-            }],
-            ..Txn::default()
-        };
-        let committed = self.limited(self.dcs.commit(&txn)).await?;
-        self.inner.borrow_mut().record = Some((lease, committed.header.revision));
-        Ok(())
-    }
-
-    fn record_key(&self) -> String {
-        self.keys.path(&FactKey::Member(self.me.clone()))
     }
 }
 

@@ -47,6 +47,11 @@ async fn ask_one(client: &HttpClient, url: &str, registered: &Tags) -> Option<Pe
 /// Reads Patroni's status JSON. Without `xlog` its PostgreSQL does not answer.
 fn view(body: &[u8], registered: &Tags) -> Option<PeerView> {
     let answer: Value = serde_json::from_slice(body).ok()?;
+    // Its loop hangs, and what it says is as old: like one that does not answer.
+    let stands_still = answer.pointer("/trunkline/stands_still");
+    if stands_still.and_then(Value::as_bool) == Some(true) {
+        return None;
+    }
     let xlog = answer.get("xlog");
     let position = |name: &str| xlog.and_then(|x| x.get(name)?.as_u64()).map(Lsn);
     let (current, received, replayed) = (
@@ -73,6 +78,10 @@ fn view(body: &[u8], registered: &Tags) -> Option<PeerView> {
         may_lead: tags.may_lead()
             && answer.get("watchdog_failed").and_then(Value::as_bool) != Some(true),
         priority: tags.priority(),
+        is_nearly_full: answer
+            .pointer("/trunkline/disk_nearly_full")
+            .and_then(Value::as_bool)
+            .unwrap_or(false),
     })
 }
 
@@ -105,8 +114,14 @@ mod tests {
         assert!(seen.is_running && !seen.is_primary && seen.may_lead);
         assert_eq!((seen.position, seen.replayed), (Lsn(100), Lsn(90)));
         assert_eq!((seen.timeline, seen.priority), (Some(Timeline(3)), 2));
+        let full = br#"{"state":"running","role":"replica","xlog":{"received_location":1,
+            "replayed_location":1},"trunkline":{"disk_nearly_full":true}}"#;
+        assert!(view(full, &Tags::default()).unwrap().is_nearly_full);
         let primary = br#"{"state":"running","role":"master","xlog":{"location":7}}"#;
         assert!(view(primary, &Tags::default()).unwrap().is_primary);
+        let hung = br#"{"state":"running","role":"primary","xlog":{"location":7},
+            "trunkline":{"stands_still":true}}"#;
+        assert!(view(hung, &Tags::default()).is_none());
         let unwatched = br#"{"state":"running","role":"replica","watchdog_failed":true,
             "xlog":{"received_location":1,"replayed_location":1}}"#;
         assert!(!view(unwatched, &Tags::default()).unwrap().may_lead);

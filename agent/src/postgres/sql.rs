@@ -125,6 +125,12 @@ impl Target {
         }
     }
 
+    /// The same under another name in `pg_stat_activity`.
+    pub(crate) fn named(mut self, name: &str) -> Self {
+        self.config.application_name(name);
+        self
+    }
+
     /// The same, with nothing of its statements in log or statistics.
     pub(crate) fn without_log(mut self) -> Self {
         self.config

@@ -197,6 +197,8 @@ impl Recorder {
                 .unwrap_or_default(),
             system_id: seen.local.system_id(),
             is_paused: member.is_paused,
+            is_disk_nearly_full: seen.health.is_nearly_full,
+            writes_since: seen.health.writes_since,
             has_watchdog_failed: seen.fence.watchdog == WatchdogView::Failed,
             dcs_last_seen: dcs_last_seen(look),
             topology: Arc::new(seen.topology().cloned().unwrap_or_default()),

@@ -57,6 +57,7 @@ impl World {
             | Action::PublishStatus(_)
             | Action::RecordHistory
             | Action::DropFailoverRequest { .. }
+            | Action::RequestSwitchover(_)
             | Action::AnnounceSwitchover(_)
             | Action::ClearSwitchover
             | Action::WriteDisarmed
@@ -85,6 +86,10 @@ impl World {
             Action::Rewind(upstream) => self.begin_copy(node, JobKind::Rewind, upstream),
             Action::CancelJob => {
                 self.cancel_job(node);
+                Went::Done
+            }
+            Action::LetLeaseLapse => {
+                self.let_lease_lapse(node);
                 Went::Done
             }
             Action::CloneWithoutLeader => self.begin_job(node, JobKind::Clone, None),
@@ -227,6 +232,7 @@ impl World {
             | Action::PublishStatus(_)
             | Action::RecordHistory
             | Action::DropFailoverRequest { .. }
+            | Action::RequestSwitchover(_)
             | Action::AnnounceSwitchover(_)
             | Action::ClearSwitchover
             | Action::WriteDisarmed
@@ -255,6 +261,7 @@ impl World {
             | Action::CreateSlots(_)
             | Action::DropSlots(_)
             | Action::PublishFailsafe(_)
+            | Action::LetLeaseLapse
             | Action::SwitchFailsafeOn
             | Action::AdvanceSlots(_) => {}
         }

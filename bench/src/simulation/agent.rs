@@ -243,6 +243,7 @@ impl World {
             replayed: Lsn(0),
             may_lead: tags.may_lead() && self.node(node).watchdog != WatchdogView::Failed,
             priority: tags.priority(),
+            is_nearly_full: self.node(node).troubles.disk_is_full > self.now,
         };
         match self.local(node) {
             Local::Running(running) => {
@@ -263,7 +264,8 @@ impl World {
                 }
             }
             Local::Unresponsive { was_primary, .. } | Local::Orphaned { was_primary, .. } => {
-                view.is_primary = was_primary;
+                let is_killed = self.node(node).agent.memory.kill_hangs_since.is_some();
+                view.is_primary = was_primary && !is_killed;
             }
             Local::Stopped(stopped) => {
                 view.timeline = Some(stopped.timeline);
@@ -276,6 +278,9 @@ impl World {
 
     pub(super) fn local(&self, node: NodeId) -> Local {
         let this = self.node(node);
+        if let Some(stuck) = self.stuck_on_disk(node) {
+            return stuck;
+        }
         let local = this.postgres.local(
             self.now,
             this.agent.seen_running,
@@ -375,6 +380,7 @@ impl World {
                 watchdog: this.watchdog,
             },
             no_race,
+            health: self.health_view(node),
             is_shutting_down,
             is_bootstrap_unfinished: this.postgres.data.as_ref().is_some_and(|d| d.is_unfinished),
             // Of its own, so that it draws nothing from the seed's numbers.

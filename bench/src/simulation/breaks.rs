@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use trunkline_agent::decide::decision::{StartAs, StopMode, Upstream};
 use trunkline_agent::decide::observation::{
-    DcsView, LeaseView, Local, NoRace, Observation, RunningRole, SynchronizedSlots,
+    DcsView, HealthView, LeaseView, Local, NoRace, Observation, RunningRole, SynchronizedSlots,
 };
 use trunkline_agent::decide::{Action, Decision, Reason, Situation};
 use trunkline_shared::cluster::topology::ClaimedTimeline;
@@ -64,6 +64,8 @@ pub enum Break {
     OpenAtOnce,
     /// A leader goes on without the DCS although one of the listed members did not consent.
     FailsafeOneLess,
+    /// What the host says of its disks is not heard.
+    IllDiskUnseen,
     /// Nobody keeps the promise not to run, and what peers say of being primary is not heard.
     NoRaceIgnored,
     /// Logical `slots` of the configuration are not read.
@@ -76,7 +78,7 @@ pub enum Break {
 
 impl Break {
     /// Every one, with its word.
-    pub const ALL: [(Break, &'static str); 26] = [
+    pub const ALL: [(Break, &'static str); 27] = [
         (Break::PingedToTheEnd, "pinged-to-the-end"),
         (Break::NoFence, "no-fence"),
         (Break::DeadlineFromAnswer, "deadline-from-answer"),
@@ -102,6 +104,7 @@ impl Break {
         (Break::StandbyUnread, "standby-unread"),
         (Break::OpenAtOnce, "open-at-once"),
         (Break::FailsafeOneLess, "failsafe-one-less"),
+        (Break::IllDiskUnseen, "ill-disk-unseen"),
         (Break::NoRaceIgnored, "no-race-until-ignored"),
         (Break::LogicalSlotsUnread, "logical-slots-unread"),
         (Break::ConsumersUnheld, "consumers-unheld"),
@@ -178,6 +181,7 @@ impl Break {
             Break::PromoteOutsideSync => broken::in_the_race(seen, |topology| topology.sync = None),
             Break::CheckpointerUnwatched => broken::believe_all_were_told(seen),
             Break::NoRaceIgnored => seen.no_race = NoRace::default(),
+            Break::IllDiskUnseen => seen.health = HealthView::default(),
             Break::NoFence
             | Break::PingedToTheEnd
             | Break::SlotsFromLeader
@@ -253,6 +257,7 @@ impl Break {
             | Break::CheckpointerUnwatched
             | Break::StandbyUnread
             | Break::FailsafeOneLess
+            | Break::IllDiskUnseen
             | Break::NoRaceIgnored
             | Break::LogicalSlotsUnread
             | Break::ConsumersUnheld

@@ -69,6 +69,7 @@ impl World {
             return true;
         }
         let sleeps = this.frozen_until.max(this.postgres.hung_until);
+        let sleeps = sleeps.max(this.troubles.disk_hangs);
         if self.put_off(sleeps, event) {
             return true;
         }

@@ -347,10 +347,7 @@ impl World {
             for other in [Place::Dcs, Place::Node(alone)] {
                 let here = Place::Node(node);
                 for (from, to) in [(here, other), (other, here)] {
-                    match cut {
-                        true => self.net.cut(from, to),
-                        false => self.net.mend(from, to),
-                    }
+                    self.net.change(from, to, cut);
                 }
             }
         }

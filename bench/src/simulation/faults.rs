@@ -109,6 +109,7 @@ impl World {
             FaultKind::RewindFails => longer(&mut self.node_mut(node).troubles.rewind_fails),
             FaultKind::StartFails => longer(&mut self.node_mut(node).troubles.start_fails),
             FaultKind::InitdbFails => longer(&mut self.node_mut(node).troubles.initdb_fails),
+            FaultKind::DiskHangs | FaultKind::DiskFills => self.disk_is_ill(fault, until),
             FaultKind::OperatorSwitchover
             | FaultKind::OperatorSwitchoverNamed
             | FaultKind::OperatorFailover
@@ -160,6 +161,7 @@ impl World {
             }
             FaultKind::PostmasterHangs | FaultKind::DataUnreadable => self.wake(node),
             FaultKind::DataForeign => self.empty_foreign(node),
+            FaultKind::DiskHangs | FaultKind::DiskFills => self.disk_is_well(fault),
             FaultKind::PostmasterKilled
             | FaultKind::StopIsSlow
             | FaultKind::DataLost
@@ -310,11 +312,7 @@ impl World {
         let router = Place::Router(fault.other % self.plan.routers);
         let mut both = |one: Place, other: Place| {
             for (from, to) in [(one, other), (other, one)] {
-                if cut {
-                    self.net.cut(from, to)
-                } else {
-                    self.net.mend(from, to)
-                }
+                self.net.change(from, to, cut);
             }
         };
         match fault.kind {
@@ -331,11 +329,7 @@ impl World {
             FaultKind::NodeHalfDeaf => {
                 // Nothing reaches it, what it says is heard.
                 for from in [Place::Dcs, there] {
-                    if cut {
-                        self.net.cut(from, here)
-                    } else {
-                        self.net.mend(from, here)
-                    }
+                    self.net.change(from, here, cut);
                 }
             }
             // Done above, and no faults of the network.
@@ -365,6 +359,8 @@ impl World {
             | FaultKind::RewindFails
             | FaultKind::StartFails
             | FaultKind::InitdbFails
+            | FaultKind::DiskHangs
+            | FaultKind::DiskFills
             | FaultKind::OperatorSwitchover
             | FaultKind::OperatorSwitchoverNamed
             | FaultKind::OperatorFailover
@@ -436,6 +432,8 @@ impl World {
             | FaultKind::RewindFails
             | FaultKind::StartFails
             | FaultKind::InitdbFails
+            | FaultKind::DiskHangs
+            | FaultKind::DiskFills
             | FaultKind::NodeCutFromDcs
             | FaultKind::NodeCutFromNode
             | FaultKind::NodeIsolated
@@ -535,7 +533,11 @@ impl World {
         for node in 0..self.plan.members {
             self.power_on(node);
             let this = self.node_mut(node);
-            this.troubles = Default::default();
+            // What its end sets free is about to come.
+            this.troubles = super::node::Troubles {
+                disk_hangs: now.min(this.troubles.disk_hangs),
+                ..Default::default()
+            };
             this.postgres.unreadable_until = 0;
             this.agent.me = Arc::new(Me {
                 may_replace_data: true,

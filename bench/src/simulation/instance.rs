@@ -26,6 +26,7 @@ impl World {
     pub(super) fn postmaster_starts(&mut self, node: NodeId) -> bool {
         let now = self.now;
         let recovery = self.plan.recovery_takes;
+        let hangs = self.node(node).troubles.disk_hangs > now;
         let as_primary = self.node(node).postgres.starts_as_primary;
         if as_primary && !self.may_become_writable(node) {
             return false;
@@ -35,7 +36,7 @@ impl World {
             return false;
         };
         let is_free = postgres.phase == Phase::Down && !postgres.has_orphans;
-        if !is_free || data.is_broken || now < postgres.unreadable_until {
+        if !is_free || hangs || data.is_broken || now < postgres.unreadable_until {
             return false;
         }
         let takes = if data.is_clean { 40 * MS } else { recovery };
@@ -132,8 +133,10 @@ impl World {
     }
 
     pub(super) fn on_killed(&mut self, event: Event, node: NodeId, run: u32) -> bool {
+        // What waits for a disk that hangs does not die before that answers.
         let frozen = self.node(node).frozen_until;
-        if self.put_off(frozen, event) {
+        let sleeps = frozen.max(self.node(node).troubles.disk_hangs);
+        if self.put_off(sleeps, event) {
             return true;
         }
         let postgres = &mut self.node_mut(node).postgres;
@@ -265,7 +268,8 @@ impl World {
         let sleeps = self
             .node(node)
             .frozen_until
-            .max(self.node(node).postgres.hung_until);
+            .max(self.node(node).postgres.hung_until)
+            .max(self.node(node).troubles.disk_hangs);
         if self.put_off(sleeps, event) {
             return true;
         }

@@ -66,6 +66,8 @@ pub enum Invariant {
     PauseMeansPause,
     /// No agent turns without end.
     TurnsAreBounded,
+    /// Nobody leads for long whose disk hangs or is nearly full, if another can.
+    AnIllDiskIsLeft,
     /// Once calm, somebody leads and writes are possible.
     ALeaderEmerges,
     /// Once calm, every member streams on the leader's timeline.
@@ -153,7 +155,9 @@ impl World {
                 node.unguarded = now;
                 continue;
             }
-            if !node.postgres.can_commit() {
+            // What was sent SIGKILL runs no more, whatever the kernel keeps of it until the disk answers.
+            let is_stuck = node.postgres.kill_pending && node.troubles.disk_hangs + MS > now;
+            if is_stuck || !node.postgres.can_commit() {
                 continue;
             }
             let is_in_grace = node.unguarded != 0 && now < node.unguarded + GRACE;
@@ -578,6 +582,7 @@ pub fn noticed_by(rule: Break) -> &'static [Invariant] {
         | Break::VotesShortByOne
         | Break::PromoteOutsideSync
         | Break::CheckpointerUnwatched => &[Invariant::NoAcknowledgedCommitLost],
+        Break::IllDiskUnseen => &[Invariant::AnIllDiskIsLeft],
         Break::StandbyUnread => &[Invariant::AStandbyClusterNeverWrites],
         Break::OpenAtOnce => &[Invariant::UnconfirmedStaysHidden],
         Break::FailsafeOneLess | Break::NoRaceIgnored => &[

@@ -23,6 +23,9 @@ impl World {
         let every = self.plan.ttl.as_nanos() as Time / 5;
         self.put_in(every, event);
         self.lapse(node);
+        if self.clock(node) < self.node(node).agent.lease.lapses_until {
+            return true;
+        }
         self.ask_for_lease(node);
         self.ask_for_consent(node);
         true

@@ -41,13 +41,13 @@ impl Network {
         self.reaches(one, other) && self.reaches(other, one)
     }
 
-    pub(super) fn cut(&mut self, from: Place, to: Place) {
-        self.cuts[from.index()][to.index()] += 1;
-    }
-
-    pub(super) fn mend(&mut self, from: Place, to: Place) {
+    /// A fault cuts the link, or such a cut ends.
+    pub(super) fn change(&mut self, from: Place, to: Place, cut: bool) {
         let count = &mut self.cuts[from.index()][to.index()];
-        *count = count.saturating_sub(1);
+        *count = match cut {
+            true => *count + 1,
+            false => count.saturating_sub(1),
+        };
     }
 
     pub(super) fn mend_all(&mut self) {

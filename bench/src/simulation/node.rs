@@ -27,6 +27,8 @@ pub(super) struct LeaseTask {
     pub(super) is_granting: bool,
     /// Raised by every change of authority: a check that began before one does not count.
     pub(super) changes: u32,
+    /// Nothing is renewed before that.
+    pub(super) lapses_until: Moment,
     /// The highest epoch held so far.
     pub(super) highest: LeaderEpoch,
 }
@@ -151,6 +153,11 @@ pub(super) struct Troubles {
     pub(super) start_fails: Time,
     pub(super) initdb_fails: Time,
     pub(super) replication_stalls: Time,
+    /// No write to its disk comes back, from when on, and until when.
+    pub(super) disk_hung_at: Time,
+    pub(super) disk_hangs: Time,
+    /// Its disk is nearly full.
+    pub(super) disk_is_full: Time,
 }
 
 /// A node.

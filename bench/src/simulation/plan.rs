@@ -68,12 +68,17 @@ fault_kinds! {
     OperatorPauses "operator_pauses"
     OperatorDemotes "operator_demotes"
     AgentToldToEnd "agent_told_to_end"
+    DiskHangs "disk_hangs"
+    DiskFills "disk_fills"
 }
 
 impl FaultKind {
     /// Whether it is not among those of which a seed takes some.
     fn is_drawn_apart(self) -> bool {
-        self == FaultKind::OperatorDemotes
+        matches!(
+            self,
+            FaultKind::OperatorDemotes | FaultKind::DiskHangs | FaultKind::DiskFills
+        )
     }
 }
 
@@ -246,6 +251,7 @@ impl Plan {
             });
         }
         self.draw_apart(rng);
+        self.draw_disk(rng);
         self.faults.sort_by_key(|fault| fault.at);
     }
 
@@ -266,6 +272,36 @@ impl Plan {
             node: 0,
             other: 1,
             hits_leader: false,
+        });
+    }
+}
+
+/// How long an ill disk stays so at the least: long enough to be left by then.
+const ILL_DISK: Time = super::disks::LEFT_WITHIN + SECOND;
+
+impl Plan {
+    /// In a few worlds the leader's disk hangs or fills up, in half of those as the only trouble. By a source of
+    /// its own, as above.
+    fn draw_disk(&mut self, rng: &Rng) {
+        let mut own = Rng::with_seed(rng.clone().u64(..) ^ 0xd15c);
+        if own.u8(..20) > 0 {
+            return;
+        }
+        if own.bool() {
+            self.faults.clear();
+        }
+        let lasts = self.ttl.as_nanos() as Time * 3 + ILL_DISK;
+        let kind = match own.bool() {
+            true => FaultKind::DiskHangs,
+            false => FaultKind::DiskFills,
+        };
+        self.faults.push(Fault {
+            at: own.u64(8 * SECOND..12 * SECOND),
+            lasts,
+            kind,
+            node: 0,
+            other: 1,
+            hits_leader: true,
         });
     }
 }

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use trunkline_agent::decide::Action;
-use trunkline_shared::cluster::topology::{Fact, FactKey, Initialize, Status, SwitchoverRecord};
+use trunkline_shared::cluster::topology::{
+    Fact, FactKey, FailoverRequest, Initialize, Status, SwitchoverRecord,
+};
 use trunkline_shared::cluster::{Lsn, MemberName, SystemId};
 
 use super::breaks::Break;
@@ -17,10 +19,7 @@ impl World {
         let me = self.node(node).name.clone();
         match action {
             Action::AcquireLeader => self.acquire(node),
-            Action::ReassertLeader => {
-                let lease = self.session(node)?;
-                self.as_leader(node, vec![self.lead(node, lease)])
-            }
+            Action::ReassertLeader => self.reassert(node),
             Action::ReleaseLeader { position } => self.release(node, *position),
             Action::HandOver {
                 to,
@@ -33,6 +32,7 @@ impl World {
             Action::PublishStatus(status) => self.publish(node, status),
             Action::RecordHistory => self.record_history(node),
             Action::DropFailoverRequest { revision } => Some(drop_failover(*revision)),
+            Action::RequestSwitchover(to) => self.request_switchover(node, to),
             Action::AnnounceSwitchover(record) => self.announce(node, record.clone()),
             Action::ClearSwitchover => always(Write::Delete(FactKey::Switchover)),
             Action::WriteDisarmed => {
@@ -57,6 +57,7 @@ impl World {
             // A keep-alive and a read, nothing of the DCS, or what no seed lasts long enough for.
             Action::ConfirmLeader
             | Action::SwitchFailsafeOn
+            | Action::LetLeaseLapse
             | Action::ArmFence
             | Action::DisarmFence
             | Action::Initialize
@@ -92,6 +93,24 @@ impl World {
         then.extend(is_claimed.then_some(Write::Delete(FactKey::Initialize)));
         then.extend(position.map(|at| self.last_status(node, at)));
         self.as_leader(node, then)
+    }
+
+    fn reassert(&self, node: NodeId) -> Option<Txn> {
+        let lease = self.session(node)?;
+        self.as_leader(node, vec![self.lead(node, lease)])
+    }
+
+    fn request_switchover(&self, node: NodeId, to: &MemberName) -> Option<Txn> {
+        let request = FailoverRequest {
+            leader: Some(self.node(node).name.clone()),
+            candidate: Some(to.clone()),
+            scheduled_at: None,
+            revision: 0,
+        };
+        let then = Write::Put(FactKey::Failover, Fact::Failover(request), 0);
+        let mut txn = self.as_leader(node, vec![then])?;
+        txn.when.push(Compare::Absent(FactKey::Failover));
+        Some(txn)
     }
 
     fn hand_over(

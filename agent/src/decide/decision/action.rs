@@ -51,6 +51,8 @@ pub enum Action {
         /// Its revision.
         revision: i64,
     },
+    /// Ask for a switchover to this member, as an operator would, where none is asked for.
+    RequestSwitchover(MemberName),
     /// Write `trunkline/switchover`.
     AnnounceSwitchover(Arc<SwitchoverRecord>),
     /// Delete `trunkline/switchover`.
@@ -130,6 +132,8 @@ pub enum Action {
     TendLogicalSlots(SlotCare),
     /// Let consumers of `failover` slots wait for the standbys behind these physical slots.
     SetSynchronizedSlots(BTreeSet<Arc<str>>),
+    /// Renew the lease no more, so that it ends: PostgreSQL was killed and does not die.
+    LetLeaseLapse,
 }
 
 /// A logical slot of the configuration.
@@ -262,6 +266,7 @@ impl Action {
         "publish_status",
         "record_history",
         "drop_failover_request",
+        "request_switchover",
         "announce_switchover",
         "clear_switchover",
         "write_disarmed",
@@ -297,6 +302,7 @@ impl Action {
         "copy_logical_slots",
         "tend_logical_slots",
         "set_synchronized_slots",
+        "let_lease_lapse",
     ];
 
     /// What is true of it wherever it is decided.
@@ -312,6 +318,7 @@ impl Action {
             Action::PublishStatus(_) => brief("publish_status"),
             Action::RecordHistory => brief("record_history"),
             Action::DropFailoverRequest { .. } => brief("drop_failover_request"),
+            Action::RequestSwitchover(_) => brief("request_switchover"),
             Action::AnnounceSwitchover(_) => brief("announce_switchover"),
             Action::ClearSwitchover => brief("clear_switchover"),
             Action::WriteDisarmed => brief("write_disarmed"),
@@ -348,6 +355,7 @@ impl Action {
             Action::OpenClientAccess => brief("open_client_access"),
             Action::PublishFailsafe(_) => brief("publish_failsafe"),
             Action::SwitchFailsafeOn => brief("switch_failsafe_on"),
+            Action::LetLeaseLapse => brief("let_lease_lapse"),
         }
     }
 

@@ -28,6 +28,8 @@ pub(super) fn memory(words: &Words<'_, '_>, now: Moment) -> Result<Memory, Scrip
         not_streaming_since: at("not_streaming")?,
         stands_back_until: words.seconds("stands_back")?.map(|left| now + left),
         bootstrap_failed: words.text("bootstrap_failed").map(Arc::from),
+        asked_for_room: at("asked_for_room")?,
+        kill_hangs_since: at("kill_hangs")?,
         is_restarting: words.has("restarting"),
         alone_since: at("alone")?,
         foreign_led_at: at("foreign_led")?,
@@ -198,6 +200,7 @@ pub(super) fn peers(words: &Words<'_, '_>) -> Result<Peers, ScriptError> {
                 },
                 may_lead: !rest.contains(&"nofailover"),
                 priority: priority.map_or(Ok(1), |p| words.parse(p, "a priority"))?,
+                is_nearly_full: rest.contains(&"nearly_full"),
             })
         };
         answers.insert(MemberName::new(name), answer);

@@ -63,6 +63,8 @@ impl fmt::Display for Action {
             Action::RecordSystemId(id) => write!(f, " {id}"),
             Action::PublishStatus(status) => write!(f, "{}", Published(status)),
             Action::DropFailoverRequest { revision } => write!(f, " {revision}"),
+            Action::DeleteSync { revision } => write!(f, " {revision}"),
+            Action::RequestSwitchover(to) => write!(f, " to {to}"),
             Action::AnnounceSwitchover(record) => write!(f, " {}", Announced(record)),
             Action::Start(start) => write!(f, " {start}"),
             Action::PublishFailsafe(list) => list.keys().try_for_each(|name| write!(f, " {name}")),
@@ -81,7 +83,6 @@ impl fmt::Display for Action {
                 .iter()
                 .try_for_each(|(slot, to)| write!(f, " {slot}@{to}")),
             Action::WriteSync(sync) => write!(f, " {}", Recorded(sync)),
-            Action::DeleteSync { revision } => write!(f, " {revision}"),
             Action::SetSyncNames(names) => write!(f, " {}", named(names)),
             Action::ClearSyncNames
             | Action::OpenClientAccess
@@ -103,6 +104,7 @@ impl fmt::Display for Action {
             | Action::FinishBootstrap
             | Action::Checkpoint
             | Action::SwitchFailsafeOn
+            | Action::LetLeaseLapse
             | Action::CancelJob => Ok(()),
         }
     }

@@ -65,18 +65,7 @@ pub fn to_script(seen: &Observation, memory: &Memory) -> String {
         Some(LocalRequest::Reinitialize) => out.push_str("request reinitialize\n"),
         None => {}
     }
-    out.push_str("fence");
-    flag(&mut out, seen.fence.is_live, "live");
-    if let Some(deadline) = seen.fence.armed_until {
-        let (left, gone) = (seen.now.until(deadline), deadline.until(seen.now));
-        let _ = write!(out, " armed left={} gone={}", seconds(left), seconds(gone));
-    }
-    match seen.fence.watchdog {
-        WatchdogView::NotRequired => {}
-        WatchdogView::Ready => flag(&mut out, true, "watchdog=ready"),
-        WatchdogView::Failed => flag(&mut out, true, "watchdog=failed"),
-    }
-    out.push('\n');
+    print_host(&mut out, seen);
     if seen.is_bootstrap_unfinished {
         out.push_str("bootstrap unfinished\n");
     }
@@ -86,6 +75,27 @@ pub fn to_script(seen: &Observation, memory: &Memory) -> String {
     }
     print_memory(&mut out, memory, seen.now);
     out
+}
+
+/// What the machine and its clock say.
+fn print_host(out: &mut String, seen: &Observation) {
+    out.push_str("fence");
+    flag(out, seen.fence.is_live, "live");
+    if let Some(deadline) = seen.fence.armed_until {
+        let (left, gone) = (seen.now.until(deadline), deadline.until(seen.now));
+        let _ = write!(out, " armed left={} gone={}", seconds(left), seconds(gone));
+    }
+    match seen.fence.watchdog {
+        WatchdogView::NotRequired => {}
+        WatchdogView::Ready => flag(out, true, "watchdog=ready"),
+        WatchdogView::Failed => flag(out, true, "watchdog=failed"),
+    }
+    out.push('\n');
+    out.push_str("health");
+    let waits = seen.health.writes_since.map(|at| seen.now.since(at));
+    option(out, "write_waits", waits.map(seconds));
+    flag(out, seen.health.is_nearly_full, "nearly_full");
+    out.push('\n');
 }
 
 fn flag(out: &mut String, is_set: bool, word: &str) {
@@ -389,13 +399,17 @@ fn print_peers(out: &mut String, peers: &Peers) {
             out.push_str("@nofailover");
         }
         let _ = write!(out, "@priority{}", view.priority);
+        if view.is_nearly_full {
+            out.push_str("@nearly_full");
+        }
     }
     out.push('\n');
 }
 
 fn print_job(out: &mut String, job: &JobView, now: Moment) {
     if let Some(running) = &job.running {
-        let _ = write!(out, "job running={}", running.kind.name());
+        let ago = seconds(now.since(running.since));
+        let _ = write!(out, "job running={} ago={ago}", running.kind.name());
         option(out, "source", running.source.as_ref());
         out.push('\n');
     } else if let Some(finished) = &job.finished {
@@ -468,6 +482,8 @@ fn print_memory(out: &mut String, memory: &Memory, now: Moment) {
         "bootstrap_failed",
         memory.bootstrap_failed.as_deref().map(quoted),
     );
+    option(out, "asked_for_room", memory.asked_for_room.map(ago));
+    option(out, "kill_hangs", memory.kill_hangs_since.map(ago));
     flag(out, memory.is_restarting, "restarting");
     let told = match memory.told {
         Told::Nothing => None,

@@ -158,6 +158,9 @@ impl Keeper {
 
     /// Two intervals without an answer are like a renewal that failed.
     fn wanted_round(&self) -> Option<Round> {
+        if self.is_held_back() {
+            return None;
+        }
         let patience = self.interval() * 2;
         let inner = self.inner.borrow();
         let standing = self.standing(&inner);
@@ -184,7 +187,7 @@ impl Keeper {
 
     fn all_consented(&self, round: &Round, began: Moment) {
         self.take_shown();
-        if !self.arming.may_move_on() {
+        if !self.arming.may_move_on() || self.is_held_back() {
             return;
         }
         let held = {

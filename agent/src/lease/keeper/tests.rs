@@ -383,3 +383,25 @@ async fn an_armed_deadline_does_not_move_on_without_a_live_fence() {
     assert!(a.confirm(lease).await.is_err());
     assert_eq!(a.status().borrow().view, LeaseView::Lost);
 }
+
+#[tokio::test]
+async fn a_lease_that_is_let_go_or_whose_loop_stands_still_lapses() {
+    let ttl = Duration::from_secs(1);
+    for stops in [
+        (|handle: &LeaseHandle| handle.let_lapse(SOON)) as fn(&LeaseHandle),
+        LeaseHandle::turn_begins,
+    ] {
+        let bench = Bench::new();
+        let arming = Arming::new(None, Box::new(|_| Ok(())), Box::new(|| true));
+        let a = bench.member_armed_by("a", bench.dcs.clone(), ttl, Arc::new(arming));
+        let lease = session(&a).await;
+        a.acquire(AsSeen::default()).await.unwrap();
+        stops(&a);
+        let mut status = a.status();
+        let lapsed = status.wait_for(|s| s.view == LeaseView::NotHeld);
+        timeout(SOON, lapsed).await.unwrap().unwrap();
+        let renewed = status.borrow().renewed_at;
+        assert!(renewed.is_some_and(|at| clock::now().since(at) < ttl * 3));
+        assert_eq!(status.borrow().lease, lease, "nothing new is asked for");
+    }
+}

@@ -1,0 +1,61 @@
+//! The member record: written again whenever it or the lease changes.
+
+use std::rc::Rc;
+
+use tokio::sync::watch;
+use trunkline_shared::cluster::topology::FactKey;
+use trunkline_shared::dcs::{DcsError, LeaseId, Operation, Txn};
+
+use super::super::WantedRecord;
+use super::{Keeper, RETRY};
+
+impl Keeper {
+    pub(super) async fn record_loop(self: Rc<Self>, mut wanted: watch::Receiver<WantedRecord>) {
+        let mut written: Option<(u64, LeaseId)> = None;
+        loop {
+            let want = wanted.borrow_and_update().clone();
+            let session = self.session();
+            if let (Some(json), Some(session)) = (&want.json, session)
+                && written != Some((want.version, session.lease))
+            {
+                match self.write_record(json, session.lease).await {
+                    Ok(()) => written = Some((want.version, session.lease)),
+                    Err(error) => {
+                        tracing::debug!(%error, "the member record could not be written; retrying");
+                        if matches!(error, DcsError::LeaseGone(_)) {
+                            self.renew_now.notify_one();
+                        }
+                        tokio::time::sleep(RETRY).await;
+                    }
+                }
+                continue;
+            }
+            tokio::select! {
+                changed = wanted.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                }
+                () = self.record_now.notified() => {}
+            }
+        }
+    }
+
+    async fn write_record(&self, json: &str, lease: LeaseId) -> Result<(), DcsError> {
+        let txn = Txn {
+            then: vec![Operation::Put {
+                key: self.record_key(),
+                value: json.as_bytes().to_vec(),
+                lease,
+            }],
+            ..Txn::default()
+        };
+        let committed = self.limited(self.dcs.commit(&txn)).await?;
+        self.inner.borrow_mut().record = Some((lease, committed.header.revision));
+        Ok(())
+    }
+
+    pub(super) fn record_key(&self) -> String {
+        self.keys.path(&FactKey::Member(self.me.clone()))
+    }
+}
