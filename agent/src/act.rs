@@ -259,6 +259,7 @@ impl Actor {
             Action::PublishFailsafe(list) => self.publish_failsafe(seen, list).await?,
             Action::SwitchFailsafeOn => self.switch_failsafe_on(seen).await?,
             Action::LetLeaseLapse => self.let_lease_lapse(seen),
+            Action::RestoreConfig => self.restore_config(seen).await?,
         };
         Ok(shown)
     }

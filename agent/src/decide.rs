@@ -25,6 +25,7 @@ mod holding_lease;
 mod host_health;
 mod job_running;
 mod leading;
+mod lost_config;
 mod maintenance;
 pub mod memory;
 mod no_data;
@@ -60,6 +61,7 @@ pub const RETRY_PAUSE: Duration = Duration::from_millis(100);
 pub fn decide(seen: &Observation, memory: &Memory) -> Decision {
     let decision = stopping::note(seen, by_situation(seen, memory));
     let decision = host_health::note(seen, decision);
+    let decision = lost_config::note(seen, decision);
     callbacks::note(seen, memory.told, decision)
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::sync::{RwLock, watch};
 use trunkline_shared::cluster::slots::SlotKind;
-use trunkline_shared::cluster::{LeaderEpoch, Lsn, MemberName, Moment, SystemId};
+use trunkline_shared::cluster::{LeaderEpoch, Lsn, MemberName, Moment, SystemId, Topology};
 use trunkline_shared::dcs::watch::View;
 use trunkline_shared::service::clock;
 use trunkline_shared::service::http::HttpClient;
@@ -31,7 +31,10 @@ use crate::postgres::status::Slot;
 use crate::postgres::{Postgres, Postmaster, Probe, ServerStatus, settings};
 use crate::watchdog::{self, Readiness};
 
+pub mod config_kept;
 pub mod peers;
+
+use config_kept::ConfigKept;
 
 /// The longest wait for the answer of the local instance.
 const STATUS_LIMIT: Duration = Duration::from_secs(1);
@@ -69,6 +72,8 @@ pub struct Observer {
     pub promises: Promises,
     /// What the local instance was before.
     pub before: Before,
+    /// The configuration, should the DCS lose it.
+    pub config: ConfigKept,
 }
 
 /// What is remembered of the local instance from look to look.
@@ -162,10 +167,12 @@ impl Observer {
         // After the lease: a promise that was given before it was shown as held is seen.
         let no_race = self.promises.no_race();
         let looked_at = clock::now();
+        let (topology, lost_config) = self.config.lay_over(&view, &local);
         let observation = Observation {
             now: looked_at,
             me: self.me.clone(),
-            dcs: dcs_view(&view, looked_at),
+            dcs: dcs_view(&view, topology, looked_at),
+            lost_config,
             lease,
             local,
             peers,
@@ -238,7 +245,7 @@ fn health_view(health: Health) -> HealthView {
     }
 }
 
-fn dcs_view(view: &View, now: Moment) -> DcsView {
+fn dcs_view(view: &View, topology: Arc<Topology>, now: Moment) -> DcsView {
     if !view.is_complete {
         return DcsView::Unknown;
     }
@@ -246,10 +253,7 @@ fn dcs_view(view: &View, now: Moment) -> DcsView {
         (None, Some(at)) => now.since(at),
         (Some(_), _) | (None, None) => NOT_BELIEVED,
     };
-    DcsView::Known {
-        topology: view.topology.clone(),
-        age,
-    }
+    DcsView::Known { topology, age }
 }
 
 type Seen = (Local, Option<Box<ServerStatus>>);

@@ -29,6 +29,7 @@ pub mod clone;
 pub mod config;
 pub mod control_data;
 pub mod directory;
+pub mod dynamic_config;
 mod error;
 mod files;
 pub mod health;

@@ -36,6 +36,7 @@ use crate::lease::keeper::{self, KeeperConfig};
 use crate::lease::promise::{Acceptor, Promises};
 use crate::lease::rounds::Speaker;
 use crate::lease::{LeaseHandle, state};
+use crate::observe::config_kept::ConfigKept;
 use crate::observe::{Before, Observer};
 use crate::postgres::directory::{DirectoryState, finish_interrupted};
 use crate::postgres::health::HealthProbe;
@@ -204,14 +205,16 @@ struct Parts {
     cluster: watch::Receiver<Arc<View>>,
     refresh: Refresh,
     promises: Promises,
+    config: ConfigKept,
 }
 
 impl Parts {
     /// The order matters: nothing is begun under a name that another agent has, the fence lives before PostgreSQL is touched, and what an earlier agent left half
     /// done is finished before anybody looks at the directory.
     async fn build(config: &AgentConfig) -> Result<Self, RunError> {
-        let settings = bootstrap_settings(config);
         let data_dir = &config.postgresql.data_dir;
+        let kept = ConfigKept::read(data_dir);
+        let settings = assumed_settings(config, &kept);
         let run_dir = RunDir::open(
             config.own.run_dir.as_deref(),
             config.cluster.as_str(),
@@ -251,6 +254,7 @@ impl Parts {
             cluster: followed.views,
             refresh: followed.refresh,
             promises,
+            config: kept,
         })
     }
 
@@ -277,6 +281,7 @@ impl Parts {
             client: HttpClient::default(),
             promises: self.promises,
             before: Before::default(),
+            config: self.config,
         };
         let actor = Actor {
             me,
@@ -308,7 +313,10 @@ impl Parts {
 }
 
 /// What the agent assumes until the store has spoken.
-fn bootstrap_settings(config: &AgentConfig) -> ClusterSettings {
+fn assumed_settings(config: &AgentConfig, kept: &ConfigKept) -> ClusterSettings {
+    if let Some(settings) = kept.settings() {
+        return settings.clone();
+    }
     let dcs = serde_json::Value::Object(config.bootstrap.dcs.clone());
     records::settings_from_value(&dcs).unwrap_or_default()
 }

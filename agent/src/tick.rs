@@ -173,6 +173,8 @@ impl Tick {
             .bring_in_line(&look.observation, &self.actor)
             .await;
         let seen = &look.observation;
+        let data_dir = self.actor.postgres.config().data_dir.clone();
+        self.observer.config.keep(&data_dir, seen).await;
         self.actor.tell_watchdog(seen);
         let Some(decision) = self.decide(&look) else {
             return (RETRY_PAUSE, false);
@@ -182,6 +184,7 @@ impl Tick {
             .before_acting(&look, &decision, &self.actor.lease);
         if replaces_data(&decision) {
             self.observer.before.forget();
+            self.observer.config.data_replaced();
         }
         let outcome = self.actor.perform(seen, &decision).await;
         if let Err(error) = &outcome {

@@ -13,6 +13,8 @@ mod agents;
 mod failover_slots;
 #[path = "agents/logical_slots.rs"]
 mod logical_slots;
+#[path = "agents/lost_config.rs"]
+mod lost_config;
 #[path = "support/servers.rs"]
 #[expect(dead_code, reason = "shared with the tests of the door")]
 mod servers;

@@ -20,6 +20,7 @@ mod instance;
 mod invariants;
 mod jobs;
 mod lease_task;
+mod lost_config;
 mod network;
 mod node;
 mod pause;

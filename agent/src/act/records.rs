@@ -34,6 +34,29 @@ pub(super) fn as_seen(seen: &Observation) -> AsSeen {
         .unwrap_or_default()
 }
 
+impl Actor {
+    /// What to write as `config` where there is none: what was there before, or that of a new cluster.
+    fn missing_config(&self, seen: &Observation) -> Option<String> {
+        let has_config = seen.topology().is_some_and(|t| t.settings.is_some());
+        match &seen.lost_config {
+            Some(text) => Some(text.to_string()),
+            None => (!has_config).then(|| self.bootstrap_config.clone()),
+        }
+    }
+
+    pub(super) async fn restore_config(&self, seen: &Observation) -> Result<Revision, ActError> {
+        let Some(text) = &seen.lost_config else {
+            return Err(ActError::NotAllowed("no configuration is lost"));
+        };
+        let absent = Compare::Absent(self.keys.path(&FactKey::Settings));
+        let config = self.put(&FactKey::Settings, text.to_string());
+        let when = vec![self.still_leads(seen)?, absent];
+        let revision = self.write("config", when, vec![config]).await?;
+        tracing::warn!("the key config was gone; it is written again as this member saw it last");
+        Ok(revision)
+    }
+}
+
 /// Whether the cluster is still being made.
 pub(super) fn is_bootstrap(seen: &Observation) -> bool {
     seen.topology()
@@ -85,8 +108,7 @@ impl Actor {
     }
 
     pub(super) async fn claim_bootstrap(&self, seen: &Observation) -> Result<Revision, ActError> {
-        let has_config = seen.topology().is_some_and(|t| t.settings.is_some());
-        let config = (!has_config).then(|| self.bootstrap_config.clone());
+        let config = self.missing_config(seen);
         Ok(self.lease.claim_bootstrap(as_seen(seen), config).await?)
     }
 
@@ -99,13 +121,12 @@ impl Actor {
         self.postgres.bootstrap_is_finished()?;
         let initialize = self.keys.path(&FactKey::Initialize);
         let leads = self.still_leads(seen)?;
-        let has_config = seen.topology().is_some_and(|t| t.settings.is_some());
-        if !has_config {
+        if let Some(config) = self.missing_config(seen) {
             let when = vec![
                 leads.clone(),
                 Compare::Absent(self.keys.path(&FactKey::Settings)),
             ];
-            let config = self.put(&FactKey::Settings, self.bootstrap_config.clone());
+            let config = self.put(&FactKey::Settings, config);
             match self.write("config", when, vec![config]).await {
                 Ok(_) | Err(ActError::Changed(_)) => {}
                 Err(error) => return Err(error),

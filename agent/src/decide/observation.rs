@@ -21,6 +21,8 @@ pub struct Observation {
     pub me: Arc<Me>,
     /// The cluster, as the DCS shows it.
     pub dcs: DcsView,
+    /// The text of the `config` key, if the DCS has lost that: the settings shown are those of before.
+    pub lost_config: Option<Arc<str>>,
     /// The right to lead.
     pub lease: LeaseView,
     /// The local instance.

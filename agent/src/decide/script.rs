@@ -120,6 +120,7 @@ impl Default for Scene {
                 now: Moment(1_000_000_000_000),
                 me: Arc::new(me),
                 dcs: DcsView::Unknown,
+                lost_config: None,
                 lease: LeaseView::NotHeld,
                 local: Local::Empty,
                 peers: Peers::NotAsked,
@@ -306,6 +307,7 @@ impl Scene {
 
     fn settings(&mut self, words: &Words<'_, '_>) -> Result<(), ScriptError> {
         self.is_config_gone = words.has("gone");
+        self.seen.lost_config = words.has("lost").then(|| "{}".into());
         let s = &mut self.settings;
         s.ttl = words.seconds("ttl")?.unwrap_or(s.ttl);
         s.loop_wait = words.seconds("loop_wait")?.unwrap_or(s.loop_wait);

@@ -11,6 +11,7 @@ use super::directory::{
     UNFINISHED, check_space, complete_and_swap, empty, making_marker, place_for_copy, remove_tree,
     set_failed_aside, tree_bytes,
 };
+use super::dynamic_config;
 use super::files::{remove_file, sync_directory, write_file, write_pgpass};
 use super::process::Tool;
 use super::settings::conninfo;
@@ -121,6 +122,7 @@ impl Postgres {
         result: Result<(), PostgresError>,
     ) -> Result<(), PostgresError> {
         let config = self.config();
+        let result = result.and_then(|()| dynamic_config::forget(place));
         match result {
             Ok(()) if place == config.data_dir => remove_file(&making_marker(&config)),
             Ok(()) => complete_and_swap(&config),

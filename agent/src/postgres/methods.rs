@@ -15,6 +15,7 @@ use super::directory::{
     DirectoryState, REWINDING, UNFINISHED, complete_and_swap, directory_state, empty,
     making_marker, place_for_copy, remove_tree,
 };
+use super::dynamic_config;
 use super::files::{remove_file, write_file, write_pgpass};
 use super::hooks::Command;
 use super::process::Script;
@@ -132,6 +133,7 @@ impl Place {
     }
 
     fn keep(&self, config: &PostgresConfig) -> Result<(), PostgresError> {
+        dynamic_config::forget(self.path(config))?;
         match self {
             Place::Beside(_) => complete_and_swap(config),
             Place::Fresh => remove_file(&making_marker(config)),

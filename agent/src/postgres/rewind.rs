@@ -10,6 +10,7 @@ use trunkline_shared::cluster::{Lsn, SystemId, Timeline, TimelineHistory};
 use super::archive;
 use super::control_data::ControlState;
 use super::directory::{REWINDING, remove_tree};
+use super::dynamic_config;
 use super::files::{append_line, remove_file, write_file, write_pgpass};
 use super::process::Tool;
 use super::settings::{conninfo, quote};
@@ -337,6 +338,7 @@ impl Postgres {
         archive::with_missing_wal(&config, restore.as_deref(), &tool).await?;
         // Slots are the source's, or stale: the agent makes those that are wanted.
         empty_directory(&config.data_dir.join("pg_replslot"))?;
+        dynamic_config::forget(&config.data_dir)?;
         remove_file(&marker)
     }
 }

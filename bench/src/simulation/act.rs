@@ -66,6 +66,7 @@ impl World {
             | Action::DeleteSync { .. }
             | Action::PublishFailsafe(_)
             | Action::SwitchFailsafeOn
+            | Action::RestoreConfig
             | Action::ClaimTimeline(_) => self.ask_dcs(node, action),
             Action::SetSyncNames(names) => self.set_names(node, Some(names.clone())),
             Action::ClearSyncNames => self.set_names(node, None),
@@ -263,6 +264,7 @@ impl World {
             | Action::PublishFailsafe(_)
             | Action::LetLeaseLapse
             | Action::SwitchFailsafeOn
+            | Action::RestoreConfig
             | Action::AdvanceSlots(_) => {}
         }
     }

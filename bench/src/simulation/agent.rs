@@ -364,11 +364,13 @@ impl World {
         let (me, lease) = (agent.me.clone(), agent.lease.state.view().clone());
         let request = agent.request.clone();
         let is_shutting_down = agent.is_shutting_down;
+        let lost_config = agent.is_config_lost.then(|| "{}".into());
         let this = self.node(node);
         Some(Observation {
             now,
             me,
             dcs,
+            lost_config,
             lease,
             local,
             peers,

@@ -10,7 +10,7 @@ use trunkline_agent::decide::observation::{
 };
 use trunkline_agent::decide::{Action, Decision, Reason, Situation};
 use trunkline_shared::cluster::topology::ClaimedTimeline;
-use trunkline_shared::cluster::{MemberName, Moment};
+use trunkline_shared::cluster::{ClusterSettings, MemberName, Moment};
 
 use super::slots::all_at_the_leaders;
 use super::standby::unread;
@@ -74,11 +74,13 @@ pub enum Break {
     ConsumersUnheld,
     /// A former primary keeps its own `failover` slots.
     FormerSlotsKept,
+    /// Nobody remembers the configuration when the DCS has lost it.
+    ConfigForgotten,
 }
 
 impl Break {
     /// Every one, with its word.
-    pub const ALL: [(Break, &'static str); 27] = [
+    pub const ALL: [(Break, &'static str); 28] = [
         (Break::PingedToTheEnd, "pinged-to-the-end"),
         (Break::NoFence, "no-fence"),
         (Break::DeadlineFromAnswer, "deadline-from-answer"),
@@ -109,6 +111,7 @@ impl Break {
         (Break::LogicalSlotsUnread, "logical-slots-unread"),
         (Break::ConsumersUnheld, "consumers-unheld"),
         (Break::FormerSlotsKept, "former-slots-kept"),
+        (Break::ConfigForgotten, "config-forgotten"),
     ];
 
     /// The word of the command line.
@@ -132,19 +135,15 @@ impl Break {
                 }
             }
             Break::LagLimitIgnored => {
-                if let DcsView::Known { topology, .. } = &mut seen.dcs {
-                    let mut settings = (*topology.settings_or_default()).clone();
+                change_settings(seen, |settings| {
                     settings.maximum_lag_on_failover = u64::MAX;
-                    Arc::make_mut(topology).settings = Some(Arc::new(settings));
-                }
+                });
             }
             Break::ClaimIgnored => forget_claims(seen),
             Break::PauseIgnored => {
-                if let DcsView::Known { topology, .. } = &mut seen.dcs {
-                    let mut settings = (*topology.settings_or_default()).clone();
+                change_settings(seen, |settings| {
                     settings.is_paused = false;
-                    Arc::make_mut(topology).settings = Some(Arc::new(settings));
-                }
+                });
             }
             Break::StandbyUnread => unread(seen),
             Break::LogicalSlotsUnread => {
@@ -166,11 +165,7 @@ impl Break {
                 }
             }
             Break::PermanentSlotsUnread => {
-                if let DcsView::Known { topology, .. } = &mut seen.dcs {
-                    let mut settings = (*topology.settings_or_default()).clone();
-                    settings.slots.clear();
-                    Arc::make_mut(topology).settings = Some(Arc::new(settings));
-                }
+                change_settings(seen, |settings| settings.slots.clear());
             }
             Break::SyncRecordBeforeGuc => broken::believe_the_record(seen),
             Break::VotesShortByOne => broken::in_the_race(seen, |topology| {
@@ -193,6 +188,7 @@ impl Break {
             | Break::UpstreamDropped
             | Break::GucBeforeRecordOnRemoval
             | Break::OpenAtOnce
+            | Break::ConfigForgotten
             | Break::FenceLeftDead => {}
         }
     }
@@ -262,6 +258,7 @@ impl Break {
             | Break::LogicalSlotsUnread
             | Break::ConsumersUnheld
             | Break::FormerSlotsKept
+            | Break::ConfigForgotten
             | Break::LagLimitIgnored => {}
         }
     }
@@ -306,5 +303,14 @@ impl FromStr for Break {
             .find(|(_, known)| *known == word)
             .map(|(rule, _)| *rule)
             .ok_or_else(|| NoSuchRule(word.to_owned()))
+    }
+}
+
+/// What an agent would see if the cluster's settings were other ones.
+fn change_settings(seen: &mut Observation, change: impl FnOnce(&mut ClusterSettings)) {
+    if let DcsView::Known { topology, .. } = &mut seen.dcs {
+        let mut settings = (*topology.settings_or_default()).clone();
+        change(&mut settings);
+        Arc::make_mut(topology).settings = Some(Arc::new(settings));
     }
 }

@@ -11,7 +11,9 @@ use trunkline_agent::decide::observation::{
 };
 use trunkline_agent::decide::sync_standbys::SyncNames;
 use trunkline_shared::cluster::timeline::TimelineEnd;
-use trunkline_shared::cluster::{Lsn, Moment, SystemId, Timeline, TimelineHistory};
+use trunkline_shared::cluster::{
+    ClusterSettings, Lsn, Moment, SystemId, Timeline, TimelineHistory,
+};
 
 use super::event::{NodeId, Time};
 use super::synchronous::Waiting;
@@ -170,6 +172,8 @@ pub(super) struct Data {
     pub(super) is_unfinished: bool,
     /// Whom commits wait for, by the file.
     pub(super) sync_names: Option<SyncNames>,
+    /// The cluster's configuration, beside the data.
+    pub(super) config: Option<Arc<ClusterSettings>>,
 }
 
 impl Data {
@@ -192,6 +196,7 @@ impl Data {
             crashed_at: None,
             is_unfinished: false,
             sync_names: None,
+            config: None,
         }
     }
 

@@ -10,7 +10,7 @@ use super::event::{Event, MS, NodeId, SECOND, Time};
 use super::fake_postgres::Phase;
 use super::network::Place;
 use super::plan::{Fault, FaultKind};
-use super::store::{Compare, Txn, Write};
+use super::store::Write;
 use super::story::{Actor, tell};
 use super::world::World;
 
@@ -48,6 +48,15 @@ impl World {
     }
 
     /// Begins a fault; whether it could.
+    fn kill_fence(&mut self, node: NodeId) {
+        self.watchdog_is_left(node);
+        let fence = &mut self.node_mut(node).fence;
+        fence.is_alive = false;
+        fence.number += 1;
+        fence.is_starting = false;
+        self.look_at_fence(node, FENCE_END_SEEN);
+    }
+
     fn begin_fault(&mut self, fault: Fault) -> bool {
         let node = fault.node;
         let now = self.now;
@@ -79,13 +88,7 @@ impl World {
             }
             FaultKind::NodeFrozen => longer(&mut self.node_mut(node).frozen_until),
             FaultKind::NodePowerOff => self.power_off(node),
-            FaultKind::FenceKilled => {
-                self.watchdog_is_left(node);
-                self.node_mut(node).fence.is_alive = false;
-                self.node_mut(node).fence.number += 1;
-                self.node_mut(node).fence.is_starting = false;
-                self.look_at_fence(node, FENCE_END_SEEN);
-            }
+            FaultKind::FenceKilled => self.kill_fence(node),
             FaultKind::FenceFrozen => self.freeze_fence(node, until),
             FaultKind::NodeCutFromDcs
             | FaultKind::NodeCutFromNode
@@ -118,6 +121,7 @@ impl World {
             | FaultKind::OperatorPauses
             | FaultKind::OperatorDemotes
             | FaultKind::AgentToldToEnd => return self.operate(fault),
+            FaultKind::ConfigDeleted => return self.delete_config(),
         }
         true
     }
@@ -162,6 +166,7 @@ impl World {
             FaultKind::PostmasterHangs | FaultKind::DataUnreadable => self.wake(node),
             FaultKind::DataForeign => self.empty_foreign(node),
             FaultKind::DiskHangs | FaultKind::DiskFills => self.disk_is_well(fault),
+            FaultKind::ConfigDeleted => self.config_is_missed(),
             FaultKind::PostmasterKilled
             | FaultKind::StopIsSlow
             | FaultKind::DataLost
@@ -310,10 +315,10 @@ impl World {
         let here = Place::Node(fault.node);
         let there = Place::Node(fault.other);
         let router = Place::Router(fault.other % self.plan.routers);
+        let members = self.plan.members;
         let mut both = |one: Place, other: Place| {
-            for (from, to) in [(one, other), (other, one)] {
-                self.net.change(from, to, cut);
-            }
+            self.net.change(one, other, cut);
+            self.net.change(other, one, cut);
         };
         match fault.kind {
             FaultKind::NodeCutFromDcs => both(here, Place::Dcs),
@@ -322,15 +327,14 @@ impl World {
             FaultKind::RouterCutFromNode => both(router, here),
             FaultKind::NodeIsolated => {
                 both(here, Place::Dcs);
-                for node in (0..self.plan.members).filter(|n| *n != fault.node) {
+                for node in (0..members).filter(|n| *n != fault.node) {
                     both(here, Place::Node(node));
                 }
             }
             FaultKind::NodeHalfDeaf => {
                 // Nothing reaches it, what it says is heard.
-                for from in [Place::Dcs, there] {
-                    self.net.change(from, here, cut);
-                }
+                self.net.change(Place::Dcs, here, cut);
+                self.net.change(there, here, cut);
             }
             // Done above, and no faults of the network.
             FaultKind::OneLeftWithDcs
@@ -368,6 +372,7 @@ impl World {
             | FaultKind::OperatorReinitialize
             | FaultKind::OperatorPauses
             | FaultKind::OperatorDemotes
+            | FaultKind::ConfigDeleted
             | FaultKind::AgentToldToEnd => {}
         }
     }
@@ -440,6 +445,7 @@ impl World {
             | FaultKind::NodeHalfDeaf
             | FaultKind::OneLeftWithDcs
             | FaultKind::RouterCutFromDcs
+            | FaultKind::ConfigDeleted
             | FaultKind::RouterCutFromNode => false,
         }
     }
@@ -463,13 +469,7 @@ impl World {
     }
 
     fn write_by_operator(&mut self, key: FactKey, fact: Fact) {
-        let before = self.store.leader().map(|(_, key)| key.revision);
-        let txn = Txn {
-            when: Vec::<Compare>::new(),
-            then: vec![Write::Put(key, fact, 0)],
-        };
-        self.store.commit(&txn);
-        self.dcs_changed(None, before);
+        self.write_freely(Write::Put(key, fact, 0));
     }
 
     fn request(&mut self, node: NodeId, request: LocalRequest) -> bool {
@@ -527,6 +527,7 @@ impl World {
         for watch in &mut self.watches {
             watch.stalled_until = 0;
         }
+        self.operator_writes_config();
         self.set_pause(false);
         self.set_standby(false);
         self.empty_foreign(0);

@@ -583,7 +583,7 @@ pub fn noticed_by(rule: Break) -> &'static [Invariant] {
         | Break::PromoteOutsideSync
         | Break::CheckpointerUnwatched => &[Invariant::NoAcknowledgedCommitLost],
         Break::IllDiskUnseen => &[Invariant::AnIllDiskIsLeft],
-        Break::StandbyUnread => &[Invariant::AStandbyClusterNeverWrites],
+        Break::StandbyUnread | Break::ConfigForgotten => &[Invariant::AStandbyClusterNeverWrites],
         Break::OpenAtOnce => &[Invariant::UnconfirmedStaysHidden],
         Break::FailsafeOneLess | Break::NoRaceIgnored => &[
             Invariant::AtMostOneWritablePrimary,

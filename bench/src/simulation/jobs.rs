@@ -229,6 +229,7 @@ impl World {
             is_broken: false,
             crashed_at: None,
             replays_at: 0,
+            config: None,
             ..source
         });
         postgres.slots = Arc::default();
@@ -274,6 +275,7 @@ impl World {
             upstream: Some(id),
             follows_remote: false,
             crashed_at: None,
+            config: None,
             ..own
         });
         true

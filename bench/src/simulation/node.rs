@@ -41,6 +41,8 @@ pub(super) struct Agent {
     pub(super) me: Arc<Me>,
     pub(super) memory: Memory,
     pub(super) view: Option<Arc<Topology>>,
+    /// The store has lost the configuration: the view shows the settings of before.
+    pub(super) is_config_lost: bool,
     /// The view with which it was last decided to make the instance writable.
     pub(super) made_writable_by: Option<Arc<Topology>>,
     /// Which nodes a view in this life of the agent has shown registered.
@@ -89,6 +91,7 @@ impl Agent {
             me,
             memory: Memory::default(),
             view: None,
+            is_config_lost: false,
             made_writable_by: None,
             ever_seen: [false; 5],
             proved: Moment(0),

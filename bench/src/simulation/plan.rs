@@ -70,6 +70,7 @@ fault_kinds! {
     AgentToldToEnd "agent_told_to_end"
     DiskHangs "disk_hangs"
     DiskFills "disk_fills"
+    ConfigDeleted "config_deleted"
 }
 
 impl FaultKind {
@@ -77,7 +78,10 @@ impl FaultKind {
     fn is_drawn_apart(self) -> bool {
         matches!(
             self,
-            FaultKind::OperatorDemotes | FaultKind::DiskHangs | FaultKind::DiskFills
+            FaultKind::OperatorDemotes
+                | FaultKind::DiskHangs
+                | FaultKind::DiskFills
+                | FaultKind::ConfigDeleted
         )
     }
 }
@@ -252,6 +256,8 @@ impl Plan {
         }
         self.draw_apart(rng);
         self.draw_disk(rng);
+        let config = super::lost_config::draw(rng, &self.faults, self.ends);
+        self.faults.extend(config);
         self.faults.sort_by_key(|fault| fault.at);
     }
 

@@ -348,6 +348,7 @@ impl World {
                     _ => asked,
                 };
                 let proved = asked.map(|asked| self.node(node).clock(asked));
+                let view = self.with_config(node, view);
                 let agent = &mut self.node_mut(node).agent;
                 let is_news = agent.view.as_ref().is_none_or(|old| matters(old, &view));
                 agent.view = Some(view);

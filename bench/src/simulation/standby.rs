@@ -96,7 +96,9 @@ impl World {
         // A section written while the decision is being carried out is seen by the next one.
         let view = self.node(node).agent.made_writable_by.as_ref();
         let is_standby = view.is_some_and(|view| {
+            // Deleted, it still says what the cluster is.
             let settings = view.settings.as_ref();
+            let settings = settings.or(self.store.lost_config.as_ref());
             settings.is_some_and(|settings| settings.standby_cluster.is_some())
         });
         if is_standby {

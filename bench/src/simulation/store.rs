@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use trunkline_shared::cluster::topology::{Change, ClaimedTimeline, Fact, FactKey};
-use trunkline_shared::cluster::{MemberName, Topology};
+use trunkline_shared::cluster::{ClusterSettings, MemberName, Topology};
 
 use super::event::Time;
 
@@ -62,6 +62,8 @@ pub(super) struct Store {
     pub(super) deposed_until: Time,
     /// The cluster at the newest revision.
     pub(super) head: Arc<Topology>,
+    /// The configuration that was deleted last.
+    pub(super) lost_config: Option<Arc<ClusterSettings>>,
     /// Earlier views, for answers from a member of the store that has fallen behind.
     pub(super) earlier: Vec<Arc<Topology>>,
 }
@@ -79,6 +81,7 @@ impl Store {
             down_until: 0,
             deposed_until: 0,
             head: Arc::default(),
+            lost_config: None,
             earlier: Vec::new(),
         }
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use trunkline_agent::decide::Action;
 use trunkline_shared::cluster::topology::{
-    Fact, FactKey, FailoverRequest, Initialize, Status, SwitchoverRecord,
+    ClaimedTimeline, Fact, FactKey, FailoverRequest, Initialize, Status, SwitchoverRecord,
 };
 use trunkline_shared::cluster::{Lsn, MemberName, SystemId};
 
@@ -39,13 +39,7 @@ impl World {
                 self.as_leader(node, vec![put(FactKey::Disarmed(me), Fact::Disarmed)])
             }
             Action::RemoveDisarmed => always(Write::Delete(FactKey::Disarmed(me))),
-            Action::ClaimTimeline(claimed) => {
-                let then = vec![put(FactKey::Timeline, Fact::Timeline(*claimed))];
-                let mut txn = self.as_leader(node, then)?;
-                let seen = self.node(node).agent.view.as_ref()?.claimed;
-                txn.when.push(Compare::Claimed(seen));
-                Some(txn)
-            }
+            Action::ClaimTimeline(claimed) => self.claim_timeline(node, *claimed),
             Action::WriteSync(sync) => {
                 let then = put(FactKey::Sync, Fact::Sync(sync.clone()));
                 self.on_sync_as_seen(node, sync.revision, then)
@@ -54,6 +48,7 @@ impl World {
                 self.on_sync_as_seen(node, *revision, Write::Delete(FactKey::Sync))
             }
             Action::PublishFailsafe(_) => self.publish_failsafe(node),
+            Action::RestoreConfig => self.restore_config(node),
             // A keep-alive and a read, nothing of the DCS, or what no seed lasts long enough for.
             Action::ConfirmLeader
             | Action::SwitchFailsafeOn
@@ -85,6 +80,22 @@ impl World {
             | Action::DropSlots(_)
             | Action::AdvanceSlots(_) => None,
         }
+    }
+
+    fn claim_timeline(&self, node: NodeId, claimed: ClaimedTimeline) -> Option<Txn> {
+        let then = vec![put(FactKey::Timeline, Fact::Timeline(claimed))];
+        let mut txn = self.as_leader(node, then)?;
+        let seen = self.node(node).agent.view.as_ref()?.claimed;
+        txn.when.push(Compare::Claimed(seen));
+        Some(txn)
+    }
+
+    fn restore_config(&self, node: NodeId) -> Option<Txn> {
+        let settings = self.node(node).agent.view.as_ref()?.settings.clone()?;
+        let then = vec![put(FactKey::Settings, Fact::Settings(settings))];
+        let mut txn = self.as_leader(node, then)?;
+        txn.when.push(Compare::Absent(FactKey::Settings));
+        Some(txn)
     }
 
     fn release(&self, node: NodeId, position: Option<Lsn>) -> Option<Txn> {

@@ -121,6 +121,8 @@ pub enum Action {
     PublishFailsafe(Arc<BTreeMap<MemberName, Arc<str>>>),
     /// Write `failsafe_mode: true` into the cluster's settings.
     SwitchFailsafeOn,
+    /// Write the `config` key as it was, comparing the own leader key, if there is still none.
+    RestoreConfig,
     /// Copy these logical slots of the leader; the instance stops for it.
     CopyLogicalSlots {
         /// The leader.
@@ -303,6 +305,7 @@ impl Action {
         "tend_logical_slots",
         "set_synchronized_slots",
         "let_lease_lapse",
+        "restore_config",
     ];
 
     /// What is true of it wherever it is decided.
@@ -356,6 +359,7 @@ impl Action {
             Action::PublishFailsafe(_) => brief("publish_failsafe"),
             Action::SwitchFailsafeOn => brief("switch_failsafe_on"),
             Action::LetLeaseLapse => brief("let_lease_lapse"),
+            Action::RestoreConfig => brief("restore_config"),
         }
     }
 

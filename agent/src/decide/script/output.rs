@@ -47,12 +47,10 @@ impl fmt::Display for Action {
                 lease,
                 record_revision,
                 position,
-            } => {
-                write!(
-                    f,
-                    " to {to} lease {lease:x} record {record_revision} at {position}"
-                )
-            }
+            } => write!(
+                f,
+                " to {to} lease {lease:x} record {record_revision} at {position}"
+            ),
             Action::ClaimTimeline(claimed) => {
                 write!(f, " {} of {}", claimed.timeline, claimed.parent)
             }
@@ -73,15 +71,14 @@ impl fmt::Display for Action {
             | Action::Clone(upstream)
             | Action::Rewind(upstream)
             | Action::CompareHistory(upstream) => write!(f, " {upstream}"),
-            Action::CopyLogicalSlots { from, names } => {
-                write!(f, "{} of {from}", spaced(names))
-            }
+            Action::CopyLogicalSlots { from, names } => write!(f, "{} of {from}", spaced(names)),
             Action::TendLogicalSlots(care) => write!(f, "{care}"),
             Action::CreateSlots(slots) | Action::DropSlots(slots) => f.write_str(&spaced(slots)),
             Action::SetSynchronizedSlots(slots) => f.write_str(&spaced(slots)),
-            Action::AdvanceSlots(slots) => slots
-                .iter()
-                .try_for_each(|(slot, to)| write!(f, " {slot}@{to}")),
+            Action::AdvanceSlots(slots) => {
+                let mut moves = slots.iter();
+                moves.try_for_each(|(slot, to)| write!(f, " {slot}@{to}"))
+            }
             Action::WriteSync(sync) => write!(f, " {}", Recorded(sync)),
             Action::SetSyncNames(names) => write!(f, " {}", named(names)),
             Action::ClearSyncNames
@@ -105,6 +102,7 @@ impl fmt::Display for Action {
             | Action::Checkpoint
             | Action::SwitchFailsafeOn
             | Action::LetLeaseLapse
+            | Action::RestoreConfig
             | Action::CancelJob => Ok(()),
         }
     }

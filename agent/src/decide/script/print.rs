@@ -50,7 +50,7 @@ pub fn to_script(seen: &Observation, memory: &Memory) -> String {
     match &seen.dcs {
         DcsView::Unknown => out.push_str("dcs unknown\n"),
         DcsView::Known { topology, age } => {
-            print_topology(&mut out, topology);
+            print_topology(&mut out, topology, seen.lost_config.is_some());
             failsafe::print_list(&mut out, topology);
             let _ = writeln!(out, "dcs age={}", seconds(*age));
         }
@@ -119,7 +119,7 @@ fn quoted(text: &str) -> String {
     format!("\"{}\"", text.replace(['"', '\\', '\n'], " "))
 }
 
-fn print_settings(out: &mut String, s: &ClusterSettings) {
+fn print_settings(out: &mut String, s: &ClusterSettings, is_lost: bool) {
     let _ = write!(
         out,
         "settings ttl={} loop_wait={} retry_timeout={} primary_start_timeout={} \
@@ -131,6 +131,7 @@ fn print_settings(out: &mut String, s: &ClusterSettings) {
         s.maximum_lag_on_failover,
         seconds(s.member_slots_ttl),
     );
+    flag(out, is_lost, "lost");
     flag(out, s.is_paused, "paused");
     flag(out, !s.use_pg_rewind, "no_rewind");
     flag(out, !s.use_slots, "no_slots");
@@ -143,8 +144,8 @@ fn print_settings(out: &mut String, s: &ClusterSettings) {
     out.push('\n');
 }
 
-fn print_topology(out: &mut String, topology: &Topology) {
-    print_settings(out, &topology.settings_or_default());
+fn print_topology(out: &mut String, topology: &Topology, is_config_lost: bool) {
+    print_settings(out, &topology.settings_or_default(), is_config_lost);
     if topology.settings.is_none() {
         out.push_str("settings gone\n");
     }

@@ -1,0 +1,105 @@
+//! A hand that deletes the configuration, and what every member keeps of it beside its data.
+
+use std::sync::Arc;
+
+use fastrand::Rng;
+use trunkline_shared::cluster::Topology;
+use trunkline_shared::cluster::topology::{Fact, FactKey};
+
+use super::breaks::Break;
+use super::event::{NodeId, SECOND, Time};
+use super::plan::{Fault, FaultKind};
+use super::store::{Txn, Write};
+use super::world::World;
+
+/// One in ten loses its configuration, and of those that follow another for a while every second, meanwhile. By a
+/// source of its own, so that what else strikes, and when, is the same with it and without.
+pub(super) fn draw(rng: &Rng, faults: &[Fault], ends: Time) -> Option<Fault> {
+    let mut own = Rng::with_seed(rng.clone().u64(..) ^ 0xC0F1);
+    let demotion = faults.iter().find(|f| f.kind == FaultKind::OperatorDemotes);
+    let share = if demotion.is_some() { 2 } else { 10 };
+    if own.u8(..share) > 0 {
+        return None;
+    }
+    let at = match demotion {
+        Some(demotion) => demotion.at + own.u64(SECOND..10 * SECOND),
+        None => own.u64(2 * SECOND..ends - 4 * SECOND),
+    };
+    Some(Fault {
+        at,
+        lasts: own.u64(SECOND / 4..5 * SECOND),
+        kind: FaultKind::ConfigDeleted,
+        node: 0,
+        other: 1,
+        hits_leader: false,
+    })
+}
+
+impl World {
+    /// The key is deleted while no agent runs: none of them remembers it.
+    pub(super) fn delete_config(&mut self) -> bool {
+        let Some(settings) = self.store.head.settings.clone() else {
+            return false;
+        };
+        self.store.lost_config = Some(settings);
+        self.write_freely(Write::Delete(FactKey::Settings));
+        for node in 0..self.plan.members {
+            self.kill_agent(node);
+        }
+        true
+    }
+
+    /// The agents start again.
+    pub(super) fn config_is_missed(&mut self) {
+        for node in 0..self.plan.members {
+            self.start_agent(node);
+        }
+    }
+
+    /// Whoever had no leader to write it again writes it by hand.
+    pub(super) fn operator_writes_config(&mut self) {
+        if self.store.head.settings.is_some() {
+            return;
+        }
+        if let Some(settings) = self.store.lost_config.clone() {
+            let fact = Fact::Settings(settings);
+            self.write_freely(Write::Put(FactKey::Settings, fact, 0));
+        }
+    }
+
+    pub(super) fn write_freely(&mut self, write: Write) {
+        let before = self.store.leader().map(|(_, key)| key.revision);
+        let txn = Txn {
+            when: Vec::new(),
+            then: vec![write],
+        };
+        self.store.commit(&txn);
+        self.dcs_changed(None, before);
+    }
+
+    /// What an agent makes of a view: the settings that hold.
+    pub(super) fn with_config(&mut self, node: NodeId, view: Arc<Topology>) -> Arc<Topology> {
+        let agent = &self.node(node).agent;
+        let is_job = agent.job.running.is_some();
+        if let Some(settings) = &view.settings {
+            let this = self.node_mut(node);
+            this.agent.is_config_lost = false;
+            if let Some(data) = this.postgres.data.as_mut().filter(|_| !is_job) {
+                data.config = Some(settings.clone());
+            }
+            return view;
+        }
+        let remembered = agent.view.as_ref().and_then(|view| view.settings.clone());
+        let data = self.node(node).postgres.data.as_ref();
+        let known = remembered.or_else(|| data.and_then(|data| data.config.clone()));
+        let is_told = self.rule != Some(Break::ConfigForgotten);
+        let Some(known) = known.filter(|_| data.is_some() && is_told) else {
+            return view;
+        };
+        self.node_mut(node).agent.is_config_lost = true;
+        Arc::new(Topology {
+            settings: Some(known),
+            ..Topology::clone(&view)
+        })
+    }
+}
