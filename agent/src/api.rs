@@ -37,6 +37,7 @@ pub mod health;
 mod local;
 mod published;
 pub mod requests;
+mod scheduled;
 pub mod settings;
 pub mod status;
 pub mod view;
@@ -45,6 +46,7 @@ pub use failsafe::Consent;
 pub use local::{LocalOutcome, LocalRequest};
 pub use published::{Published, ReplicationRow, WallTime};
 use requests::{ChangeOfLeader, Kind, Progress};
+pub use scheduled::ScheduledRestart;
 
 /// The largest body of a request, bytes.
 const LARGEST_BODY: usize = 16 << 10;
@@ -87,6 +89,8 @@ pub struct Api {
     pub render_metrics: Arc<dyn Fn() -> String + Send + Sync>,
     /// The last turns.
     pub journal: Arc<Journal>,
+    /// The restart for later.
+    pub scheduled_restart: ScheduledRestart,
     /// Consents to another's going on without the DCS.
     pub consent: Arc<Consent>,
 }
@@ -152,7 +156,7 @@ async fn answer(State(api): State<Api>, request: Request) -> Response {
             settings::change(&api, method == Method::PATCH, &body).await
         }
         Method::POST => post(&api, uri.path(), &body).await,
-        Method::DELETE => delete(uri.path()),
+        Method::DELETE => delete(&api, uri.path()).await,
         _ => text(StatusCode::METHOD_NOT_ALLOWED, "method not allowed"),
     }
 }
@@ -208,7 +212,13 @@ async fn get(api: &Api, uri: &Uri) -> Response {
     let published = api.shown();
     let now = clock::now();
     match uri.path() {
-        "/patroni" => json(200, &status::member(&published, now)),
+        "/patroni" => {
+            let mut answer = status::member(&published, now);
+            if let Some(scheduled) = api.scheduled_restart.shown() {
+                answer["scheduled_restart"] = scheduled;
+            }
+            json(200, &answer)
+        }
         "/cluster" => json(
             200,
             &view::cluster(published.cluster.as_str(), &published.topology),
@@ -262,11 +272,15 @@ async fn post(api: &Api, path: &str, body: &[u8]) -> Response {
     }
 }
 
-/// Nothing can be scheduled yet, so there is nothing to delete.
-fn delete(path: &str) -> Response {
+/// Takes back what was scheduled.
+async fn delete(api: &Api, path: &str) -> Response {
     match path {
-        "/switchover" => text(StatusCode::NOT_FOUND, "no switchover is scheduled"),
-        "/restart" => text(StatusCode::NOT_FOUND, "no restart is scheduled"),
+        "/switchover" => match requests::delete_scheduled(api.dcs.as_ref(), &api.keys).await {
+            Ok(true) => text(StatusCode::OK, "scheduled switchover deleted"),
+            Ok(false) => text(StatusCode::NOT_FOUND, "no switchover is scheduled"),
+            Err(refusal) => with_status(refusal.status, "text/plain", refusal.text),
+        },
+        "/restart" => api.scheduled_restart.delete(),
         _ => text(StatusCode::NOT_FOUND, "no such path"),
     }
 }
@@ -284,6 +298,9 @@ async fn change_leader(api: &Api, kind: Kind, body: &[u8]) -> Response {
         Ok(revision) => revision,
         Err(refusal) => return with_status(refusal.status, "text/plain", refusal.text),
     };
+    if asked.scheduled_at.is_some() {
+        return text(StatusCode::ACCEPTED, "Switchover scheduled");
+    }
     let wait = published
         .topology
         .settings_or_default()

@@ -24,6 +24,7 @@ mod history;
 mod list;
 mod members;
 mod pause;
+mod remove;
 pub mod rest;
 mod steps;
 mod table;
@@ -124,67 +125,66 @@ pub async fn run(arguments: Arguments, env: &Environment) -> Result<(), CtlError
         env,
     )?;
     let terminal = Terminal::new(env.contains_key("NO_COLOR"));
+    let open = |cluster: Option<&str>| Session::open(config, cluster, terminal);
     match arguments.command {
         Command::List(asked) => {
-            let session = Session::open(config, asked.cluster.as_deref(), terminal)?;
+            let session = open(asked.cluster.as_deref())?;
             list_command(&session, &asked).await
         }
-        Command::Topology(asked) => {
-            let session = Session::open(config, asked.cluster.as_deref(), terminal)?;
-            topology(&session).await
-        }
+        Command::Topology(asked) => topology(&open(asked.cluster.as_deref())?).await,
         Command::Switchover(asked) => {
-            let session = Session::open(config, asked.cluster.as_deref(), terminal)?;
+            let session = open(asked.cluster.as_deref())?;
             change::switchover(&session, &asked).await
         }
         Command::Failover(asked) => {
-            let session = Session::open(config, asked.cluster.as_deref(), terminal)?;
+            let session = open(asked.cluster.as_deref())?;
             change::failover(&session, &asked).await
         }
         Command::Restart(asked) => {
-            let session = Session::open(config, Some(&asked.members.cluster), terminal)?;
+            let session = open(Some(&asked.members.cluster))?;
             members::restart(&session, &asked).await
         }
         Command::Reinit(asked) => {
-            let session = Session::open(config, Some(&asked.cluster), terminal)?;
+            let session = open(Some(&asked.cluster))?;
             members::reinit(&session, &asked).await
         }
         Command::Reload(asked) => {
-            let session = Session::open(config, Some(&asked.cluster), terminal)?;
+            let session = open(Some(&asked.cluster))?;
             members::reload(&session, &asked).await
         }
         Command::History(asked) => {
-            let session = Session::open(config, asked.cluster.as_deref(), terminal)?;
+            let session = open(asked.cluster.as_deref())?;
             history::show(&session, asked.format).await
         }
         Command::ShowConfig(asked) => {
-            let session = Session::open(config, asked.cluster.as_deref(), terminal)?;
+            let session = open(asked.cluster.as_deref())?;
             edit::show(&session).await
         }
         Command::EditConfig(asked) => {
-            let session = Session::open(config, asked.cluster.as_deref(), terminal)?;
+            let session = open(asked.cluster.as_deref())?;
             edit::edit(&session, &asked, env).await
         }
         Command::DemoteCluster(asked) => {
-            let session = Session::open(config, asked.cluster.as_deref(), terminal)?;
+            let session = open(asked.cluster.as_deref())?;
             cluster_role::demote(&session, &asked).await
         }
         Command::PromoteCluster(asked) => {
-            let session = Session::open(config, asked.cluster.as_deref(), terminal)?;
+            let session = open(asked.cluster.as_deref())?;
             cluster_role::promote(&session, &asked).await
         }
         Command::Pause(asked) => {
-            let session = Session::open(config, asked.cluster.as_deref(), terminal)?;
+            let session = open(asked.cluster.as_deref())?;
             pause::pause(&session, asked.wait).await
         }
         Command::Resume(asked) => {
-            let session = Session::open(config, asked.cluster.as_deref(), terminal)?;
+            let session = open(asked.cluster.as_deref())?;
             pause::resume(&session, &asked).await
         }
-        Command::Version(asked) => {
-            let session = Session::open(config, asked.cluster.as_deref(), terminal)?;
-            version(&session).await
+        Command::Remove(asked) => {
+            let session = open(asked.cluster.as_deref())?;
+            remove::remove(&session, &asked).await
         }
+        Command::Version(asked) => version(&open(asked.cluster.as_deref())?).await,
     }
 }
 

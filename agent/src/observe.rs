@@ -16,7 +16,7 @@ use crate::config::WatchdogConfig;
 use crate::decide::Observation;
 use crate::decide::observation::SyncNames;
 use crate::decide::observation::{
-    CommitsView, DcsView, FenceView, HealthView, JobView, LeaseView, Local, LocalRequest, Me,
+    CommitsView, DcsView, Due, FenceView, HealthView, JobView, LeaseView, Local, LocalRequest, Me,
     Peers, Running, RunningRole, SenderView, SlotView, Stopped, SynchronizedSlots, WatchdogView,
 };
 use crate::fence::FenceHandle;
@@ -28,7 +28,7 @@ use crate::postgres::directory::{DirectoryState, directory_state};
 use crate::postgres::health::{Health, HealthProbe};
 use crate::postgres::sql::SqlError;
 use crate::postgres::status::Slot;
-use crate::postgres::{Postgres, Postmaster, Probe, ServerStatus, settings};
+use crate::postgres::{Postgres, Postmaster, Probe, ServerStatus, missing_wal, settings};
 use crate::watchdog::{self, Readiness};
 
 pub mod config_kept;
@@ -183,6 +183,7 @@ impl Observer {
             no_race,
             is_shutting_down: now.is_shutting_down,
             is_bootstrap_unfinished: self.postgres.is_bootstrap_unfinished(),
+            scheduled: scheduled(&view),
             chance: fastrand::u32(..),
         };
         Look {
@@ -236,6 +237,21 @@ impl Observer {
             watchdog: self.watchdog_view(),
         }
     }
+}
+
+/// The wall clock counts for what people schedule, and for nothing else.
+fn scheduled(view: &View) -> Option<Due> {
+    let at = view.topology.failover.as_ref()?.scheduled_at.as_ref()?;
+    let Some(due) = clock::WallTime::parse(at) else {
+        return Some(Due::Unreadable);
+    };
+    let left = due.0.saturating_sub(clock::wall_clock().0);
+    let span = Duration::from_micros(left.unsigned_abs());
+    Some(if left > 0 {
+        Due::In(span)
+    } else {
+        Due::Ago(span)
+    })
 }
 
 fn health_view(health: Health) -> HealthView {
@@ -484,6 +500,7 @@ fn running(postgres: &Postgres, status: &ServerStatus) -> Running {
         slots: Arc::new(slots.collect()),
         has_pending_restart: !status.pending_restart.is_empty()
             || !postgres.pending_restart(status).is_empty(),
+        is_wal_gone: status.is_in_recovery && is_wal_gone(postgres, status),
         is_promoting: status.is_in_recovery
             && (postgres.is_promoting() || recovers_to_target(&postgres.config().data_dir)),
         major: status.version / 10_000,
@@ -517,6 +534,13 @@ fn commits(postgres: &Postgres, status: &ServerStatus) -> CommitsView {
             .map(|text| SyncNames::from(text.as_str())),
         is_access_closed: !status.is_in_recovery && postgres.is_access_closed(),
     }
+}
+
+/// PostgreSQL says only in its log why its receiver ends. What is said of WAL that has come since counts no more.
+fn is_wal_gone(postgres: &Postgres, status: &ServerStatus) -> bool {
+    let streams = status.receiver.as_ref().is_some_and(|r| r.is_streaming());
+    let at = status.received.max(status.replayed);
+    !streams && at.is_some_and(|at| missing_wal::is_missing(&postgres.config(), at))
 }
 
 fn slot_view(slot: &Slot, is_ready: bool) -> SlotView {

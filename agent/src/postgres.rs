@@ -37,6 +37,7 @@ pub mod hooks;
 pub mod kill;
 pub mod logical_slots;
 pub mod methods;
+pub mod missing_wal;
 pub mod postmaster_pid;
 pub mod process;
 pub mod replication;

@@ -22,7 +22,7 @@ use trunkline_shared::service::shutdown::{Request, Signals};
 
 use crate::act::Actor;
 use crate::act::jobs::Jobs;
-use crate::api::{self, Api, Consent, LocalRequest, Published};
+use crate::api::{self, Api, Consent, LocalRequest, Published, ScheduledRestart};
 use crate::config::AgentConfig;
 use crate::decide::callbacks::Callback;
 use crate::decide::observation::{BootstrapKind, Me};
@@ -130,6 +130,7 @@ pub async fn run(config: AgentConfig, read: ReadConfig, metrics: Metrics) -> Res
         requests: requests.clone(),
         authentication: config.restapi.authentication.clone(),
         journal: journal.clone(),
+        scheduled_restart: ScheduledRestart::default(),
         consent: consent(&parts),
         render_metrics: {
             let metrics = metrics.clone();

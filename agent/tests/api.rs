@@ -15,7 +15,7 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
 use trunkline_agent::api::authorization::basic;
-use trunkline_agent::api::{self, Api, LocalOutcome, LocalRequest, Published};
+use trunkline_agent::api::{self, Api, LocalOutcome, LocalRequest, Published, ScheduledRestart};
 use trunkline_agent::config::RestCredentials;
 use trunkline_agent::ctl::rest::{Answer, request};
 use trunkline_agent::decide::observation::{Held, LeaseView};
@@ -66,6 +66,7 @@ impl Fixture {
             authentication: Some(credentials.clone()),
             render_metrics: Arc::new(|| "trunkline_agent_ticks_total 1\n".to_owned()),
             journal: Arc::default(),
+            scheduled_restart: ScheduledRestart::default(),
             consent: {
                 let path = dir.path().join("no_race");
                 let acceptor = Acceptor {
@@ -422,7 +423,11 @@ async fn a_switchover_is_checked_written_and_followed() {
         (json!({"leader": "n2"}), 412),
         (json!({"leader": "n1", "candidate": "n9"}), 412),
         (
-            json!({"leader": "n1", "scheduled_at": "2030-01-01T00:00+00:00"}),
+            json!({"leader": "n1", "scheduled_at": "2030-01-01T00:00"}),
+            422,
+        ),
+        (
+            json!({"leader": "n1", "scheduled_at": "2020-01-01T00:00+00:00"}),
             422,
         ),
         (json!("text"), 400),
@@ -504,7 +509,7 @@ async fn local_requests_reach_the_loop_and_come_back() {
     });
     for (path, body, status) in [
         ("/restart", json!({}), 200),
-        ("/restart", json!({"timeout": "30s"}), 422),
+        ("/restart", json!({"timeout": "soon"}), 400),
         ("/restart", json!({"role": "primary"}), 503),
         ("/restart", json!({"restart_pending": true}), 503),
         ("/restart", json!({"schedule": "2030-01-01"}), 422),
@@ -567,4 +572,64 @@ async fn failsafe_is_consented_to_with_patronis_bodies_and_codes() {
         (leads.status, leads.text),
         (500, "Running as a leader".to_owned())
     );
+}
+
+#[tokio::test]
+async fn what_is_scheduled_is_checked_shown_carried_out_and_taken_back() {
+    let mut fixture = Fixture::new().await;
+    fixture.publish(as_primary);
+    let at = "2099-01-01T00:00:00+00:00";
+    let body = json!({"leader": "n1", "candidate": "n2", "scheduled_at": at});
+    let answer = fixture.send("POST", "/switchover", body).await;
+    assert_eq!(
+        (answer.status, answer.text.as_str()),
+        (202, "Switchover scheduled")
+    );
+    let key = fixture.keys.path(&FactKey::Failover);
+    let written = fixture.dcs.read(&key).await.unwrap().entries;
+    let text = String::from_utf8_lossy(&written[0].value).into_owned();
+    assert!(text.contains(at), "{text}");
+    for (status, text) in [
+        (200, "scheduled switchover deleted"),
+        (404, "no switchover is scheduled"),
+    ] {
+        let answer = fixture.send("DELETE", "/switchover", Value::Null).await;
+        assert_eq!((answer.status, answer.text.as_str()), (status, text));
+    }
+    let failover = json!({"candidate": "n2", "scheduled_at": at});
+    assert_eq!(
+        fixture.send("POST", "/failover", failover).await.status,
+        400
+    );
+
+    let answer = fixture
+        .send("POST", "/restart", json!({"schedule": at}))
+        .await;
+    assert_eq!(
+        (answer.status, answer.text.as_str()),
+        (202, "restart scheduled")
+    );
+    let shown: Value = serde_json::from_str(&fixture.get("/patroni").await.text).unwrap();
+    assert_eq!(shown["scheduled_restart"]["schedule"], at);
+    let again = fixture
+        .send("POST", "/restart", json!({"schedule": at}))
+        .await;
+    assert_eq!(again.status, 409);
+    for status in [200, 404] {
+        assert_eq!(
+            fixture.send("DELETE", "/restart", Value::Null).await.status,
+            status
+        );
+    }
+    let past = json!({"schedule": "2020-01-01T00:00:00+00:00"});
+    assert_eq!(fixture.send("POST", "/restart", past).await.status, 422);
+
+    // One whose time comes is asked of the loop.
+    let soon = clock::WallTime(clock::wall_clock().0 + 300_000).rfc3339();
+    let answer = fixture
+        .send("POST", "/restart", json!({"schedule": soon}))
+        .await;
+    assert_eq!(answer.status, 202, "{}", answer.text);
+    let asked = tokio::time::timeout(PATIENCE, fixture.requests.recv()).await;
+    assert!(matches!(asked, Ok(Some(LocalRequest::Restart { .. }))));
 }

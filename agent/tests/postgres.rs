@@ -17,6 +17,8 @@ mod hooks;
 mod servers;
 #[path = "postgres/slots.rs"]
 mod slots;
+#[path = "postgres/tablespaces.rs"]
+mod tablespaces;
 
 use std::time::Duration;
 

@@ -28,6 +28,7 @@ mod plan;
 mod replication;
 mod requests;
 mod routers;
+mod schedules;
 mod slots;
 mod standby;
 mod store;
@@ -41,9 +42,9 @@ use std::ops::Range;
 use fastrand::Rng;
 use trunkline_shared::service::clock;
 
-pub use breaks::{Break, NoSuchRule};
+pub use breaks::{Break, NoSuchRule, noticed_by};
 pub use coverage::{Coverage, UNREACHED};
-pub use invariants::{Failure, Invariant, noticed_by};
+pub use invariants::{Failure, Invariant};
 
 use event::SECOND;
 use plan::{Plan, Shape};

@@ -6,10 +6,10 @@ use std::time::Duration;
 use axum::response::Response;
 use serde::Deserialize;
 use tokio::sync::{mpsc, oneshot};
-use trunkline_shared::cluster::{MemberName, MemberRole};
+use trunkline_shared::cluster::{MemberName, MemberRole, quantity};
 use trunkline_shared::dcs::records::{role_from_word, role_word};
 
-use super::{Api, Published, with_status};
+use super::{Api, Published, scheduled, with_status};
 
 /// How long the loop may take to take a request up, and to be done with a restart.
 const LONGEST: Duration = Duration::from_secs(3600);
@@ -51,7 +51,7 @@ pub enum LocalOutcome {
 
 /// The body of `POST /restart`.
 #[derive(Debug, Default, Deserialize)]
-struct RestartBody {
+pub(super) struct RestartBody {
     restart_pending: Option<bool>,
     role: Option<String>,
     postgres_version: Option<String>,
@@ -74,25 +74,55 @@ pub async fn restart(api: &Api, body: &[u8]) -> Response {
         Ok(body) => body,
         Err(wrong) => return with_status(400, "text/plain", wrong),
     };
-    if body.schedule.as_deref().is_some_and(|at| at != "now") {
-        let text = "a scheduled restart is not supported by this version".to_owned();
-        return with_status(422, "text/plain", text);
+    if let Err(wrong) = limit(&body) {
+        return with_status(400, "text/plain", wrong);
     }
-    if body.timeout.as_ref().is_some_and(|value| !value.is_null()) {
-        let text =
-            "a timeout of the restart alone is not supported by this version: leave it out, the \
-                    cluster's primary_start_timeout holds"
-                .to_owned();
-        return with_status(422, "text/plain", text);
+    let held = why_not(&body, &api.published.load());
+    if let Err(wrong) = held {
+        return with_status(400, "text/plain", wrong);
     }
-    match why_not(&body, &api.published.load()) {
-        Ok(None) => {}
-        Ok(Some(why)) => return with_status(503, "text/plain", why),
-        Err(wrong) => return with_status(400, "text/plain", wrong),
+    if let Some(at) = body.schedule.clone().filter(|at| at != "now") {
+        // Its conditions are to hold when it comes.
+        return scheduled::restart(api, &at, body);
     }
+    if let Ok(Some(why)) = held {
+        return with_status(503, "text/plain", why);
+    }
+    ask_for_restart(api, &body).await
+}
+
+/// The condition that does not hold now, if any.
+pub(super) fn unmet(body: &RestartBody, published: &Published) -> Option<String> {
+    why_not(body, published).unwrap_or_else(Some)
+}
+
+/// Restarts now and waits for the outcome, for the request's `timeout` at the longest.
+pub(super) async fn ask_for_restart(api: &Api, body: &RestartBody) -> Response {
     let (answer, outcome) = oneshot::channel();
     let sent = LocalRequest::Restart { answer };
-    response(&api.requests, sent, outcome, 200).await
+    let limit = limit(body).unwrap_or(LONGEST);
+    let asking = response(&api.requests, sent, outcome, 200);
+    tokio::time::timeout(limit, asking)
+        .await
+        .unwrap_or_else(|_| {
+            let text = format!(
+                "the restart is not finished after {limit:?} and goes on; see GET /patroni"
+            );
+            with_status(503, "text/plain", text)
+        })
+}
+
+/// `timeout`: seconds, or a quantity such as `1min`.
+fn limit(body: &RestartBody) -> Result<Duration, String> {
+    let Some(value) = body.timeout.as_ref().filter(|value| !value.is_null()) else {
+        return Ok(LONGEST);
+    };
+    let text = match value {
+        serde_json::Value::String(text) => text.clone(),
+        other => other.to_string(),
+    };
+    let limit = quantity::duration(&text);
+    limit.ok_or_else(|| format!("timeout \"{text}\" is not a time such as 30 or 1min"))
 }
 
 /// The condition of the request that does not hold, if any.

@@ -2,10 +2,12 @@
 //! the REST API and by the operator's command alike. Nothing here touches PostgreSQL or the lease.
 
 use serde::Deserialize;
-use trunkline_shared::cluster::topology::{FactKey, FailoverRequest, SwitchoverStage};
+use trunkline_shared::cluster::topology::{Fact, FactKey, FailoverRequest, SwitchoverStage};
 use trunkline_shared::cluster::{Member, MemberName, MemberRole, MemberState, Topology};
 use trunkline_shared::dcs::keys::Keys;
 use trunkline_shared::dcs::{Compare, Dcs, DcsError, Operation, Txn, records};
+
+use super::scheduled;
 
 /// Which of the two it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,6 +45,8 @@ pub struct ChangeOfLeader {
     pub leader: Option<MemberName>,
     /// The member to change to; a failover names it.
     pub candidate: Option<MemberName>,
+    /// When, as written by who asks; now if absent.
+    pub scheduled_at: Option<String>,
 }
 
 /// The body of `POST /switchover` and `/failover`.
@@ -81,11 +85,11 @@ impl ChangeOfLeader {
     pub fn from_body(kind: Kind, body: &[u8]) -> Result<Self, Refusal> {
         let body: Body = serde_json::from_slice(body)
             .map_err(|error| refuse(400, format!("the body is not the JSON expected: {error}")))?;
-        if body.scheduled_at.is_some_and(|at| !at.is_empty()) {
+        let scheduled_at = body.scheduled_at.filter(|at| !at.is_empty() && at != "now");
+        if scheduled_at.is_some() && kind == Kind::Failover {
             return Err(refuse(
-                422,
-                "a scheduled change of leader is not supported by this version; send the request \
-                 when it is to happen",
+                400,
+                "a failover can't be scheduled; schedule a switchover",
             ));
         }
         let name = |name: Option<String>| {
@@ -96,6 +100,7 @@ impl ChangeOfLeader {
             kind,
             leader: name(body.leader.or(body.primary).or(body.master)),
             candidate: name(body.candidate.or(body.member)),
+            scheduled_at,
         })
     }
 
@@ -105,6 +110,11 @@ impl ChangeOfLeader {
     /// 400 for what the request lacks, 412 for what the cluster lacks.
     pub fn check(&self, topology: &Topology) -> Result<(), Refusal> {
         self.check_names(topology)?;
+        if let Some(at) = &self.scheduled_at {
+            let is_paused = topology.settings_or_default().is_paused;
+            let due = scheduled::due(at, "switchover", is_paused);
+            due.map_err(|(status, why)| refuse(status, why))?;
+        }
         let leader = topology.leader.as_ref().map(|leader| &leader.member);
         if let Some(candidate) = &self.candidate {
             let Some(member) = topology.members.get(candidate) else {
@@ -211,7 +221,7 @@ impl ChangeOfLeader {
                 Kind::Failover => None,
             },
             candidate: self.candidate.clone(),
-            scheduled_at: None,
+            scheduled_at: self.scheduled_at.as_deref().map(Into::into),
             revision: 0,
         });
         let write = Txn {
@@ -255,6 +265,38 @@ impl ChangeOfLeader {
             None if topology.failover.is_some() => Progress::Pending,
             None => Progress::CalledOff,
         }
+    }
+}
+
+/// Deletes the switchover that is scheduled; whether there was one.
+///
+/// # Errors
+/// 409 when it changed meanwhile, 503 when the DCS does not do it.
+pub async fn delete_scheduled(dcs: &dyn Dcs, keys: &Keys) -> Result<bool, Refusal> {
+    let key = keys.path(&FactKey::Failover);
+    let read = Txn {
+        then: vec![Operation::Get(key.clone())],
+        ..Txn::default()
+    };
+    let found = dcs.commit(&read).await.map_err(unwritten)?.entries;
+    let scheduled = found.first().filter(|entry| {
+        let fact = records::parse(&FactKey::Failover, &entry.value);
+        matches!(fact, Fact::Failover(request) if request.scheduled_at.is_some())
+    });
+    let Some(entry) = scheduled else {
+        return Ok(false);
+    };
+    let delete = Txn {
+        when: vec![Compare::ModRevision(key.clone(), entry.mod_revision)],
+        then: vec![Operation::Delete(key)],
+        otherwise: Vec::new(),
+    };
+    match dcs.commit(&delete).await.map_err(unwritten)?.succeeded {
+        true => Ok(true),
+        false => Err(refuse(
+            409,
+            "the scheduled switchover changed meanwhile; look again",
+        )),
     }
 }
 

@@ -55,6 +55,8 @@ pub enum Command {
     Pause(Pause),
     /// Turn automation on again.
     Resume(Resume),
+    /// Delete everything that the DCS holds of a cluster.
+    Remove(Remove),
     /// Show versions of this program and of the members.
     Version(Cluster),
 }
@@ -120,6 +122,9 @@ pub struct Change {
     /// The member to change to.
     #[arg(long)]
     pub candidate: Option<String>,
+    /// When, for a switchover: ISO 8601 with its offset, such as 2026-11-20T10:00:00+00:00.
+    #[arg(long, value_name = "TIME")]
+    pub scheduled: Option<String>,
     /// Never ask.
     #[arg(long)]
     pub force: bool,
@@ -155,9 +160,12 @@ pub struct Restart {
     /// Only members whose PostgreSQL is older than this.
     #[arg(long)]
     pub pg_version: Option<String>,
-    /// How long the start may take; agents of this version refuse it.
+    /// How long is waited for the restart.
     #[arg(long)]
     pub timeout: Option<String>,
+    /// When: ISO 8601 with its offset, such as 2026-11-20T10:00:00+00:00.
+    #[arg(long, value_name = "TIME")]
+    pub scheduled: Option<String>,
 }
 
 /// `reinit`
@@ -236,6 +244,16 @@ pub struct PromoteCluster {
     /// Never ask.
     #[arg(long)]
     pub force: bool,
+}
+
+/// `remove`
+#[derive(Clone, Debug, Args)]
+pub struct Remove {
+    /// The cluster; the file's scope if absent.
+    pub cluster: Option<String>,
+    /// How the members are shown before it is asked.
+    #[arg(short, long, value_enum, default_value_t = Format::Pretty)]
+    pub format: Format,
 }
 
 /// `edit-config`

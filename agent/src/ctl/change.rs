@@ -47,19 +47,53 @@ pub async fn switchover(session: &Session, asked: &Change) -> Result<(), CtlErro
         kind: Kind::Switchover,
         leader: Some(MemberName::new(&leader)),
         candidate,
+        scheduled_at: when(session, asked)?,
     };
     change.check(&topology)?;
     if !asked.force {
+        let what = match &change.scheduled_at {
+            None => "switch over cluster".to_owned(),
+            Some(at) => format!("schedule at {at} the switchover of cluster"),
+        };
         session.terminal.confirm(&format!(
-            "Are you sure you want to switch over cluster {}, demoting current leader {leader}?",
+            "Are you sure you want to {what} {}, demoting current leader {leader}?",
             session.cluster
         ))?;
+    }
+    if let Some(at) = &change.scheduled_at {
+        return match ask(session, &topology, &change).await? {
+            Answered::Taken => session.terminal.success(&format!(
+                "Success: the switchover is scheduled at {at}; trunkline list shows it"
+            )),
+            Answered::Refused(why) => Err(CtlError::Failed(why)),
+            Answered::Unknown => Err(CtlError::Failed(
+                "the leader's agent did not answer; trunkline list shows what is scheduled"
+                    .to_owned(),
+            )),
+        };
     }
     carry_out(session, follow, &topology, change).await
 }
 
+/// When it is to happen, as written; now if absent.
+fn when(session: &Session, asked: &Change) -> Result<Option<String>, CtlError> {
+    let at = match &asked.scheduled {
+        Some(at) => at.clone(),
+        None if asked.force => return Ok(None),
+        None => {
+            let question = "When should the switchover take place (e.g. 2026-11-20T10:00:00+00:00)";
+            session.terminal.ask(question, "now")?
+        }
+    };
+    Ok(Some(at).filter(|at| at != "now"))
+}
+
 /// `trunkline failover`
 pub async fn failover(session: &Session, asked: &Change) -> Result<(), CtlError> {
+    if asked.scheduled.is_some() {
+        let why = "a failover cannot be scheduled; schedule a switchover";
+        return Err(CtlError::Usage(why.to_owned()));
+    }
     let (follow, view) = session.follow().await?;
     let topology = view.topology.clone();
     show(session, &topology, asked.force)?;
@@ -80,6 +114,7 @@ pub async fn failover(session: &Session, asked: &Change) -> Result<(), CtlError>
         kind: Kind::Failover,
         leader: None,
         candidate,
+        scheduled_at: None,
     };
     change.check(&topology)?;
     if !asked.force {
@@ -217,6 +252,7 @@ async fn ask(
         let body = json!({
             "leader": change.leader.as_ref().map(MemberName::as_str),
             "candidate": change.candidate.as_ref().map(MemberName::as_str),
+            "scheduled_at": change.scheduled_at,
         });
         let answer = request(
             &url,

@@ -42,6 +42,9 @@ pub async fn restart(session: &Session, asked: &Restart) -> Result<(), CtlError>
     if let Some(timeout) = &asked.timeout {
         body["timeout"] = timeout.as_str().into();
     }
+    if let Some(at) = &asked.scheduled {
+        body["schedule"] = at.as_str().into();
+    }
     each(session, &members, "/restart", &body.to_string()).await
 }
 

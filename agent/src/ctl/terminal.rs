@@ -59,6 +59,21 @@ impl Terminal {
         })
     }
 
+    /// Asks for words that are to be typed exactly. They may also come through a pipe: whoever writes them
+    /// into one means them.
+    ///
+    /// # Errors
+    /// [`CtlError::Aborted`] where no more can be read.
+    pub fn demand(&self, question: &str) -> Result<String, CtlError> {
+        self.print(&format!("{question}: "))?;
+        let mut answer = String::new();
+        let read = std::io::stdin().lock().read_line(&mut answer);
+        match read.map_err(|error| CtlError::Output(error.to_string()))? {
+            0 => Err(CtlError::Aborted),
+            _ => Ok(answer.trim_end_matches(['\r', '\n']).to_owned()),
+        }
+    }
+
     /// Asks for a yes.
     ///
     /// # Errors

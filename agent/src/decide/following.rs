@@ -143,10 +143,16 @@ fn follow(turn: Turn<'_>, topology: &Topology, running: &Running, at: At<'_>) ->
             .routine(Reason::ChangingUpstream);
     }
     if !at.is_streaming && upstream.address.is_some() {
+        if running.is_wal_gone {
+            return without_wal(turn, upstream, at.end);
+        }
         return repair(turn, upstream);
     }
     let mut turn = turn
-        .remember(|memory| memory.not_streaming_since = None)
+        .remember(|memory| {
+            memory.not_streaming_since = None;
+            memory.wal_gone_since = None;
+        })
         .detail(whom);
     let memory = &mut turn.decision.memory;
     let turn = slots::on_replica(seen, topology, running, &leader.name, at.replayed, memory)
@@ -210,6 +216,42 @@ fn repair(turn: Turn<'_>, upstream: Upstream) -> Decision {
         .routine(Reason::RepairingReplication)
 }
 
+/// The WAL it needs is gone from its upstream. PostgreSQL goes on asking its `restore_command` meanwhile; if the
+/// archive has not brought it on after three ttl only a copy can (`patroni.md` 5, 27).
+fn without_wal(turn: Turn<'_>, upstream: Upstream, end: Lsn) -> Decision {
+    let seen = turn.seen;
+    let limit = seen.settings().ttl * 3;
+    let known = turn.decision.memory.wal_gone_since;
+    let since = known
+        .filter(|(_, from)| *from == end)
+        .map_or(seen.now, |(at, _)| at);
+    let waited = seen.now.since(since);
+    let turn = turn
+        .from(&upstream)
+        .remember(|memory| memory.wal_gone_since = Some((since, end)));
+    if !seen.me.may_replace_data {
+        return turn.routine(Reason::ReplaceForbidden);
+    }
+    if waited < limit {
+        return turn.within(Reason::WalGone, limit - waited);
+    }
+    turn.act(Action::Stop(StopMode::Fast))
+        .routine(Reason::WalGoneCopying)
+}
+
+/// Whether it was stopped because only a copy helps.
+fn needs_copy(turn: &Turn<'_>) -> bool {
+    let limit = turn.seen.settings().ttl * 3;
+    let Some((since, _)) = turn.decision.memory.wal_gone_since else {
+        return false;
+    };
+    let finished = turn.seen.job.finished.as_ref();
+    let is_copied = finished.is_some_and(|job| {
+        job.kind == JobKind::Clone && job.error.is_none() && job.at >= since + limit
+    });
+    turn.seen.now.since(since) >= limit && !is_copied
+}
+
 /// Whom it replicates from, for people.
 fn whom(seen: &Observation, topology: &Topology, upstream: &Upstream) -> Detail {
     if let Some(other) = upstream::name_taken_by(seen, topology) {
@@ -249,6 +291,10 @@ fn start(turn: Turn<'_>, topology: &Topology, stopped: &Stopped) -> Decision {
     if stopped.is_half_rewound {
         return copy_anew(turn, topology, leader, true);
     }
+    if needs_copy(&turn) && !stopped.was_primary {
+        return copy_anew(turn, topology, leader, false);
+    }
+    let turn = turn.remember(|memory| memory.wal_gone_since = None);
     match ancestry(topology, stopped, timeline) {
         Ancestry::Unknown => turn.routine(Reason::WaitingForHistory),
         Ancestry::Ancestor => {

@@ -47,6 +47,8 @@ pub struct Memory {
     pub told: Told,
     /// Since when a PostgreSQL that was killed does not die.
     pub kill_hangs_since: Option<Moment>,
+    /// Since when the upstream lacks the WAL that this replica needs, and from where on.
+    pub wal_gone_since: Option<(Moment, Lsn)>,
     /// When a change of leader was asked for because a volume is nearly full.
     pub asked_for_room: Option<Moment>,
     /// A restart was asked for and is not over.

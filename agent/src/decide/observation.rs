@@ -43,8 +43,21 @@ pub struct Observation {
     pub is_shutting_down: bool,
     /// The data here was made for a new cluster whose identity was never recorded: nobody's yet.
     pub is_bootstrap_unfinished: bool,
+    /// When the switchover that the DCS shows is to happen, where it is scheduled.
+    pub scheduled: Option<Due>,
     /// Drawn anew for every look, for choices among equals.
     pub chance: u32,
+}
+
+/// A time of the wall clock as seen from now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Due {
+    /// It comes.
+    In(Duration),
+    /// It has come.
+    Ago(Duration),
+    /// It cannot be read.
+    Unreadable,
 }
 
 /// What does not change while the agent runs.
@@ -220,6 +233,8 @@ pub struct Running {
     pub major: u32,
     /// Whom consumers of `failover` slots wait for.
     pub synchronized: SynchronizedSlots,
+    /// The upstream has removed the WAL that this replica needs next, as it said when it was asked last.
+    pub is_wal_gone: bool,
     /// Promotion was signalled to this very postmaster: it will accept writes by itself, and only a stop
     /// of the instance takes that back.
     pub is_promoting: bool,

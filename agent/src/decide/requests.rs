@@ -9,12 +9,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use trunkline_shared::cluster::member::SwitchoverReady;
-use trunkline_shared::cluster::topology::{SwitchoverRecord, SwitchoverStage};
+use trunkline_shared::cluster::topology::{FailoverRequest, SwitchoverRecord, SwitchoverStage};
 use trunkline_shared::cluster::{Lsn, MemberName, Moment, Topology};
 
 use super::candidate::{self, Succession};
 use super::decision::{Action, Decision, Detail, Reason, StopMode};
-use super::observation::{Held, LeaseView, Observation, Stopped};
+use super::observation::{Due, Held, LeaseView, Observation, Stopped};
 use super::{PROMOTE_NEEDS, RETRY_PAUSE, Turn, holding_lease};
 
 /// How long the stopped leader waits for the candidate to confirm before it goes on as leader. Within the
@@ -44,9 +44,6 @@ pub(super) fn as_leader<'a>(
     let Some(request) = &topology.failover else {
         return clear_leftover(turn, topology);
     };
-    if request.scheduled_at.is_some() {
-        return ControlFlow::Continue(turn);
-    }
     let drop = Action::DropFailoverRequest {
         revision: request.revision,
     };
@@ -59,12 +56,41 @@ pub(super) fn as_leader<'a>(
         // The change has brought this member here, or it was asked for where it leads already.
         return ControlFlow::Break(turn.act(drop).now(Reason::Leading));
     }
+    let is_begun = own_switchover(turn.seen, topology).is_some_and(|record| record.id == id);
+    match waits_for(turn.seen, request, is_begun) {
+        None => {}
+        Some(Ok(left)) => return ControlFlow::Continue(turn.soon(left)),
+        Some(Err(why)) => {
+            let turn = turn.detail(Detail::Text(why.into())).act(drop);
+            return ControlFlow::Break(turn.now(Reason::SwitchoverRefused));
+        }
+    }
     if let Some(other) = request.leader.as_ref().filter(|leader| *leader != me) {
         let detail = Detail::Member(other.clone());
         return ControlFlow::Break(turn.detail(detail).act(drop).now(Reason::SwitchoverRefused));
     }
     let named = request.candidate.as_ref();
     ControlFlow::Break(hand_over(turn, topology, id, named, Some(drop)))
+}
+
+/// A scheduled change waits for its time; one that nobody could begin in time is dropped, as Patroni does: what
+/// was meant for the quiet hour must not happen in the busy one.
+fn waits_for(
+    seen: &Observation,
+    request: &FailoverRequest,
+    is_begun: bool,
+) -> Option<Result<Duration, String>> {
+    let at = request.scheduled_at.as_ref().filter(|_| !is_begun)?;
+    let limit = seen.settings().loop_wait * 3 / 2;
+    match seen.scheduled {
+        Some(Due::In(left)) => Some(left).filter(|left| !left.is_zero()).map(Ok),
+        Some(Due::Ago(late)) if late <= limit => None,
+        Some(Due::Ago(late)) => {
+            let late = late.as_secs();
+            Some(Err(format!("scheduled for {at}, {late} s late")))
+        }
+        Some(Due::Unreadable) | None => Some(Err(format!("\"{at}\" is no time that can be read"))),
+    }
 }
 
 /// A record that nobody's request stands behind any more is removed.

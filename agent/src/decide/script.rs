@@ -18,8 +18,8 @@ use trunkline_shared::cluster::{
 use super::callbacks::Callback;
 use super::memory::Memory;
 use super::observation::{
-    BootstrapKind, CrashPolicy, DcsView, FenceView, HealthView, Held, JobView, LeaseView, Local,
-    LocalRequest, Me, NoRace, Observation, Peers, WatchdogView,
+    BootstrapKind, CrashPolicy, DcsView, Due, FenceView, HealthView, Held, JobView, LeaseView,
+    Local, LocalRequest, Me, NoRace, Observation, Peers, WatchdogView,
 };
 use instance::{job, local, memory, peers};
 use names::{ROLES, STATES, role_word, state_word};
@@ -135,6 +135,7 @@ impl Default for Scene {
                 no_race: NoRace::default(),
                 is_shutting_down: false,
                 is_bootstrap_unfinished: false,
+                scheduled: None,
                 chance: 0,
             },
             memory: Memory::default(),
@@ -192,7 +193,7 @@ impl Scene {
                     _ => None,
                 }
             }
-            "fence" | "health" => self.host(line.name, &words)?,
+            "fence" | "health" | "scheduled" => self.host(line.name, &words)?,
             "memory" => self.memory = memory(&words, self.seen.now)?,
             "shutdown" => self.seen.is_shutting_down = true,
             "bootstrap" => self.seen.is_bootstrap_unfinished = words.has("unfinished"),
@@ -247,12 +248,18 @@ impl Scene {
                     },
                 };
             }
-            _ => {
+            "health" => {
                 let waits = words.seconds("write_waits")?;
                 self.seen.health = HealthView {
                     writes_since: waits.map(|waits| self.seen.now.before(waits)),
                     is_nearly_full: words.has("nearly_full"),
                 };
+            }
+            _ => {
+                let (left, late) = (words.seconds("in")?, words.seconds("ago")?);
+                let readable = left.map(Due::In).or(late.map(Due::Ago));
+                let unreadable = words.has("unreadable").then_some(Due::Unreadable);
+                self.seen.scheduled = readable.or(unreadable);
             }
         }
         Ok(())

@@ -8,8 +8,8 @@ use secrecy::ExposeSecret;
 use trunkline_shared::cluster::SystemId;
 
 use super::directory::{
-    UNFINISHED, check_space, complete_and_swap, empty, making_marker, place_for_copy, remove_tree,
-    set_failed_aside, tree_bytes,
+    UNFINISHED, check_space, complete_and_swap, empty, empty_tablespaces, making_marker,
+    place_for_basebackup, place_for_copy, remove_tree, set_failed_aside, tablespaces, tree_bytes,
 };
 use super::dynamic_config;
 use super::files::{remove_file, sync_directory, write_file, write_pgpass};
@@ -23,6 +23,9 @@ const INITDB_LIMIT: Duration = Duration::from_secs(600);
 
 /// Longest base backup: a week. It is ended earlier by dropping the call.
 const BASEBACKUP_LIMIT: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// Longest question to a source before anything is removed for its copy.
+const IDENTIFY_LIMIT: Duration = Duration::from_secs(10);
 
 /// Longest of the statements that make the roles.
 const ROLES_LIMIT: Duration = Duration::from_secs(30);
@@ -194,11 +197,18 @@ impl Postgres {
     ) -> Result<(), PostgresError> {
         let config = self.config();
         self.must_be_stopped()?;
-        let place = place_for_copy(&config)?;
+        let place = place_for_basebackup(&config)?;
         let old = config.data_dir.clone();
         let bytes = tokio::task::spawn_blocking(move || tree_bytes(&old)).await;
         check_space(&config, bytes.unwrap_or(0))?;
         write_pgpass(&config)?;
+        if !tablespaces(&config.data_dir).is_empty() {
+            // Nothing is removed for a copy that cannot begin.
+            self.identify(source, expected).await?;
+            let config = config.clone();
+            let emptying = tokio::task::spawn_blocking(move || empty_tablespaces(&config));
+            emptying.await.unwrap_or(Ok(()))?;
+        }
         let tool = Tool {
             passfile: Some(&config.pgpass),
             ..self.tool(
@@ -213,6 +223,57 @@ impl Postgres {
             Err(error) => Err(error),
         };
         self.put_in_place(&place, result)
+    }
+
+    /// Asks the source, as the base backup will, for the identity of its data.
+    async fn identify(
+        &self,
+        source: &Upstream,
+        expected: Option<SystemId>,
+    ) -> Result<(), PostgresError> {
+        let config = self.config();
+        let port = source.port.to_string();
+        let mut fields = vec![
+            ("host", source.host.as_str()),
+            ("port", port.as_str()),
+            ("user", config.replication.username.as_str()),
+            ("replication", "true"),
+        ];
+        fields.extend(config.replication.connection_fields());
+        let mut arguments = ["-X", "-A", "-t", "-q", "-w", "-d"]
+            .map(str::to_owned)
+            .to_vec();
+        arguments.extend([
+            conninfo(&fields),
+            "-c".to_owned(),
+            "IDENTIFY_SYSTEM".to_owned(),
+        ]);
+        let tool = Tool {
+            passfile: Some(&config.pgpass),
+            ..self.tool(
+                "psql",
+                arguments,
+                IDENTIFY_LIMIT,
+                "the question to the source",
+            )
+        };
+        let answer = tool.run().await?.stdout;
+        let found = answer
+            .split('|')
+            .next()
+            .and_then(|id| id.trim().parse().ok());
+        let found = found.map(SystemId).ok_or(PostgresError::Unreadable {
+            what: "what the source says of itself",
+            text: answer.clone(),
+        })?;
+        match expected {
+            Some(expected) if expected != found => Err(PostgresError::ForeignSystem {
+                source_address: format!("{}:{}", source.host, source.port),
+                found,
+                expected,
+            }),
+            Some(_) | None => Ok(()),
+        }
     }
 
     async fn check_system(

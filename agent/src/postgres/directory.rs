@@ -112,9 +112,21 @@ pub fn finish_interrupted(config: &PostgresConfig) -> Result<DirectoryState, Pos
     }
 }
 
-/// Where a copy or a fresh cluster is to be made: beside, if it can be swapped in; in place, if the place
-/// is empty and cannot be renamed (a mount point).
+/// Where a copy or a fresh cluster is to be made by a program that leaves tablespaces alone: not over data that has
+/// some.
 pub(crate) fn place_for_copy(config: &PostgresConfig) -> Result<PathBuf, PostgresError> {
+    match tablespaces(&config.data_dir).first() {
+        None => place_for_basebackup(config),
+        Some(_) => Err(PostgresError::CannotSwap {
+            path: config.data_dir.clone(),
+            why: "it has tablespaces outside, and only basebackup replaces those".to_owned(),
+        }),
+    }
+}
+
+/// The same for a base backup: beside, if it can be swapped in; in place, if the place is empty and cannot be renamed
+/// (a mount point).
+pub(crate) fn place_for_basebackup(config: &PostgresConfig) -> Result<PathBuf, PostgresError> {
     match why_not_swappable(config) {
         None => {
             remove_tree(&config.beside(NEW))?;
@@ -191,9 +203,39 @@ fn why_not_swappable(config: &PostgresConfig) -> Option<String> {
     if rustix::fs::access(parent, rustix::fs::Access::WRITE_OK).is_err() {
         return Some(format!("{} is not writable", parent.display()));
     }
-    let has_tablespaces = fs::read_dir(config.data_dir.join("pg_tblspc"))
-        .is_ok_and(|mut links| links.next().is_some());
-    has_tablespaces.then(|| "it has tablespaces outside".to_owned())
+    None
+}
+
+/// Where the tablespaces of a directory lie: the targets of its links.
+pub(crate) fn tablespaces(data_dir: &Path) -> Vec<PathBuf> {
+    let links = fs::read_dir(data_dir.join("pg_tblspc"));
+    let links = links.into_iter().flatten().flatten();
+    links
+        .filter_map(|link| fs::canonicalize(fs::read_link(link.path()).ok()?).ok())
+        .filter(|target| !target.starts_with(data_dir))
+        .collect()
+}
+
+/// Removes what this major version keeps in the tablespaces of the data directory, since a base backup wants to
+/// find them empty. What is left in the directory must not be started from the first on: it is marked as half
+/// rewound, which only a copy mends.
+pub(crate) fn empty_tablespaces(config: &PostgresConfig) -> Result<(), PostgresError> {
+    let targets = tablespaces(&config.data_dir);
+    let major = directory_major(&config.data_dir).filter(|_| !targets.is_empty());
+    let Some(major) = major else {
+        return Ok(());
+    };
+    write_file(&config.beside(REWINDING), "")?;
+    sync_parent(config)?;
+    let own = format!("PG_{major}_");
+    for target in targets {
+        for entry in fs::read_dir(&target).into_iter().flatten().flatten() {
+            if entry.file_name().to_string_lossy().starts_with(&own) {
+                remove_tree(&entry.path())?;
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Declares the copy whole and swaps it in. The copy's files must be on disk already.

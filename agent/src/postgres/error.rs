@@ -156,7 +156,7 @@ pub enum PostgresError {
     CannotSwap {
         /// The data directory.
         path: PathBuf,
-        /// A mount point, tablespaces outside, or a parent without write permission.
+        /// A mount point, tablespaces that another program than pg_basebackup is to replace, or a parent without write permission.
         why: String,
     },
     /// None of `create_replica_methods` made a replica.

@@ -385,6 +385,7 @@ impl World {
             health: self.health_view(node),
             is_shutting_down,
             is_bootstrap_unfinished: this.postgres.data.as_ref().is_some_and(|d| d.is_unfinished),
+            scheduled: self.scheduled_for(node),
             // Of its own, so that it draws nothing from the seed's numbers.
             chance: this.agent.turn,
         })

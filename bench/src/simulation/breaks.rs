@@ -6,12 +6,13 @@ use std::time::Duration;
 
 use trunkline_agent::decide::decision::{StartAs, StopMode, Upstream};
 use trunkline_agent::decide::observation::{
-    DcsView, HealthView, LeaseView, Local, NoRace, Observation, RunningRole, SynchronizedSlots,
+    DcsView, LeaseView, Local, NoRace, Observation, RunningRole, SynchronizedSlots,
 };
 use trunkline_agent::decide::{Action, Decision, Reason, Situation};
 use trunkline_shared::cluster::topology::ClaimedTimeline;
 use trunkline_shared::cluster::{ClusterSettings, MemberName, Moment};
 
+use super::invariants::Invariant;
 use super::slots::all_at_the_leaders;
 use super::standby::unread;
 use super::synchronous::broken;
@@ -64,6 +65,10 @@ pub enum Break {
     OpenAtOnce,
     /// A leader goes on without the DCS although one of the listed members did not consent.
     FailsafeOneLess,
+    /// That the upstream has removed what a replica needs is not read.
+    WalGoneUnseen,
+    /// A switchover for later is carried out at once.
+    ScheduleUnread,
     /// What the host says of its disks is not heard.
     IllDiskUnseen,
     /// Nobody keeps the promise not to run, and what peers say of being primary is not heard.
@@ -80,7 +85,7 @@ pub enum Break {
 
 impl Break {
     /// Every one, with its word.
-    pub const ALL: [(Break, &'static str); 28] = [
+    pub const ALL: [(Break, &'static str); 30] = [
         (Break::PingedToTheEnd, "pinged-to-the-end"),
         (Break::NoFence, "no-fence"),
         (Break::DeadlineFromAnswer, "deadline-from-answer"),
@@ -106,6 +111,8 @@ impl Break {
         (Break::StandbyUnread, "standby-unread"),
         (Break::OpenAtOnce, "open-at-once"),
         (Break::FailsafeOneLess, "failsafe-one-less"),
+        (Break::WalGoneUnseen, "wal-gone-unseen"),
+        (Break::ScheduleUnread, "schedule-unread"),
         (Break::IllDiskUnseen, "ill-disk-unseen"),
         (Break::NoRaceIgnored, "no-race-until-ignored"),
         (Break::LogicalSlotsUnread, "logical-slots-unread"),
@@ -176,7 +183,9 @@ impl Break {
             Break::PromoteOutsideSync => broken::in_the_race(seen, |topology| topology.sync = None),
             Break::CheckpointerUnwatched => broken::believe_all_were_told(seen),
             Break::NoRaceIgnored => seen.no_race = NoRace::default(),
-            Break::IllDiskUnseen => seen.health = HealthView::default(),
+            Break::IllDiskUnseen | Break::WalGoneUnseen | Break::ScheduleUnread => {
+                self.leave_unread(seen);
+            }
             Break::NoFence
             | Break::PingedToTheEnd
             | Break::SlotsFromLeader
@@ -253,6 +262,8 @@ impl Break {
             | Break::CheckpointerUnwatched
             | Break::StandbyUnread
             | Break::FailsafeOneLess
+            | Break::WalGoneUnseen
+            | Break::ScheduleUnread
             | Break::IllDiskUnseen
             | Break::NoRaceIgnored
             | Break::LogicalSlotsUnread
@@ -261,6 +272,58 @@ impl Break {
             | Break::ConfigForgotten
             | Break::LagLimitIgnored => {}
         }
+    }
+}
+
+/// Which invariant is to notice that a rule is broken.
+pub fn noticed_by(rule: Break) -> &'static [Invariant] {
+    match rule {
+        Break::NoFence => &[
+            Invariant::FenceKillsByTheDeadline,
+            Invariant::AtMostOneWritablePrimary,
+        ],
+        Break::DeadlineFromAnswer => &[Invariant::DeadlineWithinTheLease],
+        Break::NoPeerCheck => &[Invariant::NoPromotionBesideAReachablePrimary],
+        Break::ReleaseAlive => &[Invariant::ReleasedMeansDead],
+        Break::StaleEpochRouter => &[Invariant::RouterNeverSendsWritesToAnOldEpoch],
+        Break::PromoteUnlocked => &[
+            Invariant::PromotesOnlyWithALiveLease,
+            Invariant::FenceKillsByTheDeadline,
+        ],
+        Break::LagLimitIgnored => &[Invariant::LossWithinLimit],
+        Break::UpstreamDropped => &[Invariant::UpstreamKeptUntilNewLeader],
+        // Which of them depends on whether the first world in which it matters replicates synchronously.
+        Break::ClaimIgnored => &[
+            Invariant::NoDataDestroyed,
+            Invariant::LossWithinLimit,
+            Invariant::NoAcknowledgedCommitLost,
+        ],
+        Break::FenceLeftDead => &[Invariant::FenceKillsByTheDeadline],
+        Break::PauseIgnored => &[Invariant::PauseMeansPause],
+        Break::PingedToTheEnd => &[
+            Invariant::FenceKillsByTheDeadline,
+            Invariant::AtMostOneWritablePrimary,
+        ],
+        Break::SlotsFromLeader => &[Invariant::ASlotNeverPassesItsPrimary],
+        Break::PermanentSlotsUnread => &[Invariant::NoPermanentSlotDropped],
+        Break::SyncRecordBeforeGuc
+        | Break::GucBeforeRecordOnRemoval
+        | Break::VotesShortByOne
+        | Break::PromoteOutsideSync
+        | Break::CheckpointerUnwatched => &[Invariant::NoAcknowledgedCommitLost],
+        Break::WalGoneUnseen => &[Invariant::EveryoneConverges],
+        Break::ScheduleUnread => &[Invariant::NothingBeforeItsTime],
+        Break::IllDiskUnseen => &[Invariant::AnIllDiskIsLeft],
+        Break::StandbyUnread | Break::ConfigForgotten => &[Invariant::AStandbyClusterNeverWrites],
+        Break::OpenAtOnce => &[Invariant::UnconfirmedStaysHidden],
+        Break::FailsafeOneLess | Break::NoRaceIgnored => &[
+            Invariant::AtMostOneWritablePrimary,
+            Invariant::NoPromotionBesideAReachablePrimary,
+        ],
+        Break::LogicalSlotsUnread | Break::FormerSlotsKept => {
+            &[Invariant::LogicalSlotsAreEverywhere]
+        }
+        Break::ConsumersUnheld => &[Invariant::ConsumersWaitForStandbys],
     }
 }
 

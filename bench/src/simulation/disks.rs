@@ -13,17 +13,21 @@ use super::world::World;
 pub(super) const LEFT_WITHIN: Time = 14 * SECOND;
 
 impl World {
-    pub(super) fn disk_is_ill(&mut self, fault: Fault, until: Time) {
+    pub(super) fn host_is_ill(&mut self, fault: Fault, until: Time) -> bool {
+        if fault.kind == FaultKind::WalRemoved {
+            return self.remove_wal(fault.other);
+        }
         let now = self.now;
         let troubles = &mut self.node_mut(fault.node).troubles;
         if fault.kind == FaultKind::DiskFills {
             troubles.disk_is_full = until.max(troubles.disk_is_full);
-            return;
+            return true;
         }
         if troubles.disk_hangs <= now {
             troubles.disk_hung_at = now;
         }
         troubles.disk_hangs = until.max(troubles.disk_hangs);
+        true
     }
 
     /// What the agent's write probe finds.

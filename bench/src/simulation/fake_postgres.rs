@@ -266,6 +266,8 @@ pub(super) struct Postgres {
     pub(super) starts_closed: bool,
     /// The WAL receiver streams.
     pub(super) is_streaming: bool,
+    /// Its upstream has removed the WAL that it needs next.
+    pub(super) is_wal_gone: bool,
     pub(super) heard_at: Time,
     /// How often the server was started; and which start of its upstream the receiver is connected to.
     pub(super) starts: u32,
@@ -297,6 +299,7 @@ impl Postgres {
             starts_as_primary: false,
             starts_closed: false,
             is_streaming: false,
+            is_wal_gone: false,
             heard_at: 0,
             starts: 0,
             sender: 0,
@@ -361,6 +364,7 @@ impl Postgres {
                 system_id,
                 timeline: branches.timeline(data.branch),
                 role,
+                is_wal_gone: self.is_wal_gone && !self.is_streaming,
                 is_promoting: self.phase == (Phase::Replica { promotes: true }),
                 slots: self.slots.clone(),
                 has_pending_restart: false,

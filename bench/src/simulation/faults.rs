@@ -48,15 +48,6 @@ impl World {
     }
 
     /// Begins a fault; whether it could.
-    fn kill_fence(&mut self, node: NodeId) {
-        self.watchdog_is_left(node);
-        let fence = &mut self.node_mut(node).fence;
-        fence.is_alive = false;
-        fence.number += 1;
-        fence.is_starting = false;
-        self.look_at_fence(node, FENCE_END_SEEN);
-    }
-
     fn begin_fault(&mut self, fault: Fault) -> bool {
         let node = fault.node;
         let now = self.now;
@@ -112,13 +103,16 @@ impl World {
             FaultKind::RewindFails => longer(&mut self.node_mut(node).troubles.rewind_fails),
             FaultKind::StartFails => longer(&mut self.node_mut(node).troubles.start_fails),
             FaultKind::InitdbFails => longer(&mut self.node_mut(node).troubles.initdb_fails),
-            FaultKind::DiskHangs | FaultKind::DiskFills => self.disk_is_ill(fault, until),
+            FaultKind::DiskHangs | FaultKind::DiskFills | FaultKind::WalRemoved => {
+                return self.host_is_ill(fault, until);
+            }
             FaultKind::OperatorSwitchover
             | FaultKind::OperatorSwitchoverNamed
             | FaultKind::OperatorFailover
             | FaultKind::OperatorRestart
             | FaultKind::OperatorReinitialize
             | FaultKind::OperatorPauses
+            | FaultKind::OperatorSchedules
             | FaultKind::OperatorDemotes
             | FaultKind::AgentToldToEnd => return self.operate(fault),
             FaultKind::ConfigDeleted => return self.delete_config(),
@@ -186,6 +180,8 @@ impl World {
             | FaultKind::CloneFails
             | FaultKind::RewindFails
             | FaultKind::StartFails
+            | FaultKind::WalRemoved
+            | FaultKind::OperatorSchedules
             | FaultKind::InitdbFails
             | FaultKind::OperatorSwitchover
             | FaultKind::OperatorSwitchoverNamed
@@ -194,6 +190,15 @@ impl World {
             | FaultKind::OperatorReinitialize => {}
         }
         true
+    }
+
+    fn kill_fence(&mut self, node: NodeId) {
+        self.watchdog_is_left(node);
+        let fence = &mut self.node_mut(node).fence;
+        fence.is_alive = false;
+        fence.number += 1;
+        fence.is_starting = false;
+        self.look_at_fence(node, FENCE_END_SEEN);
     }
 
     fn freeze_fence(&mut self, node: NodeId, until: Time) {
@@ -365,6 +370,8 @@ impl World {
             | FaultKind::InitdbFails
             | FaultKind::DiskHangs
             | FaultKind::DiskFills
+            | FaultKind::WalRemoved
+            | FaultKind::OperatorSchedules
             | FaultKind::OperatorSwitchover
             | FaultKind::OperatorSwitchoverNamed
             | FaultKind::OperatorFailover
@@ -402,6 +409,7 @@ impl World {
                 };
                 self.request(node, LocalRequest::Reinitialize)
             }
+            FaultKind::OperatorSchedules => self.schedule(leader, fault.lasts),
             FaultKind::OperatorPauses => self.set_pause(true),
             FaultKind::OperatorDemotes => self.set_standby(true),
             FaultKind::AgentToldToEnd => {
@@ -439,6 +447,7 @@ impl World {
             | FaultKind::InitdbFails
             | FaultKind::DiskHangs
             | FaultKind::DiskFills
+            | FaultKind::WalRemoved
             | FaultKind::NodeCutFromDcs
             | FaultKind::NodeCutFromNode
             | FaultKind::NodeIsolated
@@ -468,7 +477,7 @@ impl World {
         true
     }
 
-    fn write_by_operator(&mut self, key: FactKey, fact: Fact) {
+    pub(super) fn write_by_operator(&mut self, key: FactKey, fact: Fact) {
         self.write_freely(Write::Put(key, fact, 0));
     }
 

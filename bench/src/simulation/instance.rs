@@ -335,6 +335,7 @@ impl World {
         let branch = self.branches.fork(parent, end, timeline);
         let postgres = &mut self.node_mut(node).postgres;
         postgres.phase = Phase::Primary;
+        postgres.is_wal_gone = false;
         if let Some(data) = &mut postgres.data {
             data.branch = branch;
             data.end = end + CHECKPOINT_BYTES;

@@ -10,7 +10,6 @@ use trunkline_agent::decide::{Action, Decision, PROMOTE_NEEDS};
 use trunkline_agent::lease::state::margin;
 use trunkline_shared::cluster::{LeaderEpoch, MemberRole, MemberState, Topology};
 
-use super::breaks::Break;
 use super::event::{Event, MS, NodeId, SECOND, Time};
 use super::fake_postgres::{Data, Phase};
 use super::routers::Lane;
@@ -66,6 +65,8 @@ pub enum Invariant {
     PauseMeansPause,
     /// No agent turns without end.
     TurnsAreBounded,
+    /// No switchover begins before the time that it is scheduled for, or long after.
+    NothingBeforeItsTime,
     /// Nobody leads for long whose disk hangs or is nearly full, if another can.
     AnIllDiskIsLeft,
     /// Once calm, somebody leads and writes are possible.
@@ -305,6 +306,7 @@ impl World {
             );
         }
         self.check_pause(node, decision);
+        self.check_schedule(node, decision);
         let agent = &self.node(node).agent;
         let takes = decision.actions.iter().any(|action| {
             matches!(
@@ -543,55 +545,5 @@ impl World {
             }
         }
         Ok(id)
-    }
-}
-
-/// Which invariant is to notice that a rule is broken.
-pub fn noticed_by(rule: Break) -> &'static [Invariant] {
-    match rule {
-        Break::NoFence => &[
-            Invariant::FenceKillsByTheDeadline,
-            Invariant::AtMostOneWritablePrimary,
-        ],
-        Break::DeadlineFromAnswer => &[Invariant::DeadlineWithinTheLease],
-        Break::NoPeerCheck => &[Invariant::NoPromotionBesideAReachablePrimary],
-        Break::ReleaseAlive => &[Invariant::ReleasedMeansDead],
-        Break::StaleEpochRouter => &[Invariant::RouterNeverSendsWritesToAnOldEpoch],
-        Break::PromoteUnlocked => &[
-            Invariant::PromotesOnlyWithALiveLease,
-            Invariant::FenceKillsByTheDeadline,
-        ],
-        Break::LagLimitIgnored => &[Invariant::LossWithinLimit],
-        Break::UpstreamDropped => &[Invariant::UpstreamKeptUntilNewLeader],
-        // Which of them depends on whether the first world in which it matters replicates synchronously.
-        Break::ClaimIgnored => &[
-            Invariant::NoDataDestroyed,
-            Invariant::LossWithinLimit,
-            Invariant::NoAcknowledgedCommitLost,
-        ],
-        Break::FenceLeftDead => &[Invariant::FenceKillsByTheDeadline],
-        Break::PauseIgnored => &[Invariant::PauseMeansPause],
-        Break::PingedToTheEnd => &[
-            Invariant::FenceKillsByTheDeadline,
-            Invariant::AtMostOneWritablePrimary,
-        ],
-        Break::SlotsFromLeader => &[Invariant::ASlotNeverPassesItsPrimary],
-        Break::PermanentSlotsUnread => &[Invariant::NoPermanentSlotDropped],
-        Break::SyncRecordBeforeGuc
-        | Break::GucBeforeRecordOnRemoval
-        | Break::VotesShortByOne
-        | Break::PromoteOutsideSync
-        | Break::CheckpointerUnwatched => &[Invariant::NoAcknowledgedCommitLost],
-        Break::IllDiskUnseen => &[Invariant::AnIllDiskIsLeft],
-        Break::StandbyUnread | Break::ConfigForgotten => &[Invariant::AStandbyClusterNeverWrites],
-        Break::OpenAtOnce => &[Invariant::UnconfirmedStaysHidden],
-        Break::FailsafeOneLess | Break::NoRaceIgnored => &[
-            Invariant::AtMostOneWritablePrimary,
-            Invariant::NoPromotionBesideAReachablePrimary,
-        ],
-        Break::LogicalSlotsUnread | Break::FormerSlotsKept => {
-            &[Invariant::LogicalSlotsAreEverywhere]
-        }
-        Break::ConsumersUnheld => &[Invariant::ConsumersWaitForStandbys],
     }
 }

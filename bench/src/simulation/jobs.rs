@@ -233,6 +233,7 @@ impl World {
             ..source
         });
         postgres.slots = Arc::default();
+        postgres.is_wal_gone = false;
         true
     }
 
@@ -264,6 +265,7 @@ impl World {
         let postgres = &mut self.node_mut(node).postgres;
         // A rewind empties them: they may stand beyond where it leads.
         postgres.slots = Arc::default();
+        postgres.is_wal_gone = false;
         postgres.data = Some(Data {
             branch: source.branch,
             end: at,

@@ -71,6 +71,8 @@ fault_kinds! {
     DiskHangs "disk_hangs"
     DiskFills "disk_fills"
     ConfigDeleted "config_deleted"
+    WalRemoved "wal_removed"
+    OperatorSchedules "operator_schedules"
 }
 
 impl FaultKind {
@@ -82,6 +84,8 @@ impl FaultKind {
                 | FaultKind::DiskHangs
                 | FaultKind::DiskFills
                 | FaultKind::ConfigDeleted
+                | FaultKind::WalRemoved
+                | FaultKind::OperatorSchedules
         )
     }
 }
@@ -258,6 +262,7 @@ impl Plan {
         self.draw_disk(rng);
         let config = super::lost_config::draw(rng, &self.faults, self.ends);
         self.faults.extend(config);
+        self.draw_late(rng);
         self.faults.sort_by_key(|fault| fault.at);
     }
 
@@ -308,6 +313,26 @@ impl Plan {
             node: 0,
             other: 1,
             hits_leader: true,
+        });
+    }
+}
+
+impl Plan {
+    /// In a few worlds a replica's WAL is removed by its leader, or an operator schedules a switchover.
+    fn draw_late(&mut self, rng: &Rng) {
+        let mut own = Rng::with_seed(rng.clone().u64(..) ^ 0x1a7e);
+        let kind = match own.u8(..20) {
+            0 => FaultKind::WalRemoved,
+            1 | 2 => FaultKind::OperatorSchedules,
+            _ => return,
+        };
+        self.faults.push(Fault {
+            at: own.u64(8 * SECOND..12 * SECOND),
+            lasts: own.u64(SECOND..15 * SECOND),
+            kind,
+            node: own.u8(..self.members),
+            other: own.u8(..self.members),
+            hits_leader: false,
         });
     }
 }

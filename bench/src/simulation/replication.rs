@@ -84,7 +84,8 @@ impl World {
             return;
         };
         let there = self.node(up);
-        let is_open = there.is_powered
+        let is_open = !self.node(node).postgres.is_wal_gone
+            && there.is_powered
             && there.frozen_until <= now
             && there.postgres.hung_until <= now
             && there.postgres.phase == Phase::Primary

@@ -83,6 +83,8 @@ reasons! {
     NotEligible "not_eligible" "This member's tags forbid it to lead."
     TooFarBehind "too_far_behind" "This member would lose more than maximum_lag_on_failover. trunkline failover overrides this limit."
     BehindNewestTimeline "behind_newest_timeline" "check_timeline is on and this member has not reached the newest timeline of the cluster: it does not run. trunkline failover overrides this."
+    WalGone "wal_gone" "The upstream has removed the WAL that this replica needs next; restore_command may still have it. After three ttl the data is copied anew."
+    WalGoneCopying "wal_gone_copying" "The WAL that this replica needs is gone from its upstream and from the archive: PostgreSQL stops to be copied anew."
     WriteHangs "write_hangs" "A write to the disk of PostgreSQL has not come back: after a ttl another member takes over, if one can. Look at the host's storage."
     HandingOverForHang "handing_over_for_hang" "A write to the disk has not come back for a ttl and another member can take over: PostgreSQL is stopped by force."
     KillHangs "kill_hangs" "PostgreSQL was killed and its processes do not end: the lease is renewed no more, so that another member takes over. Look at the host's storage."

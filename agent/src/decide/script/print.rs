@@ -11,7 +11,7 @@ use super::{failsafe, slots, synchronous};
 use crate::decide::callbacks::Told;
 use crate::decide::memory::Memory;
 use crate::decide::observation::{
-    BootstrapKind, CrashPolicy, DcsView, JobView, LeaseView, Local, LocalRequest, Observation,
+    BootstrapKind, CrashPolicy, DcsView, Due, JobView, LeaseView, Local, LocalRequest, Observation,
     PeerAnswer, Peers, Running, RunningRole, WatchdogView,
 };
 
@@ -96,6 +96,12 @@ fn print_host(out: &mut String, seen: &Observation) {
     option(out, "write_waits", waits.map(seconds));
     flag(out, seen.health.is_nearly_full, "nearly_full");
     out.push('\n');
+    let _ = match seen.scheduled {
+        None => Ok(()),
+        Some(Due::In(left)) => writeln!(out, "scheduled in={}", seconds(left)),
+        Some(Due::Ago(late)) => writeln!(out, "scheduled ago={}", seconds(late)),
+        Some(Due::Unreadable) => writeln!(out, "scheduled unreadable"),
+    };
 }
 
 fn flag(out: &mut String, is_set: bool, word: &str) {
@@ -373,6 +379,7 @@ fn print_running(out: &mut String, running: &Running) {
     );
     slots::print_synchronized(out, &running.synchronized);
     flag(out, running.has_pending_restart, "pending_restart");
+    flag(out, running.is_wal_gone, "wal_gone");
     flag(out, running.is_promoting, "promoting");
     synchronous::print_commits(out, &running.commits);
 }
@@ -440,6 +447,11 @@ fn print_moments(out: &mut String, memory: &Memory, now: Moment) {
     option(out, "status", memory.status_at.map(ago));
     option(out, "alone", memory.alone_since.map(ago));
     option(out, "foreign_led", memory.foreign_led_at.map(ago));
+    option(out, "asked_for_room", memory.asked_for_room.map(ago));
+    option(out, "kill_hangs", memory.kill_hangs_since.map(ago));
+    if let Some((at, from)) = memory.wal_gone_since {
+        let _ = write!(out, " wal_gone={} wal_gone_from={from}", ago(at));
+    }
 }
 
 fn print_memory(out: &mut String, memory: &Memory, now: Moment) {
@@ -483,8 +495,6 @@ fn print_memory(out: &mut String, memory: &Memory, now: Moment) {
         "bootstrap_failed",
         memory.bootstrap_failed.as_deref().map(quoted),
     );
-    option(out, "asked_for_room", memory.asked_for_room.map(ago));
-    option(out, "kill_hangs", memory.kill_hangs_since.map(ago));
     flag(out, memory.is_restarting, "restarting");
     let told = match memory.told {
         Told::Nothing => None,

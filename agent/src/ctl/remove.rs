@@ -1,0 +1,138 @@
+//! `remove`: deletes everything that the DCS holds of a cluster, after patronictl's three questions. No data and no
+//! server is touched; agents that still run register the cluster anew.
+
+use trunkline_shared::cluster::{ClusterName, MemberName};
+use trunkline_shared::dcs::keys::Keys;
+use trunkline_shared::dcs::{Dcs, DcsError, Operation, Txn};
+
+use super::arguments::Remove;
+use super::{CtlError, Session, list};
+
+/// What is to be typed.
+const AWARE: &str = "Yes I am aware";
+
+/// Keys deleted in one transaction; etcd takes 128 operations.
+const AT_ONCE: usize = 100;
+
+/// `trunkline remove`
+pub async fn remove(session: &Session, asked: &Remove) -> Result<(), CtlError> {
+    let topology = session.look().await?;
+    let table = list::render(&session.cluster, &topology, asked.format, false);
+    session.terminal.print(&table)?;
+    let leader = topology.leader.as_ref().map(|leader| &leader.member);
+    ask(&session.cluster, leader, |question| {
+        session.terminal.demand(question)
+    })?;
+    let deleted = delete_all(session.dcs.as_ref(), &session.keys).await?;
+    if deleted == 0 {
+        let why = format!("the DCS holds nothing of a cluster {}", session.cluster);
+        return Err(CtlError::Failed(why));
+    }
+    let cluster = &session.cluster;
+    let text = format!("Success: {deleted} keys of cluster {cluster} were deleted");
+    session.terminal.success(&text)
+}
+
+/// Only who types all of it means it.
+fn ask(
+    cluster: &ClusterName,
+    leader: Option<&MemberName>,
+    mut demand: impl FnMut(&str) -> Result<String, CtlError>,
+) -> Result<(), CtlError> {
+    let refuse = |why: String| Err(CtlError::Failed(format!("{why}: nothing was deleted")));
+    if demand("Please confirm the cluster name to remove")? != cluster.as_str() {
+        return refuse("the cluster names do not match".to_owned());
+    }
+    let question = format!(
+        "You are about to remove all information in DCS for {cluster}, please type: \"{AWARE}\""
+    );
+    if demand(&question)? != AWARE {
+        return refuse(format!("you did not exactly type \"{AWARE}\""));
+    }
+    let Some(leader) = leader else {
+        return Ok(());
+    };
+    let question = "This cluster currently is healthy. Please specify the leader name to continue";
+    if demand(question)? != leader.as_str() {
+        return refuse("you did not specify the current leader of the cluster".to_owned());
+    }
+    Ok(())
+}
+
+/// Deletes every key below the cluster's folder; how many there were.
+async fn delete_all(dcs: &dyn Dcs, keys: &Keys) -> Result<usize, DcsError> {
+    let found = dcs.read(keys.prefix()).await?.entries;
+    for some in found.chunks(AT_ONCE) {
+        let deletes = some
+            .iter()
+            .map(|entry| Operation::Delete(entry.key.clone()));
+        let txn = Txn {
+            then: deletes.collect(),
+            ..Txn::default()
+        };
+        dcs.commit(&txn).await?;
+    }
+    Ok(found.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use trunkline_shared::cluster::topology::FactKey;
+    use trunkline_shared::dcs::memory::MemoryDcs;
+
+    use super::*;
+
+    fn answered(leader: Option<&str>, answers: &[&str]) -> Result<(), String> {
+        let leader = leader.map(MemberName::new);
+        let mut answers = answers.iter();
+        let demand = |_: &str| {
+            answers
+                .next()
+                .map_or(Err(CtlError::Aborted), |a| Ok((*a).to_owned()))
+        };
+        ask(&ClusterName::new("demo"), leader.as_ref(), demand).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn nothing_is_removed_unless_name_awareness_and_leader_are_typed() {
+        assert_eq!(answered(Some("n1"), &["demo", AWARE, "n1"]), Ok(()));
+        assert_eq!(answered(None, &["demo", AWARE]), Ok(()));
+        for answers in [
+            &["demo2"][..],
+            &["demo", "yes I am aware"],
+            &["demo", AWARE, "n2"],
+            &["demo", AWARE],
+        ] {
+            let refused = answered(Some("n1"), answers).unwrap_err();
+            assert!(refused.contains("nothing was"), "{refused}");
+        }
+    }
+
+    #[tokio::test]
+    async fn the_keys_of_one_cluster_are_deleted_and_no_others() {
+        let dcs = MemoryDcs::new();
+        let keys = |name: &str| Keys::new("service", &ClusterName::new(name));
+        let put = |key: String| Operation::Put {
+            key,
+            value: b"{}".to_vec(),
+            lease: 0,
+        };
+        let (mine, other) = (keys("demo"), keys("demo2"));
+        let mut puts = vec![
+            put(mine.path(&FactKey::Settings)),
+            put(other.path(&FactKey::Settings)),
+        ];
+        for number in 0..120 {
+            let member = FactKey::Member(MemberName::new(&format!("n{number}")));
+            puts.push(put(mine.path(&member)));
+        }
+        let txn = Txn {
+            then: puts,
+            ..Txn::default()
+        };
+        dcs.commit(&txn).await.unwrap();
+        assert_eq!(delete_all(&dcs, &mine).await.unwrap(), 121);
+        assert_eq!(dcs.read(mine.prefix()).await.unwrap().entries, []);
+        assert_eq!(dcs.read(other.prefix()).await.unwrap().entries.len(), 1);
+    }
+}
