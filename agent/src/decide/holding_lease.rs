@@ -250,14 +250,33 @@ fn not_primary_for<'a>(turn: Turn<'a>, held: &Held) -> (Turn<'a>, Duration) {
     (turn, waited)
 }
 
+/// A replica must run before it can be promoted; after two ttl another member is to try.
+fn start_to_promote(turn: Turn<'_>, held: &Held) -> Decision {
+    let (turn, waited) = not_primary_for(turn, held);
+    if waited >= turn.seen.settings().ttl * 2 {
+        return give_up(turn, Reason::PromotionFailed, None);
+    }
+    turn.start_unless_just_failed(StartAs::Replica(None), Reason::WaitingToPromote)
+}
+
 /// Waits for the instance to be ready for promotion; after two ttl another member is to try.
 fn not_primary_yet(turn: Turn<'_>, held: &Held) -> Decision {
     let (turn, waited) = not_primary_for(turn, held);
     let limit = turn.seen.settings().ttl * 2;
-    if waited >= limit {
-        return give_up(turn, Reason::PromotionFailed, None);
+    if waited < limit {
+        return turn.within(Reason::WaitingToPromote, RETRY_PAUSE);
     }
-    turn.within(Reason::WaitingToPromote, RETRY_PAUSE)
+    match &turn.seen.local {
+        // One that does not answer may have been told to promote itself by the agent before.
+        Local::Starting { .. } | Local::Unresponsive { .. } => turn
+            .act(Action::Stop(StopMode::Immediate))
+            .now(Reason::PromotionFailed),
+        Local::Running(_)
+        | Local::Stopped(_)
+        | Local::Orphaned { .. }
+        | Local::Unknown(_)
+        | Local::Empty => give_up(turn, Reason::PromotionFailed, None),
+    }
 }
 
 /// A start as primary that takes longer than `primary_start_timeout` ends, and what follows counts as a
@@ -314,8 +333,7 @@ fn when_stopped(turn: Turn<'_>, held: &Held, topology: &Topology, stopped: &Stop
     };
     let is_being_made = topology.initialize == Initialize::Running;
     if !stopped.was_primary && !is_being_made {
-        return note_not_primary(turn, held)
-            .start_unless_just_failed(StartAs::Replica(None), Reason::WaitingToPromote);
+        return start_to_promote(turn, held);
     }
     if seen.now.until(held.deadline) <= PROMOTE_NEEDS {
         return turn.within(Reason::WaitingToPromote, RETRY_PAUSE);
