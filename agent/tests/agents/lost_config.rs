@@ -64,7 +64,12 @@ fn a_deleted_configuration_comes_back_from_beside_the_data() {
             let is_back = async || config(&dcs).await.filter(|text| *text == wanted);
             wait_for("the configuration", || agents.told(), is_back).await;
             assert_eq!(door.adopt(), Some(postmaster), "PostgreSQL was not touched");
-            assert!(agents.said(1).contains("the key config was gone"));
+            // The key is seen before its writer has said so.
+            let is_said = async || {
+                let told = agents.said(1).contains("the key config was gone");
+                told.then_some(())
+            };
+            wait_for("the warning", || agents.told(), is_said).await;
         },
     );
 }
