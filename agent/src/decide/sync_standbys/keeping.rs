@@ -171,22 +171,25 @@ pub(in crate::decide) fn keep<'a>(
 /// gives that up. Fewer voters with the same quorum can elect nobody whom more of them could not.
 fn without_leaving(view: &SyncView<'_>, topology: &Topology) -> Option<SyncStep> {
     let (voters, quorum) = view.own_record()?;
-    let is_leaving = |name: &MemberName| {
-        let member = topology.members.get(name);
-        member.is_some_and(|member| member.tags.nosync) && !view.is_streaming(name)
-    };
-    let stays = voters.iter().filter(|name| !is_leaving(name));
-    let stays: BTreeSet<MemberName> = stays.cloned().collect();
+    let stays = |name: &&MemberName| view.is_streaming(name) || !gives_up(topology, name);
+    let stays: BTreeSet<MemberName> = voters.iter().filter(stays).cloned().collect();
     (stays != voters).then(|| SyncStep::Write(stays, count(quorum)))
+}
+
+/// Whether a member's record says that it is not to be counted on.
+fn gives_up(topology: &Topology, name: &MemberName) -> bool {
+    let member = topology.members.get(name);
+    member.is_some_and(|member| member.tags.nosync)
 }
 
 /// The record of a standby cluster, which nobody's commits depend on, without the standbys that give their data up.
 pub(in crate::decide) fn released(topology: &Topology) -> Option<SyncState> {
     let sync = topology.sync.as_ref()?;
-    let stays = |name: &&MemberName| {
-        let member = topology.members.get(*name);
-        member.is_none_or(|m| !m.tags.nosync || m.is_streaming == Some(true))
+    let streams = |name: &MemberName| {
+        let member = topology.members.get(name);
+        member.is_some_and(|member| member.is_streaming == Some(true))
     };
+    let stays = |name: &&MemberName| streams(name) || !gives_up(topology, name);
     let standbys: Vec<MemberName> = sync.standbys.iter().filter(stays).cloned().collect();
     (standbys != sync.standbys).then(|| SyncState {
         standbys,
