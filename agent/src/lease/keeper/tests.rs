@@ -368,6 +368,10 @@ async fn an_armed_deadline_does_not_move_on_without_a_live_fence() {
     a.confirm(lease).await.unwrap();
     assert_eq!(held(&a).deadline, stands);
     assert_eq!(arming.deadline(), Some(stands));
+    // Nor does a key that is written again.
+    let _ = a.reassert().await;
+    assert_eq!(held(&a).deadline, stands);
+    assert_eq!(arming.deadline(), Some(stands));
 
     // A definite no needs no fence to be believed.
     let put = Operation::Put {

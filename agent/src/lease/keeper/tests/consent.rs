@@ -126,6 +126,7 @@ async fn a_leader_goes_on_by_the_consent_of_all_and_so_does_its_restarted_agent(
     });
     arming.arm(held(&a).deadline).unwrap();
     let before = held(&a);
+    let nobody: Arc<List> = Arc::default();
     dcs.is_silent.store(true, Ordering::SeqCst);
     // Well beyond what the last renewal allowed.
     until(&a, |view| {
@@ -133,6 +134,9 @@ async fn a_leader_goes_on_by_the_consent_of_all_and_so_does_its_restarted_agent(
     })
     .await;
     assert_eq!(held(&a).epoch, before.epoch);
+    // Whoever a list adds now has consented to nothing: none is sent before a renewal.
+    let sent = a.publish_failsafe(revision, nobody).await;
+    assert!(matches!(sent, Err(LeaseError::Refused { .. })), "{sent:?}");
     drop(a);
 
     let again = armed(arming.deadline());
