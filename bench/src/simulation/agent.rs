@@ -345,6 +345,7 @@ impl World {
 
     fn observation(&mut self, node: NodeId) -> Option<Observation> {
         self.show_failsafe(node);
+        self.keep_config(node);
         let no_race = self.no_race(node);
         let now = self.clock(node);
         let this = self.node_mut(node);

@@ -77,18 +77,27 @@ impl World {
         self.dcs_changed(None, before);
     }
 
+    /// Before every decision: what is known is kept beside the data, unless a job works on it.
+    pub(super) fn keep_config(&mut self, node: NodeId) {
+        let this = self.node_mut(node);
+        let known = this
+            .agent
+            .view
+            .as_ref()
+            .and_then(|view| view.settings.clone());
+        let is_job = this.agent.job.running.is_some();
+        if let (Some(data), Some(known), false) = (&mut this.postgres.data, known, is_job) {
+            data.config = Some(known);
+        }
+    }
+
     /// What an agent makes of a view: the settings that hold.
     pub(super) fn with_config(&mut self, node: NodeId, view: Arc<Topology>) -> Arc<Topology> {
-        let agent = &self.node(node).agent;
-        let is_job = agent.job.running.is_some();
-        if let Some(settings) = &view.settings {
-            let this = self.node_mut(node);
-            this.agent.is_config_lost = false;
-            if let Some(data) = this.postgres.data.as_mut().filter(|_| !is_job) {
-                data.config = Some(settings.clone());
-            }
+        if view.settings.is_some() {
+            self.node_mut(node).agent.is_config_lost = false;
             return view;
         }
+        let agent = &self.node(node).agent;
         let remembered = agent.view.as_ref().and_then(|view| view.settings.clone());
         let data = self.node(node).postgres.data.as_ref();
         let known = remembered.or_else(|| data.and_then(|data| data.config.clone()));
