@@ -70,7 +70,9 @@ async fn watch(door: Door, etcd: Launch, samples: Arc<Mutex<Vec<Sample>>>) {
     let Ok(leader) = door.open("postgres").await else {
         return;
     };
+    let mut looks = tokio::time::interval(LOOK);
     loop {
+        looks.tick().await;
         let before = waited_for(&leader).await;
         let record = record(&etcd).await;
         let after = waited_for(&leader).await;
@@ -83,17 +85,21 @@ async fn watch(door: Door, etcd: Launch, samples: Arc<Mutex<Vec<Sample>>>) {
             let mut samples = samples.lock().unwrap_or_else(PoisonError::into_inner);
             samples.push(sample);
         }
-        tokio::time::sleep(LOOK).await;
     }
 }
 
 async fn until(what: &str, mut is_true: impl AsyncFnMut() -> bool) -> Duration {
     let began = clock::now();
-    while !is_true().await {
-        assert!(clock::now().since(began) < WIDE, "in vain for {what}");
-        tokio::time::sleep(LOOK).await;
+    let mut looks = tokio::time::interval(LOOK);
+    loop {
+        looks.tick().await;
+        let is_done = is_true().await;
+        let waited = clock::now().since(began);
+        if is_done {
+            return waited;
+        }
+        assert!(waited < WIDE, "in vain for {what}");
     }
-    clock::now().since(began)
 }
 
 /// The whole member ends at once: its agent, its server.
@@ -150,8 +156,13 @@ async fn unconfirmed_stays_hidden(stack: &mut Stack, at: usize, other: usize) {
         has_sync_waiter(&leader).await
     })
     .await;
-    tokio::time::sleep(Duration::from_secs(u64::from(stack.timing.loop_wait) + 1)).await;
-    assert!(!insert.is_finished(), "strict commits do not go on alone");
+    // Without strict they would go on after loop_wait.
+    let (began, longer) = (clock::now(), u64::from(stack.timing.loop_wait) + 1);
+    until("more than loop_wait", async || {
+        assert!(!insert.is_finished(), "strict commits do not go on alone");
+        clock::now().since(began) > Duration::from_secs(longer)
+    })
+    .await;
 
     // Restarted in place, the primary hides what nobody confirmed.
     let postmaster = stack.members[at].postmaster().expect("a postmaster");
