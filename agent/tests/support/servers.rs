@@ -12,9 +12,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rustix::fs::{FlockOperation, flock};
+use rustix::process::{Signal, pidfd_send_signal};
 use trunkline_agent::postgres::kill::kill_instance;
 use trunkline_agent::postgres::methods::ReplicaMethod;
+use trunkline_agent::postgres::scan::ProcessId;
 use trunkline_agent::postgres::{Credentials, Postgres, PostgresConfig, Upstream};
+use trunkline_shared::service::clock;
 
 pub use waiting::{PATIENCE, wait_for};
 
@@ -250,7 +253,28 @@ impl Drop for Servers {
                 kill_instance(&data, Duration::from_secs(5));
             }
         }
+        // A member that was making or replacing its data has programs in other folders, and their addresses with them.
+        let began = clock::now();
+        while kill_below(self.folder.path()) && clock::now().since(began) < PATIENCE {
+            std::thread::yield_now();
+        }
     }
+}
+
+/// Kills whatever works in a folder below `folder`; whether there was anything.
+fn kill_below(folder: &Path) -> bool {
+    let entries = fs::read_dir("/proc").unwrap().flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let is_inside = |pid: &i32| {
+        let cwd = fs::read_link(format!("/proc/{pid}/cwd"));
+        cwd.is_ok_and(|cwd| cwd.starts_with(folder))
+    };
+    let found = pids.filter(is_inside).filter_map(ProcessId::of);
+    let ended = found.filter_map(ProcessId::open);
+    ended
+        .map(|pidfd| pidfd_send_signal(pidfd, Signal::KILL))
+        .count()
+        > 0
 }
 
 fn lock(path: &Path) -> Option<File> {
