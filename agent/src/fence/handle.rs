@@ -143,6 +143,10 @@ impl FenceHandle {
         if self.wait_live(clock::now(), START_LIMIT).await {
             return Ok(true);
         }
+        // One that froze before it had the lock would be found by nobody.
+        if let Some(child) = &mut self.child {
+            let _ = child.kill();
+        }
         Err(FenceError::NotLive {
             after: START_LIMIT,
             log: self.run_dir.join(LOG_FILE),
@@ -273,5 +277,28 @@ impl FenceHandle {
         {
             self.child = None;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::ExitStatusExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_fence_that_never_comes_to_life_is_not_left_behind() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut handle = FenceHandle {
+            run_dir: dir.path().to_owned(),
+            data_dir: dir.path().join("data"),
+            // It runs until it is killed and takes no lock.
+            program: "/usr/bin/yes".into(),
+            child: None,
+        };
+        let told = handle.ensure_live().await;
+        assert!(matches!(told, Err(FenceError::NotLive { .. })), "{told:?}");
+        let ended = handle.child.as_mut().unwrap().wait().unwrap();
+        assert_eq!(ended.signal(), Some(Signal::KILL.as_raw()));
     }
 }
