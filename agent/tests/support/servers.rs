@@ -269,12 +269,12 @@ fn kill_below(folder: &Path) -> bool {
         let cwd = fs::read_link(format!("/proc/{pid}/cwd"));
         cwd.is_ok_and(|cwd| cwd.starts_with(folder))
     };
-    let found = pids.filter(is_inside).filter_map(ProcessId::of);
-    let ended = found.filter_map(ProcessId::open);
-    ended
-        .map(|pidfd| pidfd_send_signal(pidfd, Signal::KILL))
-        .count()
-        > 0
+    let found: Vec<_> = pids.filter(is_inside).filter_map(ProcessId::of).collect();
+    for pidfd in found.iter().filter_map(|process| process.open()) {
+        // One that has ended meanwhile is what is wanted.
+        let _ = pidfd_send_signal(pidfd, Signal::KILL);
+    }
+    !found.is_empty()
 }
 
 fn lock(path: &Path) -> Option<File> {
