@@ -6,7 +6,7 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
 
-use trunkline_bench::{demo, failover, mutants, report, simulation, throughput};
+use trunkline_bench::{demo, failover, mutants, report, simulation, soak, throughput};
 
 /// Judges Trunkline from outside, on real PostgreSQL and etcd.
 #[derive(Parser, Debug)]
@@ -26,6 +26,8 @@ enum Command {
     Mutants(mutants::MutantsOptions),
     /// Seeded histories of the whole system in one process, judged after every event
     Simulate(simulation::command::SimulateOptions),
+    /// What an idle leader's agent costs, quiet and under health checks
+    Soak(soak::SoakOptions),
     /// Router and HAProxy in turn: throughput and CPU per transaction
     Throughput(throughput::ThroughputOptions),
 }
@@ -64,6 +66,7 @@ async fn run(command: Command) -> Result<bool> {
             Command::Failover(options) => failover::run(options).await,
             Command::Mutants(options) => mutants::run(options).await,
             Command::Simulate(options) => Ok(simulation::command::run(options)),
+            Command::Soak(options) => soak::run(options).await,
             Command::Throughput(options) => throughput::run(options).await.map(|()| true),
         }
     };

@@ -139,6 +139,14 @@ impl Etcd {
         Ok(format!("{id:x}"))
     }
 
+    /// The store's revision: it grows by one with every change.
+    pub async fn revision(&self) -> Result<u64> {
+        let status = self.status().await?;
+        status["header"]["revision"]
+            .as_u64()
+            .context("etcdctl named no revision")
+    }
+
     /// Makes another member the leader; this one must be it now.
     pub async fn move_leader(&self, to: &str) -> Result<()> {
         self.ctl(&["move-leader", to]).await.map(|_| ())

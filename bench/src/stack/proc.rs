@@ -47,6 +47,13 @@ impl ProcessId {
         Some(ticks * 1_000_000 / rustix::param::clock_ticks_per_second())
     }
 
+    /// Memory that it has resident, in kB.
+    pub fn memory_kb(self) -> Option<u64> {
+        let pages = stat_field(self.pid, 24)?;
+        let page = u64::try_from(rustix::param::page_size()).ok()?;
+        self.is_alive().then_some(pages * page / 1024)
+    }
+
     /// The program and arguments it was started with.
     pub fn arguments(self) -> Vec<String> {
         let raw = fs::read(format!("/proc/{}/cmdline", self.pid)).unwrap_or_default();
@@ -173,6 +180,7 @@ mod tests {
             .is_alive()
         );
         assert!(me.cpu_us().is_some());
+        assert!(me.memory_kb().is_some_and(|kb| kb > 500));
         assert!(all().contains(&me));
     }
 }
