@@ -82,6 +82,13 @@ impl FailsafeList {
             .retain(|write| (write.under, write.base, &write.list) != (under, base, list));
     }
 
+    /// Whether a list that names anybody stands in the key, or may come to.
+    pub fn may_name_anybody(&self) -> bool {
+        let shown = self.shown.iter().map(|shown| &shown.list);
+        let mut lists = shown.chain(self.pending.iter().map(|write| &write.list));
+        lists.any(|list| !list.is_empty())
+    }
+
     /// All who must consent to `me` leading under `epoch`, `me` among them; `None` where it may not go on
     /// so. A list without it, or an empty one, lets members run that it does not know of.
     pub fn asked(&self, me: &MemberName, epoch: LeaderEpoch) -> Option<List> {

@@ -324,6 +324,13 @@ impl World {
             return;
         };
         let rounds = &mut self.node_mut(node).agent.consent.rounds;
+    /// What a release writes of the list.
+    pub(super) fn empty_failsafe(&self, node: NodeId) -> Option<Write> {
+        let is_wanted = self.node(node).agent.consent.rounds.list.may_name_anybody();
+        let list = Arc::new(List::new());
+        is_wanted.then_some(Write::Put(FactKey::Failsafe, Fact::Failsafe(list), 0))
+    }
+
         rounds.list.will_be(epoch, base, list);
         self.keep_authority(node);
     }

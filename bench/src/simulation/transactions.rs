@@ -103,6 +103,7 @@ impl World {
         let is_claimed = self.store.head.initialize == Initialize::Running;
         then.extend(is_claimed.then_some(Write::Delete(FactKey::Initialize)));
         then.extend(position.map(|at| self.last_status(node, at)));
+        then.extend(self.empty_failsafe(node));
         self.as_leader(node, then)
     }
 

@@ -146,6 +146,18 @@ impl Keeper {
         }
     }
 
+    /// What a release writes of the list. Nobody goes on by a list once its leader is dead or in recovery, and only
+    /// a leader changes it: one left behind would keep whoever it does not name from leading, were all others lost.
+    pub(super) fn empty_failsafe(&self) -> Option<Operation> {
+        self.take_shown();
+        let is_wanted = self.inner.borrow().rounds.list.may_name_anybody();
+        is_wanted.then(|| Operation::Put {
+            key: self.keys.path(&FactKey::Failsafe),
+            value: failsafe_to_json(&List::new()).into_bytes(),
+            lease: 0,
+        })
+    }
+
     fn list_is_pending(&self, held: Held, base: Revision, list: &Arc<List>) {
         let mut inner = self.inner.borrow_mut();
         inner.rounds.list.will_be(held.epoch, base, list.clone());

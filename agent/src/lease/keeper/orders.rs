@@ -228,6 +228,7 @@ impl Keeper {
         let (held, session) = self.own_key(what)?;
         let mut then = vec![Operation::Delete(self.leader_key.clone())];
         then.extend(status.map(|json| put(self.keys.path(&FactKey::Status), &json, 0)));
+        then.extend(self.empty_failsafe());
         let mut when = vec![self.still(held)];
         if ends_bootstrap {
             let initialize = self.keys.path(&FactKey::Initialize);

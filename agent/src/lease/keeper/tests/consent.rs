@@ -185,3 +185,32 @@ async fn without_an_armed_fence_nobody_is_asked_to_stand_back() {
     dcs.is_silent.store(true, Ordering::SeqCst);
     until(&a, |view| *view == LeaseView::NotHeld).await;
 }
+
+#[tokio::test]
+async fn who_gives_its_key_up_empties_the_failsafe_list() {
+    let bench = Bench::new();
+    let a = bench.member("a");
+    a.acquire(AsSeen::default()).await.unwrap();
+    a.release(None, false).await.unwrap();
+    assert_eq!(bench.get(&FactKey::Failsafe).await, None, "there was none");
+
+    a.acquire(AsSeen::default()).await.unwrap();
+    let list = List::from([(MemberName::new("a"), Arc::from("http://a:8008/patroni"))]);
+    let list = Arc::new(list);
+    a.show_failsafe(Shown {
+        list: Arc::default(),
+        revision: 0,
+        is_on: true,
+    });
+    let listed = a.publish_failsafe(0, list.clone()).await.unwrap();
+    a.show_failsafe(Shown {
+        list,
+        revision: listed,
+        is_on: true,
+    });
+    a.release(None, false).await.unwrap();
+    let left = bench.get(&FactKey::Failsafe).await.unwrap();
+    // It is never deleted: what was written without an answer must not fit a later state.
+    assert_eq!(left.value, b"{}");
+    assert!(left.mod_revision > listed);
+}
