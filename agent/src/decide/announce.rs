@@ -9,7 +9,7 @@ use trunkline_shared::cluster::{MemberRole, MemberState};
 use super::decision::{Decision, Reason};
 use super::memory::Memory;
 use super::observation::{
-    BootstrapKind, JobKind, LeaseView, Local, Observation, Running, RunningRole,
+    BootstrapKind, JobKind, LeaseView, Local, Observation, Running, RunningRole, WatchdogView,
 };
 
 /// The record of this member after a turn. `api_url` and `version` are the agent's own words.
@@ -48,6 +48,7 @@ pub fn announcement(
             detail: Some(decision.detail.to_string())
                 .filter(|text| !text.is_empty())
                 .map(Arc::from),
+            has_watchdog_failed: seen.fence.watchdog == WatchdogView::Failed,
         }),
     };
     // Who ends is not to be waited for by commits, nor counted on who gives up what it had.

@@ -393,6 +393,7 @@ impl Scene {
         };
         let fields = TrunklineFields {
             ready,
+            has_watchdog_failed: words.has("watchdog_failed"),
             ..TrunklineFields::default()
         };
         let member = Member {

@@ -207,9 +207,17 @@ pub struct TrunklineFields {
     pub reason: Option<Arc<str>>,
     /// What belongs to the reason: a number of bytes, another member, an error.
     pub detail: Option<Arc<str>>,
+    /// It is to have a watchdog and cannot use it, so it does not lead.
+    pub has_watchdog_failed: bool,
 }
 
 impl Member {
+    /// Whether it may be promoted, as far as its record tells.
+    pub fn may_lead(&self) -> bool {
+        let fields = self.trunkline.as_ref();
+        self.tags.may_lead() && !fields.is_some_and(|fields| fields.has_watchdog_failed)
+    }
+
     /// Whether Trunkline, and not Patroni, wrote the record.
     pub fn is_trunkline(&self) -> bool {
         self.trunkline.is_some()

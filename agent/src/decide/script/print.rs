@@ -254,8 +254,11 @@ fn print_member(out: &mut String, member: &Member) {
     synchronous::print_tags(out, &member.tags);
     flag(out, !member.is_checkpointed_after_promote, "unchecked");
     flag(out, !member.is_trunkline(), "patroni");
-    if let Some(ready) = member.trunkline.as_ref().and_then(|fields| fields.ready) {
-        let _ = write!(out, " ready={}@{}", ready.id, ready.replayed);
+    if let Some(fields) = &member.trunkline {
+        flag(out, fields.has_watchdog_failed, "watchdog_failed");
+        if let Some(ready) = fields.ready {
+            let _ = write!(out, " ready={}@{}", ready.id, ready.replayed);
+        }
     }
     out.push('\n');
 }

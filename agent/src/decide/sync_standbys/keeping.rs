@@ -461,12 +461,10 @@ fn standbys(topology: &Topology, running: &Running, position: Lsn) -> Vec<Standb
         })
         .collect();
     standbys.sort_by_cached_key(|standby| {
-        let tags = topology
-            .members
-            .get(&standby.name)
-            .map(|member| &member.tags);
-        let may_lead = tags.is_none_or(|tags| tags.may_lead());
-        let priority = tags.and_then(|tags| tags.sync_priority).unwrap_or(1);
+        let member = topology.members.get(&standby.name);
+        let may_lead = member.is_none_or(|member| member.may_lead());
+        let priority = member.and_then(|member| member.tags.sync_priority);
+        let priority = priority.unwrap_or(1);
         (
             Reverse(may_lead),
             Reverse(priority),

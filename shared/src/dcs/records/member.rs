@@ -245,6 +245,7 @@ fn trunkline_fields(value: &Value) -> Option<TrunklineFields> {
         ready,
         reason: map.get("reason").and_then(Value::as_str).map(Arc::from),
         detail: map.get("detail").and_then(Value::as_str).map(Arc::from),
+        has_watchdog_failed: map.get("watchdog_failed").and_then(Value::as_bool) == Some(true),
     })
 }
 
@@ -325,6 +326,9 @@ fn trunkline_to_json(fields: &TrunklineFields) -> Value {
     }
     if let Some(detail) = &fields.detail {
         map.insert("detail".into(), json!(detail));
+    }
+    if fields.has_watchdog_failed {
+        map.insert("watchdog_failed".into(), json!(true));
     }
     Value::Object(map)
 }

@@ -101,12 +101,13 @@ fn a_member_is_printed_and_read_back_whole() {
             }),
             reason: Some("holding_lease".into()),
             detail: Some("b lacks 9 bytes".into()),
+            has_watchdog_failed: true,
         }),
     };
     let text = member_to_json(&member);
     assert_eq!(
         text,
-        r#"{"conn_url":"postgres://10.0.0.1:5432/postgres","api_url":"http://10.0.0.1:8008/patroni","state":"running","role":"primary","version":"0.1.0","checkpoint_after_promote":false,"tags":{"clonefrom":true,"replicatefrom":"c","rack":7},"pending_restart":true,"xlog_location":1099511627776,"timeline":7,"pause":true,"trunkline":{"epoch":"1.42","system_id":"7300000000000000001","ready":{"id":41,"replayed":99},"reason":"holding_lease","detail":"b lacks 9 bytes"}}"#
+        r#"{"conn_url":"postgres://10.0.0.1:5432/postgres","api_url":"http://10.0.0.1:8008/patroni","state":"running","role":"primary","version":"0.1.0","checkpoint_after_promote":false,"tags":{"clonefrom":true,"replicatefrom":"c","rack":7},"pending_restart":true,"xlog_location":1099511627776,"timeline":7,"pause":true,"trunkline":{"epoch":"1.42","system_id":"7300000000000000001","ready":{"id":41,"replayed":99},"reason":"holding_lease","detail":"b lacks 9 bytes","watchdog_failed":true}}"#
     );
     assert_eq!(member_from_json(&member.name, &text).unwrap(), member);
 }
