@@ -44,6 +44,9 @@ fn as_leader<'a>(turn: Turn<'a>, held: &Held, topology: &Topology) -> Decision {
                 .now(Reason::LeaderKeyMissing),
         };
     }
+    if held.has_unresolved_hand_over {
+        return write_again(turn);
+    }
     if !topology.disarmed.contains(&seen.me.name) {
         return turn
             .act(Action::WriteDisarmed)
@@ -66,6 +69,13 @@ fn as_leader<'a>(turn: Turn<'a>, held: &Held, topology: &Topology) -> Decision {
         }
         RunningRole::Replica { .. } => turn.routine(Reason::Paused),
     }
+}
+
+/// What was to give the key away may still be executed. A paused primary has no fence that would end it then, and
+/// one that was stopped for the change may not start again before that is impossible.
+fn write_again(turn: Turn<'_>) -> Decision {
+    turn.act(Action::ReassertLeader)
+        .now(Reason::HandOverUnresolved)
 }
 
 /// PostgreSQL runs as primary without the lease: the agent was restarted, or the DCS was away for longer
@@ -95,6 +105,9 @@ fn no_primary(turn: Turn<'_>, held: &Held, memory: &Memory, topology: &Topology)
     let seen = turn.seen;
     if !seen.is_dcs_fresh() || topology.initialize == Initialize::Running {
         return turn.routine(Reason::Paused);
+    }
+    if held.has_unresolved_hand_over && !held.is_key_missing {
+        return write_again(turn);
     }
     let position = match &seen.local {
         Local::Stopped(stopped) => {
