@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use trunkline_shared::cluster::topology::SwitchoverStage;
 use trunkline_shared::cluster::{MemberName, Topology};
 
 use super::Turn;
@@ -64,11 +65,19 @@ fn promised(seen: &Observation) -> Result<(), Refusal> {
 }
 
 /// Whether a member that leads by the key may become a primary. The key may have been moved to it: the leader
-/// that got the promise gives it back by handing over. A key taken in a race is none of that.
+/// that got the promise gives it back by handing over, which it does only once it has stopped. A key taken in a
+/// race is none of that.
 pub(super) fn lets_begin(seen: &Observation, topology: &Topology) -> Result<(), Refusal> {
     let epoch = seen.no_race.promise.and_then(|promise| promise.epoch);
     let is_moved = topology.switchover.as_ref().is_some_and(|record| {
-        record.to == seen.me.name && epoch.is_none_or(|epoch| epoch <= record.epoch)
+        let has_stopped = match record.stage {
+            SwitchoverStage::Stopped { .. } => true,
+            SwitchoverStage::HoldTransactions
+            | SwitchoverStage::HoldAll
+            | SwitchoverStage::Resume => false,
+        };
+        let is_its = epoch.is_none_or(|epoch| epoch <= record.epoch);
+        record.to == seen.me.name && has_stopped && is_its
     });
     if is_moved {
         return Ok(());
