@@ -96,28 +96,39 @@ impl Order {
 pub enum State {
     /// It is not counting.
     Closed,
-    /// It counts for so many seconds.
-    Open(u32),
+    /// It counts for so many seconds: this device.
+    Open(u32, PathBuf),
     /// It cannot be used.
     Failed(String),
 }
 
 impl State {
-    fn encode(&self) -> String {
+    fn encode(&self) -> Vec<u8> {
         match self {
-            State::Closed => "closed".to_owned(),
-            State::Open(seconds) => format!("open {seconds}"),
-            State::Failed(why) => format!("failed {why}"),
+            State::Closed => b"closed".to_vec(),
+            State::Open(seconds, device) => {
+                let mut line = format!("open {seconds} ").into_bytes();
+                line.extend(device.as_os_str().as_bytes());
+                line
+            }
+            State::Failed(why) => format!("failed {why}").into_bytes(),
         }
     }
 
     /// What stands in the run directory; `Closed` if nothing does.
     pub fn read(run_dir: &Path) -> Self {
-        let text = fs::read_to_string(run_dir.join(STATE_FILE)).unwrap_or_default();
-        match text.split_once(' ') {
-            Some(("open", seconds)) => State::Open(seconds.parse().unwrap_or_default()),
-            Some(("failed", why)) => State::Failed(why.to_owned()),
-            Some(_) | None => State::Closed,
+        let line = fs::read(run_dir.join(STATE_FILE)).unwrap_or_default();
+        if let Some(why) = line.strip_prefix(b"failed ") {
+            return State::Failed(String::from_utf8_lossy(why).into_owned());
+        }
+        let mut parts = line.splitn(3, |byte| *byte == b' ');
+        let (word, seconds, device) = (parts.next(), parts.next(), parts.next());
+        let seconds = seconds.and_then(|text| std::str::from_utf8(text).ok()?.parse().ok());
+        match (word, seconds, device) {
+            (Some(b"open"), Some(seconds), Some(device)) => {
+                State::Open(seconds, PathBuf::from(OsStr::from_bytes(device)))
+            }
+            _ => State::Closed,
         }
     }
 }
@@ -135,18 +146,26 @@ fn replace(run_dir: &Path, name: &str, text: &[u8]) -> io::Result<()> {
 pub struct Watchdog {
     run_dir: PathBuf,
     open: Option<(File, Order, Duration)>,
+    /// A device that a fence before this one left counting when it died.
+    left: Option<PathBuf>,
     state: Option<State>,
 }
 
 impl Watchdog {
-    /// Not opened yet, whatever an earlier fence left to be read.
+    /// Not opened yet. What an earlier fence left counting stands to be read until this one has it in hand.
     pub fn new(run_dir: &Path) -> Self {
         let mut watchdog = Self {
             run_dir: run_dir.to_owned(),
             open: None,
+            left: None,
             state: None,
         };
-        let _ = watchdog.say(State::Closed);
+        match State::read(run_dir) {
+            State::Open(_, device) => watchdog.left = Some(device),
+            State::Closed | State::Failed(_) => {
+                let _ = watchdog.say(State::Closed);
+            }
+        }
         watchdog
     }
 
@@ -162,20 +181,25 @@ impl Watchdog {
         let Some(order) = ordered else {
             return self.close();
         };
-        if self
-            .open
-            .as_ref()
-            .is_some_and(|(_, known, _)| *known != order)
-        {
+        let is_another = |device: &PathBuf| *device != order.device;
+        let is_known = |(_, known, _): &(File, Order, Duration)| *known == order;
+        let has_changed = self.open.as_ref().is_some_and(|open| !is_known(open));
+        if has_changed || self.left.as_ref().is_some_and(is_another) {
             let _ = self.close();
+        }
+        // To open one that counts is to ping it: so late that would let the machine live longer than it may.
+        if self.left.is_some() && now > last_ping(deadline, order.timeout()) {
+            return None;
         }
         let mut news = None;
         if self.open.is_none() {
             let state = match open(&order) {
                 Ok((file, seconds)) => {
                     let timeout = Duration::from_secs(u64::from(seconds));
+                    let device = order.device.clone();
+                    self.left = None;
                     self.open = Some((file, order, timeout));
-                    State::Open(seconds)
+                    State::Open(seconds, device)
                 }
                 Err(why) => State::Failed(why),
             };
@@ -192,28 +216,43 @@ impl Watchdog {
         news
     }
 
-    /// There is nothing to guard: stops the device.
+    /// There is nothing to guard: stops the device, be it one that a fence which died left counting.
     pub fn close(&mut self) -> Option<String> {
-        if let Some((mut file, order, _)) = self.open.take()
-            && let Err(error) = file.write_all(MAGIC_CLOSE)
-        {
+        let (device, stopped) = match (self.open.take(), &self.left) {
+            (Some((mut file, order, _)), _) => {
+                let stopped = file.write_all(MAGIC_CLOSE);
+                (order.device, stopped.map_err(|error| error.to_string()))
+            }
+            (None, Some(device)) => {
+                let stopped = open_device(device).and_then(|(mut file, _)| {
+                    let stopped = file.write_all(MAGIC_CLOSE);
+                    stopped.map_err(|error| error.to_string())
+                });
+                (device.clone(), stopped)
+            }
+            (None, None) => return self.say(State::Closed),
+        };
+        match stopped {
+            Ok(()) => {
+                self.left = None;
+                self.say(State::Closed)
+            }
             // It goes on counting and will reset the machine: that is what there is to say.
-            let device = order.device.display();
-            return self.say(State::Failed(format!(
-                "{device} cannot be stopped: {error}"
-            )));
+            Err(why) => {
+                let device = device.display();
+                self.say(State::Failed(format!("{device} cannot be stopped: {why}")))
+            }
         }
-        self.say(State::Closed)
     }
 
     fn say(&mut self, state: State) -> Option<String> {
         if self.state.as_ref() == Some(&state) {
             return None;
         }
-        let text = state.encode();
-        let _ = replace(&self.run_dir, STATE_FILE, text.as_bytes());
+        let line = state.encode();
+        let _ = replace(&self.run_dir, STATE_FILE, &line);
         self.state = Some(state);
-        Some(format!("watchdog: {text}"))
+        Some(format!("watchdog: {}", String::from_utf8_lossy(&line)))
     }
 }
 
@@ -222,15 +261,21 @@ pub fn last_ping(deadline: Moment, timeout: Duration) -> Moment {
     (deadline + PAST_DEADLINE).before(timeout)
 }
 
-/// Opens the device and sets its time; returns the seconds in force.
-fn open(order: &Order) -> Result<(File, u32), String> {
-    let device = order.device.display();
-    let is_pipe = check(&order.device)?;
+/// Opens the device, and says whether it is a named pipe.
+fn open_device(device: &Path) -> Result<(File, bool), String> {
+    let is_pipe = check(device)?;
     let opened = OpenOptions::new()
         .write(true)
         .custom_flags(rustix::fs::OFlags::NONBLOCK.bits().cast_signed())
-        .open(&order.device);
-    let mut file = opened.map_err(|error| format!("cannot open {device}: {error}"))?;
+        .open(device);
+    let file = opened.map_err(|error| format!("cannot open {}: {error}", device.display()))?;
+    Ok((file, is_pipe))
+}
+
+/// Opens the device and sets its time; returns the seconds in force.
+fn open(order: &Order) -> Result<(File, u32), String> {
+    let device = order.device.display();
+    let (mut file, is_pipe) = open_device(&order.device)?;
     if is_pipe {
         return Ok((file, order.seconds));
     }
@@ -350,7 +395,7 @@ impl Teller {
         let began = clock::now();
         loop {
             match State::read(&self.run_dir) {
-                State::Open(_) => return Ok(()),
+                State::Open(..) => return Ok(()),
                 State::Failed(why) => return Err(why),
                 State::Closed if clock::now().since(began) >= limit => {
                     return Err(format!("the fence has not opened it within {limit:?}"));
@@ -370,7 +415,7 @@ pub fn readiness(config: &WatchdogConfig, run_dir: &Path) -> Readiness {
         return Readiness::NotRequired;
     }
     let usable = match State::read(run_dir) {
-        State::Open(_) => Ok(()),
+        State::Open(..) => Ok(()),
         State::Failed(why) => Err(why),
         State::Closed => check(&config.device).map(drop),
     };
@@ -413,12 +458,63 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         for state in [
             State::Closed,
-            State::Open(25),
+            State::Open(25, PathBuf::from("/dev/a watchdog")),
             State::Failed("no such file".into()),
         ] {
-            replace(folder.path(), STATE_FILE, state.encode().as_bytes()).unwrap();
+            replace(folder.path(), STATE_FILE, &state.encode()).unwrap();
             assert_eq!(State::read(folder.path()), state);
         }
+    }
+
+    /// A pipe in the place of the device, and what it got since the last look.
+    fn pipe(path: &Path) -> impl FnMut() -> String + use<> {
+        let (kind, mode) = (rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU);
+        rustix::fs::mknodat(rustix::fs::CWD, path, kind, mode, 0).unwrap();
+        let reader = OpenOptions::new()
+            .read(true)
+            .custom_flags(rustix::fs::OFlags::NONBLOCK.bits().cast_signed())
+            .open(path);
+        let mut reader = reader.unwrap();
+        move || {
+            let mut bytes = [0; 64];
+            let count = io::Read::read(&mut reader, &mut bytes).unwrap_or(0);
+            String::from_utf8_lossy(&bytes[..count]).into_owned()
+        }
+    }
+
+    #[test]
+    fn a_device_that_a_dead_fence_left_counting_is_not_pinged_late_and_is_stopped_by_the_next() {
+        let folder = tempfile::tempdir().unwrap();
+        let run_dir = folder.path();
+        let device = run_dir.join("device");
+        let mut got = pipe(&device);
+        let config = WatchdogConfig {
+            mode: WatchdogMode::Required,
+            device: device.clone(),
+            safety_margin: Some(Duration::from_secs(5)),
+        };
+        let order = Order::new(&config, Duration::from_secs(20));
+        replace(run_dir, ORDER_FILE, &order.encode()).unwrap();
+        let deadline = Moment(20_000_000_000);
+        let counts = State::Open(15, device);
+        // A fence that is killed closes nothing.
+        let _ = Watchdog::new(run_dir).keep(deadline, Moment(0));
+        assert_eq!((got(), State::read(run_dir)), ("1".into(), counts.clone()));
+
+        let mut next = Watchdog::new(run_dir);
+        assert_eq!(State::read(run_dir), counts, "it still counts");
+        assert_eq!(next.keep(deadline, Moment(6_000_000_000)), None);
+        assert_eq!(got(), "", "a whole timeout does not fit any more");
+        let _ = next.close();
+        assert_eq!((got(), State::read(run_dir)), ("V".into(), State::Closed));
+
+        // One that comes in time goes on.
+        let _ = next.keep(deadline, Moment(1));
+        let mut third = Watchdog::new(run_dir);
+        let _ = third.keep(deadline, Moment(2));
+        assert_eq!((got(), State::read(run_dir)), ("11".into(), counts));
+        let _ = third.close();
+        assert_eq!(got(), "V");
     }
 
     #[test]

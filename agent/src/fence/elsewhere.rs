@@ -24,7 +24,7 @@ pub(super) fn end_others(run_dir: &Path, data_dir: &Path) -> Result<(), FenceErr
     for (fence, other) in others(run_dir, data_dir) {
         let is_armed = matches!(deadline::read(&other), Some(Deadline::Armed(_)));
         // One that has not closed its watchdog yet would have the machine reset by its end.
-        let counts = matches!(State::read(&other), State::Open(_));
+        let counts = matches!(State::read(&other), State::Open(..));
         if is_armed || counts || has_agent(&other) {
             return Err(FenceError::OtherRunDir {
                 run_dir: run_dir.to_owned(),

@@ -193,7 +193,7 @@ impl FenceHandle {
     /// then there is nothing to wait for.
     pub async fn watchdog_closed(&self, limit: Duration) -> bool {
         let began = clock::now();
-        while let State::Open(_) = State::read(&self.run_dir) {
+        while let State::Open(..) = State::read(&self.run_dir) {
             if self.holder().is_none() || clock::now().since(began) >= limit {
                 return false;
             }
