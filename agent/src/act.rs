@@ -320,12 +320,13 @@ impl Actor {
         Ok(0)
     }
 
-    /// The device's time follows the cluster's ttl.
+    /// The device's time follows the cluster's ttl, once the lease has it.
     pub(crate) fn tell_watchdog(&mut self, seen: &Observation) {
         if seen.topology().is_none() {
             return;
         }
-        if let Err(error) = self.watchdog.tell(seen.settings().ttl) {
+        let granted = self.lease_status.borrow().ttl;
+        if let Err(error) = self.watchdog.tell(seen.settings().ttl, granted) {
             tracing::warn!(%error, "the fence could not be told of the watchdog");
         }
     }

@@ -364,8 +364,10 @@ impl Teller {
     }
 
     /// Lets the fence know the device and its time; to be called before it is armed and when the ttl may have
-    /// changed. Writes only what is new.
-    pub fn tell(&mut self, ttl: Duration) -> io::Result<()> {
+    /// changed. `granted` is how long the lease in the store lives, where a ttl that was `wanted` later is not in
+    /// force yet: a device that counts longer than that would get no ping, and reset too late who got none. Writes
+    /// only what is new.
+    pub fn tell(&mut self, wanted: Duration, granted: Duration) -> io::Result<()> {
         if self.config.mode == WatchdogMode::Off {
             let path = self.run_dir.join(ORDER_FILE);
             return match fs::remove_file(path) {
@@ -373,7 +375,7 @@ impl Teller {
                 Ok(()) | Err(_) => Ok(()),
             };
         }
-        let order = Order::new(&self.config, ttl);
+        let order = Order::new(&self.config, wanted.min(granted));
         if self.told.as_ref() == Some(&order) {
             return Ok(());
         }
@@ -464,6 +466,25 @@ mod tests {
             replace(folder.path(), STATE_FILE, &state.encode()).unwrap();
             assert_eq!(State::read(folder.path()), state);
         }
+    }
+
+    #[test]
+    fn the_device_counts_no_longer_than_the_lease_that_is_granted_allows() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = WatchdogConfig {
+            mode: WatchdogMode::Required,
+            device: PathBuf::from("/dev/a watchdog"),
+            safety_margin: Some(Duration::from_secs(5)),
+        };
+        let mut teller = Teller::new(config, folder.path());
+        let mut told = |wanted, granted| {
+            let (wanted, granted) = (Duration::from_secs(wanted), Duration::from_secs(granted));
+            teller.tell(wanted, granted).unwrap();
+            Order::decode(&fs::read(folder.path().join(ORDER_FILE)).unwrap())
+        };
+        assert_eq!(told(60, 20), Some(order(Some(5), 20)));
+        assert_eq!(told(60, 60), Some(order(Some(5), 60)));
+        assert_eq!(told(20, 60), Some(order(Some(5), 20)));
     }
 
     /// A pipe in the place of the device, and what it got since the last look.

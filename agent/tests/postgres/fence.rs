@@ -231,7 +231,8 @@ fn the_watchdog_is_pinged_only_in_time_stopped_when_harmless_and_kept_over_a_kil
             let run_dir = servers.config(1).run_dir;
             let mut teller = Teller::new(config.clone(), &run_dir);
             // The reader of the pipe is the device: without it nothing can be opened.
-            teller.tell(Duration::from_secs(6)).unwrap();
+            let ttl = Duration::from_secs(6);
+            teller.tell(ttl, ttl).unwrap();
             fence.0.arm(clock::now() + PATIENCE).unwrap();
             assert!(teller.wait_open(PATIENCE).await.is_err());
             assert!(matches!(readiness(&config, &run_dir), Readiness::Failed(_)));
