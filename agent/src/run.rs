@@ -184,8 +184,8 @@ fn consent(parts: &Parts) -> Arc<Consent> {
         promises: parts.promises.clone(),
         lease: parts.lease.status(),
     };
-    Arc::new(move |epoch, ttl, may_write| {
-        let given = acceptor.consent(epoch, ttl, may_write);
+    Arc::new(move |asker, epoch, ttl, may_write| {
+        let given = acceptor.consent(asker, epoch, ttl, may_write);
         given.map_err(|refusal| refusal.to_string())
     })
 }

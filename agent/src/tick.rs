@@ -235,7 +235,7 @@ impl Tick {
     fn tell_of_failsafe(&self, look: &Look) {
         let promises = &self.observer.promises;
         if let LeaseView::Held(held) = &look.observation.lease {
-            promises.saw(held.epoch);
+            promises.saw(held.epoch, &look.observation.me.name);
         }
         let Some(topology) = look.observation.topology() else {
             return;
@@ -245,8 +245,8 @@ impl Tick {
             revision: topology.failsafe_revision,
             is_on: topology.settings_or_default().failsafe_mode == Some(true),
         });
-        if let Some(epoch) = topology.epoch() {
-            promises.saw(epoch);
+        if let Some(leader) = &topology.leader {
+            promises.saw(leader.epoch, &leader.member);
         }
     }
 

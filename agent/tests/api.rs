@@ -75,8 +75,8 @@ impl Fixture {
                     promises: Promises::open(&path, clock::now()).unwrap(),
                     lease: lease.subscribe(),
                 };
-                Arc::new(move |epoch, ttl, may_write| {
-                    let given = acceptor.consent(epoch, ttl, may_write);
+                Arc::new(move |asker, epoch, ttl, may_write| {
+                    let given = acceptor.consent(asker, epoch, ttl, may_write);
                     given.map_err(|refusal| refusal.to_string())
                 })
             },

@@ -5,7 +5,7 @@ use std::time::Duration;
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::Response;
 use serde::Deserialize;
-use trunkline_shared::cluster::{LeaderEpoch, MemberRole};
+use trunkline_shared::cluster::{LeaderEpoch, MemberName, MemberRole};
 use trunkline_shared::dcs::records::{epoch_from_text, failsafe_to_json};
 
 use super::published::Published;
@@ -14,10 +14,11 @@ use super::{Api, text, with_status};
 /// The longest time that a leader may ask for: no lease is longer.
 const LONGEST: Duration = Duration::from_secs(3600);
 
-/// Promises, under an epoch if the asker says its own, not to run for so long, unless the function given says
+/// Promises this asker, under an epoch if it says its own, not to run for so long, unless the function given says
 /// that this member may write; an error says why not.
-pub type Consent =
-    dyn Fn(Option<LeaderEpoch>, Duration, &dyn Fn() -> bool) -> Result<(), String> + Send + Sync;
+pub type Consent = dyn Fn(&MemberName, Option<LeaderEpoch>, Duration, &dyn Fn() -> bool) -> Result<(), String>
+    + Send
+    + Sync;
 
 #[derive(Debug, Deserialize)]
 struct Asked {
@@ -89,7 +90,7 @@ pub(super) fn consent(api: &Api, body: &[u8]) -> Response {
         return text(StatusCode::INTERNAL_SERVER_ERROR, "starting");
     }
     let leads = || may_write(&api.published.load()) || asked.name == published.name.as_str();
-    match (api.consent)(epoch, ttl, &leads) {
+    match (api.consent)(&MemberName::new(&asked.name), epoch, ttl, &leads) {
         Ok(()) => {
             let mut response = text(StatusCode::OK, "Accepted");
             let position = published.received.max(published.replayed);

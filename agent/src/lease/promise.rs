@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
-use trunkline_shared::cluster::{LeaderEpoch, Moment};
+use trunkline_shared::cluster::{LeaderEpoch, MemberName, Moment};
 use trunkline_shared::service::clock;
 
 use super::LeaseStatus;
@@ -46,28 +46,31 @@ pub struct Acceptor {
 }
 
 impl Acceptor {
-    /// Promises not to run for `ttl` from now; `may_write` says whether PostgreSQL here is a primary, or
+    /// Promises `asker` not to run for `ttl` from now; `may_write` says whether PostgreSQL here is a primary, or
     /// becoming one. An error says why not.
     pub fn consent(
         &self,
+        asker: &MemberName,
         epoch: Option<LeaderEpoch>,
         ttl: Duration,
         may_write: &dyn Fn() -> bool,
     ) -> Result<(), NoPromise> {
         let is_held = || matches!(self.lease.borrow().view, LeaseView::Held(_));
         let leads = || is_held() || may_write();
-        self.promises.give(epoch, ttl, clock::now(), leads)
+        self.promises.give(asker, epoch, ttl, clock::now(), leads)
     }
 }
 
 /// What the file holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 struct Kept {
     /// When the first agent of this boot started: nothing is known of what was promised before.
     booted: Moment,
     promise: Option<Promise>,
     /// The highest epoch ever seen.
     known: LeaderEpoch,
+    /// Who leads, or led, under it.
+    led_by: Option<MemberName>,
 }
 
 impl Promises {
@@ -81,6 +84,7 @@ impl Promises {
                     booted: now,
                     promise: None,
                     known: LeaderEpoch::default(),
+                    led_by: None,
                 };
                 kept.write(path)?;
                 kept
@@ -101,11 +105,14 @@ impl Promises {
         }
     }
 
-    /// Promises not to run for `ttl` from `now`. `leads` is asked before and after the promise is there to
+    /// Promises `asker` not to run for `ttl` from `now`. Whoever leads under the highest epoch known here may ask
+    /// under an earlier one of its own: it has written its key again and never learnt of it, and nobody else has
+    /// led since. `leads` is asked before and after the promise is there to
     /// be seen: whoever is about to become a primary looks at the promises after it was shown to lead, so
     /// one of the two sees the other.
     pub fn give(
         &self,
+        asker: &MemberName,
         epoch: Option<LeaderEpoch>,
         ttl: Duration,
         now: Moment,
@@ -115,18 +122,21 @@ impl Promises {
         if leads() {
             return Err(NoPromise::Leads);
         }
-        if epoch.is_some_and(|epoch| epoch < kept.known) {
+        let is_its = kept.led_by.as_ref() == Some(asker);
+        if epoch.is_some_and(|epoch| epoch < kept.known) && !is_its {
             return Err(NoPromise::HigherEpoch(kept.known));
         }
         let earlier = kept.promise.map_or(Moment(0), |promise| promise.until);
-        let next = Kept {
+        let mut next = Kept {
             promise: Some(Promise {
                 until: earlier.max(now + ttl),
                 epoch,
             }),
-            known: kept.known.max(epoch.unwrap_or_default()),
-            ..*kept
+            ..kept.clone()
         };
+        if let Some(epoch) = epoch {
+            next.note(epoch, asker);
+        }
         next.write(&self.path).map_err(NoPromise::NotWritten)?;
         *kept = next;
         drop(kept);
@@ -136,13 +146,12 @@ impl Promises {
         Ok(())
     }
 
-    /// An epoch was seen in the DCS; whoever leads under an older one gets no promise.
-    pub fn saw(&self, epoch: LeaderEpoch) {
+    /// An epoch was seen in the DCS, and who leads under it; whoever else leads under an older one gets no promise.
+    pub fn saw(&self, epoch: LeaderEpoch, leader: &MemberName) {
         let mut kept = self.kept();
-        if epoch <= kept.known {
+        if !kept.note(epoch, leader) {
             return;
         }
-        kept.known = epoch;
         if let Err(error) = kept.write(&self.path) {
             tracing::warn!(%error, "the epoch could not be kept; a restarted agent will not know it");
         }
@@ -154,15 +163,27 @@ impl Promises {
 }
 
 impl Kept {
-    /// Numbers: boot, until (0 for no promise), whether the asker said its epoch, that epoch, the known one.
+    /// Takes the epoch up if it is news; whether it was.
+    fn note(&mut self, epoch: LeaderEpoch, leader: &MemberName) -> bool {
+        let is_news = epoch > self.known;
+        if is_news {
+            self.known = epoch;
+            self.led_by = Some(leader.clone());
+        }
+        is_news
+    }
+
+    /// Numbers: boot, until (0 for no promise), whether the asker said its epoch, that epoch, the known one. Then
+    /// who led under that, to the end.
     fn write(&self, path: &Path) -> io::Result<()> {
         let promise = self.promise.unwrap_or(Promise {
             until: Moment(0),
             epoch: None,
         });
         let asked = promise.epoch.unwrap_or_default();
+        let led_by = self.led_by.as_ref().map_or("", MemberName::as_str);
         let text = format!(
-            "{} {} {} {} {} {} {}\n",
+            "{} {} {} {} {} {} {} {led_by}\n",
             self.booted.0,
             promise.until.0,
             u8::from(promise.epoch.is_some()),
@@ -175,15 +196,17 @@ impl Kept {
     }
 
     fn parse(text: &str) -> Option<Self> {
-        let numbers: Option<Vec<u64>> = text
-            .strip_suffix('\n')?
-            .split(' ')
+        let mut words = text.strip_suffix('\n')?.splitn(8, ' ');
+        let numbers: Option<Vec<u64>> = words
+            .by_ref()
+            .take(7)
             .map(|number| number.parse().ok())
             .collect();
         let numbers = numbers?;
         let [booted, until, says, generation, revision, known, at] = numbers.as_slice() else {
             return None;
         };
+        let led_by = words.next()?;
         let epoch = |generation: u64, revision: u64| {
             Some(LeaderEpoch {
                 generation,
@@ -198,6 +221,7 @@ impl Kept {
                 epoch: (*says == 1).then_some(asked),
             }),
             known: epoch(*known, *at)?,
+            led_by: (!led_by.is_empty()).then(|| MemberName::new(led_by)),
         })
     }
 }
@@ -207,6 +231,10 @@ mod tests {
     use super::*;
 
     const TTL: Duration = Duration::from_secs(5);
+
+    fn name(text: &str) -> MemberName {
+        MemberName::new(text)
+    }
 
     fn epoch(revision: i64) -> Option<LeaderEpoch> {
         Some(LeaderEpoch {
@@ -221,10 +249,10 @@ mod tests {
         let path = dir.path().join("no_race");
         let promises = Promises::open(&path, Moment(7)).unwrap();
         assert_eq!(promises.no_race().promise, None);
-        promises
-            .give(epoch(10), TTL, Moment(100), || false)
-            .unwrap();
-        promises.give(epoch(10), TTL, Moment(50), || false).unwrap();
+        for at in [100, 50] {
+            let given = promises.give(&name("b"), epoch(10), TTL, Moment(at), || false);
+            given.unwrap();
+        }
         let again = Promises::open(&path, Moment(9_000)).unwrap();
         let kept = again.no_race();
         assert_eq!(kept.booted, Some(Moment(7)));
@@ -240,15 +268,32 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("no_race");
         let promises = Promises::open(&path, Moment(7)).unwrap();
-        let leads = promises.give(epoch(10), TTL, Moment(8), || true);
+        let leads = promises.give(&name("b"), epoch(10), TTL, Moment(8), || true);
         assert!(matches!(leads, Err(NoPromise::Leads)));
         assert_eq!(promises.no_race().promise, None);
-        promises.saw(epoch(12).unwrap());
+        promises.saw(epoch(12).unwrap(), &name("c"));
         let again = Promises::open(&path, Moment(9)).unwrap();
-        let old = again.give(epoch(11), TTL, Moment(9), || false);
+        let old = again.give(&name("b"), epoch(11), TTL, Moment(9), || false);
         assert!(matches!(old, Err(NoPromise::HigherEpoch(_))));
         // A Patroni leader says none.
-        again.give(None, TTL, Moment(9), || false).unwrap();
+        let given = again.give(&name("b"), None, TTL, Moment(9), || false);
+        given.unwrap();
+    }
+
+    #[test]
+    fn who_wrote_its_key_again_without_learning_it_gets_the_promise_until_another_leads() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("no_race");
+        let promises = Promises::open(&path, Moment(7)).unwrap();
+        promises.saw(epoch(10).unwrap(), &name("b of two"));
+        promises.saw(epoch(12).unwrap(), &name("b of two"));
+        // An agent that is restarted knows whose epoch that was.
+        let again = Promises::open(&path, Moment(9)).unwrap();
+        let asks = |by: &str| again.give(&name(by), epoch(10), TTL, Moment(9), || false);
+        asks("b of two").unwrap();
+        assert!(matches!(asks("c"), Err(NoPromise::HigherEpoch(_))));
+        again.saw(epoch(13).unwrap(), &name("c"));
+        assert!(matches!(asks("b of two"), Err(NoPromise::HigherEpoch(_))));
     }
 
     #[test]
@@ -256,7 +301,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let promises = Promises::open(&dir.path().join("no_race"), Moment(7)).unwrap();
         let asked = std::cell::Cell::new(0);
-        let outcome = promises.give(epoch(10), TTL, Moment(8), || {
+        let outcome = promises.give(&name("b"), epoch(10), TTL, Moment(8), || {
             asked.set(asked.get() + 1);
             asked.get() > 1
         });
@@ -269,7 +314,13 @@ mod tests {
     fn a_damaged_file_counts_as_none_of_this_boot() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("no_race");
-        for damaged in ["", "1 2 3\n", "1 2 1 0 0 0 0", "a b c d e f g\n"] {
+        for damaged in [
+            "",
+            "1 2 3\n",
+            "1 2 1 0 0 0 0\n",
+            "1 2 1 0 0 0 0 b",
+            "a b c d e f g \n",
+        ] {
             fs::write(&path, damaged).unwrap();
             let promises = Promises::open(&path, Moment(42)).unwrap();
             assert_eq!(promises.no_race().booted, Some(Moment(42)), "{damaged:?}");

@@ -21,8 +21,18 @@ use super::world::World;
 pub(super) struct Kept {
     pub(super) no_race: NoRace,
     authority: Option<Authority>,
-    /// The highest epoch ever seen.
+    /// The highest epoch ever seen, and who led under it.
     known: LeaderEpoch,
+    led_by: Option<MemberName>,
+}
+
+impl Kept {
+    fn note(&mut self, epoch: LeaderEpoch, leader: &MemberName) {
+        if epoch > self.known {
+            self.known = epoch;
+            self.led_by = Some(leader.clone());
+        }
+    }
 }
 
 /// A round under way.
@@ -100,12 +110,14 @@ impl World {
 
     /// Before every decision: the lease task is shown the list, the newest epoch is kept.
     pub(super) fn show_failsafe(&mut self, node: NodeId) {
-        let agent = &self.node(node).agent;
-        let held = agent.lease.state.held().map(|held| held.epoch);
-        let view = agent.view.clone();
-        let epoch = view.as_ref().and_then(|view| view.epoch());
-        let known = &mut self.node_mut(node).run_dir.failsafe.known;
-        *known = [held, epoch].into_iter().flatten().fold(*known, Ord::max);
+        let this = self.node_mut(node);
+        let view = this.agent.view.clone();
+        if let Some(held) = this.agent.lease.state.held() {
+            this.run_dir.failsafe.note(held.epoch, &this.name);
+        }
+        if let Some(leader) = view.as_ref().and_then(|view| view.leader.as_ref()) {
+            this.run_dir.failsafe.note(leader.epoch, &leader.member);
+        }
         if let Some(view) = view {
             let shown = Shown {
                 list: view.failsafe.clone(),
@@ -221,11 +233,13 @@ impl World {
         };
         let now = self.clock(to);
         let ttl = self.plan.ttl;
+        let asker = self.node(from).name.clone();
         let this = self.node_mut(to);
         let leads = matches!(this.agent.lease.state.view(), LeaseView::Held(_))
             || this.postgres.can_commit();
         let kept = &mut this.run_dir.failsafe;
-        if leads || asked < kept.known {
+        let is_its = kept.led_by.as_ref() == Some(&asker);
+        if leads || asked < kept.known && !is_its {
             return true;
         }
         let earlier = kept.no_race.promise.map_or(Moment(0), |p| p.until);
@@ -233,7 +247,7 @@ impl World {
             until: earlier.max(now + ttl),
             epoch: Some(asked),
         });
-        kept.known = kept.known.max(asked);
+        kept.note(asked, &asker);
         if self.net.reaches(Place::Node(to), Place::Node(from)) {
             let way = self.hop();
             self.put_in(way, Event::Consented { from, to, number });
@@ -310,6 +324,13 @@ impl World {
         })
     }
 
+    /// What a release writes of the list.
+    pub(super) fn empty_failsafe(&self, node: NodeId) -> Option<Write> {
+        let is_wanted = self.node(node).agent.consent.rounds.list.may_name_anybody();
+        let list = Arc::new(List::new());
+        is_wanted.then_some(Write::Put(FactKey::Failsafe, Fact::Failsafe(list), 0))
+    }
+
     fn list_to_write(&self, node: NodeId) -> Option<(LeaderEpoch, i64, Arc<List>)> {
         let agent = &self.node(node).agent;
         let view = agent.view.as_ref()?;
@@ -324,13 +345,6 @@ impl World {
             return;
         };
         let rounds = &mut self.node_mut(node).agent.consent.rounds;
-    /// What a release writes of the list.
-    pub(super) fn empty_failsafe(&self, node: NodeId) -> Option<Write> {
-        let is_wanted = self.node(node).agent.consent.rounds.list.may_name_anybody();
-        let list = Arc::new(List::new());
-        is_wanted.then_some(Write::Put(FactKey::Failsafe, Fact::Failsafe(list), 0))
-    }
-
         rounds.list.will_be(epoch, base, list);
         self.keep_authority(node);
     }
