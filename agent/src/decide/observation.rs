@@ -472,6 +472,25 @@ impl JobKind {
         }
     }
 
+    /// Whether it makes the data directory, or puts another in its place.
+    pub fn replaces_data(self) -> bool {
+        match self {
+            JobKind::Initialize | JobKind::Clone | JobKind::Rewind | JobKind::DiscardBootstrap => {
+                true
+            }
+            JobKind::FinishBootstrap
+            | JobKind::Start
+            | JobKind::Stop
+            | JobKind::StopNow
+            | JobKind::Promote
+            | JobKind::Checkpoint
+            | JobKind::PrePromote
+            | JobKind::CompareHistory
+            | JobKind::CopySlots
+            | JobKind::TendSlots => false,
+        }
+    }
+
     /// Whether everything else goes on beside it, and any other job ends it: it may take minutes.
     pub fn holds_nothing_up(self) -> bool {
         matches!(self, JobKind::Checkpoint | JobKind::TendSlots)

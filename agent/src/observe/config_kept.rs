@@ -97,17 +97,20 @@ impl ConfigKept {
         (Arc::new(topology), lost)
     }
 
-    /// Brings the file up to date. Never while a job works on the directory.
+    /// Brings the file up to date. Never while a job replaces the directory; one that only takes long, as a stop or
+    /// a checkpoint may, would let a restarted agent go by what was before it.
     pub async fn keep(&mut self, data_dir: &Path, seen: &Observation) {
         let has_data = match &seen.local {
-            Local::Stopped(_) | Local::Running(_) | Local::Starting { .. } => true,
-            Local::Unknown(_)
-            | Local::Empty
-            | Local::Unresponsive { .. }
-            | Local::Orphaned { .. } => false,
+            Local::Stopped(_)
+            | Local::Running(_)
+            | Local::Starting { .. }
+            | Local::Unresponsive { .. } => true,
+            Local::Unknown(_) | Local::Empty | Local::Orphaned { .. } => false,
         };
+        let job = seen.job.running.as_ref();
+        let is_replaced = job.is_some_and(|job| job.kind.replaces_data());
         let text = self.known.as_ref().map(|known| known.text.clone());
-        let Some(text) = text.filter(|_| has_data && seen.job.running.is_none()) else {
+        let Some(text) = text.filter(|_| has_data && !is_replaced) else {
             return;
         };
         if self.written.as_ref() == Some(&text) {

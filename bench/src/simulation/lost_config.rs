@@ -77,7 +77,7 @@ impl World {
         self.dcs_changed(None, before);
     }
 
-    /// Before every decision: what is known is kept beside the data, unless a job works on it.
+    /// Before every decision: what is known is kept beside the data, unless a job replaces it.
     pub(super) fn keep_config(&mut self, node: NodeId) {
         let this = self.node_mut(node);
         let known = this
@@ -85,7 +85,8 @@ impl World {
             .view
             .as_ref()
             .and_then(|view| view.settings.clone());
-        let is_job = this.agent.job.running.is_some();
+        let job = this.agent.job.running.as_ref();
+        let is_job = job.is_some_and(|job| job.kind.replaces_data());
         if let (Some(data), Some(known), false) = (&mut this.postgres.data, known, is_job) {
             data.config = Some(known);
         }
