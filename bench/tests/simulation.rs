@@ -42,12 +42,27 @@ fn clusters_of_two_to_five_keep_every_invariant() {
 }
 
 /// Histories that once broke an invariant: seed and, where they need another than three, members.
-const FOUND: [(u64, Option<u8>); 5] = [
+const FOUND: [(u64, Option<u8>); 20] = [
     (467, Some(3)),
     (47_040, Some(3)),
     (40_709, Some(3)),
     (45_298, Some(3)),
     (1_014_207, None),
+    (84_957, Some(3)),
+    (22_422, Some(3)),
+    (27_851, Some(3)),
+    (41_535, Some(3)),
+    (53_074, Some(3)),
+    (7_122, Some(3)),
+    (16_898, Some(3)),
+    (6_228, Some(3)),
+    (16_067, Some(3)),
+    (35_507, Some(3)),
+    (72_667, Some(3)),
+    (73_019, Some(3)),
+    (43_747, Some(3)),
+    (54_676, Some(3)),
+    (89_986, Some(3)),
 ];
 
 #[test]

@@ -106,6 +106,7 @@ impl World {
         if self.put_off(self.node(node).frozen_until, event) {
             return true;
         }
+        let now = self.now;
         let this = &mut self.node_mut(node).fence;
         if this.number != fence {
             return false;
@@ -113,6 +114,7 @@ impl World {
         this.is_starting = false;
         this.is_alive = true;
         this.frozen_until = 0;
+        this.started = now;
         tell!(self, Actor::Fence(node), "starts");
         self.set_fence_timer(node);
         self.wake(node);

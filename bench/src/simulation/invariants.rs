@@ -186,8 +186,9 @@ impl World {
         let Some(deadline) = node.run_dir.deadline else {
             return;
         };
-        // One that thaws after the deadline kills from then on.
-        let is_left = !node.fence.is_alive || node.fence.frozen_until + KILL_LIMIT > self.now;
+        // One that starts or thaws after the deadline kills from then on.
+        let runs_since = node.fence.frozen_until.max(node.fence.started);
+        let is_left = !node.fence.is_alive || runs_since + KILL_LIMIT > self.now;
         let limit = match is_left {
             // A machine is reset before its lease ends, and its own clocks may differ by half a percent.
             true => deadline + margin(self.plan.ttl),

@@ -22,7 +22,8 @@ pub(super) fn draw(rng: &Rng, faults: &[Fault], ends: Time) -> Option<Fault> {
         return None;
     }
     let at = match demotion {
-        Some(demotion) => demotion.at + own.u64(SECOND..10 * SECOND),
+        // Before all faults end.
+        Some(demotion) => (demotion.at + own.u64(SECOND..10 * SECOND)).min(ends - SECOND),
         None => own.u64(2 * SECOND..ends - 4 * SECOND),
     };
     Some(Fault {

@@ -130,6 +130,8 @@ pub(super) struct Fence {
     pub(super) is_alive: bool,
     pub(super) frozen_until: Time,
     pub(super) frozen_since: Time,
+    /// When it began to run.
+    pub(super) started: Time,
     /// Which fence process this is.
     pub(super) number: u32,
     /// How often it stopped running.
