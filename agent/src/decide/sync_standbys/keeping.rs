@@ -159,7 +159,8 @@ pub(in crate::decide) fn keep<'a>(
         record: topology.sync.as_ref(),
         standbys: &standbys,
     };
-    let step = match (without_leaving(&view, topology), settings.synchronous_mode) {
+    let leaving = without_leaving(&view, |name| gives_up(topology, name));
+    let step = match (leaving, settings.synchronous_mode) {
         (Some(step), _) => step,
         (None, SynchronousMode::Quorum) => quorum::resolve(&view),
         (None, SynchronousMode::On | SynchronousMode::Off) => named::resolve(&view),
@@ -169,9 +170,12 @@ pub(in crate::decide) fn keep<'a>(
 
 /// One that is gone keeps its place in the record, since it has what was acknowledged, unless it says that it
 /// gives that up. Fewer voters with the same quorum can elect nobody whom more of them could not.
-fn without_leaving(view: &SyncView<'_>, topology: &Topology) -> Option<SyncStep> {
+pub(super) fn without_leaving(
+    view: &SyncView<'_>,
+    gives_up: impl Fn(&MemberName) -> bool,
+) -> Option<SyncStep> {
     let (voters, quorum) = view.own_record()?;
-    let stays = |name: &&MemberName| view.is_streaming(name) || !gives_up(topology, name);
+    let stays = |name: &&MemberName| view.is_streaming(name) || !gives_up(name);
     let stays: BTreeSet<MemberName> = voters.iter().filter(stays).cloned().collect();
     (stays != voters).then(|| SyncStep::Write(stays, count(quorum)))
 }

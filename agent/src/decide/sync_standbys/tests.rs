@@ -9,7 +9,7 @@ use trunkline_shared::cluster::settings::SynchronousMode;
 use trunkline_shared::cluster::sync_state::SyncState;
 use trunkline_shared::cluster::{ClusterSettings, Lsn, MemberName, Timeline, Topology};
 
-use super::{Standby, SyncNames, SyncStep, SyncView, election, named, quorum};
+use super::{Standby, SyncNames, SyncStep, SyncView, election, keeping, named, quorum};
 
 /// Positions are small numbers above what everybody has.
 const FURTHEST: u64 = 2;
@@ -36,6 +36,8 @@ struct World {
     /// The leader's is the end of its WAL.
     flushed: Vec<u64>,
     streams: Vec<bool>,
+    /// Their records say that they give up what they have.
+    leaves: Vec<bool>,
 }
 
 fn name(node: usize) -> MemberName {
@@ -57,6 +59,7 @@ impl World {
             acknowledged: 0,
             flushed: vec![0; nodes],
             streams: vec![false; nodes],
+            leaves: vec![false; nodes],
         }
     }
 
@@ -79,7 +82,7 @@ impl World {
             .map(|node| Standby {
                 name: name(node),
                 flushed: Lsn(self.flushed[node]),
-                is_eligible: true,
+                is_eligible: !self.leaves[node],
             })
             .collect();
         let in_force = SyncNames::from(self.in_force.as_str());
@@ -101,11 +104,21 @@ impl World {
             record: record.as_ref(),
             standbys: &standbys,
         };
-        if self.is_quorum {
-            quorum::resolve(&view)
-        } else {
-            named::resolve(&view)
+        match keeping::without_leaving(&view, |name| self.gives_up(name)) {
+            Some(step) => step,
+            None if self.is_quorum => quorum::resolve(&view),
+            None => named::resolve(&view),
         }
+    }
+
+    fn gives_up(&self, member: &MemberName) -> bool {
+        (0..self.leaves.len()).any(|node| self.leaves[node] && name(node) == *member)
+    }
+
+    /// Whether it may put other data in the place of its own, which nobody reads any more.
+    fn may_give_up(&self, node: usize) -> bool {
+        let is_recorded = |record: &Written| record.voters.contains(&name(node));
+        self.leaves[node] && !self.streams[node] && !self.record.as_ref().is_some_and(is_recorded)
     }
 
     /// Who could be elected, if all that may vote for it answer.
@@ -201,6 +214,16 @@ impl World {
             next.push(self.changed(|w| w.streams[node] = !w.streams[node]));
             if self.streams[node] && self.flushed[node] < self.end() {
                 next.push(self.changed(|w| w.flushed[node] += 1));
+            }
+            if !self.streams[node] {
+                next.push(self.changed(|w| w.leaves[node] = !w.leaves[node]));
+            }
+            if self.may_give_up(node) {
+                // What it has from then on is another's, or a backup's.
+                next.push(self.changed(|w| {
+                    w.flushed[node] = 0;
+                    w.leaves[node] = false;
+                }));
             }
             if self.can_be_elected(node) {
                 next.push(self.changed(|w| w.promote(node)));
