@@ -498,8 +498,7 @@ fn running(postgres: &Postgres, status: &ServerStatus) -> Running {
         timeline: status.timeline,
         role: role(status),
         slots: Arc::new(slots.collect()),
-        has_pending_restart: !status.pending_restart.is_empty()
-            || !postgres.pending_restart(status).is_empty(),
+        has_pending_restart: !postgres.pending_restart(status).is_empty(),
         is_wal_gone: status.is_in_recovery && is_wal_gone(postgres, status),
         is_promoting: status.is_in_recovery
             && (postgres.is_promoting() || recovers_to_target(&postgres.config().data_dir)),

@@ -12,7 +12,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -23,11 +23,14 @@ use tokio::sync::watch;
 use trunkline_shared::cluster::Timeline;
 use trunkline_shared::service::clock;
 
+pub mod accepted;
 mod access;
+mod apply;
 mod archive;
 pub mod clone;
 pub mod config;
 pub mod control_data;
+pub mod controlled;
 pub mod directory;
 pub mod dynamic_config;
 mod error;
@@ -40,6 +43,7 @@ pub mod methods;
 pub mod missing_wal;
 pub mod postmaster_pid;
 pub mod process;
+pub mod programs;
 pub mod replication;
 pub mod rewind;
 pub mod scan;
@@ -136,6 +140,8 @@ pub struct Postgres {
     is_paused: AtomicBool,
     /// Held while the file of `synchronous_standby_names` is written.
     sync_conf: Arc<Mutex<()>>,
+    /// What the server's program says of parameters.
+    answers: Arc<accepted::Answers>,
     /// What is known of the copies of logical slots.
     proofs: Mutex<BTreeMap<String, logical_slots::Proof>>,
 }
@@ -153,6 +159,7 @@ impl Postgres {
             reached: Mutex::new(None),
             is_paused: AtomicBool::new(false),
             sync_conf: Arc::default(),
+            answers: Arc::default(),
             proofs: Mutex::default(),
         };
         door.adopt();
@@ -421,61 +428,6 @@ impl Postgres {
         Ok(())
     }
 
-    /// Writes the files anew for the role the directory is in, and reloads the server if it runs. In
-    /// maintenance (`is_paused`) the server restarts itself after a crash, until this is called again. What
-    /// needs a restart shows in [`Self::pending_restart`] and in the status.
-    pub async fn apply_settings(&self, is_paused: bool) -> Result<(), PostgresError> {
-        let config = self.config();
-        let role = if files::is_replica(&config.data_dir) {
-            ServerRole::Replica(UpstreamChange::Keep)
-        } else {
-            ServerRole::Primary
-        };
-        self.is_paused.store(is_paused, Ordering::Relaxed);
-        self.write_settings(role).await?;
-        if self.adopt().is_some() {
-            self.reload()?;
-        }
-        Ok(())
-    }
-
-    /// Writes every file for `role` and returns the parameters for the command line.
-    async fn write_settings(
-        &self,
-        role: ServerRole,
-    ) -> Result<BTreeMap<&'static str, String>, PostgresError> {
-        let config = self.config();
-        let floor = match role {
-            ServerRole::Primary | ServerRole::Recovering => None,
-            ServerRole::Replica(_) => Some(self.control_data().await?.shared_memory),
-        };
-        let controlled = settings::controlled(&config, floor);
-        let (for_files, is_paused) = (controlled.clone(), self.is_paused.load(Ordering::Relaxed));
-        // Files are synced; a slow disk must not hold up the tasks of this runtime.
-        let writing = move || files::write_all(&config, &for_files, &role, is_paused);
-        match tokio::task::spawn_blocking(writing).await {
-            Ok(result) => result.map(|()| controlled),
-            Err(_) => Err(PostgresError::Timeout {
-                what: "writing the settings, which was cut off by the end of the agent",
-                after: Duration::ZERO,
-            }),
-        }
-    }
-
-    /// Which of the parameters on the command line would change with a restart: name, value in use, value
-    /// wanted. The server cannot tell, for a file never wins over its command line.
-    pub fn pending_restart(&self, status: &ServerStatus) -> Vec<(String, String, String)> {
-        let wanted = settings::controlled(&self.config(), None);
-        status
-            .controlled
-            .iter()
-            .filter_map(|(name, in_use)| {
-                let wanted = wanted.get(name.as_str())?;
-                (wanted != in_use).then(|| (name.clone(), in_use.clone(), wanted.clone()))
-            })
-            .collect()
-    }
-
     /// Reads the control file through pg_controldata.
     pub async fn control_data(&self) -> Result<ControlData, PostgresError> {
         self.control_data_of(&self.config().data_dir).await
@@ -525,16 +477,9 @@ impl Postgres {
         }
     }
 
-    /// The path of one of PostgreSQL's programs: `bin_dir`, else the packages' folders for the directory's
-    /// major version (without a directory: for the newest), else PATH.
+    /// The path of one of PostgreSQL's programs.
     pub(crate) fn program(&self, name: &str) -> PathBuf {
-        let config = self.config();
-        if let Some(bin_dir) = &config.bin_dir {
-            return bin_dir.join(name);
-        }
-        let major = files::directory_major(&config.data_dir);
-        files::packaged_bin_dir(major.as_deref())
-            .map_or_else(|| PathBuf::from(name), |bin_dir| bin_dir.join(name))
+        programs::path(&self.config(), name)
     }
 
     /// The major version of the programs, by the folder that packages put them in; unknown elsewhere.
@@ -547,12 +492,7 @@ impl Postgres {
     /// The major version of the directory; refuses one that is not the programs'.
     async fn check_major(&self) -> Result<String, PostgresError> {
         let config = self.config();
-        let arguments = vec!["--version".to_owned()];
-        let output = self
-            .tool("postgres", arguments, TOOL_LIMIT, "postgres --version")
-            .run()
-            .await?;
-        let program = files::major_of(output.stdout.rsplit(") ").next().unwrap_or(""));
+        let program = programs::major(&self.program("postgres")).await?;
         let directory = files::directory_major(&config.data_dir).unwrap_or_default();
         if program == directory {
             return Ok(directory);

@@ -180,8 +180,11 @@ impl Tick {
             return (RETRY_PAUSE, false);
         };
         let memory = std::mem::replace(&mut self.memory, decision.memory.clone());
+        let waiting = look.status.as_ref();
+        let waiting = waiting.map(|status| self.actor.postgres.pending_restart(status));
+        let waiting = waiting.unwrap_or_default();
         self.recorder
-            .before_acting(&look, &decision, &self.actor.lease);
+            .before_acting(&look, &decision, waiting, &self.actor.lease);
         if replaces_data(&decision) {
             self.observer.before.forget();
             self.observer.config.data_replaced();

@@ -95,7 +95,7 @@ fn a_running_server_is_adopted_and_its_end_is_seen_at_once() {
                 first.control_data().await.unwrap().system_id,
                 status.system_id
             );
-            assert_eq!(first.pending_restart(&status), []);
+            assert_eq!(first.pending_restart(&status), Default::default());
             let log = std::fs::read_to_string(servers.config(1).log_file).unwrap();
             assert!(!log.contains("replicated"), "a password is in the log");
             let pid = first.adopt().unwrap().pid;

@@ -219,6 +219,8 @@ impl Script {
             },
             is_checkpointed_after_promote: true,
             has_pending_restart: false,
+            pending_restart: std::collections::BTreeMap::new(),
+            proxy_address: None,
             is_paused: false,
             version: "4".into(),
             lease: 1,

@@ -1,8 +1,10 @@
 //! What the REST API may say: one immutable value, replaced by the tick, read without a lock.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use trunkline_shared::cluster::member::ParameterChange;
 use trunkline_shared::cluster::{
     ClusterName, LeaderEpoch, Lsn, MemberName, MemberRole, MemberState, Moment, SystemId, Tags,
     Timeline, Topology,
@@ -44,7 +46,7 @@ pub struct Published {
     /// Parameters wait for a restart of PostgreSQL.
     pub has_pending_restart: bool,
     /// Those that PostgreSQL names itself; it knows nothing of those on its command line.
-    pub pending_restart: Vec<String>,
+    pub pending_restart: BTreeMap<Arc<str>, ParameterChange>,
     /// The data directory's system identifier.
     pub system_id: Option<SystemId>,
     /// Automation is off.
@@ -121,7 +123,7 @@ impl Published {
             replication: Vec::new(),
             tags: Tags::default(),
             has_pending_restart: false,
-            pending_restart: Vec::new(),
+            pending_restart: BTreeMap::new(),
             system_id: None,
             is_paused: false,
             has_watchdog_failed: false,

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use trunkline_shared::cluster::settings::SynchronousMode;
 use trunkline_shared::cluster::{Lsn, MemberRole, Moment};
-use trunkline_shared::dcs::records::{role_word, state_word, tags_to_json};
+use trunkline_shared::dcs::records::{changes_to_json, role_word, state_word, tags_to_json};
 
 use super::published::{Published, ReplicationRow};
 
@@ -89,13 +89,7 @@ fn flags(published: &Published, answer: &mut Value) {
         answer["pending_restart"] = true.into();
     }
     if !published.pending_restart.is_empty() {
-        // The values are not known here; Patroni's consumers look for the names.
-        answer["pending_restart_reason"] = published
-            .pending_restart
-            .iter()
-            .map(|name| (name.clone(), json!({})))
-            .collect::<serde_json::Map<_, _>>()
-            .into();
+        answer["pending_restart_reason"] = changes_to_json(&published.pending_restart);
     }
 }
 

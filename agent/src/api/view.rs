@@ -1,9 +1,13 @@
 //! The cluster as Patroni shows it in `/cluster` and `list`: one function for both. Pure.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
 use serde_json::{Value, json};
+use trunkline_shared::cluster::member::ParameterChange;
 use trunkline_shared::cluster::settings::SynchronousMode;
 use trunkline_shared::cluster::{Lsn, Member, MemberRole, MemberState, Topology};
-use trunkline_shared::dcs::records::{state_word, tags_to_json};
+use trunkline_shared::dcs::records::{changes_to_json, state_word, tags_to_json};
 
 /// One member as the cluster sees it.
 #[derive(Clone, Debug, PartialEq)]
@@ -34,6 +38,8 @@ pub struct MemberView {
     pub position: Option<Lsn>,
     /// Whether it waits for a restart.
     pub has_pending_restart: bool,
+    /// For which parameters, as far as its record says.
+    pub pending_restart: BTreeMap<Arc<str>, ParameterChange>,
     /// Tags that are set, by name.
     pub tags: Value,
 }
@@ -77,6 +83,7 @@ fn view(topology: &Topology, member: &Member) -> MemberView {
         replay_lag: lag(replayed),
         position: member.position,
         has_pending_restart: member.has_pending_restart,
+        pending_restart: member.pending_restart.clone(),
         tags: tags_to_json(&member.tags),
     }
 }
@@ -172,6 +179,9 @@ fn member_json(view: &MemberView) -> Value {
     }
     if view.has_pending_restart {
         member["pending_restart"] = true.into();
+    }
+    if !view.pending_restart.is_empty() {
+        member["pending_restart_reason"] = changes_to_json(&view.pending_restart);
     }
     if view.tags.as_object().is_some_and(|tags| !tags.is_empty()) {
         member["tags"] = view.tags.clone();

@@ -3,23 +3,7 @@
 
 use std::collections::BTreeMap;
 
-/// Parameters that must be equal, or at least ordered, on all members: a replica refuses to start with less
-/// than its primary had. They come from the cluster's configuration only, as in Patroni.
-const OF_THE_CLUSTER: [&str; 10] = [
-    "max_connections",
-    "max_locks_per_transaction",
-    "max_worker_processes",
-    "max_prepared_transactions",
-    "wal_level",
-    "track_commit_timestamp",
-    "max_wal_senders",
-    "max_replication_slots",
-    "wal_log_hints",
-    "hot_standby",
-];
-
-/// Parameters that follow from other settings and nobody sets.
-const DERIVED: [&str; 3] = ["listen_addresses", "port", "cluster_name"];
+use crate::postgres::controlled::{DERIVED, checked, is_of_the_cluster};
 
 /// The server parameters in force: the cluster's, with this file's laid over them, except where members
 /// must agree.
@@ -27,17 +11,41 @@ pub fn parameters(
     of_the_cluster: &BTreeMap<String, String>,
     local: &BTreeMap<String, String>,
 ) -> BTreeMap<String, String> {
-    let may_differ = |name: &str| !OF_THE_CLUSTER.contains(&name);
     let mut parameters = of_the_cluster.clone();
     parameters.extend(
         local
             .iter()
-            .filter(|(name, _)| may_differ(name))
+            .filter(|(name, _)| !is_of_the_cluster(name))
             .map(|(name, value)| (name.clone(), value.clone())),
     );
     parameters.retain(|name, _| !DERIVED.contains(&name.as_str()));
     parameters
 }
+
+/// Parameters of the cluster's configuration that it may not set so, each with why and what holds instead.
+pub fn not_taken(of_the_cluster: &BTreeMap<String, String>) -> Vec<(String, String)> {
+    let why = |name: &str, value: &str| match DERIVED.contains(&name) {
+        true => Some(derived(name).to_owned()),
+        false => checked(name, value).err(),
+    };
+    of_the_cluster
+        .iter()
+        .filter_map(|(name, value)| Some((name.clone(), why(name, value)?)))
+        .collect()
+}
+
+/// From what a parameter that nobody sets follows.
+pub fn derived(name: &str) -> &'static str {
+    match name {
+        "cluster_name" => "ignored: it follows from scope",
+        "hot_standby" => "ignored: it is always on",
+        _ => "ignored: it follows from postgresql.listen",
+    }
+}
+
+/// What holds of a parameter on which members must agree, where this file sets it.
+pub const ONLY_OF_THE_CLUSTER: &str = "ignored, as by Patroni: members must agree on it; set it with \
+     \"trunkline edit-config\" (before there is a cluster: below bootstrap.dcs.postgresql.parameters)";
 
 #[cfg(test)]
 mod tests {
@@ -57,6 +65,7 @@ mod tests {
         ]);
         let local = map(&[
             ("max_connections", "5"),
+            ("wal_keep_size", "1GB"),
             ("work_mem", "8MB"),
             ("jit", "off"),
         ]);
@@ -68,5 +77,10 @@ mod tests {
                 ("jit", "off")
             ])
         );
+        let named: Vec<String> = not_taken(&cluster)
+            .into_iter()
+            .map(|(name, _)| name)
+            .collect();
+        assert_eq!(named, ["port"]);
     }
 }

@@ -4,6 +4,7 @@ use std::fmt::Write;
 use std::sync::Arc;
 
 use serde_json::Value;
+use trunkline_shared::cluster::member::ParameterChange;
 use trunkline_shared::cluster::topology::Initialize;
 use trunkline_shared::cluster::{ClusterName, Lsn, Member, Moment, Topology};
 use trunkline_shared::dcs::watch::View;
@@ -38,6 +39,7 @@ const COLUMNS: [Column; 10] = [
 
 /// Columns that are shown only if a member has something in them.
 const PENDING_RESTART: Column = column("Pending restart", "Pending restart", false);
+const REASON: Column = column("Pending restart reason", "Pending restart reason", false);
 const TAGS: Column = column("Tags", "Tags", false);
 
 /// PostgreSQL's port, which is not shown unless somebody uses another one.
@@ -68,7 +70,9 @@ fn table(
     let mut columns = COLUMNS.to_vec();
     let has_pending = extended || views.iter().any(|view| view.has_pending_restart);
     let has_tags = extended || views.iter().any(is_tagged);
+    let has_reason = extended || views.iter().any(|view| !view.pending_restart.is_empty());
     columns.extend(has_pending.then_some(PENDING_RESTART));
+    columns.extend(has_reason.then_some(REASON));
     columns.extend(has_tags.then_some(TAGS));
     let with_port = shows_ports(views);
     let mut rows: Vec<Vec<Value>> = views
@@ -80,6 +84,7 @@ fn table(
                 false => Value::Null,
             };
             row.extend(has_pending.then(pending));
+            row.extend(has_reason.then(|| reason(view, format)));
             row.extend(has_tags.then(|| match is_tagged(view) {
                 true => view.tags.clone(),
                 false => Value::Null,
@@ -97,6 +102,25 @@ fn table(
         title: title(cluster, topology),
         columns,
         rows,
+    }
+}
+
+/// The longest reason that a drawing shows, as patronictl has it.
+const LONGEST_REASON: usize = 50;
+
+/// Which values a restart changes.
+fn reason(view: &MemberView, format: Format) -> Value {
+    let change = |(name, change): (&Arc<str>, &ParameterChange)| {
+        let text = format!("{name}: {}->{}", change.old, change.new);
+        match format == Format::Pretty && text.chars().count() > LONGEST_REASON {
+            true => format!("{name}: [hidden - too long]"),
+            false => text,
+        }
+    };
+    let changes: Vec<String> = view.pending_restart.iter().map(change).collect();
+    match changes.is_empty() {
+        true => Value::Null,
+        false => changes.join(", ").into(),
     }
 }
 
@@ -310,7 +334,7 @@ mod tests {
     }
 
     const LEADER: &str = r#"{"conn_url":"postgres://10.0.0.1:5432/postgres","api_url":"http://10.0.0.1:8008/patroni","state":"running","role":"primary","version":"0.1.0","xlog_location":67109120,"timeline":2}"#;
-    const REPLICA: &str = r#"{"conn_url":"postgres://10.0.0.2:5432/postgres","api_url":"http://10.0.0.2:8008/patroni","state":"running","role":"replica","version":"0.1.0","xlog_location":67109120,"receive_lsn":"0/4000100","replay_lsn":"0/2000100","replication_state":"streaming","timeline":2,"pending_restart":true,"tags":{"nofailover":true}}"#;
+    const REPLICA: &str = r#"{"conn_url":"postgres://10.0.0.2:5432/postgres","api_url":"http://10.0.0.2:8008/patroni","state":"running","role":"replica","version":"0.1.0","xlog_location":67109120,"receive_lsn":"0/4000100","replay_lsn":"0/2000100","replication_state":"streaming","timeline":2,"pending_restart":true,"pending_restart_reason":{"max_connections":{"old_value":"100","new_value":"200"}},"tags":{"nofailover":true}}"#;
     const NEW: &str = r#"{"conn_url":"postgres://10.0.0.3:5432/postgres","api_url":"http://10.0.0.3:8008/patroni","state":"creating replica","role":"uninitialized","version":"0.1.0"}"#;
 
     #[test]

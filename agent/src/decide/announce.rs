@@ -1,5 +1,6 @@
 //! What this member says of itself in its DCS record. Pure.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use trunkline_shared::cluster::member::{Member, SwitchoverReady, TrunklineFields};
@@ -33,6 +34,8 @@ pub fn announcement(
         tags: seen.me.tags.clone(),
         is_checkpointed_after_promote: true,
         has_pending_restart: false,
+        pending_restart: BTreeMap::new(),
+        proxy_address: None,
         is_paused: seen.settings().is_paused,
         version: version.clone(),
         lease: 0,

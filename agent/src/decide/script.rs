@@ -414,6 +414,8 @@ impl Scene {
             },
             is_checkpointed_after_promote: !words.has("unchecked"),
             has_pending_restart: false,
+            pending_restart: Default::default(),
+            proxy_address: None,
             is_paused: false,
             version: Arc::from(""),
             lease: words.value("lease")?.unwrap_or(0),

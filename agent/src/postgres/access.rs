@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use super::config::PostgresConfig;
 use super::files::{read_text, remove_file, write_file};
-use super::settings::{BASE_CONF, HEADER, read_setting};
+use super::settings::{BASE_CONF, HEADER, is_managed, read_setting};
 use super::{Postgres, PostgresError};
 
 /// What `hba_file` names.
@@ -57,7 +57,7 @@ fn turn_to(config: &PostgresConfig, target: &Path) -> Result<(), PostgresError> 
 
 /// The file of the user's lines, as the server would find it.
 fn own_file(config: &PostgresConfig) -> Result<PathBuf, PostgresError> {
-    if !config.pg_hba.is_empty() {
+    if is_managed(config, "hba_file", &config.pg_hba) {
         return Ok(config.config_dir().join("pg_hba.conf"));
     }
     let base = config.config_dir().join(BASE_CONF);

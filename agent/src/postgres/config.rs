@@ -55,6 +55,8 @@ pub struct PostgresConfig {
     pub config_dir: Option<PathBuf>,
     /// Where the server programs are; absent: Debian's and PGDG's folders, then PATH.
     pub bin_dir: Option<PathBuf>,
+    /// Names of programs that are not the usual ones.
+    pub bin_names: BTreeMap<String, String>,
     /// The `listen_addresses` parameter.
     pub listen_addresses: String,
     /// The `port` parameter.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use super::PostgresError;
 use super::config::{PostgresConfig, Upstream};
@@ -106,7 +106,6 @@ pub(crate) fn write_all(
     role: &ServerRole,
     is_paused: bool,
 ) -> Result<(), PostgresError> {
-    let config = &as_known_here(config);
     write_pgpass(config)?;
     let conf = config.config_dir().join("postgresql.conf");
     let auto_conf = config.data_dir.join("postgresql.auto.conf");
@@ -129,11 +128,11 @@ pub(crate) fn write_all(
         &conf,
         &render_conf(config, controlled, conf_role, is_paused),
     )?;
-    for (name, lines) in [
-        ("pg_hba.conf", &config.pg_hba),
-        ("pg_ident.conf", &config.pg_ident),
+    for (name, file, lines) in [
+        ("pg_hba.conf", "hba_file", &config.pg_hba),
+        ("pg_ident.conf", "ident_file", &config.pg_ident),
     ] {
-        if !lines.is_empty() {
+        if settings::is_managed(config, file, lines) {
             write_file(&config.config_dir().join(name), &render_lines(lines))?;
         }
     }
@@ -148,22 +147,17 @@ pub(crate) fn write_all(
     write_signals(&config.data_dir, role)
 }
 
-/// Without the parameters that the directory's version refuses to start with.
-fn as_known_here(config: &PostgresConfig) -> PostgresConfig {
+/// Without the parameters of the agent's own that the directory's version does not know.
+pub(super) fn as_known_here(config: &PostgresConfig) -> PostgresConfig {
     let mut config = config.clone();
+    let mut names = config.parameters.keys();
+    if !names.any(|name| settings::is_versioned(name)) {
+        return config;
+    }
     let major = directory_major(&config.data_dir).and_then(|major| major.parse().ok());
     if let Some(major) = major {
-        config.parameters.retain(|name, _| {
-            let is_known = settings::is_known_to(name, major);
-            if !is_known {
-                tracing::info!(
-                    parameter = name,
-                    major,
-                    "left out: this version does not know it"
-                );
-            }
-            is_known
-        });
+        let parameters = &mut config.parameters;
+        parameters.retain(|name, _| settings::is_known_to(name, major));
     }
     config
 }
@@ -230,16 +224,24 @@ fn write_signals(data_dir: &Path, role: &ServerRole) -> Result<(), PostgresError
 /// of this user (usual in a container) would keep PostgreSQL from starting.
 pub(crate) fn remove_stale_lock(config: &PostgresConfig) -> Result<(), PostgresError> {
     // A killed postmaster that nobody has reaped yet keeps PostgreSQL itself from removing the lock of its
-    // socket. The second line tells whose it is.
+    // socket. The second line tells whose it is; one in the data directory is this instance's, or came from
+    // another with a copy of its data.
     for dir in &config.socket_dirs {
+        let dir = config.data_dir.join(dir);
         let lock = dir.join(format!(".s.PGSQL.{}.lock", config.port));
         let is_ours = fs::read_to_string(&lock)
             .is_ok_and(|text| text.lines().nth(1).map(Path::new) == Some(&config.data_dir));
-        if is_ours {
+        if is_ours || is_below(&dir, &config.data_dir) {
             remove_file(&lock)?;
         }
     }
     remove_file(&config.data_dir.join("postmaster.pid"))
+}
+
+/// Whether a path lies in a folder, by its words.
+fn is_below(path: &Path, folder: &Path) -> bool {
+    let goes_up = |part: Component<'_>| part == Component::ParentDir;
+    path.starts_with(folder) && !path.components().any(goes_up)
 }
 
 /// Checks owner and mode as PostgreSQL does, to say it in one line before anything is started.
@@ -285,27 +287,33 @@ pub(crate) fn directory_major(data_dir: &Path) -> Option<String> {
     Some(text.trim().to_owned()).filter(|t| !t.is_empty())
 }
 
-/// `15` of `15.18 (Debian ...)`, `19` of `19beta1`.
-pub(crate) fn major_of(version: &str) -> String {
-    version.chars().take_while(char::is_ascii_digit).collect()
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::postgres::settings::tests::config;
 
-/// Where Debian's and PGDG's packages put the programs.
-pub(crate) fn packaged_bin_dir(major: Option<&str>) -> Option<PathBuf> {
-    let debian = Path::new("/usr/lib/postgresql");
-    if let Some(major) = major {
-        let folders = [
-            debian.join(major).join("bin"),
-            format!("/usr/pgsql-{major}/bin").into(),
-        ];
-        return folders
-            .into_iter()
-            .find(|dir| dir.join("postgres").exists());
+    #[test]
+    fn the_lock_of_a_socket_is_removed_where_it_is_this_instances_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let data_dir = dir.path().join("data");
+        let outside = dir.path().join("sockets");
+        fs::create_dir_all(&data_dir).unwrap();
+        fs::create_dir_all(&outside).unwrap();
+        let lock = |folder: &Path| folder.join(".s.PGSQL.5432.lock");
+        let others = "4711\n/another/data\n";
+        fs::write(lock(&data_dir), others).unwrap();
+        fs::write(lock(&outside), others).unwrap();
+        let config = PostgresConfig {
+            socket_dirs: vec![".".into(), outside.clone(), "../sockets".into()],
+            data_dir: data_dir.clone(),
+            ..config()
+        };
+        remove_stale_lock(&config).unwrap();
+        // It came with a copy of another server's data.
+        assert!(!lock(&data_dir).exists());
+        assert!(lock(&outside).exists());
+        fs::write(lock(&outside), format!("4711\n{}\n", data_dir.display())).unwrap();
+        remove_stale_lock(&config).unwrap();
+        assert!(!lock(&outside).exists());
     }
-    let newest = fs::read_dir(debian)
-        .ok()?
-        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok())
-        .filter(|major| debian.join(major.to_string()).join("bin/initdb").exists())
-        .max()?;
-    Some(debian.join(newest.to_string()).join("bin"))
 }

@@ -357,7 +357,7 @@ fn own_dsn(config: &PostgresConfig) -> String {
         .first()
         .filter(|_| config.use_unix_socket);
     let host = match socket {
-        Some(dir) => dir.display().to_string(),
+        Some(dir) => config.data_dir.join(dir).display().to_string(),
         None => config.local_host().to_owned(),
     };
     conninfo(&[

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::config::{Credentials, PostgresConfig, Upstream};
-use super::control_data::SharedMemorySettings;
+use super::controlled::on_the_command_line;
 
 /// First line of a generated file; a `postgresql.conf` that begins otherwise is the original.
 pub const HEADER: &str =
@@ -23,6 +23,11 @@ const SINCE: [(&str, u32); 2] = [
     ("synchronized_standby_slots", 17),
 ];
 
+/// Whether there are versions that do not know the parameter.
+pub fn is_versioned(name: &str) -> bool {
+    SINCE.iter().any(|(known, _)| *known == name)
+}
+
 /// Whether a server of this major version knows the parameter, as far as this is known here.
 pub fn is_known_to(name: &str, major: u32) -> bool {
     let since = SINCE.iter().find(|(known, _)| *known == name);
@@ -38,7 +43,7 @@ pub const BASE_CONF: &str = "postgresql.base.conf";
 
 /// Settings of recovery. They are written only for a replica and taken out of `postgresql.auto.conf`,
 /// which is read last and would win.
-const RECOVERY_SETTINGS: [&str; 13] = [
+pub const RECOVERY_SETTINGS: [&str; 13] = [
     "primary_conninfo",
     "primary_slot_name",
     "restore_command",
@@ -54,20 +59,6 @@ const RECOVERY_SETTINGS: [&str; 13] = [
     "promote_trigger_file",
 ];
 
-/// Parameters given on the command line, as Patroni does: equal on every member, so that a replica never
-/// refuses to replay. With their defaults, and the least a cluster can work with.
-const CONTROLLED: [(&str, &str, Option<u32>); 9] = [
-    ("max_connections", "100", Some(25)),
-    ("max_locks_per_transaction", "64", Some(32)),
-    ("max_worker_processes", "8", Some(2)),
-    ("max_prepared_transactions", "0", Some(0)),
-    ("wal_level", "replica", None),
-    ("track_commit_timestamp", "off", None),
-    ("max_wal_senders", "10", Some(3)),
-    ("max_replication_slots", "10", Some(4)),
-    ("wal_log_hints", "on", None),
-];
-
 /// Never taken from the user's parameters: the agent owns them.
 const OWNED: [&str; 7] = [
     "listen_addresses",
@@ -79,10 +70,8 @@ const OWNED: [&str; 7] = [
     "restart_after_crash",
 ];
 
-/// Used unless set: a replica must notice a dead upstream, and a new one, quickly; WAL around a fork must
-/// still be there when pg_rewind looks for it (Patroni's default).
-const DEFAULTS: [(&str, &str); 3] = [
-    ("wal_keep_size", "128MB"),
+/// Used unless set: a replica must notice a dead upstream, and a new one, quickly.
+const DEFAULTS: [(&str, &str); 2] = [
     ("wal_retrieve_retry_interval", "200ms"),
     ("wal_receiver_timeout", "5s"),
 ];
@@ -103,9 +92,14 @@ pub enum ConfRole<'a> {
     },
 }
 
-/// Quotes a value for a settings file. There, unlike in SQL, a backslash escapes too.
+/// Quotes a value for a settings file. There, unlike in SQL, a backslash escapes too, and no text goes over the
+/// end of a line.
 pub fn quote(value: &str) -> String {
-    format!("'{}'", value.replace('\\', "\\\\").replace('\'', "''"))
+    let escaped = value
+        .replace('\\', "\\\\")
+        .replace('\'', "''")
+        .replace('\n', "\\n");
+    format!("'{escaped}'")
 }
 
 /// Reads back what [`quote`] wrote, and bare words.
@@ -119,7 +113,7 @@ fn unquote(value: &str) -> String {
     let mut characters = rest.chars().peekable();
     while let Some(c) = characters.next() {
         match c {
-            '\\' => text.extend(characters.next()),
+            '\\' => text.extend(characters.next().map(|c| if c == 'n' { '\n' } else { c })),
             '\'' if characters.peek() == Some(&'\'') => text.extend(characters.next()),
             '\'' => break,
             other => text.push(other),
@@ -172,49 +166,7 @@ pub fn without_recovery_settings(auto_conf: &str) -> Option<String> {
     (kept.len() < auto_conf.lines().count()).then(|| kept.join("\n") + "\n")
 }
 
-/// The controlled parameters with their values. `floor`: what the primary wrote last into the control file;
-/// a replica that undercut it would refuse to start.
-pub fn controlled(
-    config: &PostgresConfig,
-    floor: Option<SharedMemorySettings>,
-) -> BTreeMap<&'static str, String> {
-    let floor = floor.unwrap_or_default();
-    CONTROLLED
-        .iter()
-        .map(|(name, default, least)| {
-            let wanted = config
-                .parameters
-                .get(*name)
-                .map_or(*default, String::as_str);
-            let floor = match *name {
-                "max_connections" => floor.max_connections,
-                "max_locks_per_transaction" => floor.max_locks_per_transaction,
-                "max_worker_processes" => floor.max_worker_processes,
-                "max_prepared_transactions" => floor.max_prepared_transactions,
-                "max_wal_senders" => floor.max_wal_senders,
-                _ => 0,
-            };
-            let value = match (least, wanted.parse::<u32>()) {
-                (Some(least), Ok(number)) => number.max(*least).max(floor).to_string(),
-                (Some(least), Err(_)) => default.parse().unwrap_or(*least).max(floor).to_string(),
-                (None, _) => enumerated(name, wanted, config.use_pg_rewind),
-            };
-            (*name, value)
-        })
-        .collect()
-}
-
-fn enumerated(name: &str, wanted: &str, use_pg_rewind: bool) -> String {
-    match (name, wanted) {
-        // A replica needs at least "replica".
-        ("wal_level", "logical") => "logical".to_owned(),
-        ("wal_level", _) => "replica".to_owned(),
-        ("wal_log_hints", _) if use_pg_rewind => "on".to_owned(),
-        _ => wanted.to_owned(),
-    }
-}
-
-/// The postmaster's arguments. `controlled` comes from [`controlled`].
+/// The postmaster's arguments. `controlled` comes from [`super::controlled::controlled`].
 pub fn command_line(
     config: &PostgresConfig,
     controlled: &BTreeMap<&'static str, String>,
@@ -229,11 +181,8 @@ pub fn command_line(
         format!("--cluster_name={}", config.cluster_name),
         "--hot_standby=on".to_owned(),
     ];
-    arguments.extend(
-        controlled
-            .iter()
-            .map(|(name, value)| format!("--{name}={value}")),
-    );
+    arguments
+        .extend(on_the_command_line(controlled).map(|(name, value)| format!("--{name}={value}")));
     arguments
 }
 
@@ -297,7 +246,7 @@ pub fn render_conf(
         ("hba_file", &config.pg_hba),
         ("ident_file", &config.pg_ident),
     ] {
-        if !lines.is_empty() {
+        if is_managed(config, file, lines) {
             let path = config.config_dir().join(file.replace("_file", ".conf"));
             settings.insert(file, pg_file(&path).display().to_string());
         }
@@ -316,6 +265,14 @@ pub fn render_conf(
         text.push_str(&format!("\ninclude_if_exists {}\n", quote(file)));
     }
     text
+}
+
+/// Whether the lines are written: not where a parameter names a file of the operator's own, as in Patroni.
+pub(super) fn is_managed(config: &PostgresConfig, file: &str, lines: &[String]) -> bool {
+    let name = file.replace("_file", ".conf");
+    let own = pg_file(&config.config_dir().join(name));
+    let named = config.parameters.get(file).filter(|path| !path.is_empty());
+    !lines.is_empty() && named.is_none_or(|path| Path::new(path) == own)
 }
 
 /// `hba.conf` is called `pg_hba.conf`.

@@ -86,7 +86,8 @@ impl Target {
         match config.socket_dirs.first() {
             Some(dir) if config.use_unix_socket => {
                 let mut target = Self::of(&config.superuser, &config.database, config.port);
-                target.config.host_path(dir);
+                // The server takes a relative one from its data directory.
+                target.config.host_path(config.data_dir.join(dir));
                 target.name = format!("{}:{}", dir.display(), config.port);
                 target
             }

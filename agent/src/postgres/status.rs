@@ -42,7 +42,9 @@ SELECT pg_catalog.json_build_object(
       OR coalesce((pg_catalog.to_jsonb(s) ->> 'synced')::bool, false),
     'is_synced', coalesce((pg_catalog.to_jsonb(s) ->> 'synced')::bool, false))), '[]')
     FROM pg_catalog.pg_replication_slots AS s),
- 'pending_restart', (SELECT coalesce(pg_catalog.json_agg(name), '[]')
+ 'pending_restart', (SELECT coalesce(pg_catalog.json_agg(pg_catalog.json_build_object('name', name,
+    'in_use', pg_catalog.current_setting(name), 'default', CASE WHEN unit IS NULL OR vartype NOT IN ('integer', 'real')
+    THEN boot_val WHEN unit ~ '^[0-9]' THEN boot_val || ' * ' || unit ELSE boot_val || unit END)), '[]')
     FROM pg_catalog.pg_settings WHERE pending_restart),
  'controlled', (SELECT pg_catalog.json_object_agg(name, setting) FROM pg_catalog.pg_settings
     WHERE name IN ('max_connections', 'max_locks_per_transaction', 'max_worker_processes',
@@ -124,6 +126,18 @@ pub struct Slot {
     pub is_synced: bool,
 }
 
+/// A parameter that waits for a restart.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct Waiting {
+    /// Its name.
+    pub name: String,
+    /// The value in use.
+    pub in_use: String,
+    /// The value where no file has one, in the parameter's own unit.
+    #[serde(default)]
+    pub default: String,
+}
+
 /// The answer of a running instance.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServerStatus {
@@ -163,7 +177,7 @@ pub struct ServerStatus {
     /// Replication slots.
     pub slots: Vec<Slot>,
     /// Parameters changed in the files that wait for a restart.
-    pub pending_restart: Vec<String>,
+    pub pending_restart: Vec<Waiting>,
     /// The parameters given on the command line, with the values in use.
     pub controlled: Vec<(String, String)>,
 }
@@ -210,7 +224,7 @@ struct RawStatus {
     receiver: Option<RawReceiver>,
     senders: Vec<RawSender>,
     slots: Vec<RawSlot>,
-    pending_restart: Vec<String>,
+    pending_restart: Vec<Waiting>,
     controlled: std::collections::BTreeMap<String, String>,
 }
 

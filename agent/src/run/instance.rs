@@ -38,6 +38,7 @@ pub fn postgres_config(
         data_dir: local.data_dir.clone(),
         config_dir: (local.config_dir != local.data_dir).then(|| local.config_dir.clone()),
         bin_dir: local.bin_dir.clone(),
+        bin_names: local.bin_names.clone(),
         listen_addresses: local.listen.host.clone(),
         port: local.listen.port,
         connect_host: local.connect_address.host.clone(),

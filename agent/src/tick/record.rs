@@ -1,9 +1,11 @@
 //! What a turn leaves behind: log, metrics, journal, the API's snapshot and the member record.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use tokio::sync::watch;
+use trunkline_shared::cluster::member::ParameterChange;
 use trunkline_shared::cluster::topology::Initialize;
 use trunkline_shared::cluster::{ClusterName, LeaderEpoch, Member, Moment};
 use trunkline_shared::dcs::records::member_to_json;
@@ -23,6 +25,8 @@ use crate::postgres::ServerStatus;
 pub struct Recorder {
     cluster: ClusterName,
     api_url: Arc<str>,
+    /// Where clients behind a proxy reach PostgreSQL; the file may change it.
+    pub proxy_address: Option<Arc<str>>,
     version: Arc<str>,
     replication_user: String,
     published: Arc<ArcSwap<Published>>,
@@ -45,6 +49,7 @@ impl Recorder {
         Self {
             cluster,
             api_url: Arc::from(api_url),
+            proxy_address: None,
             version: Arc::from(env!("CARGO_PKG_VERSION")),
             replication_user: replication_user.to_owned(),
             published,
@@ -62,7 +67,13 @@ impl Recorder {
     }
 
     /// What others wait for is said before anything slow is done.
-    pub(super) fn before_acting(&mut self, look: &Look, decision: &Decision, lease: &LeaseHandle) {
+    pub(super) fn before_acting(
+        &mut self,
+        look: &Look,
+        decision: &Decision,
+        pending_restart: BTreeMap<Arc<str>, ParameterChange>,
+        lease: &LeaseHandle,
+    ) {
         let seen = &look.observation;
         self.has_failed = false;
         metrics::counter!("trunkline_agent_decisions_total", "reason" => decision.reason.word())
@@ -77,7 +88,9 @@ impl Recorder {
             );
             self.last_reason = Some(decision.reason);
         }
-        let member = announce::announcement(seen, decision, &self.api_url, &self.version);
+        let mut member = announce::announcement(seen, decision, &self.api_url, &self.version);
+        member.pending_restart = pending_restart;
+        member.proxy_address.clone_from(&self.proxy_address);
         self.published
             .store(Arc::new(self.snapshot(look, decision, &member)));
         self.show(seen, member, lease);
@@ -192,9 +205,7 @@ impl Recorder {
             replication: status.map(|s| self.replication(s)).unwrap_or_default(),
             tags: member.tags.clone(),
             has_pending_restart: member.has_pending_restart,
-            pending_restart: status
-                .map(|s| s.pending_restart.clone())
-                .unwrap_or_default(),
+            pending_restart: member.pending_restart.clone(),
             system_id: seen.local.system_id(),
             is_paused: member.is_paused,
             is_disk_nearly_full: seen.health.is_nearly_full,

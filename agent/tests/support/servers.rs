@@ -157,6 +157,7 @@ impl Servers {
             data_dir: base.join("data"),
             config_dir: None,
             bin_dir: Some(self.bin_dir.clone()),
+            bin_names: std::collections::BTreeMap::new(),
             listen_addresses: host.clone(),
             port: 5432,
             connect_host: host,

@@ -159,6 +159,8 @@ pub struct Member {
     pub name: MemberName,
     /// Host and port of its PostgreSQL, without the URL around them; IPv6 in brackets.
     pub address: Arc<str>,
+    /// Host and port where clients behind a proxy reach its PostgreSQL, if it names one.
+    pub proxy_address: Option<Arc<str>>,
     /// Its REST API, such as `http://10.0.0.1:8008/patroni`; empty if it has none.
     pub api_url: Arc<str>,
     /// What its PostgreSQL is.
@@ -182,6 +184,8 @@ pub struct Member {
     pub is_checkpointed_after_promote: bool,
     /// Parameters changed that need a restart.
     pub has_pending_restart: bool,
+    /// Those parameters, as far as the record names them.
+    pub pending_restart: BTreeMap<Arc<str>, ParameterChange>,
     /// Paused, as the member sees it.
     pub is_paused: bool,
     /// Version of the software that wrote the record.
@@ -192,6 +196,15 @@ pub struct Member {
     pub revision: i64,
     /// What only Trunkline's records carry.
     pub trunkline: Option<TrunklineFields>,
+}
+
+/// A parameter's value in use, and the one that a restart brings (Patroni's `pending_restart_reason`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ParameterChange {
+    /// In use.
+    pub old: Arc<str>,
+    /// After a restart.
+    pub new: Arc<str>,
 }
 
 /// The fields under `trunkline` in a member's record.

@@ -49,6 +49,8 @@ pub struct ClusterSettings {
     pub pg_ident: Option<Vec<String>>,
     /// Recovery parameters of the whole cluster (Patroni's `recovery_conf`).
     pub recovery_conf: BTreeMap<String, String>,
+    /// What else the section `postgresql` says: settings for members, which a member's own file may overrule.
+    pub of_members: serde_json::Map<String, serde_json::Value>,
     /// The cluster replicates from another one, and nobody in it accepts writes.
     pub standby_cluster: Option<Arc<StandbyCluster>>,
     /// Slots that outlive their users.
@@ -114,6 +116,7 @@ impl Default for ClusterSettings {
             pg_hba: None,
             pg_ident: None,
             recovery_conf: BTreeMap::new(),
+            of_members: serde_json::Map::new(),
             standby_cluster: None,
             slots: BTreeMap::new(),
             ignore_slots: Vec::new(),

@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use super::*;
+use crate::postgres::control_data::SharedMemorySettings;
+use crate::postgres::controlled::controlled;
 use crate::postgres::methods::ReplicaMethod;
 
 pub(crate) fn config() -> PostgresConfig {
@@ -17,6 +19,7 @@ pub(crate) fn config() -> PostgresConfig {
         data_dir: "/data".into(),
         config_dir: None,
         bin_dir: None,
+        bin_names: BTreeMap::new(),
         listen_addresses: "*".into(),
         port: 5432,
         connect_host: "10.0.0.1".into(),
@@ -72,7 +75,7 @@ fn the_conf_includes_the_original_and_quotes_what_it_adds() {
     assert!(text.contains("hba_file = '/data/pg_hba.conf'\n"), "{text}");
     for (name, value) in [
         ("work_mem", "8MB"),
-        ("max_connections", "25"),
+        ("max_connections", "100"),
         ("port", "5432"),
         ("search_path", "\"a b\", o'x\\y"),
         ("wal_level", "replica"),

@@ -1,11 +1,12 @@
 //! The member record.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 
 use super::{epoch_from_text, name, number, object, position};
-use crate::cluster::member::{SwitchoverReady, TrunklineFields};
+use crate::cluster::member::{ParameterChange, SwitchoverReady, TrunklineFields};
 use crate::cluster::{
     Lsn, Member, MemberName, MemberRole, MemberState, SystemId, Tags, Timeline, quantity,
 };
@@ -117,6 +118,7 @@ pub fn member_from_json(member: &MemberName, text: &str) -> Result<Member, Strin
     Ok(Member {
         name: member.clone(),
         address: address.into(),
+        proxy_address: self::address(word("proxy_url")).map(Arc::from),
         api_url: word("api_url").into(),
         role: role_from_word(word("role")).ok_or_else(|| unusable("role"))?,
         state: state_from_word(word("state")).ok_or_else(|| unusable("state"))?,
@@ -134,6 +136,10 @@ pub fn member_from_json(member: &MemberName, text: &str) -> Result<Member, Strin
         tags: map.get("tags").map(tags_from_json).unwrap_or_default(),
         is_checkpointed_after_promote: flag(map.get("checkpoint_after_promote")).unwrap_or(true),
         has_pending_restart: flag(map.get("pending_restart")).unwrap_or(false),
+        pending_restart: map
+            .get("pending_restart_reason")
+            .map(changes_from_json)
+            .unwrap_or_default(),
         is_paused: flag(map.get("pause")).unwrap_or(false),
         version: word("version").into(),
         lease: 0,
@@ -157,6 +163,37 @@ fn flag(value: Option<&Value>) -> Option<bool> {
         Value::Number(number) => quantity::boolean(&number.to_string()),
         Value::Null | Value::Array(_) | Value::Object(_) => None,
     }
+}
+
+/// Reads a `pending_restart_reason`; what is none is as good as none.
+fn changes_from_json(value: &Value) -> BTreeMap<Arc<str>, ParameterChange> {
+    let change = |(name, change): (&String, &Value)| {
+        let text = |field| {
+            change
+                .get(field)
+                .and_then(Value::as_str)
+                .unwrap_or_default()
+        };
+        let change = ParameterChange {
+            old: text("old_value").into(),
+            new: text("new_value").into(),
+        };
+        (Arc::from(name.as_str()), change)
+    };
+    let map = value.as_object();
+    map.map(|map| map.iter().map(change).collect())
+        .unwrap_or_default()
+}
+
+/// The `pending_restart_reason` object.
+pub fn changes_to_json(changes: &BTreeMap<Arc<str>, ParameterChange>) -> Value {
+    let fields =
+        |change: &ParameterChange| json!({ "old_value": change.old, "new_value": change.new });
+    changes
+        .iter()
+        .map(|(name, change)| (name.to_string(), fields(change)))
+        .collect::<Map<_, _>>()
+        .into()
 }
 
 /// Reads a `tags` object; what is none is as good as no tags.
@@ -259,6 +296,9 @@ pub fn member_to_json(member: &Member) -> String {
         "conn_url",
         json!(format!("postgres://{}/postgres", member.address)),
     );
+    if let Some(proxy) = &member.proxy_address {
+        put("proxy_url", json!(format!("postgres://{proxy}/postgres")));
+    }
     put("api_url", json!(member.api_url));
     put("state", json!(state_word(member.state)));
     put("role", json!(role_word(member.role)));
@@ -275,6 +315,12 @@ pub fn member_to_json(member: &Member) -> String {
     }
     if member.has_pending_restart {
         put("pending_restart", json!(true));
+    }
+    if !member.pending_restart.is_empty() {
+        put(
+            "pending_restart_reason",
+            changes_to_json(&member.pending_restart),
+        );
     }
     let bytes = |lsn: Lsn| json!(lsn.0);
     if let Some(position) = member.position {

@@ -95,6 +95,7 @@ pub fn settings_from_value(value: &Value) -> Result<ClusterSettings, SettingsErr
         pg_hba: postgresql.lines("pg_hba")?,
         pg_ident: postgresql.lines("pg_ident")?,
         recovery_conf: postgresql.parameters("recovery_conf")?,
+        of_members: postgresql.of_members(),
         standby_cluster: root.standby_cluster()?,
         slots: root.permanent_slots()?,
         ignore_slots: root.ignored_slots()?,
@@ -275,6 +276,23 @@ impl<'a> Section<'a> {
                     )
                 }),
             })
+            .collect()
+    }
+
+    /// What the members' own layer reads.
+    fn of_members(&self) -> Map<String, Value> {
+        let of_the_cluster = [
+            "use_pg_rewind",
+            "use_slots",
+            "parameters",
+            "pg_hba",
+            "pg_ident",
+            "recovery_conf",
+        ];
+        let others = self.map.iter();
+        let others = others.filter(|(key, _)| !of_the_cluster.contains(&key.as_str()));
+        others
+            .map(|(key, value)| (key.clone(), value.clone()))
             .collect()
     }
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::*;
-use crate::cluster::member::{SwitchoverReady, TrunklineFields};
+use crate::cluster::member::{ParameterChange, SwitchoverReady, TrunklineFields};
 use crate::cluster::settings::SynchronousMode;
 use crate::cluster::slots::{ClusterType, SlotKind};
 use crate::cluster::{ClusterSettings, Member, MemberRole, MemberState, Tags};
@@ -69,6 +69,7 @@ fn a_member_is_printed_and_read_back_whole() {
     let member = Member {
         name: MemberName::new("a"),
         address: "10.0.0.1:5432".into(),
+        proxy_address: Some("10.0.0.9:6432".into()),
         api_url: "http://10.0.0.1:8008/patroni".into(),
         role: MemberRole::Primary,
         state: MemberState::Running,
@@ -85,6 +86,14 @@ fn a_member_is_printed_and_read_back_whole() {
         },
         is_checkpointed_after_promote: false,
         has_pending_restart: true,
+        pending_restart: [(
+            "max_connections".into(),
+            ParameterChange {
+                old: "100".into(),
+                new: "200".into(),
+            },
+        )]
+        .into(),
         is_paused: true,
         version: "0.1.0".into(),
         lease: 0,
