@@ -5,15 +5,15 @@
 //! duration is an integer and no component sees more than its own part.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use secrecy::SecretString;
 use trunkline_shared::cluster::{ClusterName, MemberName, Tags};
 use trunkline_shared::dcs::etcd::EtcdConfig;
 
-use self::document::{Node, Origin};
+use self::document::Node;
 pub use self::section::Address;
 use self::section::{Report, Section};
 
@@ -22,8 +22,11 @@ mod bootstrap;
 pub mod client;
 mod command;
 mod document;
+mod dynamic;
 mod environment;
 mod etcd3;
+mod findings;
+pub mod in_force;
 pub mod layers;
 mod masked;
 mod postgresql;
@@ -36,6 +39,7 @@ mod tags;
 
 pub use self::bootstrap::{BootstrapConfig, BootstrapUser, InitdbOption};
 pub use self::environment::{Environment, environment};
+pub use self::findings::{ConfigError, Mistake, Warning};
 pub use self::postgresql::{Credentials, PostgresqlConfig};
 pub use self::restapi::{RestApiConfig, RestCredentials, VerifyClient};
 pub use self::sample::SAMPLE;
@@ -71,6 +75,8 @@ pub struct AgentConfig {
     pub effective: Vec<String>,
     /// Everything that was told, to tell what a reload changes.
     pub values: reload::Values,
+    /// The document, to be laid over the cluster's configuration.
+    pub source: in_force::Source,
 }
 
 /// `log:`
@@ -115,207 +121,79 @@ pub struct OwnConfig {
     pub crash_policy: CrashPolicy,
 }
 
-/// Something that works, but perhaps not as was meant.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Warning {
-    /// Nobody reads this key.
-    UnknownKey {
-        /// Where it stands.
-        origin: Origin,
-        /// Its full name.
-        key: String,
-        /// The known key nearest to it.
-        suggestion: Option<String>,
-    },
-    /// Nobody reads this variable of the environment.
-    UnknownVariable {
-        /// Its name.
-        variable: String,
-        /// The known variable nearest to it.
-        suggestion: Option<String>,
-    },
-    /// A key of Patroni's that this version reads and does not act on.
-    NotActedOn {
-        /// Where it stands.
-        origin: Origin,
-        /// Its full name.
-        key: String,
-    },
-    /// `$` in an address: variables are not expanded in the file, in Patroni neither.
-    NotExpanded {
-        /// Where it stands.
-        origin: Origin,
-        /// Its full name.
-        key: String,
-        /// The value.
-        value: String,
-    },
-    /// `loop_wait + 2 * retry_timeout <= ttl` does not hold.
-    TimesDoNotFit {
-        /// Where the section stands.
-        origin: Origin,
-        /// `ttl`.
-        ttl: Duration,
-        /// `loop_wait`.
-        loop_wait: Duration,
-        /// `retry_timeout`.
-        retry_timeout: Duration,
-    },
-    /// Two settings contradict each other; says which one holds.
-    Contradiction {
-        /// Where the one stands that does not hold.
-        origin: Origin,
-        /// Its full name.
-        key: String,
-        /// What is done.
-        done: String,
-    },
-}
+/// Keys of the whole file that change nothing here.
+const WITHOUT_EFFECT: [(&str, &str); 4] = [
+    (
+        "citus",
+        "Citus is not supported: this member is an ordinary one, and pg_dist_node is left to its owner",
+    ),
+    (
+        "mpp",
+        "Citus is not supported: this member is an ordinary one, and pg_dist_node is left to its owner",
+    ),
+    (
+        "thread_pool_size",
+        "the agent has no thread pool that needs a size",
+    ),
+    (
+        "thread_stack_size",
+        "the agent's threads need no size of their own",
+    ),
+];
 
-impl fmt::Display for Warning {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Warning::UnknownKey {
-                origin,
-                key,
-                suggestion: None,
-            } => write!(f, "{origin}: {key}: unknown key, ignored"),
-            Warning::UnknownKey {
-                origin,
-                key,
-                suggestion: Some(meant),
-            } => write!(
-                f,
-                "{origin}: {key}: unknown key, ignored; did you mean {meant}?"
-            ),
-            Warning::UnknownVariable {
-                variable,
-                suggestion,
-            } => {
-                write!(f, "environment variable {variable}: unknown, ignored")?;
-                match suggestion {
-                    Some(meant) => write!(f, "; did you mean {meant}?"),
-                    None => Ok(()),
-                }
-            }
-            Warning::NotActedOn { origin, key } => {
-                write!(f, "{origin}: {key}: accepted, not acted on yet")
-            }
-            Warning::NotExpanded { origin, key, value } => write!(
-                f,
-                "{origin}: {key}: {value} is taken literally, variables are not expanded here; \
-                 write the address, or set it through the environment"
-            ),
-            Warning::TimesDoNotFit {
-                origin,
-                ttl,
-                loop_wait,
-                retry_timeout,
-            } => write!(
-                f,
-                "{origin}: ttl: loop_wait {loop_wait:?} + 2 * retry_timeout {retry_timeout:?} = {:?} is \
-                 more than ttl {ttl:?}: a DCS outage shorter than the ttl can cost the leadership; \
-                 raise ttl to at least {:?} or lower the other two (nothing was changed)",
-                *loop_wait + *retry_timeout * 2,
-                *loop_wait + *retry_timeout * 2,
-            ),
-            Warning::Contradiction { origin, key, done } => {
-                write!(f, "{origin}: {key}: {done}")
-            }
-        }
-    }
-}
-
-/// One reason why a configuration cannot be used. Mend the named place and start again.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Mistake {
-    /// The file or folder could not be read.
-    #[error("{path}: cannot be read: {why}")]
-    Unreadable {
-        /// The path.
-        path: String,
-        /// The system's words.
-        why: String,
-    },
-    /// A folder without a single `*.yml`.
-    #[error("{path}: holds no *.yml file; give a file, or a folder of *.yml files")]
-    NoFiles {
-        /// The folder.
-        path: String,
-    },
-    /// Not YAML.
-    #[error("{path}:{line}: not valid YAML: {why}")]
-    Malformed {
-        /// The file.
-        path: String,
-        /// The line.
-        line: u64,
-        /// The parser's words.
-        why: String,
-    },
-    /// A value that is not allowed.
-    #[error("{origin}: {key}: {value} cannot be used; expected {expected}")]
-    Unusable {
-        /// Where it stands.
-        origin: Origin,
-        /// Its full name.
-        key: String,
-        /// The value as written.
-        value: String,
-        /// What is allowed.
-        expected: String,
-    },
-    /// A key that must be there is not.
-    #[error("{source_name}: {key}: missing; {write}")]
-    Missing {
-        /// The file or folder.
-        source_name: String,
-        /// Its full name.
-        key: String,
-        /// What to write.
-        write: String,
-    },
-    /// Something that is understood and refused.
-    #[error("{origin}: {key}: {why}")]
-    Refused {
-        /// Where it stands.
-        origin: Origin,
-        /// Its full name.
-        key: String,
-        /// Why, and what to write instead.
-        why: String,
-    },
-}
-
-/// Why a configuration cannot be used: every mistake that was found. Print it and exit with 2.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{}", .mistakes.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
-pub struct ConfigError {
-    /// At least one.
+/// All that can be known of a configuration by reading it.
+#[derive(Clone, Debug)]
+pub struct Examined {
+    /// What was told, as far as it can be used: absent if what must be there is not.
+    pub config: Option<AgentConfig>,
+    /// Why it cannot be used, every reason.
     pub mistakes: Vec<Mistake>,
+    /// What may not be as it was meant.
+    pub warnings: Vec<Warning>,
 }
 
 /// Reads the configuration of an agent from `path` (a file, or a folder whose `*.yml` are merged in the
-/// order of their names) with the environment laid over it.
-pub fn load(path: &Path, env: &Environment) -> Result<(AgentConfig, Vec<Warning>), ConfigError> {
-    from_document(sources::read(Some(path), env)?)
-}
-
-/// The same without a file: the environment alone.
-pub fn load_environment(env: &Environment) -> Result<(AgentConfig, Vec<Warning>), ConfigError> {
-    from_document(sources::read(None, env)?)
-}
-
-fn from_document(
-    (document, unknown): (Node, Vec<Warning>),
-) -> Result<(AgentConfig, Vec<Warning>), ConfigError> {
+/// order of their names) with the environment laid over it; without a path the environment alone.
+pub fn examine(path: Option<&Path>, env: &Environment) -> Examined {
+    let (document, unknown) = match sources::read(path, env) {
+        Ok(read) => read,
+        Err(error) => {
+            return Examined {
+                config: None,
+                mistakes: error.mistakes,
+                warnings: Vec::new(),
+            };
+        }
+    };
     let report = Report::new(&document);
     unknown.into_iter().for_each(|w| report.warn(w));
     let config = read(&document, &report);
     let (mistakes, warnings) = report.into_parts();
-    match config {
-        Some(config) if mistakes.is_empty() => Ok((config, warnings)),
-        _ => Err(ConfigError { mistakes }),
+    Examined {
+        config,
+        mistakes,
+        warnings,
+    }
+}
+
+/// The same, if there is no mistake.
+pub fn load(path: &Path, env: &Environment) -> Result<(AgentConfig, Vec<Warning>), ConfigError> {
+    examine(Some(path), env).usable()
+}
+
+/// The same without a file: the environment alone.
+pub fn load_environment(env: &Environment) -> Result<(AgentConfig, Vec<Warning>), ConfigError> {
+    examine(None, env).usable()
+}
+
+impl Examined {
+    fn usable(self) -> Result<(AgentConfig, Vec<Warning>), ConfigError> {
+        match self.config {
+            Some(config) if self.mistakes.is_empty() => Ok((config, self.warnings)),
+            _ => Err(ConfigError {
+                mistakes: self.mistakes,
+            }),
+        }
     }
 }
 
@@ -343,7 +221,7 @@ fn read(document: &Node, report: &Report) -> Option<AgentConfig> {
     let log = log(&root.section("log"));
     let own = own(&root.section("trunkline"));
     client::accept(&root.section("ctl"));
-    root.not_acted_on(&["citus", "mpp", "kubernetes_labels"]);
+    root.without_effect(&WITHOUT_EFFECT);
     root.end();
     Some(AgentConfig {
         cluster: ClusterName::new(&cluster?),
@@ -359,6 +237,7 @@ fn read(document: &Node, report: &Report) -> Option<AgentConfig> {
         own,
         effective: masked::lines(document),
         values: reload::Values::of(document),
+        source: in_force::Source(Arc::new(document.clone())),
     })
 }
 

@@ -230,7 +230,8 @@ impl Parts {
         let dcs: Arc<dyn Dcs> = Arc::new(Etcd::new(&config.etcd, budgets)?);
         let mut followed = cluster_watch::follow(dcs.clone(), keys.clone());
         unique_name::check(&config.cluster, &config.name, &mut followed.views).await?;
-        let instance = instance::postgres_config(config, &settings, run_dir.path());
+        let (in_force, _) = config.over(&settings);
+        let instance = instance::postgres_config(&in_force, &settings, run_dir.path());
         let jobs = finish_earlier_work(&instance);
         let program = Path::new("/proc/self/exe");
         let fence = FenceHandle::attach_or_start(run_dir.path(), data_dir, program).await?;

@@ -19,6 +19,7 @@ use crate::lease::LeaseStatus;
 use crate::lease::rounds::Shown;
 use crate::observe::{Circumstances, Look, Observer};
 use crate::postgres::{Postmaster, ProcessId};
+use crate::watchdog::Teller;
 
 pub mod record;
 mod request;
@@ -164,10 +165,7 @@ impl Tick {
 
     /// One turn: how long to wait for the next at the most, and whether the agent may end.
     async fn turn(&mut self, wake: Wake) -> (Duration, bool) {
-        if let Some(me) = self.settings.changed_me() {
-            self.observer.me = me.clone();
-            self.actor.me = me;
-        }
+        self.take_changes();
         let look = self.look().await;
         self.settings
             .bring_in_line(&look.observation, &self.actor)
@@ -203,6 +201,21 @@ impl Tick {
             pause
         };
         (pause, decision.reason == Reason::ShutDown)
+    }
+
+    /// What the file and the cluster's configuration say anew of this member, to everybody who goes by it.
+    fn take_changes(&mut self) {
+        let Some(changed) = self.settings.changed() else {
+            return;
+        };
+        self.observer.me = changed.me.clone();
+        self.actor.me = changed.me;
+        if self.observer.watchdog.0 != changed.watchdog {
+            let run_dir = &self.observer.watchdog.1;
+            self.actor.watchdog = Teller::new(changed.watchdog.clone(), run_dir);
+            self.observer.watchdog.0 = changed.watchdog;
+        }
+        self.recorder.proxy_address = changed.proxy_address;
     }
 
     async fn look(&mut self) -> Look {

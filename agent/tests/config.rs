@@ -4,6 +4,7 @@
 //! * `only LINE...`: a single file with these lines.
 //! * `with LINE... [VARIABLE=value...]`: a folder with a small working file and one with these lines laid
 //!   over it, and an environment.
+//! * `environment VARIABLE=value...`: no file, the environment alone.
 //! * `show KEY...`: the effective values whose key begins so, of the last configuration that was usable.
 
 use std::collections::BTreeMap;
@@ -43,11 +44,12 @@ impl Runner {
             std::fs::write(dir.path().join(name), text)?;
         }
         let mut output = String::new();
-        let path = match path {
-            "" => dir.path().to_owned(),
-            path => dir.path().join(path),
+        let loaded = match path {
+            "" => config::load(dir.path(), env),
+            "-" => config::load_environment(env),
+            path => config::load(&dir.path().join(path), env),
         };
-        match config::load(&path, env) {
+        match loaded {
             Ok((config, warnings)) => {
                 for warning in warnings {
                     writeln!(output, "warning: {warning}")?;
@@ -94,6 +96,7 @@ impl goldenscript::Runner for Runner {
                 let files = [("1.yml", WORKING.to_owned()), ("2.yml", lines)];
                 self.load(&files, "", &env)
             }
+            "environment" => self.load(&[], "-", &env),
             "nothing" => self.load(&[], "", &env),
             "no_such_file" => self.load(&[], "n1.yml", &env),
             "show" => {
@@ -143,6 +146,12 @@ scripts! {
     secrets_are_masked,
     what_is_dangerous_to_ignore_is_refused,
     files_of_a_folder_are_merged_in_order,
+    every_mistake_in_a_file_is_named_with_what_is_allowed,
+    every_mistake_in_the_environment_is_named_by_its_variable,
+    a_document_in_the_environment_stands_in_the_place_of_a_file,
+    keys_that_change_nothing_are_named_with_the_reason,
+    parameters_on_which_members_must_agree_come_from_the_cluster_alone,
+    the_environment_reaches_every_section,
 }
 
 #[test]

@@ -3,12 +3,10 @@
 use std::collections::BTreeMap;
 
 use secrecy::SecretString;
-use trunkline_shared::cluster::ClusterSettings;
-use trunkline_shared::dcs::records::{SettingsError, settings_from_value};
 
 use super::document::{Kind, Node, Value};
 use super::section::Section;
-use super::{Mistake, Warning, command};
+use super::{Mistake, command, dynamic};
 use crate::postgres::methods::CustomBootstrap;
 
 /// How a new cluster is made.
@@ -71,7 +69,7 @@ const ROLE_OPTIONS: [&str; 14] = [
 /// Reads the section.
 pub fn read(section: &Section<'_>) -> BootstrapConfig {
     let config = BootstrapConfig {
-        dcs: dynamic(&section.section("dcs")),
+        dcs: dynamic::of_a_new_cluster(&section.section("dcs")),
         initdb: initdb(section),
         pg_hba: section.texts("pg_hba", false).unwrap_or_default(),
         users: users(&section.section("users")),
@@ -113,84 +111,6 @@ fn custom(section: &Section<'_>) -> Option<CustomBootstrap> {
         extra: command::extra(&own, &CUSTOM_KEYS),
         name,
     })
-}
-
-/// Keys of the dynamic configuration that are acted on.
-const ACTED_ON: [&str; 18] = [
-    "ttl",
-    "loop_wait",
-    "retry_timeout",
-    "maximum_lag_on_failover",
-    "primary_start_timeout",
-    "primary_stop_timeout",
-    "check_timeline",
-    "pause",
-    "failsafe_mode",
-    "max_timelines_history",
-    "member_slots_ttl",
-    "postgresql",
-    "ignore_slots",
-    "standby_cluster",
-    "synchronous_mode",
-    "synchronous_mode_strict",
-    "synchronous_node_count",
-    "maximum_lag_on_syncnode",
-];
-
-/// Checks the dynamic configuration by the rules of the `config` key and takes it over as it is.
-fn dynamic(section: &Section<'_>) -> serde_json::Map<String, serde_json::Value> {
-    let mut dcs: serde_json::Map<_, _> = section
-        .values()
-        .iter()
-        .map(|entry| (entry.key.clone(), entry.node.to_json()))
-        .collect();
-    match settings_from_value(&serde_json::Value::Object(dcs.clone())) {
-        Ok(settings) => check_times(section, &settings),
-        Err(SettingsError::Value {
-            key,
-            value,
-            allowed,
-        }) => {
-            if let Some(own) = section.node() {
-                let node = key
-                    .split('.')
-                    .try_fold(own, |node, part| node.child(part))
-                    .unwrap_or(own);
-                section.report().mistake(Mistake::Unusable {
-                    origin: node.origin.clone(),
-                    key: section.path_of(&key),
-                    value,
-                    expected: allowed,
-                });
-            }
-        }
-        // The section was made of a mapping; whatever else stood there is a mistake already.
-        Err(SettingsError::NotJson(_) | SettingsError::NotAnObject(_)) => {}
-    }
-    section.not_acted_on(&["primary_race_backoff"]);
-    section.acknowledge(&["slots"]);
-    section.acknowledge(&ACTED_ON);
-    section.end();
-    if section.is_present() && !dcs.contains_key("failsafe_mode") {
-        dcs.insert("failsafe_mode".to_owned(), true.into());
-    }
-    dcs
-}
-
-/// The rule of the three times, on the values in effect. Reported, never bent.
-fn check_times(section: &Section<'_>, settings: &ClusterSettings) {
-    if settings.loop_wait + settings.retry_timeout * 2 <= settings.ttl {
-        return;
-    }
-    let Some(node) = section.node() else {
-        return;
-    };
-    section.report().warn(Warning::TimesDoNotFit {
-        origin: section.find("ttl").unwrap_or(node).origin.clone(),
-        ttl: settings.ttl,
-        loop_wait: settings.loop_wait,
-        retry_timeout: settings.retry_timeout,
-    });
 }
 
 fn initdb(section: &Section<'_>) -> Vec<InitdbOption> {

@@ -20,6 +20,10 @@ pub enum Origin {
     },
     /// An environment variable.
     Environment(Arc<str>),
+    /// The cluster's configuration in the DCS.
+    Dynamic,
+    /// Nowhere: what holds where nothing is written.
+    Default,
 }
 
 impl fmt::Display for Origin {
@@ -27,6 +31,8 @@ impl fmt::Display for Origin {
         match self {
             Origin::File { path, line } => write!(f, "{path}:{line}"),
             Origin::Environment(name) => write!(f, "environment variable {name}"),
+            Origin::Dynamic => f.write_str("dynamic configuration"),
+            Origin::Default => f.write_str("default"),
         }
     }
 }
@@ -126,6 +132,63 @@ impl Node {
                 text: text.to_owned(),
                 kind: scalar,
             }),
+        }
+    }
+
+    /// The same value as if it had all been written at `origin`.
+    pub fn moved_to(self, origin: &Origin) -> Self {
+        let value = match self.value {
+            Value::Scalar(scalar) => Value::Scalar(scalar),
+            Value::List(items) => Value::List(
+                items
+                    .into_iter()
+                    .map(|item| item.moved_to(origin))
+                    .collect(),
+            ),
+            Value::Map(entries) => {
+                let moved = entries.into_iter().map(|entry| Entry {
+                    key: entry.key,
+                    origin: origin.clone(),
+                    node: entry.node.moved_to(origin),
+                });
+                Value::Map(moved.collect())
+            }
+        };
+        Self {
+            origin: origin.clone(),
+            value,
+        }
+    }
+
+    /// A JSON value that was written at `origin`.
+    pub fn from_json(json: &serde_json::Value, origin: &Origin) -> Self {
+        use serde_json::Value as Json;
+        let scalar = |text: String, kind| Value::Scalar(Scalar { text, kind });
+        let value = match json {
+            Json::Null => scalar(String::new(), Kind::Null),
+            Json::Bool(flag) => scalar(flag.to_string(), Kind::Boolean(*flag)),
+            Json::Number(number) => {
+                let kind = number.as_i64().map(Kind::Integer);
+                let float = || Kind::Float(number.as_f64().unwrap_or(f64::NAN));
+                scalar(number.to_string(), kind.unwrap_or_else(float))
+            }
+            Json::String(text) => scalar(text.clone(), Kind::Text),
+            Json::Array(items) => {
+                let nodes = items.iter().map(|item| Self::from_json(item, origin));
+                Value::List(nodes.collect())
+            }
+            Json::Object(map) => {
+                let entries = map.iter().map(|(key, item)| Entry {
+                    key: key.clone(),
+                    origin: origin.clone(),
+                    node: Self::from_json(item, origin),
+                });
+                Value::Map(entries.collect())
+            }
+        };
+        Self {
+            origin: origin.clone(),
+            value,
         }
     }
 

@@ -11,6 +11,28 @@ const DEFAULT_PORT: u16 = 2379;
 /// Stores of Patroni's that are not spoken to.
 const OTHER_STORES: [&str; 5] = ["raft", "consul", "zookeeper", "exhibitor", "kubernetes"];
 
+const BESIDE: &str = "etcd3 is the store of this cluster";
+
+/// Ways to etcd that are not gone.
+const OTHER_WAYS: [(&str, &str); 4] = [
+    (
+        "proxy",
+        "etcd is spoken to directly; write the members' addresses at etcd3.hosts",
+    ),
+    (
+        "use_proxies",
+        "the addresses of etcd3.hosts are used as they stand, and no others: what a proxy needs",
+    ),
+    (
+        "srv",
+        "DNS is not asked for SRV records; write the members' addresses at etcd3.hosts",
+    ),
+    (
+        "srv_suffix",
+        "DNS is not asked for SRV records; write the members' addresses at etcd3.hosts",
+    ),
+];
+
 /// Reads `etcd3` and refuses the others.
 pub fn read(root: &Section<'_>) -> Option<EtcdConfig> {
     let section = root.section("etcd3");
@@ -52,11 +74,17 @@ pub fn read(root: &Section<'_>) -> Option<EtcdConfig> {
         }
         return None;
     }
-    if old.is_some() {
-        root.not_acted_on(&["etcd"]);
-    }
-    root.not_acted_on(&others);
+    root.without_effect(&[("etcd", BESIDE)]);
+    root.without_effect(&OTHER_STORES.map(|store| (store, BESIDE)));
     read_section(&section)
+}
+
+fn says_nothing(node: &super::document::Node) -> bool {
+    match &node.value {
+        super::document::Value::Scalar(s) => s.text.trim().is_empty(),
+        super::document::Value::List(items) => items.is_empty(),
+        super::document::Value::Map(_) => false,
+    }
 }
 
 fn written(node: &super::document::Node) -> String {
@@ -97,13 +125,14 @@ pub fn read_section(section: &Section<'_>) -> Option<EtcdConfig> {
     if key.is_some() && cert.is_none() {
         section.missing("cert", "it goes with key: write both or none");
     }
-    section.not_acted_on(&["proxy", "srv", "srv_suffix", "use_proxies"]);
+    section.without_effect(&OTHER_WAYS);
     section.end();
     if endpoints.is_empty() {
-        if section.texts("hosts", true).is_none_or(|h| h.is_empty())
-            && section.find("host").is_none()
-            && section.find("url").is_none()
-        {
+        let named = ["hosts", "host", "url"]
+            .iter()
+            .find_map(|key| section.find(key));
+        // What cannot be used was named; an empty list says nothing.
+        if named.is_none_or(says_nothing) {
             section.missing(
                 "hosts",
                 "write where etcd is, such as \"hosts: 10.0.0.1:2379,10.0.0.2:2379\"",

@@ -1,6 +1,6 @@
 //! The effective configuration as lines for the log, without what must not be seen.
 
-use super::document::{Node, Value};
+use super::document::{Entry, Node, Value};
 use super::section::is_secret;
 
 /// What stands in place of a secret.
@@ -17,11 +17,7 @@ fn collect(path: &str, node: &Node, lines: &mut Vec<String>) {
     match &node.value {
         Value::Map(entries) => {
             for entry in entries {
-                let path = match path {
-                    "" => entry.key.clone(),
-                    path => format!("{path}.{}", entry.key),
-                };
-                collect(&path, &entry.node, lines);
+                collect(&below(path, &entry.key), &entry.node, lines);
             }
         }
         Value::List(items) => {
@@ -29,22 +25,68 @@ fn collect(path: &str, node: &Node, lines: &mut Vec<String>) {
                 collect(&format!("{path}[{at}]"), item, lines);
             }
         }
-        Value::Scalar(scalar) => {
-            let shown = if is_secret(path) {
-                MASK.to_owned()
-            } else {
-                without_credentials(&scalar.text)
-            };
-            lines.push(format!("{path} = {shown}"));
-        }
+        Value::Scalar(scalar) => lines.push(format!("{path} = {}", shown(path, &scalar.text))),
     }
 }
 
-/// Masks a password inside a connection string or a URL.
+/// The document as JSON.
+pub fn json(document: &Node) -> serde_json::Value {
+    fn masked(path: &str, node: &Node) -> serde_json::Value {
+        match &node.value {
+            Value::Map(entries) => {
+                let shown = |entry: &Entry| {
+                    let value = masked(&below(path, &entry.key), &entry.node);
+                    (entry.key.clone(), value)
+                };
+                let map: serde_json::Map<_, _> = entries.iter().map(shown).collect();
+                map.into()
+            }
+            Value::List(items) => items.iter().map(|item| masked(path, item)).collect(),
+            Value::Scalar(scalar) => match shown(path, &scalar.text) {
+                text if text == scalar.text => node.to_json(),
+                text => text.into(),
+            },
+        }
+    }
+    masked("", document)
+}
+
+pub fn below(path: &str, key: &str) -> String {
+    match path {
+        "" => key.to_owned(),
+        path => format!("{path}.{key}"),
+    }
+}
+
+/// A value as it may be seen.
+pub fn shown(path: &str, text: &str) -> String {
+    // Elements of a list have the name of the list.
+    let name = path.split('[').next().unwrap_or(path);
+    if is_secret(name) {
+        return MASK.to_owned();
+    }
+    without_credentials(text)
+}
+
+/// What stands before a secret in a connection string, a URL or a line of `pg_hba.conf`.
+const BEFORE_SECRETS: [&str; 4] = [
+    "password=",
+    "ldapbindpasswd=",
+    "radiussecrets=",
+    "passphrase=",
+];
+
+/// Masks passwords inside a connection string, a URL or a line of `pg_hba.conf`.
 fn without_credentials(text: &str) -> String {
-    if let Some((before, after)) = text.split_once("password=") {
-        let rest = after.find(' ').map_or("", |at| &after[at..]);
-        return format!("{before}password={MASK}{rest}");
+    let mut text = text.to_owned();
+    for before in BEFORE_SECRETS {
+        let mut from = 0;
+        while let Some(at) = text[from..].find(before) {
+            let start = from + at + before.len();
+            let end = end_of_word(&text, start);
+            text.replace_range(start..end, MASK);
+            from = start + MASK.len();
+        }
     }
     if let Some((scheme, rest)) = text.split_once("://")
         && let Some((credentials, host)) = rest.split_once('@')
@@ -52,7 +94,18 @@ fn without_credentials(text: &str) -> String {
     {
         return format!("{scheme}://{user}:{MASK}@{host}");
     }
-    text.to_owned()
+    text
+}
+
+/// Where the word that begins at `start` ends; quotes hold blanks together.
+fn end_of_word(text: &str, start: usize) -> usize {
+    let rest = &text[start..];
+    let quote = rest.chars().next().filter(|c| matches!(c, '\'' | '"'));
+    let end = match quote {
+        Some(quote) => rest[1..].find(quote).map(|at| at + 2),
+        None => rest.find([' ', '&', '\t']),
+    };
+    start + end.unwrap_or(rest.len())
 }
 
 #[cfg(test)]
@@ -63,6 +116,14 @@ mod tests {
     fn passwords_are_masked_wherever_they_stand() {
         for (text, shown) in [
             ("host=a password=b user=c", "host=a password=*** user=c"),
+            (
+                "host=a password='b c' user=d password=e",
+                "host=a password=*** user=d password=***",
+            ),
+            (
+                "host all all 0/0 ldap ldapserver=x ldapbindpasswd=\"a b\" ldaptls=1",
+                "host all all 0/0 ldap ldapserver=x ldapbindpasswd=*** ldaptls=1",
+            ),
             ("http://u:p@h:1", "http://u:***@h:1"),
             ("plain", "plain"),
         ] {

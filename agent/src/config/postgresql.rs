@@ -8,11 +8,14 @@ use secrecy::SecretString;
 
 use super::document::{Entry, Kind, Value};
 use super::section::{Address, Section};
-use super::{Warning, command, sorted};
+use super::{Warning, command, layers, sorted};
 use crate::decide::callbacks::Callback;
 use crate::postgres::clone::REFUSED_BASEBACKUP;
+use crate::postgres::controlled::{DERIVED, is_of_the_cluster};
 use crate::postgres::hooks::Hooks;
 use crate::postgres::methods::{CustomMethod, ReplicaMethod};
+use crate::postgres::programs::PROGRAMS;
+use crate::postgres::settings::RECOVERY_SETTINGS;
 
 /// PostgreSQL's port.
 const DEFAULT_PORT: u16 = 5432;
@@ -56,8 +59,6 @@ pub struct PostgresqlConfig {
     pub recovery: BTreeMap<String, String>,
     /// Connect by the socket for administration.
     pub use_unix_socket: bool,
-    /// The same for replication commands.
-    pub use_unix_socket_repl: bool,
     /// Rewind a diverged member; overrides the cluster's setting.
     pub use_pg_rewind: Option<bool>,
     /// An explicit false is obeyed (`ha.md` 5.8).
@@ -74,6 +75,20 @@ pub struct PostgresqlConfig {
     pub basebackup: Vec<(String, Option<String>)>,
     /// Operator's scripts.
     pub hooks: Hooks,
+}
+
+impl PostgresqlConfig {
+    /// The commands that make a replica, whether they are in the order or only described.
+    pub fn methods(&self) -> impl Iterator<Item = &CustomMethod> {
+        let listed = self
+            .replica_methods
+            .iter()
+            .filter_map(|method| match method {
+                ReplicaMethod::Basebackup => None,
+                ReplicaMethod::Custom(method) => Some(method),
+            });
+        listed.chain(&self.other_methods)
+    }
 }
 
 /// How one of the three roles connects.
@@ -100,8 +115,39 @@ const CONNECTION: [&str; 9] = [
     "channel_binding",
 ];
 
-/// Parameters that the agent sets itself and nobody may set.
-const OWN_PARAMETERS: [&str; 3] = ["listen_addresses", "port", "cluster_name"];
+/// Keys that change nothing here.
+const WITHOUT_EFFECT: [(&str, &str); 2] = [
+    (
+        "use_slots",
+        "replication slots are switched on or off for the whole cluster, as in Patroni: \"trunkline edit-config\"",
+    ),
+    (
+        "use_unix_socket_repl",
+        "the agent opens no replication connection to its own server",
+    ),
+];
+
+/// Where Patroni's configuration of before 1.0 had its roles.
+const OLD_ROLES: [(&str, &str); 3] = [
+    (
+        "superuser",
+        "move it to postgresql.authentication.superuser",
+    ),
+    (
+        "replication",
+        "move it to postgresql.authentication.replication",
+    ),
+    (
+        "pg_rewind",
+        "move it to postgresql.authentication.rewind and write \"use_pg_rewind: true\" below bootstrap.dcs.postgresql",
+    ),
+];
+
+/// Programs of Patroni's that the agent does not run.
+const NOT_RUN: [(&str, &str); 2] = [
+    ("pg_ctl", "the agent starts and stops the server itself"),
+    ("pg_isready", "the agent asks the server itself"),
+];
 
 /// Reads the section.
 pub fn read(section: &Section<'_>) -> Option<PostgresqlConfig> {
@@ -113,11 +159,7 @@ pub fn read(section: &Section<'_>) -> Option<PostgresqlConfig> {
             "write the data directory, such as \"data_dir: /var/lib/postgresql/15/main\"",
         );
     }
-    let authentication = section.section("authentication");
-    let superuser = credentials(&authentication.section("superuser"), Some("postgres"));
-    let replication = credentials(&authentication.section("replication"), Some("replicator"));
-    let rewind = credentials(&authentication.section("rewind"), None);
-    authentication.end();
+    let [superuser, replication, rewind] = roles(section);
     let names = method_names(section);
     let methods = methods(section, &names);
     let proxy_address = section.address("proxy_address", DEFAULT_PORT);
@@ -136,7 +178,7 @@ pub fn read(section: &Section<'_>) -> Option<PostgresqlConfig> {
             .unwrap_or_else(|| data_dir.clone()),
         data_dir,
         bin_dir: section.file("bin_dir"),
-        bin_names: sorted(section.parameters("bin_name")),
+        bin_names: program_names(section),
         pgpass: section.file("pgpass"),
         database: section
             .text("database")
@@ -148,9 +190,8 @@ pub fn read(section: &Section<'_>) -> Option<PostgresqlConfig> {
         pg_hba: section.texts("pg_hba", false),
         pg_ident: section.texts("pg_ident", false),
         custom_conf: section.file("custom_conf"),
-        recovery: sorted(section.parameters("recovery_conf")),
+        recovery: recovery(section),
         use_unix_socket: section.boolean("use_unix_socket").unwrap_or(false),
-        use_unix_socket_repl: section.boolean("use_unix_socket_repl").unwrap_or(false),
         use_pg_rewind: section.boolean("use_pg_rewind"),
         remove_data_directory_on_rewind_failure: section
             .boolean("remove_data_directory_on_rewind_failure"),
@@ -164,8 +205,10 @@ pub fn read(section: &Section<'_>) -> Option<PostgresqlConfig> {
         basebackup: basebackup(section),
         hooks: hooks(section),
     };
-    section.not_acted_on(&["krbsrvname"]);
-    section.acknowledge(&["use_slots"]);
+    section.without_effect(&WITHOUT_EFFECT);
+    for (key, remedy) in OLD_ROLES {
+        section.refuse(key, &format!("this form is not read any more; {remedy}"));
+    }
     section.end();
     is_complete.then_some(config)
 }
@@ -248,6 +291,26 @@ fn addresses(section: &Section<'_>) -> (Option<Address>, Option<Address>) {
     (listen, first)
 }
 
+/// Superuser, replication, and the role of pg_rewind.
+fn roles(section: &Section<'_>) -> [Option<Credentials>; 3] {
+    let authentication = section.section("authentication");
+    let kerberos = section.text("krbsrvname");
+    let roles = [
+        ("superuser", Some("postgres")),
+        ("replication", Some("replicator")),
+        ("rewind", None),
+    ];
+    let roles = roles.map(|(name, default)| {
+        let mut role = credentials(&authentication.section(name), default)?;
+        let service = kerberos.iter();
+        let service = service.map(|name| ("krbsrvname".to_owned(), name.clone()));
+        role.connection.extend(service);
+        Some(role)
+    });
+    authentication.end();
+    roles
+}
+
 fn credentials(section: &Section<'_>, default: Option<&str>) -> Option<Credentials> {
     if !section.is_present() && default.is_none() {
         return None;
@@ -267,26 +330,64 @@ fn credentials(section: &Section<'_>, default: Option<&str>) -> Option<Credentia
         password: section.secret("password"),
         connection,
     });
-    section.not_acted_on(&["sslpassword"]);
+    section.without_effect(&[(
+        "sslpassword",
+        "keys with a password are not used: it would stand on command lines; take a key without one",
+    )]);
     section.end();
     credentials
 }
 
+/// Own names of programs. `bin_dir` says where they are.
+fn program_names(section: &Section<'_>) -> BTreeMap<String, String> {
+    let own = section.section("bin_name");
+    let names = PROGRAMS.iter().filter_map(|program| {
+        let name = own.text(program)?;
+        if (name.is_empty() || name.contains('/'))
+            && let Some(node) = own.find(program)
+        {
+            own.unusable(program, node, "the name of a program, without a folder");
+        }
+        Some(((*program).to_owned(), name))
+    });
+    let names = names.collect();
+    own.without_effect(&NOT_RUN);
+    own.end();
+    names
+}
+
+/// The parameters of this file without those that it may not set: each of them is named.
 fn parameters(section: &Section<'_>) -> BTreeMap<String, String> {
     let own = section.section("parameters");
     let mut parameters = sorted(section.parameters("parameters"));
-    for key in OWN_PARAMETERS {
-        if parameters.remove(key).is_some()
-            && let Some(node) = own.find(key)
-        {
+    parameters.retain(|name, _| {
+        let why = if DERIVED.contains(&name.as_str()) {
+            layers::derived(name)
+        } else if is_of_the_cluster(name) {
+            layers::ONLY_OF_THE_CLUSTER
+        } else {
+            return true;
+        };
+        if let Some(node) = own.find(name) {
             section.report().warn(Warning::Contradiction {
                 origin: node.origin.clone(),
-                key: own.path_of(key),
-                done: "ignored: it follows from postgresql.listen and scope".to_owned(),
+                key: own.path_of(name),
+                done: why.to_owned(),
             });
         }
-    }
+        false
+    });
     parameters
+}
+
+/// Parameters of recovery. What else stands there is no such parameter, and would be written nowhere.
+fn recovery(section: &Section<'_>) -> BTreeMap<String, String> {
+    let mut all = sorted(section.parameters("recovery_conf"));
+    all.retain(|name, _| RECOVERY_SETTINGS.contains(&name.as_str()));
+    let own = section.section("recovery_conf");
+    own.acknowledge(&RECOVERY_SETTINGS);
+    own.end();
+    all
 }
 
 fn basebackup(section: &Section<'_>) -> Vec<(String, Option<String>)> {

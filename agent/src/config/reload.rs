@@ -4,29 +4,23 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use secrecy::{ExposeSecret, SecretString};
 
-use super::AgentConfig;
 use super::document::{Node, Value};
+use super::{AgentConfig, BootstrapConfig, OwnConfig, PostgresqlConfig};
 
-/// What is taken up: the keys that begin so. [`take_up`] moves exactly their values.
-const LIVE: [&str; 18] = [
-    "bootstrap.initdb",
-    "bootstrap.pg_hba",
-    "bootstrap.users",
-    "postgresql.authentication",
-    "postgresql.basebackup",
-    "postgresql.before_stop",
-    "postgresql.callbacks",
-    "postgresql.create_replica_methods",
-    "postgresql.custom_conf",
-    "postgresql.database",
-    "postgresql.parameters",
-    "postgresql.pg_ctl_timeout",
-    "postgresql.pg_hba",
-    "postgresql.pg_ident",
-    "postgresql.pgpass",
-    "postgresql.pre_promote",
-    "postgresql.recovery_conf",
-    "postgresql.use_pg_rewind",
+/// What only an agent that starts reads: the keys that begin so. [`take_up`] keeps exactly their values.
+const WITH_A_RESTART: [&str; 12] = [
+    "scope",
+    "namespace",
+    "name",
+    "restapi",
+    "etcd3",
+    "log",
+    "postgresql.listen",
+    "postgresql.connect_address",
+    "postgresql.data_dir",
+    "postgresql.config_dir",
+    "trunkline.run_dir",
+    FOR_A_NEW_CLUSTER,
 ];
 
 /// Whose changes show as a pending restart of PostgreSQL where it needs one.
@@ -154,29 +148,36 @@ pub fn take_up(running: &AgentConfig, read: AgentConfig) -> TakenUp {
             left.push(key);
         }
     }
-    let mut config = running.clone();
-    config.values = running.values.with_live_of(&read.values);
-    let (own, told) = (&mut config.bootstrap, read.bootstrap);
-    own.initdb = told.initdb;
-    own.pg_hba = told.pg_hba;
-    own.users = told.users;
-    let (own, told) = (&mut config.postgresql, read.postgresql);
-    own.superuser = told.superuser;
-    own.replication = told.replication;
-    own.rewind = told.rewind;
-    own.basebackup = told.basebackup;
-    own.hooks = told.hooks;
-    own.replica_methods = told.replica_methods;
-    own.other_methods = told.other_methods;
-    own.custom_conf = told.custom_conf;
-    own.database = told.database;
-    own.parameters = told.parameters;
-    own.pg_ctl_timeout = told.pg_ctl_timeout;
-    own.pg_hba = told.pg_hba;
-    own.pg_ident = told.pg_ident;
-    own.pgpass = told.pgpass;
-    own.recovery = told.recovery;
-    own.use_pg_rewind = told.use_pg_rewind;
+    let running = running.clone();
+    let config = AgentConfig {
+        // Only a new agent reads these.
+        cluster: running.cluster,
+        namespace: running.namespace,
+        name: running.name,
+        restapi: running.restapi,
+        etcd: running.etcd,
+        log: running.log,
+        postgresql: PostgresqlConfig {
+            listen: running.postgresql.listen,
+            connect_address: running.postgresql.connect_address,
+            data_dir: running.postgresql.data_dir,
+            config_dir: running.postgresql.config_dir,
+            ..read.postgresql
+        },
+        own: OwnConfig {
+            run_dir: running.own.run_dir,
+            ..read.own
+        },
+        bootstrap: BootstrapConfig {
+            dcs: running.bootstrap.dcs,
+            ..read.bootstrap
+        },
+        tags: read.tags,
+        watchdog: read.watchdog,
+        values: running.values.with_live_of(&read.values),
+        effective: read.effective,
+        source: read.source,
+    };
     TakenUp {
         config,
         taken,
@@ -186,7 +187,7 @@ pub fn take_up(running: &AgentConfig, read: AgentConfig) -> TakenUp {
 }
 
 fn is_live(key: &str) -> bool {
-    LIVE.iter().any(|live| begins(key, live))
+    !WITH_A_RESTART.iter().any(|kept| begins(key, kept))
 }
 
 /// Whether a key is `of` or lies below it.
@@ -198,7 +199,7 @@ fn begins(key: &str, of: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::load;
+    use crate::config::{CrashPolicy, load};
 
     const FILE: &str = "\
 scope: demo
@@ -244,25 +245,20 @@ tags: {nofailover: false}
             [
                 "postgresql.authentication.superuser.password",
                 "postgresql.parameters.work_mem",
-                "postgresql.pg_hba"
-            ]
-        );
-        assert_eq!(
-            first.left,
-            [
-                "postgresql.listen",
-                "restapi.listen",
+                "postgresql.pg_hba",
                 "tags.nofailover",
                 "trunkline.crash_policy"
             ]
         );
+        assert_eq!(first.left, ["postgresql.listen", "restapi.listen"]);
         assert_eq!(first.void, ["bootstrap.dcs.ttl"]);
         assert!(!first.is_all());
         assert!(!format!("{first} {first:?}").contains("hidden"));
         let postgresql = &first.config.postgresql;
         assert_eq!(postgresql.parameters["work_mem"], "8MB");
         assert_eq!(postgresql.listen.port, 5432);
-        assert!(!first.config.tags.nofailover);
+        assert!(first.config.tags.nofailover);
+        assert_eq!(first.config.own.crash_policy, CrashPolicy::Failover);
 
         // What was not taken up is named again.
         let again = take_up(&first.config, read(&text));

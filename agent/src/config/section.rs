@@ -25,6 +25,7 @@ impl Report {
         let source_name = match &document.origin {
             Origin::File { path, .. } => path.to_string(),
             Origin::Environment(name) => name.to_string(),
+            origin @ (Origin::Dynamic | Origin::Default) => origin.to_string(),
         };
         Self {
             source_name,
@@ -35,7 +36,18 @@ impl Report {
 
     /// Adds a mistake: the configuration will not be used.
     pub fn mistake(&self, mistake: Mistake) {
-        self.mistakes.borrow_mut().push(mistake);
+        let mut mistakes = self.mistakes.borrow_mut();
+        // A value may be looked at more than once.
+        if !mistakes.contains(&mistake) {
+            mistakes.push(mistake);
+        }
+    }
+
+    /// Whether a mistake is known at this place.
+    fn has_mistake(&self, origin: &Origin, key: &str) -> bool {
+        let place = (origin.to_string(), key.to_owned());
+        let mistakes = self.mistakes.borrow();
+        mistakes.iter().any(|known| known.place() == place)
     }
 
     /// Adds a warning.
@@ -76,7 +88,8 @@ impl Address {
                 None => (text, default_port?),
             },
         };
-        let is_host = !host.is_empty() && !host.chars().any(|c| c.is_whitespace() || c == '/');
+        let is_host =
+            !host.is_empty() && !host.chars().any(|c| c.is_whitespace() || "/#".contains(c));
         (is_host && port != 0).then(|| Self {
             host: host.to_owned(),
             port,
@@ -142,6 +155,10 @@ impl<'a> Section<'a> {
                 "" => "the file",
                 path => path,
             };
+            // Whoever looked first has the nearer words.
+            if self.report.has_mistake(&node.origin, key) {
+                return;
+            }
             self.report.mistake(Mistake::Unusable {
                 origin: node.origin.clone(),
                 key: key.to_owned(),
@@ -395,6 +412,30 @@ impl<'a> Section<'a> {
         }
     }
 
+    /// Keys that are known and change nothing here, each with the reason: one warning for each that is set.
+    pub fn without_effect(&self, keys: &[(&str, &str)]) {
+        for (key, why) in keys {
+            if let Some(node) = self.find(key) {
+                self.report.warn(Warning::WithoutEffect {
+                    origin: node.origin.clone(),
+                    key: self.path_of(key),
+                    why: (*why).to_owned(),
+                });
+            }
+        }
+    }
+
+    /// Refuses `key` if it is set.
+    pub fn refuse(&self, key: &str, why: &str) {
+        if let Some(node) = self.find(key) {
+            self.report.mistake(Mistake::Refused {
+                origin: node.origin.clone(),
+                key: self.path_of(key),
+                why: why.to_owned(),
+            });
+        }
+    }
+
     /// Keys that are known and need no word.
     pub fn acknowledge(&self, keys: &[&str]) {
         let mut known = self.known.borrow_mut();
@@ -420,7 +461,9 @@ impl<'a> Section<'a> {
 /// Whether a value under this name must not be shown.
 pub fn is_secret(path: &str) -> bool {
     let last = path.rsplit('.').next().unwrap_or(path);
-    last.ends_with("password") || last.ends_with("token") || last == "passphrase"
+    last.ends_with("password")
+        || last.ends_with("token")
+        || ["passphrase", "auth", "auth_data", "set_acls"].contains(&last)
 }
 
 /// A value as a message shows it: short, on one line.

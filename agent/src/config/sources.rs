@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use super::document::{self, Node};
+use super::document::{self, Node, Value};
 use super::environment::{self, Environment};
-use super::{ConfigError, Mistake, Warning};
+use super::{ConfigError, Mistake, Warning, section};
 
 /// The merged document, and warnings about variables that nobody reads.
 pub fn read(path: Option<&Path>, env: &Environment) -> Result<(Node, Vec<Warning>), ConfigError> {
@@ -20,11 +20,11 @@ pub fn read(path: Option<&Path>, env: &Environment) -> Result<(Node, Vec<Warning
             Err(mistake) => mistakes.push(mistake),
         }
     }
-    let (overlay, warnings, wrong) = environment::overlay(env);
-    mistakes.extend(wrong);
-    document.merge(overlay);
+    let overlay = environment::overlay(env, path.is_some());
+    mistakes.extend(overlay.mistakes);
+    document.merge(overlay.document);
     if mistakes.is_empty() {
-        Ok((document, warnings))
+        Ok((document, overlay.warnings))
     } else {
         Err(ConfigError { mistakes })
     }
@@ -63,9 +63,18 @@ fn read_file(path: &str) -> Result<Node, Mistake> {
         path: path.to_owned(),
         why: error.to_string(),
     })?;
-    document::parse(path, &source).map_err(|malformed| Mistake::Malformed {
+    let document = document::parse(path, &source).map_err(|malformed| Mistake::Malformed {
         path: path.to_owned(),
         line: malformed.line,
         why: malformed.why,
-    })
+    })?;
+    match &document.value {
+        Value::Map(_) => Ok(document),
+        Value::Scalar(_) | Value::List(_) => Err(Mistake::Unusable {
+            origin: document.origin.clone(),
+            key: "the file".to_owned(),
+            value: section::shown(&document),
+            expected: "a mapping (lines of the form \"key: value\")".to_owned(),
+        }),
+    }
 }

@@ -145,15 +145,7 @@ fn replica_method(name: &str, local: &config::PostgresqlConfig) -> ReplicaMethod
     if name == "basebackup" {
         return ReplicaMethod::Basebackup;
     }
-    let listed = local
-        .replica_methods
-        .iter()
-        .filter_map(|method| match method {
-            ReplicaMethod::Basebackup => None,
-            ReplicaMethod::Custom(method) => Some(method),
-        });
-    let mut described = listed.chain(&local.other_methods);
-    let found = described.find(|method| method.name == name);
+    let found = local.methods().find(|method| method.name == name);
     ReplicaMethod::Custom(found.cloned().unwrap_or_else(|| CustomMethod {
         name: name.to_owned(),
         command: vec![name.to_owned()],

@@ -8,8 +8,8 @@ use trunkline_shared::cluster::{ClusterSettings, Moment};
 
 use crate::act::Actor;
 use crate::api::LocalOutcome;
-use crate::config::AgentConfig;
 use crate::config::reload::take_up;
+use crate::config::{AgentConfig, WatchdogConfig, layers};
 use crate::decide::Observation;
 use crate::decide::callbacks::{Callback, CallbackRole};
 use crate::decide::observation::{Local, LocalRequest, Me, RunningRole};
@@ -23,11 +23,16 @@ pub type ReadConfig = Box<dyn Fn() -> Result<AgentConfig, String> + Send>;
 
 /// What was applied last, and what there is to apply.
 pub struct SettingsKeeper {
+    /// As the file has it.
     config: AgentConfig,
+    /// The same over what the cluster's configuration says to every member.
+    in_force: AgentConfig,
     run_dir: std::path::PathBuf,
     read: ReadConfig,
-    /// The file was read again since decisions were last told of it.
-    is_me_changed: bool,
+    /// What is in force has changed since anybody was last told of it.
+    is_changed: bool,
+    /// Over which settings of the cluster the file was laid last.
+    laid_over: Option<Arc<ClusterSettings>>,
     applied: Option<Applied>,
     /// After a failure the next attempt waits until then.
     again_at: Moment,
@@ -43,6 +48,17 @@ struct Applied {
     may_restart_itself: bool,
 }
 
+/// What the configuration in force says of this member.
+#[derive(Debug)]
+pub struct Changed {
+    /// To decisions and actions.
+    pub me: Arc<Me>,
+    /// The watchdog.
+    pub watchdog: WatchdogConfig,
+    /// Where clients behind a proxy reach PostgreSQL.
+    pub proxy_address: Option<Arc<str>>,
+}
+
 /// A reload in progress.
 struct Asked {
     answer: oneshot::Sender<LocalOutcome>,
@@ -55,20 +71,45 @@ impl SettingsKeeper {
     /// Nothing applied yet.
     pub fn new(config: AgentConfig, run_dir: std::path::PathBuf, read: ReadConfig) -> Self {
         Self {
+            in_force: config.clone(),
             config,
             run_dir,
             read,
+            laid_over: None,
             applied: None,
-            is_me_changed: false,
+            // The first turn tells everybody.
+            is_changed: true,
             again_at: Moment::default(),
             asked: None,
         }
     }
 
-    /// This member as the file in force describes it, if that was read again since the last call.
-    pub fn changed_me(&mut self) -> Option<Arc<Me>> {
-        let is_changed = std::mem::take(&mut self.is_me_changed);
-        is_changed.then(|| Arc::new(run::me(&self.config)))
+    /// This member as the configuration in force describes it, if that has changed since the last call.
+    pub fn changed(&mut self) -> Option<Changed> {
+        let is_changed = std::mem::take(&mut self.is_changed);
+        is_changed.then(|| Changed {
+            me: Arc::new(run::me(&self.in_force)),
+            watchdog: self.in_force.watchdog.clone(),
+            proxy_address: self
+                .in_force
+                .postgresql
+                .proxy_address
+                .as_ref()
+                .map(|address| Arc::from(address.to_string().as_str())),
+        })
+    }
+
+    /// Lays the file anew over what the cluster's configuration says to every member.
+    fn lay_over(&mut self, settings: &ClusterSettings) {
+        let (in_force, mistakes) = self.config.over(settings);
+        for mistake in mistakes {
+            tracing::warn!("the cluster's configuration for members is not used: {mistake}");
+        }
+        for (name, why) in layers::not_taken(&settings.parameters) {
+            tracing::warn!("dynamic configuration: postgresql.parameters.{name}: {why}");
+        }
+        self.in_force = in_force;
+        self.is_changed = true;
     }
 
     /// Reads the file again. The next turn applies what can be taken up, and answers.
@@ -84,7 +125,7 @@ impl SettingsKeeper {
                 }
                 self.config = told.config;
                 self.applied = None;
-                self.is_me_changed = true;
+                self.laid_over = None;
                 self.again_at = Moment::default();
                 self.asked = Some(Asked {
                     answer,
@@ -149,6 +190,10 @@ impl SettingsKeeper {
         if seen.now.until(self.again_at) > Duration::ZERO {
             return Err("the last attempt failed; see the agent's log".to_owned());
         }
+        if self.laid_over.as_ref() != Some(&wanted.settings) {
+            self.lay_over(&wanted.settings);
+            self.laid_over = Some(wanted.settings.clone());
+        }
         let applied = tokio::time::timeout(LIMIT, self.apply(&wanted, role(seen), actor)).await;
         let failed = match applied {
             Ok(Ok(())) => None,
@@ -177,7 +222,7 @@ impl SettingsKeeper {
         actor: &Actor,
     ) -> Result<(), String> {
         let settings = wanted.settings.as_ref();
-        let config = instance::postgres_config(&self.config, settings, &self.run_dir);
+        let config = instance::postgres_config(&self.in_force, settings, &self.run_dir);
         actor.postgres.reconfigure(config).await;
         let granted = actor.lease.set_ttl(settings.ttl).await;
         granted.map_err(|error| error.to_string())?;
