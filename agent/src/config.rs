@@ -23,6 +23,7 @@ pub mod client;
 mod command;
 mod document;
 mod dynamic;
+pub mod effective;
 mod environment;
 mod etcd3;
 mod findings;

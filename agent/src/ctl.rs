@@ -20,6 +20,7 @@ pub mod arguments;
 mod change;
 mod cluster_role;
 mod edit;
+mod effective;
 mod history;
 mod list;
 mod members;
@@ -124,6 +125,7 @@ pub async fn run(arguments: Arguments, env: &Environment) -> Result<(), CtlError
         arguments.dcs_url.as_deref(),
         env,
     )?;
+    let file = arguments.config;
     let terminal = Terminal::new(env.contains_key("NO_COLOR"));
     let open = |cluster: Option<&str>| Session::open(config, cluster, terminal);
     match arguments.command {
@@ -158,7 +160,7 @@ pub async fn run(arguments: Arguments, env: &Environment) -> Result<(), CtlError
         }
         Command::ShowConfig(asked) => {
             let session = open(asked.cluster.as_deref())?;
-            edit::show(&session).await
+            effective::show_config(&session, &asked, file.as_deref(), env).await
         }
         Command::EditConfig(asked) => {
             let session = open(asked.cluster.as_deref())?;

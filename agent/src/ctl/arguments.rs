@@ -44,7 +44,7 @@ pub enum Command {
     /// Show the changes of leader.
     History(History),
     /// Show the configuration of the cluster.
-    ShowConfig(Cluster),
+    ShowConfig(ShowConfig),
     /// Change the configuration of the cluster.
     EditConfig(EditConfig),
     /// Make the cluster a standby of another one.
@@ -253,6 +253,19 @@ pub struct Remove {
     pub cluster: Option<String>,
     /// How the members are shown before it is asked.
     #[arg(short, long, value_enum, default_value_t = Format::Pretty)]
+    pub format: Format,
+}
+
+/// `show-config`
+#[derive(Clone, Debug, Args)]
+pub struct ShowConfig {
+    /// The cluster; the file's scope if absent.
+    pub cluster: Option<String>,
+    /// Show every value in force for the member of this file (-c) instead, each with where it comes from.
+    #[arg(long)]
+    pub effective: bool,
+    /// How the values in force are printed.
+    #[arg(short, long, value_enum, default_value_t = Format::Pretty, requires = "effective")]
     pub format: Format,
 }
 
