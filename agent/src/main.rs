@@ -1,11 +1,13 @@
 //! The agent's program: arguments, configuration, exit code.
 
+use std::io::Write;
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Parser;
 use trunkline_agent::config::arguments::Arguments;
 use trunkline_agent::config::{self, AgentConfig, ConfigError, Warning};
-use trunkline_agent::{fence, run};
+use trunkline_agent::{fence, generate, run, validate};
 use trunkline_shared::service::logging::{self, LogFormat};
 use trunkline_shared::service::metrics::Metrics;
 use trunkline_shared::service::tls;
@@ -16,24 +18,27 @@ const EXIT_CONFIG: u8 = 2;
 /// The threads of the loop's runtime; the lease has its own.
 const WORKERS: usize = 2;
 
+/// A configuration was asked about, and has mistakes; or one was asked for, and there is none.
+const EXIT_MISTAKES: u8 = 1;
+
 fn main() -> ExitCode {
     if let Some(code) = fence::main_if_fence() {
         return code;
     }
     let arguments = Arguments::parse();
     if arguments.generate_sample_config {
-        return print(config::SAMPLE);
+        return give(arguments.config.as_deref(), config::SAMPLE);
+    }
+    if arguments.generate_config {
+        return generate_config(&arguments);
+    }
+    if arguments.validate_config {
+        return validate_config(&arguments);
     }
     let (config, warnings) = match load(&arguments) {
         Ok(loaded) => loaded,
         Err(error) => return refuse(&error.to_string()),
     };
-    if arguments.validate_config {
-        warnings
-            .iter()
-            .for_each(|warning| say(&warning.to_string()));
-        return ExitCode::SUCCESS;
-    }
     if rustix::process::geteuid().is_root() {
         return refuse(
             "PostgreSQL does not run as root, and neither does its agent: run it as the postgres user, \
@@ -41,6 +46,68 @@ fn main() -> ExitCode {
         );
     }
     start(config, &warnings, arguments)
+}
+
+/// Runs what needs no agent to its end.
+fn finish<T>(work: impl Future<Output = T>) -> Result<T, String> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    let runtime = runtime.map_err(|error| format!("the system gives no event loop: {error}"))?;
+    Ok(runtime.block_on(work))
+}
+
+fn validate_config(arguments: &Arguments) -> ExitCode {
+    let environment = config::environment();
+    let asked = validate::Asked {
+        ignore_listen_port: arguments.ignore_listen_port,
+    };
+    let validating = validate::validate(arguments.config.as_deref(), &environment, asked);
+    let examined = match finish(validating) {
+        Ok(examined) => examined,
+        Err(why) => return fail(&why),
+    };
+    if let Some(config) = examined.config.as_ref().filter(|_| arguments.print) {
+        print(&config.source.yaml());
+    }
+    let (mistakes, warnings) = (&examined.mistakes, &examined.warnings);
+    mistakes.iter().for_each(|m| say(&format!("error: {m}")));
+    warnings.iter().for_each(|w| say(&format!("warning: {w}")));
+    say(&format!(
+        "{}: {} error(s), {} warning(s)",
+        match &arguments.config {
+            Some(path) => path.display().to_string(),
+            None => "environment".to_owned(),
+        },
+        mistakes.len(),
+        warnings.len()
+    ));
+    match mistakes.is_empty() {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::from(EXIT_MISTAKES),
+    }
+}
+
+fn generate_config(arguments: &Arguments) -> ExitCode {
+    let environment = config::environment();
+    let generating = generate::of_a_running_instance(arguments.dsn.as_deref(), &environment);
+    match finish(generating) {
+        Ok(Ok(text)) => give(arguments.config.as_deref(), &text),
+        Ok(Err(error)) => fail(&error.to_string()),
+        Err(why) => fail(&why),
+    }
+}
+
+/// Writes a configuration into the file that was named, or to standard output.
+fn give(path: Option<&Path>, text: &str) -> ExitCode {
+    match path.map(|path| generate::write(path, text)) {
+        None => {
+            print(text);
+            ExitCode::SUCCESS
+        }
+        Some(Ok(())) => ExitCode::SUCCESS,
+        Some(Err(error)) => fail(&error.to_string()),
+    }
 }
 
 fn start(config: AgentConfig, warnings: &[Warning], arguments: Arguments) -> ExitCode {
@@ -94,14 +161,18 @@ fn load(arguments: &Arguments) -> Result<(AgentConfig, Vec<Warning>), ConfigErro
     }
 }
 
-#[expect(clippy::print_stdout, reason = "asked for on the command line")]
-fn print(text: &str) -> ExitCode {
-    print!("{text}");
-    ExitCode::SUCCESS
+/// To standard output. Who reads only the beginning of it, as `head` does, does no harm.
+fn print(text: &str) {
+    let _ = std::io::stdout().write_all(text.as_bytes());
 }
 
 fn say(text: &str) {
     eprintln!("{text}");
+}
+
+fn fail(text: &str) -> ExitCode {
+    say(text);
+    ExitCode::from(EXIT_MISTAKES)
 }
 
 fn refuse(text: &str) -> ExitCode {

@@ -318,6 +318,14 @@ fn check(device: &Path) -> Result<bool, String> {
     Ok(kind.is_fifo())
 }
 
+/// Whether the device can be used, as far as that can be known without starting it.
+///
+/// # Errors
+/// Why it cannot.
+pub fn usable(device: &Path) -> Result<(), String> {
+    check(device).map(|_| ())
+}
+
 /// Whether the magic close does nothing, by what sysfs says.
 fn never_stops(number: u64) -> bool {
     let (major, minor) = (rustix::fs::major(number), rustix::fs::minor(number));
