@@ -11,6 +11,8 @@
 mod agents;
 #[path = "agents/failover_slots.rs"]
 mod failover_slots;
+#[path = "agents/field_files.rs"]
+mod field_files;
 #[path = "agents/logical_slots.rs"]
 mod logical_slots;
 #[path = "agents/lost_config.rs"]
@@ -18,8 +20,12 @@ mod lost_config;
 #[path = "support/servers.rs"]
 #[expect(dead_code, reason = "shared with the tests of the door")]
 mod servers;
+#[path = "agents/settings_in_force.rs"]
+mod settings_in_force;
 #[path = "agents/standby_cluster.rs"]
 mod standby_cluster;
+#[path = "agents/validate.rs"]
+mod validate;
 
 use std::time::Duration;
 

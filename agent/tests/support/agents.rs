@@ -10,6 +10,17 @@ use trunkline_agent::postgres::scan::ProcessId;
 
 use super::servers::Servers;
 
+/// What a program that has ended said.
+#[derive(Debug)]
+pub struct Asked {
+    /// Its exit code.
+    pub code: Option<i32>,
+    /// Standard output.
+    pub out: String,
+    /// Standard error.
+    pub err: String,
+}
+
 /// One etcd and the agents of some members.
 pub struct Agents<'a> {
     servers: &'a Servers,
@@ -145,16 +156,55 @@ trunkline: {{run_dir: {run_dir}}}
             base = config.socket_dirs[0].display(),
             run_dir = self.run_dir(index).display(),
         );
-        let file = self.servers.folder().join(format!("agent-{index}.yml"));
-        fs::write(&file, text).unwrap();
+        self.run(index, &text, &[]);
+    }
+
+    /// Starts the agent of member `index` on this file, in this environment.
+    pub fn run(&mut self, index: u8, text: &str, environment: &[(&str, &str)]) {
+        let file = self.write(index, text);
         let agent = command(&self.servers.agent())
             .arg(&file)
+            .envs(environment.iter().copied())
             .stdin(Stdio::null())
             .stdout(log(&self.agent_log(index)))
             .stderr(log(&self.agent_log(index)))
             .spawn()
             .unwrap();
         self.agents.push((index, agent));
+    }
+
+    /// Writes the file of member `index`, for an agent that is to start or to read it again.
+    pub fn write(&self, index: u8, text: &str) -> PathBuf {
+        let file = self.servers.folder().join(format!("agent-{index}.yml"));
+        fs::write(&file, text).unwrap();
+        file
+    }
+
+    /// The file of member `index` as it stands.
+    pub fn file(&self, index: u8) -> String {
+        fs::read_to_string(self.servers.folder().join(format!("agent-{index}.yml"))).unwrap()
+    }
+
+    /// Sends a signal to the agent of member `index`.
+    pub fn signal(&self, index: u8, which: Signal) {
+        let agent = self.agents.iter().find(|(of, _)| *of == index);
+        signal(i32::try_from(agent.unwrap().1.id()).unwrap(), which);
+    }
+
+    /// Runs the agent's program to its end: whether it succeeded, and what it said on both channels.
+    pub fn ask(servers: &Servers, words: &[&str], environment: &[(&str, &str)]) -> Asked {
+        let output = command(&servers.agent())
+            .args(words)
+            .envs(environment.iter().copied())
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        let said = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        Asked {
+            code: output.status.code(),
+            out: said(&output.stdout),
+            err: said(&output.stderr),
+        }
     }
 
     /// Runs the operator's command with the file of member `index` and returns what it said, if it succeeded.
