@@ -326,6 +326,16 @@ fn furthest(
         .fold(topology.status.optime, Lsn::max)
 }
 
+/// Whether a member answers that it has the record at this position, whole or in part: everything before it is
+/// surely there.
+pub(super) fn has_received(seen: &Observation, name: &MemberName, record: Lsn) -> bool {
+    let answer = answers(seen).and_then(|answers| answers.get(name));
+    match answer {
+        Some(PeerAnswer::Answered(view)) => view.is_running && view.position > record,
+        Some(PeerAnswer::Unreachable) | None => false,
+    }
+}
+
 /// How the next leader comes to lead.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Succession {
@@ -338,7 +348,8 @@ pub(super) enum Succession {
     AfterCrash,
 }
 
-/// The member that is to lead after this one, or who lacks what.
+/// The member that is to lead after this one, or who lacks what. To one of ours the key moves by a transaction
+/// that compares what it confirmed, so among those that fit ours go before Patroni's.
 pub(super) fn successor(
     seen: &Observation,
     topology: &Topology,
@@ -352,7 +363,7 @@ pub(super) fn successor(
     let position = own_position(seen).unwrap_or(topology.status.optime);
     let timeline = own_timeline(seen);
     let mut lacking = named.cloned().map_or(Detail::None, Detail::Member);
-    let mut best: Option<Standing<'_>> = None;
+    let mut best: Option<(bool, Standing<'_>)> = None;
     for (name, view) in views(answers) {
         if named.is_some_and(|n| n != name) || !is_able(view) {
             continue;
@@ -378,11 +389,12 @@ pub(super) fn successor(
             lacking = Detail::NotSynchronous(name.clone());
             continue;
         }
-        if record.is_trunkline() && (timeline.is_none() || view.timeline == timeline) {
-            best = best.max(Some(standing(name, view)));
+        if timeline.is_none() || view.timeline == timeline {
+            best = best.max(Some((record.is_trunkline(), standing(name, view))));
         }
     }
-    best.map(|s| s.name.0.clone()).ok_or(lacking)
+    best.map(|(_, standing)| standing.name.0.clone())
+        .ok_or(lacking)
 }
 
 fn own_position(seen: &Observation) -> Option<Lsn> {

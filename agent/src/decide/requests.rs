@@ -2,7 +2,9 @@
 //!
 //! The steps stand in `trunkline/switchover`, so that an agent that restarts in the middle goes on:
 //! announced → stopped (with the last record's position) → the candidate confirms it in its own record →
-//! the key moves by one transaction. Before the move everything rolls back; after it nothing does.
+//! the key moves by one transaction. Before the move everything rolls back; after it nothing does. A candidate
+//! run by Patroni confirms nothing and takes no key that is moved to it: it is asked for its position, and the
+//! key is deleted beside the operator's request, which it takes up by its own rules.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -20,6 +22,9 @@ use super::{PROMOTE_NEEDS, RETRY_PAUSE, Turn, holding_lease};
 /// How long the stopped leader waits for the candidate to confirm before it goes on as leader. Within the
 /// ten seconds that routers hold clients.
 const CONFIRM_LIMIT: Duration = Duration::from_secs(4);
+
+/// How soon a candidate that Patroni runs is asked again for its position.
+const ASK_AGAIN: Duration = Duration::from_millis(50);
 
 /// The switchover that this member, as old leader, has announced.
 pub(super) fn own_switchover<'a>(
@@ -220,6 +225,9 @@ fn confirm_or_wait(
     let Some(member) = topology.members.get(&record.to) else {
         return roll_back(turn, held, topology);
     };
+    if !member.is_trunkline() {
+        return leave_to_patroni(turn, held, topology, record, shutdown_checkpoint, since);
+    }
     let ready = member.trunkline.as_ref().and_then(|fields| fields.ready);
     let is_ready = ready.is_some_and(|SwitchoverReady { id, replayed }| {
         id == record.id && replayed > shutdown_checkpoint
@@ -243,6 +251,34 @@ fn confirm_or_wait(
     turn.within(
         Reason::SwitchoverWaitingForCandidate,
         CONFIRM_LIMIT - waited,
+    )
+}
+
+/// The key is deleted once the candidate says that it has the last record. Nothing was left in
+/// `trunkline/switchover` that its leader would not know how to remove.
+fn leave_to_patroni(
+    turn: Turn<'_>,
+    held: &Held,
+    topology: &Topology,
+    record: &SwitchoverRecord,
+    shutdown_checkpoint: Lsn,
+    since: Moment,
+) -> Decision {
+    let seen = turn.seen;
+    if candidate::has_received(seen, &record.to, shutdown_checkpoint) {
+        let turn = turn.act(Action::ClearSwitchover);
+        return holding_lease::give_up(turn, Reason::HandingOver, Some(shutdown_checkpoint));
+    }
+    let waited = seen.now.since(since);
+    if waited >= CONFIRM_LIMIT {
+        return roll_back(turn, held, topology);
+    }
+    if candidate::answers(seen).is_none() {
+        return turn.ask_peers();
+    }
+    turn.remember(|memory| memory.wants_peers = true).within(
+        Reason::SwitchoverWaitingForCandidate,
+        ASK_AGAIN.min(CONFIRM_LIMIT - waited),
     )
 }
 
