@@ -214,10 +214,29 @@ impl<'a> Turn<'a> {
             .seen
             .topology()
             .is_some_and(|t| t.disarmed.contains(me));
+        let turn = self.withdraw_of_patroni();
         if is_announced && is_surely_harmless {
-            return self.act(Action::RemoveDisarmed);
+            return turn.act(Action::RemoveDisarmed);
         }
-        self
+        turn
+    }
+
+    /// A member that paused as primary and came back under Patroni: it has no fence that could be asleep, and
+    /// Patroni knows nothing of the key, which would keep everybody from running for ever.
+    fn withdraw_of_patroni(self) -> Self {
+        let seen = self.seen;
+        let Some(topology) = seen.topology().filter(|_| !seen.settings().is_paused) else {
+            return self;
+        };
+        let records = topology.disarmed.iter();
+        let mut records = records.filter_map(|name| topology.members.get(name));
+        match records.find(|member| !member.is_trunkline()) {
+            Some(member) => {
+                let name = member.name.clone();
+                self.act(Action::RemoveDisarmedOf(name, member.revision))
+            }
+            None => self,
+        }
     }
 
     /// Puts an armed fence to sleep where nothing it guards can happen.

@@ -231,4 +231,15 @@ impl Actor {
         let then = vec![self.delete(&FactKey::Disarmed(self.me.name.clone()))];
         self.write("trunkline/disarmed", Vec::new(), then).await
     }
+
+    pub(super) async fn remove_disarmed_of(
+        &self,
+        member: &MemberName,
+        record_revision: i64,
+    ) -> Result<Revision, ActError> {
+        let record = self.keys.path(&FactKey::Member(member.clone()));
+        let as_seen = Compare::ModRevision(record, record_revision);
+        let then = vec![self.delete(&FactKey::Disarmed(member.clone()))];
+        self.write("trunkline/disarmed", vec![as_seen], then).await
+    }
 }

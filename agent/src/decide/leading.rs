@@ -127,6 +127,7 @@ fn duties(turn: Turn<'_>, leading: &Leading<'_>) -> Decision {
 }
 
 fn withdraw_announcement<'a>(turn: Turn<'a>, leading: &Leading<'_>) -> Turn<'a> {
+    let turn = turn.withdraw_of_patroni();
     if leading.topology.disarmed.contains(&turn.seen.me.name) {
         return turn.act(Action::RemoveDisarmed);
     }

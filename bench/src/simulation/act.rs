@@ -62,6 +62,7 @@ impl World {
             | Action::ClearSwitchover
             | Action::WriteDisarmed
             | Action::RemoveDisarmed
+            | Action::RemoveDisarmedOf(..)
             | Action::WriteSync(_)
             | Action::DeleteSync { .. }
             | Action::PublishFailsafe(_)
@@ -238,6 +239,7 @@ impl World {
             | Action::ClearSwitchover
             | Action::WriteDisarmed
             | Action::RemoveDisarmed
+            | Action::RemoveDisarmedOf(..)
             | Action::ClaimTimeline(_)
             | Action::ArmFence
             | Action::DisarmFence

@@ -72,6 +72,10 @@ pub const UNREACHED: &[(&str, &str)] = &[
         "every member of this world is one of Trunkline; a script holds the rule",
     ),
     (
+        "remove_disarmed_of",
+        "every member of this world is one of Trunkline; a script holds the rule",
+    ),
+    (
         "switch_failsafe_on",
         "the leader waits ten minutes before, and a seed lasts one; a script holds the rule",
     ),

@@ -39,6 +39,10 @@ impl World {
                 self.as_leader(node, vec![put(FactKey::Disarmed(me), Fact::Disarmed)])
             }
             Action::RemoveDisarmed => always(Write::Delete(FactKey::Disarmed(me))),
+            Action::RemoveDisarmedOf(name, at) => Some(Txn {
+                when: vec![Compare::Revision(FactKey::Member(name.clone()), *at)],
+                then: vec![Write::Delete(FactKey::Disarmed(name.clone()))],
+            }),
             Action::ClaimTimeline(claimed) => self.claim_timeline(node, *claimed),
             Action::WriteSync(sync) => {
                 let then = put(FactKey::Sync, Fact::Sync(sync.clone()));

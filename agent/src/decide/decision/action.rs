@@ -61,6 +61,9 @@ pub enum Action {
     WriteDisarmed,
     /// Delete `trunkline/disarmed/<me>`.
     RemoveDisarmed,
+    /// Delete `trunkline/disarmed` of this member, which Patroni runs now, comparing its record, which has this
+    /// revision: it has no fence, and nobody would ever take the key back.
+    RemoveDisarmedOf(MemberName, i64),
     /// Make the fence fire at the lease's deadline.
     ArmFence,
     /// The instance is dead or in recovery, or maintenance is on: the fence sleeps.
@@ -273,6 +276,7 @@ impl Action {
         "clear_switchover",
         "write_disarmed",
         "remove_disarmed",
+        "remove_disarmed_of",
         "arm_fence",
         "disarm_fence",
         "initialize",
@@ -326,6 +330,7 @@ impl Action {
             Action::ClearSwitchover => brief("clear_switchover"),
             Action::WriteDisarmed => brief("write_disarmed"),
             Action::RemoveDisarmed => brief("remove_disarmed"),
+            Action::RemoveDisarmedOf(..) => brief("remove_disarmed_of"),
             Action::ArmFence => brief("arm_fence"),
             Action::DisarmFence => brief("disarm_fence"),
             Action::Initialize => replaces("initialize", JobKind::Initialize),

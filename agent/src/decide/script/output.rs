@@ -63,6 +63,7 @@ impl fmt::Display for Action {
             Action::DropFailoverRequest { revision } => write!(f, " {revision}"),
             Action::DeleteSync { revision } => write!(f, " {revision}"),
             Action::RequestSwitchover(to) => write!(f, " to {to}"),
+            Action::RemoveDisarmedOf(name, at) => write!(f, " {name} record {at}"),
             Action::AnnounceSwitchover(record) => write!(f, " {}", Announced(record)),
             Action::Start(start) => write!(f, " {start}"),
             Action::PublishFailsafe(list) => list.keys().try_for_each(|name| write!(f, " {name}")),
