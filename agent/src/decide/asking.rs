@@ -44,7 +44,7 @@ pub(super) fn note(memory: &mut Memory, topology: &Topology, now: Moment) {
         memory.former.insert(member.name.clone(), former);
     }
     if let Some(leader) = topology.leader_member() {
-        memory.foreign_led_at = (!leader.is_trunkline()).then_some(now);
+        memory.foreign_led = (!leader.is_trunkline()).then(|| (leader.name.clone(), now));
     }
     memory
         .former

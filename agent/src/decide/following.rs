@@ -29,7 +29,9 @@ pub(super) fn decide(seen: &Observation, memory: &Memory, topology: &Topology) -
     {
         return confirm(turn);
     }
-    let turn = turn.disarm_if_harmless().withdraw_announcement();
+    let turn = let_run_again(turn, topology)
+        .disarm_if_harmless()
+        .withdraw_announcement();
     match &seen.local {
         Local::Unknown(why) => turn
             .detail(Detail::Text(why.clone()))
@@ -84,6 +86,14 @@ pub(super) fn confirmed_leader(topology: &Topology) -> Option<&Arc<Member>> {
             || (member.state == MemberState::Starting && member.position.is_some());
         leads && runs
     })
+}
+
+/// Who gave the lease up lets the others run first: once one of them leads, that is done.
+pub(super) fn let_run_again<'a>(turn: Turn<'a>, topology: &Topology) -> Turn<'a> {
+    match confirmed_leader(topology) {
+        Some(_) => turn.remember(|memory| memory.stands_back_until = None),
+        None => turn,
+    }
 }
 
 /// Where a running replica stands.

@@ -145,6 +145,7 @@ fn as_member(turn: Turn<'_>, memory: &Memory, topology: &Topology) -> Decision {
         // The key was moved here, or is an earlier run's: proved, it is used or given up.
         return following::confirm(turn);
     }
+    let turn = following::let_run_again(turn, topology);
     let is_stopped_for_switchover = match &seen.local {
         Local::Stopped(stopped) => {
             memory.switchover.is_some() && stopped.is_clean && stopped.was_primary

@@ -75,8 +75,8 @@ pub struct Memory {
     /// Since when this leader has seen records of its own kind only, while the settings do not speak of
     /// `failsafe_mode`.
     pub alone_since: Option<Moment>,
-    /// When a leader that is not of Trunkline was last seen to hold the key, if the last one was such.
-    pub foreign_led_at: Option<Moment>,
+    /// The last leader, if it was none of Trunkline, and when it was last seen to hold the key.
+    pub foreign_led: Option<(MemberName, Moment)>,
 }
 
 /// A member that is, or was, registered.

@@ -1,12 +1,13 @@
 //! Nobody leads: run, wait or refuse.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use trunkline_shared::cluster::Topology;
+use trunkline_shared::cluster::{MemberName, Topology};
 
 use super::decision::{Action, Decision, Detail, Reason, StartAs, StopMode};
 use super::memory::Memory;
-use super::observation::{Local, Observation, RunningRole};
+use super::observation::{Local, Observation, PeerAnswer, RunningRole};
 use super::{Turn, candidate, failsafe};
 
 /// How soon the peers are asked again while somebody else should take the lease.
@@ -53,12 +54,14 @@ fn run(turn: Turn<'_>, memory: &Memory, topology: &Topology) -> Decision {
     if let Some(until) = memory.stands_back_until.filter(|until| *until > seen.now) {
         return turn.within(Reason::StandingBack, seen.now.until(until));
     }
-    if let Some(left) = wal_still_arrives(seen, memory) {
-        return turn.within(Reason::WalStillArrives, left);
-    }
     let Some(answers) = candidate::answers(seen) else {
         return turn.ask_peers();
     };
+    if let Some(left) = wal_still_arrives(seen, memory, answers) {
+        return turn
+            .remember(|memory| memory.wants_peers = true)
+            .within(Reason::WalStillArrives, left.min(ASK_AGAIN));
+    }
     match candidate::may_run(seen, topology, answers) {
         Ok(()) => {
             // Whoever is silent would have to be waited for: only where all answer do they cost nothing to
@@ -77,9 +80,17 @@ fn run(turn: Turn<'_>, memory: &Memory, topology: &Topology) -> Decision {
 }
 
 /// A leader without a fence may outlive its key by as much as its agent is late: while WAL comes from it, it
-/// lives. For how long this is waited for (`ha.md` 5.2).
-fn wal_still_arrives(seen: &Observation, memory: &Memory) -> Option<Duration> {
-    let led_at = memory.foreign_led_at?;
+/// lives. For how long this is waited for (`ha.md` 5.2). One that answers is in recovery, or it is a living primary
+/// and nobody runs at all: WAL comes from a standby, too.
+fn wal_still_arrives(
+    seen: &Observation,
+    memory: &Memory,
+    answers: &BTreeMap<MemberName, PeerAnswer>,
+) -> Option<Duration> {
+    let (leader, led_at) = memory.foreign_led.as_ref()?;
+    if matches!(answers.get(leader), Some(PeerAnswer::Answered(_))) {
+        return None;
+    }
     let Local::Running(running) = &seen.local else {
         return None;
     };
@@ -87,7 +98,7 @@ fn wal_still_arrives(seen: &Observation, memory: &Memory) -> Option<Duration> {
         RunningRole::Replica { is_streaming, .. } => is_streaming,
         RunningRole::Primary { .. } => false,
     };
-    let left = seen.now.until(led_at + seen.settings().ttl);
+    let left = seen.now.until(*led_at + seen.settings().ttl);
     (arrives && !left.is_zero()).then_some(left)
 }
 

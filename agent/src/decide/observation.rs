@@ -361,7 +361,7 @@ pub struct PeerView {
     pub position: Lsn,
     /// How far it has replayed.
     pub replayed: Lsn,
-    /// It may be promoted by its tags.
+    /// It may be promoted by its tags, its watchdog and what it has promised.
     pub may_lead: bool,
     /// Its preference among equals.
     pub priority: u32,

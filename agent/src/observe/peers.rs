@@ -63,6 +63,9 @@ fn view(body: &[u8], registered: &Tags) -> Option<PeerView> {
     let (role, state) = (word("role"), word("state"));
     let timeline = answer.get("timeline").and_then(Value::as_u64);
     let tags = tags(answer.get("tags"), registered);
+    let says = |name: &str| answer.get(name).and_then(Value::as_bool) == Some(true);
+    // Patroni keeps to its consent for a ttl and takes no key meanwhile, whoever names it.
+    let is_bound = answer.get("trunkline").is_none() && says("failsafe_mode_is_active");
     Some(PeerView {
         is_running: xlog.is_some(),
         is_primary: current.is_some()
@@ -75,8 +78,7 @@ fn view(body: &[u8], registered: &Tags) -> Option<PeerView> {
             .max()
             .unwrap_or_default(),
         replayed: replayed.or(current).unwrap_or_default(),
-        may_lead: tags.may_lead()
-            && answer.get("watchdog_failed").and_then(Value::as_bool) != Some(true),
+        may_lead: tags.may_lead() && !says("watchdog_failed") && !is_bound,
         priority: tags.priority(),
         is_nearly_full: answer
             .pointer("/trunkline/disk_nearly_full")
@@ -125,6 +127,11 @@ mod tests {
         let unwatched = br#"{"state":"running","role":"replica","watchdog_failed":true,
             "xlog":{"received_location":1,"replayed_location":1}}"#;
         assert!(!view(unwatched, &Tags::default()).unwrap().may_lead);
+        let bound = r#"{"state":"running","role":"replica","failsafe_mode_is_active":true,
+            "xlog":{"received_location":1,"replayed_location":1}}"#;
+        assert!(!view(bound.as_bytes(), &Tags::default()).unwrap().may_lead);
+        let ours = bound.replacen('{', r#"{"trunkline":{},"#, 1);
+        assert!(view(ours.as_bytes(), &Tags::default()).unwrap().may_lead);
         let stopped = br#"{"state":"stopped","role":"replica"}"#;
         assert!(!view(stopped, &Tags::default()).unwrap().is_running);
     }

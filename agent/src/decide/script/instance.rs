@@ -33,7 +33,6 @@ pub(super) fn memory(words: &Words<'_, '_>, now: Moment) -> Result<Memory, Scrip
         kill_hangs_since: at("kill_hangs")?,
         is_restarting: words.has("restarting"),
         alone_since: at("alone")?,
-        foreign_led_at: at("foreign_led")?,
         ..Memory::default()
     };
     if let Some((id, since)) = words
@@ -41,6 +40,11 @@ pub(super) fn memory(words: &Words<'_, '_>, now: Moment) -> Result<Memory, Scrip
         .and_then(|text| text.split_once('@'))
     {
         memory.switchover = Some((words.parse(id, "a number")?, ago(since)?));
+    }
+    if let Some(text) = words.text("foreign_led") {
+        let split = text.rsplit_once('@');
+        let (name, since) = split.ok_or_else(|| words.wrong(text, "MEMBER@SECONDS"))?;
+        memory.foreign_led = Some((MemberName::new(name), ago(since)?));
     }
     for (_, text) in words.keyed().filter(|(key, _)| *key == "needed") {
         let (name, seen) = text

@@ -449,7 +449,12 @@ fn print_moments(out: &mut String, memory: &Memory, now: Moment) {
     );
     option(out, "status", memory.status_at.map(ago));
     option(out, "alone", memory.alone_since.map(ago));
-    option(out, "foreign_led", memory.foreign_led_at.map(ago));
+    let foreign = memory.foreign_led.as_ref();
+    option(
+        out,
+        "foreign_led",
+        foreign.map(|(name, at)| format!("{name}@{}", ago(*at))),
+    );
     option(out, "asked_for_room", memory.asked_for_room.map(ago));
     option(out, "kill_hangs", memory.kill_hangs_since.map(ago));
     if let Some((at, from)) = memory.wal_gone_since {
