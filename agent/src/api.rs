@@ -12,6 +12,7 @@ use arc_swap::ArcSwap;
 use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::{Request, State};
+use axum::http::uri::PathAndQuery;
 use axum::http::{Method, StatusCode, Uri, header};
 use axum::response::Response;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
@@ -137,7 +138,8 @@ pub fn router(api: Api) -> Router {
 
 /// Nothing of a body is read before its sender is known to be allowed to send it.
 async fn answer(State(api): State<Api>, request: Request) -> Response {
-    let (head, body) = request.into_parts();
+    let (mut head, body) = request.into_parts();
+    head.uri = with_one_slash(head.uri);
     match head.method {
         Method::HEAD | Method::OPTIONS => return status_only(&api, &head.uri),
         Method::GET => return get(&api, &head.uri).await,
@@ -158,6 +160,15 @@ async fn answer(State(api): State<Api>, request: Request) -> Response {
         Method::POST => post(&api, uri.path(), &body).await,
         Method::DELETE => delete(&api, uri.path()).await,
         _ => text(StatusCode::METHOD_NOT_ALLOWED, "method not allowed"),
+    }
+}
+
+/// Tools join an address that ends in a slash and a path that begins with one; Patroni's server takes them for one.
+fn with_one_slash(uri: Uri) -> Uri {
+    let whole = uri.path_and_query().map(PathAndQuery::as_str);
+    match whole.filter(|whole| whole.starts_with("//")) {
+        Some(whole) => Uri::try_from(format!("/{}", whole.trim_start_matches('/'))).unwrap_or(uri),
+        None => uri,
     }
 }
 

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use trunkline_agent::config::arguments::Arguments;
 use trunkline_agent::config::{self, AgentConfig, ConfigError, Warning};
-use trunkline_agent::{fence, generate, run, validate};
+use trunkline_agent::{fence, generate, metrics, run, validate};
 use trunkline_shared::service::logging::{self, LogFormat};
 use trunkline_shared::service::metrics::Metrics;
 use trunkline_shared::service::tls;
@@ -138,9 +138,12 @@ fn start(config: AgentConfig, warnings: &[Warning], arguments: Arguments) -> Exi
         .enable_all()
         .build();
     let ended = match (runtime, Metrics::install()) {
-        (Ok(runtime), Ok(metrics)) => runtime
-            .block_on(run::run(config, Box::new(read), metrics))
-            .map_err(|error| error.to_string()),
+        (Ok(runtime), Ok(registry)) => {
+            metrics::describe();
+            runtime
+                .block_on(run::run(config, Box::new(read), registry))
+                .map_err(|error| error.to_string())
+        }
         (Err(error), _) => Err(error.to_string()),
         (_, Err(error)) => Err(error.to_string()),
     };

@@ -3,10 +3,34 @@
 
 use std::fmt::Write;
 
+use metrics::describe_counter;
 use trunkline_shared::cluster::settings::SynchronousMode;
 use trunkline_shared::cluster::{Lsn, MemberRole, MemberState, Moment};
 
 use crate::api::Published;
+
+/// Turns of the loop, by the reason they ended with.
+pub const DECISIONS: &str = "trunkline_agent_decisions_total";
+/// Actions that failed.
+pub const ACTIONS_FAILED: &str = "trunkline_agent_actions_failed_total";
+/// Turns that were skipped.
+pub const TURNS_SKIPPED: &str = "trunkline_agent_turns_skipped_total";
+
+/// Says what the process's own metrics are. Called once, after the recorder is installed.
+pub fn describe() {
+    describe_counter!(
+        DECISIONS,
+        "Turns of the loop, by the reason they ended with"
+    );
+    describe_counter!(
+        ACTIONS_FAILED,
+        "Actions that failed; the next turn decides anew"
+    );
+    describe_counter!(
+        TURNS_SKIPPED,
+        "Turns skipped because of a defect in the rules"
+    );
+}
 
 /// The text exposition of the published state.
 pub fn exposition(published: &Published, now: Moment) -> String {
@@ -16,24 +40,23 @@ pub fn exposition(published: &Published, now: Moment) -> String {
         escaped(published.cluster.as_str()),
         escaped(published.name.as_str())
     );
-    let mut put = |name: &str, help: &str, kind: &str, extra: &str, value: f64| {
+    let mut put = |name: &str, help: &str, extra: &str, value: f64| {
         // Writing to a String cannot fail.
         let _ = writeln!(
             text,
-            "# HELP {name} {help}\n# TYPE {name} {kind}\n{name}{{{labels}{extra}}} {value}"
+            "# HELP {name} {help}\n# TYPE {name} gauge\n{name}{{{labels}{extra}}} {value}"
         );
     };
     let facts = Facts { published, now };
     for metric in METRICS {
         let value = (metric.value)(&facts);
-        put(metric.name, metric.help, metric.kind, "", value);
+        put(metric.name, metric.help, "", value);
     }
     if let Some(reason) = &published.reason {
         let extra = format!(",reason=\"{}\"", escaped(reason));
         put(
             "trunkline_agent_reason_info",
             "Why the cluster is as it is, as this member sees it.",
-            "gauge",
             &extra,
             1.0,
         );
@@ -66,30 +89,16 @@ fn lsn(lsn: Option<Lsn>) -> f64 {
     lsn.unwrap_or_default().0 as f64
 }
 
-/// One metric of the published state.
+/// One metric of the published state. All are gauges: Patroni calls some of them counters, which a rewind, a
+/// restart or a change of role takes back, and which by Prometheus's rules would have to be named otherwise.
 struct Metric {
     name: &'static str,
     help: &'static str,
-    kind: &'static str,
     value: fn(&Facts<'_>) -> f64,
 }
 
 const fn gauge(name: &'static str, help: &'static str, value: fn(&Facts<'_>) -> f64) -> Metric {
-    Metric {
-        name,
-        help,
-        kind: "gauge",
-        value,
-    }
-}
-
-const fn counter(name: &'static str, help: &'static str, value: fn(&Facts<'_>) -> f64) -> Metric {
-    Metric {
-        name,
-        help,
-        kind: "counter",
-        value,
-    }
+    Metric { name, help, value }
 }
 
 /// All of them, in the order of the exposition.
@@ -119,7 +128,7 @@ const METRICS: &[Metric] = &[
         "Value is 1 if this node is the leader, 0 otherwise.",
         |f| is(f.published.holds_lease(f.now) && f.published.role == MemberRole::Primary),
     ),
-    counter(
+    gauge(
         "patroni_xlog_location",
         "Current location of the Postgres transaction log, 0 if this node is not the leader.",
         |f| lsn(f.published.position),
@@ -144,12 +153,12 @@ const METRICS: &[Metric] = &[
         "Value is 1 if this node is a quorum standby, 0 otherwise.",
         |f| is(f.is_in_sync(SynchronousMode::Quorum)),
     ),
-    counter(
+    gauge(
         "patroni_xlog_received_location",
         "Current location of the received Postgres transaction log, 0 if this node is not a replica.",
         |f| lsn(f.published.received),
     ),
-    counter(
+    gauge(
         "patroni_xlog_replayed_location",
         "Current location of the replayed Postgres transaction log, 0 if this node is not a replica.",
         |f| lsn(f.published.replayed),
@@ -194,7 +203,7 @@ const METRICS: &[Metric] = &[
         "Value is 1 if failsafe mode is active, 0 if inactive.",
         |f| is(f.published.is_failsafe_active),
     ),
-    counter(
+    gauge(
         "patroni_postgres_timeline",
         "Postgres timeline of this node (if running), 0 otherwise.",
         |f| f.published.timeline.map_or(0.0, |t| f64::from(t.0)),

@@ -281,7 +281,7 @@ impl Tick {
             }
             Err(_) => {
                 self.panics = self.panics.saturating_add(1);
-                metrics::counter!("trunkline_agent_turns_skipped_total").increment(1);
+                metrics::counter!(crate::metrics::TURNS_SKIPPED).increment(1);
                 tracing::error!("a defect in the rules: this turn is skipped; please report it");
                 None
             }

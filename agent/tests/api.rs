@@ -222,6 +222,8 @@ async fn leader_paths_are_200_only_while_the_deadline_lies_ahead() {
     for path in ["/replica", "/standby-leader", "/sync", "/async", "/quorum"] {
         assert_eq!(fixture.get(path).await.status, 503, "{path}");
     }
+    // vip-manager joins "http://host:8008/" and "/leader".
+    assert_eq!(fixture.get("//leader").await.status, 200);
     // The deadline passes and nobody publishes anything: a stuck tick must not keep a leader alive.
     fixture.publish(|published| published.lease_deadline = Some(clock::now()));
     for path in ["/", "/primary", "/read-write", "/leader"] {

@@ -45,7 +45,9 @@ SELECT pg_catalog.json_build_object(
  'pending_restart', (SELECT coalesce(pg_catalog.json_agg(pg_catalog.json_build_object('name', name,
     'in_use', pg_catalog.current_setting(name), 'default', CASE WHEN unit IS NULL OR vartype NOT IN ('integer', 'real')
     THEN boot_val WHEN unit ~ '^[0-9]' THEN boot_val || ' * ' || unit ELSE boot_val || unit END)), '[]')
-    FROM pg_catalog.pg_settings WHERE pending_restart),
+    FROM pg_catalog.pg_settings WHERE pending_restart
+    -- What only recovery reads and a promotion has removed waits for nothing.
+    AND (pg_catalog.pg_is_in_recovery() OR name !~ '^(recovery_target|restore_command)')),
  'controlled', (SELECT pg_catalog.json_object_agg(name, setting) FROM pg_catalog.pg_settings
     WHERE name IN ('max_connections', 'max_locks_per_transaction', 'max_worker_processes',
     'max_prepared_transactions', 'wal_level', 'track_commit_timestamp', 'max_wal_senders',

@@ -76,7 +76,7 @@ impl Recorder {
     ) {
         let seen = &look.observation;
         self.has_failed = false;
-        metrics::counter!("trunkline_agent_decisions_total", "reason" => decision.reason.word())
+        metrics::counter!(crate::metrics::DECISIONS, "reason" => decision.reason.word())
             .increment(1);
         if self.last_reason != Some(decision.reason) && is_news(decision.reason) {
             let detail = decision.detail.to_string();
@@ -118,7 +118,7 @@ impl Recorder {
     /// An action failed; said once while the words stay the same.
     pub(super) fn action_failed(&mut self, decision: &Decision, error: &ActError) {
         self.has_failed = true;
-        metrics::counter!("trunkline_agent_actions_failed_total").increment(1);
+        metrics::counter!(crate::metrics::ACTIONS_FAILED).increment(1);
         let text = error.to_string();
         if self.last_error.as_ref() != Some(&text) {
             tracing::warn!(
