@@ -54,6 +54,7 @@ fn exists(root: &Path, proof: &str) -> bool {
         }
         "scenario" => read("bench/src/failover/scenario.rs")
             .contains(&format!("Scenario::{}", camel_case(name))),
+        "beside" => read("bench/src/patroni.rs").contains(&format!("    {},\n", camel_case(name))),
         _ => false,
     }
 }
@@ -105,6 +106,7 @@ fn a_proof_that_does_not_exist_is_noticed() {
         "simulation/NoSuchInvariant",
         "break/no-such-rule",
         "scenario/no-such-scenario",
+        "beside/no-such-neighbour",
         "agent/tests/promises.rs#no_such_test",
     ] {
         assert!(!exists(&root, name), "{name}");

@@ -17,6 +17,7 @@ pub mod failover;
 pub mod fault;
 pub mod load;
 pub mod mutants;
+pub mod patroni;
 pub mod report;
 pub mod simulation;
 pub mod soak;

@@ -6,7 +6,7 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
 
-use trunkline_bench::{demo, failover, mutants, report, simulation, soak, throughput};
+use trunkline_bench::{demo, failover, mutants, patroni, report, simulation, soak, throughput};
 
 /// Judges Trunkline from outside, on real PostgreSQL and etcd.
 #[derive(Parser, Debug)]
@@ -24,6 +24,8 @@ enum Command {
     Failover(failover::FailoverOptions),
     /// Rules of the agent broken one by one: does the proof of each promise notice?
     Mutants(mutants::MutantsOptions),
+    /// Beside Patroni, in its place, and under the tools of its users
+    Patroni(patroni::PatroniOptions),
     /// Seeded histories of the whole system in one process, judged after every event
     Simulate(simulation::command::SimulateOptions),
     /// What an idle leader's agent costs, quiet and under health checks
@@ -65,6 +67,7 @@ async fn run(command: Command) -> Result<bool> {
             Command::Demo(options) => demo::run(options).await.map(|()| true),
             Command::Failover(options) => failover::run(options).await,
             Command::Mutants(options) => mutants::run(options).await,
+            Command::Patroni(options) => patroni::run(options).await,
             Command::Simulate(options) => Ok(simulation::command::run(options)),
             Command::Soak(options) => soak::run(options).await,
             Command::Throughput(options) => throughput::run(options).await.map(|()| true),

@@ -98,12 +98,7 @@ pub struct Stack {
 impl Stack {
     /// Starts everything and waits until one leads, two stream and the router can route.
     pub async fn start(plan: &Plan, progress: &Progress) -> Result<Stack> {
-        let mut stack = Stack::prepare(plan)?;
-        progress.step("starting etcd");
-        for etcd in &mut stack.etcd {
-            etcd.start()?;
-        }
-        stack.await_etcd().await?;
+        let mut stack = Stack::with_etcd(plan, progress).await?;
         progress.step("initialising PostgreSQL on the first member");
         for member in &mut stack.members {
             member.start()?;
@@ -121,6 +116,17 @@ impl Stack {
         stack
             .until("the router to be ready", Duration::from_secs(30), ready)
             .await?;
+        Ok(stack)
+    }
+
+    /// Starts etcd and prepares everything else, for who starts members and entrance in an order of its own.
+    pub async fn with_etcd(plan: &Plan, progress: &Progress) -> Result<Stack> {
+        let mut stack = Stack::prepare(plan)?;
+        progress.step("starting etcd");
+        for etcd in &mut stack.etcd {
+            etcd.start()?;
+        }
+        stack.await_etcd().await?;
         Ok(stack)
     }
 
@@ -299,6 +305,26 @@ impl Stack {
             }
         }
         Ok(())
+    }
+
+    /// A program of others, patronictl say, as the stack's user in the harness's network. Its log is of its name.
+    pub fn tool(&self, program: &std::path::Path, words: &[&str]) -> Launch {
+        let name = program.file_name().unwrap_or_default().to_string_lossy();
+        Launch {
+            program: program.to_owned(),
+            args: args(words),
+            folder: self.place.folder().to_owned(),
+            user: self.place.owner().user(),
+            log: self.place.folder().join(format!("{name}.log")),
+            ..Launch::default()
+        }
+    }
+
+    /// Writes a file of this name into the stack's folder, for the stack's user.
+    pub fn write(&self, name: &str, text: &str) -> Result<std::path::PathBuf> {
+        let path = self.place.folder().join(name);
+        self.place.write(&path, text)?;
+        Ok(path)
     }
 
     /// Starts a program of PostgreSQL's, pgbench say, as the stack's user in the harness's network.

@@ -161,6 +161,12 @@ impl Etcd {
             .to_owned())
     }
 
+    /// Does this key stand, whatever its value?
+    pub async fn exists(&self, key: &str) -> Result<bool> {
+        let found = self.ctl(&["get", "--keys-only", key]).await?;
+        Ok(!found.trim().is_empty())
+    }
+
     /// Watches one key: each event is three lines (kind, key, value) on standard output.
     pub fn watch(&self, key: &str) -> Result<tokio::process::Child> {
         self.command(&["watch", key]).stream()

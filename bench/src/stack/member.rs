@@ -1,9 +1,10 @@
 //! One member: an agent as a child process, with the files it is given and the PostgreSQL it keeps.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 use rustix::process::Signal;
 use tokio_postgres::{Client, NoTls};
@@ -23,6 +24,24 @@ const SQL_LIMIT: Duration = Duration::from_secs(10);
 pub const SUPERUSER_PASSWORD: &str = "super-secret";
 /// The most bytes of WAL that a candidate may lack.
 pub const MAXIMUM_LAG: u64 = 1_048_576;
+
+/// What keeps a member's PostgreSQL: both read the same file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Product {
+    /// `trunkline-agent`
+    Trunkline,
+    /// `patroni`
+    Patroni,
+}
+
+impl fmt::Display for Product {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Product::Trunkline => "Trunkline",
+            Product::Patroni => "Patroni",
+        })
+    }
+}
 
 /// What the cluster is told at its bootstrap.
 #[derive(Clone, Debug)]
@@ -94,6 +113,7 @@ pub struct Member {
     /// The agent's run directory.
     pub run_dir: PathBuf,
     socket: PathBuf,
+    product: Product,
     launch: Launch,
     process: Option<Process>,
 }
@@ -146,6 +166,7 @@ impl Member {
             data_dir,
             run_dir,
             socket,
+            product: Product::Trunkline,
             process: None,
         };
         place.write(
@@ -221,6 +242,21 @@ trunkline: {{run_dir: {run_dir}}}
             socket = socket.display(),
             run_dir = run_dir.display(),
         )
+    }
+
+    /// What keeps its PostgreSQL now, or did last.
+    pub fn product(&self) -> Product {
+        self.product
+    }
+
+    /// Starts this product on the member's file; the other one must have ended.
+    pub fn start_as(&mut self, product: Product, program: &Path) -> Result<()> {
+        if self.process.is_some() {
+            bail!("{} is kept by {} still", self.name, self.product);
+        }
+        self.product = product;
+        self.launch.program = program.to_owned();
+        self.start()
     }
 
     /// Starts the agent, or starts it again.
