@@ -1,12 +1,13 @@
 //! The router's file: raw YAML to validated types. After this nothing is checked again.
 
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use trunkline_shared::cluster::ClusterName;
 use trunkline_shared::dcs::etcd::EtcdConfig;
+pub use trunkline_shared::service::network::Network;
 
 use crate::route::TargetKind;
 
@@ -95,45 +96,6 @@ pub enum ProxyProtocol {
     Accept,
     /// A header must come, from the trusted networks.
     Require,
-}
-
-/// A network, as address and length of its prefix.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Network {
-    address: IpAddr,
-    prefix: u8,
-}
-
-impl Network {
-    /// Parses `10.0.0.0/8`, `::1/128` or a plain address.
-    pub fn parse(text: &str) -> Option<Self> {
-        let (address, prefix) = match text.split_once('/') {
-            Some((address, prefix)) => (address, Some(prefix.parse::<u8>().ok()?)),
-            None => (text, None),
-        };
-        let address: IpAddr = address.parse().ok()?;
-        let most = if address.is_ipv4() { 32 } else { 128 };
-        let prefix = prefix.unwrap_or(most);
-        (prefix <= most).then_some(Self { address, prefix })
-    }
-
-    /// Whether `address` lies in it. An IPv4 address that came over IPv6 counts as IPv4.
-    pub fn contains(&self, address: IpAddr) -> bool {
-        match (self.address, address.to_canonical()) {
-            (IpAddr::V4(own), IpAddr::V4(other)) => {
-                shares(u32::from(own), u32::from(other), 32, self.prefix)
-            }
-            (IpAddr::V6(own), IpAddr::V6(other)) => {
-                let (own, other) = (u128::from(own), u128::from(other));
-                u32::from(self.prefix) <= (own ^ other).leading_zeros()
-            }
-            (IpAddr::V4(_), IpAddr::V6(_)) | (IpAddr::V6(_), IpAddr::V4(_)) => false,
-        }
-    }
-}
-
-fn shares(own: u32, other: u32, bits: u32, prefix: u8) -> bool {
-    u32::from(prefix).min(bits) <= (own ^ other).leading_zeros()
 }
 
 /// One thing wrong with the file.
