@@ -1,29 +1,33 @@
 //! The small HTTP server for health, metrics and operator calls, and the client that asks it.
 
+use std::convert::Infallible;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
-use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST};
+use hyper::body::Incoming;
+use hyper::header::{AUTHORIZATION, CONNECTION, CONTENT_TYPE, HOST, HeaderValue};
 use hyper::server::conn::http1::Builder;
+use hyper::service::service_fn;
 use hyper::{Method, Request, StatusCode, Uri};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ServerConfig};
 use secrecy::{ExposeSecret, SecretString};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 use tokio::time::{sleep, timeout};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tower::ServiceExt;
 
 use self::sending::Sending;
-use super::tls::Reloadable;
+use super::tls::{self, Reloadable, ServerCheck, TlsError, TlsFiles};
 
 mod sending;
 
@@ -40,6 +44,9 @@ const SEND_TIMEOUT: Duration = Duration::from_secs(15);
 /// The longest head of a request, bytes; a longer one is answered with 431.
 const MAX_HEAD: usize = 64 << 10;
 
+/// How long a connection without a request yet may go on after the stop was asked for.
+const FIRST_REQUEST: Duration = Duration::from_millis(500);
+
 /// How long answers under way may take after the stop was asked for.
 const DRAIN_LIMIT: Duration = Duration::from_secs(5);
 
@@ -48,6 +55,18 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// The longest answer the client takes, bytes.
 pub const MAX_ANSWER: usize = 4 << 20;
+
+/// How long the client tries to make a connection, TLS included: until then nothing was sent.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Who sent a request, as an extension of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Peer {
+    /// Where the connection comes from; an IPv4 address that came over IPv6 is one of IPv4.
+    pub address: IpAddr,
+    /// Whether a certificate was shown and accepted.
+    pub has_certificate: bool,
+}
 
 /// Serves until `stop`, then lets answers under way finish.
 pub async fn serve(
@@ -63,8 +82,8 @@ pub async fn serve(
             accepted = listener.accept() => accepted,
             () = stop.cancelled() => break,
         };
-        let stream = match accepted {
-            Ok((stream, _)) => stream,
+        let (stream, from) = match accepted {
+            Ok(accepted) => accepted,
             Err(error) => {
                 tracing::warn!(%error, "accepting HTTP connections");
                 sleep(ACCEPT_PAUSE).await;
@@ -83,15 +102,26 @@ pub async fn serve(
         let stream = Sending::new(stream, SEND_TIMEOUT);
         let (router, stop) = (router.clone(), stop.clone());
         let tls = tls.as_ref().map(|tls| tls.current());
+        let mut peer = Peer {
+            address: from.ip().to_canonical(),
+            has_certificate: false,
+        };
         tasks.spawn(async move {
             let _permit = permit;
             match tls {
-                None => serve_connection(stream, router, stop).await,
+                None => serve_connection(stream, router, peer, stop).await,
                 Some(settings) => {
                     let handshake = TlsAcceptor::from(settings).accept(stream);
-                    // A failed handshake is the client's affair.
-                    if let Ok(Ok(stream)) = timeout(HEAD_TIMEOUT, handshake).await {
-                        serve_connection(stream, router, stop).await;
+                    match timeout(HEAD_TIMEOUT, handshake).await {
+                        Ok(Ok(stream)) => {
+                            peer.has_certificate = stream.get_ref().1.peer_certificates().is_some();
+                            serve_connection(stream, router, peer, stop).await;
+                        }
+                        // The client's affair, and its to mend.
+                        Ok(Err(error)) => {
+                            tracing::debug!(%error, peer = %peer.address, "a TLS handshake failed");
+                        }
+                        Err(_) => tracing::debug!(peer = %peer.address, "a TLS handshake hung"),
                     }
                 }
             }
@@ -103,21 +133,44 @@ pub async fn serve(
     }
 }
 
-async fn serve_connection<S>(stream: S, router: Router, stop: CancellationToken)
+async fn serve_connection<S>(stream: S, router: Router, peer: Peer, stop: CancellationToken)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
+    let asked = Notify::new();
+    let answer = |mut request: Request<Incoming>| {
+        asked.notify_one();
+        request.extensions_mut().insert(peer);
+        let answering = router.clone().oneshot(request);
+        let stop = &stop;
+        async move {
+            let mut response = answering.await?;
+            if stop.is_cancelled() {
+                // The next request needs another connection.
+                let close = HeaderValue::from_static("close");
+                response.headers_mut().insert(CONNECTION, close);
+            }
+            Ok::<_, Infallible>(response)
+        }
+    };
     let connection = Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
         .max_buf_size(MAX_HEAD)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+        .serve_connection(TokioIo::new(stream), service_fn(answer));
     let mut connection = std::pin::pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
         () = stop.cancelled() => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
+            // Whoever has just connected is about to ask: a connection that is closed instead is taken for a "no".
+            let first = timeout(FIRST_REQUEST, asked.notified());
+            tokio::select! {
+                ended = connection.as_mut() => ended,
+                _ = first => {
+                    connection.as_mut().graceful_shutdown();
+                    connection.await
+                }
+            }
         }
     };
     if let Err(error) = ended {
@@ -136,6 +189,14 @@ pub enum HttpError {
     /// Nobody took the connection: the request was not sent.
     #[error("{url} cannot be reached: {why}")]
     Unreachable {
+        /// Who was asked.
+        url: String,
+        /// Why.
+        why: String,
+    },
+    /// Somebody took the connection who is not whom we trust, or who does not trust us: the request was not sent.
+    #[error("{url} is not trusted, or does not trust us: {why}")]
+    Untrusted {
         /// Who was asked.
         url: String,
         /// Why.
@@ -164,7 +225,7 @@ pub enum HttpError {
 pub struct HttpClient {
     /// For `https`; without it such addresses are refused.
     pub tls: Option<Arc<ClientConfig>>,
-    /// User and password of HTTP basic authentication.
+    /// User and password of HTTP basic authentication, sent with what changes something.
     pub credentials: Option<(String, SecretString)>,
 }
 
@@ -178,6 +239,27 @@ pub struct Answer {
 }
 
 impl HttpClient {
+    /// A client that shows the certificate of `files` and trusts their CA, or any certificate if `is_insecure`. Where no
+    /// file is named and the system trusts nobody, only `http` can be asked.
+    ///
+    /// # Errors
+    /// A named file cannot be used.
+    pub fn trusting(files: &TlsFiles, is_insecure: bool) -> Result<Self, TlsError> {
+        let check = match is_insecure {
+            true => ServerCheck::Nothing,
+            false => ServerCheck::IssuerAndName,
+        };
+        let tls = match tls::client(files, check) {
+            Ok(tls) => Some(Arc::new(tls)),
+            Err(error) if *files != TlsFiles::default() => return Err(error),
+            Err(_) => None,
+        };
+        Ok(Self {
+            tls,
+            credentials: None,
+        })
+    }
+
     /// One request over a connection of its own; a body is sent as JSON.
     ///
     /// # Errors
@@ -219,34 +301,42 @@ impl HttpClient {
             why,
         };
         let path = uri.path_and_query().map_or("/", |path| path.as_str());
-        let mut request = Request::builder().method(method).uri(path).header(
+        let mut request = Request::builder().method(&method).uri(path).header(
             HOST,
             authority.as_str().rsplit('@').next().unwrap_or_default(),
         );
         if !body.is_empty() {
             request = request.header(CONTENT_TYPE, "application/json");
         }
-        if let Some((user, password)) = &self.credentials {
-            let pair = format!("{user}:{}", password.expose_secret());
-            request = request.header(AUTHORIZATION, format!("Basic {}", base64(pair.as_bytes())));
+        if let Some((user, password)) = &self.credentials
+            && !method.is_safe()
+        {
+            let value = basic_authorization(user, password.expose_secret());
+            request = request.header(AUTHORIZATION, value);
         }
         let request = request.body(Full::new(body)).map_err(|_| wrong())?;
-        let stream = TcpStream::connect((host, port))
+        let late = |_| unreachable(format!("no connection within {CONNECT_TIMEOUT:?}"));
+        let stream = timeout(CONNECT_TIMEOUT, TcpStream::connect((host, port)))
             .await
+            .map_err(late)?
             .map_err(|error| unreachable(error.to_string()))?;
         let _ = stream.set_nodelay(true);
         if !is_tls {
             return send(stream, request, url).await;
         }
-        let tls = self
-            .tls
-            .clone()
-            .ok_or_else(|| unreachable("no TLS settings for https".to_owned()))?;
+        let untrusted = |why: String| HttpError::Untrusted {
+            url: url.to_owned(),
+            why,
+        };
+        let tls = self.tls.clone().ok_or_else(|| {
+            untrusted("no CA is known by which its certificate could be checked".to_owned())
+        })?;
         let name = ServerName::try_from(host.to_owned()).map_err(|_| wrong())?;
-        let stream = TlsConnector::from(tls)
-            .connect(name, stream)
+        let handshake = TlsConnector::from(tls).connect(name, stream);
+        let stream = timeout(CONNECT_TIMEOUT, handshake)
             .await
-            .map_err(|error| unreachable(error.to_string()))?;
+            .map_err(late)?
+            .map_err(|error| untrusted(error.to_string()))?;
         send(stream, request, url).await
     }
 }
@@ -284,6 +374,11 @@ where
         result = exchange.as_mut() => result,
         _ = connection.as_mut() => exchange.await,
     }
+}
+
+/// The value of the header `Authorization` for a user and a password.
+pub fn basic_authorization(user: &str, password: &str) -> String {
+    format!("Basic {}", base64(format!("{user}:{password}").as_bytes()))
 }
 
 /// RFC 4648, with padding.

@@ -110,9 +110,21 @@ fn identity(
     };
     let chain = certificates("certificate", file)?;
     let key_file = files.key.as_ref().unwrap_or(file);
-    let key =
-        PrivateKeyDer::from_pem_file(key_file).map_err(|error| unusable("key", key_file, error))?;
+    let key = PrivateKeyDer::from_pem_file(key_file).map_err(|error| {
+        if is_encrypted(key_file) {
+            let why = "it is protected by a password; write it without one (openssl pkey -in KEY -out NEWKEY), \
+                 readable by this user alone";
+            return unusable("key", key_file, why);
+        }
+        unusable("key", key_file, error)
+    })?;
     Ok(Some((chain, key)))
+}
+
+/// Whether a key that was not understood is one that needs a password.
+fn is_encrypted(file: &Path) -> bool {
+    let text = std::fs::read(file).unwrap_or_default();
+    String::from_utf8_lossy(&text).contains("ENCRYPTED")
 }
 
 fn roots(file: &Path) -> Result<(RootCertStore, Vec<CertificateDer<'static>>), TlsError> {
@@ -208,9 +220,11 @@ pub fn client(files: &TlsFiles, check: ServerCheck) -> Result<ClientConfig, TlsE
         (ServerCheck::Nothing, _) => Arc::new(Unchecked {
             provider: provider(),
         }),
-        (_, None) => return Err(unusable("CA file", Path::new(""), "no file is named")),
-        (_, Some(ca)) => {
-            let (roots, pinned) = roots(ca)?;
+        (_, ca) => {
+            let (roots, pinned) = match ca {
+                Some(ca) => roots(ca)?,
+                None => (system_roots()?, Vec::new()),
+            };
             let webpki = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider())
                 .build()
                 .map_err(|error| mistaken(files, other(error)))?;
@@ -233,10 +247,13 @@ pub fn client(files: &TlsFiles, check: ServerCheck) -> Result<ClientConfig, TlsE
 }
 
 /// Settings that can be replaced while connections use the old ones.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Reloadable<T> {
     current: ArcSwap<T>,
 }
+
+/// A server's settings, replaceable.
+pub type ServerSettings = Reloadable<ServerConfig>;
 
 impl<T> Reloadable<T> {
     /// The first settings.

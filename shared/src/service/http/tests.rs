@@ -2,8 +2,10 @@
 
 use std::net::SocketAddr;
 
+use axum::Extension;
 use axum::http::HeaderMap;
 use axum::routing::{get, post};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::*;
 use crate::service::tls::{self, ClientCertificates, ServerCheck, TlsFiles};
@@ -14,10 +16,16 @@ async fn start(tls: Option<ServerConfig>) -> (SocketAddr, CancellationToken) {
     let stop = CancellationToken::new();
     let router = Router::new()
         .route("/health", get(|| async { "fine" }))
+        .route(
+            "/peer",
+            get(|Extension(peer): Extension<Peer>| async move {
+                format!("{} {}", peer.address, peer.has_certificate)
+            }),
+        )
         .route("/echo", post(|body: String| async move { body }))
         .route(
             "/who",
-            get(|headers: HeaderMap| async move {
+            post(|headers: HeaderMap| async move {
                 headers
                     .get(AUTHORIZATION)
                     .map_or(String::new(), |v| v.to_str().unwrap().to_owned())
@@ -49,12 +57,16 @@ async fn asks_and_answers() {
         .await
         .unwrap();
     assert_eq!(&echo.body[..], b"{}");
+    let peer = ask(&client, Method::GET, &format!("http://{address}/peer"))
+        .await
+        .unwrap();
+    assert_eq!(&peer.body[..], b"127.0.0.1 false");
     let missing = ask(&client, Method::GET, &format!("http://{address}/none"))
         .await
         .unwrap();
     assert_eq!(missing.status, 404);
     client.credentials = Some(("user".to_owned(), "pass".into()));
-    let who = ask(&client, Method::GET, &format!("http://{address}/who"))
+    let who = ask(&client, Method::POST, &format!("http://{address}/who"))
         .await
         .unwrap();
     assert_eq!(&who.body[..], b"Basic dXNlcjpwYXNz");
@@ -85,6 +97,27 @@ async fn says_why_nobody_answers() {
         matches!(closed, Err(HttpError::Unreachable { .. })),
         "{closed:?}"
     );
+}
+
+/// As HAProxy's checks: connected, and the request a moment later.
+#[tokio::test]
+async fn who_has_just_connected_is_answered_after_the_stop() {
+    let (address, stop) = start(None).await;
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    // Once another one was answered, this one was accepted before it.
+    let client = HttpClient::default();
+    let url = format!("http://{address}/health");
+    ask(&client, Method::GET, &url).await.unwrap();
+    stop.cancel();
+    tokio::task::yield_now().await;
+    stream
+        .write_all(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n")
+        .await
+        .unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    assert!(answer.contains("connection: close"), "{answer}");
 }
 
 #[test]
@@ -157,6 +190,9 @@ async fn a_self_signed_certificate_pinned_as_its_own_ca_works_on_both_sides() {
         let answer = ask(&client(check), Method::GET, url).await;
         assert_eq!(answer.is_ok(), is_fine, "{check:?} {url}: {answer:?}");
     }
+    let url = format!("https://{address}/peer");
+    let peer = ask(&client(ServerCheck::Issuer), Method::GET, &url).await;
+    assert_eq!(&peer.unwrap().body[..], b"127.0.0.1 true");
     let without_certificate = HttpClient {
         tls: Some(Arc::new(
             tls::client(
@@ -183,6 +219,10 @@ async fn a_self_signed_certificate_pinned_as_its_own_ca_works_on_both_sides() {
         )),
         credentials: None,
     };
-    assert!(ask(&stranger, Method::GET, &by_address).await.is_err());
+    let refused = ask(&stranger, Method::GET, &by_address).await;
+    assert!(
+        matches!(refused, Err(HttpError::Untrusted { .. })),
+        "{refused:?}"
+    );
     stop.cancel();
 }
