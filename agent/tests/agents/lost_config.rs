@@ -36,6 +36,9 @@ fn a_deleted_configuration_comes_back_from_beside_the_data() {
             agents.start(1, 5);
             let door = Postgres::new(agents.config(1)).unwrap();
             leads(&agents, &door, 1).await;
+            // Until the bootstrap is over its writer puts the key back without a word.
+            let is_over = async || agents.said(1).contains("This member leads").then_some(());
+            wait_for("the end of the bootstrap", || agents.told(), is_over).await;
             let edit = [
                 "edit-config",
                 "-s",
