@@ -4,7 +4,6 @@
 //! Operators' requests become a record in the DCS, or a [`LocalRequest`] to this agent's own loop: the API
 //! never touches PostgreSQL or the lease.
 
-use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,9 +25,11 @@ use trunkline_shared::cluster::Moment;
 use trunkline_shared::cluster::topology::FactKey;
 use trunkline_shared::dcs::keys::Keys;
 use trunkline_shared::dcs::{Dcs, Operation, Txn};
+use trunkline_shared::service::http::Peer;
+use trunkline_shared::service::logging::Queue;
+use trunkline_shared::service::tls::{Reloadable, ServerSettings};
 use trunkline_shared::service::{clock, http};
 
-use crate::config::RestCredentials;
 use crate::journal::Journal;
 use crate::metrics;
 
@@ -36,6 +37,7 @@ pub mod authorization;
 mod failsafe;
 pub mod health;
 mod local;
+mod lookup;
 mod published;
 pub mod requests;
 mod scheduled;
@@ -43,8 +45,10 @@ pub mod settings;
 pub mod status;
 pub mod view;
 
+pub use authorization::Access;
 pub use failsafe::Consent;
 pub use local::{LocalOutcome, LocalRequest};
+pub use lookup::Lookup;
 pub use published::{Published, ReplicationRow, WallTime};
 use requests::{ChangeOfLeader, Kind, Progress};
 pub use scheduled::ScheduledRestart;
@@ -57,6 +61,12 @@ const LARGEST_SETTINGS: usize = 256 << 10;
 
 /// How long a body may take to arrive.
 const BODY_LIMIT: Duration = Duration::from_secs(5);
+
+/// How long `GET /config` and `/history` wait for the DCS before they answer from memory.
+const READ_LIMIT: Duration = Duration::from_secs(1);
+
+/// Lines of the log that may wait without a word about it: Patroni's number.
+const NORMAL_QUEUE: usize = 2;
 
 /// Patroni polls a switchover for `2 * max(10, loop_wait)` seconds before it answers "unknown".
 const LEAST_WAIT: Duration = Duration::from_secs(10);
@@ -84,8 +94,10 @@ pub struct Api {
     pub keys: Keys,
     /// Requests to this agent alone.
     pub requests: mpsc::Sender<LocalRequest>,
-    /// Required for unsafe methods, if set.
-    pub authentication: Option<RestCredentials>,
+    /// What is asked of whoever changes something.
+    pub access: Arc<Reloadable<Access>>,
+    /// Where the hosts of the allowlist are.
+    pub lookup: Arc<Lookup>,
     /// The process's own metrics as text, beside those of the published state.
     pub render_metrics: Arc<dyn Fn() -> String + Send + Sync>,
     /// The last turns.
@@ -94,7 +106,14 @@ pub struct Api {
     pub scheduled_restart: ScheduledRestart,
     /// Consents to another's going on without the DCS.
     pub consent: Arc<Consent>,
+    /// The lines of the log that wait.
+    pub log: Queue,
+    /// The text of a key as it was seen last.
+    pub seen: Arc<Seen>,
 }
+
+/// The text of a key as it was seen last, without a question to anybody.
+pub type Seen = dyn Fn(&FactKey) -> Option<Arc<str>> + Send + Sync;
 
 impl Api {
     /// What may be said now.
@@ -111,24 +130,15 @@ impl Api {
     }
 }
 
-/// Serves on `listener` until `stop` ends, under the limits of the shared server: connections, heads, idle
-/// clients and clients that do not read.
-///
-/// # Errors
-/// None at present: a listener that refuses is asked again.
+/// Serves on `listener` until `stop`, over TLS if settings for it are given, under the limits of the shared server:
+/// connections, heads, idle clients and clients that do not read.
 pub async fn serve(
     listener: TcpListener,
     api: Api,
-    stop: impl Future<Output = ()> + Send + 'static,
-) -> std::io::Result<()> {
-    let told = CancellationToken::new();
-    let serving = http::serve(listener, router(api), None, told.clone());
-    let stopping = async {
-        stop.await;
-        told.cancel();
-    };
-    tokio::join!(serving, stopping);
-    Ok(())
+    tls: Option<Arc<ServerSettings>>,
+    stop: CancellationToken,
+) {
+    http::serve(listener, router(api), tls, stop).await;
 }
 
 /// The routes.
@@ -136,29 +146,48 @@ pub fn router(api: Api) -> Router {
     Router::new().fallback(answer).with_state(api)
 }
 
-/// Nothing of a body is read before its sender is known to be allowed to send it.
 async fn answer(State(api): State<Api>, request: Request) -> Response {
+    let access = api.access.current();
+    let mut response = respond(&api, &access, request).await;
+    for (name, value) in &access.headers {
+        response.headers_mut().insert(name, value.clone());
+    }
+    response
+}
+
+/// Nothing of a body is read before its sender is known to be allowed to send it.
+async fn respond(api: &Api, access: &Access, request: Request) -> Response {
     let (mut head, body) = request.into_parts();
     head.uri = with_one_slash(head.uri);
     match head.method {
-        Method::HEAD | Method::OPTIONS => return status_only(&api, &head.uri),
-        Method::GET => return get(&api, &head.uri).await,
+        Method::HEAD | Method::OPTIONS => return status_only(api, &head.uri),
+        Method::GET => return get(api, &head.uri).await,
         _ => {}
     }
-    if let Some(refused) = authorization::refusal(&head.headers, api.authentication.as_ref()) {
+    let (method, path) = (head.method, head.uri.path());
+    let peer = head.extensions.get::<Peer>().copied();
+    let topology = api.published.load().topology.clone();
+    let refusal = access.refusal(path, &head.headers, peer, &api.lookup, &topology);
+    if let Some(refused) = refusal.await {
         return refused;
     }
-    let (method, uri) = (head.method, head.uri);
-    let body = match read(body, largest(uri.path())).await {
+    let has_body = [header::CONTENT_LENGTH, header::TRANSFER_ENCODING]
+        .iter()
+        .any(|name| head.headers.contains_key(name));
+    if !has_body && needs_body(&method, path) {
+        let why = "this request needs a body, and a header that says how long it is";
+        return text(StatusCode::LENGTH_REQUIRED, why);
+    }
+    let body = match read(body, largest(path)).await {
         Ok(body) => body,
         Err(refused) => return refused,
     };
     match method {
-        Method::PATCH | Method::PUT if uri.path() == "/config" => {
-            settings::change(&api, method == Method::PATCH, &body).await
+        Method::PATCH | Method::PUT if path == "/config" => {
+            settings::change(api, method == Method::PATCH, &body).await
         }
-        Method::POST => post(&api, uri.path(), &body).await,
-        Method::DELETE => delete(&api, uri.path()).await,
+        Method::POST => post(api, path, &body).await,
+        Method::DELETE => delete(api, path).await,
         _ => text(StatusCode::METHOD_NOT_ALLOWED, "method not allowed"),
     }
 }
@@ -169,6 +198,15 @@ fn with_one_slash(uri: Uri) -> Uri {
     match whole.filter(|whole| whole.starts_with("//")) {
         Some(whole) => Uri::try_from(format!("/{}", whole.trim_start_matches('/'))).unwrap_or(uri),
         None => uri,
+    }
+}
+
+/// Whether a request means nothing without a body.
+fn needs_body(method: &Method, path: &str) -> bool {
+    match path {
+        "/config" => [Method::PATCH, Method::PUT].contains(method),
+        "/switchover" | "/failover" | "/failsafe" => method == Method::POST,
+        _ => false,
     }
 }
 
@@ -223,13 +261,7 @@ async fn get(api: &Api, uri: &Uri) -> Response {
     let published = api.shown();
     let now = clock::now();
     match uri.path() {
-        "/patroni" => {
-            let mut answer = status::member(&published, now);
-            if let Some(scheduled) = api.scheduled_restart.shown() {
-                answer["scheduled_restart"] = scheduled;
-            }
-            json(200, &answer)
-        }
+        "/patroni" => json(200, &member(api, &published, now)),
         "/cluster" => json(
             200,
             &view::cluster(published.cluster.as_str(), &published.topology),
@@ -246,28 +278,50 @@ async fn get(api: &Api, uri: &Uri) -> Response {
         path => {
             let query = uri.query().unwrap_or_default();
             match health::status(path, query, &published, now) {
-                Some(code) => json(code, &status::member(&published, now)),
+                Some(code) => json(code, &member(api, &published, now)),
                 None => text(StatusCode::NOT_FOUND, "no such path"),
             }
         }
     }
 }
 
-/// A key's value as it stands in the DCS; `status` and `otherwise` where there is none.
+/// This member, with what the process itself knows.
+fn member(api: &Api, published: &Published, now: Moment) -> Value {
+    let mut answer = status::member(published, now);
+    if let Some(scheduled) = api.scheduled_restart.shown() {
+        answer["scheduled_restart"] = scheduled;
+    }
+    let (waiting, lost) = (api.log.waiting(), api.log.lost());
+    if waiting > NORMAL_QUEUE {
+        answer["logger_queue_size"] = waiting.into();
+    }
+    if lost > 0 {
+        answer["logger_records_lost"] = lost.into();
+    }
+    answer
+}
+
+/// A key's value as it stands in the DCS, or as it was seen last where the DCS does not answer in time; `status` and
+/// `otherwise` where there is none.
 async fn raw(api: &Api, key: &FactKey, status: u16, otherwise: &str) -> Response {
     let read = Txn {
         then: vec![Operation::Get(api.keys.path(key))],
         ..Txn::default()
     };
-    match api.dcs.commit(&read).await {
-        Ok(committed) => match committed.entries.first() {
+    let known = |why: String| match (api.seen)(key) {
+        Some(value) => with_status(200, "application/json", value.to_string()),
+        None => with_status(503, "text/plain", why),
+    };
+    match timeout(READ_LIMIT, api.dcs.commit(&read)).await {
+        Ok(Ok(committed)) => match committed.entries.first() {
             Some(entry) => {
                 let value = String::from_utf8_lossy(&entry.value).into_owned();
                 with_status(200, "application/json", value)
             }
             None => with_status(status, "application/json", otherwise.to_owned()),
         },
-        Err(error) => with_status(503, "text/plain", error.to_string()),
+        Ok(Err(error)) => known(error.to_string()),
+        Err(_) => known(format!("the DCS did not answer within {READ_LIMIT:?}")),
     }
 }
 

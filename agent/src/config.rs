@@ -12,6 +12,7 @@ use std::time::Duration;
 use secrecy::SecretString;
 use trunkline_shared::cluster::{ClusterName, MemberName, Tags};
 use trunkline_shared::dcs::etcd::EtcdConfig;
+use trunkline_shared::service::logging::LogSettings;
 
 use self::document::Node;
 pub use self::section::Address;
@@ -29,9 +30,11 @@ mod etcd3;
 mod findings;
 pub mod in_force;
 pub mod layers;
+mod log;
 mod masked;
 mod postgresql;
 pub mod reload;
+mod rest_client;
 mod restapi;
 mod sample;
 mod section;
@@ -42,7 +45,8 @@ pub use self::bootstrap::{BootstrapConfig, BootstrapUser, InitdbOption};
 pub use self::environment::{Environment, environment};
 pub use self::findings::{ConfigError, Mistake, Warning};
 pub use self::postgresql::{Credentials, PostgresqlConfig};
-pub use self::restapi::{RestApiConfig, RestCredentials, VerifyClient};
+pub use self::rest_client::RestClientConfig;
+pub use self::restapi::{Allowlist, RestApiConfig, RestCredentials, ServerTls};
 pub use self::sample::SAMPLE;
 pub use self::section::nearest;
 pub use crate::decide::observation::CrashPolicy;
@@ -58,6 +62,8 @@ pub struct AgentConfig {
     pub name: MemberName,
     /// The REST API.
     pub restapi: RestApiConfig,
+    /// How the REST APIs of others are asked.
+    pub rest_client: RestClientConfig,
     /// The DCS.
     pub etcd: EtcdConfig,
     /// How a new cluster is made.
@@ -69,7 +75,7 @@ pub struct AgentConfig {
     /// The watchdog device.
     pub watchdog: WatchdogConfig,
     /// Logging.
-    pub log: LogConfig,
+    pub log: LogSettings,
     /// What only Trunkline has.
     pub own: OwnConfig,
     /// Everything that was told, secrets masked, one `key = value` in a line: for the log at start.
@@ -78,17 +84,6 @@ pub struct AgentConfig {
     pub values: reload::Values,
     /// The document, to be laid over the cluster's configuration.
     pub source: in_force::Source,
-}
-
-/// `log:`
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LogConfig {
-    /// `level`: a level, or filters such as `info,etcd=debug`. Patroni's words are understood.
-    pub level: String,
-    /// `type: json`.
-    pub is_json: bool,
-    /// `dir`: where log files go; standard error if absent.
-    pub dir: Option<PathBuf>,
 }
 
 /// `watchdog:`
@@ -219,9 +214,12 @@ fn read(document: &Node, report: &Report) -> Option<AgentConfig> {
     let postgresql = postgresql::read(&root.section("postgresql"));
     let tags = tags::read(&root.section("tags"));
     let watchdog = watchdog(&root.section("watchdog"));
-    let log = log(&root.section("log"));
+    let log = log::read(&root.section("log"));
     let own = own(&root.section("trunkline"));
-    client::accept(&root.section("ctl"));
+    let ctl = root.section("ctl");
+    let as_client = restapi.as_ref().map(|restapi| restapi.as_client.clone());
+    let rest_client = rest_client::read(&ctl, as_client.unwrap_or_default());
+    ctl.end();
     root.without_effect(&WITHOUT_EFFECT);
     root.end();
     Some(AgentConfig {
@@ -229,6 +227,7 @@ fn read(document: &Node, report: &Report) -> Option<AgentConfig> {
         namespace: namespace.trim_matches('/').to_owned(),
         name: MemberName::new(&member?),
         restapi: restapi?,
+        rest_client,
         etcd: etcd?,
         bootstrap,
         postgresql: postgresql?,
@@ -282,30 +281,6 @@ fn watchdog(section: &Section<'_>) -> WatchdogConfig {
             }),
     };
     section.acknowledge(&["driver"]);
-    section.end();
-    config
-}
-
-fn log(section: &Section<'_>) -> LogConfig {
-    let config = LogConfig {
-        level: section.text("level").unwrap_or_else(|| "INFO".to_owned()),
-        is_json: section
-            .one_of("type", &[("plain", false), ("json", true)])
-            .unwrap_or(false),
-        dir: section.file("dir"),
-    };
-    section.not_acted_on(&[
-        "traceback_level",
-        "format",
-        "dateformat",
-        "static_fields",
-        "max_queue_size",
-        "file_num",
-        "file_size",
-        "mode",
-        "loggers",
-        "deduplicate_heartbeat_logs",
-    ]);
     section.end();
     config
 }

@@ -10,6 +10,8 @@ use trunkline_shared::dcs::keys::Keys;
 use trunkline_shared::dcs::watch::{Follow, View, follow};
 use trunkline_shared::dcs::{Dcs, DcsError};
 use trunkline_shared::service::clock;
+use trunkline_shared::service::http::HttpClient;
+use trunkline_shared::service::tls::TlsError;
 
 use crate::api::requests::Refusal;
 use crate::api::settings::SettingsChangeError;
@@ -50,6 +52,9 @@ pub enum CtlError {
     /// The DCS cannot be spoken to as configured.
     #[error(transparent)]
     EtcdConfig(#[from] EtcdConfigError),
+    /// The files by which agents are asked cannot be used.
+    #[error("ctl: {0}")]
+    Tls(#[from] TlsError),
     /// No cluster was named.
     #[error(
         "no cluster is named: give one, or a configuration with a scope (-c FILE, TRUNKLINE_SCOPE)"
@@ -100,6 +105,7 @@ impl CtlError {
         match self {
             CtlError::Config(_)
             | CtlError::EtcdConfig(_)
+            | CtlError::Tls(_)
             | CtlError::NoCluster
             | CtlError::Usage(_) => 2,
             CtlError::Dcs(_)
@@ -233,6 +239,11 @@ impl Session {
             config,
             terminal,
         })
+    }
+
+    /// What asks the agents. Its files are read only when somebody is to be asked.
+    fn client(&self) -> Result<HttpClient, CtlError> {
+        Ok(self.config.rest_client.client()?)
     }
 
     /// Follows the cluster, beginning with a complete view.

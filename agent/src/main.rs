@@ -3,12 +3,14 @@
 use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::Parser;
 use trunkline_agent::config::arguments::Arguments;
 use trunkline_agent::config::{self, AgentConfig, ConfigError, Warning};
-use trunkline_agent::{fence, generate, metrics, run, validate};
-use trunkline_shared::service::logging::{self, LogFormat};
+use trunkline_agent::run::{self, Inherited, Kept};
+use trunkline_agent::{fence, generate, metrics, validate};
+use trunkline_shared::service::logging;
 use trunkline_shared::service::metrics::Metrics;
 use trunkline_shared::service::tls;
 
@@ -25,6 +27,8 @@ fn main() -> ExitCode {
     if let Some(code) = fence::main_if_fence() {
         return code;
     }
+    // Before anything is opened.
+    let inherited = Inherited::take(&config::environment());
     let arguments = Arguments::parse();
     if arguments.generate_sample_config {
         return give(arguments.config.as_deref(), config::SAMPLE);
@@ -39,13 +43,19 @@ fn main() -> ExitCode {
         Ok(loaded) => loaded,
         Err(error) => return refuse(&error.to_string()),
     };
+    if arguments.check_start {
+        return match run::check_files(&config) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => refuse(&error.to_string()),
+        };
+    }
     if rustix::process::geteuid().is_root() {
         return refuse(
             "PostgreSQL does not run as root, and neither does its agent: run it as the postgres user, \
              e.g. setpriv --reuid=postgres --regid=postgres --init-groups trunkline-agent CONFIG",
         );
     }
-    start(config, &warnings, arguments)
+    start(config, &warnings, arguments, inherited)
 }
 
 /// Runs what needs no agent to its end.
@@ -110,15 +120,17 @@ fn give(path: Option<&Path>, text: &str) -> ExitCode {
     }
 }
 
-fn start(config: AgentConfig, warnings: &[Warning], arguments: Arguments) -> ExitCode {
-    let format = if config.log.is_json {
-        LogFormat::Json
-    } else {
-        LogFormat::Plain
+fn start(
+    config: AgentConfig,
+    warnings: &[Warning],
+    arguments: Arguments,
+    inherited: Inherited,
+) -> ExitCode {
+    let log = match logging::start(config.log.clone()) {
+        Ok(log) => log,
+        Err(error) => return refuse(&error.to_string()),
     };
-    if let Err(error) = logging::start(&config.log.level, format) {
-        return refuse(&error.to_string());
-    }
+    let _flushed = log.flushed_at_end();
     warnings
         .iter()
         .for_each(|warning| tracing::warn!("{warning}"));
@@ -127,7 +139,7 @@ fn start(config: AgentConfig, warnings: &[Warning], arguments: Arguments) -> Exi
         .iter()
         .for_each(|line| tracing::debug!("{line}"));
     // One provider for the process; a second call would be the only way to fail.
-    let _ = std::sync::Arc::unwrap_or_clone(tls::provider()).install_default();
+    let _ = Arc::unwrap_or_clone(tls::provider()).install_default();
     let read = move || {
         load(&arguments)
             .map(|(config, _)| config)
@@ -140,8 +152,9 @@ fn start(config: AgentConfig, warnings: &[Warning], arguments: Arguments) -> Exi
     let ended = match (runtime, Metrics::install()) {
         (Ok(runtime), Ok(registry)) => {
             metrics::describe();
+            let kept = Kept { log, inherited };
             runtime
-                .block_on(run::run(config, Box::new(read), registry))
+                .block_on(run::run(config, Arc::new(read), registry, kept))
                 .map_err(|error| error.to_string())
         }
         (Err(error), _) => Err(error.to_string()),

@@ -40,8 +40,8 @@ pub fn exposition(published: &Published, now: Moment) -> String {
         escaped(published.cluster.as_str()),
         escaped(published.name.as_str())
     );
+    // Positions and timelines go back, too, so Patroni's counters are gauges here; writing to a String cannot fail.
     let mut put = |name: &str, help: &str, extra: &str, value: f64| {
-        // Writing to a String cannot fail.
         let _ = writeln!(
             text,
             "# HELP {name} {help}\n# TYPE {name} gauge\n{name}{{{labels}{extra}}} {value}"
@@ -202,6 +202,27 @@ const METRICS: &[Metric] = &[
         "patroni_failsafe_mode_is_active",
         "Value is 1 if failsafe mode is active, 0 if inactive.",
         |f| is(f.published.is_failsafe_active),
+    ),
+    gauge(
+        "patroni_failsafe_mode_enabled",
+        "Value is 1 if failsafe mode is enabled, 0 otherwise.",
+        |f| {
+            let settings = f.published.topology.settings_or_default();
+            is(settings.failsafe_mode == Some(true))
+        },
+    ),
+    gauge(
+        "patroni_failsafe_member",
+        "Value is 1 if this node is a member of the failsafe topology, 0 otherwise.",
+        |f| {
+            let failsafe = &f.published.topology.failsafe;
+            is(failsafe.contains_key(&f.published.name))
+        },
+    ),
+    gauge(
+        "patroni_failover_priority",
+        "Failover priority of this node, 0 if it never becomes the leader.",
+        |f| f64::from(f.published.tags.priority()),
     ),
     gauge(
         "patroni_postgres_timeline",

@@ -11,6 +11,7 @@ use trunkline_shared::cluster::{LeaderEpoch, Lsn, MemberName, Moment, SystemId, 
 use trunkline_shared::dcs::watch::View;
 use trunkline_shared::service::clock;
 use trunkline_shared::service::http::HttpClient;
+use trunkline_shared::service::tls::Reloadable;
 
 use crate::config::WatchdogConfig;
 use crate::decide::Observation;
@@ -67,7 +68,7 @@ pub struct Observer {
     /// Writes to the host's disks.
     pub health: HealthProbe,
     /// Asks the other members' agents.
-    pub client: HttpClient,
+    pub client: Arc<Reloadable<HttpClient>>,
     /// What this member promised to others.
     pub promises: Promises,
     /// What the local instance was before.
@@ -143,7 +144,7 @@ impl Observer {
     /// One look at everything.
     pub async fn look(&mut self, now: Circumstances) -> Look {
         let view = self.cluster.borrow_and_update().clone();
-        let client = self.client.clone();
+        let client = self.client.current();
         let asking = async {
             match now.asked {
                 Some(whom) => Peers::Asked(peers::ask(&client, &view.topology, whom).await),

@@ -6,26 +6,26 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use rustix::process::{Signal, pidfd_send_signal};
-use tokio::net::TcpListener;
 use tokio::sync::{Notify, RwLock, mpsc, watch};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
-use trunkline_shared::cluster::ClusterSettings;
+use trunkline_shared::cluster::{ClusterSettings, LeaderEpoch};
 use trunkline_shared::dcs::etcd::{Budgets, Etcd, EtcdConfigError};
 use trunkline_shared::dcs::keys::Keys;
 use trunkline_shared::dcs::watch::{Refresh, View};
 use trunkline_shared::dcs::{Dcs, records, watch as cluster_watch};
 use trunkline_shared::service::clock;
-use trunkline_shared::service::http::HttpClient;
+use trunkline_shared::service::logging::Log;
 use trunkline_shared::service::metrics::Metrics;
-use trunkline_shared::service::shutdown::{Request, Signals};
+use trunkline_shared::service::shutdown::Signals;
+use trunkline_shared::service::tls::TlsError;
 
 use crate::act::Actor;
 use crate::act::jobs::Jobs;
-use crate::api::{self, Api, Consent, LocalRequest, Published, ScheduledRestart};
+use crate::api::{Api, Consent, LocalRequest, Lookup, Published, ScheduledRestart};
 use crate::config::AgentConfig;
 use crate::decide::callbacks::Callback;
-use crate::decide::observation::{BootstrapKind, Me};
+use crate::decide::observation::{BootstrapKind, LeaseView, Me};
 use crate::fence::deadline::{self, Deadline};
 use crate::fence::run_dir::{RunDir, RunDirError};
 use crate::fence::supervision::{self, Pulse};
@@ -45,21 +45,26 @@ use crate::postgres::methods::ReplicaMethod;
 use crate::postgres::scan::ProcessId;
 use crate::postgres::{Postgres, PostgresConfig, PostgresError};
 use crate::tick::record::deadline_by;
-use crate::tick::{Inbox, Recorder, SettingsKeeper, Tick};
+use crate::tick::{End, Inbox, Recorder, SettingsKeeper, Tick};
 use crate::watchdog::Teller;
 
 mod host;
 pub mod instance;
+mod orphans;
+mod reexecute;
+mod rest;
+mod service_manager;
+mod signals;
 mod standbys;
 mod unique_name;
 
+pub use reexecute::Inherited;
+use reexecute::Successor;
+use rest::Rest;
 pub use unique_name::NameTaken;
 
 /// Requests of operators that may wait for the loop.
 const REQUESTS: usize = 8;
-
-/// Pause between attempts to listen on the API's address.
-const LISTEN_PAUSE: Duration = Duration::from_secs(1);
 
 /// The longest the last writes of an ending agent may take.
 const FAREWELL: Duration = Duration::from_secs(2);
@@ -91,6 +96,9 @@ pub enum RunError {
     /// The local instance cannot be used.
     #[error(transparent)]
     Postgres(#[from] PostgresError),
+    /// A certificate, its key or its CA cannot be used. Mend the file that is named.
+    #[error("restapi, ctl: {0}")]
+    Tls(#[from] TlsError),
     /// Another agent has this member's name.
     #[error(transparent)]
     NameTaken(#[from] NameTaken),
@@ -108,12 +116,35 @@ fn system(what: &'static str) -> impl FnOnce(std::io::Error) -> RunError {
     move |source| RunError::System { what, source }
 }
 
+/// What the process has beside its configuration.
+#[derive(Debug)]
+pub struct Kept {
+    /// The log.
+    pub log: Log,
+    /// What it has from the program before.
+    pub inherited: Inherited,
+}
+
+/// Reads the files that a configuration names, as a start does.
+///
+/// # Errors
+/// The first that cannot be used.
+pub fn check_files(config: &AgentConfig) -> Result<(), RunError> {
+    Rest::new(config)?;
+    Ok(())
+}
+
 /// Runs the agent until it is told to end.
-pub async fn run(config: AgentConfig, read: ReadConfig, metrics: Metrics) -> Result<(), RunError> {
+pub async fn run(
+    config: AgentConfig,
+    read: ReadConfig,
+    metrics: Metrics,
+    kept: Kept,
+) -> Result<(), RunError> {
     let signals = Signals::new().map_err(system("taking over the signals"))?;
-    let parts = Parts::build(&config).await?;
+    let Kept { log, inherited } = kept;
+    let parts = Parts::build(&config, inherited).await?;
     let stop = CancellationToken::new();
-    let api_stop = CancellationToken::new();
     let ready = Arc::new(Notify::new());
     let (requests, inbox) = mpsc::channel(REQUESTS);
     let published = Arc::new(ArcSwap::from_pointee(Published::before_the_first_tick(
@@ -122,36 +153,23 @@ pub async fn run(config: AgentConfig, read: ReadConfig, metrics: Metrics) -> Res
         clock::now(),
     )));
     let journal = Arc::new(Journal::default());
-    let api = Api {
-        published: published.clone(),
-        deadline: deadline_by(parts.lease.status()),
-        dcs: parts.dcs.clone(),
-        keys: parts.keys.clone(),
-        requests: requests.clone(),
-        authentication: config.restapi.authentication.clone(),
-        journal: journal.clone(),
-        scheduled_restart: ScheduledRestart::default(),
-        consent: consent(&parts),
-        render_metrics: {
-            let metrics = metrics.clone();
-            Arc::new(move || metrics.render())
-        },
-    };
+    let api = api(&parts, &published, &requests, &journal, &metrics, &log);
     tokio::spawn(metrics.upkeep());
-    let address = config.restapi.listen.to_string();
-    tokio::spawn(serve_api(api, address, api_stop.clone()));
+    let rest = parts.rest.clone();
+    let mut serving = rest.clone().serve(api.clone());
     let fence_stop = CancellationToken::new();
     supervision::keep(parts.fence.clone(), parts.pulse.clone(), fence_stop.clone())
         .map_err(system("starting the supervision of the fence"))?;
     let callbacks = parts.callbacks.clone();
-    tokio::spawn(call_scripts(callbacks.clone(), parts.postgres.clone()));
-    tokio::spawn(say_when_ready(parts.postgres.clone(), ready.clone()));
-    host::watch_disks(&parts);
-    let told_twice = tokio::spawn(take_signals(signals, requests, stop.clone()));
+    watch(&parts, ready.clone());
+    let successor = Arc::new(Successor::new(&config, read.clone()));
+    let taking = signals::take(signals, requests, stop.clone(), successor.clone());
+    let mut told_twice = tokio::spawn(taking);
 
     let inbox = Inbox {
         shutdown: stop,
         postmaster: parts.postgres.watch_postmaster(),
+        pause: successor.wanted(),
         ready,
         standbys: standbys::watched(&parts.postgres, parts.lease.status(), &parts.cluster),
         lease: parts.lease.status(),
@@ -163,19 +181,93 @@ pub async fn run(config: AgentConfig, read: ReadConfig, metrics: Metrics) -> Res
         parts.postgres.clone(),
         parts.fence.clone(),
     );
-    let mut tick = parts.wire(config, read, inbox, published, journal);
+    let mut tick = parts.wire(config, read, inbox, (published, journal), log.clone());
     tracing::info!("started");
-    tokio::select! {
-        () = tick.run() => {
-            // Nobody is to replace the fence that is about to end.
-            callbacks.drained(LAST_CALLBACKS).await;
-            fence_stop.cancel();
-            farewell(&lease, &postgres, &fence).await;
+    service_manager::ready();
+    loop {
+        let end = tokio::select! {
+            end = tick.run() => Some(end),
+            _ = &mut told_twice => None,
+        };
+        match end {
+            Some(End::Paused) => {
+                serving.end().await;
+                if api.scheduled_restart.is_there() {
+                    tracing::warn!("a scheduled restart is dropped; schedule it again");
+                }
+                give_way(&successor, &rest, &lease, &log);
+                serving = rest.clone().serve(api.clone());
+                continue;
+            }
+            Some(End::Over) => {
+                // Nobody is to replace the fence that is about to end.
+                callbacks.drained(LAST_CALLBACKS).await;
+                fence_stop.cancel();
+                farewell(&lease, &postgres, &fence).await;
+            }
+            None => tracing::warn!("told twice to end: ending without waiting for PostgreSQL"),
         }
-        _ = told_twice => tracing::warn!("told twice to end: ending without waiting for PostgreSQL"),
+        serving.stop();
+        return Ok(());
     }
-    api_stop.cancel();
-    Ok(())
+}
+
+/// Executes the program on disk; returns only if the system refuses.
+fn give_way(successor: &Successor, rest: &Rest, lease: &LeaseHandle, log: &Log) {
+    log.flush();
+    let listener = rest.listener();
+    let error = successor.execute(settled(lease), listener.as_deref(), rest.address());
+    tracing::error!(%error, "the program on disk was not executed, this one goes on");
+}
+
+/// Begins what goes on beside the loop until the agent ends.
+fn watch(parts: &Parts, ready: Arc<Notify>) {
+    tokio::spawn(parts.rest.clone().watch_files());
+    tokio::spawn(orphans::reap());
+    tokio::spawn(call_scripts(
+        parts.callbacks.clone(),
+        parts.postgres.clone(),
+    ));
+    tokio::spawn(say_when_ready(parts.postgres.clone(), ready));
+    host::watch_disks(parts);
+}
+
+/// The epoch of the held key, if everything that could give it away has come to its end.
+fn settled(lease: &LeaseHandle) -> Option<LeaderEpoch> {
+    match lease.status().borrow().view {
+        LeaseView::Held(held) => (!held.has_unresolved_hand_over).then_some(held.epoch),
+        LeaseView::NotHeld | LeaseView::Lost => None,
+    }
+}
+
+/// The API over the parts.
+fn api(
+    parts: &Parts,
+    published: &Arc<ArcSwap<Published>>,
+    requests: &mpsc::Sender<LocalRequest>,
+    journal: &Arc<Journal>,
+    metrics: &Metrics,
+    log: &Log,
+) -> Api {
+    let metrics = metrics.clone();
+    Api {
+        published: published.clone(),
+        deadline: deadline_by(parts.lease.status()),
+        dcs: parts.dcs.clone(),
+        keys: parts.keys.clone(),
+        requests: requests.clone(),
+        access: parts.rest.access(),
+        lookup: Arc::new(Lookup::default()),
+        journal: journal.clone(),
+        scheduled_restart: ScheduledRestart::default(),
+        consent: consent(parts),
+        render_metrics: Arc::new(move || metrics.render()),
+        log: log.queue(),
+        seen: {
+            let views = parts.cluster.clone();
+            Arc::new(move |key| Some(views.borrow().raw.get(key)?.text.clone()))
+        },
+    }
 }
 
 /// How the API consents to another's going on without the DCS.
@@ -207,13 +299,16 @@ struct Parts {
     refresh: Refresh,
     promises: Promises,
     config: ConfigKept,
+    rest: Arc<Rest>,
 }
 
 impl Parts {
     /// The order matters: nothing is begun under a name that another agent has, the fence lives before PostgreSQL is touched, and what an earlier agent left half
     /// done is finished before anybody looks at the directory.
-    async fn build(config: &AgentConfig) -> Result<Self, RunError> {
+    async fn build(config: &AgentConfig, inherited: Inherited) -> Result<Self, RunError> {
         let data_dir = &config.postgresql.data_dir;
+        let (is_successor, settled) = (inherited.is_successor, inherited.settled);
+        let rest = Arc::new(Rest::new(config)?.taking_over(inherited));
         let kept = ConfigKept::read(data_dir);
         let settings = assumed_settings(config, &kept);
         let run_dir = RunDir::open(
@@ -229,7 +324,12 @@ impl Parts {
         };
         let dcs: Arc<dyn Dcs> = Arc::new(Etcd::new(&config.etcd, budgets)?);
         let mut followed = cluster_watch::follow(dcs.clone(), keys.clone());
-        unique_name::check(&config.cluster, &config.name, &mut followed.views).await?;
+        let client = rest.client();
+        let (cluster, name) = (&config.cluster, &config.name);
+        // Whoever has this member's name is then this process itself.
+        if !is_successor {
+            unique_name::check(cluster, name, &mut followed.views, &client.current()).await?;
+        }
         let (in_force, _) = config.over(&settings);
         let instance = instance::postgres_config(&in_force, &settings, run_dir.path());
         let jobs = finish_earlier_work(&instance);
@@ -238,7 +338,15 @@ impl Parts {
         let pulse = Arc::new(Pulse::new());
         let arming = Arc::new(arming(run_dir.path(), &fence, pulse.clone()));
         let postgres = Arc::new(Postgres::new(instance)?);
-        let lease = start_lease(config, &settings, budgets, &keys, run_dir.path(), &arming)?;
+        let lease = start_lease(
+            config,
+            &settings,
+            budgets,
+            &keys,
+            run_dir.path(),
+            &arming,
+            (&rest, settled),
+        )?;
         let promises = Promises::open(&run_dir.path().join("no_race"), clock::now())
             .map_err(system("keeping promises in the run directory"))?;
         Ok(Self {
@@ -257,6 +365,7 @@ impl Parts {
             refresh: followed.refresh,
             promises,
             config: kept,
+            rest,
         })
     }
 
@@ -266,8 +375,8 @@ impl Parts {
         config: AgentConfig,
         read: ReadConfig,
         inbox: Inbox,
-        published: Arc<ArcSwap<Published>>,
-        journal: Arc<Journal>,
+        (published, journal): (Arc<ArcSwap<Published>>, Arc<Journal>),
+        log: Log,
     ) -> Tick {
         let run_dir = self.run_dir.path().to_owned();
         let me = Arc::new(me(&config));
@@ -280,7 +389,7 @@ impl Parts {
             arming: self.arming.clone(),
             watchdog: (config.watchdog.clone(), run_dir.clone()),
             health: self.health,
-            client: HttpClient::default(),
+            client: self.rest.client(),
             promises: self.promises,
             before: Before::default(),
             config: self.config,
@@ -305,11 +414,16 @@ impl Parts {
         let recorder = Recorder::new(
             config.cluster.clone(),
             &config.restapi.api_url(),
-            &config.postgresql.replication.username,
             published,
             journal,
         );
-        let settings = SettingsKeeper::new(config, run_dir, read);
+        let rest = self.rest;
+        let elsewhere = Box::new(move |config: &AgentConfig| {
+            let told = log.tell(config.log.clone());
+            told.map_err(|error| error.to_string())?;
+            rest.take_up(config)
+        });
+        let settings = SettingsKeeper::new(config, run_dir, read, elsewhere);
         Tick::new(inbox, observer, actor, recorder, settings)
     }
 }
@@ -356,6 +470,7 @@ fn start_lease(
     keys: &Keys,
     run_dir: &Path,
     arming: &Arc<Arming>,
+    (rest, settled): (&Rest, Option<LeaderEpoch>),
 ) -> Result<LeaseHandle, RunError> {
     let keeper = KeeperConfig {
         keys: keys.clone(),
@@ -367,13 +482,9 @@ fn start_lease(
             cluster: config.cluster.as_str().to_owned(),
             address: config.postgresql.connect_address.to_string(),
             api_url: config.restapi.api_url(),
-            client: HttpClient {
-                tls: None,
-                credentials: config.restapi.authentication.as_ref().map(|credentials| {
-                    (credentials.username.clone(), credentials.password.clone())
-                }),
-            },
+            client: rest.client(),
         },
+        settled,
     };
     let etcd = config.etcd.clone();
     keeper::spawn(keeper, arming.clone(), move || {
@@ -414,28 +525,6 @@ pub(crate) fn me(config: &AgentConfig) -> Me {
     }
 }
 
-/// Listens and serves; an address in use may become free, and the agent leads meanwhile all the same.
-async fn serve_api(api: Api, address: String, stop: CancellationToken) {
-    let mut said = false;
-    let listener = loop {
-        match TcpListener::bind(&address).await {
-            Ok(listener) => break listener,
-            Err(error) => {
-                if !said {
-                    tracing::error!(%error, address, "restapi.listen: cannot listen; retrying");
-                    said = true;
-                }
-                tokio::time::sleep(LISTEN_PAUSE).await;
-            }
-        }
-    };
-    tracing::info!(address, "the REST API listens");
-    let stopped = async move { stop.cancelled().await };
-    if let Err(error) = api::serve(listener, api, stopped).await {
-        tracing::error!(%error, "the REST API ended");
-    }
-}
-
 async fn call_scripts(callbacks: Callbacks, postgres: Arc<Postgres>) {
     callbacks.serve(&postgres).await;
 }
@@ -464,36 +553,6 @@ async fn say_when_ready(postgres: Arc<Postgres>, ready: Arc<Notify>) {
                 if changed.is_err() {
                     return;
                 }
-            }
-        }
-    }
-}
-
-/// Ends with the second request to stop.
-async fn take_signals(
-    mut signals: Signals,
-    requests: mpsc::Sender<LocalRequest>,
-    stop: CancellationToken,
-) {
-    loop {
-        match signals.next().await {
-            Request::Stop if stop.is_cancelled() => return,
-            Request::Stop => {
-                tracing::info!("told to end");
-                stop.cancel();
-            }
-            Request::Reload => {
-                let (answer, _) = tokio::sync::oneshot::channel();
-                if requests
-                    .send(LocalRequest::Reload { answer })
-                    .await
-                    .is_err()
-                {
-                    return;
-                }
-            }
-            Request::Reexecute | Request::HandOver => {
-                tracing::warn!("this signal is not supported by this version; restart the agent");
             }
         }
     }

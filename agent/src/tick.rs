@@ -48,8 +48,19 @@ pub enum Wake {
     StandbyChanged,
     /// An operator asked something of this member.
     Requested,
+    /// The loop is to come to a pause.
+    Pause,
     /// The agent was told to end.
     Shutdown,
+}
+
+/// Why the loop has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// The agent may end.
+    Over,
+    /// It was asked to pause, between two turns and with nothing half done. It may go on.
+    Paused,
 }
 
 impl Wake {
@@ -64,6 +75,7 @@ impl Wake {
             Wake::LeaseChanged => "lease_changed",
             Wake::StandbyChanged => "standby_changed",
             Wake::Requested => "requested",
+            Wake::Pause => "pause",
             Wake::Shutdown => "shutdown",
         }
     }
@@ -75,6 +87,8 @@ pub struct Inbox {
     pub shutdown: CancellationToken,
     /// The postmaster's start and end.
     pub postmaster: watch::Receiver<Postmaster>,
+    /// True while the loop is to come to a pause.
+    pub pause: watch::Receiver<bool>,
     /// Notified when the instance accepts connections.
     pub ready: Arc<Notify>,
     /// Notified when a standby begins or ceases to stream from here, where commits wait for standbys.
@@ -129,18 +143,28 @@ impl Tick {
         }
     }
 
-    /// Runs until the agent may end.
-    pub async fn run(&mut self) {
+    /// Runs until the agent may end, or until it is at rest after it was asked to pause.
+    pub async fn run(&mut self) -> End {
         let mut wake = Wake::Timer;
         loop {
             self.actor.lease.turn_begins();
             let (pause, is_over) = self.turn(wake).await;
             self.actor.lease.turn_ends();
             if is_over {
-                return;
+                return End::Over;
+            }
+            let is_told = self.inbox.shutdown.is_cancelled();
+            if *self.inbox.pause.borrow() && !is_told && self.is_at_rest() {
+                return End::Paused;
             }
             wake = self.next_wake(pause).await;
         }
+    }
+
+    /// Whether neither a job, nor a callback, nor an operator's request is in progress.
+    fn is_at_rest(&self) -> bool {
+        let has_job = self.actor.jobs.view().running.is_some();
+        !has_job && self.requests.are_done() && self.actor.callbacks.are_done()
     }
 
     async fn next_wake(&mut self, pause: Duration) -> Wake {
@@ -152,6 +176,7 @@ impl Tick {
             Ok(()) = inbox.postmaster.changed() => Wake::PostmasterChanged,
             () = self.actor.jobs.ended() => Wake::JobEnded,
             Ok(()) = inbox.lease.changed() => Wake::LeaseChanged,
+            Ok(()) = inbox.pause.changed() => Wake::Pause,
             () = inbox.ready.notified() => Wake::PostgresReady,
             () = inbox.standbys.notified() => Wake::StandbyChanged,
             Some(request) = inbox.requests.recv() => {

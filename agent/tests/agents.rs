@@ -17,6 +17,10 @@ mod field_files;
 mod logical_slots;
 #[path = "agents/lost_config.rs"]
 mod lost_config;
+#[path = "agents/reexecute.rs"]
+mod reexecute;
+#[path = "agents/rest_over_tls.rs"]
+mod rest_over_tls;
 #[path = "support/servers.rs"]
 #[expect(dead_code, reason = "shared with the tests of the door")]
 mod servers;

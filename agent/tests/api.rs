@@ -2,24 +2,34 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "api/memory.rs"]
+mod memory;
+#[path = "api/mistakes.rs"]
+mod mistakes;
 #[path = "api/requests.rs"]
 mod requests;
+#[path = "api/tls.rs"]
+mod tls;
 #[path = "support/waiting.rs"]
 mod waiting;
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use hyper::Method;
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
-use trunkline_agent::api::authorization::basic;
-use trunkline_agent::api::{self, Api, LocalOutcome, LocalRequest, Published, ScheduledRestart};
+use tokio_util::sync::CancellationToken;
+use trunkline_agent::api::{
+    self, Access, Api, LocalOutcome, LocalRequest, Lookup, Published, ScheduledRestart,
+};
 use trunkline_agent::config::RestCredentials;
-use trunkline_agent::ctl::rest::{Answer, request};
+use trunkline_agent::ctl::rest::{Answer, RestError, request};
 use trunkline_agent::decide::observation::{Held, LeaseView};
 use trunkline_agent::lease::LeaseStatus;
 use trunkline_agent::lease::promise::{Acceptor, Promises};
@@ -32,6 +42,8 @@ use trunkline_shared::dcs::keys::Keys;
 use trunkline_shared::dcs::memory::MemoryDcs;
 use trunkline_shared::dcs::{Dcs, Operation, Txn, records};
 use trunkline_shared::service::clock;
+use trunkline_shared::service::http::{HttpClient, basic_authorization};
+use trunkline_shared::service::tls::{Reloadable, ServerSettings};
 use waiting::{PATIENCE, wait_for};
 
 struct Fixture {
@@ -40,35 +52,64 @@ struct Fixture {
     dcs: Arc<MemoryDcs>,
     keys: Keys,
     requests: mpsc::Receiver<LocalRequest>,
-    credentials: RestCredentials,
+    access: Arc<Reloadable<Access>>,
+    client: HttpClient,
+    scheme: &'static str,
+    /// What the member remembers of keys.
+    seen: Arc<Mutex<BTreeMap<FactKey, Arc<str>>>>,
     lease: watch::Sender<LeaseStatus>,
     _dir: tempfile::TempDir,
 }
 
 impl Fixture {
+    /// Plain HTTP, and a password.
     async fn new() -> Self {
+        let password = "secret".to_owned();
+        let access = Access {
+            authentication: Some(RestCredentials {
+                username: "admin".to_owned(),
+                password: password.clone().into(),
+            }),
+            ..Access::default()
+        };
+        let mut fixture = Self::with(access, None).await;
+        fixture.client.credentials = Some(("admin".to_owned(), password.into()));
+        fixture
+    }
+
+    async fn with(access: Access, tls: Option<Arc<ServerSettings>>) -> Self {
+        let dcs = Arc::new(MemoryDcs::new());
+        let mut fixture = Self::over(access, tls, dcs.clone()).await;
+        fixture.dcs = dcs;
+        fixture
+    }
+
+    async fn over(access: Access, tls: Option<Arc<ServerSettings>>, dcs: Arc<dyn Dcs>) -> Self {
         let cluster = ClusterName::new("demo");
         let keys = Keys::new("service", &cluster);
-        let dcs = Arc::new(MemoryDcs::new());
         let first = Published::before_the_first_tick(cluster, MemberName::new("n1"), clock::now());
         let published = Arc::new(ArcSwap::from_pointee(first));
         let (sender, requests) = mpsc::channel(4);
         let (lease, _) = watch::channel(LeaseStatus::new(Duration::from_secs(5)));
         let dir = tempfile::tempdir().unwrap();
-        let credentials = RestCredentials {
-            username: "admin".to_owned(),
-            password: "secret".to_owned().into(),
-        };
+        let access = Arc::new(Reloadable::new(access));
+        let seen = Arc::<Mutex<BTreeMap<FactKey, Arc<str>>>>::default();
         let api = Api {
             published: published.clone(),
             deadline: deadline_by(lease.subscribe()),
-            dcs: dcs.clone(),
+            dcs,
             keys: keys.clone(),
             requests: sender,
-            authentication: Some(credentials.clone()),
+            access: access.clone(),
+            lookup: Arc::new(Lookup::default()),
             render_metrics: Arc::new(|| "trunkline_agent_ticks_total 1\n".to_owned()),
             journal: Arc::default(),
             scheduled_restart: ScheduledRestart::default(),
+            log: Default::default(),
+            seen: {
+                let seen = seen.clone();
+                Arc::new(move |key| seen.lock().unwrap().get(key).cloned())
+            },
             consent: {
                 let path = dir.path().join("no_race");
                 let acceptor = Acceptor {
@@ -83,25 +124,37 @@ impl Fixture {
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        tokio::spawn(api::serve(listener, api, std::future::pending()));
+        let scheme = if tls.is_some() { "https" } else { "http" };
+        tokio::spawn(api::serve(listener, api, tls, CancellationToken::new()));
         Self {
             address,
             published,
-            dcs,
+            dcs: Arc::default(),
             keys,
             requests,
-            credentials,
+            access,
+            client: HttpClient::default(),
+            scheme,
+            seen,
             lease,
             _dir: dir,
         }
     }
 
     async fn send(&self, method: &str, path: &str, body: Value) -> Answer {
-        let url = format!("http://{}/patroni", self.address);
-        let user = Some(&self.credentials);
-        request(&url, method, path, body.to_string(), user, PATIENCE)
-            .await
-            .unwrap()
+        self.ask(&self.client, method, path, body).await.unwrap()
+    }
+
+    async fn ask(
+        &self,
+        client: &HttpClient,
+        method: &str,
+        path: &str,
+        body: Value,
+    ) -> Result<Answer, RestError> {
+        let url = format!("{}://{}/patroni", self.scheme, self.address);
+        let method = Method::from_bytes(method.as_bytes()).unwrap();
+        request(client, &url, method, path, body.to_string(), PATIENCE).await
     }
 
     async fn get(&self, path: &str) -> Answer {
@@ -331,7 +384,7 @@ async fn status_carries_patronis_fields_and_ours() {
 #[tokio::test]
 async fn unsafe_methods_need_the_password() {
     let mut fixture = Fixture::new().await;
-    fixture.credentials.password = "wrong".to_owned().into();
+    fixture.client.credentials = Some(("admin".to_owned(), "wrong".to_owned().into()));
     for (method, path) in [
         ("POST", "/switchover"),
         ("POST", "/restart"),
@@ -366,7 +419,7 @@ async fn first_line(fixture: &Fixture, authorization: &str, length: usize) -> St
 #[tokio::test]
 async fn a_body_is_read_only_from_those_who_may_send_it_and_only_a_small_one_in_time() {
     let mut fixture = Fixture::new().await;
-    let known = basic("admin", "secret");
+    let known = basic_authorization("admin", "secret");
     let refused = first_line(&fixture, "Basic nonsense", 100).await;
     assert!(refused.starts_with("HTTP/1.1 401"), "{refused}");
     let long = first_line(&fixture, &known, 1 << 30).await;
@@ -428,7 +481,7 @@ async fn a_switchover_is_checked_written_and_followed() {
         (json!({"leader": "n1", "candidate": "n9"}), 412),
         (
             json!({"leader": "n1", "scheduled_at": "2030-01-01T00:00"}),
-            422,
+            400,
         ),
         (
             json!({"leader": "n1", "scheduled_at": "2020-01-01T00:00+00:00"}),

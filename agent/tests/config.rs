@@ -144,6 +144,8 @@ scripts! {
     times_that_do_not_fit_are_reported_and_not_bent,
     ways_to_make_data_are_read_as_patroni_reads_them,
     secrets_are_masked,
+    the_log_is_read_as_patroni_reads_it,
+    the_rest_api_and_its_clients_are_read_as_patroni_reads_them,
     what_is_dangerous_to_ignore_is_refused,
     files_of_a_folder_are_merged_in_order,
     every_mistake_in_a_file_is_named_with_what_is_allowed,

@@ -8,6 +8,7 @@ use std::time::Duration;
 use trunkline_shared::cluster::ClusterName;
 use trunkline_shared::dcs::etcd::EtcdConfig;
 pub use trunkline_shared::service::network::Network;
+use trunkline_shared::service::tls::TlsFiles;
 
 use crate::route::TargetKind;
 
@@ -22,6 +23,8 @@ pub struct RouterConfig {
     pub namespace: String,
     /// How to reach etcd.
     pub etcd3: EtcdSection,
+    /// How agents are asked.
+    pub ctl: CtlConfig,
     /// Level and format of the log.
     pub log: LogConfig,
     /// Where the last table is kept.
@@ -50,6 +53,15 @@ impl fmt::Debug for EtcdSection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.config.fmt(f)
     }
+}
+
+/// `ctl`: the agents' section.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CtlConfig {
+    /// The certificate that is shown, and who signed those of the agents.
+    pub files: TlsFiles,
+    /// Any certificate will do.
+    pub is_insecure: bool,
 }
 
 /// `log`.
@@ -202,6 +214,7 @@ impl RouterConfig {
             ("name", self.name == new.name),
             ("namespace", self.namespace == new.namespace),
             ("etcd3", self.etcd3.written == new.etcd3.written),
+            ("ctl", self.ctl == new.ctl),
             ("log.format", self.log.is_json == new.log.is_json),
             ("state_file", self.state_file == new.state_file),
             ("http", self.http == new.http),

@@ -13,8 +13,10 @@ use pingora::services::background::background_service;
 use tokio::sync::{mpsc, watch};
 use tracing::info;
 use trunkline_shared::dcs::etcd::{Budgets, EtcdConfigError};
-use trunkline_shared::service::logging::{self, LogFormat, LogLevel, LoggingError};
+use trunkline_shared::service::http::HttpClient;
+use trunkline_shared::service::logging::{self, Log, LogSettings, LoggingError, Style};
 use trunkline_shared::service::metrics::{Metrics, MetricsError};
+use trunkline_shared::service::tls::TlsError;
 
 use crate::config::{ListenerConfig, RouterConfig};
 use crate::cores::Cores;
@@ -70,6 +72,9 @@ pub enum RunError {
     /// The log.
     #[error(transparent)]
     Logging(#[from] LoggingError),
+    /// A file by which agents are asked.
+    #[error("ctl: {0}")]
+    Tls(#[from] TlsError),
     /// The metrics.
     #[error(transparent)]
     Metrics(#[from] MetricsError),
@@ -86,7 +91,8 @@ pub enum RunError {
 /// # Errors
 /// It cannot start.
 pub fn run(config: RouterConfig, file: PathBuf, is_upgrade: bool) -> Result<(), RunError> {
-    let (level, metrics) = start_telling(&config)?;
+    let (log, metrics) = start_telling(&config)?;
+    let _flushed = log.flushed_at_end();
     let folder = runtime_folder(config.http.listen)?;
     let cores = Arc::new(Cores::start(std::thread::available_parallelism()?.get())?);
     let (rules, _) = watch::channel(Rules {
@@ -120,6 +126,7 @@ pub fn run(config: RouterConfig, file: PathBuf, is_upgrade: bool) -> Result<(), 
         clusters.clone(),
         rules.subscribe(),
         Arc::new(StateFile::open(config.state_file.as_deref())),
+        HttpClient::trusting(&config.ctl.files, config.ctl.is_insecure)?,
         events,
     );
     server.add_service(background_service("topology", topologies));
@@ -134,7 +141,7 @@ pub fn run(config: RouterConfig, file: PathBuf, is_upgrade: bool) -> Result<(), 
         config,
         rules,
         shown,
-        level,
+        log,
     };
     let conductor = Conductor::new(
         live,
@@ -168,17 +175,17 @@ fn origin_of(meeting: &Meeting, folder: &Path, is_upgrade: bool) -> Result<Origi
 }
 
 /// Starts the log and the metrics.
-fn start_telling(config: &RouterConfig) -> Result<(LogLevel, Metrics), RunError> {
-    let format = if config.log.is_json {
-        LogFormat::Json
+fn start_telling(config: &RouterConfig) -> Result<(Log, Metrics), RunError> {
+    let style = if config.log.is_json {
+        Style::json()
     } else {
-        LogFormat::Plain
+        Style::plain()
     };
-    let level = logging::start(&filter_of(&config.log.level), format)?;
+    let log = logging::start(LogSettings::new(&filter_of(&config.log.level), style))?;
     let metrics = Metrics::install()?;
     crate::metrics::describe();
     info!(version = env!("CARGO_PKG_VERSION"), ?config, "starting");
-    Ok((level, metrics))
+    Ok((log, metrics))
 }
 
 /// The log's filter: pingora tells of its own start and stop in words that would mislead here.

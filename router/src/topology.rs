@@ -147,6 +147,7 @@ impl Keeper {
         follow: Follow,
         rules: watch::Receiver<Rules>,
         state_file: Arc<StateFile>,
+        client: HttpClient,
     ) -> Self {
         let table = RoutingTable::remembering(state_file.last_leader(&cluster.name));
         let (probing, probes) = mpsc::channel(1);
@@ -157,7 +158,7 @@ impl Keeper {
             follow,
             rules,
             state_file,
-            client: HttpClient::default(),
+            client,
             health: Health::default(),
             streaks: Streaks::default(),
             resolver: Resolver::default(),
@@ -369,7 +370,13 @@ mod tests {
         let follow = Follow { views, ..followed };
         let (_rules, heard) = watch::channel(Rules::default());
         let cluster = Arc::new(Cluster::new(name.clone()));
-        let keeper = Keeper::new(cluster, follow, heard, Arc::default());
+        let keeper = Keeper::new(
+            cluster,
+            follow,
+            heard,
+            Arc::default(),
+            HttpClient::default(),
+        );
         assert_eq!(keeper.run().await, name);
     }
 }

@@ -9,7 +9,7 @@ use trunkline_shared::cluster::{LeaderEpoch, MemberName, MemberRole};
 use trunkline_shared::dcs::records::{epoch_from_text, failsafe_to_json};
 
 use super::published::Published;
-use super::{Api, text, with_status};
+use super::{Api, local, text, with_status};
 
 /// The longest time that a leader may ask for: no lease is longer.
 const LONGEST: Duration = Duration::from_secs(3600);
@@ -48,12 +48,9 @@ pub(super) fn list(published: &Published) -> Response {
 /// leads itself or knows better, 502 where the mode is off.
 pub(super) fn consent(api: &Api, body: &[u8]) -> Response {
     let published = api.published.load();
-    let asked: Asked = match serde_json::from_slice(body) {
+    let asked: Asked = match local::object(body) {
         Ok(asked) => asked,
-        Err(error) => {
-            let why = format!("the body is not the JSON expected: {error}");
-            return text(StatusCode::BAD_REQUEST, &why);
-        }
+        Err(why) => return text(StatusCode::BAD_REQUEST, &why),
     };
     let settings = published.topology.settings_or_default();
     let (epoch, ttl) = match &asked.trunkline {

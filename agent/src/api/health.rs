@@ -24,7 +24,9 @@ pub fn status(path: &str, query: &str, published: &Published, now: Moment) -> Op
         "/replica" => check.is_replica(),
         "/read-only" => check.is_primary() || check.is_standby_leader() || check.is_replica(),
         "/synchronous" | "/sync" => check.is_synchronous() && check.is_replica(),
-        "/read-only-sync" => check.is_primary() || (check.is_synchronous() && check.is_replica()),
+        "/read-only-sync" | "/read-only-synchronous" => {
+            check.is_primary() || (check.is_synchronous() && check.is_replica())
+        }
         "/quorum" => check.is_quorum() && check.is_replica(),
         "/read-only-quorum" => check.is_primary() || (check.is_quorum() && check.is_replica()),
         "/asynchronous" | "/async" => {
@@ -80,9 +82,15 @@ impl Check<'_> {
             }
     }
 
-    /// Lag behind the last published position of the leader. Unknown positions never pass.
+    /// Lag behind the leader, by whatever is known of it. Unknown positions never pass.
     fn lag_is_within(&self, limit: u64, received: bool) -> bool {
-        let leader = self.published.topology.status.optime;
+        let topology = &self.published.topology;
+        let told = topology.leader_member().and_then(|leader| leader.position);
+        let leader = topology
+            .status
+            .optime
+            .max(told.unwrap_or_default())
+            .max(self.published.leader_end.unwrap_or_default());
         let own = match received {
             true => self.published.received.max(self.published.replayed),
             false => self.published.replayed,
@@ -135,7 +143,7 @@ impl Check<'_> {
         let received = self.parameter("mode").is_some_and(|mode| mode == "write");
         self.is_running()
             && self.published.role == MemberRole::Replica
-            && self.published.replication_state.is_some()
+            && self.published.replication_state.as_deref() == Some("streaming")
             && limit.is_some_and(|limit| self.lag_is_within(limit, received))
     }
 

@@ -49,8 +49,9 @@ pub enum LocalOutcome {
     Unsupported(String),
 }
 
-/// The body of `POST /restart`.
+/// The body of `POST /restart`. A condition that is not understood would restart what it was to spare.
 #[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct RestartBody {
     restart_pending: Option<bool>,
     role: Option<String>,
@@ -121,8 +122,8 @@ fn limit(body: &RestartBody) -> Result<Duration, String> {
         serde_json::Value::String(text) => text.clone(),
         other => other.to_string(),
     };
-    let limit = quantity::duration(&text);
-    limit.ok_or_else(|| format!("timeout \"{text}\" is not a time such as 30 or 1min"))
+    let limit = quantity::duration(&text).filter(|limit| !limit.is_zero());
+    limit.ok_or_else(|| format!("timeout \"{text}\" is no time above 0 such as 30 or 1min"))
 }
 
 /// The condition of the request that does not hold, if any.
@@ -225,6 +226,14 @@ pub async fn reload(api: &Api) -> Response {
 fn parsed<T: Default + serde::de::DeserializeOwned>(body: &[u8]) -> Result<T, String> {
     if body.trim_ascii().is_empty() {
         return Ok(T::default());
+    }
+    object(body)
+}
+
+/// Reads a JSON object; a list of the same values is none.
+pub(super) fn object<T: serde::de::DeserializeOwned>(body: &[u8]) -> Result<T, String> {
+    if body.trim_ascii_start().first() != Some(&b'{') {
+        return Err("the body must be a JSON object".to_owned());
     }
     serde_json::from_slice(body)
         .map_err(|error| format!("the body is not the JSON expected: {error}"))

@@ -35,6 +35,8 @@ pub struct Published {
     pub replayed: Option<Lsn>,
     /// `pg_last_xact_replay_timestamp()`.
     pub replayed_timestamp: Option<WallTime>,
+    /// How far the WAL of whoever sends to this replica reached, as it said last.
+    pub leader_end: Option<Lsn>,
     /// Whether replay is paused.
     pub is_replay_paused: bool,
     /// `streaming` or `in archive recovery` on a replica.
@@ -118,6 +120,7 @@ impl Published {
             received: None,
             replayed: None,
             replayed_timestamp: None,
+            leader_end: None,
             is_replay_paused: false,
             replication_state: None,
             replication: Vec::new(),

@@ -7,7 +7,7 @@ use trunkline_shared::cluster::{Member, MemberName, MemberRole, MemberState, Top
 use trunkline_shared::dcs::keys::Keys;
 use trunkline_shared::dcs::{Compare, Dcs, DcsError, Operation, Txn, records};
 
-use super::scheduled;
+use super::{local, scheduled};
 
 /// Which of the two it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,8 +83,7 @@ impl ChangeOfLeader {
     /// # Errors
     /// 400 when it is no JSON object, 422 for what is not supported.
     pub fn from_body(kind: Kind, body: &[u8]) -> Result<Self, Refusal> {
-        let body: Body = serde_json::from_slice(body)
-            .map_err(|error| refuse(400, format!("the body is not the JSON expected: {error}")))?;
+        let body: Body = local::object(body).map_err(|why| refuse(400, why))?;
         let scheduled_at = body.scheduled_at.filter(|at| !at.is_empty() && at != "now");
         if scheduled_at.is_some() && kind == Kind::Failover {
             return Err(refuse(
@@ -96,9 +95,15 @@ impl ChangeOfLeader {
             name.filter(|name| !name.is_empty())
                 .map(|name| MemberName::new(&name))
         };
+        let leader = name(body.leader.or(body.primary).or(body.master));
+        let kind = match (kind, &leader) {
+            // Whoever names the leader means to spare it, as Patroni takes it.
+            (Kind::Failover, Some(_)) => Kind::Switchover,
+            (kind, _) => kind,
+        };
         Ok(Self {
             kind,
-            leader: name(body.leader.or(body.primary).or(body.master)),
+            leader,
             candidate: name(body.candidate.or(body.member)),
             scheduled_at,
         })

@@ -32,6 +32,11 @@ impl ScheduledRestart {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether one is scheduled.
+    pub fn is_there(&self) -> bool {
+        self.kept().is_some()
+    }
+
     /// As in the status of the member; `None` if none is scheduled.
     pub(super) fn shown(&self) -> Option<Value> {
         let kept = self.kept();
@@ -58,6 +63,14 @@ impl ScheduledRestart {
 pub(super) fn due(at: &str, what: &str, is_paused: bool) -> Result<WallTime, (u16, String)> {
     if is_paused {
         let why = format!("can't schedule {what} in the paused state");
+        // Patroni's codes differ.
+        return Err((if what == "restart" { 500 } else { 400 }, why));
+    }
+    if WallTime::parse(at).is_none() && WallTime::parse(&format!("{at}Z")).is_some() {
+        let why = format!(
+            "the scheduled time \"{at}\" has no offset, and nobody can know whose local time it is: write it as \
+             2026-11-20T10:00:00+00:00"
+        );
         return Err((400, why));
     }
     let Some(due) = WallTime::parse(at) else {

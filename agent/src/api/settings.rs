@@ -77,6 +77,10 @@ pub async fn write(
 /// `PATCH /config` (merge) and `PUT /config` (replace).
 pub async fn change(api: &Api, is_patch: bool, body: &[u8]) -> Response {
     let given: Value = match serde_json::from_slice(body) {
+        Ok(Value::Object(given)) if given.is_empty() => {
+            let text = "the body is an empty object: there is nothing to change, and a configuration is not emptied";
+            return with_status(400, "text/plain", text.to_owned());
+        }
         Ok(given @ Value::Object(_)) => given,
         Ok(other) => {
             let text = format!("the body must be a JSON object, found {other}");

@@ -26,6 +26,11 @@ pub struct Arguments {
     #[arg(short = 'p', long, requires = "validate_config")]
     pub print: bool,
 
+    /// Read the configuration and its certificates as a start would, and do nothing else: what a running agent asks
+    /// of the program that is to take over.
+    #[arg(long, hide = true, group = "instead")]
+    pub check_start: bool,
+
     /// Write a configuration to begin with.
     #[arg(long, group = "instead")]
     pub generate_sample_config: bool,

@@ -1,14 +1,14 @@
 //! What the operator's command needs: the store and the credentials, from an agent's or a router's file
 //! or from the environment alone. Nothing else in the file is looked at.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use trunkline_shared::cluster::ClusterName;
 use trunkline_shared::dcs::etcd::EtcdConfig;
 
-use super::restapi::user_password;
+use super::rest_client::{self, RestClientConfig};
 use super::section::{Report, Section};
-use super::{ConfigError, Environment, UserPassword, etcd3, sources};
+use super::{ConfigError, Environment, etcd3, sources};
 
 /// What the operator's command was told.
 #[derive(Clone, Debug)]
@@ -19,10 +19,8 @@ pub struct ClientConfig {
     pub namespace: String,
     /// The DCS.
     pub etcd: EtcdConfig,
-    /// For unsafe requests to agents.
-    pub authentication: Option<UserPassword>,
-    /// Who signed the agents' certificates.
-    pub cacert: Option<PathBuf>,
+    /// How the agents are asked.
+    pub rest_client: RestClientConfig,
 }
 
 /// Reads `path`, or the environment alone; `dcs_url` (`-d`) replaces the file's endpoints.
@@ -40,9 +38,8 @@ pub fn load(
     let report = Report::new(&document);
     let root = Section::root(&document, &report);
     let etcd = etcd3::read(&root);
-    let ctl = root.section("ctl");
-    let authentication = user_password(&ctl.section("authentication"))
-        .or_else(|| user_password(&root.section("restapi").section("authentication")));
+    let restapi = rest_client::of_restapi(&root.section("restapi"));
+    let rest_client = rest_client::read(&root.section("ctl"), restapi);
     let cluster = root
         .text("scope")
         .filter(|s| !s.is_empty() && !s.contains('/'))
@@ -50,17 +47,13 @@ pub fn load(
     let namespace = root
         .text("namespace")
         .unwrap_or_else(|| "service".to_owned());
-    let cacert = ctl
-        .file("cacert")
-        .or_else(|| root.section("restapi").file("cafile"));
     let (mistakes, _) = report.into_parts();
     match etcd {
         Some(etcd) if mistakes.is_empty() => Ok(ClientConfig {
             cluster: cluster.map(|c| ClusterName::new(&c)),
             namespace: namespace.trim_matches('/').to_owned(),
             etcd,
-            authentication,
-            cacert,
+            rest_client,
         }),
         _ => Err(ConfigError { mistakes }),
     }
@@ -84,20 +77,4 @@ fn only_scope_of_listeners(document: &super::document::Node) -> Option<String> {
         [one] => Some(one.clone()),
         _ => None,
     }
-}
-
-/// In an agent's file `ctl:` is the command's business: its keys are known.
-pub(super) fn accept(section: &Section<'_>) {
-    section.acknowledge(&[
-        "insecure",
-        "cacert",
-        "certfile",
-        "keyfile",
-        "keyfile_password",
-    ]);
-    section
-        .section("authentication")
-        .acknowledge(&["username", "password"]);
-    section.acknowledge(&["authentication", "auth"]);
-    section.end();
 }

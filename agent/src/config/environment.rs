@@ -29,7 +29,7 @@ const OWN: &str = "TRUNKLINE_";
 const DOCUMENT: &str = "CONFIGURATION";
 
 /// Variables that other programs of the family read; not part of the configuration.
-const ELSEWHERE: [&str; 3] = ["CONFIG_FILE", "LOG_FILTER", "VERSION"];
+const ELSEWHERE: [&str; 4] = ["CONFIG_FILE", "LOG_FILTER", "SUCCESSION", "VERSION"];
 
 /// What the environment says.
 #[derive(Debug)]

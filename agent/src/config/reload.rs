@@ -5,22 +5,33 @@ use std::collections::{BTreeMap, BTreeSet};
 use secrecy::{ExposeSecret, SecretString};
 
 use super::document::{Node, Value};
-use super::{AgentConfig, BootstrapConfig, OwnConfig, PostgresqlConfig};
+use super::{AgentConfig, BootstrapConfig, OwnConfig, PostgresqlConfig, RestApiConfig};
 
 /// What only an agent that starts reads: the keys that begin so. [`take_up`] keeps exactly their values.
 const WITH_A_RESTART: [&str; 12] = [
     "scope",
     "namespace",
     "name",
-    "restapi",
+    "restapi.connect_address",
+    "restapi.listen",
     "etcd3",
-    "log",
     "postgresql.listen",
     "postgresql.connect_address",
     "postgresql.data_dir",
     "postgresql.config_dir",
     "trunkline.run_dir",
     FOR_A_NEW_CLUSTER,
+];
+
+/// What stays as it is where `http` would become `https`, or the other way: the members know each other by URL.
+const OF_THE_SCHEME: [&str; 7] = [
+    "restapi.cafile",
+    "restapi.certfile",
+    "restapi.http_extra_headers",
+    "restapi.https_extra_headers",
+    "restapi.keyfile",
+    "restapi.server_tokens",
+    "restapi.verify_client",
 ];
 
 /// Whose changes show as a pending restart of PostgreSQL where it needs one.
@@ -79,7 +90,7 @@ impl Values {
     }
 
     /// These, with the live ones of another configuration.
-    fn with_live_of(&self, other: &Self) -> Self {
+    fn with_live_of(&self, other: &Self, is_live: impl Fn(&str) -> bool) -> Self {
         let kept = self.0.iter().filter(|(key, _)| !is_live(key));
         let taken = other.0.iter().filter(|(key, _)| is_live(key));
         let all = kept.chain(taken);
@@ -139,6 +150,12 @@ impl std::fmt::Display for TakenUp {
 /// an address that only half of the agent knew would make it misjudge its own PostgreSQL.
 pub fn take_up(running: &AgentConfig, read: AgentConfig) -> TakenUp {
     let (mut taken, mut left, mut void) = (Vec::new(), Vec::new(), Vec::new());
+    let keeps_scheme = running.restapi.tls.is_some() == read.restapi.tls.is_some();
+    let is_live = |key: &str| {
+        let is_of_the_scheme = || OF_THE_SCHEME.iter().any(|of| begins(key, of));
+        !WITH_A_RESTART.iter().any(|kept| begins(key, kept))
+            && (keeps_scheme || !is_of_the_scheme())
+    };
     for key in running.values.changed(&read.values) {
         if is_live(&key) {
             taken.push(key);
@@ -149,14 +166,25 @@ pub fn take_up(running: &AgentConfig, read: AgentConfig) -> TakenUp {
         }
     }
     let running = running.clone();
+    let restapi = RestApiConfig {
+        listen: running.restapi.listen,
+        connect_address: running.restapi.connect_address,
+        ..match keeps_scheme {
+            true => read.restapi,
+            false => RestApiConfig {
+                tls: running.restapi.tls,
+                headers: running.restapi.headers,
+                ..read.restapi
+            },
+        }
+    };
     let config = AgentConfig {
         // Only a new agent reads these.
         cluster: running.cluster,
         namespace: running.namespace,
         name: running.name,
-        restapi: running.restapi,
+        restapi,
         etcd: running.etcd,
-        log: running.log,
         postgresql: PostgresqlConfig {
             listen: running.postgresql.listen,
             connect_address: running.postgresql.connect_address,
@@ -172,9 +200,11 @@ pub fn take_up(running: &AgentConfig, read: AgentConfig) -> TakenUp {
             dcs: running.bootstrap.dcs,
             ..read.bootstrap
         },
+        rest_client: read.rest_client,
+        log: read.log,
         tags: read.tags,
         watchdog: read.watchdog,
-        values: running.values.with_live_of(&read.values),
+        values: running.values.with_live_of(&read.values, is_live),
         effective: read.effective,
         source: read.source,
     };
@@ -184,10 +214,6 @@ pub fn take_up(running: &AgentConfig, read: AgentConfig) -> TakenUp {
         left,
         void,
     }
-}
-
-fn is_live(key: &str) -> bool {
-    !WITH_A_RESTART.iter().any(|kept| begins(key, kept))
 }
 
 /// Whether a key is `of` or lies below it.

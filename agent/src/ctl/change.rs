@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use hyper::Method;
 use serde_json::json;
 use trunkline_shared::cluster::{MemberName, MemberRole, Moment, Topology};
 use trunkline_shared::dcs::watch::Follow;
@@ -249,17 +250,18 @@ async fn ask(
         .max(Duration::from_secs(10))
         * 2;
     if let Some(url) = url.filter(|url| !url.is_empty()) {
+        let client = session.client()?;
         let body = json!({
             "leader": change.leader.as_ref().map(MemberName::as_str),
             "candidate": change.candidate.as_ref().map(MemberName::as_str),
             "scheduled_at": change.scheduled_at,
         });
         let answer = request(
+            &client,
             &url,
-            "POST",
+            Method::POST,
             &format!("/{}", change.kind.word()),
             body.to_string(),
-            session.config.authentication.as_ref(),
             wait + PATIENCE,
         )
         .await;
@@ -273,8 +275,8 @@ async fn ask(
                     answer.text, answer.status
                 )));
             }
-            Err(RestError::NoAnswer { .. }) => return Ok(Answered::Unknown),
-            Err(RestError::NotReached { .. }) => {}
+            Err(RestError::NoAnswer(_)) => return Ok(Answered::Unknown),
+            Err(RestError::NotReached(_)) => {}
         }
     }
     change.write(session.dcs.as_ref(), &session.keys).await?;

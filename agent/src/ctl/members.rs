@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use hyper::Method;
 use serde_json::json;
 use trunkline_shared::cluster::{Member, MemberName, MemberState, Topology};
 use trunkline_shared::service::clock;
@@ -121,15 +122,16 @@ async fn each(
     body: &str,
 ) -> Result<(), CtlError> {
     let what = path.trim_start_matches('/');
+    let client = session.client()?;
     let mut failed = Vec::new();
     for member in members {
         let started = clock::now();
         let answer = request(
+            &client,
             &member.api_url,
-            "POST",
+            Method::POST,
             path,
             body.to_owned(),
-            session.config.authentication.as_ref(),
             LONGEST,
         )
         .await;

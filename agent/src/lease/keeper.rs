@@ -50,6 +50,8 @@ pub struct KeeperConfig {
     pub authority: std::path::PathBuf,
     /// How this member asks the others.
     pub speaker: Speaker,
+    /// What the program before, whose process this is, knew of the key: its epoch, and that nothing is under way.
+    pub settled: Option<LeaderEpoch>,
 }
 
 /// Starts the lease task. `connect` is called inside its runtime, so that its connections are its own; if it
@@ -188,7 +190,7 @@ impl Keeper {
             round_now: Notify::new(),
             alone: Mutex::new(()),
             inner: RefCell::new(Inner {
-                state: LeaseState::default(),
+                state: LeaseState::of_successor(config.settled),
                 session: None,
                 asked,
                 moving: None,

@@ -73,17 +73,29 @@ pub struct Renewal {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LeaseState {
     view: LeaseView,
+    /// Under this epoch nothing is under way that would give the key away, if it is found first.
+    settled: Option<LeaderEpoch>,
 }
 
 impl Default for LeaseState {
     fn default() -> Self {
         Self {
             view: LeaseView::NotHeld,
+            settled: None,
         }
     }
 }
 
 impl LeaseState {
+    /// The state of a program that took over in the process of the one before: that one held the key under this
+    /// epoch and knew what had become of everything it had sent.
+    pub fn of_successor(settled: Option<LeaderEpoch>) -> Self {
+        Self {
+            settled,
+            ..Self::default()
+        }
+    }
+
     /// What decisions may see.
     pub fn view(&self) -> &LeaseView {
         &self.view
@@ -107,13 +119,14 @@ impl LeaseState {
             KeyCheck::Mine(epoch) if renewal.keep_alive_term == renewal.check_term => {
                 let until = deadline(renewal.sent, renewal.ttl);
                 let before = self.held().filter(|held| held.epoch == epoch);
+                let settled = self.settled.take();
                 let is_by_failsafe =
                     before.is_some_and(|held| held.is_by_failsafe && held.deadline > until);
                 let (earlier, unresolved) = match before {
                     Some(held) => (held.deadline, held.has_unresolved_hand_over),
                     // A release or hand-over of this very key may still be under way, sent before the lease
                     // lapsed or by the agent before: only writing the key again makes it impossible.
-                    None => (until, true),
+                    None => (until, settled != Some(epoch)),
                 };
                 self.view = LeaseView::Held(Held {
                     epoch,
@@ -179,11 +192,12 @@ impl LeaseState {
     /// a release or hand-over of the agent before is not known.
     pub fn resumed(&mut self, epoch: LeaderEpoch, began: Moment, ttl: Duration) {
         if self.view == LeaseView::NotHeld {
+            let settled = self.settled.take();
             self.view = LeaseView::Held(Held {
                 epoch,
                 deadline: deadline(began, ttl),
                 is_key_missing: false,
-                has_unresolved_hand_over: true,
+                has_unresolved_hand_over: settled != Some(epoch),
                 is_by_failsafe: true,
             });
         }
@@ -354,6 +368,21 @@ mod tests {
         lease.consented(epoch(7), Moment(12_000_000_000), TTL);
         lease.resumed(epoch(7), Moment(12_000_000_000), TTL);
         assert_eq!(*lease.view(), LeaseView::Lost);
+    }
+
+    #[test]
+    fn a_successor_knows_that_nothing_is_under_way_and_only_once_and_only_under_that_epoch() {
+        let unresolved = |lease: &LeaseState| lease.held().unwrap().has_unresolved_hand_over;
+        let mut lease = LeaseState::of_successor(Some(epoch(7)));
+        lease.renewed(renewal(10, KeyCheck::Mine(epoch(7))));
+        assert!(!unresolved(&lease));
+        // After a lapse it is like any other that finds its key again.
+        lease.lapsed(Moment(100_000_000_000));
+        lease.renewed(renewal(101, KeyCheck::Mine(epoch(7))));
+        assert!(unresolved(&lease));
+        let mut other = LeaseState::of_successor(Some(epoch(7)));
+        other.renewed(renewal(10, KeyCheck::Mine(epoch(9))));
+        assert!(unresolved(&other));
     }
 
     #[test]

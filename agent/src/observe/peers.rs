@@ -9,7 +9,7 @@ use axum::http::Method;
 use serde_json::Value;
 use tokio::task::JoinSet;
 use trunkline_shared::cluster::{Lsn, MemberName, Tags, Timeline, Topology};
-use trunkline_shared::service::http::HttpClient;
+use trunkline_shared::service::http::{HttpClient, HttpError};
 
 use crate::decide::observation::{PeerAnswer, PeerView};
 
@@ -41,7 +41,20 @@ pub async fn ask(
 
 async fn ask_one(client: &HttpClient, url: &str, registered: &Tags) -> Option<PeerView> {
     let answer = client.request(Method::GET, url, Bytes::new(), PEER_LIMIT);
-    view(&answer.await.ok()?.body, registered)
+    match answer.await {
+        Ok(answer) => view(&answer.body, registered),
+        Err(error @ HttpError::Untrusted { .. }) => {
+            // It counts as silent although it lives: somebody must mend the certificates.
+            tracing::warn!(%error, "a member cannot be asked");
+            None
+        }
+        Err(
+            HttpError::Address(_)
+            | HttpError::Unreachable { .. }
+            | HttpError::Broken { .. }
+            | HttpError::Timeout { .. },
+        ) => None,
+    }
 }
 
 /// Reads Patroni's status JSON. Without `xlog` its PostgreSQL does not answer.

@@ -136,6 +136,12 @@ impl Callbacks {
         }
     }
 
+    /// Whether everything queued so far was called.
+    pub fn are_done(&self) -> bool {
+        let queue = self.locked();
+        queue.waiting.is_empty() && queue.running.is_none()
+    }
+
     /// Waits until everything queued so far was called, `limit` at the longest.
     pub async fn drained(&self, limit: Duration) {
         let empty = async {
@@ -144,11 +150,7 @@ impl Callbacks {
                 tokio::pin!(ended);
                 // Registered before the look, so that no end is missed.
                 ended.as_mut().enable();
-                let is_empty = {
-                    let queue = self.locked();
-                    queue.waiting.is_empty() && queue.running.is_none()
-                };
-                if is_empty {
+                if self.are_done() {
                     return;
                 }
                 ended.await;

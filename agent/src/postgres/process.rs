@@ -200,6 +200,16 @@ pub(crate) fn spawn_detached(
         .spawn()
 }
 
+/// Executes `program` in place of this one, with more of an environment. Returns only if the system refuses.
+pub(crate) fn execute(
+    program: &Path,
+    arguments: &[String],
+    environment: &[(&str, String)],
+) -> io::Error {
+    let environment = environment.iter().map(|(name, value)| (name, value));
+    command(program).args(arguments).envs(environment).exec()
+}
+
 /// Starts the postmaster and leaves it to itself. The returned identity is that of the new process.
 pub(crate) fn spawn_postmaster(
     program: &Path,

@@ -19,6 +19,8 @@ SELECT pg_catalog.json_build_object(
  'current', CASE WHEN NOT r.r THEN pg_catalog.pg_current_wal_flush_lsn() END,
  'received', CASE WHEN r.r THEN pg_catalog.pg_last_wal_receive_lsn() END,
  'replayed', CASE WHEN r.r THEN pg_catalog.pg_last_wal_replay_lsn() END,
+ 'replayed_at', CASE WHEN r.r THEN (extract(epoch from pg_catalog.pg_last_xact_replay_timestamp())
+    * 1000000)::bigint END,
  'replay_paused', CASE WHEN r.r THEN pg_catalog.pg_is_wal_replay_paused() END,
  'conninfo', pg_catalog.current_setting('primary_conninfo', true),
  'slot', pg_catalog.current_setting('primary_slot_name', true),
@@ -26,10 +28,10 @@ SELECT pg_catalog.json_build_object(
  'checkpointer', CASE WHEN pg_catalog.current_setting('synchronous_standby_names') <> '' THEN (SELECT wait_event
     FROM pg_catalog.pg_stat_activity WHERE backend_type = 'checkpointer') END,
  'receiver', (SELECT pg_catalog.json_build_object('status', status, 'timeline', received_tli,
-    'slot', slot_name, 'host', sender_host, 'port', sender_port)
+    'slot', slot_name, 'host', sender_host, 'port', sender_port, 'latest_end', latest_end_lsn)
     FROM pg_catalog.pg_stat_wal_receiver WHERE pid IS NOT NULL),
  'senders', (SELECT coalesce(pg_catalog.json_agg(pg_catalog.json_build_object('pid', pid,
-    'application_name', application_name, 'client_addr', client_addr, 'state', state,
+    'usename', usename, 'sync_priority', sync_priority, 'application_name', application_name, 'client_addr', client_addr, 'state', state,
     'sync_state', sync_state, 'sent', sent_lsn, 'flushed', flush_lsn, 'replayed', replay_lsn)), '[]')
     FROM pg_catalog.pg_stat_replication),
  'slots', (SELECT coalesce(pg_catalog.json_agg(pg_catalog.json_build_object('name', slot_name,
@@ -67,6 +69,8 @@ pub struct Receiver {
     pub host: Option<String>,
     /// Port it is connected to.
     pub port: Option<u16>,
+    /// How far the sender's own WAL reached when it said so last.
+    pub latest_end: Option<Lsn>,
 }
 
 impl Receiver {
@@ -81,6 +85,10 @@ impl Receiver {
 pub struct Sender {
     /// The walsender process.
     pub pid: i32,
+    /// The role it logged in as.
+    pub usename: String,
+    /// Its place among the synchronous standbys, 0 for none.
+    pub sync_priority: i32,
     /// The name the receiver gave itself: a member's name.
     pub application_name: String,
     /// Its address; absent over a Unix socket.
@@ -161,6 +169,8 @@ pub struct ServerStatus {
     pub received: Option<Lsn>,
     /// Replayed by a replica up to here.
     pub replayed: Option<Lsn>,
+    /// When the last transaction that a replica has replayed was committed, microseconds since 1970.
+    pub replayed_at_us: Option<i64>,
     /// Whether replay is paused by request.
     pub is_replay_paused: bool,
     /// `primary_conninfo` in use.
@@ -218,6 +228,7 @@ struct RawStatus {
     current: Option<String>,
     received: Option<String>,
     replayed: Option<String>,
+    replayed_at: Option<i64>,
     replay_paused: Option<bool>,
     conninfo: Option<String>,
     slot: Option<String>,
@@ -237,11 +248,14 @@ struct RawReceiver {
     slot: Option<String>,
     host: Option<String>,
     port: Option<u16>,
+    latest_end: Option<String>,
 }
 
 #[derive(Deserialize)]
 struct RawSender {
     pid: i32,
+    usename: Option<String>,
+    sync_priority: Option<i32>,
     application_name: Option<String>,
     client_addr: Option<String>,
     state: Option<String>,
@@ -284,6 +298,7 @@ impl From<RawStatus> for ServerStatus {
             slot: r.slot,
             host: r.host,
             port: r.port,
+            latest_end: lsn(r.latest_end),
         });
         let received = receiver
             .as_ref()
@@ -301,6 +316,7 @@ impl From<RawStatus> for ServerStatus {
             current: lsn(raw.current),
             received: lsn(raw.received),
             replayed: lsn(raw.replayed),
+            replayed_at_us: raw.replayed_at,
             is_replay_paused: raw.replay_paused.unwrap_or(false),
             conninfo: raw.conninfo.unwrap_or_default(),
             slot: raw.slot.unwrap_or_default(),
@@ -323,6 +339,8 @@ impl From<RawSender> for Sender {
     fn from(raw: RawSender) -> Self {
         Self {
             pid: raw.pid,
+            usename: raw.usename.unwrap_or_default(),
+            sync_priority: raw.sync_priority.unwrap_or(0),
             application_name: raw.application_name.unwrap_or_default(),
             client_addr: raw.client_addr,
             state: raw.state.unwrap_or_default(),

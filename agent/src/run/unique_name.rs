@@ -38,6 +38,7 @@ pub(super) async fn check(
     cluster: &ClusterName,
     name: &MemberName,
     views: &mut watch::Receiver<Arc<View>>,
+    client: &HttpClient,
 ) -> Result<(), NameTaken> {
     let complete = timeout(VIEW_LIMIT, views.wait_for(|view| view.is_complete)).await;
     let Ok(Ok(view)) = complete.map(|view| view.map(|view| view.clone())) else {
@@ -50,7 +51,6 @@ pub(super) async fn check(
     let Some(url) = record.map(|member| member.api_url.clone()) else {
         return Ok(());
     };
-    let client = HttpClient::default();
     let asked = client.request(Method::GET, &url, Bytes::new(), ANSWER_LIMIT);
     let is_taken = asked
         .await

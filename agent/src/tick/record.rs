@@ -28,7 +28,6 @@ pub struct Recorder {
     /// Where clients behind a proxy reach PostgreSQL; the file may change it.
     pub proxy_address: Option<Arc<str>>,
     version: Arc<str>,
-    replication_user: String,
     published: Arc<ArcSwap<Published>>,
     journal: Arc<Journal>,
     last_reason: Option<Reason>,
@@ -42,7 +41,6 @@ impl Recorder {
     pub fn new(
         cluster: ClusterName,
         api_url: &str,
-        replication_user: &str,
         published: Arc<ArcSwap<Published>>,
         journal: Arc<Journal>,
     ) -> Self {
@@ -51,7 +49,6 @@ impl Recorder {
             api_url: Arc::from(api_url),
             proxy_address: None,
             version: Arc::from(env!("CARGO_PKG_VERSION")),
-            replication_user: replication_user.to_owned(),
             published,
             journal,
             last_reason: None,
@@ -185,7 +182,7 @@ impl Recorder {
             state: member.state,
             role: member.role,
             server_version: status.map(|s| s.version),
-            postmaster_start_time: status.map(started),
+            postmaster_start_time: status.map(|status| wall_time(status.started_us)),
             timeline: member.timeline,
             position: if is_primary(seen) {
                 member.position
@@ -194,6 +191,12 @@ impl Recorder {
             },
             received: member.received,
             replayed: member.replayed,
+            replayed_timestamp: status
+                .and_then(|status| status.replayed_at_us)
+                .map(wall_time),
+            leader_end: status
+                .and_then(|status| status.receiver.as_ref())
+                .and_then(|receiver| receiver.latest_end),
             is_replay_paused: status.is_some_and(|s| s.is_replay_paused),
             replication_state: member.is_streaming.map(|is_streaming| {
                 Arc::from(if is_streaming {
@@ -202,7 +205,7 @@ impl Recorder {
                     "in archive recovery"
                 })
             }),
-            replication: status.map(|s| self.replication(s)).unwrap_or_default(),
+            replication: status.map(replication).unwrap_or_default(),
             tags: member.tags.clone(),
             has_pending_restart: member.has_pending_restart,
             pending_restart: member.pending_restart.clone(),
@@ -221,18 +224,18 @@ impl Recorder {
             ..before
         }
     }
+}
 
-    fn replication(&self, status: &ServerStatus) -> Vec<ReplicationRow> {
-        let row = |sender: &crate::postgres::status::Sender| ReplicationRow {
-            usename: self.replication_user.clone(),
-            application_name: sender.application_name.clone(),
-            client_addr: sender.client_addr.clone(),
-            state: sender.state.clone(),
-            sync_state: sender.sync_state.clone(),
-            sync_priority: 0,
-        };
-        status.senders.iter().map(row).collect()
-    }
+fn replication(status: &ServerStatus) -> Vec<ReplicationRow> {
+    let row = |sender: &crate::postgres::status::Sender| ReplicationRow {
+        usename: sender.usename.clone(),
+        application_name: sender.application_name.clone(),
+        client_addr: sender.client_addr.clone(),
+        state: sender.state.clone(),
+        sync_state: sender.sync_state.clone(),
+        sync_priority: sender.sync_priority,
+    };
+    status.senders.iter().map(row).collect()
 }
 
 /// Peers are asked in every second turn of a race, and a job says itself when it begins and ends.
@@ -325,11 +328,11 @@ fn without_positions(member: &Member) -> Member {
     member
 }
 
-fn started(status: &ServerStatus) -> WallTime {
-    let text = clock::WallTime(status.started_us).rfc3339();
+fn wall_time(micros: i64) -> WallTime {
+    let text = clock::WallTime(micros).rfc3339();
     WallTime {
         text: Arc::from(text.replacen('T', " ", 1).as_str()),
-        seconds: status.started_us as f64 / 1e6,
+        seconds: micros as f64 / 1e6,
     }
 }
 

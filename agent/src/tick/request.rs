@@ -61,6 +61,11 @@ impl Requests {
         });
     }
 
+    /// Whether none is in progress.
+    pub(super) fn are_done(&self) -> bool {
+        self.pending.is_none()
+    }
+
     /// The request that decisions are to see.
     pub(super) fn shown(&self) -> Option<observation::LocalRequest> {
         let pending = self.pending.as_ref().filter(|p| p.taken_at.is_none())?;

@@ -19,7 +19,10 @@ use crate::run::{self, instance};
 const LIMIT: Duration = Duration::from_secs(1);
 
 /// Reads the agent's file again; the error is for people.
-pub type ReadConfig = Box<dyn Fn() -> Result<AgentConfig, String> + Send>;
+pub type ReadConfig = Arc<dyn Fn() -> Result<AgentConfig, String> + Send + Sync>;
+
+/// Takes up what of a file that was read again concerns neither PostgreSQL nor the lease; the error is for people.
+pub type TakeUp = Box<dyn Fn(&AgentConfig) -> Result<(), String> + Send>;
 
 /// What was applied last, and what there is to apply.
 pub struct SettingsKeeper {
@@ -29,6 +32,7 @@ pub struct SettingsKeeper {
     in_force: AgentConfig,
     run_dir: std::path::PathBuf,
     read: ReadConfig,
+    elsewhere: TakeUp,
     /// What is in force has changed since anybody was last told of it.
     is_changed: bool,
     /// Over which settings of the cluster the file was laid last.
@@ -69,12 +73,18 @@ struct Asked {
 
 impl SettingsKeeper {
     /// Nothing applied yet.
-    pub fn new(config: AgentConfig, run_dir: std::path::PathBuf, read: ReadConfig) -> Self {
+    pub fn new(
+        config: AgentConfig,
+        run_dir: std::path::PathBuf,
+        read: ReadConfig,
+        elsewhere: TakeUp,
+    ) -> Self {
         Self {
             in_force: config.clone(),
             config,
             run_dir,
             read,
+            elsewhere,
             laid_over: None,
             applied: None,
             // The first turn tells everybody.
@@ -117,7 +127,11 @@ impl SettingsKeeper {
         match (self.read)() {
             Ok(read) => {
                 let told = take_up(&self.config, read);
-                let (text, is_all) = (told.to_string(), told.is_all());
+                let (mut text, mut is_all) = (told.to_string(), told.is_all());
+                if let Err(why) = (self.elsewhere)(&told.config) {
+                    text = format!("{text}; NOT in force: {why}");
+                    is_all = false;
+                }
                 if is_all {
                     tracing::info!("the configuration was read again: {text}");
                 } else {

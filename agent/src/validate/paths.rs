@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Access, access};
+use trunkline_shared::service::logging::Output;
 
 use super::Findings;
 use super::server::is_executable;
@@ -12,13 +13,21 @@ use crate::watchdog;
 pub(super) fn check(findings: &mut Findings<'_>) {
     let config = findings.config;
     let (etcd, postgresql) = (&config.etcd, &config.postgresql);
+    let (restapi, ctl) = (&config.restapi.as_client.files, &config.rest_client.files);
+    let mut is_readable = true;
     let read = [
         ("etcd3.cacert", etcd.cacert.as_ref()),
         ("etcd3.cert", etcd.cert.as_ref()),
         ("etcd3.key", etcd.key.as_ref()),
-        ("restapi.certfile", config.restapi.certfile.as_ref()),
-        ("restapi.keyfile", config.restapi.keyfile.as_ref()),
-        ("restapi.cafile", config.restapi.cafile.as_ref()),
+        ("restapi.certfile", restapi.certificate.as_ref()),
+        ("restapi.keyfile", restapi.key.as_ref()),
+        ("restapi.cafile", restapi.ca.as_ref()),
+        (
+            "ctl.certfile",
+            of_ctl(&ctl.certificate, &restapi.certificate),
+        ),
+        ("ctl.keyfile", of_ctl(&ctl.key, &restapi.key)),
+        ("ctl.cacert", of_ctl(&ctl.ca, &restapi.ca)),
         ("postgresql.custom_conf", postgresql.custom_conf.as_ref()),
     ];
     for (key, path) in read {
@@ -26,8 +35,12 @@ pub(super) fn check(findings: &mut Findings<'_>) {
             let path = postgresql.data_dir.join(path);
             if let Err(error) = std::fs::File::open(&path) {
                 findings.mistake(key, format!("{} cannot be read: {error}", path.display()));
+                is_readable = false;
             }
         }
+    }
+    if is_readable && let Err(error) = crate::run::check_files(config) {
+        findings.mistake("restapi.certfile", error.to_string());
     }
     let config_dir = Some(&postgresql.config_dir).filter(|dir| **dir != postgresql.data_dir);
     if let Some(dir) = config_dir {
@@ -55,11 +68,18 @@ pub(super) fn check(findings: &mut Findings<'_>) {
             );
         }
     }
-    if let Some(dir) = &config.log.dir {
+    if let Output::Files(files) = &config.log.output
+        && let Some(dir) = files.path.parent()
+    {
         folder(findings, "log.dir", dir);
     }
     commands(findings);
     device(findings);
+}
+
+/// A file of `ctl`, unless it is the one of `restapi` that stands in for it.
+fn of_ctl<'a>(own: &'a Option<PathBuf>, restapi: &Option<PathBuf>) -> Option<&'a PathBuf> {
+    own.as_ref().filter(|own| Some(*own) != restapi.as_ref())
 }
 
 fn folder(findings: &mut Findings<'_>, key: &str, dir: &Path) {

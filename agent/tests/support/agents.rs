@@ -26,6 +26,12 @@ pub struct Agents<'a> {
     servers: &'a Servers,
     etcd: Child,
     agents: Vec<(u8, Child)>,
+    /// The program of every agent; the one beside the test unless set.
+    pub program: Option<PathBuf>,
+    /// More of `restapi`, in YAML's flow style, beginning with a comma.
+    pub restapi: String,
+    /// Where a service manager listens.
+    pub notify: Option<PathBuf>,
 }
 
 #[expect(
@@ -65,6 +71,9 @@ impl<'a> Agents<'a> {
             servers,
             etcd,
             agents: Vec::new(),
+            program: None,
+            restapi: String::new(),
+            notify: None,
         }
     }
 
@@ -121,7 +130,7 @@ impl<'a> Agents<'a> {
         let text = format!(
             r#"scope: {scope}
 name: {name}
-restapi: {{listen: "{host}:8008", connect_address: "{host}:8008"}}
+restapi: {{listen: "{host}:8008", connect_address: "{host}:8008"{restapi}}}
 etcd3: {{hosts: "{etcd}"}}
 bootstrap:
   dcs:
@@ -150,6 +159,7 @@ postgresql:
   parameters: {{unix_socket_directories: "{base}", shared_buffers: 16MB}}
 trunkline: {{run_dir: {run_dir}}}
 "#,
+            restapi = self.restapi,
             etcd = self.etcd(),
             data_dir = config.data_dir.display(),
             bin_dir = bin_dir.display(),
@@ -162,7 +172,12 @@ trunkline: {{run_dir: {run_dir}}}
     /// Starts the agent of member `index` on this file, in this environment.
     pub fn run(&mut self, index: u8, text: &str, environment: &[(&str, &str)]) {
         let file = self.write(index, text);
-        let agent = command(&self.servers.agent())
+        let program = self.program.clone();
+        let mut agent = command(&program.unwrap_or_else(|| self.servers.agent()));
+        if let Some(socket) = &self.notify {
+            agent.env("NOTIFY_SOCKET", socket);
+        }
+        let agent = agent
             .arg(&file)
             .envs(environment.iter().copied())
             .stdin(Stdio::null())
@@ -175,14 +190,14 @@ trunkline: {{run_dir: {run_dir}}}
 
     /// Writes the file of member `index`, for an agent that is to start or to read it again.
     pub fn write(&self, index: u8, text: &str) -> PathBuf {
-        let file = self.servers.folder().join(format!("agent-{index}.yml"));
+        let file = self.path(index);
         fs::write(&file, text).unwrap();
         file
     }
 
     /// The file of member `index` as it stands.
     pub fn file(&self, index: u8) -> String {
-        fs::read_to_string(self.servers.folder().join(format!("agent-{index}.yml"))).unwrap()
+        fs::read_to_string(self.path(index)).unwrap()
     }
 
     /// Sends a signal to the agent of member `index`.
@@ -225,6 +240,17 @@ trunkline: {{run_dir: {run_dir}}}
         } else {
             Err(said(&output.stderr) + &said(&output.stdout))
         }
+    }
+
+    /// The configuration file of member `index`.
+    pub fn path(&self, index: u8) -> PathBuf {
+        self.servers.folder().join(format!("agent-{index}.yml"))
+    }
+
+    /// The process of the agent of member `index`.
+    pub fn pid(&self, index: u8) -> i32 {
+        let agent = self.agents.iter().find(|(of, _)| *of == index);
+        i32::try_from(agent.unwrap().1.id()).unwrap()
     }
 
     /// SIGKILL for the agent of member `index`; PostgreSQL and the fence live on.

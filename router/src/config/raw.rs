@@ -9,9 +9,10 @@ use serde::Deserialize;
 use serde_json::Value;
 use serde_saphyr::Spanned;
 use trunkline_shared::cluster::{ClusterName, quantity};
+use trunkline_shared::service::tls::TlsFiles;
 
 use super::{
-    EtcdSection, HttpConfig, ListenerConfig, LogConfig, Mistake, Network, ProxyProtocol,
+    CtlConfig, EtcdSection, HttpConfig, ListenerConfig, LogConfig, Mistake, Network, ProxyProtocol,
     RouterConfig,
 };
 use crate::route::TargetKind;
@@ -44,6 +45,7 @@ struct Raw {
     listeners: Option<Vec<RawListener>>,
     replicas: Option<RawReplicas>,
     switchover: Option<RawSwitchover>,
+    ctl: Option<RawCtl>,
     admin: Leaf,
     auth: Leaf,
     databases: Leaf,
@@ -90,6 +92,19 @@ struct RawReplicas {
 #[serde(deny_unknown_fields)]
 struct RawSwitchover {
     hold_timeout: Leaf,
+}
+
+/// The agents' section, by their keys.
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+struct RawCtl {
+    insecure: Leaf,
+    cacert: Leaf,
+    certfile: Leaf,
+    keyfile: Leaf,
+    /// The command's: a router changes nothing.
+    #[serde(rename = "authentication")]
+    _authentication: Leaf,
 }
 
 /// Collects mistakes, and gives a harmless value in the place of each.
@@ -211,7 +226,9 @@ impl Reader {
                 |v| duration(v).filter(|d| *d <= MAX_HOLD_TIMEOUT),
             )
             .unwrap_or(DEFAULT_HOLD_TIMEOUT);
+        let ctl = self.ctl(raw.ctl.unwrap_or_default());
         Some(RouterConfig {
+            ctl,
             name,
             namespace,
             etcd3: etcd3?,
@@ -222,6 +239,28 @@ impl Reader {
             max_lag,
             hold_timeout,
         })
+    }
+
+    fn ctl(&mut self, raw: RawCtl) -> CtlConfig {
+        let mut path = |key: &str, leaf: Leaf| {
+            let found = self.value(key, leaf, "a file's path is allowed", text);
+            found.map(PathBuf::from)
+        };
+        let files = TlsFiles {
+            ca: path("ctl.cacert", raw.cacert),
+            certificate: path("ctl.certfile", raw.certfile),
+            key: path("ctl.keyfile", raw.keyfile),
+        };
+        let insecure = self.value(
+            "ctl.insecure",
+            raw.insecure,
+            "true or false is allowed",
+            Value::as_bool,
+        );
+        CtlConfig {
+            files,
+            is_insecure: insecure.unwrap_or(false),
+        }
     }
 
     fn etcd3(&mut self, leaf: Leaf) -> Option<EtcdSection> {

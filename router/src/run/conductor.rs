@@ -13,7 +13,7 @@ use tokio::time::{interval, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 use trunkline_shared::service::clock;
-use trunkline_shared::service::logging::LogLevel;
+use trunkline_shared::service::logging::Log;
 use trunkline_shared::service::shutdown::{Request, Signals};
 
 use super::hand_over::{Meeting, READY_WITHIN, ended};
@@ -39,7 +39,7 @@ pub(super) struct Live {
     pub(super) config: RouterConfig,
     pub(super) rules: watch::Sender<Rules>,
     pub(super) shown: Arc<Shown>,
-    pub(super) level: LogLevel,
+    pub(super) log: Log,
 }
 
 impl Live {
@@ -70,7 +70,7 @@ impl Live {
             max_lag: new.max_lag,
         });
         // The file's check knows the level already.
-        let _ = self.level.set(&filter_of(&new.log.level));
+        let _ = self.log.set_level(&filter_of(&new.log.level));
         self.config.log.level = new.log.level;
         self.config.hold_timeout = new.hold_timeout;
         self.config.max_lag = new.max_lag;

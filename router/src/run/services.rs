@@ -14,7 +14,7 @@ use trunkline_shared::dcs::Dcs;
 use trunkline_shared::dcs::etcd::{Etcd, EtcdConfig};
 use trunkline_shared::dcs::keys::Keys;
 use trunkline_shared::dcs::watch::follow;
-use trunkline_shared::service::http::serve;
+use trunkline_shared::service::http::{HttpClient, serve};
 
 use super::DCS_BUDGETS;
 use crate::config::RouterConfig;
@@ -31,6 +31,8 @@ pub(super) struct Topologies {
     clusters: Vec<Arc<Cluster>>,
     rules: watch::Receiver<Rules>,
     state_file: Arc<StateFile>,
+    /// Asks the agents.
+    client: HttpClient,
     events: mpsc::Sender<Event>,
 }
 
@@ -40,9 +42,11 @@ impl Topologies {
         clusters: Vec<Arc<Cluster>>,
         rules: watch::Receiver<Rules>,
         state_file: Arc<StateFile>,
+        client: HttpClient,
         events: mpsc::Sender<Event>,
     ) -> Self {
         Self {
+            client,
             etcd: config.etcd3.config.clone(),
             namespace: config.namespace.clone(),
             clusters,
@@ -74,6 +78,7 @@ impl BackgroundService for Topologies {
                 follow,
                 self.rules.clone(),
                 self.state_file.clone(),
+                self.client.clone(),
             );
             keepers.spawn(keeper.run());
         }

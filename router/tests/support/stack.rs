@@ -18,6 +18,7 @@ use trunkline_shared::dcs::keys::Keys;
 use trunkline_shared::dcs::memory::MemoryDcs;
 use trunkline_shared::dcs::watch::follow;
 use trunkline_shared::dcs::{Dcs, Operation, Txn};
+use trunkline_shared::service::http::HttpClient;
 
 /// No step of a test takes longer than this.
 pub const DEADLINE: Duration = Duration::from_secs(20);
@@ -65,7 +66,8 @@ impl Stack {
         let (rules, heard) = watch::channel(Rules::default());
         let follow = follow(dcs.clone(), keys);
         let state_file = Arc::new(StateFile::default());
-        tokio::spawn(Keeper::new(cluster.clone(), follow, heard, state_file).run());
+        let client = HttpClient::default();
+        tokio::spawn(Keeper::new(cluster.clone(), follow, heard, state_file, client).run());
         let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = socket.local_addr().unwrap();
         let config = ListenerConfig {

@@ -57,6 +57,7 @@ impl Bench {
             saved: self.dir.path().join(name),
             authority: self.dir.path().join(format!("{name}.authority")),
             speaker: Speaker::default(),
+            settled: None,
         };
         spawn(config, arming, move || Some(dcs)).unwrap()
     }

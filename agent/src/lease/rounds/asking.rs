@@ -1,5 +1,6 @@
 //! Asks the others for their consent, by Patroni's `POST /failsafe`.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Bytes;
@@ -8,6 +9,7 @@ use serde_json::json;
 use tokio::task::JoinSet;
 use trunkline_shared::cluster::MemberName;
 use trunkline_shared::service::http::HttpClient;
+use trunkline_shared::service::tls::Reloadable;
 
 use super::Authority;
 
@@ -30,7 +32,7 @@ pub struct Speaker {
     /// The URL of its agent.
     pub api_url: String,
     /// How the others are reached.
-    pub client: HttpClient,
+    pub client: Arc<Reloadable<HttpClient>>,
 }
 
 /// Asks everybody of the list but `me` at once. `Err` names who did not consent, and why.
@@ -57,10 +59,11 @@ pub(in crate::lease) async fn ask(
         Bytes::from(body.to_string())
     };
     let limit = (authority.ttl / 4).clamp(SHORTEST, LONGEST);
+    let client = speaker.client.current();
     let mut asking = JoinSet::new();
     for (name, api_url) in authority.list.iter().filter(|(name, _)| *name != me) {
         let (name, url, body) = (name.clone(), endpoint(api_url), body(name));
-        let client = speaker.client.clone();
+        let client = client.clone();
         asking.spawn(async move {
             match client.request(Method::POST, &url, body, limit).await {
                 Ok(answer) if answer.status == 200 && answer.body.as_ref() == ACCEPTED => None,

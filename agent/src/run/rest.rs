@@ -1,0 +1,309 @@
+//! The REST API's socket, certificates and rules, and the client that asks the others: what of it a reload, or a
+//! changed file, replaces while the agent runs.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use trunkline_shared::service::clock;
+use trunkline_shared::service::http::HttpClient;
+use trunkline_shared::service::tls::{
+    self, ClientCertificates, Reloadable, ServerSettings, TlsError, TlsFiles,
+};
+
+use super::Inherited;
+use crate::api::{self, Access, Api};
+use crate::config::{Address, AgentConfig, RestApiConfig, RestClientConfig, ServerTls};
+
+/// Pause between attempts to listen on the API's address.
+const LISTEN_PAUSE: Duration = Duration::from_secs(1);
+
+/// How often the certificates' files are looked at.
+const FILES_LOOK: Duration = Duration::from_secs(10);
+
+/// How long answers under way may take when another program takes over.
+const LAST_ANSWERS: Duration = Duration::from_secs(1);
+
+/// How long a program that has taken over may take to know its part before it answers all the same.
+const FIRST_LOOK: Duration = Duration::from_secs(3);
+
+/// How often it is looked whether it knows.
+const KNOWN_LOOK: Duration = Duration::from_millis(5);
+
+/// The API and the client of the others'.
+pub(super) struct Rest {
+    tls: Option<Arc<ServerSettings>>,
+    access: Arc<Reloadable<Access>>,
+    client: Arc<Reloadable<HttpClient>>,
+    told: Mutex<Told>,
+    address: String,
+    /// The listening socket: it is kept open while nobody serves it.
+    kept: Mutex<Option<Arc<std::net::TcpListener>>>,
+}
+
+/// What was read last, and as what its files were seen then.
+struct Told {
+    tls: Option<ServerTls>,
+    client: RestClientConfig,
+    stamps: Vec<Option<Stamp>>,
+}
+
+/// A file as it was: another one, or a rewritten one, has another stamp.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Stamp {
+    device: u64,
+    inode: u64,
+    size: u64,
+    modified: (i64, i64),
+}
+
+impl Rest {
+    /// Reads every file that is named.
+    pub(super) fn new(config: &AgentConfig) -> Result<Self, TlsError> {
+        let tls = config.restapi.tls.as_ref();
+        let tls = tls.map(|tls| tls::server(&tls.files, tls.clients).map(Reloadable::new));
+        let told = Told {
+            tls: config.restapi.tls.clone(),
+            client: config.rest_client.clone(),
+            stamps: Vec::new(),
+        };
+        Ok(Self {
+            tls: tls.transpose()?.map(Arc::new),
+            access: Arc::new(Reloadable::new(access(&config.restapi))),
+            client: Arc::new(Reloadable::new(config.rest_client.client()?)),
+            told: Mutex::new(Told {
+                stamps: stamps(&told.files()),
+                ..told
+            }),
+            address: listen_address(&config.restapi.listen),
+            kept: Mutex::default(),
+        })
+    }
+
+    pub(super) fn access(&self) -> Arc<Reloadable<Access>> {
+        self.access.clone()
+    }
+
+    pub(super) fn client(&self) -> Arc<Reloadable<HttpClient>> {
+        self.client.clone()
+    }
+
+    /// Takes up a configuration that was read again, and every file anew. The scheme stays: the members know this
+    /// one by its URL.
+    ///
+    /// # Errors
+    /// A file cannot be used; what was in force stays so.
+    pub(super) fn take_up(&self, config: &AgentConfig) -> Result<(), String> {
+        {
+            let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+            told.tls.clone_from(&config.restapi.tls);
+            told.client = config.rest_client.clone();
+        }
+        self.access.replace(access(&config.restapi));
+        self.read_files().map_err(|error| error.to_string())
+    }
+
+    fn read_files(&self) -> Result<(), TlsError> {
+        let (told_tls, told_client) = {
+            let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+            // Before they are read: what changes meanwhile is seen at the next look.
+            told.stamps = stamps(&told.files());
+            (told.tls.clone(), told.client.clone())
+        };
+        let client = told_client.client()?;
+        if let (Some(current), Some(told)) = (&self.tls, told_tls) {
+            current.replace(tls::server(&told.files, told.clients)?);
+        }
+        self.client.replace(client);
+        Ok(())
+    }
+
+    /// Reads the files again when one of them has changed. A disk that hangs holds up nothing else.
+    pub(super) async fn watch_files(self: Arc<Self>) {
+        let mut looks = tokio::time::interval(FILES_LOOK);
+        loop {
+            looks.tick().await;
+            let rest = self.clone();
+            let looked = tokio::task::spawn_blocking(move || {
+                let (files, before) = {
+                    let told = rest.told.lock().unwrap_or_else(PoisonError::into_inner);
+                    (told.files(), told.stamps.clone())
+                };
+                (stamps(&files) != before).then(|| rest.read_files())
+            });
+            match looked.await {
+                Ok(None) => {}
+                Ok(Some(Ok(()))) => tracing::info!("changed certificates are in force"),
+                Ok(Some(Err(error))) => tracing::error!(
+                    %error,
+                    "changed certificates cannot be used; the ones from before stay in force"
+                ),
+                Err(error) => tracing::error!(%error, "the certificates were not looked at"),
+            }
+        }
+    }
+
+    /// The listening socket, once there is one.
+    pub(super) fn listener(&self) -> Option<Arc<std::net::TcpListener>> {
+        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.clone()
+    }
+
+    /// Where it listens.
+    pub(super) fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// Goes on with the socket of the program before, if it is one for the same address.
+    pub(super) fn taking_over(self, inherited: Inherited) -> Self {
+        let socket = inherited.listener;
+        let same = socket.filter(|(_, address)| *address == self.address);
+        *self.kept.lock().unwrap_or_else(PoisonError::into_inner) =
+            same.map(|(listener, _)| Arc::new(listener));
+        self
+    }
+
+    /// Serves until the returned handle says otherwise.
+    pub(super) fn serve(self: Arc<Self>, api: Api) -> Serving {
+        let stop = CancellationToken::new();
+        let task = tokio::spawn(self.serve_until(api, stop.clone()));
+        Serving { stop, task }
+    }
+
+    /// Listens and serves; an address in use may become free, and the agent leads meanwhile all the same.
+    async fn serve_until(self: Arc<Self>, api: Api, stop: CancellationToken) {
+        let kept = self.listener();
+        let listener = match kept {
+            Some(kept) => {
+                // Whoever asks meanwhile waits in the socket's queue: a "no" of one who has not looked yet would be
+                // taken for the end of the leadership.
+                if timeout(FIRST_LOOK, knows(&api)).await.is_err() {
+                    tracing::warn!("the REST API answers before this member knows its part");
+                }
+                kept
+            }
+            None => {
+                let bound = tokio::select! {
+                    bound = bind(&self.address) => Arc::new(bound),
+                    () = stop.cancelled() => return,
+                };
+                let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+                kept.insert(bound).clone()
+            }
+        };
+        let address = self.address.as_str();
+        let listening = listener.try_clone().and_then(TcpListener::from_std);
+        match listening {
+            Ok(listening) => {
+                tracing::info!(address, tls = self.tls.is_some(), "the REST API listens");
+                api::serve(listening, api, self.tls.clone(), stop).await;
+            }
+            Err(error) => tracing::error!(%error, address, "the REST API does not listen"),
+        }
+    }
+}
+
+/// The API at work.
+pub(super) struct Serving {
+    stop: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+impl Serving {
+    /// Lets answers under way finish, for a moment; the socket stays open, and whoever comes waits.
+    pub(super) async fn end(self) {
+        self.stop.cancel();
+        if timeout(LAST_ANSWERS, self.task).await.is_err() {
+            tracing::warn!("answers under way are cut off");
+        }
+    }
+
+    /// Ends it, and waits for nobody.
+    pub(super) fn stop(&self) {
+        self.stop.cancel();
+    }
+}
+
+/// Binds, sooner or later.
+async fn bind(address: &str) -> std::net::TcpListener {
+    let mut said = false;
+    loop {
+        let bound = TcpListener::bind(address).await;
+        match bound.and_then(TcpListener::into_std) {
+            Ok(listener) => return listener,
+            Err(error) => {
+                if !said {
+                    tracing::error!(%error, address, "restapi.listen: cannot listen; retrying");
+                    said = true;
+                }
+                tokio::time::sleep(LISTEN_PAUSE).await;
+            }
+        }
+    }
+}
+
+/// Waits until a turn has published what this member is, and that it leads if its key says so.
+async fn knows(api: &Api) {
+    loop {
+        let published = api.published.load_full();
+        let leads = published.holds_lease(clock::now());
+        let topology = &published.topology;
+        let leader = topology.leader.as_ref().map(|leader| &leader.member);
+        let is_other = topology.revision > 0 && leader != Some(&published.name);
+        if published.reason.is_some() && (leads || is_other) {
+            return;
+        }
+        tokio::time::sleep(KNOWN_LOOK).await;
+    }
+}
+
+impl Told {
+    /// Every file that is named, in a fixed order.
+    fn files(&self) -> Vec<PathBuf> {
+        let server = self.tls.as_ref().map(|tls| &tls.files);
+        let each = |files: &TlsFiles| [&files.certificate, &files.key, &files.ca].map(Clone::clone);
+        let server = server.map(each).into_iter();
+        server
+            .chain([each(&self.client.files)])
+            .flatten()
+            .flatten()
+            .collect()
+    }
+}
+
+fn stamps(files: &[PathBuf]) -> Vec<Option<Stamp>> {
+    let stamp = |file: &PathBuf| {
+        let found = fs::metadata(file).ok()?;
+        Some(Stamp {
+            device: found.dev(),
+            inode: found.ino(),
+            size: found.size(),
+            modified: (found.mtime(), found.mtime_nsec()),
+        })
+    };
+    files.iter().map(stamp).collect()
+}
+
+/// Every address is one of IPv6 that IPv4 reaches too, as Patroni has it for `*`.
+fn listen_address(listen: &Address) -> String {
+    match listen.host.as_str() {
+        "*" => format!("[::]:{}", listen.port),
+        _ => listen.to_string(),
+    }
+}
+
+fn access(config: &RestApiConfig) -> Access {
+    let tls = config.tls.as_ref();
+    Access {
+        allowlist: config.allowlist.clone(),
+        needs_certificate: tls.is_some_and(|tls| tls.clients != ClientCertificates::Ignore),
+        authentication: config.authentication.clone(),
+        headers: config.headers.clone(),
+    }
+}
