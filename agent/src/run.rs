@@ -181,7 +181,13 @@ pub async fn run(
         parts.postgres.clone(),
         parts.fence.clone(),
     );
-    let mut tick = parts.wire(config, read, inbox, (published, journal), log.clone());
+    let mut tick = parts.wire(
+        config,
+        read,
+        inbox,
+        (published, (journal, api.scheduled_restart.clone())),
+        log.clone(),
+    );
     tracing::info!("started");
     service_manager::ready();
     loop {
@@ -375,7 +381,7 @@ impl Parts {
         config: AgentConfig,
         read: ReadConfig,
         inbox: Inbox,
-        (published, journal): (Arc<ArcSwap<Published>>, Arc<Journal>),
+        (published, told): (Arc<ArcSwap<Published>>, (Arc<Journal>, ScheduledRestart)),
         log: Log,
     ) -> Tick {
         let run_dir = self.run_dir.path().to_owned();
@@ -415,7 +421,7 @@ impl Parts {
             config.cluster.clone(),
             &config.restapi.api_url(),
             published,
-            journal,
+            told,
         );
         let rest = self.rest;
         let elsewhere = Box::new(move |config: &AgentConfig| {

@@ -220,6 +220,7 @@ impl Script {
             is_checkpointed_after_promote: true,
             has_pending_restart: false,
             pending_restart: std::collections::BTreeMap::new(),
+            scheduled_restart: None,
             proxy_address: None,
             is_paused: false,
             version: "4".into(),

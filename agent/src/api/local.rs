@@ -55,7 +55,7 @@ pub enum LocalOutcome {
 pub(super) struct RestartBody {
     restart_pending: Option<bool>,
     role: Option<String>,
-    postgres_version: Option<String>,
+    pub(super) postgres_version: Option<String>,
     timeout: Option<serde_json::Value>,
     schedule: Option<String>,
 }
@@ -164,11 +164,17 @@ fn why_not(body: &RestartBody, published: &Published) -> Result<Option<String>, 
     Ok(None)
 }
 
-/// `15.3` as 150003.
-fn version_number(text: &str) -> Option<u32> {
-    let (major, minor) = text.split_once('.').unwrap_or((text, "0"));
-    let (major, minor): (u32, u32) = (major.parse().ok()?, minor.parse().ok()?);
-    major.checked_mul(10_000)?.checked_add(minor)
+/// `15.3` as 150003; the three parts of versions before 10 are taken, too.
+pub(crate) fn version_number(text: &str) -> Option<u32> {
+    let mut parts = text.split('.').map(str::parse::<u32>);
+    let major = parts.next()?.ok()?.checked_mul(10_000)?;
+    let second = parts.next().unwrap_or(Ok(0)).ok()?;
+    let number = match parts.next() {
+        Some(third) => second.checked_mul(100)?.checked_add(third.ok()?)?,
+        None => second,
+    };
+    let is_over = parts.next().is_none() && number < 10_000;
+    is_over.then_some(major + number)
 }
 
 /// `POST /reinitialize`.

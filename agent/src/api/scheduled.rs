@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use axum::http::StatusCode;
 use axum::response::Response;
-use serde_json::{Value, json};
+use serde_json::Value;
+use trunkline_shared::cluster::member::RestartSchedule;
+use trunkline_shared::dcs::records::restart_schedule_to_json;
 use trunkline_shared::service::clock::{self, WallTime};
 
 use super::local::{self, RestartBody};
@@ -19,6 +21,7 @@ const LOOK: Duration = Duration::from_secs(1);
 struct Scheduled {
     at: WallTime,
     written: String,
+    postgres_version: Option<Arc<str>>,
     /// The start of the postmaster it was asked for: after another one the restart has happened.
     started: Option<Arc<str>>,
 }
@@ -39,12 +42,19 @@ impl ScheduledRestart {
 
     /// As in the status of the member; `None` if none is scheduled.
     pub(super) fn shown(&self) -> Option<Value> {
+        self.recorded()
+            .map(|scheduled| restart_schedule_to_json(&scheduled))
+    }
+
+    /// As in the member's record; `None` if none is scheduled.
+    pub fn recorded(&self) -> Option<RestartSchedule> {
         let kept = self.kept();
         let scheduled = kept.as_ref()?;
-        Some(json!({
-            "schedule": scheduled.written,
-            "postmaster_start_time": scheduled.started.as_deref(),
-        }))
+        Some(RestartSchedule {
+            schedule: scheduled.written.as_str().into(),
+            postgres_version: scheduled.postgres_version.clone(),
+            postmaster_start_time: scheduled.started.clone(),
+        })
     }
 
     /// `DELETE /restart`.
@@ -107,6 +117,7 @@ pub(super) fn restart(api: &Api, at: &str, body: RestartBody) -> Response {
     *kept = Some(Scheduled {
         at: due,
         written: at.to_owned(),
+        postgres_version: body.postgres_version.as_deref().map(Arc::from),
         started: started.map(|time| time.text.clone()),
     });
     tokio::spawn(wait(api.clone(), due, body));

@@ -4,10 +4,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde_json::{Value, json};
-use trunkline_shared::cluster::member::ParameterChange;
+use trunkline_shared::cluster::member::{ParameterChange, RestartSchedule};
 use trunkline_shared::cluster::settings::SynchronousMode;
 use trunkline_shared::cluster::{Lsn, Member, MemberRole, MemberState, Topology};
-use trunkline_shared::dcs::records::{changes_to_json, state_word, tags_to_json};
+use trunkline_shared::dcs::records::{
+    changes_to_json, restart_schedule_to_json, state_word, tags_to_json,
+};
 
 /// One member as the cluster sees it.
 #[derive(Clone, Debug, PartialEq)]
@@ -34,12 +36,16 @@ pub struct MemberView {
     pub replayed: Option<Lsn>,
     /// Bytes not replayed.
     pub replay_lag: Option<u64>,
-    /// The furthest position.
+    /// The furthest position; absent for the leader.
     pub position: Option<Lsn>,
+    /// Bytes between it and the leader.
+    pub lag: Option<u64>,
     /// Whether it waits for a restart.
     pub has_pending_restart: bool,
     /// For which parameters, as far as its record says.
     pub pending_restart: BTreeMap<Arc<str>, ParameterChange>,
+    /// The restart that is to happen later.
+    pub scheduled_restart: Option<RestartSchedule>,
     /// Tags that are set, by name.
     pub tags: Value,
 }
@@ -68,6 +74,7 @@ fn view(topology: &Topology, member: &Member) -> MemberView {
     let lag = |own: Option<Lsn>| Some(own?.bytes_behind(end?));
     let replica = |lsn: Option<Lsn>| if is_leader { None } else { lsn };
     let (received, replayed) = (replica(member.received), replica(member.replayed));
+    let position = replica(member.position);
     let (host, port) = host_and_port(&member.address);
     MemberView {
         name: member.name.to_string(),
@@ -81,9 +88,11 @@ fn view(topology: &Topology, member: &Member) -> MemberView {
         receive_lag: lag(received),
         replayed,
         replay_lag: lag(replayed),
-        position: member.position,
+        position,
+        lag: lag(position),
         has_pending_restart: member.has_pending_restart,
         pending_restart: member.pending_restart.clone(),
+        scheduled_restart: member.scheduled_restart.clone(),
         tags: tags_to_json(&member.tags),
     }
 }
@@ -169,8 +178,7 @@ fn member_json(view: &MemberView) -> Value {
         let unknown = || Value::from("unknown");
         let number = |lag: Option<u64>| lag.map_or_else(unknown, Value::from);
         let lsn = |lsn: Option<Lsn>| lsn.map_or_else(unknown, |lsn| lsn.to_string().into());
-        let least = view.receive_lag.into_iter().chain(view.replay_lag).min();
-        member["lag"] = number(least);
+        member["lag"] = number(view.lag);
         member["receive_lsn"] = lsn(view.received);
         member["receive_lag"] = number(view.receive_lag);
         member["replay_lsn"] = lsn(view.replayed);
@@ -182,6 +190,9 @@ fn member_json(view: &MemberView) -> Value {
     }
     if !view.pending_restart.is_empty() {
         member["pending_restart_reason"] = changes_to_json(&view.pending_restart);
+    }
+    if let Some(scheduled) = &view.scheduled_restart {
+        member["scheduled_restart"] = restart_schedule_to_json(scheduled);
     }
     if view.tags.as_object().is_some_and(|tags| !tags.is_empty()) {
         member["tags"] = view.tags.clone();

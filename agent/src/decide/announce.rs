@@ -35,6 +35,7 @@ pub fn announcement(
         is_checkpointed_after_promote: true,
         has_pending_restart: false,
         pending_restart: BTreeMap::new(),
+        scheduled_restart: None,
         proxy_address: None,
         is_paused: seen.settings().is_paused,
         version: version.clone(),

@@ -415,6 +415,7 @@ impl Scene {
             is_checkpointed_after_promote: !words.has("unchecked"),
             has_pending_restart: false,
             pending_restart: Default::default(),
+            scheduled_restart: None,
             proxy_address: None,
             is_paused: false,
             version: Arc::from(""),

@@ -13,7 +13,7 @@ use trunkline_shared::service::clock;
 
 use super::Wake;
 use crate::act::ActError;
-use crate::api::{Deadline, Published, ReplicationRow, WallTime};
+use crate::api::{Deadline, Published, ReplicationRow, ScheduledRestart, WallTime};
 use crate::decide::observation::{LeaseView, Local, Observation, RunningRole, WatchdogView};
 use crate::decide::{Decision, Memory, Reason, announce};
 use crate::journal::{Entry, Journal};
@@ -30,6 +30,7 @@ pub struct Recorder {
     version: Arc<str>,
     published: Arc<ArcSwap<Published>>,
     journal: Arc<Journal>,
+    scheduled_restart: ScheduledRestart,
     last_reason: Option<Reason>,
     last_error: Option<String>,
     has_failed: bool,
@@ -42,7 +43,7 @@ impl Recorder {
         cluster: ClusterName,
         api_url: &str,
         published: Arc<ArcSwap<Published>>,
-        journal: Arc<Journal>,
+        (journal, scheduled_restart): (Arc<Journal>, ScheduledRestart),
     ) -> Self {
         Self {
             cluster,
@@ -51,6 +52,7 @@ impl Recorder {
             version: Arc::from(env!("CARGO_PKG_VERSION")),
             published,
             journal,
+            scheduled_restart,
             last_reason: None,
             last_error: None,
             has_failed: false,
@@ -87,6 +89,7 @@ impl Recorder {
         }
         let mut member = announce::announcement(seen, decision, &self.api_url, &self.version);
         member.pending_restart = pending_restart;
+        member.scheduled_restart = self.scheduled_restart.recorded();
         member.proxy_address.clone_from(&self.proxy_address);
         self.published
             .store(Arc::new(self.snapshot(look, decision, &member)));

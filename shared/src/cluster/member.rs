@@ -186,6 +186,8 @@ pub struct Member {
     pub has_pending_restart: bool,
     /// Those parameters, as far as the record names them.
     pub pending_restart: BTreeMap<Arc<str>, ParameterChange>,
+    /// The restart that this member was asked to make later.
+    pub scheduled_restart: Option<RestartSchedule>,
     /// Paused, as the member sees it.
     pub is_paused: bool,
     /// Version of the software that wrote the record.
@@ -196,6 +198,17 @@ pub struct Member {
     pub revision: i64,
     /// What only Trunkline's records carry.
     pub trunkline: Option<TrunklineFields>,
+}
+
+/// A restart for later, as the record writes it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RestartSchedule {
+    /// When: ISO 8601.
+    pub schedule: Arc<str>,
+    /// Only if PostgreSQL is older than this.
+    pub postgres_version: Option<Arc<str>>,
+    /// The start of the postmaster for which it was asked: after another one it has happened.
+    pub postmaster_start_time: Option<Arc<str>>,
 }
 
 /// A parameter's value in use, and the one that a restart brings (Patroni's `pending_restart_reason`).

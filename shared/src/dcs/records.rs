@@ -19,8 +19,8 @@ mod member;
 mod settings;
 
 pub use member::{
-    changes_to_json, member_from_json, member_to_json, role_from_word, role_word, state_from_word,
-    state_word, tags_from_json, tags_to_json,
+    changes_to_json, member_from_json, member_to_json, restart_schedule_to_json, role_from_word,
+    role_word, state_from_word, state_word, tags_from_json, tags_to_json,
 };
 pub use settings::{SettingsError, merge_patch, settings_from_json, settings_from_value};
 

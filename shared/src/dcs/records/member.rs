@@ -6,7 +6,7 @@ use std::sync::Arc;
 use serde_json::{Map, Value, json};
 
 use super::{epoch_from_text, name, number, object, position};
-use crate::cluster::member::{ParameterChange, SwitchoverReady, TrunklineFields};
+use crate::cluster::member::{ParameterChange, RestartSchedule, SwitchoverReady, TrunklineFields};
 use crate::cluster::{
     Lsn, Member, MemberName, MemberRole, MemberState, SystemId, Tags, Timeline, quantity,
 };
@@ -140,6 +140,7 @@ pub fn member_from_json(member: &MemberName, text: &str) -> Result<Member, Strin
             .get("pending_restart_reason")
             .map(changes_from_json)
             .unwrap_or_default(),
+        scheduled_restart: map.get("scheduled_restart").and_then(restart_schedule),
         is_paused: flag(map.get("pause")).unwrap_or(false),
         version: word("version").into(),
         lease: 0,
@@ -183,6 +184,30 @@ fn changes_from_json(value: &Value) -> BTreeMap<Arc<str>, ParameterChange> {
     let map = value.as_object();
     map.map(|map| map.iter().map(change).collect())
         .unwrap_or_default()
+}
+
+fn restart_schedule(value: &Value) -> Option<RestartSchedule> {
+    let text = |field: &str| value.get(field)?.as_str().map(Arc::from);
+    Some(RestartSchedule {
+        schedule: text("schedule")?,
+        postgres_version: text("postgres_version"),
+        postmaster_start_time: text("postmaster_start_time"),
+    })
+}
+
+/// The `scheduled_restart` object.
+pub fn restart_schedule_to_json(schedule: &RestartSchedule) -> Value {
+    let mut map = Map::new();
+    map.insert("schedule".into(), json!(schedule.schedule));
+    for (field, text) in [
+        ("postmaster_start_time", &schedule.postmaster_start_time),
+        ("postgres_version", &schedule.postgres_version),
+    ] {
+        if let Some(text) = text {
+            map.insert(field.into(), json!(text));
+        }
+    }
+    Value::Object(map)
 }
 
 /// The `pending_restart_reason` object.
@@ -321,6 +346,9 @@ pub fn member_to_json(member: &Member) -> String {
             "pending_restart_reason",
             changes_to_json(&member.pending_restart),
         );
+    }
+    if let Some(schedule) = &member.scheduled_restart {
+        put("scheduled_restart", restart_schedule_to_json(schedule));
     }
     let bytes = |lsn: Lsn| json!(lsn.0);
     if let Some(position) = member.position {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::*;
-use crate::cluster::member::{ParameterChange, SwitchoverReady, TrunklineFields};
+use crate::cluster::member::{ParameterChange, RestartSchedule, SwitchoverReady, TrunklineFields};
 use crate::cluster::settings::SynchronousMode;
 use crate::cluster::slots::{ClusterType, SlotKind};
 use crate::cluster::{ClusterSettings, Member, MemberRole, MemberState, Tags};
@@ -94,6 +94,11 @@ fn a_member_is_printed_and_read_back_whole() {
             },
         )]
         .into(),
+        scheduled_restart: Some(RestartSchedule {
+            schedule: "2026-11-20T10:00:00+00:00".into(),
+            postgres_version: Some("15.9".into()),
+            postmaster_start_time: None,
+        }),
         is_paused: true,
         version: "0.1.0".into(),
         lease: 0,
@@ -116,7 +121,7 @@ fn a_member_is_printed_and_read_back_whole() {
     let text = member_to_json(&member);
     assert_eq!(
         text,
-        r#"{"conn_url":"postgres://10.0.0.1:5432/postgres","api_url":"http://10.0.0.1:8008/patroni","state":"running","role":"primary","version":"0.1.0","checkpoint_after_promote":false,"tags":{"clonefrom":true,"replicatefrom":"c","rack":7},"pending_restart":true,"xlog_location":1099511627776,"timeline":7,"pause":true,"trunkline":{"epoch":"1.42","system_id":"7300000000000000001","ready":{"id":41,"replayed":99},"reason":"holding_lease","detail":"b lacks 9 bytes","watchdog_failed":true}}"#
+        r#"{"conn_url":"postgres://10.0.0.1:5432/postgres","proxy_url":"postgres://10.0.0.9:6432/postgres","api_url":"http://10.0.0.1:8008/patroni","state":"running","role":"primary","version":"0.1.0","checkpoint_after_promote":false,"tags":{"clonefrom":true,"replicatefrom":"c","rack":7},"pending_restart":true,"pending_restart_reason":{"max_connections":{"old_value":"100","new_value":"200"}},"scheduled_restart":{"schedule":"2026-11-20T10:00:00+00:00","postgres_version":"15.9"},"xlog_location":1099511627776,"timeline":7,"pause":true,"trunkline":{"epoch":"1.42","system_id":"7300000000000000001","ready":{"id":41,"replayed":99},"reason":"holding_lease","detail":"b lacks 9 bytes","watchdog_failed":true}}"#
     );
     assert_eq!(member_from_json(&member.name, &text).unwrap(), member);
 }
