@@ -36,7 +36,7 @@ use crate::metrics;
 pub mod authorization;
 mod failsafe;
 pub mod health;
-mod local;
+pub(crate) mod local;
 mod lookup;
 mod published;
 pub mod requests;
@@ -52,6 +52,9 @@ pub use lookup::Lookup;
 pub use published::{Published, ReplicationRow, WallTime};
 use requests::{ChangeOfLeader, Kind, Progress};
 pub use scheduled::ScheduledRestart;
+
+/// Where the last turns are told, to whom unsafe methods are allowed: they show what the cluster is made of.
+pub const JOURNAL: &str = "/trunkline/journal";
 
 /// The largest body of a request, bytes.
 const LARGEST_BODY: usize = 16 << 10;
@@ -161,7 +164,7 @@ async fn respond(api: &Api, access: &Access, request: Request) -> Response {
     head.uri = with_one_slash(head.uri);
     match head.method {
         Method::HEAD | Method::OPTIONS => return status_only(api, &head.uri),
-        Method::GET => return get(api, &head.uri).await,
+        Method::GET if head.uri.path() != JOURNAL => return get(api, &head.uri).await,
         _ => {}
     }
     let (method, path) = (head.method, head.uri.path());
@@ -170,6 +173,9 @@ async fn respond(api: &Api, access: &Access, request: Request) -> Response {
     let refusal = access.refusal(path, &head.headers, peer, &api.lookup, &topology);
     if let Some(refused) = refusal.await {
         return refused;
+    }
+    if method == Method::GET {
+        return with_status(200, "application/jsonl", api.journal.lines());
     }
     let has_body = [header::CONTENT_LENGTH, header::TRANSFER_ENCODING]
         .iter()
@@ -249,8 +255,9 @@ fn status_only(api: &Api, uri: &Uri) -> Response {
     let code = match health::status(uri.path(), query, &published, clock::now()) {
         Some(code) => code,
         None => match uri.path() {
-            "/patroni" | "/cluster" | "/history" | "/config" | "/metrics" | "/journal"
-            | "/failsafe" => health::YES,
+            "/patroni" | "/cluster" | "/history" | "/config" | "/metrics" | JOURNAL | "/failsafe" => {
+                health::YES
+            }
             _ => 404,
         },
     };
@@ -271,7 +278,6 @@ async fn get(api: &Api, uri: &Uri) -> Response {
             text.push_str(&(api.render_metrics)());
             with_status(200, "text/plain; version=0.0.4", text)
         }
-        "/journal" => with_status(200, "application/jsonl", api.journal.lines()),
         "/failsafe" => failsafe::list(&published),
         "/history" => raw(api, &FactKey::History, 200, "[]").await,
         "/config" => raw(api, &FactKey::Settings, 502, "").await,

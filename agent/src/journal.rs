@@ -67,11 +67,16 @@ impl Entry {
         }
     }
 
-    /// Whether nothing was done that the turn before, for the same reason, had not done.
+    /// Whether nothing was done that the turn before, for the same reason, had not done. A leader tells how far
+    /// it is once in `loop_wait`: that alone is nothing.
     fn repeats(&self, before: &Entry) -> bool {
+        let is_routine = |entry: &Entry| {
+            let mut actions = entry.actions.iter();
+            actions.all(|action| action.starts_with("PublishStatus("))
+        };
         self.reason == before.reason
-            && self.actions.is_empty()
-            && before.actions.is_empty()
+            && is_routine(self)
+            && is_routine(before)
             && self.failed == before.failed
     }
 }

@@ -16,7 +16,7 @@ use test_each_file::test_each_path;
 use trunkline_agent::decide::decision::Action;
 use trunkline_agent::decide::observation::LeaseView;
 use trunkline_agent::decide::script::print::to_script;
-use trunkline_agent::decide::script::{Line, Scene};
+use trunkline_agent::decide::script::{Line, Scene, ScriptError, outcome, test_case};
 use trunkline_agent::decide::{Memory, Observation, decide};
 
 test_each_path! { in "./agent/tests/decide" => run }
@@ -37,16 +37,7 @@ impl Runner for Script {
         if command.name == "decide" {
             return Ok(self.decide());
         }
-        let words = command.args.iter().map(|arg| match arg {
-            Argument::KeyValue(key, value) => (Some(key.as_str()), value.as_str()),
-            Argument::Positional(word) => (None, word.as_str()),
-            other => panic!("{other} is neither a word nor a pair"),
-        });
-        let line = Line {
-            name: &command.name,
-            words: words.collect(),
-        };
-        self.scene.take(&line)?;
+        take(&mut self.scene, command)?;
         Ok(String::new())
     }
 }
@@ -73,20 +64,49 @@ impl Script {
             replayed,
             "the recorded observation replays:\n{printed}"
         );
+        let case = test_case(&printed).expect("a printed scene makes a script");
+        let recorded = goldenscript::generate(&mut Replay::default(), &case).expect("its form");
+        assert_eq!(
+            recorded, case,
+            "the script of a recorded observation is accepted"
+        );
         self.scene.memory = decision.memory.clone();
-        let asks = if self.scene.memory.wants_peers {
-            "\n  asks peers"
-        } else {
-            ""
-        };
         assert!(
             decision
                 .actions
                 .iter()
                 .all(|a| Action::WORDS.contains(&a.word()))
         );
-        format!("{decision}{asks}\n")
+        outcome(&decision)
     }
+}
+
+/// Runs a script that was made of a recorded observation.
+#[derive(Default)]
+struct Replay(Scene);
+
+impl Runner for Replay {
+    type Command = Command;
+
+    fn run(&mut self, command: &Command, _: &Context) -> Result<String, Box<dyn Error>> {
+        if command.name == "decide" {
+            return Ok(outcome(&decide(&self.0.seen, &self.0.memory)));
+        }
+        take(&mut self.0, command)?;
+        Ok(String::new())
+    }
+}
+
+fn take(scene: &mut Scene, command: &Command) -> Result<(), ScriptError> {
+    let words = command.args.iter().map(|arg| match arg {
+        Argument::KeyValue(key, value) => (Some(key.as_str()), value.as_str()),
+        Argument::Positional(word) => (None, word.as_str()),
+        other => panic!("{other} is neither a word nor a pair"),
+    });
+    scene.take(&Line {
+        name: &command.name,
+        words: words.collect(),
+    })
 }
 
 fn parse(text: &str) -> (Observation, Memory) {

@@ -23,6 +23,7 @@ use super::observation::{
 };
 use instance::{job, local, memory, peers};
 use names::{ROLES, STATES, role_word, state_word};
+pub use test_case::{outcome, test_case};
 use words::{Words, split_words};
 
 mod failsafe;
@@ -32,6 +33,7 @@ mod output;
 pub mod print;
 mod slots;
 mod synchronous;
+mod test_case;
 mod words;
 
 /// How far ahead an armed fence's deadline lies where a script does not say.
@@ -397,8 +399,10 @@ impl Scene {
             ..TrunklineFields::default()
         };
         let member = Member {
-            address: Arc::from(format!("{name}:5432")),
-            api_url: Arc::from(""),
+            address: words
+                .text("address")
+                .map_or_else(|| Arc::from(format!("{name}:5432")), Arc::from),
+            api_url: Arc::from(words.text("api_url").unwrap_or_default()),
             role,
             state,
             timeline: words.value("tl")?.map(Timeline),

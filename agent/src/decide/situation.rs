@@ -67,6 +67,27 @@ impl Situation {
         }
     }
 
+    /// The sentence for people.
+    pub fn sentence(self) -> &'static str {
+        match self {
+            Situation::AuthorityGone => {
+                "PostgreSQL can accept writes and the right to let it is gone or ends now."
+            }
+            Situation::JobRunning => "A long job is in progress.",
+            Situation::ForeignData => "The data here belongs to another cluster.",
+            Situation::ShuttingDown => "The agent was told to end.",
+            Situation::Maintenance => "Automation is off.",
+            Situation::NoData => "There is no data here.",
+            Situation::HoldingLease => "This member holds the leader lease.",
+            Situation::DcsUnreachable => "The DCS was never read, or not for retry_timeout.",
+            Situation::Unregistered => {
+                "There is data here and the DCS knows no cluster of this scope."
+            }
+            Situation::Following => "The DCS names a leader.",
+            Situation::NoLeader => "Nobody leads.",
+        }
+    }
+
     /// The situation of this observation.
     pub fn of(seen: &Observation, _memory: &Memory) -> Situation {
         let running = seen.job.running.as_ref().map(|job| job.kind);

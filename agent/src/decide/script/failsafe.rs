@@ -31,17 +31,24 @@ pub(super) fn print_settings(out: &mut String, s: &ClusterSettings) {
     let _ = write!(out, " failsafe_mode={word}");
 }
 
-/// The list: `failsafe none`, or names.
+/// The list: `failsafe none`, or names, those with a URL as `name=URL`.
 pub(super) fn list(words: &Words<'_, '_>) -> Arc<std::collections::BTreeMap<MemberName, Arc<str>>> {
     let names = words.plain().filter(|name| *name != "none");
-    Arc::new(names.map(|n| (MemberName::new(n), Arc::from(""))).collect())
+    let all = names.map(|name| (name, "")).chain(words.keyed());
+    Arc::new(
+        all.map(|(name, url)| (MemberName::new(name), Arc::from(url)))
+            .collect(),
+    )
 }
 
 /// Prints the list.
 pub(super) fn print_list(out: &mut String, topology: &Topology) {
     out.push_str("failsafe");
-    for name in topology.failsafe.keys() {
-        let _ = write!(out, " {name}");
+    for (name, url) in topology.failsafe.iter() {
+        let _ = match url.is_empty() {
+            true => write!(out, " {name}"),
+            false => write!(out, " {name}=\"{url}\""),
+        };
     }
     if topology.failsafe.is_empty() {
         out.push_str(" none");

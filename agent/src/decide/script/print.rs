@@ -245,6 +245,11 @@ fn print_member(out: &mut String, member: &Member) {
         member.lease,
         member.revision
     );
+    let usual = format!("{}:5432", member.name);
+    let address = Some(member.address.as_ref()).filter(|address| *address != usual);
+    option(out, "address", address.map(quoted));
+    let api_url = Some(member.api_url.as_ref()).filter(|url| !url.is_empty());
+    option(out, "api_url", api_url.map(quoted));
     option(out, "tl", member.timeline);
     option(out, "position", member.position);
     flag(out, member.is_streaming == Some(true), "streaming");
