@@ -255,9 +255,8 @@ fn status_only(api: &Api, uri: &Uri) -> Response {
     let code = match health::status(uri.path(), query, &published, clock::now()) {
         Some(code) => code,
         None => match uri.path() {
-            "/patroni" | "/cluster" | "/history" | "/config" | "/metrics" | JOURNAL | "/failsafe" => {
-                health::YES
-            }
+            "/patroni" | "/cluster" | "/history" | "/config" | "/metrics" | JOURNAL
+            | "/failsafe" => health::YES,
             _ => 404,
         },
     };

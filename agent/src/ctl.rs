@@ -1,6 +1,7 @@
 //! The operator's command. It reads the DCS itself, so it works while agents are down; it writes requests,
-//! and never touches PostgreSQL or a lease. It ends with 0 only when the thing asked for is true.
+//! and never touches a lease or decides. It ends with 0 only when the thing asked for is true.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,7 +10,6 @@ use trunkline_shared::dcs::etcd::{Budgets, Etcd, EtcdConfigError};
 use trunkline_shared::dcs::keys::Keys;
 use trunkline_shared::dcs::watch::{Follow, View, follow};
 use trunkline_shared::dcs::{Dcs, DcsError};
-use trunkline_shared::service::clock;
 use trunkline_shared::service::http::HttpClient;
 use trunkline_shared::service::tls::TlsError;
 
@@ -21,21 +21,30 @@ use crate::config::{ConfigError, Environment};
 pub mod arguments;
 mod change;
 mod cluster_role;
+mod clusters;
+mod difference;
+mod dsn;
 mod edit;
 mod effective;
+mod flush;
 mod history;
 mod list;
+mod local_time;
 mod members;
 mod pause;
 mod remove;
 pub mod rest;
+mod restart;
 mod steps;
 mod table;
-mod terminal;
+pub mod terminal;
+mod version;
+mod watching;
+mod yaml;
 
 use arguments::{Arguments, Command};
 use rest::RestError;
-use terminal::Terminal;
+use terminal::{Label, Terminal};
 
 /// How long one read or write of the DCS may take.
 const DCS_BUDGET: Duration = Duration::from_secs(5);
@@ -57,9 +66,18 @@ pub enum CtlError {
     Tls(#[from] TlsError),
     /// No cluster was named.
     #[error(
-        "no cluster is named: give one, or a configuration with a scope (-c FILE, TRUNKLINE_SCOPE)"
+        "no cluster is named: give one, or a configuration with a scope (-c FILE, TRUNKLINE_SCOPE){}",
+        known("the DCS", .0)
     )]
-    NoCluster,
+    NoCluster(Vec<String>),
+    /// The DCS knows no such cluster.
+    #[error("the DCS holds nothing of a cluster {name}{}", known("it", .clusters))]
+    NoSuchCluster {
+        /// As it was named.
+        name: String,
+        /// Those that it holds.
+        clusters: Vec<String>,
+    },
     /// The DCS did not answer as needed.
     #[error(transparent)]
     Dcs(#[from] DcsError),
@@ -88,15 +106,23 @@ pub enum CtlError {
     /// What was given on the command line cannot be used.
     #[error("{0}")]
     Usage(String),
-    /// The operator said no.
-    #[error("aborted: nothing was changed")]
-    Aborted,
+    /// The operator said no; what has not happened.
+    #[error("{0}; nothing was changed")]
+    Aborted(String),
     /// A question, and no terminal.
-    #[error("there is no terminal to ask \"{0}\"; use --force")]
+    #[error("there is no terminal to ask \"{0}\"; use --force, or name what is asked for")]
     NobodyToAsk(String),
     /// Output failed.
     #[error("output failed: {0}")]
     Output(String),
+}
+
+/// The clusters there are, as the end of a sentence.
+fn known(holder: &str, clusters: &[String]) -> String {
+    match clusters.is_empty() {
+        true => String::new(),
+        false => format!("; {holder} holds: {}", clusters.join(", ")),
+    }
 }
 
 impl CtlError {
@@ -106,103 +132,173 @@ impl CtlError {
             CtlError::Config(_)
             | CtlError::EtcdConfig(_)
             | CtlError::Tls(_)
-            | CtlError::NoCluster
+            | CtlError::NoCluster(_)
             | CtlError::Usage(_) => 2,
-            CtlError::Dcs(_)
+            CtlError::NoSuchCluster { .. }
+            | CtlError::Dcs(_)
             | CtlError::Silent { .. }
             | CtlError::Refused(_)
             | CtlError::Settings(_)
             | CtlError::Rest(_)
             | CtlError::Failed(_)
-            | CtlError::Aborted
+            | CtlError::Aborted(_)
             | CtlError::NobodyToAsk(_)
             | CtlError::Output(_) => 1,
         }
     }
 }
 
-/// Carries out what the arguments ask for.
+/// The DCS of a configuration.
+///
+/// # Errors
+/// [`CtlError::EtcdConfig`]
+pub fn etcd(config: &ClientConfig) -> Result<Arc<dyn Dcs>, CtlError> {
+    let budgets = Budgets {
+        operation: DCS_BUDGET,
+        renewal: DCS_BUDGET,
+    };
+    Ok(Arc::new(Etcd::new(&config.etcd, budgets)?))
+}
+
+/// Carries out what the arguments ask for; `open` reaches the DCS.
 ///
 /// # Errors
 /// Whatever kept the thing asked for from being true.
-pub async fn run(arguments: Arguments, env: &Environment) -> Result<(), CtlError> {
-    let config = client::load(
-        arguments.config.as_deref(),
-        arguments.dcs_url.as_deref(),
-        env,
-    )?;
-    let file = arguments.config;
-    let terminal = Terminal::new(env.contains_key("NO_COLOR"));
-    let open = |cluster: Option<&str>| Session::open(config, cluster, terminal);
-    match arguments.command {
-        Command::List(asked) => {
-            let session = open(asked.cluster.as_deref())?;
-            list_command(&session, &asked).await
+pub async fn run(
+    arguments: Arguments,
+    env: &Environment,
+    terminal: &Terminal,
+    open: impl FnOnce(&ClientConfig) -> Result<Arc<dyn Dcs>, CtlError>,
+) -> Result<(), CtlError> {
+    if let Some(group) = &arguments.group {
+        let why = "there are no groups: clusters of Citus are not supported";
+        return Err(CtlError::Usage(format!("--group {group}: {why}")));
+    }
+    if let Command::Version(version) = &arguments.command
+        && version.cluster.is_none()
+    {
+        return version::own(terminal);
+    }
+    let file = arguments.config.or_else(|| patronictls_file(env));
+    let dcs_url = arguments.dcs_url.or_else(|| env.get("DCS_URL").cloned());
+    let (hosts, namespace) = dcs_url.as_deref().map(dcs_address).transpose()?.unzip();
+    let mut config = client::load(file.as_deref(), hosts.as_deref(), env)?;
+    config.rest_client.is_insecure |= arguments.insecure;
+    if let Some(namespace) = namespace.flatten() {
+        config.namespace = namespace;
+    }
+    let desk = Desk {
+        dcs: open(&config)?,
+        config,
+        terminal: terminal.clone(),
+    };
+    carry_out(&desk, arguments.command, (file.as_deref(), env)).await
+}
+
+/// The hosts and the namespace of a DCS URL, as patronictl takes it: `etcd3://HOST:PORT/NAMESPACE`.
+fn dcs_address(url: &str) -> Result<(String, Option<String>), CtlError> {
+    let refused = |why: &str| Err(CtlError::Usage(format!("-d {url}: {why}")));
+    let rest = match url.split_once("://") {
+        None | Some(("etcd3", _)) => url.trim_start_matches("etcd3://"),
+        Some(("etcd", _)) => {
+            return refused("etcd's v2 API is gone; write etcd3:// for the v3 API");
         }
-        Command::Topology(asked) => topology(&open(asked.cluster.as_deref())?).await,
-        Command::Switchover(asked) => {
-            let session = open(asked.cluster.as_deref())?;
-            change::switchover(&session, &asked).await
+        Some((other, _)) => {
+            let why = format!("Unknown dcs scheme: {other}; the store is etcd, written etcd3://");
+            return refused(&why);
         }
-        Command::Failover(asked) => {
-            let session = open(asked.cluster.as_deref())?;
-            change::failover(&session, &asked).await
+    };
+    let (hosts, namespace) = rest.split_once('/').unwrap_or((rest, ""));
+    let hosts = match hosts.strip_prefix(':') {
+        Some(port) => format!("localhost:{port}"),
+        None if hosts.is_empty() => "localhost".to_owned(),
+        None => hosts.to_owned(),
+    };
+    let namespace = namespace.trim_matches('/');
+    Ok((hosts, (!namespace.is_empty()).then(|| namespace.to_owned())))
+}
+
+/// The file that patronictl reads where none is named.
+fn patronictls_file(env: &Environment) -> Option<PathBuf> {
+    if let Some(file) = env.get("PATRONICTL_CONFIG_FILE") {
+        return Some(PathBuf::from(file));
+    }
+    let home = || Some(Path::new(env.get("HOME")?).join(".config"));
+    let folder = env.get("XDG_CONFIG_HOME").map(PathBuf::from).or_else(home);
+    let file = folder?.join("patroni/patronictl.yaml");
+    file.is_file().then_some(file)
+}
+
+async fn carry_out(
+    desk: &Desk,
+    command: Command,
+    (file, env): (Option<&Path>, &Environment),
+) -> Result<(), CtlError> {
+    let open = async |cluster: &Option<String>| desk.session(cluster.as_deref()).await;
+    let named = async |cluster: &String| desk.session(Some(cluster)).await;
+    match command {
+        Command::List(a) => list::list(desk, &a).await,
+        Command::Topology(a) => list::topology(desk, &a).await,
+        Command::Switchover(a) => change::switchover(&open(&a.cluster).await?, &a).await,
+        Command::Failover(a) => change::failover(&open(&a.cluster).await?, &a).await,
+        Command::Restart(a) => restart::restart(&named(&a.members.cluster).await?, &a).await,
+        Command::Reinit(a) => members::reinit(&named(&a.cluster).await?, &a).await,
+        Command::Reload(a) => members::reload(&named(&a.cluster).await?, &a).await,
+        Command::Flush(a) => flush::flush(&named(&a.cluster).await?, &a).await,
+        Command::History(a) => history::show(&open(&a.cluster).await?, a.format).await,
+        Command::ShowConfig(a) => {
+            effective::show_config(&open(&a.cluster).await?, &a, file, env).await
         }
-        Command::Restart(asked) => {
-            let session = open(Some(&asked.members.cluster))?;
-            members::restart(&session, &asked).await
-        }
-        Command::Reinit(asked) => {
-            let session = open(Some(&asked.cluster))?;
-            members::reinit(&session, &asked).await
-        }
-        Command::Reload(asked) => {
-            let session = open(Some(&asked.cluster))?;
-            members::reload(&session, &asked).await
-        }
-        Command::History(asked) => {
-            let session = open(asked.cluster.as_deref())?;
-            history::show(&session, asked.format).await
-        }
-        Command::ShowConfig(asked) => {
-            let session = open(asked.cluster.as_deref())?;
-            effective::show_config(&session, &asked, file.as_deref(), env).await
-        }
-        Command::EditConfig(asked) => {
-            let session = open(asked.cluster.as_deref())?;
-            edit::edit(&session, &asked, env).await
-        }
-        Command::DemoteCluster(asked) => {
-            let session = open(asked.cluster.as_deref())?;
-            cluster_role::demote(&session, &asked).await
-        }
-        Command::PromoteCluster(asked) => {
-            let session = open(asked.cluster.as_deref())?;
-            cluster_role::promote(&session, &asked).await
-        }
-        Command::Pause(asked) => {
-            let session = open(asked.cluster.as_deref())?;
-            pause::pause(&session, asked.wait).await
-        }
-        Command::Resume(asked) => {
-            let session = open(asked.cluster.as_deref())?;
-            pause::resume(&session, &asked).await
-        }
-        Command::Remove(asked) => {
-            let session = open(asked.cluster.as_deref())?;
-            remove::remove(&session, &asked).await
-        }
-        Command::Version(asked) => version(&open(asked.cluster.as_deref())?).await,
+        Command::EditConfig(a) => edit::edit(&open(&a.cluster).await?, &a, env).await,
+        Command::Dsn(a) => dsn::dsn(&open(&a.cluster).await?, &a).await,
+        Command::DemoteCluster(a) => cluster_role::demote(&open(&a.cluster).await?, &a).await,
+        Command::PromoteCluster(a) => cluster_role::promote(&open(&a.cluster).await?, &a).await,
+        Command::Pause(a) => pause::pause(&open(&a.cluster).await?, a.wait).await,
+        Command::Resume(a) => pause::resume(&open(&a.cluster).await?, &a).await,
+        Command::Remove(a) => remove::remove(&named(&a.cluster).await?, &a).await,
+        Command::Version(a) => version::of_members(&open(&a.cluster).await?, &a.members).await,
     }
 }
 
-async fn topology(session: &Session) -> Result<(), CtlError> {
-    let (_follow, view) = session.follow().await?;
-    let tree = list::tree(&session.cluster, &view.topology);
-    session.terminal.print(&tree)?;
-    match list::staleness(&view, clock::now(), clock::wall_clock()) {
-        Some(stale) => Err(CtlError::Failed(stale)),
-        None => Ok(()),
+/// The DCS, and the operator.
+struct Desk {
+    dcs: Arc<dyn Dcs>,
+    config: ClientConfig,
+    terminal: Terminal,
+}
+
+impl Desk {
+    /// A cluster by its name. Without one it is the configuration's, or the operator's choice.
+    async fn session(&self, name: Option<&str>) -> Result<Session, CtlError> {
+        let cluster = match name {
+            Some(name) if name.is_empty() || name.contains('/') => {
+                return Err(CtlError::Usage(format!("\"{name}\" is no cluster's name")));
+            }
+            Some(name) => ClusterName::new(name),
+            None => match &self.config.cluster {
+                Some(cluster) => cluster.clone(),
+                None => clusters::choose(self).await?,
+            },
+        };
+        Ok(Session {
+            keys: Keys::new(&self.config.namespace, &cluster),
+            dcs: self.dcs.clone(),
+            cluster,
+            config: self.config.clone(),
+            terminal: self.terminal.clone(),
+        })
+    }
+
+    /// Several clusters; the configuration's, or the operator's choice, where none is named.
+    async fn sessions(&self, names: &[String]) -> Result<Vec<Session>, CtlError> {
+        if names.is_empty() {
+            return Ok(vec![self.session(None).await?]);
+        }
+        let mut sessions = Vec::new();
+        for name in names {
+            sessions.push(self.session(Some(name)).await?);
+        }
+        Ok(sessions)
     }
 }
 
@@ -216,31 +312,6 @@ struct Session {
 }
 
 impl Session {
-    fn open(
-        config: ClientConfig,
-        cluster: Option<&str>,
-        terminal: Terminal,
-    ) -> Result<Self, CtlError> {
-        let cluster = match cluster {
-            Some(name) if name.is_empty() || name.contains('/') => {
-                return Err(CtlError::Usage(format!("\"{name}\" is no cluster's name")));
-            }
-            Some(name) => ClusterName::new(name),
-            None => config.cluster.clone().ok_or(CtlError::NoCluster)?,
-        };
-        let budgets = Budgets {
-            operation: DCS_BUDGET,
-            renewal: DCS_BUDGET,
-        };
-        Ok(Self {
-            keys: Keys::new(&config.namespace, &cluster),
-            dcs: Arc::new(Etcd::new(&config.etcd, budgets)?),
-            cluster,
-            config,
-            terminal,
-        })
-    }
-
     /// What asks the agents. Its files are read only when somebody is to be asked.
     fn client(&self) -> Result<HttpClient, CtlError> {
         Ok(self.config.rest_client.client()?)
@@ -249,13 +320,15 @@ impl Session {
     /// Follows the cluster, beginning with a complete view.
     async fn follow(&self) -> Result<(Follow, Arc<View>), CtlError> {
         let mut follow = follow(self.dcs.clone(), self.keys.clone());
-        let view = tokio::time::timeout(FIRST_LOOK, complete(&mut follow)).await;
-        match view {
+        let endpoints = self.config.etcd.hosts.join(",");
+        let label = Label::new(format!("waiting for the DCS ({endpoints})"));
+        let looking = tokio::time::timeout(FIRST_LOOK, complete(&mut follow));
+        match self.terminal.waiting(&label, looking).await {
             Ok(Some(view)) => Ok((follow, view)),
             Ok(None) | Err(_) => {
                 let error = follow.views.borrow().last_error.clone();
                 Err(CtlError::Silent {
-                    endpoints: self.config.etcd.hosts.join(","),
+                    endpoints,
                     seconds: FIRST_LOOK.as_secs(),
                     why: error.map_or_else(|| "no answer".to_owned(), |why| why.to_string()),
                 })
@@ -267,6 +340,15 @@ impl Session {
     async fn look(&self) -> Result<Arc<Topology>, CtlError> {
         Ok(self.follow().await?.1.topology.clone())
     }
+
+    /// The same of a cluster that the DCS knows.
+    async fn known(&self) -> Result<(Follow, Arc<View>), CtlError> {
+        let (follow, view) = self.follow().await?;
+        match clusters::is_known(&view.topology) {
+            true => Ok((follow, view)),
+            false => Err(clusters::unknown(self).await?),
+        }
+    }
 }
 
 /// The first view that shows the whole cluster.
@@ -275,56 +357,25 @@ async fn complete(follow: &mut Follow) -> Option<Arc<View>> {
     Some(view.clone())
 }
 
-async fn list_command(session: &Session, asked: &arguments::List) -> Result<(), CtlError> {
-    let every = match (asked.watch, asked.watch_2_seconds) {
-        (Some(seconds), _) => Some(Duration::from_secs(u64::from(seconds.max(1)))),
-        (None, true) => Some(Duration::from_secs(2)),
-        (None, false) => None,
-    };
-    let (follow, _) = session.follow().await?;
-    loop {
-        let view = follow.views.borrow().clone();
-        let stale = list::staleness(&view, clock::now(), clock::wall_clock());
-        let text = list::render(
-            &session.cluster,
-            &view.topology,
-            asked.format,
-            asked.extended,
-        );
-        if every.is_some() && session.terminal.is_drawn_on() {
-            session.terminal.print("\x1b[H\x1b[2J")?;
-        }
-        session.terminal.print(&text)?;
-        match (every, stale) {
-            (None, Some(stale)) => return Err(CtlError::Failed(stale)),
-            (None, None) => return Ok(()),
-            (Some(_), Some(stale)) if asked.format == arguments::Format::Pretty => {
-                session.terminal.line(&format!(" {stale}"))?;
-            }
-            // What another program reads as a table stays one.
-            (Some(_), Some(stale)) => session.terminal.warn(&stale),
-            (Some(_), None) => {}
-        }
-        if let Some(every) = every {
-            tokio::time::sleep(every).await;
-        }
-    }
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-async fn version(session: &Session) -> Result<(), CtlError> {
-    session.terminal.line(&format!(
-        "trunkline version {}",
-        crate::api::status::VERSION
-    ))?;
-    let topology = session.look().await?;
-    for member in topology.members.values() {
-        let product = match member.is_trunkline() {
-            true => "trunkline",
-            false => "patroni",
-        };
-        session
-            .terminal
-            .line(&format!("{}: {product} {}", member.name, member.version))?;
+    #[test]
+    fn a_dcs_url_is_taken_as_patronictl_takes_it() {
+        for (url, hosts, namespace) in [
+            ("10.0.0.1:2379", "10.0.0.1:2379", None),
+            ("a:1,b:2", "a:1,b:2", None),
+            ("etcd3://a:2399/own", "a:2399", Some("own")),
+            ("etcd3://a/", "a", None),
+            ("etcd3://:2399", "localhost:2399", None),
+            ("", "localhost", None),
+        ] {
+            let expected = (hosts.to_owned(), namespace.map(str::to_owned));
+            assert_eq!(dcs_address(url).unwrap(), expected, "{url}");
+        }
+        for url in ["etcd://a", "consul://a:8500", "zookeeper://a"] {
+            assert_eq!(dcs_address(url).unwrap_err().exit_code(), 2, "{url}");
+        }
     }
-    Ok(())
 }

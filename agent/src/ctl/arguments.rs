@@ -1,4 +1,4 @@
-//! The command line of `trunkline`: patronictl's commands and options.
+//! The command line of `trunkline`: patronictl's commands and options, and its own.
 
 use std::path::PathBuf;
 
@@ -16,9 +16,15 @@ pub struct Arguments {
         global = true
     )]
     pub config: Option<PathBuf>,
-    /// Where the DCS is, such as 10.0.0.1:2379; in place of the file's.
+    /// Where the DCS is, such as 10.0.0.1:2379 or etcd3://10.0.0.1:2379/service; in place of the file's.
     #[arg(short = 'd', long = "dcs-url", alias = "dcs", global = true)]
     pub dcs_url: Option<String>,
+    /// Take any certificate of an agent.
+    #[arg(short = 'k', long, global = true)]
+    pub insecure: bool,
+    /// A group of Citus: there are none here.
+    #[arg(long, global = true, hide = true)]
+    pub group: Option<String>,
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
@@ -27,26 +33,30 @@ pub struct Arguments {
 /// The commands.
 #[derive(Clone, Debug, Subcommand)]
 pub enum Command {
-    /// Show the members of a cluster.
+    /// Show the members of clusters.
     List(List),
-    /// Show the members as a tree by upstream.
-    Topology(Cluster),
+    /// Show the members of clusters as a tree by upstream.
+    Topology(Topology),
     /// Change the leader while it lives: planned, nothing is lost.
-    Switchover(Change),
+    Switchover(Switchover),
     /// Change the leader to a named member, by force if need be.
-    Failover(Change),
+    Failover(Failover),
     /// Restart PostgreSQL of members.
     Restart(Restart),
     /// Replace a member's data by a new copy.
     Reinit(Reinit),
     /// Make agents read their configuration again.
     Reload(Members),
+    /// Take back what is scheduled.
+    Flush(Flush),
     /// Show the changes of leader.
     History(History),
     /// Show the configuration of the cluster.
     ShowConfig(ShowConfig),
     /// Change the configuration of the cluster.
     EditConfig(EditConfig),
+    /// Show how to connect to a member: the leader's host and port, if no other is asked for.
+    Dsn(Dsn),
     /// Make the cluster a standby of another one.
     DemoteCluster(DemoteCluster),
     /// Make a standby cluster stand on its own.
@@ -57,8 +67,8 @@ pub enum Command {
     Resume(Resume),
     /// Delete everything that the DCS holds of a cluster.
     Remove(Remove),
-    /// Show versions of this program and of the members.
-    Version(Cluster),
+    /// Show the version of this program and, if a cluster is named, of its members.
+    Version(Version),
 }
 
 /// How a table is printed.
@@ -75,30 +85,80 @@ pub enum Format {
     Yaml,
 }
 
-/// A cluster.
+/// Which members by what they are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Role {
+    /// Whoever holds the leader key.
+    Leader,
+    /// The leader of a cluster that stands on its own.
+    Primary,
+    /// The leader of a standby cluster.
+    StandbyLeader,
+    /// Everybody but the leader.
+    Replica,
+    /// The same.
+    Standby,
+    /// Everybody.
+    Any,
+}
+
+impl Role {
+    /// As it is written on the command line.
+    pub fn word(self) -> &'static str {
+        match self {
+            Role::Leader => "leader",
+            Role::Primary => "primary",
+            Role::StandbyLeader => "standby-leader",
+            Role::Replica => "replica",
+            Role::Standby => "standby",
+            Role::Any => "any",
+        }
+    }
+}
+
+/// Printing again and again.
 #[derive(Clone, Debug, Args)]
-pub struct Cluster {
-    /// The cluster; the file's scope if absent.
-    pub cluster: Option<String>,
+pub struct Watch {
+    /// Print again every 2 seconds.
+    #[arg(short = 'W')]
+    pub every_2_seconds: bool,
+    /// Print again after so many seconds.
+    #[arg(
+        short = 'w',
+        long = "watch",
+        value_name = "SECONDS",
+        allow_negative_numbers = true
+    )]
+    pub every: Option<f64>,
 }
 
 /// `list`
 #[derive(Clone, Debug, Args)]
 pub struct List {
-    /// The cluster; the file's scope if absent.
-    pub cluster: Option<String>,
+    /// The clusters; the file's scope if absent.
+    pub clusters: Vec<String>,
     /// How it is printed.
-    #[arg(short, long, value_enum, default_value_t = Format::Pretty)]
+    #[arg(short, long, value_enum, default_value_t = Format::Pretty, hide_possible_values = true, help = "pretty, tsv, json or yaml")]
     pub format: Format,
     /// Show all columns, even empty ones.
     #[arg(short, long)]
     pub extended: bool,
-    /// Print again every 2 seconds.
-    #[arg(short = 'W')]
-    pub watch_2_seconds: bool,
-    /// Print again after so many seconds.
-    #[arg(short = 'w', long, value_name = "SECONDS")]
-    pub watch: Option<u32>,
+    /// Print the time first.
+    #[arg(short, long)]
+    pub timestamp: bool,
+    /// Again and again.
+    #[command(flatten)]
+    pub watch: Watch,
+}
+
+/// `topology`
+#[derive(Clone, Debug, Args)]
+pub struct Topology {
+    /// The clusters; the file's scope if absent.
+    pub clusters: Vec<String>,
+    /// Again and again.
+    #[command(flatten)]
+    pub watch: Watch,
 }
 
 /// `history`
@@ -107,13 +167,13 @@ pub struct History {
     /// The cluster; the file's scope if absent.
     pub cluster: Option<String>,
     /// How it is printed.
-    #[arg(short, long, value_enum, default_value_t = Format::Pretty)]
+    #[arg(short, long, value_enum, default_value_t = Format::Pretty, hide_possible_values = true, help = "pretty, tsv, json or yaml")]
     pub format: Format,
 }
 
-/// `switchover` and `failover`
+/// `switchover`
 #[derive(Clone, Debug, Args)]
-pub struct Change {
+pub struct Switchover {
     /// The cluster; the file's scope if absent.
     pub cluster: Option<String>,
     /// The leader to change away from.
@@ -122,9 +182,22 @@ pub struct Change {
     /// The member to change to.
     #[arg(long)]
     pub candidate: Option<String>,
-    /// When, for a switchover: ISO 8601 with its offset, such as 2026-11-20T10:00:00+00:00.
+    /// When: ISO 8601, such as 2026-11-20T10:00:00+00:00; without an offset in this machine's time zone.
     #[arg(long, value_name = "TIME")]
     pub scheduled: Option<String>,
+    /// Never ask.
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// `failover`
+#[derive(Clone, Debug, Args)]
+pub struct Failover {
+    /// The cluster; the file's scope if absent.
+    pub cluster: Option<String>,
+    /// The member to change to.
+    #[arg(long)]
+    pub candidate: Option<String>,
     /// Never ask.
     #[arg(long)]
     pub force: bool,
@@ -138,8 +211,8 @@ pub struct Members {
     /// The members; all if none is named.
     pub members: Vec<String>,
     /// Only members of this role.
-    #[arg(short, long, value_parser = ["leader", "primary", "standby-leader", "replica", "standby", "any"], default_value = "any")]
-    pub role: String,
+    #[arg(short, long, value_enum, default_value_t = Role::Any, hide_possible_values = true, help = "Only members of this role: leader, primary, standby-leader, replica, standby, any")]
+    pub role: Role,
     /// Never ask.
     #[arg(long)]
     pub force: bool,
@@ -157,13 +230,13 @@ pub struct Restart {
     /// Only members that wait for a restart.
     #[arg(long)]
     pub pending: bool,
-    /// Only members whose PostgreSQL is older than this.
-    #[arg(long)]
+    /// Only members whose PostgreSQL is older than this, such as 15.9.
+    #[arg(long, value_name = "VERSION")]
     pub pg_version: Option<String>,
-    /// How long is waited for the restart.
-    #[arg(long)]
+    /// How long is waited for the restart: seconds, or a time such as 1min.
+    #[arg(long, value_name = "TIME")]
     pub timeout: Option<String>,
-    /// When: ISO 8601 with its offset, such as 2026-11-20T10:00:00+00:00.
+    /// When: ISO 8601, such as 2026-11-20T10:00:00+00:00; without an offset in this machine's time zone.
     #[arg(long, value_name = "TIME")]
     pub scheduled: Option<String>,
 }
@@ -174,7 +247,6 @@ pub struct Reinit {
     /// The cluster.
     pub cluster: String,
     /// The members.
-    #[arg(required = true)]
     pub members: Vec<String>,
     /// Never ask; refused while another long job runs.
     #[arg(long)]
@@ -185,6 +257,50 @@ pub struct Reinit {
     /// Wait until the members stream again.
     #[arg(long)]
     pub wait: bool,
+}
+
+/// `flush`
+#[derive(Clone, Debug, Args)]
+#[command(override_usage = "trunkline flush [OPTIONS] <CLUSTER> [MEMBERS]... <restart|switchover>")]
+pub struct Flush {
+    /// The cluster.
+    pub cluster: String,
+    /// The members whose restart is taken back, all if none is named; then what is taken back: restart or
+    /// switchover.
+    #[arg(required = true, value_name = "TARGET")]
+    pub words: Vec<String>,
+    /// Only members of this role.
+    #[arg(
+        short,
+        long,
+        value_enum,
+        default_value_t = Role::Any,
+        hide_possible_values = true,
+        help = "Only members of this role: leader, primary, standby-leader, replica, standby, any"
+    )]
+    pub role: Role,
+    /// Never ask.
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// `dsn`
+#[derive(Clone, Debug, Args)]
+pub struct Dsn {
+    /// The cluster; the file's scope if absent.
+    pub cluster: Option<String>,
+    /// Any member of this role.
+    #[arg(
+        short,
+        long,
+        value_enum,
+        hide_possible_values = true,
+        help = "Any member of this role: leader, primary, standby-leader, replica, standby, any"
+    )]
+    pub role: Option<Role>,
+    /// This member.
+    #[arg(short, long)]
+    pub member: Option<String>,
 }
 
 /// `pause`
@@ -249,11 +365,20 @@ pub struct PromoteCluster {
 /// `remove`
 #[derive(Clone, Debug, Args)]
 pub struct Remove {
-    /// The cluster; the file's scope if absent.
-    pub cluster: Option<String>,
+    /// The cluster.
+    pub cluster: String,
     /// How the members are shown before it is asked.
-    #[arg(short, long, value_enum, default_value_t = Format::Pretty)]
+    #[arg(short, long, value_enum, default_value_t = Format::Pretty, hide_possible_values = true, help = "pretty, tsv, json or yaml")]
     pub format: Format,
+}
+
+/// `version`
+#[derive(Clone, Debug, Args)]
+pub struct Version {
+    /// The cluster; only this program's version if absent.
+    pub cluster: Option<String>,
+    /// The members; all if none is named.
+    pub members: Vec<String>,
 }
 
 /// `show-config`
@@ -284,7 +409,7 @@ pub struct EditConfig {
     #[arg(long, value_name = "FILE")]
     pub apply: Option<PathBuf>,
     /// Replace everything by a YAML file; - is standard input.
-    #[arg(long, value_name = "FILE", conflicts_with = "apply")]
+    #[arg(long, value_name = "FILE")]
     pub replace: Option<PathBuf>,
     /// Do not show what changes.
     #[arg(short, long)]

@@ -4,69 +4,75 @@ use std::time::Duration;
 
 use hyper::Method;
 use serde_json::json;
-use trunkline_shared::cluster::{MemberName, MemberRole, Moment, Topology};
+use trunkline_shared::cluster::settings::SynchronousMode;
+use trunkline_shared::cluster::{MemberName, Topology};
 use trunkline_shared::dcs::watch::Follow;
 use trunkline_shared::service::clock;
 
-use super::arguments::{Change, Format};
+use super::arguments::{Failover, Switchover};
 use super::rest::{Answer, RestError, request};
+use super::restart::scheduled;
 use super::steps::{Seen, Steps};
-use super::{CtlError, Session, list};
-use crate::api::requests::{ChangeOfLeader, Kind, unfit};
+use super::terminal::Label;
+use super::{CtlError, Session, list, local_time};
+use crate::api::requests::{ChangeOfLeader, Kind, Refusal};
 
 /// How long a change may take beyond what the agents themselves allow it.
 const PATIENCE: Duration = Duration::from_secs(120);
-
-/// A word of progress is printed when nothing was for this long.
-const QUIET: Duration = Duration::from_secs(2);
 
 /// How often the clock is looked at while nothing is seen.
 const LOOK: Duration = Duration::from_millis(100);
 
 /// `trunkline switchover`
-pub async fn switchover(session: &Session, asked: &Change) -> Result<(), CtlError> {
-    let (follow, view) = session.follow().await?;
+pub(super) async fn switchover(session: &Session, asked: &Switchover) -> Result<(), CtlError> {
+    let (follow, view) = session.known().await?;
     let topology = view.topology.clone();
     show(session, &topology, asked.force)?;
-    let leader = topology
-        .leader
-        .as_ref()
-        .map(|leader| leader.member.to_string());
-    let given = asked.leader.clone();
-    let leader = match (given, leader) {
-        (Some(given), _) => given,
-        (None, Some(current)) if asked.force => current,
-        (None, Some(current)) => session.terminal.ask("Leader", &current)?,
-        (None, None) => {
-            return Err(CtlError::Failed(
-                "the cluster has no leader to switch over from; use failover".to_owned(),
-            ));
+    let cluster = &session.cluster;
+    let Some(current) = topology.leader.as_ref().map(|leader| &leader.member) else {
+        let why = "This cluster has no leader: use failover to a named candidate";
+        return Err(CtlError::Failed(why.to_owned()));
+    };
+    let leader = match &asked.leader {
+        Some(leader) => leader.clone(),
+        None if asked.force => current.to_string(),
+        None => {
+            let is_standby = topology.settings_or_default().standby_cluster.is_some();
+            let question = if is_standby {
+                "Standby Leader"
+            } else {
+                "Primary"
+            };
+            session
+                .terminal
+                .ask(question, Some(current.as_str()))
+                .await?
         }
     };
-    let candidate = candidate(session, asked, &topology, &leader)?;
+    if leader != current.as_str() {
+        return Err(CtlError::Failed(format!(
+            "Member {leader} is not the leader of cluster {cluster}; {current} is"
+        )));
+    }
+    let given = asked.candidate.as_deref();
+    let candidate = candidate(session, (Kind::Switchover, given, asked.force), &topology).await?;
     let change = ChangeOfLeader {
         kind: Kind::Switchover,
         leader: Some(MemberName::new(&leader)),
         candidate,
-        scheduled_at: when(session, asked)?,
+        scheduled_at: when(session, asked).await?,
     };
     change.check(&topology)?;
     if !asked.force {
-        let what = match &change.scheduled_at {
-            None => "switch over cluster".to_owned(),
-            Some(at) => format!("schedule at {at} the switchover of cluster"),
-        };
-        session.terminal.confirm(&format!(
-            "Are you sure you want to {what} {}, demoting current leader {leader}?",
-            session.cluster
-        ))?;
+        confirm(session, &leader, change.scheduled_at.as_deref()).await?;
     }
     if let Some(at) = &change.scheduled_at {
         return match ask(session, &topology, &change).await? {
             Answered::Taken => session.terminal.success(&format!(
-                "Success: the switchover is scheduled at {at}; trunkline list shows it"
+                "Success: the switchover is scheduled at {at}; trunkline list shows it, trunkline flush {cluster} \
+                 switchover takes it back"
             )),
-            Answered::Refused(why) => Err(CtlError::Failed(why)),
+            Answered::Refused(why) => Err(why.into()),
             Answered::Unknown => Err(CtlError::Failed(
                 "the leader's agent did not answer; trunkline list shows what is scheduled"
                     .to_owned(),
@@ -76,41 +82,48 @@ pub async fn switchover(session: &Session, asked: &Change) -> Result<(), CtlErro
     carry_out(session, follow, &topology, change).await
 }
 
-/// When it is to happen, as written; now if absent.
-fn when(session: &Session, asked: &Change) -> Result<Option<String>, CtlError> {
-    let at = match &asked.scheduled {
+async fn confirm(session: &Session, leader: &str, at: Option<&str>) -> Result<(), CtlError> {
+    let cluster = &session.cluster;
+    let (question, refused) = match at {
+        None => (
+            format!(
+                "Are you sure you want to switchover cluster {cluster}, demoting current leader {leader}?"
+            ),
+            "Aborting switchover",
+        ),
+        Some(at) => (
+            format!(
+                "Are you sure you want to schedule switchover of cluster {cluster} at {at}, demoting current \
+                 leader {leader}?"
+            ),
+            "Aborting scheduled switchover",
+        ),
+    };
+    session.terminal.confirm(&question, refused).await
+}
+
+/// When it is to happen, with its offset; now if absent.
+async fn when(session: &Session, asked: &Switchover) -> Result<Option<String>, CtlError> {
+    let text = match &asked.scheduled {
         Some(at) => at.clone(),
         None if asked.force => return Ok(None),
         None => {
-            let question = "When should the switchover take place (e.g. 2026-11-20T10:00:00+00:00)";
-            session.terminal.ask(question, "now")?
+            let example = local_time::in_an_hour(clock::wall_clock());
+            let question = format!("When should the switchover take place (e.g. {example} ) ");
+            session.terminal.ask(&question, Some("now")).await?
         }
     };
-    Ok(Some(at).filter(|at| at != "now"))
+    scheduled(&text)
 }
 
 /// `trunkline failover`
-pub async fn failover(session: &Session, asked: &Change) -> Result<(), CtlError> {
-    if asked.scheduled.is_some() {
-        let why = "a failover cannot be scheduled; schedule a switchover";
-        return Err(CtlError::Usage(why.to_owned()));
-    }
-    let (follow, view) = session.follow().await?;
+pub(super) async fn failover(session: &Session, asked: &Failover) -> Result<(), CtlError> {
+    let (follow, view) = session.known().await?;
     let topology = view.topology.clone();
     show(session, &topology, asked.force)?;
-    let leader = topology
-        .leader
-        .as_ref()
-        .map(|leader| leader.member.to_string());
-    let leader = leader.unwrap_or_default();
-    let candidate = match asked.force && asked.candidate.is_none() {
-        true => {
-            return Err(CtlError::Usage(
-                "a failover needs a candidate: --candidate MEMBER".to_owned(),
-            ));
-        }
-        false => candidate(session, asked, &topology, &leader)?,
-    };
+    let given = asked.candidate.as_deref();
+    let candidate = candidate(session, (Kind::Failover, given, asked.force), &topology).await?;
+    let leader = topology.leader.as_ref().map(|leader| &leader.member);
     let change = ChangeOfLeader {
         kind: Kind::Failover,
         leader: None,
@@ -119,19 +132,36 @@ pub async fn failover(session: &Session, asked: &Change) -> Result<(), CtlError>
     };
     change.check(&topology)?;
     if !asked.force {
-        let question = match leader.as_str() {
-            "" => format!(
-                "Are you sure you want to fail over cluster {}?",
-                session.cluster
-            ),
-            leader => format!(
-                "Are you sure you want to fail over cluster {}, demoting current leader {leader}?",
-                session.cluster
-            ),
-        };
-        session.terminal.confirm(&question)?;
+        let refused = "Aborting failover";
+        if let Some(candidate) = change
+            .candidate
+            .as_ref()
+            .filter(|to| is_asynchronous(&topology, to))
+        {
+            let question =
+                format!("Are you sure you want to failover to the asynchronous node {candidate}?");
+            session.terminal.confirm(&question, refused).await?;
+        }
+        let demoting = leader.map_or_else(String::new, |leader| {
+            format!(", demoting current leader {leader}")
+        });
+        let question = format!(
+            "Are you sure you want to failover cluster {}{demoting}?",
+            session.cluster
+        );
+        session.terminal.confirm(&question, refused).await?;
     }
     carry_out(session, follow, &topology, change).await
+}
+
+/// Whether commits wait for others than this member, so that it may lack acknowledged ones.
+fn is_asynchronous(topology: &Topology, candidate: &MemberName) -> bool {
+    let is_on = topology.settings_or_default().synchronous_mode != SynchronousMode::Off;
+    let sync = topology.sync.as_ref().filter(|sync| sync.leader.is_some());
+    is_on
+        && sync.is_some_and(|sync| {
+            !sync.standbys.contains(candidate) && sync.leader.as_ref() != Some(candidate)
+        })
 }
 
 fn show(session: &Session, topology: &Topology, is_forced: bool) -> Result<(), CtlError> {
@@ -139,89 +169,141 @@ fn show(session: &Session, topology: &Topology, is_forced: bool) -> Result<(), C
         return Ok(());
     }
     session.terminal.line("Current cluster topology")?;
-    let table = list::render(&session.cluster, topology, Format::Pretty, false);
+    let table = list::render(&session.cluster, topology, list::Shape::PLAIN);
     session.terminal.print(&table)
 }
 
-fn candidate(
+/// The member to change to: the one given, or the operator's choice; none is the cluster's choice.
+async fn candidate(
     session: &Session,
-    asked: &Change,
+    (kind, given, is_forced): (Kind, Option<&str>, bool),
     topology: &Topology,
-    leader: &str,
 ) -> Result<Option<MemberName>, CtlError> {
-    let name = match &asked.candidate {
-        Some(name) => name.clone(),
-        None if asked.force => String::new(),
+    let leader = topology.leader.as_ref().map(|leader| &leader.member);
+    let (word, cluster) = (kind.word(), &session.cluster);
+    let others = topology.members.values();
+    let fit: Vec<&str> = others
+        .filter(|member| Some(&member.name) != leader && member.tags.may_lead())
+        .map(|member| member.name.as_str())
+        .collect();
+    if fit.is_empty() {
+        let why = "no other member is registered that may lead";
+        return Err(CtlError::Failed(format!(
+            "No candidates found to {word} to: {why}"
+        )));
+    }
+    let fit = format!("['{}']", fit.join("', '"));
+    let name = match given {
+        Some(name) => name.to_owned(),
+        None if is_forced => String::new(),
         None => {
-            let fit: Vec<&str> = topology
-                .members
-                .values()
-                .filter(|member| member.name.as_str() != leader && unfit(member).is_none())
-                .map(|member| member.name.as_str())
-                .collect();
-            session
-                .terminal
-                .ask(&format!("Candidate ['{}']", fit.join("', '")), "")?
+            let question = format!("Candidate {fit}");
+            session.terminal.ask(&question, Some("")).await?
         }
     };
-    Ok((!name.is_empty()).then(|| MemberName::new(&name)))
+    if name.is_empty() {
+        return match kind {
+            Kind::Switchover => Ok(None),
+            Kind::Failover => Err(CtlError::Usage(
+                "Failover could be performed only to a specific candidate: --candidate MEMBER"
+                    .to_owned(),
+            )),
+        };
+    }
+    let name = MemberName::new(&name);
+    if Some(&name) == leader {
+        return Err(CtlError::Failed(format!(
+            "Member {name} is already the leader of cluster {cluster}"
+        )));
+    }
+    let known = topology.members.get(&name);
+    match known.is_some_and(|member| member.tags.may_lead()) {
+        true => Ok(Some(name)),
+        false => Err(CtlError::Failed(format!(
+            "Member {name} does not exist in cluster {cluster} or is tagged as nofailover; candidates are {fit}"
+        ))),
+    }
 }
 
-async fn carry_out(
+/// Asks for the change, and follows it step by step to its end.
+pub(super) async fn carry_out(
     session: &Session,
-    mut follow: Follow,
+    follow: Follow,
     topology: &Topology,
     change: ChangeOfLeader,
 ) -> Result<(), CtlError> {
     let before = topology.leader.as_ref().map(|leader| leader.member.clone());
-    let mut steps = Steps::new(change.clone(), before, clock::now());
-    let (sender, mut answers) = tokio::sync::oneshot::channel();
-    let asking = ask(session, topology, &change);
-    let following = async {
-        let mut pace = Pace::new();
-        let mut answer: Option<Answered> = None;
-        let mut is_waiting = true;
-        loop {
-            let view = follow.views.borrow_and_update().clone();
-            for seen in steps.see(&view.topology, clock::now()) {
-                pace.spoke();
-                match seen {
-                    Seen::Step(line) => session.terminal.line(&line)?,
-                    Seen::Done(line) => session.terminal.success(&line)?,
-                }
-            }
-            if let Some(leader) = steps.leader() {
-                return verdict(&change, leader);
-            }
-            match &answer {
-                Some(Answered::Refused(text)) => return Err(CtlError::Failed(text.clone())),
-                Some(Answered::Taken | Answered::Unknown) if steps.is_called_off(clock::now()) => {
-                    return Err(called_off(&change, &view.topology));
-                }
-                Some(Answered::Taken | Answered::Unknown) | None => {}
-            }
-            pace.check(session, &change)?;
-            tokio::select! {
-                changed = follow.views.changed() => {
-                    changed.map_err(|_| CtlError::Failed("the cluster is not followed any more".to_owned()))?;
-                }
-                received = &mut answers, if is_waiting => {
-                    is_waiting = false;
-                    answer = received.ok();
-                }
-                () = tokio::time::sleep(LOOK) => {}
-            }
-        }
-    };
+    let steps = Steps::new(change.clone(), before, clock::now());
+    let word = change.kind.word();
+    session.terminal.goes_on(&format!(
+        "the {word} was asked for and goes on in the cluster, or is called off there; see \"trunkline list\""
+    ));
+    let label = Label::new(format!("the {word} goes on"));
+    let (sender, answers) = tokio::sync::oneshot::channel();
     let asked = async {
-        let answered = asking.await?;
+        let answered = ask(session, topology, &change).await?;
         // The other side is gone only when the change was seen to be done already.
         let _ = sender.send(answered);
         std::future::pending::<Result<(), CtlError>>().await
     };
-    tokio::select! {
-        done = following => done,
-        failed = asked => failed,
+    let following = until_done(session, follow, &change, steps, (answers, &label));
+    let both = async {
+        tokio::select! {
+            done = following => done,
+            failed = asked => failed,
+        }
+    };
+    session.terminal.waiting(&label, both).await
+}
+
+async fn until_done(
+    session: &Session,
+    mut follow: Follow,
+    change: &ChangeOfLeader,
+    mut steps: Steps,
+    (mut answers, label): (tokio::sync::oneshot::Receiver<Answered>, &Label),
+) -> Result<(), CtlError> {
+    let started = clock::now();
+    let mut answer: Option<Answered> = None;
+    let mut is_waiting = true;
+    loop {
+        let view = follow.views.borrow_and_update().clone();
+        for seen in steps.see(&view.topology, clock::now()) {
+            match seen {
+                Seen::Step(line) => {
+                    label.replace(format!("after {}", line.trim()));
+                    session.terminal.line(&line)?;
+                }
+                Seen::Done(line) => session.terminal.success(&line)?,
+            }
+        }
+        if let Some(leader) = steps.leader() {
+            return verdict(change, leader);
+        }
+        match &answer {
+            Some(Answered::Refused(why)) => return Err(why.clone().into()),
+            Some(Answered::Taken | Answered::Unknown) if steps.is_called_off(clock::now()) => {
+                return Err(called_off(change, &view.topology));
+            }
+            Some(Answered::Taken | Answered::Unknown) | None => {}
+        }
+        if clock::now().since(started) > PATIENCE {
+            return Err(CtlError::Failed(format!(
+                "the {} is not finished after {} s; it may still go on: see \"trunkline list\"",
+                change.kind.word(),
+                PATIENCE.as_secs()
+            )));
+        }
+        tokio::select! {
+            changed = follow.views.changed() => {
+                changed.map_err(|_| CtlError::Failed("the cluster is not followed any more".to_owned()))?;
+            }
+            received = &mut answers, if is_waiting => {
+                is_waiting = false;
+                answer = received.ok();
+            }
+            () = tokio::time::sleep(LOOK) => {}
+        }
     }
 }
 
@@ -232,7 +314,7 @@ enum Answered {
     /// The agent was asked and did not say.
     Unknown,
     /// The agent said no, or that it failed.
-    Refused(String),
+    Refused(Refusal),
 }
 
 /// Through the leader's agent where it can be reached, else into the DCS.
@@ -270,10 +352,9 @@ async fn ask(
                 status: 200 | 202, ..
             }) => return Ok(Answered::Taken),
             Ok(answer) => {
-                return Ok(Answered::Refused(format!(
-                    "{} ({})",
-                    answer.text, answer.status
-                )));
+                let text = format!("{} ({})", answer.text, answer.status);
+                let status = answer.status;
+                return Ok(Answered::Refused(Refusal { status, text }));
             }
             Err(RestError::NoAnswer(_)) => return Ok(Answered::Unknown),
             Err(RestError::NotReached(_)) => {}
@@ -315,59 +396,4 @@ fn called_off(change: &ChangeOfLeader, topology: &Topology) -> CtlError {
         change.kind.word(),
         leader.as_deref().unwrap_or("nobody")
     ))
-}
-
-/// Keeps the operator company: what is waited for, when nothing was printed for a while.
-struct Pace {
-    started: Moment,
-    spoke: Moment,
-}
-
-impl Pace {
-    fn new() -> Self {
-        let now = clock::now();
-        Self {
-            started: now,
-            spoke: now,
-        }
-    }
-
-    fn spoke(&mut self) {
-        self.spoke = clock::now();
-    }
-
-    fn check(&mut self, session: &Session, change: &ChangeOfLeader) -> Result<(), CtlError> {
-        let now = clock::now();
-        if now.since(self.started) > PATIENCE {
-            return Err(CtlError::Failed(format!(
-                "the {} is not finished after {} s; it may still go on: see \"trunkline list\"",
-                change.kind.word(),
-                PATIENCE.as_secs()
-            )));
-        }
-        if now.since(self.spoke) >= QUIET {
-            self.spoke = now;
-            let seconds = now.since(self.started).as_secs_f64();
-            session
-                .terminal
-                .line(&format!("{seconds:>6.3} s still waiting"))?;
-        }
-        Ok(())
-    }
-}
-
-/// Whether a member is what a role option asks for.
-pub fn has_role(topology: &Topology, name: &MemberName, role: &str) -> bool {
-    let is_leader = topology
-        .leader
-        .as_ref()
-        .is_some_and(|leader| leader.member == *name);
-    let own = topology.members.get(name).map(|member| member.role);
-    match role {
-        "leader" => is_leader,
-        "primary" => is_leader && own == Some(MemberRole::Primary),
-        "standby-leader" => is_leader && own == Some(MemberRole::StandbyLeader),
-        "replica" | "standby" => !is_leader,
-        _ => true,
-    }
 }

@@ -9,81 +9,131 @@ use trunkline_shared::dcs::records::merge_patch;
 use trunkline_shared::service::clock;
 
 use super::arguments::EditConfig;
-use super::table::yaml;
-use super::{CtlError, Session};
+use super::yaml::block;
+use super::{CtlError, Session, difference};
 use crate::api::settings::{read, write};
 use crate::config::Environment;
 
-/// Lines shown around a change.
-const CONTEXT: usize = 3;
-
 /// `trunkline show-config`
-pub async fn show(session: &Session) -> Result<(), CtlError> {
+pub(super) async fn show(session: &Session) -> Result<(), CtlError> {
     let (value, _) = read(session.dcs.as_ref(), &session.keys).await?;
-    session.terminal.print(&yaml(&value))
+    session.terminal.print(&block(&value))
 }
 
 /// `trunkline edit-config`
-pub async fn edit(
+pub(super) async fn edit(
     session: &Session,
     asked: &EditConfig,
     env: &Environment,
 ) -> Result<(), CtlError> {
     let (old, revision) = read(session.dcs.as_ref(), &session.keys).await?;
-    let mut new = old.clone();
-    if let Some(path) = &asked.replace {
-        new = document(path)?;
+    let new = changed(asked, &old, session, env)?;
+    if new == old {
+        return match asked.quiet {
+            true => Ok(()),
+            false => session.terminal.line("Not changed"),
+        };
     }
+    if !asked.quiet {
+        let text = difference::unified(&block(&old), &block(&new), &session.terminal);
+        session.terminal.print(&text)?;
+    }
+    if !asked.force {
+        // Standard input has been read to its end: nobody can answer there any more.
+        let from_input = [&asked.apply, &asked.replace].into_iter().flatten();
+        if from_input.into_iter().any(|path| path.as_os_str() == "-") {
+            let why = "Use --force option to apply changes; nothing was changed";
+            return Err(CtlError::Failed(why.to_owned()));
+        }
+        let refused = "Aborted edit-config";
+        session
+            .terminal
+            .confirm("Apply these changes?", refused)
+            .await?;
+    }
+    write(session.dcs.as_ref(), &session.keys, &new, Some(revision)).await?;
+    session.terminal.success("Configuration changed")
+}
+
+/// The configuration as the options, or the operator's editor, make it.
+fn changed(
+    asked: &EditConfig,
+    old: &Value,
+    session: &Session,
+    env: &Environment,
+) -> Result<Value, CtlError> {
+    let is_by_hand = asked.replace.is_none()
+        && asked.apply.is_none()
+        && asked.set.is_empty()
+        && asked.pg.is_empty();
+    if is_by_hand {
+        return by_hand(&block(old), session.cluster.as_str(), env);
+    }
+    let mut new = match &asked.replace {
+        Some(path) => document(path)?,
+        None => old.clone(),
+    };
     if let Some(path) = &asked.apply {
         merge_patch(&mut new, &document(path)?);
     }
     let parameters = asked
         .pg
         .iter()
-        .map(|pair| format!("postgresql.parameters.{pair}"));
+        .map(|pair| format!("postgresql.parameters.{}", pair.trim_start()));
     for pair in asked.set.iter().cloned().chain(parameters) {
-        merge_patch(&mut new, &patch_of(&pair)?);
+        let (path, value) = setting(&pair)?;
+        set(&mut new, &path, value);
     }
-    let is_by_hand = asked.replace.is_none()
-        && asked.apply.is_none()
-        && asked.set.is_empty()
-        && asked.pg.is_empty();
-    if is_by_hand {
-        new = by_hand(&yaml(&old), env)?;
-    }
-    if new == old {
-        return session.terminal.line("Not changed");
-    }
-    if !asked.quiet {
-        session
-            .terminal
-            .print(&difference(&yaml(&old), &yaml(&new)))?;
-    }
-    if !asked.force {
-        session.terminal.confirm("Apply these changes?")?;
-    }
-    write(session.dcs.as_ref(), &session.keys, &new, Some(revision)).await?;
-    session.terminal.success("Configuration changed")
+    Ok(new)
 }
 
-/// `a.b.c=value` as a merge patch.
-fn patch_of(pair: &str) -> Result<Value, CtlError> {
+/// `a.b.c=value` as the way to a value, and the value; null removes it.
+fn setting(pair: &str) -> Result<(Vec<&str>, Value), CtlError> {
     let (path, text) = pair
         .split_once('=')
-        .filter(|(path, _)| !path.is_empty())
-        .ok_or_else(|| CtlError::Usage(format!("\"{pair}\" is not of the form key=value")))?;
-    let value = match text {
+        .filter(|(path, _)| !path.trim().is_empty())
+        .ok_or_else(|| {
+            CtlError::Usage(format!(
+                "Invalid parameter setting \"{pair}\": it is not of the form key=value"
+            ))
+        })?;
+    let value = match text.trim() {
         "" => Value::Null,
         text => parsed(text, pair)?,
     };
     // Names of parameters may hold dots themselves: those of extensions do.
-    let parts: Vec<&str> = match path.strip_prefix("postgresql.parameters.") {
+    let path = path.trim();
+    let path = match path.strip_prefix("postgresql.parameters.") {
         Some(name) => vec!["postgresql", "parameters", name],
         None => path.split('.').collect(),
     };
-    Ok(parts.iter().rev().fold(value, |value, part| {
-        Value::Object(Map::from_iter([((*part).to_owned(), value)]))
-    }))
+    match path.iter().any(|key| key.is_empty()) {
+        true => Err(CtlError::Usage(format!("\"{pair}\" names an empty key"))),
+        false => Ok((path, value)),
+    }
+}
+
+/// Sets or removes a value. What held nothing else goes with it, as with patronictl.
+fn set(target: &mut Value, path: &[&str], value: Value) {
+    let [key, below @ ..] = path else {
+        *target = value;
+        return;
+    };
+    if !target.is_object() {
+        *target = Value::Object(Map::new());
+    }
+    let Value::Object(map) = target else {
+        return;
+    };
+    if below.is_empty() && value.is_null() {
+        map.shift_remove(*key);
+        return;
+    }
+    let child = map.entry((*key).to_owned()).or_insert(Value::Null);
+    set(child, below, value);
+    if !below.is_empty() && child.as_object().is_some_and(Map::is_empty) {
+        map.shift_remove(*key);
+    }
 }
 
 fn parsed(text: &str, place: &str) -> Result<Value, CtlError> {
@@ -105,28 +155,44 @@ fn document(path: &Path) -> Result<Value, CtlError> {
         }
         _ => std::fs::read_to_string(path).map_err(unreadable)?,
     };
-    match parsed(&text, &path.display().to_string())? {
+    mapping(&text, &path.display().to_string())
+}
+
+fn mapping(text: &str, place: &str) -> Result<Value, CtlError> {
+    match parsed(text, place)? {
         value @ Value::Object(_) => Ok(value),
         other => Err(CtlError::Usage(format!(
-            "{}: a mapping is expected, found {other}",
-            path.display()
+            "{place}: a mapping is expected, found {other}"
         ))),
     }
 }
 
+/// The operator's editor, or the first of those that are usual.
+fn editor(env: &Environment) -> Result<String, CtlError> {
+    let named = env.get("VISUAL").or_else(|| env.get("EDITOR"));
+    if let Some(named) = named.filter(|named| !named.trim().is_empty()) {
+        return Ok(named.clone());
+    }
+    let folders = env.get("PATH").map_or("/usr/bin:/bin", String::as_str);
+    let is_there = |name: &&str| std::env::split_paths(folders).any(|dir| dir.join(name).is_file());
+    let usual = ["editor", "vi"].into_iter().find(is_there);
+    usual.map(str::to_owned).ok_or_else(|| {
+        let why = "EDITOR environment variable is not set, and neither editor nor vi is there; set it, or use \
+                   -s KEY=VALUE";
+        CtlError::Failed(why.to_owned())
+    })
+}
+
 /// In the operator's editor.
-fn by_hand(text: &str, env: &Environment) -> Result<Value, CtlError> {
-    let editor = env
-        .get("VISUAL")
-        .or_else(|| env.get("EDITOR"))
-        .map_or("vi", String::as_str);
+fn by_hand(text: &str, cluster: &str, env: &Environment) -> Result<Value, CtlError> {
+    let editor = editor(env)?;
     let failed = |error: std::io::Error| {
         CtlError::Failed(format!(
-            "{editor} could not be used: {error}; set EDITOR, or use -s key=value"
+            "{editor} could not be used: {error}; set EDITOR, or use -s KEY=VALUE"
         ))
     };
     let path = std::env::temp_dir().join(format!(
-        "trunkline-{}-{}.yml",
+        "{cluster}-config-{}-{}.yaml",
         rustix::process::getpid().as_raw_nonzero(),
         clock::now().0
     ));
@@ -149,65 +215,12 @@ fn by_hand(text: &str, env: &Environment) -> Result<Value, CtlError> {
     let edited = std::fs::read_to_string(&path);
     // A file left in the temporary folder is the smaller evil than hiding the editor's own error.
     let _ = std::fs::remove_file(&path);
-    match status.map_err(failed)?.success() {
-        true => parsed(&edited.map_err(failed)?, "the edited text"),
-        false => Err(CtlError::Aborted),
+    let status = status.map_err(failed)?;
+    if !status.success() {
+        let why = format!("Editor {editor} ended with {status}");
+        return Err(CtlError::Aborted(why));
     }
-}
-
-/// The lines that differ, with some around them.
-fn difference(old: &str, new: &str) -> String {
-    let old: Vec<&str> = old.lines().collect();
-    let new: Vec<&str> = new.lines().collect();
-    let lines = aligned(&old, &new);
-    let is_near = |at: usize| {
-        let from = at.saturating_sub(CONTEXT);
-        let to = (at + CONTEXT + 1).min(lines.len());
-        lines[from..to].iter().any(|(sign, _)| *sign != ' ')
-    };
-    let mut text = String::from("--- \n+++ \n");
-    let mut has_gap = false;
-    for (at, (sign, line)) in lines.iter().enumerate() {
-        if is_near(at) {
-            if has_gap {
-                text.push_str("@@\n");
-            }
-            has_gap = false;
-            text.push_str(&format!("{sign}{line}\n"));
-        } else {
-            has_gap = true;
-        }
-    }
-    text
-}
-
-/// Every line of both, marked by where it stands; a longest common subsequence stays unmarked.
-fn aligned<'t>(old: &[&'t str], new: &[&'t str]) -> Vec<(char, &'t str)> {
-    let mut common = vec![vec![0u32; new.len() + 1]; old.len() + 1];
-    for i in (0..old.len()).rev() {
-        for j in (0..new.len()).rev() {
-            common[i][j] = match old[i] == new[j] {
-                true => common[i + 1][j + 1] + 1,
-                false => common[i + 1][j].max(common[i][j + 1]),
-            };
-        }
-    }
-    let (mut i, mut j) = (0, 0);
-    let mut lines = Vec::new();
-    while i < old.len() || j < new.len() {
-        if i < old.len() && j < new.len() && old[i] == new[j] {
-            lines.push((' ', old[i]));
-            i += 1;
-            j += 1;
-        } else if i < old.len() && (j == new.len() || common[i + 1][j] >= common[i][j + 1]) {
-            lines.push(('-', old[i]));
-            i += 1;
-        } else {
-            lines.push(('+', new[j]));
-            j += 1;
-        }
-    }
-    lines
+    mapping(&edited.map_err(failed)?, "the edited text")
 }
 
 #[cfg(test)]
@@ -216,32 +229,40 @@ mod tests {
 
     use super::*;
 
-    #[test]
-    fn a_set_makes_a_patch_and_null_removes() {
-        for (pair, patch) in [
-            ("ttl=20", json!({ "ttl": 20 })),
-            (
-                "postgresql.use_pg_rewind=on",
-                json!({ "postgresql": { "use_pg_rewind": true } }),
-            ),
-            ("pause=null", json!({ "pause": null })),
-            (
-                "postgresql.parameters.pg_stat_statements.max=5",
-                json!({ "postgresql": { "parameters": { "pg_stat_statements.max": 5 } } }),
-            ),
-        ] {
-            assert_eq!(patch_of(pair).unwrap(), patch, "{pair}");
+    fn after(pairs: &[&str]) -> Value {
+        let mut value =
+            json!({ "ttl": 30, "postgresql": { "parameters": { "max_connections": 100 } } });
+        for pair in pairs {
+            let (path, new) = setting(pair).unwrap();
+            set(&mut value, &path, new);
         }
-        assert!(patch_of("ttl").is_err());
+        value
     }
 
     #[test]
-    fn a_difference_shows_what_changes_and_its_neighbours() {
-        let old = "a: 1\nb: 2\nc: 3\nd: 4\ne: 5\nf: 6\n";
-        let new = "a: 1\nb: 2\nc: 3\nd: 4\ne: 50\nf: 6\n";
+    fn settings_are_set_by_their_way_and_null_removes() {
+        let parameters =
+            |parameters: Value| json!({ "ttl": 30, "postgresql": { "parameters": parameters } });
+        assert_eq!(after(&["ttl=20"])["ttl"], 20);
         assert_eq!(
-            difference(old, new),
-            "--- \n+++ \n@@\n b: 2\n c: 3\n d: 4\n-e: 5\n+e: 50\n f: 6\n"
+            after(&["postgresql.use_pg_rewind=on"])["postgresql"]["use_pg_rewind"],
+            true
         );
+        assert_eq!(
+            after(&["postgresql.parameters.pg_stat_statements.max=5"]),
+            parameters(json!({ "max_connections": 100, "pg_stat_statements.max": 5 }))
+        );
+        assert_eq!(
+            after(&["postgresql.parameters.max_connections=null"]),
+            json!({ "ttl": 30 })
+        );
+        assert_eq!(
+            after(&["standby_cluster.host=null", "ttl=null"]),
+            json!({ "postgresql": { "parameters": { "max_connections": 100 } } })
+        );
+        assert_eq!(after(&["standby_cluster={}"])["standby_cluster"], json!({}));
+        for wrong in ["ttl", "=1", "a..b=1", " = 1", "a=[1"] {
+            assert!(setting(wrong).is_err(), "{wrong}");
+        }
     }
 }

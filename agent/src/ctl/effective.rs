@@ -9,26 +9,8 @@ use crate::api::settings::{SettingsChangeError, read};
 use crate::config::Environment;
 use crate::config::effective::effective;
 
-const COLUMNS: [Column; 3] = [
-    Column {
-        name: "Key",
-        head: "Key",
-        is_number: false,
-    },
-    Column {
-        name: "Value",
-        head: "Value",
-        is_number: false,
-    },
-    Column {
-        name: "Origin",
-        head: "Origin",
-        is_number: false,
-    },
-];
-
 /// `trunkline show-config`
-pub async fn show_config(
+pub(super) async fn show_config(
     session: &Session,
     asked: &ShowConfig,
     path: Option<&Path>,
@@ -67,8 +49,12 @@ async fn show(
     });
     let table = Table {
         title: format!(" Cluster: {} ", session.cluster),
-        columns: COLUMNS.to_vec(),
+        columns: ["Key", "Value", "Origin"]
+            .map(|name| Column::new(name, false))
+            .into(),
         rows: rows.collect(),
+        leaves_out_empty: true,
+        delimiter: "\t".to_owned(),
     };
     session.terminal.print(&table.render(format))
 }

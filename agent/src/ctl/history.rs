@@ -8,31 +8,23 @@ use super::arguments::Format;
 use super::table::{Column, Table};
 use super::{CtlError, Session};
 
-const fn column(name: &'static str, is_number: bool) -> Column {
-    Column {
-        name,
-        head: name,
-        is_number,
-    }
-}
-
 /// `trunkline history`
-pub async fn show(session: &Session, format: Format) -> Result<(), CtlError> {
-    let (_, view) = session.follow().await?;
+pub(super) async fn show(session: &Session, format: Format) -> Result<(), CtlError> {
+    let (_, view) = session.known().await?;
     let lines = match view.raw.get(&FactKey::History) {
         Some(raw) => history_lines(&raw.text)
             .map_err(|why| CtlError::Failed(format!("the history cannot be read: {why}")))?,
         None => Vec::new(),
     };
-    let text = |text: &Option<String>| text.clone().map_or(Value::Null, Value::from);
+    let text = |text: &Option<String>| Value::from(text.as_deref().unwrap_or_default());
     let table = Table {
         title: String::new(),
         columns: vec![
-            column("TL", true),
-            column("LSN", true),
-            column("Reason", false),
-            column("Timestamp", false),
-            column("New Leader", false),
+            Column::new("TL", true),
+            Column::new("LSN", true),
+            Column::new("Reason", false),
+            Column::new("Timestamp", false),
+            Column::new("New Leader", false),
         ],
         rows: lines
             .iter()
@@ -46,6 +38,8 @@ pub async fn show(session: &Session, format: Format) -> Result<(), CtlError> {
                 ]
             })
             .collect(),
+        leaves_out_empty: false,
+        delimiter: "\t".to_owned(),
     };
     session.terminal.print(&table.render(format))
 }

@@ -1,98 +1,183 @@
-//! `list` and `topology`: the members as patronictl shows them, and why there is no leader. Pure.
+//! `list` and `topology`: the members as patronictl shows them, and why there is no leader.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::sync::Arc;
 
 use serde_json::Value;
-use trunkline_shared::cluster::member::ParameterChange;
+use trunkline_shared::cluster::member::{ParameterChange, RestartSchedule};
 use trunkline_shared::cluster::topology::Initialize;
-use trunkline_shared::cluster::{ClusterName, Lsn, Member, Moment, Topology};
-use trunkline_shared::dcs::watch::View;
-use trunkline_shared::service::clock::WallTime;
+use trunkline_shared::cluster::{ClusterName, Lsn, Member, MemberName, Moment, Topology};
+use trunkline_shared::dcs::watch::{Follow, View};
+use trunkline_shared::service::clock::{self, WallTime};
 
-use super::arguments::Format;
+use super::arguments::{self, Format, Watch};
 use super::table::{Column, Table};
+use super::watching::watching;
+use super::{CtlError, Desk, Session, clusters, local_time, yaml};
 use crate::api::view::{MemberView, members};
 use crate::decide::Reason;
-
-const fn column(name: &'static str, head: &'static str, is_number: bool) -> Column {
-    Column {
-        name,
-        head,
-        is_number,
-    }
-}
-
-/// patronictl's columns; the first is only in TSV, JSON and YAML.
-const COLUMNS: [Column; 10] = [
-    column("Cluster", "Cluster", false),
-    column("Member", "Member", false),
-    column("Host", "Host", false),
-    column("Role", "Role", false),
-    column("State", "State", false),
-    column("TL", "TL", true),
-    column("Receive LSN", "Receive LSN", true),
-    column("Receive Lag", "Lag", true),
-    column("Replay LSN", "Replay LSN", true),
-    column("Replay Lag", "Lag", true),
-];
-
-/// Columns that are shown only if a member has something in them.
-const PENDING_RESTART: Column = column("Pending restart", "Pending restart", false);
-const REASON: Column = column("Pending restart reason", "Pending restart reason", false);
-const TAGS: Column = column("Tags", "Tags", false);
 
 /// PostgreSQL's port, which is not shown unless somebody uses another one.
 const USUAL_PORT: u16 = 5432;
 
-/// The whole output of `list`.
-pub fn render(
-    cluster: &ClusterName,
-    topology: &Topology,
-    format: Format,
-    extended: bool,
-) -> String {
-    let views = members(topology);
-    let mut text = table(cluster, topology, &views, format, extended).render(format);
-    if format == Format::Pretty {
+/// A change of a parameter that is longer is not shown to people.
+const LONGEST_CHANGE: usize = 50;
+
+/// How the members are shown.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Shape {
+    /// How the table is printed.
+    pub(super) format: Format,
+    /// With columns that nobody has anything in.
+    pub(super) is_extended: bool,
+    /// Members stand below the one that they follow.
+    pub(super) is_tree: bool,
+}
+
+impl Shape {
+    /// For people, as before a question.
+    pub(super) const PLAIN: Shape = Shape {
+        format: Format::Pretty,
+        is_extended: false,
+        is_tree: false,
+    };
+}
+
+/// `trunkline list`
+pub(super) async fn list(desk: &Desk, asked: &arguments::List) -> Result<(), CtlError> {
+    let shape = Shape {
+        format: asked.format,
+        is_extended: asked.extended,
+        is_tree: false,
+    };
+    show(desk, &asked.clusters, shape, &asked.watch, asked.timestamp).await
+}
+
+/// `trunkline topology`
+pub(super) async fn topology(desk: &Desk, asked: &arguments::Topology) -> Result<(), CtlError> {
+    let shape = Shape {
+        is_tree: true,
+        ..Shape::PLAIN
+    };
+    show(desk, &asked.clusters, shape, &asked.watch, false).await
+}
+
+async fn show(
+    desk: &Desk,
+    names: &[String],
+    shape: Shape,
+    watch: &Watch,
+    has_time: bool,
+) -> Result<(), CtlError> {
+    let every = watch.interval()?;
+    let mut followed = Vec::new();
+    for session in desk.sessions(names).await? {
+        let (follow, _) = session.follow().await?;
+        followed.push((session, follow));
+    }
+    watching(&desk.terminal, every, async || {
+        if has_time {
+            let now = local_time::to_seconds(clock::wall_clock());
+            desk.terminal.line(&now)?;
+        }
+        for (session, follow) in &followed {
+            show_one(session, follow, shape, every.is_some()).await?;
+        }
+        Ok(())
+    })
+    .await
+}
+
+async fn show_one(
+    session: &Session,
+    follow: &Follow,
+    shape: Shape,
+    is_watched: bool,
+) -> Result<(), CtlError> {
+    let view = follow.views.borrow().clone();
+    let text = render(&session.cluster, &view.topology, shape);
+    session.terminal.print(&text)?;
+    let stale = staleness(&view, clock::now(), clock::wall_clock());
+    match (is_watched, stale) {
+        (false, Some(stale)) => Err(CtlError::Failed(stale)),
+        (false, None) if !clusters::is_known(&view.topology) => {
+            Err(clusters::unknown(session).await?)
+        }
+        (true, Some(stale)) if shape.format == Format::Pretty => {
+            session.terminal.line(&format!(" {stale}"))
+        }
+        // What another program reads as a table stays one.
+        (true, Some(stale)) => {
+            session.terminal.warn(&stale);
+            Ok(())
+        }
+        (true | false, None) => Ok(()),
+    }
+}
+
+/// The members of a cluster, and, for people, what else is to be known of it.
+pub(super) fn render(cluster: &ClusterName, topology: &Topology, shape: Shape) -> String {
+    let views = match shape.is_tree {
+        true => tree(members(topology)),
+        false => members(topology),
+    };
+    let mut text = table(cluster, topology, &views, shape).render(shape.format);
+    if shape.format == Format::Pretty {
         text.push_str(&notes(topology));
     }
     text
 }
 
-fn table(
-    cluster: &ClusterName,
-    topology: &Topology,
-    views: &[MemberView],
-    format: Format,
-    extended: bool,
-) -> Table {
-    let mut columns = COLUMNS.to_vec();
-    let has_pending = extended || views.iter().any(|view| view.has_pending_restart);
-    let has_tags = extended || views.iter().any(is_tagged);
-    let has_reason = extended || views.iter().any(|view| !view.pending_restart.is_empty());
-    columns.extend(has_pending.then_some(PENDING_RESTART));
-    columns.extend(has_reason.then_some(REASON));
-    columns.extend(has_tags.then_some(TAGS));
+/// patronictl's columns; the first is only in TSV, JSON and YAML.
+fn columns(views: &[MemberView], shape: Shape) -> Vec<Column> {
+    let lag = |name: &str| Column {
+        head: "Lag".to_owned(),
+        ..Column::new(name, true)
+    };
+    let mut columns = vec![
+        Column::new("Cluster", false),
+        Column::new("Member", false),
+        Column::new("Host", false),
+        Column::new("Role", false),
+        Column::new("State", false),
+        Column::new("TL", true),
+        Column::new("Receive LSN", true),
+        lag("Receive Lag"),
+        Column::new("Replay LSN", true),
+        lag("Replay Lag"),
+    ];
+    let is_there = |has: fn(&MemberView) -> bool| shape.is_extended || views.iter().any(has);
+    for (name, is_there) in [
+        ("Pending restart", is_there(|view| view.has_pending_restart)),
+        (
+            "Pending restart reason",
+            is_there(|view| !view.pending_restart.is_empty()),
+        ),
+        (
+            "Scheduled restart",
+            is_there(|view| view.scheduled_restart.is_some()),
+        ),
+        ("Tags", is_there(is_tagged)),
+    ] {
+        columns.extend(is_there.then(|| Column::new(name, false)));
+    }
+    columns
+}
+
+fn table(cluster: &ClusterName, topology: &Topology, views: &[MemberView], shape: Shape) -> Table {
+    let mut columns = columns(views, shape);
     let with_port = shows_ports(views);
     let mut rows: Vec<Vec<Value>> = views
         .iter()
         .map(|view| {
-            let mut row = row(cluster, view, with_port);
-            let pending = || match view.has_pending_restart {
-                true => Value::from("*"),
-                false => Value::Null,
-            };
-            row.extend(has_pending.then(pending));
-            row.extend(has_reason.then(|| reason(view, format)));
-            row.extend(has_tags.then(|| match is_tagged(view) {
-                true => view.tags.clone(),
-                false => Value::Null,
-            }));
-            row
+            columns
+                .iter()
+                .map(|column| cell(&column.name, cluster, view, shape, with_port))
+                .collect()
         })
         .collect();
-    if format == Format::Pretty {
+    if shape.format == Format::Pretty {
         columns.remove(0);
         rows.iter_mut().for_each(|row| {
             row.remove(0);
@@ -102,25 +187,8 @@ fn table(
         title: title(cluster, topology),
         columns,
         rows,
-    }
-}
-
-/// The longest reason that a drawing shows, as patronictl has it.
-const LONGEST_REASON: usize = 50;
-
-/// Which values a restart changes.
-fn reason(view: &MemberView, format: Format) -> Value {
-    let change = |(name, change): (&Arc<str>, &ParameterChange)| {
-        let text = format!("{name}: {}->{}", change.old, change.new);
-        match format == Format::Pretty && text.chars().count() > LONGEST_REASON {
-            true => format!("{name}: [hidden - too long]"),
-            false => text,
-        }
-    };
-    let changes: Vec<String> = view.pending_restart.iter().map(change).collect();
-    match changes.is_empty() {
-        true => Value::Null,
-        false => changes.join(", ").into(),
+        leaves_out_empty: true,
+        delimiter: "\t".to_owned(),
     }
 }
 
@@ -139,44 +207,103 @@ fn shows_ports(views: &[MemberView]) -> bool {
             .any(|view| view.port != USUAL_PORT && view.port != 0)
 }
 
-fn row(cluster: &ClusterName, view: &MemberView, with_port: bool) -> Vec<Value> {
+/// What stands in a column; null if nothing does.
+fn cell(
+    column: &str,
+    cluster: &ClusterName,
+    view: &MemberView,
+    shape: Shape,
+    with_port: bool,
+) -> Value {
+    let (received, receive_lag, replayed, replay_lag) = positions(view);
     let is_leader = matches!(view.role, "leader" | "standby_leader");
     let lsn = |lsn: Option<Lsn>| match lsn {
         Some(lsn) => lsn.to_string().into(),
         None if is_leader => Value::Null,
         None => "unknown".into(),
     };
-    let lag = |lag: Option<u64>| match lag {
-        Some(bytes) => megabytes(bytes).into(),
-        None if is_leader => Value::Null,
-        None => "unknown".into(),
-    };
-    let host = match with_port {
-        true if view.host.contains(':') => format!("[{}]:{}", view.host, view.port),
-        true => format!("{}:{}", view.host, view.port),
-        false => view.host.clone(),
-    };
-    vec![
-        cluster.as_str().into(),
-        view.name.clone().into(),
-        host.into(),
-        title_case(view.role).into(),
-        view.state.clone().into(),
-        view.timeline.map_or(Value::Null, Value::from),
-        lsn(view.received),
-        lag(view.receive_lag),
-        lsn(view.replayed),
-        lag(view.replay_lag),
-    ]
+    let lag = |lag: Option<u64>| lag.map_or(Value::Null, |bytes| megabytes(bytes).into());
+    match column {
+        "Cluster" => cluster.as_str().into(),
+        "Member" => view.name.clone().into(),
+        "Host" => match with_port {
+            true if view.host.contains(':') => format!("[{}]:{}", view.host, view.port).into(),
+            true => format!("{}:{}", view.host, view.port).into(),
+            false => view.host.clone().into(),
+        },
+        "Role" => title_case(view.role).into(),
+        "State" => view.state.clone().into(),
+        "TL" => view.timeline.map_or(Value::Null, Value::from),
+        "Receive LSN" => lsn(received),
+        "Receive Lag" => lag(receive_lag),
+        "Replay LSN" => lsn(replayed),
+        "Replay Lag" => lag(replay_lag),
+        "Pending restart" if view.has_pending_restart => "*".into(),
+        "Pending restart reason" if !view.pending_restart.is_empty() => {
+            changes(&view.pending_restart, shape.format).into()
+        }
+        "Scheduled restart" => {
+            let scheduled = view.scheduled_restart.as_ref();
+            scheduled.map_or(Value::Null, |scheduled| when(scheduled).into())
+        }
+        "Tags" if is_tagged(view) => match shape.format {
+            Format::Pretty if shape.is_tree => yaml::flow(&view.tags).into(),
+            Format::Pretty => yaml::block(&view.tags).trim_end().into(),
+            Format::Tsv => yaml::flow(&view.tags).into(),
+            Format::Json | Format::Yaml => view.tags.clone(),
+        },
+        _ => Value::Null,
+    }
 }
 
-/// Rounded to whole megabytes, as patronictl shows lag.
+/// Received and replayed, each with its lag. A member that says neither, but where it is, is read as older
+/// versions wrote it.
+fn positions(view: &MemberView) -> (Option<Lsn>, Option<u64>, Option<Lsn>, Option<u64>) {
+    let is_old = view.received.is_none() && view.replayed.is_none();
+    match (is_old, view.state == "streaming") {
+        (true, true) => (view.position, view.lag, None, None),
+        (true, false) => (None, None, view.position, view.lag),
+        (false, _) => (
+            view.received,
+            view.receive_lag,
+            view.replayed,
+            view.replay_lag,
+        ),
+    }
+}
+
+/// Each parameter with its old and its new value, one in a line.
+fn changes(parameters: &BTreeMap<Arc<str>, ParameterChange>, format: Format) -> String {
+    let change = |(name, change): (&Arc<str>, &ParameterChange)| {
+        let full = format!("{name}: {}->{}", change.old, change.new);
+        match format == Format::Pretty && full.chars().count() > LONGEST_CHANGE {
+            true => format!("{name}: [hidden - too long]"),
+            false => full,
+        }
+    };
+    let lines: Vec<String> = parameters.iter().map(change).collect();
+    lines.join("\n")
+}
+
+fn when(scheduled: &RestartSchedule) -> String {
+    match &scheduled.postgres_version {
+        Some(version) => format!("{} if version < {version}", scheduled.schedule),
+        None => scheduled.schedule.to_string(),
+    }
+}
+
+/// Rounded to whole megabytes as Python rounds: halves go to the even one.
 fn megabytes(bytes: u64) -> u64 {
-    (bytes + (1 << 19)) >> 20
+    let (whole, rest) = (bytes >> 20, bytes & ((1 << 20) - 1));
+    match rest.cmp(&(1 << 19)) {
+        std::cmp::Ordering::Less => whole,
+        std::cmp::Ordering::Equal => whole + (whole & 1),
+        std::cmp::Ordering::Greater => whole + 1,
+    }
 }
 
 /// `sync_standby` as `Sync Standby`.
-fn title_case(role: &str) -> String {
+pub(super) fn title_case(role: &str) -> String {
     role.split('_')
         .map(|word| {
             let (first, rest) = word.split_at(word.len().min(1));
@@ -184,6 +311,59 @@ fn title_case(role: &str) -> String {
         })
         .collect::<Vec<_>>()
         .join(" ")
+}
+
+/// The members, each below the one that it follows, with names that show it.
+fn tree(views: Vec<MemberView>) -> Vec<MemberView> {
+    let leads = |view: &MemberView| matches!(view.role, "leader" | "standby_leader");
+    let leader = views
+        .iter()
+        .find(|view| leads(view))
+        .map(|l| l.name.clone());
+    let upstream = |view: &MemberView| {
+        let named = view.tags.get("replicatefrom").and_then(Value::as_str);
+        let is_replica = |name: &&str| {
+            let mut others = views.iter().filter(|other| !leads(other));
+            others.any(|other| other.name == *name && other.name != view.name)
+        };
+        let above = named.filter(is_replica).map(str::to_owned);
+        above.or_else(|| leader.clone())
+    };
+    let mut left: Vec<(Option<String>, MemberView)> = Vec::new();
+    let mut ordered: Vec<(usize, MemberView)> = Vec::new();
+    for view in &views {
+        match leads(view) {
+            true => ordered.push((0, view.clone())),
+            false => left.push((upstream(view), view.clone())),
+        }
+    }
+    place(leader.as_deref(), 1, &mut left, &mut ordered);
+    // Members that name one another follow nobody else: they are shown all the same.
+    ordered.extend(left.into_iter().map(|(_, view)| (1, view)));
+    ordered
+        .into_iter()
+        .map(|(depth, mut view)| {
+            if depth > 0 {
+                view.name = format!("{}+ {}", "  ".repeat(depth - 1), view.name);
+            }
+            view
+        })
+        .collect()
+}
+
+/// Takes those who follow `above` out of `left`, each with those who follow it.
+fn place(
+    above: Option<&str>,
+    depth: usize,
+    left: &mut Vec<(Option<String>, MemberView)>,
+    ordered: &mut Vec<(usize, MemberView)>,
+) {
+    while let Some(at) = left.iter().position(|(of, _)| of.as_deref() == above) {
+        let (_, view) = left.remove(at);
+        let name = view.name.clone();
+        ordered.push((depth, view));
+        place(Some(&name), depth + 1, left, ordered);
+    }
 }
 
 fn title(cluster: &ClusterName, topology: &Topology) -> String {
@@ -201,12 +381,22 @@ fn notes(topology: &Topology) -> String {
         text.push_str(" Maintenance mode: on\n");
     }
     if let Some(request) = &topology.failover {
-        let from = request.leader.as_ref().map_or("(any)", |n| n.as_str());
-        let to = request.candidate.as_ref().map_or("(any)", |n| n.as_str());
-        let _ = match &request.scheduled_at {
-            Some(at) => writeln!(text, " Switchover scheduled at: {at} from: {from} to: {to}"),
-            None => writeln!(text, " Switchover requested from: {from} to: {to}"),
-        };
+        let (from, to) = (request.leader.as_ref(), request.candidate.as_ref());
+        match &request.scheduled_at {
+            Some(at) => {
+                let _ = writeln!(text, " Switchover scheduled at: {at}");
+                for (word, name) in [("from", from), ("to", to)] {
+                    if let Some(name) = name {
+                        let _ = writeln!(text, "{word:>24}: {name}");
+                    }
+                }
+            }
+            None => {
+                let from = from.map_or("(any)", MemberName::as_str);
+                let to = to.map_or("(any)", MemberName::as_str);
+                let _ = writeln!(text, " Switchover requested from: {from} to: {to}");
+            }
+        }
     }
     if topology.leader.is_none() {
         text.push_str(&why_no_leader(topology));
@@ -272,45 +462,8 @@ pub fn staleness(view: &View, now: Moment, wall: WallTime) -> Option<String> {
     ))
 }
 
-/// The output of `topology`: members below the one they follow.
-pub fn tree(cluster: &ClusterName, topology: &Topology) -> String {
-    let mut views = members(topology);
-    let leads = |view: &MemberView| matches!(view.role, "leader" | "standby_leader");
-    let upstream = |view: &MemberView| {
-        view.tags
-            .get("replicatefrom")
-            .and_then(Value::as_str)
-            .map(str::to_owned)
-    };
-    views.sort_by_key(|view| (!leads(view), upstream(view), view.name.clone()));
-    let mut ordered: Vec<(usize, MemberView)> = Vec::new();
-    for view in views {
-        let above = upstream(&view).and_then(|name| {
-            let at = ordered.iter().position(|(_, known)| known.name == name)?;
-            Some((at, ordered[at].0))
-        });
-        match above {
-            Some((at, depth)) => ordered.insert(at + 1, (depth + 1, view)),
-            None => ordered.push((usize::from(!leads(&view)), view)),
-        }
-    }
-    let views: Vec<MemberView> = ordered
-        .into_iter()
-        .map(|(depth, mut view)| {
-            if depth > 0 {
-                view.name = format!("{}+ {}", "  ".repeat(depth - 1), view.name);
-            }
-            view
-        })
-        .collect();
-    let mut text = table(cluster, topology, &views, Format::Pretty, false).render(Format::Pretty);
-    text.push_str(&notes(topology));
-    text
-}
-
 #[cfg(test)]
 mod tests {
-    use trunkline_shared::cluster::MemberName;
     use trunkline_shared::cluster::topology::{Change, FactKey};
     use trunkline_shared::dcs::records;
 
@@ -329,12 +482,19 @@ mod tests {
         topology
     }
 
+    fn shape(format: Format) -> Shape {
+        Shape {
+            format,
+            ..Shape::PLAIN
+        }
+    }
+
     fn member(name: &str) -> FactKey {
         FactKey::Member(MemberName::new(name))
     }
 
     const LEADER: &str = r#"{"conn_url":"postgres://10.0.0.1:5432/postgres","api_url":"http://10.0.0.1:8008/patroni","state":"running","role":"primary","version":"0.1.0","xlog_location":67109120,"timeline":2}"#;
-    const REPLICA: &str = r#"{"conn_url":"postgres://10.0.0.2:5432/postgres","api_url":"http://10.0.0.2:8008/patroni","state":"running","role":"replica","version":"0.1.0","xlog_location":67109120,"receive_lsn":"0/4000100","replay_lsn":"0/2000100","replication_state":"streaming","timeline":2,"pending_restart":true,"pending_restart_reason":{"max_connections":{"old_value":"100","new_value":"200"}},"tags":{"nofailover":true}}"#;
+    const REPLICA: &str = r#"{"conn_url":"postgres://10.0.0.2:5432/postgres","api_url":"http://10.0.0.2:8008/patroni","state":"running","role":"replica","version":"0.1.0","xlog_location":67109120,"receive_lsn":"0/4000100","replay_lsn":"0/2000100","replication_state":"streaming","timeline":2,"pending_restart":true,"tags":{"nofailover":true}}"#;
     const NEW: &str = r#"{"conn_url":"postgres://10.0.0.3:5432/postgres","api_url":"http://10.0.0.3:8008/patroni","state":"creating replica","role":"uninitialized","version":"0.1.0"}"#;
 
     #[test]
@@ -346,15 +506,15 @@ mod tests {
             (member("n2"), REPLICA),
             (member("n3"), NEW),
         ]);
-        let text = render(&ClusterName::new("demo"), &topology, Format::Pretty, false);
+        let text = render(&ClusterName::new("demo"), &topology, Shape::PLAIN);
         let expected = "\
-+ Cluster: demo (7389012345678901234) -----------+----+-------------+---------+------------+---------+-----------------+------------------+
-| Member | Host     | Role    | State            | TL | Receive LSN |     Lag | Replay LSN |     Lag | Pending restart | Tags             |
-+--------+----------+---------+------------------+----+-------------+---------+------------+---------+-----------------+------------------+
-| n1     | 10.0.0.1 | Leader  | running          |  2 |             |         |            |         |                 |                  |
-| n2     | 10.0.0.2 | Replica | streaming        |  2 |   0/4000100 |       0 |  0/2000100 |      32 | *               | nofailover: true |
-| n3     | 10.0.0.3 | Replica | creating replica |    |     unknown | unknown |    unknown | unknown |                 |                  |
-+--------+----------+---------+------------------+----+-------------+---------+------------+---------+-----------------+------------------+
++ Cluster: demo (7389012345678901234) -----------+----+-------------+-----+------------+-----+-----------------+------------------+
+| Member | Host     | Role    | State            | TL | Receive LSN | Lag | Replay LSN | Lag | Pending restart | Tags             |
++--------+----------+---------+------------------+----+-------------+-----+------------+-----+-----------------+------------------+
+| n1     | 10.0.0.1 | Leader  | running          |  2 |             |     |            |     |                 |                  |
+| n2     | 10.0.0.2 | Replica | streaming        |  2 |   0/4000100 |   0 |  0/2000100 |  32 | *               | nofailover: true |
+| n3     | 10.0.0.3 | Replica | creating replica |    |     unknown |     |    unknown |     |                 |                  |
++--------+----------+---------+------------------+----+-------------+-----+------------+-----+-----------------+------------------+
 ";
         assert_eq!(text, expected, "\n{text}");
     }
@@ -368,7 +528,7 @@ mod tests {
         );
         let topology = topology(&[(member("n2"), &lonely)]);
         let cluster = ClusterName::new("demo");
-        let text = render(&cluster, &topology, Format::Pretty, false);
+        let text = render(&cluster, &topology, Shape::PLAIN);
         assert!(
             text.ends_with(
                 " No leader:\n  n2: This member would lose more than maximum_lag_on_failover. \
@@ -376,16 +536,16 @@ mod tests {
             ),
             "{text}"
         );
-        let json = render(&cluster, &topology, Format::Json, false);
+        let json = render(&cluster, &topology, shape(Format::Json));
         let rows: Value = serde_json::from_str(&json).unwrap();
         assert_eq!(rows[0]["Member"], "n2");
         assert_eq!(rows[0]["Tags"]["nofailover"], true);
-        let tsv = render(&cluster, &topology, Format::Tsv, false);
+        let tsv = render(&cluster, &topology, shape(Format::Tsv));
         assert!(
             tsv.starts_with("Cluster\tMember\tHost\tRole\tState\tTL\t"),
             "{tsv}"
         );
-        let yaml = render(&cluster, &topology, Format::Yaml, false);
+        let yaml = render(&cluster, &topology, shape(Format::Yaml));
         assert!(yaml.contains("Member: n2"), "{yaml}");
     }
 
@@ -401,7 +561,7 @@ mod tests {
             (member("n1"), LEADER),
             (member("n2"), &unready),
         ]);
-        let text = render(&ClusterName::new("demo"), &topology, Format::Pretty, false);
+        let text = render(&ClusterName::new("demo"), &topology, Shape::PLAIN);
         assert!(text.contains("\n n2: Copies of the leader's"), "{text}");
         assert!(text.ends_with(" (decoded)\n"), "{text}");
     }
@@ -429,7 +589,7 @@ mod tests {
     fn ports_are_shown_when_they_tell_something() {
         let near = REPLICA.replace("10.0.0.2:5432", "10.0.0.1:5433");
         let topology = topology(&[(member("n1"), LEADER), (member("n2"), &near)]);
-        let text = tree(&ClusterName::new("demo"), &topology);
+        let text = render(&ClusterName::new("demo"), &topology, Shape::PLAIN);
         assert!(text.contains("| 10.0.0.1:5433 |"), "{text}");
     }
 }

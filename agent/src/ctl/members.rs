@@ -1,170 +1,285 @@
-//! `restart`, `reinit` and `reload`: requests to the agents of single members.
+//! Members by name and role, `reload` and `reinit`: requests to the agents of single members.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::Method;
 use serde_json::json;
-use trunkline_shared::cluster::{Member, MemberName, MemberState, Topology};
+use trunkline_shared::cluster::{Member, MemberName, MemberRole, MemberState, Topology};
+use trunkline_shared::dcs::records::state_word;
 use trunkline_shared::service::clock;
 
-use super::arguments::{Members, Reinit, Restart};
-use super::change::has_role;
-use super::rest::request;
-use super::{CtlError, Session};
+use super::arguments::{Members, Reinit, Role};
+use super::rest::{Answer, RestError, request};
+use super::terminal::Label;
+use super::{CtlError, Session, list};
 
-/// How long a restart may take.
+/// How long a request to a member may take.
 const LONGEST: Duration = Duration::from_secs(3600);
 
 /// How long `reinit --wait` waits.
 const LONGEST_COPY: Duration = Duration::from_secs(24 * 3600);
 
-/// How often a waiting command says that it waits.
-const QUIET: Duration = Duration::from_secs(10);
+/// How often a wait looks whether it has become too long.
+const LOOK: Duration = Duration::from_secs(1);
 
-/// `trunkline restart`
-pub async fn restart(session: &Session, asked: &Restart) -> Result<(), CtlError> {
-    let topology = session.look().await?;
-    let mut members = selected(&topology, &asked.members)?;
-    members.retain(|member| !asked.pending || member.has_pending_restart);
-    if asked.any {
-        members.truncate(1);
+/// Whether a member is what a role option asks for.
+pub(super) fn has_role(topology: &Topology, name: &MemberName, role: Role) -> bool {
+    let is_leader = topology
+        .leader
+        .as_ref()
+        .is_some_and(|leader| leader.member == *name);
+    let own = topology.members.get(name).map(|member| member.role);
+    let leads_standby = is_leader && own == Some(MemberRole::StandbyLeader);
+    match role {
+        Role::Leader => is_leader,
+        Role::Primary => is_leader && !leads_standby,
+        Role::StandbyLeader => leads_standby,
+        Role::Replica | Role::Standby => !is_leader,
+        Role::Any => true,
     }
-    if members.is_empty() {
-        return Err(CtlError::Failed(
-            "no member fits; nothing was restarted".to_owned(),
-        ));
-    }
-    confirm(session, asked.members.force, "restart", &members)?;
-    let mut body = json!({ "restart_pending": asked.pending });
-    if let Some(version) = &asked.pg_version {
-        body["postgres_version"] = version.as_str().into();
-    }
-    if let Some(timeout) = &asked.timeout {
-        body["timeout"] = timeout.as_str().into();
-    }
-    if let Some(at) = &asked.scheduled {
-        body["schedule"] = at.as_str().into();
-    }
-    each(session, &members, "/restart", &body.to_string()).await
 }
 
-/// `trunkline reload`
-pub async fn reload(session: &Session, asked: &Members) -> Result<(), CtlError> {
-    let topology = session.look().await?;
-    let members = selected(&topology, asked)?;
-    confirm(session, asked.force, "reload", &members)?;
-    each(session, &members, "/reload", "{}").await
-}
-
-/// `trunkline reinit`
-pub async fn reinit(session: &Session, asked: &Reinit) -> Result<(), CtlError> {
-    let topology = session.look().await?;
-    let members = named(&topology, &asked.members)?;
-    confirm(session, asked.force, "reinitialize", &members)?;
-    let body = json!({ "force": asked.force, "from-leader": asked.from_leader });
-    each(session, &members, "/reinitialize", &body.to_string()).await?;
-    if asked.wait {
-        let names: Vec<MemberName> = members.iter().map(|member| member.name.clone()).collect();
-        wait_until_they_stream(session, names).await?;
+/// The members of a role, or those of them that are named, all shown first; one that is asked for where
+/// `asks` is set and nobody is named.
+///
+/// # Errors
+/// If there is none, or one of the named is not among them.
+pub(super) async fn selected(
+    session: &Session,
+    topology: &Topology,
+    names: &[String],
+    (role, action): (Role, &str),
+    (is_forced, asks): (bool, bool),
+) -> Result<Vec<Arc<Member>>, CtlError> {
+    let cluster = &session.cluster;
+    let all = topology.members.values();
+    let fit: Vec<_> = all
+        .filter(|member| has_role(topology, &member.name, role))
+        .cloned()
+        .collect();
+    if topology.members.is_empty() {
+        let why = format!("{cluster} cluster doesn't have any members");
+        return Err(CtlError::Failed(why));
     }
-    Ok(())
-}
-
-fn named(topology: &Topology, names: &[String]) -> Result<Vec<Arc<Member>>, CtlError> {
-    names
-        .iter()
-        .map(|name| {
-            let known = topology.members.get(&MemberName::new(name));
-            known.cloned().ok_or_else(|| {
-                CtlError::Failed(format!("{name} is not a member; see \"trunkline list\""))
-            })
-        })
-        .collect()
-}
-
-fn selected(topology: &Topology, asked: &Members) -> Result<Vec<Arc<Member>>, CtlError> {
-    let mut members = match asked.members.is_empty() {
-        true => topology.members.values().cloned().collect(),
-        false => named(topology, &asked.members)?,
+    if !is_forced {
+        let table = list::render(cluster, topology, list::Shape::PLAIN);
+        session.terminal.print(&table)?;
+    }
+    let known: Vec<&str> = fit.iter().map(|member| member.name.as_str()).collect();
+    let names = match (names.is_empty(), asks) {
+        (false, _) => names.to_vec(),
+        (true, false) => known.iter().map(|name| (*name).to_owned()).collect(),
+        (true, true) if is_forced => {
+            let why = format!("name the members to {action}");
+            return Err(CtlError::Usage(why));
+        }
+        (true, true) => {
+            let question = format!(
+                "Which member do you want to {action} [{}]?",
+                known.join(", ")
+            );
+            vec![session.terminal.ask(&question, None).await?]
+        }
     };
-    members.retain(|member| has_role(topology, &member.name, &asked.role));
-    match members.is_empty() {
-        true => Err(CtlError::Failed(format!(
-            "no member of role {} is registered",
-            asked.role
-        ))),
-        false => Ok(members),
-    }
-}
-
-fn confirm(
-    session: &Session,
-    is_forced: bool,
-    what: &str,
-    members: &[Arc<Member>],
-) -> Result<(), CtlError> {
-    if is_forced {
-        return Ok(());
-    }
-    let names: Vec<&str> = members.iter().map(|member| member.name.as_str()).collect();
-    session.terminal.confirm(&format!(
-        "Are you sure you want to {what} members {}?",
-        names.join(", ")
-    ))
-}
-
-/// One after the other; all are tried, and one failure makes the whole fail.
-async fn each(
-    session: &Session,
-    members: &[Arc<Member>],
-    path: &str,
-    body: &str,
-) -> Result<(), CtlError> {
-    let what = path.trim_start_matches('/');
-    let client = session.client()?;
-    let mut failed = Vec::new();
-    for member in members {
-        let started = clock::now();
-        let answer = request(
-            &client,
-            &member.api_url,
-            Method::POST,
-            path,
-            body.to_owned(),
-            LONGEST,
-        )
-        .await;
-        let took = clock::now().since(started).as_secs_f64();
-        match answer {
-            Ok(answer) if matches!(answer.status, 200 | 202) => {
-                session.terminal.success(&format!(
-                    "Success: {what} on member {} in {took:.3} s: {}",
-                    member.name, answer.text
-                ))?;
-            }
-            Ok(answer) => {
-                session.terminal.line(&format!(
-                    "Failed: {what} on member {}: {} ({})",
-                    member.name, answer.text, answer.status
-                ))?;
-                failed.push(member.name.to_string());
-            }
-            Err(error) => {
-                session.terminal.line(&format!(
-                    "Failed: {what} on member {}: {error}",
-                    member.name
-                ))?;
-                failed.push(member.name.to_string());
-            }
+    for name in &names {
+        if !topology.members.contains_key(&MemberName::new(name)) {
+            let members: Vec<&str> = topology.members.keys().map(MemberName::as_str).collect();
+            return Err(CtlError::Failed(format!(
+                "{name} is not a member of cluster {cluster}; its members are {}",
+                members.join(", ")
+            )));
+        }
+        if !known.contains(&name.as_str()) {
+            let why = match role {
+                Role::Replica if action == "reinitialize" => {
+                    format!("{name} is the leader, whose data is not replaced; switch over first")
+                }
+                role => format!("No {} among provided members: {name}", role.word()),
+            };
+            return Err(CtlError::Failed(why));
         }
     }
+    if names.is_empty() {
+        let why = format!("no member of role {} is registered", role.word());
+        return Err(CtlError::Failed(why));
+    }
+    let is_named = |member: &Arc<Member>| names.iter().any(|n| n == member.name.as_str());
+    Ok(fit.into_iter().filter(is_named).collect())
+}
+
+/// The names as they stand in a question.
+pub(super) fn joined(members: &[Arc<Member>]) -> String {
+    let names: Vec<&str> = members.iter().map(|member| member.name.as_str()).collect();
+    names.join(", ")
+}
+
+/// The last question before something is done to members.
+pub(super) async fn confirm(
+    session: &Session,
+    action: &str,
+    members: &[Arc<Member>],
+) -> Result<(), CtlError> {
+    let question = format!(
+        "Are you sure you want to {action} members {}?",
+        joined(members)
+    );
+    let refused = format!("Aborted {action}");
+    session.terminal.confirm(&question, &refused).await
+}
+
+/// Sends a request to a member and waits for the answer, telling the operator so.
+///
+/// # Errors
+/// If nobody can be asked, as certificates cannot be used.
+pub(super) async fn send(
+    session: &Session,
+    member: &Member,
+    (method, path): (Method, &str),
+    body: &str,
+) -> Result<Result<Answer, RestError>, CtlError> {
+    let what = path.trim_start_matches('/');
+    let label = Label::new(format!("waiting for {}: {what}", member.name));
+    let client = session.client()?;
+    if method != Method::GET {
+        session.terminal.goes_on(&format!(
+            "the agent of {} was asked for this ({what}) and may go on with it; see \"trunkline list\"",
+            member.name
+        ));
+    }
+    let asking = request(
+        &client,
+        &member.api_url,
+        method,
+        path,
+        body.to_owned(),
+        LONGEST,
+    );
+    Ok(session.terminal.waiting(&label, asking).await)
+}
+
+/// What a member answered to a request, as patronictl tells of a failure.
+pub(super) fn failed(action: &str, member: &Member, answer: &Result<Answer, RestError>) -> String {
+    match answer {
+        Ok(answer) => format!(
+            "Failed: {action} for member {}, status code={}, ({})",
+            member.name, answer.status, answer.text
+        ),
+        Err(error) => format!("Failed: {action} for member {}: {error}", member.name),
+    }
+}
+
+/// The end of a command that did something to several members.
+pub(super) fn unless_failed(action: &str, failed: &[String]) -> Result<(), CtlError> {
     match failed.is_empty() {
         true => Ok(()),
         false => Err(CtlError::Failed(format!(
-            "{what} failed on {}",
+            "{action} failed on {}",
             failed.join(", ")
         ))),
+    }
+}
+
+/// `trunkline reload`
+pub(super) async fn reload(session: &Session, asked: &Members) -> Result<(), CtlError> {
+    let (_follow, view) = session.known().await?;
+    let topology = &view.topology;
+    let what = (asked.role, "reload");
+    let members = selected(
+        session,
+        topology,
+        &asked.members,
+        what,
+        (asked.force, false),
+    )
+    .await?;
+    if !asked.force {
+        confirm(session, "reload", &members).await?;
+    }
+    let mut without = Vec::new();
+    for member in &members {
+        let started = clock::now();
+        let answer = send(session, member, (Method::POST, "/reload"), "{}").await?;
+        let took = clock::now().since(started).as_secs_f64();
+        let name = &member.name;
+        match &answer {
+            Ok(Answer { status: 200, .. }) => {
+                let text = format!("No changes to apply on member {name}");
+                session.terminal.success(&text)?;
+            }
+            // Trunkline's agents answer when the configuration is in force.
+            Ok(Answer { status: 202, text }) if member.is_trunkline() => {
+                let text = format!("Success: reload on member {name} in {took:.3} s: {text}");
+                session.terminal.success(&text)?;
+            }
+            Ok(Answer { status: 202, .. }) => {
+                let seconds = topology.settings_or_default().loop_wait.as_secs();
+                session.terminal.success(&format!(
+                    "Reload request received for member {name} and will be processed within {seconds} \
+                     seconds"
+                ))?;
+            }
+            Ok(_) | Err(_) => {
+                session.terminal.line(&failed("reload", member, &answer))?;
+                without.push(name.to_string());
+            }
+        }
+    }
+    unless_failed("reload", &without)
+}
+
+/// `trunkline reinit`
+pub(super) async fn reinit(session: &Session, asked: &Reinit) -> Result<(), CtlError> {
+    let (_follow, view) = session.known().await?;
+    let what = (Role::Replica, "reinitialize");
+    let flags = (asked.force, true);
+    let members = selected(session, &view.topology, &asked.members, what, flags).await?;
+    if !asked.force {
+        confirm(session, "reinitialize", &members).await?;
+    }
+    let mut without = Vec::new();
+    let mut begun = Vec::new();
+    for member in &members {
+        match begin_copy(session, member, asked).await? {
+            true => begun.push(member.name.clone()),
+            false => without.push(member.name.to_string()),
+        }
+    }
+    if asked.wait && !begun.is_empty() {
+        wait_until_they_stream(session, begun).await?;
+    }
+    unless_failed("reinitialize", &without)
+}
+
+/// Whether a member has begun to copy its data anew.
+async fn begin_copy(session: &Session, member: &Member, asked: &Reinit) -> Result<bool, CtlError> {
+    let mut force = asked.force;
+    loop {
+        let body = json!({ "force": force, "from_leader": asked.from_leader });
+        let answer = send(
+            session,
+            member,
+            (Method::POST, "/reinitialize"),
+            &body.to_string(),
+        )
+        .await?;
+        if let Ok(Answer {
+            status: 200 | 202, ..
+        }) = &answer
+        {
+            let text = format!("Success: reinitialize for member {}", member.name);
+            session.terminal.success(&text)?;
+            return Ok(true);
+        }
+        session
+            .terminal
+            .line(&failed("reinitialize", member, &answer))?;
+        let is_busy = answer.is_ok_and(|answer| answer.text.ends_with(" already in progress"));
+        let question = "Do you want to cancel it and reinitialize anyway?";
+        if force || !is_busy || !session.terminal.agrees(question).await? {
+            return Ok(false);
+        }
+        force = true;
     }
 }
 
@@ -173,40 +288,54 @@ async fn wait_until_they_stream(session: &Session, names: Vec<MemberName>) -> Re
     let started = clock::now();
     // The record of before the copy says "streaming" too: a member counts only after it was seen without.
     let mut left: Vec<(MemberName, bool)> = names.into_iter().map(|name| (name, false)).collect();
-    loop {
-        let view = follow.views.borrow_and_update().clone();
-        left.retain_mut(|(name, was_away)| {
-            let streams = view.topology.members.get(name).is_some_and(|member| {
-                member.state == MemberState::Running && member.is_streaming == Some(true)
+    let listed = |left: &[(MemberName, bool)]| {
+        let names: Vec<&str> = left.iter().map(|(name, _)| name.as_str()).collect();
+        names.join(", ")
+    };
+    let text = format!("Waiting for reinitialize to complete on: {}", listed(&left));
+    session.terminal.line(&text)?;
+    session.terminal.goes_on(&format!(
+        "{} goes on copying; see \"trunkline list\"",
+        listed(&left)
+    ));
+    let label = Label::default();
+    let waiting = async {
+        loop {
+            let view = follow.views.borrow_and_update().clone();
+            let took = clock::now().since(started);
+            let mut done = Vec::new();
+            let mut states = Vec::new();
+            left.retain_mut(|(name, was_away)| {
+                let member = view.topology.members.get(name);
+                let streams = member.is_some_and(|member| {
+                    member.state == MemberState::Running && member.is_streaming == Some(true)
+                });
+                *was_away |= !streams;
+                let is_done = streams && *was_away;
+                if is_done {
+                    done.push(name.clone());
+                } else {
+                    let state = member.map_or("not registered", |m| state_word(m.state));
+                    states.push(format!("{name}: {state}"));
+                }
+                !is_done
             });
-            *was_away |= !streams;
-            !(streams && *was_away)
-        });
-        let took = clock::now().since(started);
-        if left.is_empty() {
-            let text = format!("All members stream again after {:.1} s", took.as_secs_f64());
-            return session.terminal.success(&text);
-        }
-        if took > LONGEST_COPY {
-            return Err(CtlError::Failed("the members do not stream yet".to_owned()));
-        }
-        if tokio::time::timeout(QUIET, follow.views.changed())
-            .await
-            .is_err()
-        {
-            for (name, _) in &left {
-                let state = view
-                    .topology
-                    .members
-                    .get(name)
-                    .map_or("not registered", |member| {
-                        trunkline_shared::dcs::records::state_word(member.state)
-                    });
-                session.terminal.line(&format!(
-                    "{:>6.1} s waiting for {name}: {state}",
-                    took.as_secs_f64()
-                ))?;
+            label.replace(states.join(", "));
+            for name in done {
+                let took = took.as_secs_f64();
+                let text = format!("Reinitialize is completed on: {name} after {took:.1} s");
+                session.terminal.success(&text)?;
             }
+            if left.is_empty() {
+                return Ok(());
+            }
+            if took > LONGEST_COPY {
+                let why = format!("{} do not stream yet", listed(&left));
+                return Err(CtlError::Failed(why));
+            }
+            // The clock is looked at also while nothing changes.
+            let _ = tokio::time::timeout(LOOK, follow.views.changed()).await;
         }
-    }
+    };
+    session.terminal.waiting(&label, waiting).await
 }

@@ -11,6 +11,7 @@ use trunkline_shared::dcs::{Operation, Txn};
 use trunkline_shared::service::clock;
 
 use super::arguments::Resume;
+use super::terminal::Label;
 use super::{CtlError, Session};
 use crate::api::settings::{read, write};
 
@@ -18,29 +19,28 @@ use crate::api::settings::{read, write};
 const LONGEST_WAIT: Duration = Duration::from_secs(120);
 
 /// `trunkline pause`
-pub async fn pause(session: &Session, waits: bool) -> Result<(), CtlError> {
+pub(super) async fn pause(session: &Session, waits: bool) -> Result<(), CtlError> {
     if !ask(session, true).await? {
-        return Err(CtlError::Failed("the cluster is paused already".to_owned()));
+        return Err(CtlError::Failed("Cluster is already paused".to_owned()));
     }
-    if waits {
-        return wait(session, true).await;
+    match waits {
+        true => wait(session, true).await,
+        false => told(session, true),
     }
-    Ok(())
 }
 
 /// `trunkline resume`
-pub async fn resume(session: &Session, asked: &Resume) -> Result<(), CtlError> {
+pub(super) async fn resume(session: &Session, asked: &Resume) -> Result<(), CtlError> {
     for name in &asked.without {
         forget(session, &MemberName::new(name), asked.force).await?;
     }
     if !ask(session, false).await? && asked.without.is_empty() {
-        return Err(CtlError::Failed(
-            "the cluster is resumed already".to_owned(),
-        ));
+        return Err(CtlError::Failed("Cluster is not paused".to_owned()));
     }
     if asked.wait {
         return wait(session, false).await;
     }
+    told(session, false)?;
     let topology = session.look().await?;
     let names: Vec<&str> = topology.disarmed.iter().map(MemberName::as_str).collect();
     match names.is_empty() {
@@ -66,12 +66,13 @@ async fn ask(session: &Session, is_pause: bool) -> Result<bool, CtlError> {
     }
     merge_patch(&mut value, &patch);
     write(session.dcs.as_ref(), &session.keys, &value, Some(revision)).await?;
-    session.terminal.success(&format!(
-        "Success: cluster {} was asked to be {}",
-        session.cluster,
-        word(is_pause)
-    ))?;
     Ok(true)
+}
+
+/// What is true as soon as the wish is written down: whoever reads it goes by it.
+fn told(session: &Session, is_pause: bool) -> Result<(), CtlError> {
+    let text = format!("Success: cluster management is {}", word(is_pause));
+    session.terminal.success(&text)
 }
 
 fn word(is_pause: bool) -> &'static str {
@@ -97,9 +98,11 @@ async fn forget(session: &Session, member: &MemberName, force: bool) -> Result<(
         ))?;
     }
     if !force {
-        session.terminal.confirm(&format!(
+        let question = format!(
             "Is PostgreSQL of {member} surely dead? If it lives there may be two primaries"
-        ))?;
+        );
+        let refused = format!("{member} is waited for");
+        session.terminal.confirm(&question, &refused).await?;
     }
     let key = session.keys.path(&FactKey::Disarmed(member.clone()));
     let txn = Txn {
@@ -127,25 +130,38 @@ fn still(topology: &Topology, is_pause: bool) -> Vec<String> {
 async fn wait(session: &Session, is_pause: bool) -> Result<(), CtlError> {
     let (mut follow, _) = session.follow().await?;
     let started = clock::now();
-    loop {
-        let view = follow.views.borrow_and_update().clone();
-        let left = still(&view.topology, is_pause);
-        if left.is_empty() {
-            let word = word(is_pause);
-            return session.terminal.success(&format!("All members are {word}"));
-        }
-        let time = LONGEST_WAIT.saturating_sub(clock::now().since(started));
-        match tokio::time::timeout(time, follow.views.changed()).await {
-            Ok(Ok(())) => {}
-            Ok(Err(_)) | Err(_) => {
-                return Err(CtlError::Failed(format!(
-                    "not yet {}: {}",
-                    word(is_pause),
-                    left.join(", ")
-                )));
+    let request = if is_pause { "pause" } else { "resume" };
+    session.terminal.line(&format!(
+        "'{request}' request sent, waiting until it is recognized by all nodes"
+    ))?;
+    session.terminal.goes_on(&format!(
+        "the wish is written down, and the members follow it: {request}"
+    ));
+    let label = Label::default();
+    let waiting = async {
+        loop {
+            let view = follow.views.borrow_and_update().clone();
+            let left = still(&view.topology, is_pause);
+            let took = clock::now().since(started);
+            if left.is_empty() {
+                return told(session, is_pause);
+            }
+            label.replace(left.join(", "));
+            let time = LONGEST_WAIT.saturating_sub(took);
+            match tokio::time::timeout(time, follow.views.changed()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) | Err(_) => {
+                    return Err(CtlError::Failed(format!(
+                        "not yet {} after {} s: {}",
+                        word(is_pause),
+                        took.as_secs(),
+                        left.join(", ")
+                    )));
+                }
             }
         }
-    }
+    };
+    session.terminal.waiting(&label, waiting).await
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use trunkline_shared::dcs::keys::Keys;
 use trunkline_shared::dcs::{Dcs, DcsError, Operation, Txn};
 
 use super::arguments::Remove;
+use super::terminal::Terminal;
 use super::{CtlError, Session, list};
 
 /// What is to be typed.
@@ -15,14 +16,20 @@ const AWARE: &str = "Yes I am aware";
 const AT_ONCE: usize = 100;
 
 /// `trunkline remove`
-pub async fn remove(session: &Session, asked: &Remove) -> Result<(), CtlError> {
-    let topology = session.look().await?;
-    let table = list::render(&session.cluster, &topology, asked.format, false);
+pub(super) async fn remove(session: &Session, asked: &Remove) -> Result<(), CtlError> {
+    let (_follow, view) = session.known().await?;
+    let topology = &view.topology;
+    let shape = list::Shape {
+        format: asked.format,
+        ..list::Shape::PLAIN
+    };
+    let table = list::render(&session.cluster, topology, shape);
     session.terminal.print(&table)?;
     let leader = topology.leader.as_ref().map(|leader| &leader.member);
-    ask(&session.cluster, leader, |question| {
-        session.terminal.demand(question)
-    })?;
+    ask(&session.cluster, leader, &session.terminal).await?;
+    session.terminal.goes_on(
+        "keys of the cluster are being deleted; some may be gone: run it again, or not at all",
+    );
     let deleted = delete_all(session.dcs.as_ref(), &session.keys).await?;
     if deleted == 0 {
         let why = format!("the DCS holds nothing of a cluster {}", session.cluster);
@@ -34,27 +41,28 @@ pub async fn remove(session: &Session, asked: &Remove) -> Result<(), CtlError> {
 }
 
 /// Only who types all of it means it.
-fn ask(
+async fn ask(
     cluster: &ClusterName,
     leader: Option<&MemberName>,
-    mut demand: impl FnMut(&str) -> Result<String, CtlError>,
+    terminal: &Terminal,
 ) -> Result<(), CtlError> {
     let refuse = |why: String| Err(CtlError::Failed(format!("{why}: nothing was deleted")));
-    if demand("Please confirm the cluster name to remove")? != cluster.as_str() {
-        return refuse("the cluster names do not match".to_owned());
+    let question = "Please confirm the cluster name to remove";
+    if terminal.demand(question).await? != cluster.as_str() {
+        return refuse("Cluster names specified do not match".to_owned());
     }
     let question = format!(
         "You are about to remove all information in DCS for {cluster}, please type: \"{AWARE}\""
     );
-    if demand(&question)? != AWARE {
-        return refuse(format!("you did not exactly type \"{AWARE}\""));
+    if terminal.demand(&question).await? != AWARE {
+        return refuse(format!("You did not exactly type \"{AWARE}\""));
     }
     let Some(leader) = leader else {
         return Ok(());
     };
     let question = "This cluster currently is healthy. Please specify the leader name to continue";
-    if demand(question)? != leader.as_str() {
-        return refuse("you did not specify the current leader of the cluster".to_owned());
+    if terminal.demand(question).await? != leader.as_str() {
+        return refuse("You did not specify the current leader of the cluster".to_owned());
     }
     Ok(())
 }
@@ -82,30 +90,27 @@ mod tests {
 
     use super::*;
 
-    fn answered(leader: Option<&str>, answers: &[&str]) -> Result<(), String> {
+    async fn answered(leader: Option<&str>, answers: &[&str]) -> Result<(), String> {
         let leader = leader.map(MemberName::new);
-        let mut answers = answers.iter();
-        let demand = |_: &str| {
-            answers
-                .next()
-                .map_or(Err(CtlError::Aborted), |a| Ok((*a).to_owned()))
-        };
-        ask(&ClusterName::new("demo"), leader.as_ref(), demand).map_err(|error| error.to_string())
+        let terminal = Terminal::scripted(answers);
+        let asked = ask(&ClusterName::new("demo"), leader.as_ref(), &terminal).await;
+        asked.map_err(|error| error.to_string())
     }
 
-    #[test]
-    fn nothing_is_removed_unless_name_awareness_and_leader_are_typed() {
-        assert_eq!(answered(Some("n1"), &["demo", AWARE, "n1"]), Ok(()));
-        assert_eq!(answered(None, &["demo", AWARE]), Ok(()));
+    #[tokio::test]
+    async fn nothing_is_removed_unless_name_awareness_and_leader_are_typed() {
+        assert_eq!(answered(Some("n1"), &["demo", AWARE, "n1"]).await, Ok(()));
+        assert_eq!(answered(None, &["demo", AWARE]).await, Ok(()));
         for answers in [
             &["demo2"][..],
             &["demo", "yes I am aware"],
             &["demo", AWARE, "n2"],
-            &["demo", AWARE],
         ] {
-            let refused = answered(Some("n1"), answers).unwrap_err();
+            let refused = answered(Some("n1"), answers).await.unwrap_err();
             assert!(refused.contains("nothing was"), "{refused}");
         }
+        let unasked = answered(Some("n1"), &["demo", AWARE]).await.unwrap_err();
+        assert!(unasked.contains("no terminal"), "{unasked}");
     }
 
     #[tokio::test]

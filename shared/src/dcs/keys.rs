@@ -21,6 +21,18 @@ impl Keys {
         }
     }
 
+    /// What the keys of every cluster of the namespace begin with, with a slash at its end.
+    pub fn namespace(namespace: &str) -> String {
+        format!("/{}/", namespace.trim_matches('/')).replace("//", "/")
+    }
+
+    /// The cluster whose key this is, if it is one of the namespace.
+    pub fn cluster_of(namespace: &str, path: &str) -> Option<ClusterName> {
+        let rest = path.strip_prefix(&Self::namespace(namespace))?;
+        let cluster = ClusterName::new(rest.split_once('/')?.0);
+        Self::new(namespace, &cluster).parse(path).map(|_| cluster)
+    }
+
     /// What every key of the cluster begins with, with a slash at its end.
     pub fn prefix(&self) -> &str {
         &self.prefix
@@ -80,6 +92,19 @@ impl Keys {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_key_belongs_to_one_cluster_of_its_namespace() {
+        let of = |namespace, path| Keys::cluster_of(namespace, path).map(|name| name.to_string());
+        assert_eq!(
+            of("/service/", "/service/demo/leader").as_deref(),
+            Some("demo")
+        );
+        assert_eq!(of("", "/demo/members/n1").as_deref(), Some("demo"));
+        assert_eq!(of("service", "/services/demo/leader"), None);
+        assert_eq!(of("service", "/service/demo/nonsense"), None);
+        assert_eq!(of("service", "/service/demo"), None);
+    }
 
     #[test]
     fn every_path_parses_back() {
