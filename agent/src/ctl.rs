@@ -32,6 +32,7 @@ mod list;
 mod local_time;
 mod members;
 mod pause;
+mod query;
 mod remove;
 pub mod rest;
 mod restart;
@@ -251,6 +252,7 @@ async fn carry_out(
         }
         Command::EditConfig(a) => edit::edit(&open(&a.cluster).await?, &a, env).await,
         Command::Dsn(a) => dsn::dsn(&open(&a.cluster).await?, &a).await,
+        Command::Query(a) => query::query(&open(&a.cluster).await?, &a, env).await,
         Command::DemoteCluster(a) => cluster_role::demote(&open(&a.cluster).await?, &a).await,
         Command::PromoteCluster(a) => cluster_role::promote(&open(&a.cluster).await?, &a).await,
         Command::Pause(a) => pause::pause(&open(&a.cluster).await?, a.wait).await,

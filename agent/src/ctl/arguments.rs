@@ -57,6 +57,8 @@ pub enum Command {
     EditConfig(EditConfig),
     /// Show how to connect to a member: the leader's host and port, if no other is asked for.
     Dsn(Dsn),
+    /// Send SQL to a member.
+    Query(Query),
     /// Make the cluster a standby of another one.
     DemoteCluster(DemoteCluster),
     /// Make a standby cluster stand on its own.
@@ -301,6 +303,55 @@ pub struct Dsn {
     /// This member.
     #[arg(short, long)]
     pub member: Option<String>,
+}
+
+/// `query`. Its -c and -d are patronictl's: the file and the DCS are named before the word query.
+#[derive(Clone, Debug, Args)]
+pub struct Query {
+    /// The cluster; the file's scope if absent.
+    pub cluster: Option<String>,
+    /// The SQL.
+    #[arg(short = 'c', long, value_name = "SQL")]
+    pub command: Option<String>,
+    /// A file with the SQL.
+    #[arg(short, long, value_name = "FILE")]
+    pub file: Option<PathBuf>,
+    /// The database; the user's name if absent.
+    #[arg(short = 'd', long)]
+    pub dbname: Option<String>,
+    /// The user; PGUSER or this process's user if absent.
+    #[arg(short = 'U', long)]
+    pub username: Option<String>,
+    /// Ask for the password. Without it PGPASSWORD and the password file are used.
+    #[arg(long)]
+    pub password: bool,
+    /// Any member of this role; the leader if absent.
+    #[arg(
+        short,
+        long,
+        value_enum,
+        hide_possible_values = true,
+        help = "Any member of this role: leader, primary, standby-leader, replica, standby, any"
+    )]
+    pub role: Option<Role>,
+    /// This member.
+    #[arg(short, long)]
+    pub member: Option<String>,
+    /// How it is printed.
+    #[arg(long, value_enum, default_value_t = Format::Tsv, hide_possible_values = true, help = "pretty, tsv, json or yaml")]
+    pub format: Format,
+    /// What stands between two columns of TSV.
+    #[arg(long, default_value = "\t", hide_default_value = true)]
+    pub delimiter: String,
+    /// Again and again.
+    #[command(flatten)]
+    pub watch: Watch,
+    /// An agent's or a router's file.
+    #[arg(id = "config", long = "config-file", env = "TRUNKLINE_CONFIG_FILE")]
+    pub config: Option<PathBuf>,
+    /// Where the DCS is.
+    #[arg(id = "dcs_url", long = "dcs-url", alias = "dcs")]
+    pub dcs_url: Option<String>,
 }
 
 /// `pause`
