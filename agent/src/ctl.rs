@@ -26,6 +26,7 @@ mod difference;
 mod dsn;
 mod edit;
 mod effective;
+pub mod explain;
 mod flush;
 mod history;
 mod list;
@@ -180,6 +181,11 @@ pub async fn run(
     {
         return version::own(terminal);
     }
+    if let Command::Explain(asked) = &arguments.command
+        && let Some(file) = &asked.file
+    {
+        return explain::of_file(terminal, asked, file);
+    }
     let file = arguments.config.or_else(|| patronictls_file(env));
     let dcs_url = arguments.dcs_url.or_else(|| env.get("DCS_URL").cloned());
     let (hosts, namespace) = dcs_url.as_deref().map(dcs_address).transpose()?.unzip();
@@ -253,6 +259,7 @@ async fn carry_out(
         Command::EditConfig(a) => edit::edit(&open(&a.cluster).await?, &a, env).await,
         Command::Dsn(a) => dsn::dsn(&open(&a.cluster).await?, &a).await,
         Command::Query(a) => query::query(&open(&a.cluster).await?, &a, env).await,
+        Command::Explain(a) => explain::explain(&open(&a.cluster).await?, &a).await,
         Command::DemoteCluster(a) => cluster_role::demote(&open(&a.cluster).await?, &a).await,
         Command::PromoteCluster(a) => cluster_role::promote(&open(&a.cluster).await?, &a).await,
         Command::Pause(a) => pause::pause(&open(&a.cluster).await?, a.wait).await,

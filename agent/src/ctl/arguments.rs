@@ -71,6 +71,8 @@ pub enum Command {
     Remove(Remove),
     /// Show the version of this program and, if a cluster is named, of its members.
     Version(Version),
+    /// Tell why members did, or do, what they do.
+    Explain(Explain),
 }
 
 /// How a table is printed.
@@ -443,6 +445,40 @@ pub struct ShowConfig {
     /// How the values in force are printed.
     #[arg(short, long, value_enum, default_value_t = Format::Pretty, requires = "effective")]
     pub format: Format,
+}
+
+/// `explain`
+#[derive(Clone, Debug, Args)]
+pub struct Explain {
+    /// The cluster; the file's scope if absent.
+    pub cluster: Option<String>,
+    /// The member; the newest turn of each if absent.
+    pub member: Option<String>,
+    /// Read the journal from a file, as GET /trunkline/journal gave it.
+    #[arg(long, value_name = "FILE")]
+    pub file: Option<PathBuf>,
+    /// List the turns that are kept, the newest first.
+    #[arg(short, long)]
+    pub list: bool,
+    /// How the list is printed.
+    #[arg(
+        short,
+        long,
+        value_enum,
+        default_value_t = Format::Pretty,
+        hide_possible_values = true,
+        help = "How the list is printed: pretty, tsv, json or yaml"
+    )]
+    pub format: Format,
+    /// This turn; 1 is the newest.
+    #[arg(short, long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..))]
+    pub turn: Option<u32>,
+    /// The newest turn that was decided for this reason, such as racing.
+    #[arg(short, long, value_name = "WORD", conflicts_with = "turn")]
+    pub reason: Option<String>,
+    /// Write the turn as a script of the tests into a new file.
+    #[arg(long, value_name = "FILE", conflicts_with = "list")]
+    pub script: Option<PathBuf>,
 }
 
 /// `edit-config`
