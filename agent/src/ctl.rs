@@ -18,6 +18,7 @@ use crate::api::settings::SettingsChangeError;
 use crate::config::client::{self, ClientConfig};
 use crate::config::{ConfigError, Environment};
 
+mod apply;
 pub mod arguments;
 mod change;
 mod cluster_role;
@@ -260,6 +261,7 @@ async fn carry_out(
         Command::Dsn(a) => dsn::dsn(&open(&a.cluster).await?, &a).await,
         Command::Query(a) => query::query(&open(&a.cluster).await?, &a, env).await,
         Command::Explain(a) => explain::explain(&open(&a.cluster).await?, &a).await,
+        Command::Apply(a) => apply::apply(&open(&a.cluster).await?, &a).await,
         Command::DemoteCluster(a) => cluster_role::demote(&open(&a.cluster).await?, &a).await,
         Command::PromoteCluster(a) => cluster_role::promote(&open(&a.cluster).await?, &a).await,
         Command::Pause(a) => pause::pause(&open(&a.cluster).await?, a.wait).await,

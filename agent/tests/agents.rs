@@ -9,6 +9,8 @@
 
 #[path = "support/agents.rs"]
 mod agents;
+#[path = "agents/apply.rs"]
+mod apply;
 #[path = "agents/failover_slots.rs"]
 mod failover_slots;
 #[path = "agents/field_files.rs"]

@@ -73,6 +73,8 @@ pub enum Command {
     Version(Version),
     /// Tell why members did, or do, what they do.
     Explain(Explain),
+    /// Put parameters that wait for a restart into force, member by member.
+    Apply(Apply),
 }
 
 /// How a table is printed.
@@ -479,6 +481,19 @@ pub struct Explain {
     /// Write the turn as a script of the tests into a new file.
     #[arg(long, value_name = "FILE", conflicts_with = "list")]
     pub script: Option<PathBuf>,
+}
+
+/// `apply`
+#[derive(Clone, Debug, Args)]
+pub struct Apply {
+    /// The cluster; the file's scope if absent.
+    pub cluster: Option<String>,
+    /// Show the plan, and do nothing.
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Never ask.
+    #[arg(long)]
+    pub force: bool,
 }
 
 /// `edit-config`

@@ -1,0 +1,298 @@
+//! `apply`: puts parameters that wait for a restart into force, member by member, with one change of leader and no
+//! other interruption. It stops at the first failure and says what it left.
+
+use std::time::Duration;
+
+use serde_json::json;
+use trunkline_shared::cluster::{Lsn, Member, MemberName, MemberState, Topology};
+use trunkline_shared::dcs::records::state_word;
+use trunkline_shared::service::clock;
+
+use super::arguments::Apply;
+use super::members::{failed, send};
+use super::rest::Answer;
+use super::terminal::Label;
+use super::{CtlError, Session, change};
+use crate::api::requests::{ChangeOfLeader, Kind, Refusal};
+
+mod plan;
+
+use plan::{Round, Step, plan};
+
+/// How long a member may take to be back after its restart.
+const LONGEST: Duration = Duration::from_secs(600);
+
+/// How long the record of a member that serves may go on saying that a restart is waited for: an agent writes such
+/// a change at once.
+const RECORD: Duration = Duration::from_secs(5);
+
+/// How often a wait looks whether it has become too long.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// `trunkline apply`
+pub(super) async fn apply(session: &Session, asked: &Apply) -> Result<(), CtlError> {
+    let (_follow, view) = session.known().await?;
+    let cluster = &session.cluster;
+    let steps = plan(&view.topology).map_err(CtlError::Failed)?;
+    if steps.is_empty() {
+        let text = format!("No member of cluster {cluster} waits for a restart");
+        return session.terminal.success(&text);
+    }
+    session
+        .terminal
+        .line(&format!("Plan for cluster {cluster}:"))?;
+    for (number, step) in (1..).zip(&steps) {
+        let line = format!("  {number}. {}", step.told(&view.topology));
+        session.terminal.line(&line)?;
+    }
+    if asked.dry_run {
+        return session.terminal.line("Nothing was done: --dry-run");
+    }
+    if !asked.force {
+        let question = format!("Are you sure you want to restart members of cluster {cluster}?");
+        session.terminal.confirm(&question, "Aborted apply").await?;
+    }
+    let started = clock::now();
+    let mut work = Work {
+        session,
+        done: Vec::new(),
+    };
+    work.all(&steps).await?;
+    let took = clock::now().since(started).as_secs_f64();
+    let left = plan(&*session.look().await?).map_err(CtlError::Failed)?;
+    if left.is_empty() {
+        let text =
+            format!("Success: no member of cluster {cluster} waits any more, after {took:.1} s");
+        return session.terminal.success(&text);
+    }
+    let left: Vec<String> = left.iter().map(Step::word).collect();
+    Err(CtlError::Failed(format!(
+        "all is done as planned, and some still wait for a restart (left: {}): was the configuration changed \
+         meanwhile? See \"trunkline list\"",
+        left.join("; ")
+    )))
+}
+
+/// What was done so far.
+struct Work<'s> {
+    session: &'s Session,
+    done: Vec<String>,
+}
+
+impl Work<'_> {
+    async fn all(&mut self, steps: &[Step]) -> Result<(), CtlError> {
+        for (at, step) in steps.iter().enumerate() {
+            let left = &steps[at..];
+            self.session.terminal.goes_on(&self.state(left));
+            match self.step(step).await {
+                Ok(text) => {
+                    self.session.terminal.success(&text)?;
+                    self.done.push(step.word());
+                }
+                Err(error) => {
+                    let why = format!("{error}. {}", self.state(left));
+                    return Err(CtlError::Failed(why));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What is done, what is begun and what is not, the first of `left` being the one in progress.
+    fn state(&self, left: &[Step]) -> String {
+        let listed = |words: Vec<String>| match words.is_empty() {
+            true => "nothing".to_owned(),
+            false => words.join("; "),
+        };
+        let (now, later) = match left {
+            [now, later @ ..] => (now.word(), later.iter().map(Step::word).collect()),
+            [] => ("nothing".to_owned(), Vec::new()),
+        };
+        format!(
+            "Done: {}. Begun, see \"trunkline list\": {now}. Not done: {}",
+            listed(self.done.clone()),
+            listed(later)
+        )
+    }
+
+    /// Does one step; what has come of it.
+    async fn step(&self, step: &Step) -> Result<String, CtlError> {
+        match step {
+            Step::Replica { name, round } => {
+                let goal = match round {
+                    Round::Only | Round::BeforeLeader => Goal::Received,
+                    Round::AfterLeader => Goal::Replayed,
+                };
+                self.until_it_serves(name, goal).await?;
+                self.restart(name, *round == Round::BeforeLeader).await
+            }
+            Step::LeaderInPlace { name, .. } => self.restart(name, false).await,
+            Step::SwitchOver { from, .. } => self.switch_over(from).await,
+            Step::FormerLeader(name) => self.restart_if_it_waits(name).await,
+        }
+    }
+
+    async fn restart(&self, name: &MemberName, may_wait: bool) -> Result<String, CtlError> {
+        let topology = self.session.look().await?;
+        let member = member(&topology, name)?;
+        let started = clock::now();
+        let body = json!({ "restart_pending": true }).to_string();
+        let answer = send(self.session, member, ("POST", "/restart"), &body).await;
+        if !matches!(answer, Ok(Answer { status: 200, .. })) {
+            return Err(CtlError::Failed(failed("restart", member, &answer)));
+        }
+        let still_waits = self.until_back(name).await?;
+        let took = clock::now().since(started).as_secs_f64();
+        let text = format!("{name} was restarted and is back after {took:.1} s");
+        match (still_waits, may_wait) {
+            (false, _) => Ok(text),
+            (true, true) => Ok(format!("{text}; what is lowered waits for the leader")),
+            (true, false) => Err(CtlError::Failed(format!(
+                "{text}, and still waits for a restart: what it lowers its primary may have to lower first; see \
+                 pending_restart_reason in GET /patroni"
+            ))),
+        }
+    }
+
+    /// In the change of leader its PostgreSQL was started anew, mostly with the new parameters.
+    async fn restart_if_it_waits(&self, name: &MemberName) -> Result<String, CtlError> {
+        match self.until_back(name).await? {
+            true => self.restart(name, false).await,
+            false => Ok(format!("{name} runs as replica with its parameters")),
+        }
+    }
+
+    async fn switch_over(&self, from: &MemberName) -> Result<String, CtlError> {
+        let change = ChangeOfLeader {
+            kind: Kind::Switchover,
+            leader: Some(from.clone()),
+            candidate: None,
+            scheduled_at: None,
+        };
+        let started = clock::now();
+        loop {
+            let (follow, view) = self.session.follow().await?;
+            change.check(&view.topology)?;
+            let moving = change::carry_out(self.session, follow, &view.topology, change.clone());
+            match moving.await {
+                // The leader's agent may not have seen yet that a replica is back.
+                Err(CtlError::Refused(Refusal { status: 412, .. }))
+                    if clock::now().since(started) < RECORD =>
+                {
+                    tokio::time::sleep(LOOK).await;
+                }
+                done => break done?,
+            }
+        }
+        let topology = self.session.look().await?;
+        let leader = topology.leader.as_ref().map(|leader| &leader.member);
+        Ok(format!(
+            "{} leads in place of {from}",
+            leader.map_or("nobody", MemberName::as_str)
+        ))
+    }
+
+    /// Waits until a member serves: running, and streaming unless it leads, as far as the leader was when the wait
+    /// began.
+    async fn until_it_serves(&self, name: &MemberName, goal: Goal) -> Result<(), CtlError> {
+        self.wait(name, goal, |_, _| true).await.map(drop)
+    }
+
+    /// The same after its restart; whether it still waits for one.
+    async fn until_back(&self, name: &MemberName) -> Result<bool, CtlError> {
+        // A record may be older than the restart.
+        let is_told = |member: &Member, serves_for: Duration| {
+            !member.has_pending_restart || serves_for >= RECORD
+        };
+        self.wait(name, Goal::Received, is_told).await
+    }
+
+    /// Waits until a member serves and `is_enough` is told so of its record and for how long it has served; whether
+    /// it waits for a restart then.
+    async fn wait(
+        &self,
+        name: &MemberName,
+        goal: Goal,
+        is_enough: impl Fn(&Member, Duration) -> bool,
+    ) -> Result<bool, CtlError> {
+        let (mut follow, view) = self.session.follow().await?;
+        let leader = view.topology.leader_member();
+        let reach = leader
+            .and_then(|leader| leader.position)
+            .unwrap_or_default();
+        let label = Label::default();
+        let waiting = async {
+            let started = clock::now();
+            let mut served_since = None;
+            loop {
+                let view = follow.views.borrow_and_update().clone();
+                let (topology, now) = (&view.topology, clock::now());
+                let member = topology.members.get(name);
+                let what = member.map_or_else(
+                    || Err("not registered".to_owned()),
+                    |member| serves(topology, member, goal, reach).map(|()| member),
+                );
+                match what {
+                    Ok(member) => {
+                        let since = *served_since.get_or_insert(now);
+                        if is_enough(member, now.since(since)) {
+                            return Ok(member.has_pending_restart);
+                        }
+                        label.replace(format!("{name} is back; its record is waited for"));
+                    }
+                    Err(what) => {
+                        served_since = None;
+                        label.replace(format!("waiting for {name}: {what}"));
+                    }
+                }
+                if now.since(started) > LONGEST {
+                    return Err(CtlError::Failed(format!(
+                        "{name} does not serve after {} s ({})",
+                        LONGEST.as_secs(),
+                        label.borrow()
+                    )));
+                }
+                // The clock is looked at also while nothing changes.
+                let _ = tokio::time::timeout(LOOK, follow.views.changed()).await;
+            }
+        };
+        self.session.terminal.waiting(&label, waiting).await
+    }
+}
+
+/// How far a replica must be.
+#[derive(Clone, Copy, Debug)]
+enum Goal {
+    /// It has received everything.
+    Received,
+    /// It has replayed it, too.
+    Replayed,
+}
+
+/// What a member does instead of serving.
+fn serves(topology: &Topology, member: &Member, goal: Goal, reach: Lsn) -> Result<(), String> {
+    let leader = topology.leader.as_ref().map(|leader| &leader.member);
+    if member.state != MemberState::Running {
+        return Err(state_word(member.state).to_owned());
+    }
+    if leader == Some(&member.name) {
+        return Ok(());
+    }
+    if member.is_streaming != Some(true) {
+        return Err("it does not stream yet".to_owned());
+    }
+    let position = match goal {
+        Goal::Received => member.position,
+        Goal::Replayed => member.replayed,
+    };
+    let position = position.unwrap_or_default();
+    match position < reach {
+        true => Err(format!("at {position}, the leader was at {reach}")),
+        false => Ok(()),
+    }
+}
+
+fn member<'t>(topology: &'t Topology, name: &MemberName) -> Result<&'t Member, CtlError> {
+    let found = topology.members.get(name).map(AsRef::as_ref);
+    found.ok_or_else(|| CtlError::Failed(format!("{name} is not registered any more")))
+}
