@@ -41,6 +41,7 @@ mod restart;
 mod steps;
 mod table;
 pub mod terminal;
+mod top;
 mod version;
 mod watching;
 mod yaml;
@@ -260,6 +261,7 @@ async fn carry_out(
         Command::EditConfig(a) => edit::edit(&open(&a.cluster).await?, &a, env).await,
         Command::Dsn(a) => dsn::dsn(&open(&a.cluster).await?, &a).await,
         Command::Query(a) => query::query(&open(&a.cluster).await?, &a, env).await,
+        Command::Top(a) => top::top(&open(&a.cluster).await?, &a).await,
         Command::Explain(a) => explain::explain(&open(&a.cluster).await?, &a).await,
         Command::Apply(a) => apply::apply(&open(&a.cluster).await?, &a).await,
         Command::DemoteCluster(a) => cluster_role::demote(&open(&a.cluster).await?, &a).await,

@@ -71,6 +71,8 @@ pub enum Command {
     Remove(Remove),
     /// Show the version of this program and, if a cluster is named, of its members.
     Version(Version),
+    /// Show the cluster live: members, lag, who holds what, what happened last.
+    Top(Top),
     /// Tell why members did, or do, what they do.
     Explain(Explain),
     /// Put parameters that wait for a restart into force, member by member.
@@ -447,6 +449,16 @@ pub struct ShowConfig {
     /// How the values in force are printed.
     #[arg(short, long, value_enum, default_value_t = Format::Pretty, requires = "effective")]
     pub format: Format,
+}
+
+/// `top`
+#[derive(Clone, Debug, Args)]
+pub struct Top {
+    /// The cluster; the file's scope if absent.
+    pub cluster: Option<String>,
+    /// Ask the members again after so many seconds.
+    #[arg(short = 'w', long, value_name = "SECONDS", default_value_t = 1.0)]
+    pub refresh: f64,
 }
 
 /// `explain`
