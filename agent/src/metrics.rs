@@ -16,6 +16,9 @@ pub const ACTIONS_FAILED: &str = "trunkline_agent_actions_failed_total";
 /// Turns that were skipped.
 pub const TURNS_SKIPPED: &str = "trunkline_agent_turns_skipped_total";
 
+/// Lines of the log that were lost.
+pub const LOG_LINES_LOST: &str = "trunkline_agent_log_lines_lost_total";
+
 /// Says what the process's own metrics are. Called once, after the recorder is installed.
 pub fn describe() {
     describe_counter!(
@@ -29,6 +32,10 @@ pub fn describe() {
     describe_counter!(
         TURNS_SKIPPED,
         "Turns skipped because of a defect in the rules"
+    );
+    describe_counter!(
+        LOG_LINES_LOST,
+        "Lines of the log that could not be written as fast as they came, or not at all"
     );
 }
 
@@ -288,4 +295,30 @@ fn escaped(text: &str) -> String {
     text.replace('\\', "\\\\")
         .replace('"', "\\\"")
         .replace('\n', "\\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use trunkline_shared::cluster::{ClusterName, MemberName};
+
+    use super::*;
+
+    /// What `promtool check metrics` complains of.
+    #[test]
+    fn every_metric_has_help_and_type_once_and_no_gauge_is_called_a_total() {
+        let now = Moment(1);
+        let (cluster, name) = (ClusterName::new("c"), MemberName::new("n"));
+        let text = exposition(&Published::before_the_first_tick(cluster, name, now), now);
+        for line in text.lines().filter(|line| !line.starts_with('#')) {
+            let name = line.split('{').next().unwrap();
+            for head in [
+                format!("# HELP {name} "),
+                format!("# TYPE {name} gauge\n"),
+                format!("{name}{{"),
+            ] {
+                assert_eq!(text.matches(&head).count(), 1, "{head}");
+            }
+            assert!(!name.ends_with("_total"), "{name}");
+        }
+    }
 }

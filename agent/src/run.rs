@@ -255,7 +255,7 @@ fn api(
     metrics: &Metrics,
     log: &Log,
 ) -> Api {
-    let metrics = metrics.clone();
+    let registry = metrics.clone();
     Api {
         published: published.clone(),
         deadline: deadline_by(parts.lease.status()),
@@ -267,7 +267,13 @@ fn api(
         journal: journal.clone(),
         scheduled_restart: ScheduledRestart::default(),
         consent: consent(parts),
-        render_metrics: Arc::new(move || metrics.render()),
+        render_metrics: {
+            let queue = log.queue();
+            Arc::new(move || {
+                metrics::counter!(crate::metrics::LOG_LINES_LOST).absolute(queue.lost());
+                registry.render()
+            })
+        },
         log: log.queue(),
         seen: {
             let views = parts.cluster.clone();
