@@ -120,19 +120,23 @@ fn agents_and_the_command_speak_https_and_a_replaced_certificate_is_taken_up() {
 
             goes_on_by_consent(&agents, &cafile).await;
 
-            // Another certificate in the same files, and a reload.
+            // Another certificate in the same files: with a reload, and without a word.
             let (old, new) = (folder.join("old.crt"), folder.join("m1.crt"));
-            fs::copy(&new, &old).unwrap();
-            assert_eq!(shows(&agents, &old).await, Some(200));
-            self_signed(folder, "m1", &agents.config(1).connect_host);
-            signal(agents.pid(1), Signal::HUP);
-            wait_for(
-                "the new certificate",
-                || agents.told(),
-                async || shows(&agents, &new).await.filter(|status| *status == 200),
-            )
-            .await;
-            assert_eq!(shows(&agents, &old).await, None);
+            for is_told in [true, false] {
+                fs::copy(&new, &old).unwrap();
+                assert_eq!(shows(&agents, &old).await, Some(200));
+                self_signed(folder, "m1", &agents.config(1).connect_host);
+                if is_told {
+                    signal(agents.pid(1), Signal::HUP);
+                }
+                wait_for(
+                    "the new certificate",
+                    || agents.told(),
+                    async || shows(&agents, &new).await.filter(|status| *status == 200),
+                )
+                .await;
+                assert_eq!(shows(&agents, &old).await, None, "told: {is_told}");
+            }
         },
     );
 }
