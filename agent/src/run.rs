@@ -181,13 +181,8 @@ pub async fn run(
         parts.postgres.clone(),
         parts.fence.clone(),
     );
-    let mut tick = parts.wire(
-        config,
-        read,
-        inbox,
-        (published, (journal, api.scheduled_restart.clone())),
-        log.clone(),
-    );
+    let told = (published, (journal, api.scheduled_restart.clone()));
+    let mut tick = parts.wire(config, read, inbox, told, log.clone());
     tracing::info!("started");
     service_manager::ready();
     loop {

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use hyper::Method;
 use serde_json::json;
 use trunkline_shared::cluster::{Lsn, Member, MemberName, MemberState, Topology};
 use trunkline_shared::dcs::records::state_word;
@@ -137,7 +138,7 @@ impl Work<'_> {
         let member = member(&topology, name)?;
         let started = clock::now();
         let body = json!({ "restart_pending": true }).to_string();
-        let answer = send(self.session, member, ("POST", "/restart"), &body).await;
+        let answer = send(self.session, member, (Method::POST, "/restart"), &body).await?;
         if !matches!(answer, Ok(Answer { status: 200, .. })) {
             return Err(CtlError::Failed(failed("restart", member, &answer)));
         }

@@ -5,12 +5,13 @@ use std::io::Write;
 use std::path::Path;
 use std::time::Duration;
 
+use hyper::Method;
 use serde_json::Value;
 use trunkline_shared::cluster::{Member, MemberName, Topology};
 
 use super::arguments::{Explain, Format};
 use super::members::send;
-use super::rest::{Answer, RestError};
+use super::rest::Answer;
 use super::table::{Column, Table};
 use super::terminal::Terminal;
 use super::{CtlError, Session};
@@ -49,7 +50,7 @@ pub(super) async fn explain(session: &Session, asked: &Explain) -> Result<(), Ct
             members.join(", ")
         )));
     };
-    let text = journal(session, member).await.map_err(CtlError::Failed)?;
+    let text = journal(session, member).await?.map_err(CtlError::Failed)?;
     Turns::read(name, &text)?.tell(&session.terminal, asked)
 }
 
@@ -63,7 +64,7 @@ async fn everybody(session: &Session, topology: &Topology) -> Result<(), CtlErro
     session.terminal.line(&head)?;
     let mut silent = Vec::new();
     for member in topology.members.values() {
-        let told = match journal(session, member).await {
+        let told = match journal(session, member).await? {
             Ok(text) => {
                 let turns = Turns::read(member.name.as_str(), &text)?;
                 let newest = turns.entries.last();
@@ -104,26 +105,24 @@ fn in_a_line(entry: &Entry) -> String {
 }
 
 /// The journal of a member, or why there is none.
-async fn journal(session: &Session, member: &Member) -> Result<String, String> {
+async fn journal(session: &Session, member: &Member) -> Result<Result<String, String>, CtlError> {
     let name = &member.name;
-    match send(session, member, ("GET", JOURNAL), "").await {
-        Ok(Answer { status: 200, text }) => Ok(text),
-        Ok(Answer { status: 401, text }) => Err(format!(
-            "{name} does not let this command read its journal: {text}; see ctl.authentication"
-        )),
-        Ok(Answer { status, .. }) if !member.is_trunkline() => Err(format!(
+    let why = match send(session, member, (Method::GET, JOURNAL), "").await? {
+        Ok(Answer { status: 200, text }) => return Ok(Ok(text)),
+        Ok(Answer {
+            status: 401 | 403,
+            text,
+        }) => format!(
+            "{name} does not let this command read its journal: {text}; see the section ctl of the configuration"
+        ),
+        Ok(Answer { status, .. }) if !member.is_trunkline() => format!(
             "{name} is run by Patroni {}, which keeps no journal ({status})",
             member.version
-        )),
-        Ok(answer) => Err(format!(
-            "{name}: {} ({})",
-            answer.text.trim(),
-            answer.status
-        )),
-        Err(error @ (RestError::NotReached { .. } | RestError::NoAnswer { .. })) => {
-            Err(format!("{name}: {error}"))
-        }
-    }
+        ),
+        Ok(answer) => format!("{name}: {} ({})", answer.text.trim(), answer.status),
+        Err(error) => format!("{name}: {error}"),
+    };
+    Ok(Err(why))
 }
 
 /// The turns of one member, the oldest first.

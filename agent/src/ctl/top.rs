@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use hyper::Method;
 use serde_json::Value;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
@@ -12,6 +13,7 @@ use trunkline_shared::cluster::{MemberName, Moment, Topology};
 use trunkline_shared::dcs::records::history_lines;
 use trunkline_shared::dcs::watch::View;
 use trunkline_shared::service::clock;
+use trunkline_shared::service::http::HttpClient;
 
 use super::arguments::Top;
 use super::rest::request;
@@ -53,7 +55,7 @@ pub(super) async fn top(session: &Session, asked: &Top) -> Result<(), CtlError> 
     for line in history(&view).into_iter().flatten() {
         events.add(line.0, line.1);
     }
-    let mut asking = Asking::new(session);
+    let mut asking = Asking::new(session.client()?);
     let mut ended = signal(SignalKind::terminate())
         .map_err(|error| CtlError::Output(format!("SIGTERM cannot be waited for: {error}")))?;
     let mut screen = Screen::open()?;
@@ -110,16 +112,16 @@ fn history(view: &View) -> Option<Vec<(String, String)>> {
 }
 
 /// The members, asked how they are.
-struct Asking<'s> {
-    session: &'s Session,
+struct Asking {
+    client: HttpClient,
     under_way: JoinSet<(MemberName, Status)>,
     statuses: BTreeMap<MemberName, Status>,
 }
 
-impl<'s> Asking<'s> {
-    fn new(session: &'s Session) -> Self {
+impl Asking {
+    fn new(client: HttpClient) -> Self {
         Self {
-            session,
+            client,
             under_way: JoinSet::new(),
             statuses: BTreeMap::new(),
         }
@@ -134,15 +136,15 @@ impl<'s> Asking<'s> {
         }
         for member in topology.members.values() {
             let (name, url) = (member.name.clone(), member.api_url.clone());
-            let user = self.session.config.authentication.clone();
+            let client = self.client.clone();
             self.under_way.spawn(async move {
                 let asked_at = clock::now();
                 let asking = request(
+                    &client,
                     &url,
-                    "GET",
+                    Method::GET,
                     "/patroni",
                     String::new(),
-                    user.as_ref(),
                     ANSWER,
                 );
                 let status = match asking.await {

@@ -20,6 +20,9 @@ pub(super) fn of(action: &Action) -> &'static str {
         Action::ClearSwitchover => "ends the announcement of the switchover",
         Action::WriteDisarmed => "writes down that its fence sleeps",
         Action::RemoveDisarmed => "takes back that its fence sleeps",
+        Action::RemoveDisarmedOf(..) => {
+            "takes back, for a member that Patroni runs now, that its fence sleeps"
+        }
         Action::ArmFence => "the fence ends PostgreSQL when the lease runs out",
         Action::DisarmFence => {
             "the fence sleeps: PostgreSQL accepts no writes, or maintenance is on"
