@@ -48,7 +48,7 @@ async fn every_answer_comes_from_memory_while_postgresql_and_the_dcs_hang() {
         ("/patroni", 200),
         ("/cluster", 200),
         ("/metrics", 200),
-        ("/journal", 200),
+        ("/trunkline/journal", 200),
         ("/failsafe", 502),
     ] {
         for method in ["GET", "HEAD"] {
