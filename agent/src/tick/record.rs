@@ -88,6 +88,8 @@ impl Recorder {
             self.last_reason = Some(decision.reason);
         }
         let mut member = announce::announcement(seen, decision, &self.api_url, &self.version);
+        // The settings may have been taken up after the look: whether something waits and what are told by one of both.
+        member.has_pending_restart = !pending_restart.is_empty();
         member.pending_restart = pending_restart;
         member.scheduled_restart = self.scheduled_restart.recorded();
         member.proxy_address.clone_from(&self.proxy_address);
