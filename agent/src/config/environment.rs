@@ -109,7 +109,8 @@ impl Overlay {
             return;
         };
         let path: Vec<&str> = path.iter().map(String::as_str).collect();
-        let is_yaml_list = text.trim_start().starts_with(['-', '[']);
+        // A template of the log may begin so, too.
+        let is_yaml_list = text.trim_start().starts_with(['-', '[']) && !text.contains("%(");
         match form {
             Form::Texts | Form::Lines if is_yaml_list => self.parse(variable, text, &path),
             Form::Text | Form::Texts => {

@@ -27,7 +27,7 @@ pub const VARIABLES: &[Variable] = &[
     ("LOG_TYPE", "log.type", Form::Text),
     ("LOG_LEVEL", "log.level", Form::Text),
     ("LOG_TRACEBACK_LEVEL", "log.traceback_level", Form::Text),
-    ("LOG_FORMAT", "log.format", Form::Text),
+    ("LOG_FORMAT", "log.format", Form::Texts),
     ("LOG_DATEFORMAT", "log.dateformat", Form::Text),
     ("LOG_STATIC_FIELDS", "log.static_fields", Form::Mapping),
     ("LOG_MAX_QUEUE_SIZE", "log.max_queue_size", Form::Text),
@@ -43,7 +43,7 @@ pub const VARIABLES: &[Variable] = &[
     ),
     // Patroni's names of before 1.6.
     ("LOGLEVEL", "log.level", Form::Text),
-    ("LOGFORMAT", "log.format", Form::Text),
+    ("LOGFORMAT", "log.format", Form::Texts),
     ("LOG_DATEFMT", "log.dateformat", Form::Text),
     ("RESTAPI_LISTEN", "restapi.listen", Form::Text),
     (
