@@ -7,7 +7,7 @@ use trunkline_shared::cluster::{Member, MemberName, MemberState, Topology};
 
 use super::decision::{Action, Decision, Detail, Reason, Upstream};
 use super::memory::Memory;
-use super::observation::{JobKind, LeaseView, Observation};
+use super::observation::{JobKind, LeaseView, Observation, WatchdogView};
 use super::sync_standbys::keeping;
 use super::{Turn, following, standby_cluster, upstream};
 
@@ -43,6 +43,11 @@ pub(super) fn decide(seen: &Observation, memory: &Memory) -> Decision {
             }
             if !seen.fence.is_live {
                 return turn.routine(Reason::FenceNotLive);
+            }
+            // Whoever makes a cluster leads it; nobody leads a standby cluster as primary.
+            let will_lead = seen.settings().standby_cluster.is_none();
+            if will_lead && seen.fence.watchdog == WatchdogView::Failed {
+                return turn.routine(Reason::WatchdogNotReady);
             }
             turn.act(Action::ClaimBootstrap)
                 .now(Reason::ClaimingBootstrap)

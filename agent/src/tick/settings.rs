@@ -109,6 +109,17 @@ impl SettingsKeeper {
         })
     }
 
+    /// After the file was read again. There may be no cluster yet, and its file counts all the same.
+    fn lay_over_again(&mut self) {
+        match self.laid_over.clone() {
+            Some(settings) => self.lay_over(&settings),
+            None => {
+                self.in_force = self.config.clone();
+                self.is_changed = true;
+            }
+        }
+    }
+
     /// Lays the file anew over what the cluster's configuration says to every member.
     fn lay_over(&mut self, settings: &ClusterSettings) {
         let (in_force, mistakes) = self.config.over(settings);
@@ -139,7 +150,7 @@ impl SettingsKeeper {
                 }
                 self.config = told.config;
                 self.applied = None;
-                self.laid_over = None;
+                self.lay_over_again();
                 self.again_at = Moment::default();
                 self.asked = Some(Asked {
                     answer,

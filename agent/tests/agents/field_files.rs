@@ -229,6 +229,8 @@ fn a_member_that_requires_a_watchdog_does_not_lead_without_and_says_so_until_the
             let primary = door(&agents, 1, "postgres", "superuser-password");
             assert!(answer(&primary).await.is_none(), "{}", agents.said(1));
             let why = agents.said(1);
+            let data_dir = agents.config(1).data_dir;
+            assert!(!data_dir.exists(), "a cluster was made in vain: {why}");
             assert!(
                 why.contains("no-such-device: No such file or directory"),
                 "{why}"
