@@ -28,6 +28,7 @@ mod access;
 mod apply;
 mod archive;
 pub mod clone;
+mod conf_copies;
 pub mod config;
 pub mod control_data;
 pub mod controlled;

@@ -7,6 +7,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Component, Path, PathBuf};
 
 use super::PostgresError;
+use super::conf_copies;
 use super::config::{PostgresConfig, Upstream};
 use super::settings::{
     self, BASE_CONF, ConfRole, primary_conninfo, read_setting, render_conf, render_lines,
@@ -107,6 +108,7 @@ pub(crate) fn write_all(
     is_paused: bool,
 ) -> Result<(), PostgresError> {
     write_pgpass(config)?;
+    conf_copies::restore(config)?;
     let conf = config.config_dir().join("postgresql.conf");
     let auto_conf = config.data_dir.join("postgresql.auto.conf");
     let (old, old_auto) = (read_text(&conf)?, read_text(&auto_conf)?);
@@ -136,6 +138,7 @@ pub(crate) fn write_all(
             write_file(&config.config_dir().join(name), &render_lines(lines))?;
         }
     }
+    conf_copies::keep(config)?;
     if !keeps_recovery(config, role)
         && let Some(text) = without_recovery_settings(&old_auto)
     {

@@ -269,10 +269,15 @@ pub fn render_conf(
 
 /// Whether the lines are written: not where a parameter names a file of the operator's own, as in Patroni.
 pub(super) fn is_managed(config: &PostgresConfig, file: &str, lines: &[String]) -> bool {
+    !lines.is_empty() && is_in_its_place(config, file)
+}
+
+/// Whether `hba_file` or `ident_file` is the one beside `postgresql.conf`.
+pub(super) fn is_in_its_place(config: &PostgresConfig, file: &str) -> bool {
     let name = file.replace("_file", ".conf");
     let own = pg_file(&config.config_dir().join(name));
     let named = config.parameters.get(file).filter(|path| !path.is_empty());
-    !lines.is_empty() && named.is_none_or(|path| Path::new(path) == own)
+    named.is_none_or(|path| Path::new(path) == own)
 }
 
 /// `hba.conf` is called `pg_hba.conf`.
