@@ -432,8 +432,9 @@ async fn a_proxy_header_is_taken_off_and_a_missing_one_refused() {
 /// Waits for a condition that nothing announces.
 async fn eventually(is_so: impl Fn() -> bool) {
     let wait = async {
+        let mut looks = tokio::time::interval(Duration::from_millis(1));
         while !is_so() {
-            tokio::time::sleep(Duration::from_millis(1)).await;
+            looks.tick().await;
         }
     };
     tokio::time::timeout(support::stack::DEADLINE, wait)

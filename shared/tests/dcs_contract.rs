@@ -246,9 +246,10 @@ async fn a_lease_that_ends_takes_its_keys_along(dcs: &dyn Dcs) {
         .await
         .unwrap();
     let renew = async {
+        let mut beats = tokio::time::interval(Duration::from_millis(300));
         loop {
+            beats.tick().await;
             dcs.keep_alive(kept).await.unwrap();
-            tokio::time::sleep(Duration::from_millis(300)).await;
         }
     };
     let seen = tokio::select! {
