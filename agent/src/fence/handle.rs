@@ -155,10 +155,14 @@ impl FenceHandle {
 
     /// Whether a fence holds the lock and has stamped its heartbeat within the last second.
     pub fn is_live(&self, now: Moment) -> bool {
-        self.holder().is_some()
-            && self
-                .heartbeat()
-                .is_some_and(|stamp| now.since(stamp) <= HEARTBEAT_LIMIT)
+        self.holder().is_some() && self.has_stamped(now)
+    }
+
+    /// Whether a fence has stamped its heartbeat within the last second: all there is to ask while the process
+    /// that is known to hold the lock lives.
+    pub(super) fn has_stamped(&self, now: Moment) -> bool {
+        self.heartbeat()
+            .is_some_and(|stamp| now.since(stamp) <= HEARTBEAT_LIMIT)
     }
 
     /// The fence's process number, if one holds the lock.
