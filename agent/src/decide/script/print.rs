@@ -145,8 +145,9 @@ fn print_settings(out: &mut String, s: &ClusterSettings, is_lost: bool) {
     let stop = Some(s.primary_stop_timeout).filter(|limit| !limit.is_zero());
     option(out, "primary_stop_timeout", stop.map(seconds));
     synchronous::print_settings(out, s);
-    slots::print_settings(out, s);
     failsafe::print_settings(out, s);
+    // These begin lines of their own.
+    slots::print_settings(out, s);
     out.push('\n');
 }
 
