@@ -157,7 +157,7 @@ reasons! {
     WaitingAfterBoot "waiting_after_boot" "What was promised before this boot is not known: this member does not run for a ttl."
     RulesFail "rules_fail" "A defect in the rules: three turns in a row failed. Leadership goes to another member that answers; please report it."
     WalStillArrives "wal_still_arrives" "The last leader was not one of Trunkline and WAL still arrives from it: this member waits one ttl more."
-    ShutDown "shut_down" "The agent may end: PostgreSQL has stopped and nothing is held."
+    ShutDown "shut_down" "The agent may end: PostgreSQL has stopped and nothing is held, or the cluster is paused and PostgreSQL goes on without it."
 }
 
 impl fmt::Display for Reason {
