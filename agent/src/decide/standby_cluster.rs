@@ -11,7 +11,7 @@ use trunkline_shared::cluster::{Lsn, Timeline, Topology};
 use super::decision::{Action, Decision, Detail, Reason, StartAs, StopMode, Upstream};
 use super::observation::{JobKind, Local, LocalRequest, Running, RunningRole, Stopped};
 use super::sync_standbys::keeping;
-use super::{Turn, candidate, following, holding_lease, leading, slots};
+use super::{Turn, candidate, failsafe, following, holding_lease, leading, slots};
 
 /// Where the leader has its WAL from.
 pub(super) fn remote(section: &StandbyCluster) -> Upstream {
@@ -184,6 +184,8 @@ fn duties<'a>(
 ) -> Turn<'a> {
     let seen = turn.seen;
     turn = leading::publish(turn, topology, running, reached);
+    // Nobody goes on by it here; whoever it does not name could not lead after this member.
+    turn = failsafe::keep_list(turn, topology);
     let memory = &mut turn.decision.memory;
     let plan = slots::on_leader(seen, topology, running, memory);
     let mut turn = plan.carry_out(turn);
