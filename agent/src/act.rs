@@ -253,6 +253,7 @@ impl Actor {
             Action::SetSynchronizedSlots(slots) => self.set_synchronized_slots(slots).await?,
             Action::DiscardBootstrap => self.discard_bootstrap()?,
             Action::WriteSync(sync) => self.write_sync(seen, sync).await?,
+            Action::RenewSync(sync) => self.renew_sync(sync).await?,
             Action::DeleteSync { revision } => self.delete_sync(seen, *revision).await?,
             Action::SetSyncNames(names) => self.set_sync_names(Some(names)).await?,
             Action::ClearSyncNames => self.set_sync_names(None).await?,

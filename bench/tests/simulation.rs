@@ -42,7 +42,7 @@ fn clusters_of_two_to_five_keep_every_invariant() {
 }
 
 /// Histories that once broke an invariant: seed and, where they need another than three, members.
-const FOUND: [(u64, Option<u8>); 20] = [
+const FOUND: [(u64, Option<u8>); 23] = [
     (467, Some(3)),
     (47_040, Some(3)),
     (40_709, Some(3)),
@@ -63,6 +63,9 @@ const FOUND: [(u64, Option<u8>); 20] = [
     (43_747, Some(3)),
     (54_676, Some(3)),
     (89_986, Some(3)),
+    (152_409, Some(3)),
+    (1_018_818, None),
+    (1_029_659, None),
 ];
 
 #[test]

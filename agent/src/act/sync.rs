@@ -24,6 +24,12 @@ impl Actor {
         self.write("sync", when, vec![then]).await
     }
 
+    pub(super) async fn renew_sync(&self, sync: &SyncState) -> Result<Revision, ActError> {
+        let when = vec![self.sync_as_seen(sync.revision)];
+        let then = self.put(&FactKey::Sync, records::sync_to_json(sync));
+        self.write("sync", when, vec![then]).await
+    }
+
     pub(super) async fn delete_sync(
         &self,
         seen: &Observation,

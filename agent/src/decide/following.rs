@@ -13,7 +13,7 @@ use super::memory::Memory;
 use super::observation::{
     JobKind, Local, LocalRequest, Observation, Running, RunningRole, Stopped,
 };
-use super::sync_standbys::keeping;
+use super::sync_standbys::{election, keeping};
 use super::{RETRY_PAUSE, Turn, no_data, slots, upstream};
 
 /// How often a candidate looks whether it has the old leader's last record, and whether the new leader is
@@ -293,10 +293,13 @@ fn start(turn: Turn<'_>, topology: &Topology, stopped: &Stopped) -> Decision {
         };
         // A replica may lack what is given away here.
         let from = upstream::source(turn.seen, topology, leader, leader);
-        return turn
-            .request_taken()
-            .act(Action::Clone(from))
-            .routine(Reason::ReinitializeRequested);
+        // Where the record is written first, which may fail, the request stands until the copy runs.
+        let turn = match election::record_in_force(topology) {
+            Some(_) => turn,
+            None => turn.request_taken(),
+        };
+        let turn = keeping::replace(turn, topology, Action::Clone(from));
+        return turn.routine(Reason::ReinitializeRequested);
     }
     if stopped.is_half_rewound {
         return copy_anew(turn, topology, leader, true);
@@ -370,7 +373,6 @@ fn copy_anew(turn: Turn<'_>, topology: &Topology, leader: &Member, is_unrewound:
     let Some(from) = no_data::clone_source(&turn, topology, leader) else {
         return turn.after_failure(JobKind::Clone);
     };
-    turn.from(&from)
-        .act(Action::Clone(from))
-        .routine(Reason::Recloning)
+    let turn = turn.from(&from);
+    keeping::replace(turn, topology, Action::Clone(from)).routine(Reason::Recloning)
 }

@@ -5,10 +5,15 @@ use trunkline_shared::cluster::Topology;
 use super::Turn;
 use super::decision::{Action, Decision, Detail, Reason};
 use super::memory::Memory;
-use super::observation::{JobKind, LeaseView, Local, Observation, RunningJob};
+use super::observation::{JobKind, LeaseView, Local, LocalRequest, Observation, RunningJob};
 
 pub(super) fn decide(seen: &Observation, memory: &Memory, job: &RunningJob) -> Decision {
     let turn = Turn::new(seen, memory).detail(Detail::Text(job.kind.name().into()));
+    let is_asked_for = seen.request == Some(LocalRequest::Reinitialize);
+    let turn = match is_asked_for && job.kind == JobKind::Clone {
+        true => turn.request_taken(),
+        false => turn,
+    };
     let is_held = matches!(seen.lease, LeaseView::Held(_));
     let is_pointless = match job.kind {
         JobKind::Promote | JobKind::PrePromote => !is_held,

@@ -102,6 +102,8 @@ pub struct SyncReady {
 pub struct SyncNote {
     /// In which epoch.
     pub epoch: LeaderEpoch,
+    /// While the `sync` record had this revision.
+    pub record: i64,
     /// The setting.
     pub names: SyncNames,
     /// Since when it was seen without a break.

@@ -114,9 +114,8 @@ fn clone_from_leader(turn: Turn<'_>, topology: &Topology) -> Decision {
     let Some(from) = clone_source(&turn, topology, leader) else {
         return turn.after_failure(JobKind::Clone);
     };
-    turn.from(&from)
-        .act(Action::Clone(from))
-        .routine(Reason::Cloning)
+    let turn = turn.from(&from);
+    keeping::replace(turn, topology, Action::Clone(from)).routine(Reason::Cloning)
 }
 
 /// A backup may be all there is; what it makes is a replica, which runs for leader by the rules of any other.
@@ -131,7 +130,7 @@ fn without_leader(turn: Turn<'_>, topology: &Topology) -> Decision {
     if turn.failed_lately(JobKind::Clone) {
         return turn.after_failure(JobKind::Clone);
     }
-    turn.act(Action::CloneWithoutLeader)
+    keeping::replace(turn, topology, Action::CloneWithoutLeader)
         .routine(Reason::CloningWithoutLeader)
 }
 

@@ -64,6 +64,7 @@ impl World {
             | Action::RemoveDisarmed
             | Action::RemoveDisarmedOf(..)
             | Action::WriteSync(_)
+            | Action::RenewSync(_)
             | Action::DeleteSync { .. }
             | Action::PublishFailsafe(_)
             | Action::SwitchFailsafeOn
@@ -225,6 +226,7 @@ impl World {
                 tell!(self, Actor::Agent(node), "has given the leader key up");
             }
             Action::WriteSync(_)
+            | Action::RenewSync(_)
             | Action::DeleteSync { .. }
             | Action::SetSyncNames(_)
             | Action::ClearSyncNames

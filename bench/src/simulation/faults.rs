@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use trunkline_agent::decide::observation::{LocalRequest, Me};
+use trunkline_agent::decide::observation::{LocalRequest, Me, WatchdogView};
 use trunkline_shared::cluster::topology::{Fact, FactKey, FailoverRequest};
 use trunkline_shared::cluster::{ClusterSettings, MemberName};
 
@@ -549,6 +549,9 @@ impl World {
                 ..Default::default()
             };
             this.postgres.unreadable_until = 0;
+            if this.watchdog == WatchdogView::Failed {
+                this.watchdog = WatchdogView::Ready;
+            }
             this.agent.me = Arc::new(Me {
                 may_replace_data: true,
                 may_replace_unrewound: true,

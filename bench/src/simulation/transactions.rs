@@ -48,6 +48,10 @@ impl World {
                 let then = put(FactKey::Sync, Fact::Sync(sync.clone()));
                 self.on_sync_as_seen(node, sync.revision, then)
             }
+            Action::RenewSync(sync) => Some(Txn {
+                when: vec![sync_as_seen(sync.revision)],
+                then: vec![put(FactKey::Sync, Fact::Sync(sync.clone()))],
+            }),
             Action::DeleteSync { revision } => {
                 self.on_sync_as_seen(node, *revision, Write::Delete(FactKey::Sync))
             }

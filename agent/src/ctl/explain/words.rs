@@ -48,6 +48,9 @@ pub(super) fn of(action: &Action) -> &'static str {
         Action::CallBack(..) => "calls the operator's script",
         Action::RunPrePromote => "asks the operator's script whether it may be promoted",
         Action::WriteSync(_) => "writes down whom commits wait for",
+        Action::RenewSync(_) => {
+            "writes the record of whom commits wait for again, so that no older write of it counts"
+        }
         Action::DeleteSync { .. } => "commits wait for nobody any more: the record is deleted",
         Action::SetSyncNames(_) => "makes commits wait for these standbys",
         Action::ClearSyncNames => "the user's own synchronous_standby_names holds again",

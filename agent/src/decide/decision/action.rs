@@ -107,6 +107,9 @@ pub enum Action {
     /// Write the `sync` record, comparing the own leader key and the record's revision, which is 0 where
     /// none was seen.
     WriteSync(SyncState),
+    /// Write the `sync` record again as it was seen, whoever leads, comparing its revision: no write of it that is
+    /// under way can be executed any more, and its leader counts anew.
+    RenewSync(SyncState),
     /// Delete the `sync` record of this revision, comparing the own leader key.
     DeleteSync {
         /// Its revision.
@@ -298,6 +301,7 @@ impl Action {
         "call_back",
         "run_pre_promote",
         "write_sync",
+        "renew_sync",
         "delete_sync",
         "set_sync_names",
         "clear_sync_names",
@@ -357,6 +361,7 @@ impl Action {
             Action::SetSynchronizedSlots(_) => brief("set_synchronized_slots"),
             Action::DiscardBootstrap => replaces("discard_bootstrap", JobKind::DiscardBootstrap),
             Action::WriteSync(_) => brief("write_sync"),
+            Action::RenewSync(_) => brief("renew_sync"),
             Action::DeleteSync { .. } => brief("delete_sync"),
             Action::SetSyncNames(_) => brief("set_sync_names"),
             Action::ClearSyncNames => brief("clear_sync_names"),

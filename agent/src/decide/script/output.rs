@@ -80,7 +80,9 @@ impl fmt::Display for Action {
                 let mut moves = slots.iter();
                 moves.try_for_each(|(slot, to)| write!(f, " {slot}@{to}"))
             }
-            Action::WriteSync(sync) => write!(f, " {}", Recorded(sync)),
+            Action::WriteSync(sync) | Action::RenewSync(sync) => {
+                write!(f, " {}", Recorded(sync))
+            }
             Action::SetSyncNames(names) => write!(f, " {}", named(names)),
             Action::ClearSyncNames
             | Action::OpenClientAccess

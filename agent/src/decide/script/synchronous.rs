@@ -14,6 +14,9 @@ use crate::decide::memory::{Memory, SyncNote, SyncReady};
 use crate::decide::observation::{CommitsView, SenderView};
 use crate::decide::sync_standbys::SyncNames;
 
+/// The revision of the `sync` record where a script does not say.
+const SYNC_REVISION: i64 = 30;
+
 /// Takes the settings of synchronous replication from a `settings` line.
 pub(super) fn settings(s: &mut ClusterSettings, words: &Words<'_, '_>) -> Result<(), ScriptError> {
     s.synchronous_mode = match words.text("synchronous_mode") {
@@ -60,7 +63,7 @@ pub(super) fn record(words: &Words<'_, '_>) -> Result<Option<SyncState>, ScriptE
         leader: words.text("leader").map(MemberName::new),
         standbys: words.plain().map(MemberName::new).collect(),
         quorum: words.value("quorum")?.unwrap_or(0),
-        revision: words.value("revision")?.unwrap_or(30),
+        revision: words.value("revision")?.unwrap_or(SYNC_REVISION),
     }))
 }
 
@@ -172,7 +175,8 @@ pub(super) fn print_commits(out: &mut String, commits: &CommitsView) {
     }
 }
 
-/// `ready=NAMES@SECONDS`; `noted=NAMES@GENERATION@REVISION@SECONDS` and, once known, `@POSITION`; `sync_lost=SECONDS`.
+/// `ready=NAMES@SECONDS`; `noted=NAMES@GENERATION@REVISION@SECONDS` and, once known, `@POSITION`, with `noted_record=REVISION`;
+/// `sync_lost=SECONDS`.
 pub(super) fn memory(
     memory: &mut Memory,
     words: &Words<'_, '_>,
@@ -208,6 +212,7 @@ pub(super) fn memory(
             generation: words.parse(generation, "a number")?,
             revision: words.parse(revision, "a number")?,
         },
+        record: words.value("noted_record")?.unwrap_or(SYNC_REVISION),
         names: parse_named(words, names)?,
         since: now - words.parse_seconds(since)?,
         at: at
@@ -253,4 +258,5 @@ pub(super) fn print_memory(out: &mut String, memory: &Memory, now: Moment) {
     if let Some(at) = note.at {
         let _ = write!(out, "@{at}");
     }
+    let _ = write!(out, " noted_record={}", note.record);
 }

@@ -143,7 +143,7 @@ pub(in crate::decide) fn keep<'a>(
     if settings.synchronous_mode == SynchronousMode::Off {
         return give_back(turn, topology, running);
     }
-    let turn = note(turn, running, position);
+    let turn = note(turn, topology, running, position);
     let standbys = standbys(topology, running, position);
     let recorded = topology.sync.as_ref().map(|sync| sync.standbys.as_slice());
     let (turn, may_degrade) = weigh_loss(turn, recorded.unwrap_or_default(), &standbys);
@@ -224,6 +224,17 @@ pub(in crate::decide) fn before_replacing<'a>(
         return ControlFlow::Break(turn.routine(Reason::LeavingSync));
     }
     ControlFlow::Continue(turn)
+}
+
+/// Puts other data in the place of its own. A write of the record that is under way may name this member, which
+/// streamed when that was made, and what the leader has noted of it was true of what it had: both end with a record
+/// that is newer than either.
+pub(in crate::decide) fn replace<'a>(turn: Turn<'a>, topology: &Topology, how: Action) -> Turn<'a> {
+    let turn = match election::record_in_force(topology) {
+        Some(sync) => turn.act(Action::RenewSync(sync.clone())),
+        None => turn,
+    };
+    turn.act(how)
 }
 
 /// After a restart clients come in once those whom commits wait for have what it made visible, as a commit
@@ -339,14 +350,16 @@ fn take<'a>(turn: Turn<'a>, topology: &Topology, running: &Running, step: SyncSt
     }
 }
 
-/// Keeps a position that was reached when the setting in force had surely been taken up by every process.
-fn note<'a>(turn: Turn<'a>, running: &Running, position: Lsn) -> Turn<'a> {
+/// Keeps a position that was reached when the setting in force had surely been taken up by every process. What the
+/// standbys have from then on they have while the record stands: one that replaces its data writes it again.
+fn note<'a>(turn: Turn<'a>, topology: &Topology, running: &Running, position: Lsn) -> Turn<'a> {
     let commits = &running.commits;
     let now = turn.seen.now;
     let LeaseView::Held(held) = &turn.seen.lease else {
         return turn;
     };
     let epoch = held.epoch;
+    let record = topology.sync.as_ref().map_or(0, |sync| sync.revision);
     let is_nobody = |names: &SyncNames| *names == SyncNames::Nobody;
     let may_be_nobody = is_nobody(&commits.in_force) || commits.own.iter().any(is_nobody);
     let turn = turn.remember(|memory| {
@@ -356,8 +369,11 @@ fn note<'a>(turn: Turn<'a>, running: &Running, position: Lsn) -> Turn<'a> {
     if commits.own.as_ref() != Some(&commits.in_force) {
         return turn.remember(|memory| memory.sync_note = None);
     }
+    let is_same = |note: &SyncNote| {
+        note.epoch == epoch && note.record == record && note.names == commits.in_force
+    };
     turn.remember(|memory| match &mut memory.sync_note {
-        Some(note) if note.epoch == epoch && note.names == commits.in_force => {
+        Some(note) if is_same(note) => {
             if note.at.is_some() {
                 return;
             }
@@ -373,6 +389,7 @@ fn note<'a>(turn: Turn<'a>, running: &Running, position: Lsn) -> Turn<'a> {
         note => {
             *note = Some(SyncNote {
                 epoch,
+                record,
                 names: commits.in_force.clone(),
                 since: now,
                 at: None,

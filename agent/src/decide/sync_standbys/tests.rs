@@ -2,7 +2,8 @@
 //! writes that are lost, or executed later than anybody expected; a leader or agent that dies; standbys that
 //! vanish and come back; a mode that changes. In each, whoever could be elected has every acknowledged commit.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeSet, HashSet, VecDeque};
+use std::rc::Rc;
 use std::sync::Arc;
 
 use trunkline_shared::cluster::settings::SynchronousMode;
@@ -14,13 +15,13 @@ use super::{Standby, SyncNames, SyncStep, SyncView, election, keeping, named, qu
 /// Positions are small numbers above what everybody has.
 const FURTHEST: u64 = 2;
 
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Written {
     voters: BTreeSet<MemberName>,
     quorum: u32,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct World {
     leader: usize,
     is_quorum: bool,
@@ -115,10 +116,10 @@ impl World {
         (0..self.leaves.len()).any(|node| self.leaves[node] && name(node) == *member)
     }
 
-    /// Whether it may put other data in the place of its own, which nobody reads any more.
+    /// Whether it may put other data in the place of its own: it is stopped, and nobody counts on what it has.
     fn may_give_up(&self, node: usize) -> bool {
         let is_recorded = |record: &Written| record.voters.contains(&name(node));
-        self.leaves[node] && !self.streams[node] && !self.record.as_ref().is_some_and(is_recorded)
+        !self.streams[node] && !self.record.as_ref().is_some_and(is_recorded)
     }
 
     /// Who could be elected, if all that may vote for it answer.
@@ -219,10 +220,12 @@ impl World {
                 next.push(self.changed(|w| w.leaves[node] = !w.leaves[node]));
             }
             if self.may_give_up(node) {
-                // What it has from then on is another's, or a backup's.
+                // It has written the record again. What it has from then on is another's, or a backup's.
                 next.push(self.changed(|w| {
                     w.flushed[node] = 0;
                     w.leaves[node] = false;
+                    w.noted = None;
+                    w.late = w.late.take().filter(|_| w.record.is_none());
                 }));
             }
             if self.can_be_elected(node) {
@@ -310,12 +313,15 @@ impl World {
 
 /// Visits every reachable world, or `limit` of them; how many.
 fn walk(first: World, changes_settings: bool, limit: usize) -> usize {
-    let mut known = BTreeSet::from([first.clone()]);
+    let first = Rc::new(first);
+    let mut known = HashSet::from([Rc::clone(&first)]);
     let mut waiting = VecDeque::from([first]);
     while let Some(world) = waiting.pop_front() {
         world.check();
         for next in world.next(changes_settings) {
-            if known.len() < limit && known.insert(next.clone()) {
+            if known.len() < limit && !known.contains(&next) {
+                let next = Rc::new(next);
+                known.insert(Rc::clone(&next));
                 waiting.push_back(next);
             }
         }
@@ -323,9 +329,10 @@ fn walk(first: World, changes_settings: bool, limit: usize) -> usize {
     known.len()
 }
 
-/// How many worlds the walks with all changes visit, nearest first; all of them are 900,000. Beyond these one is known
-/// to break the invariant: a write of unknown outcome that names a standby whose data was replaced (agent/README.md).
-const NEAREST: usize = 25_000;
+/// How many worlds the walks with all changes visit, nearest first. All of them, for three members, are 14.8 million
+/// without `synchronous_mode_strict`; that walk was seen to its end once, in a quarter of an hour. The mode
+/// is among the changes, so that both are in it.
+const NEAREST: usize = 50_000;
 
 #[test]
 fn three_members_lose_nothing_wherever_a_change_is_interrupted() {
