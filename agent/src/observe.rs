@@ -17,7 +17,7 @@ use crate::config::WatchdogConfig;
 use crate::decide::Observation;
 use crate::decide::observation::SyncNames;
 use crate::decide::observation::{
-    CommitsView, DcsView, Due, FenceView, HealthView, JobView, LeaseView, Local, LocalRequest, Me,
+    CommitsView, DcsView, FenceView, HealthView, JobView, LeaseView, Local, LocalRequest, Me,
     Peers, Running, RunningRole, SenderView, SlotView, Stopped, SynchronizedSlots, WatchdogView,
 };
 use crate::fence::FenceHandle;
@@ -34,6 +34,7 @@ use crate::watchdog::{self, Readiness};
 
 pub mod config_kept;
 pub mod peers;
+mod scheduled;
 
 use config_kept::ConfigKept;
 
@@ -184,7 +185,7 @@ impl Observer {
             no_race,
             is_shutting_down: now.is_shutting_down,
             is_bootstrap_unfinished: self.postgres.is_bootstrap_unfinished(),
-            scheduled: scheduled(&view),
+            scheduled: scheduled::due(&view),
             chance: fastrand::u32(..),
         };
         Look {
@@ -238,21 +239,6 @@ impl Observer {
             watchdog: self.watchdog_view(),
         }
     }
-}
-
-/// The wall clock counts for what people schedule, and for nothing else.
-fn scheduled(view: &View) -> Option<Due> {
-    let at = view.topology.failover.as_ref()?.scheduled_at.as_ref()?;
-    let Some(due) = clock::WallTime::parse(at) else {
-        return Some(Due::Unreadable);
-    };
-    let left = due.0.saturating_sub(clock::wall_clock().0);
-    let span = Duration::from_micros(left.unsigned_abs());
-    Some(if left > 0 {
-        Due::In(span)
-    } else {
-        Due::Ago(span)
-    })
 }
 
 fn health_view(health: Health) -> HealthView {
