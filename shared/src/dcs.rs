@@ -6,12 +6,16 @@ use async_trait::async_trait;
 
 use crate::cluster::Moment;
 
+pub mod belief;
 pub mod etcd;
 pub mod keys;
 #[cfg(feature = "memory")]
 pub mod memory;
 pub mod records;
+pub mod store_memory;
 pub mod watch;
+
+pub use store_memory::StoreMemory;
 
 /// A revision of the store: grows with every committed write, 0 before the first.
 pub type Revision = i64;
@@ -225,15 +229,38 @@ pub trait Dcs: Send + Sync + 'static {
     /// Renews a lease for its whole TTL.
     async fn keep_alive(&self, lease: LeaseId) -> Result<LeaseAnswer, DcsError>;
 
-    /// As [`Dcs::read`], but an answer that went back is returned too. Only to find out whether a store
-    /// that lost its memory was accepted (`trunkline/generation` grew).
+    /// As [`Dcs::read`], but an answer that went back is returned too: what a store shows that is not
+    /// believed.
     async fn read_anew(&self, prefix: &str) -> Result<Listing, DcsError> {
         self.read(prefix).await
+    }
+
+    /// As [`Dcs::grant`], from a store that is not believed: only for who makes the cluster's keys anew in it.
+    async fn grant_anew(&self, ttl: Duration) -> Result<LeaseAnswer, DcsError> {
+        self.grant(ttl).await
+    }
+
+    /// As [`Dcs::commit`], in a store that is not believed: only for who makes the cluster's keys anew in it.
+    async fn commit_anew(&self, txn: &Txn) -> Result<Committed, DcsError> {
+        self.commit(txn).await
+    }
+
+    /// From now on nothing is asked of the store but by the three calls above, until it is accepted.
+    fn doubt(&self, _why: &str) {}
+
+    /// Whether it is so.
+    fn is_doubted(&self) -> bool {
+        false
     }
 
     /// Takes the store that sent this header for the true one from now on, whatever was seen before. Only
     /// after a grown generation, or an operator, said so.
     fn accept(&self, _header: &Header) {}
+
+    /// How often a store was accepted anew since this client was made: leases of before are of another store.
+    fn acceptances(&self) -> u64 {
+        0
+    }
 }
 
 /// An open watch. Dropping it closes it.

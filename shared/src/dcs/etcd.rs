@@ -8,7 +8,7 @@
 //!
 //! The channels belong to the runtime that made them: make an [`Etcd`] inside the runtime that uses it.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -16,6 +16,7 @@ use etcd_client::{
     Compare as EtcdCompare, CompareOp, GetOptions, PutOptions, TxnOp, TxnOpResponse,
 };
 
+use super::store_memory::{Before, StoreMemory};
 use super::{
     Committed, Compare, Dcs, DcsError, Entry, Header, LeaseAnswer, LeaseId, Listing, Operation,
     Revision, Txn, Watch,
@@ -47,21 +48,33 @@ pub struct Budgets {
 #[derive(Clone)]
 pub struct Etcd {
     endpoints: Arc<Endpoints>,
-    memory: Arc<Mutex<Header>>,
+    memory: StoreMemory,
     budgets: Budgets,
 }
 
 impl Etcd {
-    /// A client for these endpoints. Connects when first used.
+    /// A client for these endpoints, with a memory of its own. Connects when first used.
     ///
     /// # Errors
     /// If there is no endpoint, or a certificate or key cannot be read.
     pub fn new(config: &EtcdConfig, budgets: Budgets) -> Result<Self, EtcdConfigError> {
+        Self::sharing(config, budgets, StoreMemory::default())
+    }
+
+    /// The same, with what other clients of this process have seen.
+    ///
+    /// # Errors
+    /// As [`Etcd::new`].
+    pub fn sharing(
+        config: &EtcdConfig,
+        budgets: Budgets,
+        memory: StoreMemory,
+    ) -> Result<Self, EtcdConfigError> {
         let endpoints = Arc::new(Endpoints::new(config)?);
         tokio::spawn(endpoint::probe(Arc::downgrade(&endpoints)));
         Ok(Self {
             endpoints,
-            memory: Arc::default(),
+            memory,
             budgets,
         })
     }
@@ -71,32 +84,27 @@ impl Etcd {
         self.endpoints.current().url.clone()
     }
 
-    fn remembered(&self) -> Header {
-        *self.memory.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Checks a linearizable answer against what was seen when the request was sent, and remembers it.
-    fn believe(memory: &Mutex<Header>, before: Header, header: Header) -> Result<(), Failure> {
-        same_cluster(memory, header)?;
-        if header.revision < before.revision || header.term < before.term {
-            return Err(Failure::WentBack(format!(
-                "it answers with revision {} and term {}, but revision {} and term {} were seen",
-                header.revision, header.term, before.revision, before.term
-            )));
+    /// Asks the endpoints, and remembers it if all of them are of a store that is not the one that was known.
+    async fn race<T: Send + 'static>(
+        &self,
+        plan: Plan,
+        checks: &Checks,
+        request: &(dyn Fn(Arc<Endpoint>) -> Attempt<T> + Sync),
+    ) -> Result<race::Finish<T>, DcsError> {
+        let outcome = race::race(&self.endpoints, plan, request).await;
+        if let (Err(DcsError::WentBack(why)), Checks::Against(memory, first)) = (&outcome, checks) {
+            memory.doubt_as_of(*first, why);
         }
-        let mut memory = memory.lock().unwrap_or_else(PoisonError::into_inner);
-        memory.revision = memory.revision.max(header.revision);
-        memory.term = memory.term.max(header.term);
-        Ok(())
+        outcome
     }
 
-    async fn list(&self, prefix: &str, is_checked: bool) -> Result<Listing, DcsError> {
+    async fn list(&self, prefix: &str, checks: Checks) -> Result<Listing, DcsError> {
         let prefix = prefix.to_owned();
-        let memory = self.memory.clone();
+        let all = checks.clone();
         let request = move |endpoint: Arc<Endpoint>| -> Attempt<Listing> {
-            let (prefix, memory) = (prefix.clone(), memory.clone());
+            let (prefix, checks) = (prefix.clone(), checks.clone());
             Box::pin(async move {
-                let before = *memory.lock().unwrap_or_else(PoisonError::into_inner);
+                let before = checks.before()?;
                 let options = GetOptions::new().with_prefix();
                 let mut answer = endpoint
                     .client()
@@ -106,32 +114,23 @@ impl Etcd {
                     .await
                     .map_err(|error| failure::classify(&endpoint.url, error))?;
                 let header = header(answer.header());
-                if is_checked {
-                    Self::believe(&memory, before, header)?;
-                }
+                checks.believe(before, header)?;
                 let entries = answer.take_kvs().into_iter().map(entry).collect();
                 Ok(Listing { header, entries })
             })
         };
         let plan = Plan::repeatable(self.budgets.operation);
-        Ok(race::race(&self.endpoints, plan, &request).await?.answer)
-    }
-}
-
-#[async_trait]
-impl Dcs for Etcd {
-    async fn read(&self, prefix: &str) -> Result<Listing, DcsError> {
-        self.list(prefix, true).await
+        Ok(self.race(plan, &all, &request).await?.answer)
     }
 
-    async fn commit(&self, txn: &Txn) -> Result<Committed, DcsError> {
+    async fn transact(&self, txn: &Txn, checks: Checks) -> Result<Committed, DcsError> {
         let plan = Plan::of_txn(self.budgets.operation, txn);
         let sent = Arc::new(evidence::with_evidence(txn));
-        let memory = self.memory.clone();
+        let all = checks.clone();
         let request = move |endpoint: Arc<Endpoint>| -> Attempt<Committed> {
-            let (sent, memory) = (sent.clone(), memory.clone());
+            let (sent, checks) = (sent.clone(), checks.clone());
             Box::pin(async move {
-                let before = *memory.lock().unwrap_or_else(PoisonError::into_inner);
+                let before = checks.before()?;
                 let answer = endpoint
                     .client()
                     .await?
@@ -140,7 +139,7 @@ impl Dcs for Etcd {
                     .await
                     .map_err(|error| failure::classify(&endpoint.url, error))?;
                 let header = header(answer.header());
-                Self::believe(&memory, before, header)?;
+                checks.believe(before, header)?;
                 let entries = answer
                     .op_responses()
                     .into_iter()
@@ -160,32 +159,22 @@ impl Dcs for Etcd {
                 })
             })
         };
-        let finish = race::race(&self.endpoints, plan, &request)
+        let finish = self
+            .race(plan, &all, &request)
             .await
             .map_err(|error| name_lease(error, txn))?;
         evidence::judge(txn, finish)
     }
 
-    async fn watch(&self, prefix: &str, from: Revision) -> Result<Box<dyn Watch>, DcsError> {
-        let prefix = prefix.to_owned();
-        let memory = self.memory.clone();
-        let request = move |endpoint: Arc<Endpoint>| -> Attempt<watch::EtcdWatch> {
-            let (prefix, memory) = (prefix.clone(), memory.clone());
-            Box::pin(async move { watch::open(&endpoint, &prefix, from, &memory).await })
-        };
-        let plan = Plan::repeatable(self.budgets.operation);
-        let finish = race::race(&self.endpoints, plan, &request).await?;
-        Ok(Box::new(finish.answer))
-    }
-
-    async fn grant(&self, ttl: Duration) -> Result<LeaseAnswer, DcsError> {
+    async fn lease(&self, ttl: Duration, checks: Checks) -> Result<LeaseAnswer, DcsError> {
         let seconds = ttl.as_secs() + u64::from(ttl.subsec_nanos() > 0);
         let seconds = i64::try_from(seconds).unwrap_or(i64::MAX);
-        let memory = self.memory.clone();
+        let all = checks.clone();
         // A lease granted twice costs nothing: nobody knows the first one, and it runs out.
         let request = move |endpoint: Arc<Endpoint>| -> Attempt<LeaseAnswer> {
-            let memory = memory.clone();
+            let checks = checks.clone();
             Box::pin(async move {
+                checks.before()?;
                 let answer = endpoint
                     .client()
                     .await?
@@ -194,7 +183,7 @@ impl Dcs for Etcd {
                     .await
                     .map_err(|error| failure::classify(&endpoint.url, error))?;
                 let header = header(answer.header());
-                same_cluster(&memory, header)?;
+                checks.same_cluster(header)?;
                 Ok(LeaseAnswer {
                     header,
                     lease: answer.id(),
@@ -203,36 +192,124 @@ impl Dcs for Etcd {
             })
         };
         let plan = Plan::repeatable(self.budgets.operation);
-        Ok(race::race(&self.endpoints, plan, &request).await?.answer)
+        Ok(self.race(plan, &all, &request).await?.answer)
+    }
+
+    fn checks(&self) -> Result<Checks, DcsError> {
+        let first = self.memory.ask()?;
+        Ok(Checks::Against(self.memory.clone(), first))
+    }
+}
+
+/// What an answer is held against.
+#[derive(Clone)]
+enum Checks {
+    /// What was seen; with what was known when the operation began.
+    Against(StoreMemory, Before),
+    /// Nothing: the store went back, and it is looked at, or made anew, all the same.
+    Nothing,
+}
+
+impl Checks {
+    /// Before a copy of the request is sent.
+    fn before(&self) -> Result<Option<Before>, Failure> {
+        match self {
+            Checks::Against(memory, first) => {
+                memory.ask_again(*first).map(Some).map_err(Failure::Final)
+            }
+            Checks::Nothing => Ok(None),
+        }
+    }
+
+    fn believe(&self, before: Option<Before>, header: Header) -> Result<(), Failure> {
+        match (self, before) {
+            (Checks::Against(memory, _), Some(before)) => {
+                memory.believe(before, header).map_err(Failure::WentBack)
+            }
+            (Checks::Against(..) | Checks::Nothing, _) => Ok(()),
+        }
+    }
+
+    fn same_cluster(&self, header: Header) -> Result<(), Failure> {
+        match self {
+            Checks::Against(memory, _) => memory.same_cluster(header).map_err(Failure::WentBack),
+            Checks::Nothing => Ok(()),
+        }
+    }
+}
+
+#[async_trait]
+impl Dcs for Etcd {
+    async fn read(&self, prefix: &str) -> Result<Listing, DcsError> {
+        self.list(prefix, self.checks()?).await
+    }
+
+    async fn commit(&self, txn: &Txn) -> Result<Committed, DcsError> {
+        self.transact(txn, self.checks()?).await
+    }
+
+    async fn watch(&self, prefix: &str, from: Revision) -> Result<Box<dyn Watch>, DcsError> {
+        let prefix = prefix.to_owned();
+        let checks = self.checks()?;
+        let all = checks.clone();
+        let request = move |endpoint: Arc<Endpoint>| -> Attempt<watch::EtcdWatch> {
+            let (prefix, checks) = (prefix.clone(), checks.clone());
+            Box::pin(async move {
+                checks.before()?;
+                watch::open(&endpoint, &prefix, from, &checks).await
+            })
+        };
+        let plan = Plan::repeatable(self.budgets.operation);
+        let finish = self.race(plan, &all, &request).await?;
+        Ok(Box::new(finish.answer))
+    }
+
+    async fn grant(&self, ttl: Duration) -> Result<LeaseAnswer, DcsError> {
+        self.lease(ttl, self.checks()?).await
     }
 
     async fn keep_alive(&self, lease: LeaseId) -> Result<LeaseAnswer, DcsError> {
-        let memory = self.memory.clone();
+        let checks = self.checks()?;
+        let all = checks.clone();
         let request = move |endpoint: Arc<Endpoint>| -> Attempt<LeaseAnswer> {
-            let memory = memory.clone();
+            let checks = checks.clone();
             Box::pin(async move {
+                checks.before()?;
                 let answer = endpoint.keep_alive(lease).await?;
-                same_cluster(&memory, answer.header)?;
+                checks.same_cluster(answer.header)?;
                 Ok(answer)
             })
         };
         let plan = Plan::repeatable(self.budgets.renewal);
-        Ok(race::race(&self.endpoints, plan, &request).await?.answer)
+        Ok(self.race(plan, &all, &request).await?.answer)
     }
 
     async fn read_anew(&self, prefix: &str) -> Result<Listing, DcsError> {
-        self.list(prefix, false).await
+        self.list(prefix, Checks::Nothing).await
+    }
+
+    async fn grant_anew(&self, ttl: Duration) -> Result<LeaseAnswer, DcsError> {
+        self.lease(ttl, Checks::Nothing).await
+    }
+
+    async fn commit_anew(&self, txn: &Txn) -> Result<Committed, DcsError> {
+        self.transact(txn, Checks::Nothing).await
+    }
+
+    fn doubt(&self, why: &str) {
+        self.memory.doubt(why);
+    }
+
+    fn is_doubted(&self) -> bool {
+        self.memory.ask().is_err()
     }
 
     fn accept(&self, header: &Header) {
-        let mut memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
-        if *memory != *header {
-            tracing::warn!(
-                before = ?*memory, now = ?header,
-                "this DCS is taken for the true one from now on"
-            );
-        }
-        *memory = *header;
+        self.memory.accept(header);
+    }
+
+    fn acceptances(&self) -> u64 {
+        self.memory.acceptances()
     }
 }
 
@@ -240,24 +317,9 @@ impl std::fmt::Debug for Etcd {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Etcd")
             .field("current", &self.current_endpoint())
-            .field("seen", &self.remembered())
+            .field("seen", &self.memory.header())
             .finish_non_exhaustive()
     }
-}
-
-/// Learns the cluster's identity from its first answer; any other identity later is another store's.
-fn same_cluster(memory: &Mutex<Header>, header: Header) -> Result<(), Failure> {
-    let mut memory = memory.lock().unwrap_or_else(PoisonError::into_inner);
-    if memory.cluster_id == 0 {
-        memory.cluster_id = header.cluster_id;
-    }
-    if header.cluster_id != 0 && header.cluster_id != memory.cluster_id {
-        return Err(Failure::WentBack(format!(
-            "it belongs to cluster {:x}, but {:x} was seen",
-            header.cluster_id, memory.cluster_id
-        )));
-    }
-    Ok(())
 }
 
 /// etcd does not say which lease of a transaction is gone; it is the one that the transaction names.

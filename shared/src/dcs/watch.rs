@@ -10,6 +10,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::sleep;
 
+use super::belief::{Belief, Verdict};
 use super::keys::Keys;
 use super::{Dcs, DcsError, Entry, Header, Listing, Revision, Watch, WatchEvent};
 use crate::cluster::topology::{Fact, FactKey};
@@ -17,6 +18,7 @@ use crate::cluster::{Moment, Topology};
 use crate::service::clock;
 
 mod fold;
+mod kept;
 
 use fold::{Built, change, fold_one, keep_old};
 
@@ -25,6 +27,9 @@ const FIRST_BACKOFF: Duration = Duration::from_millis(100);
 
 /// The longest pause between two attempts.
 const MAX_BACKOFF: Duration = Duration::from_secs(2);
+
+/// How often a store that is not believed is looked at: it may have been accepted.
+const DOUBT_PAUSE: Duration = Duration::from_millis(200);
 
 /// How many callers may wait for a fresh read at a time; all of them share it.
 const MAX_REFRESHES: usize = 64;
@@ -65,6 +70,28 @@ pub struct View {
     /// The store answers with less than is known, or is another one, and no grown generation vouches for it
     /// (`ha.md` 8). The topology is the one from before.
     pub went_back: Option<Arc<str>>,
+    /// What that store shows, while it is not believed.
+    pub doubted: Option<Arc<Doubted>>,
+    /// What is known of the store that is believed.
+    pub belief: Belief,
+}
+
+/// What a store shows that is not believed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Doubted {
+    /// Its keys.
+    pub listing: Listing,
+    /// The cluster by them.
+    pub topology: Topology,
+}
+
+/// What an earlier process knew of the cluster.
+#[derive(Clone, Debug, Default)]
+pub struct Remembered {
+    /// Of the store.
+    pub belief: Belief,
+    /// The keys that matter, as they stood.
+    pub entries: Vec<Entry>,
 }
 
 impl View {
@@ -82,10 +109,16 @@ impl View {
     }
 }
 
-/// Asks for a linearizable read now.
+/// Asks something of the follower.
 #[derive(Clone, Debug)]
 pub struct Refresh {
-    requests: mpsc::Sender<oneshot::Sender<Result<Arc<View>, DcsError>>>,
+    requests: mpsc::Sender<Request>,
+}
+
+#[derive(Debug)]
+enum Request {
+    Read(Answer),
+    Doubt { why: Arc<str>, generation: u64 },
 }
 
 impl Refresh {
@@ -95,12 +128,27 @@ impl Refresh {
     /// What the read met with; [`DcsError::Unreachable`] too when following has ended.
     pub async fn now(&self) -> Result<Arc<View>, DcsError> {
         let (answer, answered) = oneshot::channel();
-        let ended = || DcsError::Unreachable {
-            tried: "none".to_owned(),
-            why: "the cluster is not followed any more".to_owned(),
-        };
-        self.requests.send(answer).await.map_err(|_| ended())?;
+        self.send(Request::Read(answer)).await?;
         answered.await.map_err(|_| ended())?
+    }
+
+    /// Others know more than the store shows: it is not believed until its generation is higher than this.
+    ///
+    /// # Errors
+    /// [`DcsError::Unreachable`] when following has ended.
+    pub async fn doubt(&self, why: Arc<str>, generation: u64) -> Result<(), DcsError> {
+        self.send(Request::Doubt { why, generation }).await
+    }
+
+    async fn send(&self, request: Request) -> Result<(), DcsError> {
+        self.requests.send(request).await.map_err(|_| ended())
+    }
+}
+
+fn ended() -> DcsError {
+    DcsError::Unreachable {
+        tried: "none".to_owned(),
+        why: "the cluster is not followed any more".to_owned(),
     }
 }
 
@@ -116,6 +164,16 @@ pub struct Follow {
 
 /// Follows a cluster in a task of its own, until every receiver of the views is dropped.
 pub fn follow(dcs: Arc<dyn Dcs>, keys: Keys) -> Follow {
+    begin(dcs, keys, Remembered::default(), false)
+}
+
+/// The same for who leads or may lead: it goes on with what an earlier process knew, and once the store is not
+/// believed nothing more is asked of it through `dcs`.
+pub fn follow_from(dcs: Arc<dyn Dcs>, keys: Keys, remembered: Remembered) -> Follow {
+    begin(dcs, keys, remembered, true)
+}
+
+fn begin(dcs: Arc<dyn Dcs>, keys: Keys, remembered: Remembered, guards: bool) -> Follow {
     let (sender, views) = watch::channel(Arc::new(View::default()));
     let (requests, receiver) = mpsc::channel(MAX_REFRESHES);
     let mut follower = Follower {
@@ -124,7 +182,9 @@ pub fn follow(dcs: Arc<dyn Dcs>, keys: Keys) -> Follow {
         views: sender.clone(),
         requests: receiver,
         waiting: Vec::new(),
+        guards,
     };
+    follower.remember(remembered);
     tokio::spawn(async move {
         tokio::select! {
             () = sender.closed() => {}
@@ -144,9 +204,11 @@ struct Follower {
     dcs: Arc<dyn Dcs>,
     keys: Keys,
     views: watch::Sender<Arc<View>>,
-    requests: mpsc::Receiver<Answer>,
+    requests: mpsc::Receiver<Request>,
     /// Who waits for the read that is running.
     waiting: Vec<Answer>,
+    /// Whether the store is asked for nothing else once it is not believed.
+    guards: bool,
 }
 
 /// What a followed watch ended with.
@@ -164,8 +226,8 @@ impl Follower {
             self.collect_requests();
             let (sent, listed) = self.read().await;
             let listed = match listed {
-                Ok(listing) => self.take_listing(sent, listing).await.map(|_| ()),
-                Err(DcsError::WentBack(why)) => self.take_went_back(why).await,
+                Ok(listing) => self.take_listing(sent, listing).map(|_| ()),
+                Err(DcsError::WentBack(why)) => self.look_anew(&why).await,
                 Err(error) => Err(error),
             };
             let result = match listed {
@@ -187,11 +249,20 @@ impl Follower {
         }
     }
 
-    /// Waits before the next attempt, unless somebody asks for a read.
+    /// Waits before the next attempt, unless somebody asks for something.
     async fn pause(&mut self, backoff: Duration) {
+        let is_doubted = self.views.borrow().went_back.is_some();
+        let pause = if is_doubted { DOUBT_PAUSE } else { backoff };
         tokio::select! {
-            () = sleep(backoff) => {}
-            Some(request) = self.requests.recv() => self.waiting.push(request),
+            () = sleep(pause) => {}
+            Some(request) = self.requests.recv() => self.take_request(request),
+        }
+    }
+
+    fn take_request(&mut self, request: Request) {
+        match request {
+            Request::Read(answer) => self.waiting.push(answer),
+            Request::Doubt { why, generation } => self.begin_doubt(&why, Some(generation)),
         }
     }
 
@@ -209,7 +280,7 @@ impl Follower {
 
     fn collect_requests(&mut self) {
         while let Ok(request) = self.requests.try_recv() {
-            self.waiting.push(request);
+            self.take_request(request);
         }
     }
 
@@ -245,7 +316,15 @@ impl Follower {
             };
             tokio::select! {
                 event = watch.next() => match event {
+                    // Whether it is still the cluster's store the whole of it tells.
+                    Ok(WatchEvent::Changes { changes, .. }) if self.loses_identity(&changes) => {
+                        return Ok(Next::List);
+                    }
                     Ok(WatchEvent::Changes { revision, changes }) => self.fold(revision, changes),
+                    // Another client of this process found it out; the whole of the store tells.
+                    Ok(WatchEvent::Progress { .. }) if self.dcs.is_doubted() => {
+                        return Ok(Next::List);
+                    }
                     Ok(WatchEvent::Progress { asked, .. }) => self.note_alive(Some(asked)),
                     // A watch that lived is opened again at once; a second failure is paused after.
                     Err(error) => {
@@ -256,7 +335,7 @@ impl Follower {
                 (sent, listed) = reading => {
                     read = None;
                     let is_changed = match listed {
-                        Ok(listing) => self.take_listing(sent, listing).await,
+                        Ok(listing) => self.take_listing(sent, listing),
                         Err(error) => Err(error),
                     };
                     match is_changed {
@@ -274,67 +353,115 @@ impl Follower {
                     }
                 }
                 Some(request) = self.requests.recv(), if !is_reading => {
-                    self.waiting.push(request);
+                    self.take_request(request);
                     self.collect_requests();
+                    if self.views.borrow().went_back.is_some() {
+                        return Ok(Next::List);
+                    }
                     read = Some(self.read());
                 }
             }
         }
     }
 
-    /// Makes the view from a listing; whether it shows anything else than the view before.
-    async fn take_listing(&self, sent: Moment, listing: Listing) -> Result<bool, DcsError> {
+    /// What an earlier process knew. Complete is the view only once the store was read.
+    fn remember(&self, remembered: Remembered) {
+        let Remembered { belief, entries } = remembered;
+        let listing = Listing {
+            header: belief.seen,
+            entries,
+        };
+        let (topology, raw, _) = self.build(&Topology::default(), &listing);
+        self.views.send_modify(|view| {
+            let view = Arc::make_mut(view);
+            view.topology = Arc::new(topology);
+            view.raw = Arc::new(raw);
+            view.went_back.clone_from(&belief.doubt);
+            view.belief = belief;
+        });
+    }
+
+    /// Makes the view from a listing, if it is believed; whether it shows anything else than the view before.
+    fn take_listing(&self, sent: Moment, listing: Listing) -> Result<bool, DcsError> {
         let old = self.view();
-        let is_other = old.header.cluster_id != listing.header.cluster_id;
-        if old.is_complete && (is_other || listing.header.revision < old.topology.revision) {
-            self.went_back(
-                format!(
-                    "cluster {:x} at revision {} answers, but {:x} at {} was seen",
-                    listing.header.cluster_id,
-                    listing.header.revision,
-                    old.header.cluster_id,
-                    old.topology.revision
-                ),
-                sent,
-                listing,
-            )?;
-            return Ok(true);
+        let (shown, _, _) = self.build(&Topology::default(), &listing);
+        match old.belief.weigh(listing.header, &shown, &old.topology) {
+            Verdict::Believed => Ok(self.install(sent, &listing)),
+            Verdict::Accepted => {
+                let (known, generation) = (old.belief.generation, shown.generation);
+                tracing::warn!(known, generation, "the DCS was accepted anew");
+                self.dcs.accept(&listing.header);
+                self.views.send_modify(|view| {
+                    let mut belief = old.belief.clone();
+                    belief.accept(listing.header, &shown);
+                    *view = Arc::new(View {
+                        belief,
+                        ..View::default()
+                    });
+                });
+                self.install(sent, &listing);
+                Ok(true)
+            }
+            Verdict::WentBack(why) => {
+                self.begin_doubt(&why, None);
+                self.show_doubted(Doubted {
+                    listing,
+                    topology: shown,
+                });
+                Err(DcsError::WentBack(why.to_string()))
+            }
         }
-        Ok(self.install(sent, &listing))
     }
 
     /// The client refused to believe the store: look whether somebody vouches for it.
-    async fn take_went_back(&self, why: String) -> Result<(), DcsError> {
+    async fn look_anew(&self, why: &str) -> Result<(), DcsError> {
+        self.begin_doubt(why, None);
         let sent = clock::now();
         let listing = self.dcs.read_anew(self.keys.prefix()).await?;
-        self.went_back(why, sent, listing)
+        self.take_listing(sent, listing).map(|_| ())
     }
 
-    /// Takes a store that went back only if its generation grew.
-    fn went_back(&self, why: String, sent: Moment, listing: Listing) -> Result<(), DcsError> {
-        let known = self.view().topology.generation;
-        let (topology, _, _) = self.build(&Topology::default(), &listing);
-        if topology.generation > known {
-            tracing::warn!(
-                known,
-                generation = topology.generation,
-                "the DCS was accepted anew"
-            );
-            self.dcs.accept(&listing.header);
-            self.views.send_modify(|view| {
-                *view = Arc::new(View::default());
-            });
-            self.install(sent, &listing);
-            return Ok(());
+    /// Nothing more is believed. With a generation others know more: only a higher one ends it.
+    fn begin_doubt(&self, why: &str, told: Option<u64>) {
+        let is_new = self.views.borrow().went_back.is_none();
+        if self.guards && (is_new || told.is_some()) {
+            // Once: whoever makes the keys anew accepts the store before this view shows it.
+            self.dcs.doubt(why);
         }
         self.views.send_if_modified(|view| {
-            let is_new = view.went_back.as_deref() != Some(why.as_str());
-            if is_new {
-                Arc::make_mut(view).went_back = Some(why.as_str().into());
+            if is_new || told.is_some() {
+                let view = Arc::make_mut(view);
+                let belief = &mut view.belief;
+                belief.doubt.get_or_insert_with(|| why.into());
+                view.went_back.clone_from(&belief.doubt);
+                belief.is_told |= told.is_some();
+                belief.generation = belief.generation.max(told.unwrap_or(0));
             }
             is_new
         });
-        Err(DcsError::WentBack(why))
+    }
+
+    fn show_doubted(&self, doubted: Doubted) {
+        self.views.send_if_modified(|view| {
+            let shown = view.doubted.as_ref();
+            let is_new = shown.is_none_or(|old| old.listing.entries != doubted.listing.entries);
+            Arc::make_mut(view).doubted = Some(Arc::new(doubted));
+            is_new
+        });
+    }
+
+    /// Whether these changes take the cluster's identity away.
+    fn loses_identity(&self, changes: &[(String, Option<Entry>)]) -> bool {
+        let Some(system) = self.views.borrow().belief.system else {
+            return false;
+        };
+        let path = self.keys.path(&FactKey::Initialize);
+        let of_it = changes.iter().filter(|(key, _)| *key == path);
+        of_it.into_iter().any(|(_, entry)| {
+            let at = entry.as_ref().map_or(0, |entry| entry.mod_revision);
+            let change = change(FactKey::Initialize, entry.as_ref(), at);
+            change.fact != Some(Fact::Initialize(Some(system)))
+        })
     }
 
     fn install(&self, sent: Moment, listing: &Listing) -> bool {
@@ -355,6 +482,9 @@ impl Follower {
             }
             view.header = listing.header;
             view.went_back = None;
+            view.doubted = None;
+            let topology = view.topology.clone();
+            view.belief.take(listing.header, &topology);
             view.read_at = Some(sent);
             view.proven_at = view.proven_at.max(Some(sent));
             is_worth_waking
@@ -402,6 +532,11 @@ impl Follower {
                 }
             }
             topology.revision = topology.revision.max(revision);
+            let header = Header {
+                revision,
+                ..view.belief.seen
+            };
+            view.belief.take(header, topology);
         });
     }
 

@@ -97,7 +97,8 @@ struct Race<'a, T> {
     started: usize,
     /// Attempts that may have been executed without an answer.
     lost: Option<(usize, String)>,
-    went_back: Vec<usize>,
+    /// The endpoints of another store, or of one without its memory, each with what it said.
+    went_back: Vec<(usize, String)>,
     gone: u32,
     last_failure: String,
 }
@@ -219,17 +220,27 @@ impl<T: Send + 'static> Race<'_, T> {
             }
             Failure::WentBack(why) => {
                 self.endpoints.failed(index, &why);
-                if !self.went_back.contains(&index) {
-                    self.went_back.push(index);
-                }
-                if self.went_back.len() == self.endpoints.len() {
-                    return Err(self.definite(index, DcsError::WentBack(why)));
+                if !self.went_back.iter().any(|(other, _)| *other == index) {
+                    self.went_back.push((index, why.clone()));
                 }
                 self.last_failure = why;
             }
             Failure::Final(error) => return Err(self.definite(index, error)),
         }
-        Ok(round_pause)
+        match self.whole_store_went_back() {
+            Some(why) => Err(self.definite(index, DcsError::WentBack(why))),
+            None => Ok(round_pause),
+        }
+    }
+
+    /// Why no endpoint is of the store that was known: each was asked, none is believed, and more than half of
+    /// them say something else; the others are down.
+    fn whole_store_went_back(&self) -> Option<String> {
+        let is_round_over = self.started >= self.order.len() && self.in_flight.is_empty();
+        let is_most = self.went_back.len() * 2 > self.endpoints.len();
+        let is_all = self.went_back.len() == self.endpoints.len();
+        let (_, why) = self.went_back.last()?;
+        (is_all || is_most && is_round_over).then(|| why.clone())
     }
 
     /// A definite error of one copy says nothing of another whose answer never came.

@@ -1,7 +1,6 @@
 //! An open watch on one endpoint.
 
 use std::collections::VecDeque;
-use std::sync::Mutex;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -10,9 +9,9 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep_until};
 
 use super::endpoint::Endpoint;
 use super::failure::{Failure, classify};
-use super::{entry, header, same_cluster};
+use super::{Checks, entry, header};
 use crate::cluster::Moment;
-use crate::dcs::{DcsError, Header, Revision, Watch, WatchEvent};
+use crate::dcs::{DcsError, Revision, Watch, WatchEvent};
 use crate::service::clock;
 
 /// How often the server is asked for a sign of life.
@@ -38,7 +37,7 @@ pub(super) async fn open(
     endpoint: &Endpoint,
     prefix: &str,
     from: Revision,
-    memory: &Mutex<Header>,
+    checks: &Checks,
 ) -> Result<EtcdWatch, Failure> {
     let options = WatchOptions::new().with_prefix().with_start_revision(from);
     let mut stream = endpoint
@@ -54,7 +53,7 @@ pub(super) async fn open(
         let Some(response) = message.map_err(|error| classify(&endpoint.url, error))? else {
             return Err(Failure::NotExecuted("the watch ended at once".to_owned()));
         };
-        same_cluster(memory, header(response.header()))?;
+        checks.same_cluster(header(response.header()))?;
         if response.canceled() {
             return Err(match canceled(&endpoint.url, &response) {
                 DcsError::Unreachable { why, .. } => Failure::NotExecuted(why),

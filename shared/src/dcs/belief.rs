@@ -1,0 +1,225 @@
+//! Whether a cluster's keys are believed as the store shows them now. Nothing is believed that knows less than was
+//! seen, until `trunkline/generation` grew (`ha.md` 8). Pure: the followed view and the simulation drive the same
+//! code.
+
+use std::sync::Arc;
+
+use super::Header;
+use crate::cluster::topology::Initialize;
+use crate::cluster::{SystemId, Topology};
+
+/// What is known of the store that holds a cluster.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Belief {
+    /// The newest answer that was believed; zeros before the first.
+    pub seen: Header,
+    /// The highest generation that is known.
+    pub generation: u64,
+    /// The cluster's identity, once it was recorded.
+    pub system: Option<SystemId>,
+    /// Why the store is not believed any more.
+    pub doubt: Option<Arc<str>>,
+    /// Others said so, who know more than was ever seen here: only a grown generation ends the doubt.
+    pub is_told: bool,
+}
+
+/// What a listing is worth.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It is the store that was known.
+    Believed,
+    /// It is another one, or the same without its memory, and says so.
+    Accepted,
+    /// It knows less than was seen, or is another one.
+    WentBack(Arc<str>),
+}
+
+impl Belief {
+    /// Judges what the store shows; `known` is the cluster as it was believed last.
+    pub fn weigh(&self, header: Header, shown: &Topology, known: &Topology) -> Verdict {
+        if self.seen == Header::default() {
+            return Verdict::Believed;
+        }
+        if shown.generation > self.generation {
+            // In the store that was known it may grow as well: who re-created lost keys says so to all.
+            return match self.differs(header, shown) {
+                Some(_) => Verdict::Accepted,
+                None if self.doubt.is_some() => Verdict::Accepted,
+                None => Verdict::Believed,
+            };
+        }
+        let Some(why) = self.differs(header, shown) else {
+            // Its revision may have caught up since it was doubted. What decides who leads tells.
+            return match &self.doubt {
+                Some(_) if !self.is_told && is_as_known(shown, known) => Verdict::Accepted,
+                Some(why) => Verdict::WentBack(why.clone()),
+                None => Verdict::Believed,
+            };
+        };
+        Verdict::WentBack(self.doubt.clone().unwrap_or(why))
+    }
+
+    fn differs(&self, header: Header, shown: &Topology) -> Option<Arc<str>> {
+        let seen = self.seen;
+        if header.cluster_id != seen.cluster_id
+            || header.revision < seen.revision
+            || header.term < seen.term
+        {
+            let text = format!(
+                "cluster {:x} at revision {} and term {} answers, but {:x} at {} and {} was seen",
+                header.cluster_id,
+                header.revision,
+                header.term,
+                seen.cluster_id,
+                seen.revision,
+                seen.term
+            );
+            return Some(text.into());
+        }
+        if shown.generation < self.generation {
+            let (shown, known) = (shown.generation, self.generation);
+            return Some(format!("it is of generation {shown}, but {known} is known").into());
+        }
+        let system = self.system?;
+        match shown.initialize {
+            Initialize::Done(id) if id == system => None,
+            Initialize::Done(id) => {
+                Some(format!("initialize names system {id}, but {system} is the cluster's").into())
+            }
+            Initialize::Absent | Initialize::Running => {
+                Some(format!("initialize is gone; the cluster is that of system {system}").into())
+            }
+        }
+    }
+
+    /// The store answered, and is believed.
+    pub fn take(&mut self, header: Header, shown: &Topology) {
+        self.seen = Header {
+            cluster_id: header.cluster_id,
+            revision: self.seen.revision.max(header.revision),
+            term: self.seen.term.max(header.term),
+        };
+        self.generation = self.generation.max(shown.generation);
+        if let Initialize::Done(id) = shown.initialize {
+            self.system = Some(id);
+        }
+    }
+
+    /// The store is the true one from now on.
+    pub fn accept(&mut self, header: Header, shown: &Topology) {
+        self.seen = Header::default();
+        self.doubt = None;
+        self.is_told = false;
+        self.take(header, shown);
+    }
+}
+
+/// Whether nothing that decides who may lead was written before what is known of it.
+fn is_as_known(shown: &Topology, known: &Topology) -> bool {
+    let sync = |topology: &Topology| topology.sync.as_ref().map_or(0, |sync| sync.revision);
+    shown.claim_revision() >= known.claim_revision()
+        && sync(shown) >= sync(known)
+        && shown.failsafe_revision >= known.failsafe_revision
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::topology::{Change, ClaimedTimeline, Fact, FactKey};
+    use crate::cluster::{MemberName, Timeline};
+
+    fn header(cluster_id: u64, revision: i64, term: u64) -> Header {
+        Header {
+            cluster_id,
+            revision,
+            term,
+        }
+    }
+
+    fn cluster(generation: u64) -> Topology {
+        Topology {
+            initialize: Initialize::Done(SystemId(7)),
+            generation,
+            ..Topology::default()
+        }
+    }
+
+    fn begun() -> Belief {
+        let mut belief = Belief::default();
+        assert_eq!(
+            belief.weigh(header(1, 100, 3), &cluster(0), &Topology::default()),
+            Verdict::Believed
+        );
+        belief.take(header(1, 100, 3), &cluster(0));
+        belief
+    }
+
+    #[test]
+    fn another_identity_and_less_of_anything_is_not_believed_until_the_generation_grew() {
+        let belief = begun();
+        let mut other = cluster(0);
+        other.initialize = Initialize::Done(SystemId(8));
+        let known = cluster(0);
+        for (header, shown) in [
+            (header(2, 200, 9), &cluster(0)),
+            (header(1, 99, 3), &cluster(0)),
+            (header(1, 200, 2), &cluster(0)),
+            (header(1, 200, 3), &Topology::default()),
+            (header(1, 200, 3), &other),
+        ] {
+            let verdict = belief.weigh(header, shown, &known);
+            assert!(matches!(verdict, Verdict::WentBack(_)), "{header:?}");
+            let mut grown = shown.clone();
+            grown.generation = 1;
+            assert_eq!(belief.weigh(header, &grown, &known), Verdict::Accepted);
+        }
+        assert_eq!(
+            belief.weigh(header(1, 200, 3), &cluster(1), &known),
+            Verdict::Believed
+        );
+    }
+
+    #[test]
+    fn a_doubted_copy_whose_revision_has_caught_up_is_believed_only_if_it_shows_no_older_authority()
+    {
+        let mut belief = begun();
+        belief.doubt = Some("it went back".into());
+        let claim = |revision| {
+            let mut topology = cluster(0);
+            topology.apply(&Change {
+                key: FactKey::Timeline,
+                fact: Some(Fact::Timeline(ClaimedTimeline {
+                    timeline: Timeline(2),
+                    parent: Timeline(1),
+                })),
+                revision,
+                lease: 0,
+            });
+            topology
+        };
+        let later = header(1, 900, 3);
+        let old = belief.weigh(later, &claim(40), &claim(80));
+        assert!(matches!(old, Verdict::WentBack(_)));
+        assert_eq!(
+            belief.weigh(later, &claim(80), &claim(80)),
+            Verdict::Accepted
+        );
+        belief.accept(later, &claim(80));
+        assert_eq!((belief.doubt, belief.seen), (None, later));
+    }
+
+    #[test]
+    fn a_generation_never_falls_and_an_identity_stays() {
+        let mut belief = begun();
+        belief.take(header(1, 120, 3), &cluster(4));
+        let mut led = cluster(3);
+        led.leader = Some(crate::cluster::Leader {
+            member: MemberName::new("a"),
+            epoch: Default::default(),
+            lease: 1,
+        });
+        let verdict = belief.weigh(header(1, 130, 3), &led, &cluster(4));
+        assert!(matches!(verdict, Verdict::WentBack(_)));
+        assert_eq!(belief.system, Some(SystemId(7)));
+    }
+}
