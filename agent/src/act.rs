@@ -4,6 +4,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use tokio::sync::{RwLock, watch};
@@ -32,6 +33,7 @@ mod history;
 mod instance;
 pub mod jobs;
 mod records;
+pub mod recreate;
 mod slots;
 mod sync;
 
@@ -108,6 +110,8 @@ pub struct Actor {
     pub cluster: watch::Receiver<Arc<View>>,
     /// Has it read anew.
     pub refresh: Refresh,
+    /// Set once nobody speaks against the store.
+    pub is_store_trusted: Arc<AtomicBool>,
     /// The fence.
     pub fence: Arc<RwLock<FenceHandle>>,
     /// Its deadline.
@@ -195,7 +199,7 @@ impl Actor {
         action: &Action,
         stop_limit: Option<Duration>,
     ) -> Result<Revision, ActError> {
-        let shown = match action {
+        Ok(match action {
             Action::AcquireLeader => self.acquire(seen).await?,
             Action::ConfirmLeader => self.confirm(seen).await?,
             Action::ReassertLeader => self.lease.reassert().await?,
@@ -242,10 +246,7 @@ impl Actor {
             Action::DropSlots(names) => self.drop_slots(names).await?,
             Action::AdvanceSlots(slots) => self.advance_slots(slots).await?,
             Action::CloneWithoutLeader => self.clone_without_leader(seen).await?,
-            Action::CallBack(callback, role) => {
-                self.callbacks.call(callback.word(), role.word());
-                0
-            }
+            Action::CallBack(callback, role) => self.call_back(callback.word(), role.word()),
             Action::RunPrePromote => self.run_pre_promote(seen).await?,
             Action::CompareHistory(with) => self.compare_history(seen, with).await?,
             Action::CopyLogicalSlots { from, names } => self.copy_slots(from, names).await?,
@@ -262,8 +263,15 @@ impl Actor {
             Action::SwitchFailsafeOn => self.switch_failsafe_on(seen).await?,
             Action::LetLeaseLapse => self.let_lease_lapse(seen),
             Action::RestoreConfig => self.restore_config(seen).await?,
-        };
-        Ok(shown)
+            Action::RecreateKeys { .. } | Action::DoubtStore { .. } | Action::TrustStore => {
+                self.judge_store(seen, action).await?
+            }
+        })
+    }
+
+    fn call_back(&self, callback: &'static str, role: &'static str) -> Revision {
+        self.callbacks.call(callback, role);
+        0
     }
 
     async fn cancel_job(&mut self) -> Revision {

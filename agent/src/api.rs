@@ -18,12 +18,13 @@ use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::Body as _;
 use serde_json::Value;
 use tokio::net::TcpListener;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use trunkline_shared::cluster::Moment;
 use trunkline_shared::cluster::topology::FactKey;
 use trunkline_shared::dcs::keys::Keys;
+use trunkline_shared::dcs::watch::View;
 use trunkline_shared::dcs::{Dcs, Operation, Txn};
 use trunkline_shared::service::http::Peer;
 use trunkline_shared::service::logging::Queue;
@@ -34,6 +35,7 @@ use crate::journal::Journal;
 use crate::metrics;
 
 pub mod authorization;
+pub mod dcs;
 mod failsafe;
 pub mod health;
 pub(crate) mod local;
@@ -95,6 +97,8 @@ pub struct Api {
     pub dcs: Arc<dyn Dcs>,
     /// Under which keys.
     pub keys: Keys,
+    /// The cluster as it is followed.
+    pub cluster: watch::Receiver<Arc<View>>,
     /// Requests to this agent alone.
     pub requests: mpsc::Sender<LocalRequest>,
     /// What is asked of whoever changes something.
@@ -256,7 +260,7 @@ fn status_only(api: &Api, uri: &Uri) -> Response {
         Some(code) => code,
         None => match uri.path() {
             "/patroni" | "/cluster" | "/history" | "/config" | "/metrics" | JOURNAL
-            | "/failsafe" => health::YES,
+            | "/failsafe" | "/trunkline/dcs" => health::YES,
             _ => 404,
         },
     };
@@ -278,6 +282,10 @@ async fn get(api: &Api, uri: &Uri) -> Response {
             with_status(200, "text/plain; version=0.0.4", text)
         }
         "/failsafe" => failsafe::list(&published),
+        "/trunkline/dcs" => json(
+            200,
+            &dcs::known(&api.keys, &published, &api.cluster.borrow()),
+        ),
         "/history" => raw(api, &FactKey::History, 200, "[]").await,
         "/config" => raw(api, &FactKey::Settings, 502, "").await,
         path => {

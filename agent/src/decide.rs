@@ -28,9 +28,11 @@ mod leading;
 mod lost_config;
 mod maintenance;
 pub mod memory;
+mod newcomer;
 mod no_data;
 mod no_leader;
 pub mod observation;
+mod recreate;
 mod requests;
 pub mod script;
 mod shutting_down;
@@ -38,6 +40,7 @@ pub mod situation;
 mod slots;
 mod standby_cluster;
 mod stopping;
+pub mod store;
 pub mod sync_standbys;
 mod unregistered;
 mod upstream;
@@ -59,9 +62,14 @@ pub const RETRY_PAUSE: Duration = Duration::from_millis(100);
 
 /// What to do next. Total: every observation has a decision.
 pub fn decide(seen: &Observation, memory: &Memory) -> Decision {
-    let decision = stopping::note(seen, by_situation(seen, memory));
+    let decision = match newcomer::decide(seen, memory) {
+        Some(decision) => decision,
+        None => by_situation(seen, memory),
+    };
+    let decision = stopping::note(seen, decision);
     let decision = host_health::note(seen, decision);
     let decision = lost_config::note(seen, decision);
+    let decision = recreate::note(seen, decision);
     callbacks::note(seen, memory.told, decision)
 }
 

@@ -22,8 +22,10 @@ use trunkline_shared::dcs::{DcsError, LeaseId, Revision};
 use trunkline_shared::service::clock;
 
 use crate::decide::observation::LeaseView;
+use crate::recreation::Recreation;
 use brake::Brake;
 use rounds::{List, Shown};
+pub(crate) use saved::replace as replace_file;
 
 /// How many commands may wait; the tick sends one at a time, so more is a defect.
 const COMMANDS: usize = 8;
@@ -130,6 +132,10 @@ enum Order {
         list: Arc<List>,
     },
     RemoveMember,
+    Recreate {
+        keys: Recreation,
+        record: Option<String>,
+    },
 }
 
 #[derive(Debug)]
@@ -223,6 +229,12 @@ impl LeaseHandle {
     /// Moves the own leader key to a candidate.
     pub async fn hand_over(&self, hand_over: HandOver) -> Result<Revision, LeaseError> {
         self.send(Order::HandOver(hand_over)).await
+    }
+
+    /// Makes the cluster's keys anew, the leader's on a new lease among them, in a store that is not believed.
+    pub async fn recreate(&self, keys: Recreation) -> Result<Revision, LeaseError> {
+        let record = self.record.borrow().json.clone();
+        self.send(Order::Recreate { keys, record }).await
     }
 
     /// The length of the lease changed.

@@ -15,6 +15,7 @@ pub mod lease;
 pub mod metrics;
 pub mod observe;
 pub mod postgres;
+pub mod recreation;
 pub mod run;
 pub mod tick;
 pub mod validate;

@@ -33,10 +33,14 @@ use crate::postgres::{Postgres, Postmaster, Probe, ServerStatus, missing_wal, se
 use crate::watchdog::{self, Readiness};
 
 pub mod config_kept;
+pub mod members_kept;
 pub mod peers;
 mod scheduled;
+pub mod store_kept;
 
 use config_kept::ConfigKept;
+use members_kept::MembersKept;
+use store_kept::StoreKept;
 
 /// The longest wait for the answer of the local instance.
 const STATUS_LIMIT: Duration = Duration::from_secs(1);
@@ -76,6 +80,10 @@ pub struct Observer {
     pub before: Before,
     /// The configuration, should the DCS lose it.
     pub config: ConfigKept,
+    /// The store, for an agent that is restarted.
+    pub store: StoreKept,
+    /// The members, for one that is restarted after a boot.
+    pub members: MembersKept,
 }
 
 /// What is remembered of the local instance from look to look.
@@ -170,10 +178,13 @@ impl Observer {
         let no_race = self.promises.no_race();
         let looked_at = clock::now();
         let (topology, lost_config) = self.config.lay_over(&view, &local);
+        self.store.keep(&view);
+        let store = self.store.view(&view, &topology);
         let observation = Observation {
             now: looked_at,
             me: self.me.clone(),
             dcs: dcs_view(&view, topology, looked_at),
+            store,
             lost_config,
             lease,
             local,

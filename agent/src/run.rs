@@ -13,7 +13,7 @@ use trunkline_shared::cluster::{ClusterSettings, LeaderEpoch};
 use trunkline_shared::dcs::etcd::{Budgets, Etcd, EtcdConfigError};
 use trunkline_shared::dcs::keys::Keys;
 use trunkline_shared::dcs::watch::{Refresh, View};
-use trunkline_shared::dcs::{Dcs, records, watch as cluster_watch};
+use trunkline_shared::dcs::{Dcs, StoreMemory, records, watch as cluster_watch};
 use trunkline_shared::service::clock;
 use trunkline_shared::service::logging::Log;
 use trunkline_shared::service::metrics::Metrics;
@@ -24,6 +24,7 @@ use crate::act::Actor;
 use crate::act::jobs::Jobs;
 use crate::api::{Api, Consent, LocalRequest, Lookup, Published, ScheduledRestart};
 use crate::config::AgentConfig;
+use crate::decide::Memory;
 use crate::decide::callbacks::Callback;
 use crate::decide::observation::{BootstrapKind, LeaseView, Me};
 use crate::fence::deadline::{self, Deadline};
@@ -32,11 +33,11 @@ use crate::fence::supervision::{self, Pulse};
 use crate::fence::{FenceError, FenceHandle};
 use crate::journal::Journal;
 use crate::lease::arming::Arming;
-use crate::lease::keeper::{self, KeeperConfig};
 use crate::lease::promise::{Acceptor, Promises};
-use crate::lease::rounds::Speaker;
 use crate::lease::{LeaseHandle, state};
 use crate::observe::config_kept::ConfigKept;
+use crate::observe::members_kept::{self, MembersKept};
+use crate::observe::store_kept::StoreKept;
 use crate::observe::{Before, Observer};
 use crate::postgres::directory::{DirectoryState, finish_interrupted};
 use crate::postgres::health::HealthProbe;
@@ -50,6 +51,7 @@ use crate::watchdog::Teller;
 
 mod host;
 pub mod instance;
+mod lease;
 mod orphans;
 mod reexecute;
 mod rest;
@@ -256,6 +258,7 @@ fn api(
         deadline: deadline_by(parts.lease.status()),
         dcs: parts.dcs.clone(),
         keys: parts.keys.clone(),
+        cluster: parts.cluster.clone(),
         requests: requests.clone(),
         access: parts.rest.access(),
         lookup: Arc::new(Lookup::default()),
@@ -307,6 +310,7 @@ struct Parts {
     promises: Promises,
     config: ConfigKept,
     rest: Arc<Rest>,
+    store: StoreKept,
 }
 
 impl Parts {
@@ -329,8 +333,11 @@ impl Parts {
             operation: settings.retry_timeout,
             renewal: state::renew_interval(settings.ttl).max(Duration::from_secs(1)),
         };
-        let dcs: Arc<dyn Dcs> = Arc::new(Etcd::new(&config.etcd, budgets)?);
-        let mut followed = cluster_watch::follow(dcs.clone(), keys.clone());
+        let (store, remembered) = StoreKept::open(&run_dir.path().join("store"), &keys);
+        let belief = &remembered.belief;
+        let memory = StoreMemory::remembering(belief.seen, belief.doubt.clone());
+        let dcs: Arc<dyn Dcs> = Arc::new(Etcd::sharing(&config.etcd, budgets, memory.clone())?);
+        let mut followed = cluster_watch::follow_from(dcs.clone(), keys.clone(), remembered);
         let client = rest.client();
         let (cluster, name) = (&config.cluster, &config.name);
         // Whoever has this member's name is then this process itself.
@@ -345,10 +352,10 @@ impl Parts {
         let pulse = Arc::new(Pulse::new());
         let arming = Arc::new(arming(run_dir.path(), &fence, pulse.clone()));
         let postgres = Arc::new(Postgres::new(instance)?);
-        let lease = start_lease(
+        let lease = lease::start(
             config,
             &settings,
-            budgets,
+            lease::OwnDcs { budgets, memory },
             &keys,
             run_dir.path(),
             &arming,
@@ -373,6 +380,7 @@ impl Parts {
             promises,
             config: kept,
             rest,
+            store,
         })
     }
 
@@ -386,6 +394,8 @@ impl Parts {
         log: Log,
     ) -> Tick {
         let run_dir = self.run_dir.path().to_owned();
+        let known = members_kept::read(&config.postgresql.data_dir);
+        let memory = Memory::of_former(known, clock::now());
         let me = Arc::new(me(&config));
         let observer = Observer {
             me: me.clone(),
@@ -400,9 +410,12 @@ impl Parts {
             promises: self.promises,
             before: Before::default(),
             config: self.config,
+            store: self.store,
+            members: MembersKept::default(),
         };
         let actor = Actor {
             me,
+            is_store_trusted: observer.store.trust(),
             postgres: self.postgres,
             lease_status: self.lease.status(),
             lease: self.lease,
@@ -431,7 +444,7 @@ impl Parts {
             rest.take_up(config)
         });
         let settings = SettingsKeeper::new(config, run_dir, read, elsewhere);
-        Tick::new(inbox, observer, actor, recorder, settings)
+        Tick::new(inbox, observer, actor, recorder, settings, memory)
     }
 }
 
@@ -468,39 +481,6 @@ fn arming(run_dir: &Path, fence: &FenceHandle, pulse: Arc<Pulse>) -> Arming {
         deadline::write(&run_dir, deadline)
     };
     Arming::new(found, Box::new(write), Box::new(move || pulse.is_young()))
-}
-
-fn start_lease(
-    config: &AgentConfig,
-    settings: &ClusterSettings,
-    budgets: Budgets,
-    keys: &Keys,
-    run_dir: &Path,
-    arming: &Arc<Arming>,
-    (rest, settled): (&Rest, Option<LeaderEpoch>),
-) -> Result<LeaseHandle, RunError> {
-    let keeper = KeeperConfig {
-        keys: keys.clone(),
-        me: config.name.clone(),
-        ttl: settings.ttl,
-        saved: run_dir.join("lease"),
-        authority: run_dir.join("authority"),
-        speaker: Speaker {
-            cluster: config.cluster.as_str().to_owned(),
-            address: config.postgresql.connect_address.to_string(),
-            api_url: config.restapi.api_url(),
-            client: rest.client(),
-        },
-        settled,
-    };
-    let etcd = config.etcd.clone();
-    keeper::spawn(keeper, arming.clone(), move || {
-        let dcs = Etcd::new(&etcd, budgets);
-        dcs.map(|dcs| Arc::new(dcs) as Arc<dyn Dcs>)
-            .map_err(|error| tracing::error!(%error, "the lease task cannot reach the DCS"))
-            .ok()
-    })
-    .map_err(system("starting the lease task"))
 }
 
 /// This member as its file describes it.

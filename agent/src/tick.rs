@@ -129,6 +129,7 @@ impl Tick {
         actor: Actor,
         recorder: Recorder,
         settings: SettingsKeeper,
+        memory: Memory,
     ) -> Self {
         Self {
             inbox,
@@ -137,7 +138,7 @@ impl Tick {
             recorder,
             settings,
             requests: Requests::default(),
-            memory: Memory::default(),
+            memory,
             panics: 0,
             told_of: None,
         }
@@ -198,6 +199,10 @@ impl Tick {
         let seen = &look.observation;
         let data_dir = self.actor.postgres.config().data_dir.clone();
         self.observer.config.keep(&data_dir, seen).await;
+        if let Some(topology) = seen.topology() {
+            let whom = asking::whom(topology, &self.memory, &seen.me.name);
+            self.observer.members.keep(&data_dir, seen, whom).await;
+        }
         self.actor.tell_watchdog(seen);
         let Some(decision) = self.decide(&look) else {
             return (RETRY_PAUSE, false);
@@ -211,6 +216,7 @@ impl Tick {
         if replaces_data(&decision) {
             self.observer.before.forget();
             self.observer.config.data_replaced();
+            self.observer.members.data_replaced();
         }
         let outcome = self.actor.perform(seen, &decision).await;
         if let Err(error) = &outcome {

@@ -99,6 +99,7 @@ impl Fixture {
             deadline: deadline_by(lease.subscribe()),
             dcs,
             keys: keys.clone(),
+            cluster: watch::channel(Arc::default()).1,
             requests: sender,
             access: access.clone(),
             lookup: Arc::new(Lookup::default()),

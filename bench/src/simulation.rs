@@ -21,6 +21,7 @@ mod invariants;
 mod jobs;
 mod lease_task;
 mod lost_config;
+mod lost_memory;
 mod network;
 mod node;
 mod pause;

@@ -1,5 +1,7 @@
 //! Writes of this member to the DCS, each a transaction that compares what was seen.
 
+use std::sync::Arc;
+
 use trunkline_shared::cluster::topology::{
     ClaimedTimeline, FactKey, FailoverRequest, Initialize, Status, SwitchoverRecord,
 };
@@ -12,10 +14,12 @@ use crate::lease::AsSeen;
 
 /// The `status` record with this position; slots stay as they stand.
 pub(super) fn status(seen: &Observation, optime: Lsn) -> String {
-    let known = seen
-        .topology()
-        .map(|t| t.status.clone())
-        .unwrap_or_default();
+    let known = seen.topology().map(|t| t.status.clone());
+    status_at(known.unwrap_or_default(), optime)
+}
+
+/// The same over a record that is known.
+pub(super) fn status_at(known: Arc<Status>, optime: Lsn) -> String {
     records::status_to_json(&Status {
         // A position that was published bounds the loss of whoever leads next; only a running primary takes it back.
         optime: optime.max(known.optime),

@@ -10,6 +10,8 @@ use trunkline_shared::cluster::{
     Timeline, Topology,
 };
 
+use crate::decide::store::StoreView;
+
 /// This member and the cluster as of the last tick.
 #[derive(Clone, Debug)]
 pub struct Published {
@@ -27,6 +29,8 @@ pub struct Published {
     pub postmaster_start_time: Option<WallTime>,
     /// Its timeline.
     pub timeline: Option<Timeline>,
+    /// The timeline of the data, whether it runs or not.
+    pub data_timeline: Option<Timeline>,
     /// A primary's current position.
     pub position: Option<Lsn>,
     /// A replica's received position.
@@ -59,6 +63,12 @@ pub struct Published {
     pub is_failsafe_active: bool,
     /// When the DCS last answered, seconds since 1970; 0 for never.
     pub dcs_last_seen: u64,
+    /// The DCS as this member knows it, and whether it has answered lately.
+    pub store: StoreView,
+    /// It has answered lately.
+    pub is_dcs_fresh: bool,
+    /// Whom this member asks beside those that the DCS names, and where: whom it, or the agent before, knew.
+    pub former: BTreeMap<MemberName, Arc<str>>,
     /// The cluster as this member sees it.
     pub topology: Arc<Topology>,
     /// What the last tick decided and why, in the one sentence that log and journal use; where there is
@@ -116,6 +126,7 @@ impl Published {
             server_version: None,
             postmaster_start_time: None,
             timeline: None,
+            data_timeline: None,
             position: None,
             received: None,
             replayed: None,
@@ -132,6 +143,9 @@ impl Published {
             has_watchdog_failed: false,
             is_failsafe_active: false,
             dcs_last_seen: 0,
+            store: StoreView::default(),
+            is_dcs_fresh: false,
+            former: BTreeMap::new(),
             topology: Arc::default(),
             reason: None,
             epoch: None,

@@ -67,6 +67,14 @@ pub fn member(published: &Published, now: Moment) -> Value {
             "stands_still": published.stands_still(now),
             "disk_nearly_full": published.is_disk_nearly_full,
             "write_waits_ms": published.write_waits(now).as_millis() as u64,
+            "dcs": {
+                "cluster_id": format!("{:x}", published.store.cluster_id),
+                "revision": published.store.revision,
+                "generation": published.store.generation,
+                "went_back": published.store.doubt.is_some(),
+                "answers": published.is_dcs_fresh,
+                "unproved": published.store.is_unproved,
+            },
         });
     }
     answer

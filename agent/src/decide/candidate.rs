@@ -15,6 +15,7 @@ use super::failsafe;
 use super::observation::{
     Local, Observation, PeerAnswer, PeerView, Peers, Running, RunningRole, WatchdogView,
 };
+use super::store::{self, Word};
 use super::sync_standbys::election;
 
 /// How far a member stands; greater is better.
@@ -120,6 +121,7 @@ type Guard = fn(&Race<'_>) -> Result<(), Refusal>;
 const GUARDS: &[Guard] = &[
     has_watchdog,
     no_peer_is_primary,
+    no_peer_knows_more,
     no_other_is_named,
     tags_allow,
     sync_allows,
@@ -188,6 +190,23 @@ fn no_peer_is_primary(race: &Race<'_>) -> Result<(), Refusal> {
     match views(race.answers).find(|(_, view)| view.is_primary) {
         Some((name, _)) => Err((Reason::PeerIsPrimary, Detail::Member(name.clone()))),
         None => Ok(()),
+    }
+}
+
+/// A store that lost its memory elects nobody, whatever it shows (`ha.md` 8).
+fn no_peer_knows_more(race: &Race<'_>) -> Result<(), Refusal> {
+    peer_knows_more(race.seen)
+}
+
+/// Whether a peer speaks against the store that this member would lead by.
+pub(super) fn peer_knows_more(seen: &Observation) -> Result<(), Refusal> {
+    match store::loudest(seen) {
+        (Word::Agrees, _) | (_, None) => Ok(()),
+        // Who hears it too is ahead by a moment.
+        (Word::IsAhead, Some((_, other))) if other.is_fresh => Ok(()),
+        (Word::IsAhead | Word::Contradicts, Some((name, _))) => {
+            Err((Reason::PeerKnowsMore, Detail::Member(name)))
+        }
     }
 }
 

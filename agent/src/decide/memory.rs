@@ -79,6 +79,20 @@ pub struct Memory {
     pub foreign_led: Option<(MemberName, Moment)>,
 }
 
+impl Memory {
+    /// Of an agent that starts, and was told by an earlier one whom to ask.
+    pub fn of_former(members: BTreeMap<MemberName, Arc<str>>, now: Moment) -> Self {
+        let former = members.into_iter().map(|(name, api_url)| {
+            let seen_at = now;
+            (name, Former { api_url, seen_at })
+        });
+        Self {
+            former: former.collect(),
+            ..Self::default()
+        }
+    }
+}
+
 /// A member that is, or was, registered.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Former {

@@ -113,7 +113,9 @@ pub(super) fn retake(turn: Turn<'_>, topology: &Topology) -> Decision {
             .remember(|memory| memory.wants_peers = true)
             .detail(Detail::Member(peer))
             .within(Reason::PeerIsPrimary, ASK_AGAIN),
-        None => match failsafe::lets_run(turn.seen, topology) {
+        None => match candidate::peer_knows_more(turn.seen)
+            .and_then(|()| failsafe::lets_run(turn.seen, topology))
+        {
             Err((reason, detail)) => turn.detail(detail).within(reason, ASK_AGAIN),
             Ok(()) => take(turn, Reason::RetakingLease),
         },

@@ -10,6 +10,7 @@ use trunkline_shared::cluster::{
     LeaderEpoch, Lsn, MemberName, Moment, SystemId, Tags, Timeline, Topology,
 };
 
+pub use super::store::{Doubt, PeerStore, Shown, StoreView};
 pub use super::sync_standbys::SyncNames;
 
 /// One look at the world.
@@ -21,6 +22,8 @@ pub struct Observation {
     pub me: Arc<Me>,
     /// The cluster, as the DCS shows it.
     pub dcs: DcsView,
+    /// Whether the DCS is the one that was known.
+    pub store: StoreView,
     /// The text of the `config` key, if the DCS has lost that: the settings shown are those of before.
     pub lost_config: Option<Arc<str>>,
     /// The right to lead.
@@ -367,6 +370,8 @@ pub struct PeerView {
     pub priority: u32,
     /// Its volumes are nearly full.
     pub is_nearly_full: bool,
+    /// The DCS as it knows it; a Patroni member does not say.
+    pub store: Option<PeerStore>,
 }
 
 /// The jobs of this member.

@@ -21,6 +21,7 @@ use super::observation::{
     BootstrapKind, CrashPolicy, DcsView, Due, FenceView, HealthView, Held, JobView, LeaseView,
     Local, LocalRequest, Me, NoRace, Observation, Peers, WatchdogView,
 };
+use super::store::StoreView;
 use instance::{job, local, memory, peers};
 use names::{ROLES, STATES, role_word, state_word};
 pub use test_case::{outcome, test_case};
@@ -32,6 +33,7 @@ mod names;
 mod output;
 pub mod print;
 mod slots;
+mod store;
 mod synchronous;
 mod test_case;
 mod words;
@@ -122,6 +124,7 @@ impl Default for Scene {
                 now: Moment(1_000_000_000_000),
                 me: Arc::new(me),
                 dcs: DcsView::Unknown,
+                store: StoreView::default(),
                 lost_config: None,
                 lease: LeaseView::NotHeld,
                 local: Local::Empty,
@@ -175,6 +178,7 @@ impl Scene {
             "sync" => self.topology.sync = synchronous::record(&words)?,
             "failsafe" => self.topology.failsafe = failsafe::list(&words),
             "no_race" => self.seen.no_race = failsafe::no_race(&words, self.seen.now)?,
+            "store" => self.seen.store = store::view(&words)?,
             "disarmed" => {
                 let names = words.plain().map(MemberName::new);
                 self.topology.disarmed = names.filter(|n| n.as_str() != "none").collect();
@@ -270,6 +274,9 @@ impl Scene {
     fn settle(&mut self) {
         let settings = (!self.is_config_gone).then(|| Arc::new(self.settings.clone()));
         self.topology.settings = settings;
+        if let Some(doubt) = &mut self.seen.store.doubt {
+            doubt.before = Arc::new(self.topology.clone());
+        }
         self.seen.dcs = match self.age {
             Some(age) => DcsView::Known {
                 topology: Arc::new(self.topology.clone()),

@@ -31,6 +31,7 @@ mod consent;
 mod length;
 mod orders;
 mod record;
+mod recreate;
 
 /// The pause after a renewal or a write of the member record that failed.
 const RETRY: Duration = Duration::from_millis(200);
@@ -254,6 +255,10 @@ impl Keeper {
                 Ok(()) => state::rest(self.held(), began, clock::now(), self.shorter_ttl()),
                 Err(_) => RETRY.min(self.interval()),
             };
+            if outcome.is_ok() && self.inner.borrow().trouble.is_some() {
+                // The store may have been accepted anew meanwhile, without this member's record.
+                self.record_now.notify_one();
+            }
             self.note(outcome.err());
             self.publish();
             tokio::select! {
@@ -476,6 +481,8 @@ impl Keeper {
         if self.session().is_some_and(|s| s.lease != lease) {
             return Ok(());
         }
+        // A store without its memory knows no lease at all, and nothing may be asked of it.
+        self.limited(self.look(lease)).await?;
         tracing::warn!(
             lease = format!("{lease:x}"),
             "the lease ended in the DCS; taking a new one"

@@ -35,7 +35,7 @@ impl SavedLease {
 }
 
 /// Writes a file so that a reader sees the old or the new content, never a part.
-pub(super) fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
+pub(crate) fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
     let new = path.with_extension("new");
     fs::write(&new, content)?;
     fs::rename(&new, path)

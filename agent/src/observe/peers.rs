@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 use trunkline_shared::cluster::{Lsn, MemberName, Tags, Timeline, Topology};
 use trunkline_shared::service::http::{HttpClient, HttpError};
 
-use crate::decide::observation::{PeerAnswer, PeerView};
+use crate::decide::observation::{PeerAnswer, PeerStore, PeerView};
 
 /// How long a peer may take to answer.
 pub const PEER_LIMIT: Duration = Duration::from_millis(500);
@@ -97,6 +97,20 @@ fn view(body: &[u8], registered: &Tags) -> Option<PeerView> {
             .pointer("/trunkline/disk_nearly_full")
             .and_then(Value::as_bool)
             .unwrap_or(false),
+        store: answer.pointer("/trunkline/dcs").and_then(store),
+    })
+}
+
+fn store(dcs: &Value) -> Option<PeerStore> {
+    let is_set = |name: &str| dcs.get(name).and_then(Value::as_bool) == Some(true);
+    let cluster_id = dcs.get("cluster_id")?.as_str()?;
+    Some(PeerStore {
+        cluster_id: u64::from_str_radix(cluster_id, 16).ok()?,
+        revision: dcs.get("revision")?.as_i64()?,
+        generation: dcs.get("generation")?.as_u64()?,
+        is_doubted: is_set("went_back"),
+        is_fresh: is_set("answers"),
+        is_unproved: is_set("unproved"),
     })
 }
 

@@ -7,7 +7,7 @@ use arc_swap::ArcSwap;
 use tokio::sync::watch;
 use trunkline_shared::cluster::member::ParameterChange;
 use trunkline_shared::cluster::topology::Initialize;
-use trunkline_shared::cluster::{ClusterName, LeaderEpoch, Member, Moment};
+use trunkline_shared::cluster::{ClusterName, LeaderEpoch, Member, MemberName, Moment, Timeline};
 use trunkline_shared::dcs::records::member_to_json;
 use trunkline_shared::service::clock;
 
@@ -189,6 +189,7 @@ impl Recorder {
             server_version: status.map(|s| s.version),
             postmaster_start_time: status.map(|status| wall_time(status.started_us)),
             timeline: member.timeline,
+            data_timeline: data_timeline(&seen.local),
             position: if is_primary(seen) {
                 member.position
             } else {
@@ -220,6 +221,9 @@ impl Recorder {
             writes_since: seen.health.writes_since,
             has_watchdog_failed: seen.fence.watchdog == WatchdogView::Failed,
             dcs_last_seen: dcs_last_seen(look),
+            store: seen.store.clone(),
+            is_dcs_fresh: seen.is_dcs_fresh(),
+            former: former(&decision.memory),
             topology: Arc::new(seen.topology().cloned().unwrap_or_default()),
             reason: Some(Arc::from(reason.as_str())),
             is_failsafe_active: held.is_some_and(|held| held.is_by_failsafe),
@@ -228,6 +232,25 @@ impl Recorder {
             is_writable: is_primary(seen) && is_of_the_cluster(look),
             ..before
         }
+    }
+}
+
+fn former(memory: &Memory) -> BTreeMap<MemberName, Arc<str>> {
+    let known = memory.former.iter();
+    known
+        .map(|(name, former)| (name.clone(), former.api_url.clone()))
+        .collect()
+}
+
+fn data_timeline(local: &Local) -> Option<Timeline> {
+    match local {
+        Local::Running(running) => Some(running.timeline),
+        Local::Stopped(stopped) => Some(stopped.timeline),
+        Local::Unknown(_)
+        | Local::Empty
+        | Local::Starting { .. }
+        | Local::Unresponsive { .. }
+        | Local::Orphaned { .. } => None,
     }
 }
 

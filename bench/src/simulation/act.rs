@@ -45,6 +45,16 @@ impl World {
         }
     }
 
+    fn judge_store(&mut self, node: NodeId, action: &Action) -> Went {
+        if let Action::DoubtStore { name, generation } = action {
+            let why = format!("{name} knows more").into();
+            self.begin_doubt(node, why, Some(*generation));
+        } else {
+            self.node_mut(node).run_dir.store.is_trusted = true;
+        }
+        Went::Done
+    }
+
     fn perform(&mut self, node: NodeId, action: &Action) -> Went {
         match action {
             Action::AcquireLeader
@@ -69,7 +79,9 @@ impl World {
             | Action::PublishFailsafe(_)
             | Action::SwitchFailsafeOn
             | Action::RestoreConfig
+            | Action::RecreateKeys { .. }
             | Action::ClaimTimeline(_) => self.ask_dcs(node, action),
+            Action::DoubtStore { .. } | Action::TrustStore => self.judge_store(node, action),
             Action::SetSyncNames(names) => self.set_names(node, Some(names.clone())),
             Action::ClearSyncNames => self.set_names(node, None),
             Action::OpenClientAccess => {
@@ -141,6 +153,13 @@ impl World {
         if matches!(action, Action::PublishFailsafe(_)) {
             self.list_is_pending(node);
         }
+        if let Action::RecreateKeys { generation } = action {
+            let Some(txn) = self.recreation(node, *generation) else {
+                return Went::Failed;
+            };
+            self.send(node, Ask::Recreate(txn), Purpose::Action { turn });
+            return Went::Waits;
+        }
         match self.transaction(node, action) {
             Some(txn) => {
                 self.send(node, Ask::Commit(txn), Purpose::Action { turn });
@@ -163,6 +182,10 @@ impl World {
         let is_done = match reply {
             Reply::Committed(Some(revision)) => {
                 self.committed(node, &action, revision, term);
+                true
+            }
+            Reply::Recreated(revision, lease) => {
+                self.recreated(node, at, revision, lease);
                 true
             }
             Reply::Committed(None) => {
@@ -188,7 +211,7 @@ impl World {
     }
 
     /// The leader key is this node's.
-    fn count_taken(&mut self, node: NodeId, revision: i64, term: u64) {
+    pub(super) fn count_taken(&mut self, node: NodeId, revision: i64, term: u64) {
         let epoch = LeaderEpoch {
             generation: self.store.head.generation,
             revision,
@@ -269,6 +292,9 @@ impl World {
             | Action::LetLeaseLapse
             | Action::SwitchFailsafeOn
             | Action::RestoreConfig
+            | Action::RecreateKeys { .. }
+            | Action::DoubtStore { .. }
+            | Action::TrustStore
             | Action::AdvanceSlots(_) => {}
         }
     }

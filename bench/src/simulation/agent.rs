@@ -47,9 +47,12 @@ impl World {
         this.agent.turn = turn;
         this.agent.lease.id = this.run_dir.lease;
         this.agent.lease.highest = highest;
+        this.agent.is_store_shut = this.run_dir.store.belief.doubt.is_some();
+        this.agent.client_saw = this.run_dir.store.belief.seen;
         this.agent.turns_since = now;
         this.agent.started_at = now;
         self.take_up_failsafe(node, rounds);
+        self.take_up_members(node);
         tell!(self, Actor::Agent(node), "starts");
         self.start_watch(node);
         self.put_in(MS, Event::Renew { node, boot });
@@ -126,7 +129,9 @@ impl World {
     fn ask_peers(&mut self, from: NodeId, turn: u32) {
         let agent = &self.node(from).agent;
         let me = &self.node(from).name;
-        let whom = agent.view.as_ref();
+        // An agent that was restarted asks whom it kept.
+        let kept = self.node(from).run_dir.store.known.as_ref();
+        let whom = agent.view.as_ref().or(kept);
         let whom = whom.map(|view| asking::whom(view, &agent.memory, me));
         let whom = whom.unwrap_or_default();
         let peers: Vec<NodeId> = whom.keys().filter_map(|name| self.id_of(name)).collect();
@@ -244,6 +249,7 @@ impl World {
             may_lead: tags.may_lead() && self.node(node).watchdog != WatchdogView::Failed,
             priority: tags.priority(),
             is_nearly_full: self.node(node).troubles.disk_is_full > self.now,
+            store: Some(self.peer_store(node)),
         };
         match self.local(node) {
             Local::Running(running) => {
@@ -333,6 +339,7 @@ impl World {
                 ""
             }
         );
+        self.keep_members(node, &seen);
         self.check_decision(node, &seen, &decision);
         self.perturb_decision(&seen, &mut decision);
         if decision.actions.iter().any(makes_writable) {
@@ -367,10 +374,11 @@ impl World {
         let is_shutting_down = agent.is_shutting_down;
         let lost_config = agent.is_config_lost.then(|| "{}".into());
         let this = self.node(node);
-        Some(Observation {
+        Some(self.with_doubt(Observation {
             now,
             me,
             dcs,
+            store: self.store_view(node),
             lost_config,
             lease,
             local,
@@ -389,7 +397,7 @@ impl World {
             scheduled: self.scheduled_for(node),
             // Of its own, so that it draws nothing from the seed's numbers.
             chance: this.agent.turn,
-        })
+        }))
     }
 
     fn take_up(&mut self, node: NodeId, seen: &Observation, decision: Decision) {

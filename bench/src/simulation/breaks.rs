@@ -81,11 +81,13 @@ pub enum Break {
     FormerSlotsKept,
     /// Nobody remembers the configuration when the DCS has lost it.
     ConfigForgotten,
+    /// Whatever the DCS shows is believed, however much more was seen of it before.
+    LostMemoryBelieved,
 }
 
 impl Break {
     /// Every one, with its word.
-    pub const ALL: [(Break, &'static str); 30] = [
+    pub const ALL: [(Break, &'static str); 31] = [
         (Break::PingedToTheEnd, "pinged-to-the-end"),
         (Break::NoFence, "no-fence"),
         (Break::DeadlineFromAnswer, "deadline-from-answer"),
@@ -119,6 +121,7 @@ impl Break {
         (Break::ConsumersUnheld, "consumers-unheld"),
         (Break::FormerSlotsKept, "former-slots-kept"),
         (Break::ConfigForgotten, "config-forgotten"),
+        (Break::LostMemoryBelieved, "lost-memory-believed"),
     ];
 
     /// The word of the command line.
@@ -198,6 +201,7 @@ impl Break {
             | Break::GucBeforeRecordOnRemoval
             | Break::OpenAtOnce
             | Break::ConfigForgotten
+            | Break::LostMemoryBelieved
             | Break::FenceLeftDead => {}
         }
     }
@@ -270,6 +274,7 @@ impl Break {
             | Break::ConsumersUnheld
             | Break::FormerSlotsKept
             | Break::ConfigForgotten
+            | Break::LostMemoryBelieved
             | Break::LagLimitIgnored => {}
         }
     }
@@ -315,6 +320,14 @@ pub fn noticed_by(rule: Break) -> &'static [Invariant] {
         Break::ScheduleUnread => &[Invariant::NothingBeforeItsTime],
         Break::IllDiskUnseen => &[Invariant::AnIllDiskIsLeft],
         Break::StandbyUnread | Break::ConfigForgotten => &[Invariant::AStandbyClusterNeverWrites],
+        Break::LostMemoryBelieved => &[
+            Invariant::EpochsOnlyGrow,
+            Invariant::RouterNeverSendsWritesToAnOldEpoch,
+            Invariant::AtMostOneWritablePrimary,
+            Invariant::NoAcknowledgedCommitLost,
+            Invariant::LossWithinLimit,
+            Invariant::NoDataDestroyed,
+        ],
         Break::OpenAtOnce => &[Invariant::UnconfirmedStaysHidden],
         Break::FailsafeOneLess | Break::NoRaceIgnored => &[
             Invariant::AtMostOneWritablePrimary,

@@ -4,6 +4,7 @@
 //! Two servers that raised the same timeline number apart are two branches, so that a fork that
 //! PostgreSQL itself would not notice is seen here.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use trunkline_agent::decide::observation::{
@@ -12,7 +13,7 @@ use trunkline_agent::decide::observation::{
 use trunkline_agent::decide::sync_standbys::SyncNames;
 use trunkline_shared::cluster::timeline::TimelineEnd;
 use trunkline_shared::cluster::{
-    ClusterSettings, Lsn, Moment, SystemId, Timeline, TimelineHistory,
+    ClusterSettings, Lsn, MemberName, Moment, SystemId, Timeline, TimelineHistory,
 };
 
 use super::event::{NodeId, Time};
@@ -174,6 +175,8 @@ pub(super) struct Data {
     pub(super) sync_names: Option<SyncNames>,
     /// The cluster's configuration, beside the data.
     pub(super) config: Option<Arc<ClusterSettings>>,
+    /// Whom the agent knew, beside the data.
+    pub(super) members: BTreeMap<MemberName, Arc<str>>,
 }
 
 impl Data {
@@ -197,6 +200,7 @@ impl Data {
             is_unfinished: false,
             sync_names: None,
             config: None,
+            members: BTreeMap::new(),
         }
     }
 

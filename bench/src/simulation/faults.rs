@@ -116,6 +116,7 @@ impl World {
             | FaultKind::OperatorDemotes
             | FaultKind::AgentToldToEnd => return self.operate(fault),
             FaultKind::ConfigDeleted => return self.delete_config(),
+            FaultKind::DcsWiped | FaultKind::DcsRestored => return self.lose_memory(fault),
         }
         true
     }
@@ -170,6 +171,8 @@ impl World {
             | FaultKind::FenceKilled
             | FaultKind::FenceFrozen
             | FaultKind::DcsOutage
+            | FaultKind::DcsWiped
+            | FaultKind::DcsRestored
             | FaultKind::DcsLeaderChange
             | FaultKind::DcsDeposedLeader
             | FaultKind::DcsSlow
@@ -276,7 +279,7 @@ impl World {
     }
 
     /// An operator empties directories that belong to another cluster.
-    fn empty_foreign(&mut self, _node: NodeId) {
+    pub(super) fn empty_foreign(&mut self, _node: NodeId) {
         use trunkline_shared::cluster::topology::Initialize;
         let Initialize::Done(id) = self.store.head.initialize else {
             return;
@@ -357,6 +360,8 @@ impl World {
             | FaultKind::FenceKilled
             | FaultKind::FenceFrozen
             | FaultKind::DcsOutage
+            | FaultKind::DcsWiped
+            | FaultKind::DcsRestored
             | FaultKind::DcsLeaderChange
             | FaultKind::DcsDeposedLeader
             | FaultKind::DcsSlow
@@ -412,13 +417,7 @@ impl World {
             FaultKind::OperatorSchedules => self.schedule(leader, fault.lasts),
             FaultKind::OperatorPauses => self.set_pause(true),
             FaultKind::OperatorDemotes => self.set_standby(true),
-            FaultKind::AgentToldToEnd => {
-                let agent = &mut self.node_mut(fault.node).agent;
-                let runs = agent.is_alive;
-                agent.is_shutting_down = true;
-                self.wake(fault.node);
-                runs
-            }
+            FaultKind::AgentToldToEnd => self.tell_to_end(fault.node),
             // Nobody's doing.
             FaultKind::PostmasterKilled
             | FaultKind::PostmasterHangs
@@ -434,6 +433,8 @@ impl World {
             | FaultKind::FenceKilled
             | FaultKind::FenceFrozen
             | FaultKind::DcsOutage
+            | FaultKind::DcsWiped
+            | FaultKind::DcsRestored
             | FaultKind::DcsLeaderChange
             | FaultKind::DcsDeposedLeader
             | FaultKind::DcsSlow
@@ -457,6 +458,14 @@ impl World {
             | FaultKind::ConfigDeleted
             | FaultKind::RouterCutFromNode => false,
         }
+    }
+
+    fn tell_to_end(&mut self, node: NodeId) -> bool {
+        let agent = &mut self.node_mut(node).agent;
+        let runs = agent.is_alive;
+        agent.is_shutting_down = true;
+        self.wake(node);
+        runs
     }
 
     pub(super) fn request_change(
@@ -491,7 +500,7 @@ impl World {
         true
     }
 
-    fn set_pause(&mut self, is_paused: bool) -> bool {
+    pub(super) fn set_pause(&mut self, is_paused: bool) -> bool {
         let Some(settings) = self.store.head.settings.clone() else {
             return false;
         };
@@ -507,7 +516,7 @@ impl World {
     }
 
     /// The cluster becomes the standby of one that is silent, or stands on its own again.
-    fn set_standby(&mut self, is_standby: bool) -> bool {
+    pub(super) fn set_standby(&mut self, is_standby: bool) -> bool {
         let Some(settings) = self.store.head.settings.clone() else {
             return false;
         };

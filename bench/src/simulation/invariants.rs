@@ -213,7 +213,9 @@ impl World {
         // Who goes on by the consent of all may start again what crashed, though the key has ended.
         let held = self.node(node).agent.lease.state.held();
         let is_by_failsafe = held.is_some_and(|held| held.is_by_failsafe);
-        if lease.is_none() && !is_by_failsafe || !has_time {
+        // A store that has just lost its memory has lost the lease, too, and elects nobody else by then.
+        let is_excused = is_by_failsafe || self.holds_by_an_earlier_store(node);
+        if lease.is_none() && !is_excused || !has_time {
             self.fail(
                 Invariant::PromotesOnlyWithALiveLease,
                 format!(
@@ -494,6 +496,7 @@ impl World {
     pub(super) fn on_converged(&mut self) -> bool {
         let waited = self.now - self.calm_since;
         let limit = CONVERGE_LIMIT + 3 * self.plan.ttl.as_nanos() as Time;
+        self.operator_accepts(waited);
         self.operator_names_a_leader(waited);
         match self.everyone_converged() {
             Ok(()) => self.is_over = true,

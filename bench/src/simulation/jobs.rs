@@ -230,6 +230,7 @@ impl World {
             crashed_at: None,
             replays_at: 0,
             config: None,
+            members: Default::default(),
             ..source
         });
         postgres.slots = Arc::default();
@@ -278,6 +279,7 @@ impl World {
             follows_remote: false,
             crashed_at: None,
             config: None,
+            members: Default::default(),
             ..own
         });
         true

@@ -65,8 +65,12 @@ impl World {
         let (sent, term) = (self.requests[at].sent, self.requests[at].term);
         let ask = self.requests[at].ask.clone();
         match (self.requests[at].reply, ask) {
-            (Reply::Granted(id), _) => self.granted(node, id, sent, term),
+            (Reply::Granted(id), _) => {
+                self.lease_is_of(node, at);
+                self.granted(node, id, sent, term);
+            }
             (Reply::Alive(true), Ask::KeepAlive(id)) => {
+                self.lease_is_of(node, at);
                 if self.kept_alive(node, id, sent, term) {
                     self.check_key(node, sent, term, None);
                 }
@@ -82,8 +86,12 @@ impl World {
             }
             (_, Ask::Grant) => self.node_mut(node).agent.lease.is_granting = false,
             (_, Ask::KeepAlive(_)) => self.renewal_failed(node),
-            (_, Ask::ReadLeader | Ask::Commit(_)) => {}
+            (_, Ask::ReadLeader | Ask::Commit(_) | Ask::Recreate(_)) => {}
         }
+    }
+
+    fn lease_is_of(&mut self, node: NodeId, at: usize) {
+        self.node_mut(node).agent.lease.of_store = self.requests[at].incarnation;
     }
 
     fn renewal_failed(&mut self, node: NodeId) {
@@ -153,6 +161,7 @@ impl World {
             | Reply::Granted(_)
             | Reply::Alive(false)
             | Reply::Leader(_)
+            | Reply::Recreated(..)
             | Reply::Committed(_) => {
                 self.action_ends(node, turn, false);
             }

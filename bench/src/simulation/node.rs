@@ -9,10 +9,12 @@ use trunkline_agent::decide::observation::{JobView, LocalRequest, Me, PeerAnswer
 use trunkline_agent::decide::{Action, Memory};
 use trunkline_agent::lease::state::LeaseState;
 use trunkline_shared::cluster::{LeaderEpoch, Member, MemberName, Moment, Topology};
+use trunkline_shared::dcs::Header;
 
 use super::event::{NodeId, Time};
 use super::failsafe::{Consent, Kept};
 use super::fake_postgres::Postgres;
+use super::lost_memory::KeptStore;
 
 /// The lease task's own variables.
 #[derive(Default)]
@@ -31,6 +33,8 @@ pub(super) struct LeaseTask {
     pub(super) lapses_until: Moment,
     /// The highest epoch held so far.
     pub(super) highest: LeaderEpoch,
+    /// Of which store the lease is.
+    pub(super) of_store: u32,
 }
 
 /// The agent process.
@@ -41,6 +45,16 @@ pub(super) struct Agent {
     pub(super) me: Arc<Me>,
     pub(super) memory: Memory,
     pub(super) view: Option<Arc<Topology>>,
+    /// What the store shows that is not believed.
+    pub(super) doubted: Option<Arc<Topology>>,
+    /// Nothing is asked of the store, since it is not believed.
+    pub(super) is_store_shut: bool,
+    /// What the clients of the agent have seen of the store.
+    pub(super) client_saw: Header,
+    /// How often a store was accepted anew.
+    pub(super) acceptances: u32,
+    /// It made the keys anew, and its view does not show it yet.
+    pub(super) has_recreated: bool,
     /// The store has lost the configuration: the view shows the settings of before.
     pub(super) is_config_lost: bool,
     /// The view with which it was last decided to make the instance writable.
@@ -91,6 +105,11 @@ impl Agent {
             me,
             memory: Memory::default(),
             view: None,
+            doubted: None,
+            is_store_shut: false,
+            client_saw: Header::default(),
+            acceptances: 0,
+            has_recreated: false,
             is_config_lost: false,
             made_writable_by: None,
             ever_seen: [false; 5],
@@ -147,6 +166,8 @@ pub(super) struct RunDir {
     /// Until when the instance may live; armed if there is one.
     pub(super) deadline: Option<Moment>,
     pub(super) lease: i64,
+    /// What is known of the store.
+    pub(super) store: KeptStore,
 }
 
 /// What is made to go wrong on a node until a time.

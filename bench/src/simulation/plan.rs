@@ -71,6 +71,8 @@ fault_kinds! {
     DiskHangs "disk_hangs"
     DiskFills "disk_fills"
     ConfigDeleted "config_deleted"
+    DcsWiped "dcs_wiped"
+    DcsRestored "dcs_restored"
     WalRemoved "wal_removed"
     OperatorSchedules "operator_schedules"
 }
@@ -84,6 +86,8 @@ impl FaultKind {
                 | FaultKind::DiskHangs
                 | FaultKind::DiskFills
                 | FaultKind::ConfigDeleted
+                | FaultKind::DcsWiped
+                | FaultKind::DcsRestored
                 | FaultKind::WalRemoved
                 | FaultKind::OperatorSchedules
         )
@@ -263,6 +267,7 @@ impl Plan {
         let config = super::lost_config::draw(rng, &self.faults, self.ends);
         self.faults.extend(config);
         self.draw_late(rng);
+        self.draw_lost_memory(rng);
         self.faults.sort_by_key(|fault| fault.at);
     }
 

@@ -3,12 +3,14 @@
 use std::sync::Arc;
 
 use trunkline_agent::decide::STOP_AHEAD;
+use trunkline_shared::cluster::topology::{Fact, FactKey};
 use trunkline_shared::cluster::{Member, Moment};
+use trunkline_shared::dcs::Header;
 
 use super::breaks::Break;
 use super::event::{Event, MS, NodeId, SECOND, Time};
 use super::network::Place;
-use super::store::{LeaderKey, Txn};
+use super::store::{LeaderKey, Txn, Write};
 use super::story::{Actor, tell};
 use super::world::World;
 
@@ -30,6 +32,8 @@ pub(super) enum Ask {
     KeepAlive(i64),
     ReadLeader,
     Commit(Txn),
+    /// A new lease, and the leader key on it beside these writes, in a store that is not believed.
+    Recreate(Txn),
 }
 
 /// What for.
@@ -64,6 +68,8 @@ pub(super) enum Reply {
     Leader(Option<(bool, LeaderKey)>),
     /// The revision of the write, if the conditions held.
     Committed(Option<i64>),
+    /// The revision of the write that made the keys anew, and the new lease.
+    Recreated(i64, i64),
 }
 
 /// A request under way.
@@ -75,6 +81,12 @@ pub(super) struct Request {
     pub(super) sent: Moment,
     pub(super) reply: Reply,
     pub(super) term: u64,
+    /// What was known of the store when it was sent, and who answered.
+    pub(super) before: Header,
+    pub(super) header: Header,
+    acceptances: u32,
+    /// To which store its connection is.
+    pub(super) incarnation: u32,
     is_executed: bool,
     is_done: bool,
 }
@@ -88,7 +100,11 @@ impl World {
                 self.plan.retry_timeout.as_nanos() as Time
             }
         };
-        let limit = self.bounded(node, &purpose, limit);
+        let is_shut = self.node(node).agent.is_store_shut && !matches!(ask, Ask::Recreate(_));
+        let limit = match is_shut {
+            true => MS,
+            false => self.bounded(node, &purpose, limit),
+        };
         let sent = self.clock(node);
         let boot = self.node(node).agent.boot;
         let request = self.requests.len() as u32;
@@ -100,12 +116,16 @@ impl World {
             sent,
             reply: Reply::None,
             term: 0,
+            before: self.node(node).agent.client_saw,
+            header: Header::default(),
+            acceptances: self.node(node).agent.acceptances,
+            incarnation: self.store.incarnation,
             is_executed: false,
             is_done: false,
         });
         self.put_in(limit, Event::Limit { request });
         // A connection needs both directions; only what is under way may be lost in one.
-        if !self.net.connects(Place::Node(node), Place::Dcs) || self.is_lost() {
+        if is_shut || !self.net.connects(Place::Node(node), Place::Dcs) || self.is_lost() {
             return;
         }
         let way = self.dcs_hop();
@@ -155,10 +175,14 @@ impl World {
         if !self.net.reaches(Place::Node(node), Place::Dcs) {
             return true;
         }
+        if self.requests[at].incarnation != self.store.incarnation {
+            return true;
+        }
         self.requests[at].is_executed = true;
         self.requests[at].term = self.store.term;
         let reply = self.execute(at);
         self.requests[at].reply = reply;
+        self.requests[at].header = self.store_header();
         if self.is_lost() {
             return true;
         }
@@ -201,6 +225,19 @@ impl World {
                 }
                 self.requests[at].ask = Ask::Commit(txn);
                 Reply::Committed(revision)
+            }
+            Ask::Recreate(ref txn) => {
+                let mut txn = txn.clone();
+                let before = self.store.leader().map(|(_, key)| key.revision);
+                let lease = self.store.grant(self.plan.ttl.as_nanos() as Time, now);
+                let me = self.node(node).name.clone();
+                let key = Write::Put(FactKey::Leader, Fact::Leader(me), lease);
+                txn.then.push(key);
+                let Some(revision) = self.store.commit(&txn) else {
+                    return Reply::Committed(None);
+                };
+                self.dcs_changed(Some(node), before);
+                Reply::Recreated(revision, lease)
             }
         }
     }
@@ -252,6 +289,10 @@ impl World {
     }
 
     fn answered(&mut self, node: NodeId, at: usize) {
+        let is_of_before = self.requests[at].acceptances != self.node(node).agent.acceptances;
+        if is_of_before || !self.client_believes(node, at) {
+            self.requests[at].reply = Reply::None;
+        }
         match self.requests[at].purpose.clone() {
             Purpose::Lease => self.lease_answered(node, at),
             Purpose::Check {
@@ -293,6 +334,7 @@ impl World {
             return;
         }
         self.watches[at].coming = Some((self.store.head.clone(), asked));
+        self.watches[at].from = self.store_header();
         let way = self.hop();
         self.put_in(way, Event::WatchView { watcher });
     }
@@ -338,9 +380,34 @@ impl World {
         if view.revision < self.watches[at].seen && !believes_old {
             return;
         }
+        let header = self.watches[at].from;
+        let is_believed = match place {
+            // An event comes by a connection to the store that was believed when it was opened.
+            Place::Node(node) if asked.is_none() => {
+                self.node(node).run_dir.store.belief.doubt.is_none()
+            }
+            Place::Node(node) => self.agent_believes(node, header, &view),
+            Place::Router(_) if believes_old => true,
+            Place::Router(router) if asked.is_none() => {
+                self.routers[usize::from(router)].belief.doubt.is_none()
+            }
+            Place::Router(router) => self.router_believes(router, header, &view),
+            Place::Dcs => true,
+        };
+        if !is_believed {
+            // It lists again, until the store is accepted.
+            self.watches[at].seen = -1;
+            if let Place::Router(router) = place {
+                self.router_steps(router);
+            }
+            return;
+        }
         self.watches[at].seen = view.revision;
         match place {
             Place::Node(node) => {
+                if asked.is_none() {
+                    self.take_event(node, header, &view);
+                }
                 // A sign of life counts from the sending of the question: an event may have waited in the
                 // socket of a frozen reader.
                 let asked = match self.rule {
@@ -352,7 +419,9 @@ impl World {
                 let agent = &mut self.node_mut(node).agent;
                 let is_news = agent.view.as_ref().is_none_or(|old| matters(old, &view));
                 agent.view = Some(view);
-                agent.proved = agent.proved.max(proved.unwrap_or_default());
+                if let Some(proved) = proved {
+                    self.store_proved(node, proved);
+                }
                 if is_news {
                     self.wake(node);
                 }
@@ -412,8 +481,7 @@ impl World {
         match place {
             Place::Node(node) => {
                 let proved = self.node(node).clock(sent);
-                let agent = &mut self.node_mut(node).agent;
-                agent.proved = agent.proved.max(proved);
+                self.store_proved(node, proved);
             }
             Place::Router(router) => {
                 let router = &mut self.routers[usize::from(router)];
@@ -426,6 +494,7 @@ impl World {
 
     pub(super) fn on_lease_scan(&mut self) -> bool {
         self.put_in(500 * MS, Event::LeaseScan);
+        self.copy_store();
         if self.store.down_until > self.now {
             return true;
         }

@@ -7,7 +7,9 @@ use trunkline_router::topology::transition::{
     Answer, Command, Health, Rules, Testimony, View, transition,
 };
 use trunkline_shared::cluster::{LeaderEpoch, Moment, Topology};
+use trunkline_shared::dcs::belief::Belief;
 
+use super::breaks::Break;
 use super::event::{Event, MS, NodeId, SECOND, Time};
 use super::network::Place;
 use super::story::{Actor, tell};
@@ -44,6 +46,8 @@ struct Asking {
 #[derive(Default)]
 pub(super) struct Router {
     pub(super) view: Option<Arc<Topology>>,
+    /// What is known of the store.
+    pub(super) belief: Belief,
     /// When the view was last proved the newest.
     pub(super) proved: Time,
     pub(super) writer: Option<Lane>,
@@ -91,9 +95,11 @@ impl World {
         true
     }
 
-    fn router_steps(&mut self, router: u8) {
+    pub(super) fn router_steps(&mut self, router: u8) {
         let now = self.now;
-        let forgets = self.rule.is_some_and(|rule| rule.believes_old_views());
+        let forgets = self
+            .rule
+            .is_some_and(|rule| rule.believes_old_views() || rule == Break::LostMemoryBelieved);
         let this = &mut self.routers[usize::from(router)];
         if forgets {
             this.table.highest_epoch = None;
@@ -101,7 +107,10 @@ impl World {
         }
         let shown = this.view.as_ref().map(|topology| View {
             topology,
-            proven_at: moment(this.proved),
+            proven_at: match this.belief.doubt {
+                None => moment(this.proved),
+                Some(_) => Moment::default(),
+            },
         });
         let rules = Rules::default();
         let (next, commands) = transition(&this.table, shown, &this.health, &rules, moment(now));

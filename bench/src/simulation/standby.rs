@@ -6,7 +6,7 @@ use trunkline_agent::decide::observation::{DcsView, Observation, WatchdogView};
 use trunkline_shared::cluster::settings::StandbyCluster;
 
 use super::event::{NodeId, SECOND, Time};
-use super::fake_postgres::Phase;
+use super::fake_postgres::{Data, Phase};
 use super::invariants::Invariant;
 use super::plan::FaultKind;
 use super::world::World;
@@ -68,10 +68,14 @@ impl World {
     }
 
     /// A cluster told to follow another left its own history, the last copy of it half rewound, before there
-    /// was another: what remains is the remote, or a backup.
+    /// was another: what remains is the remote, a backup, or a member whose required watchdog cannot be used.
     pub(super) fn has_given_itself_up(&self) -> bool {
-        let mut data = self.nodes.iter().map(|node| &node.postgres.data);
-        self.was_standby() && !data.any(|data| data.as_ref().is_some_and(|d| !d.is_broken))
+        let mut guarded = self
+            .nodes
+            .iter()
+            .filter(|node| node.watchdog != WatchdogView::Failed);
+        let is_whole = |data: &Data| !data.is_broken;
+        self.was_standby() && !guarded.any(|node| node.postgres.data.as_ref().is_some_and(is_whole))
     }
 
     /// Bytes that a standby cluster's leader may lack when the others follow it: nothing marks its election in

@@ -13,6 +13,8 @@ use super::event::Time;
 pub(super) enum Compare {
     Absent(FactKey),
     Revision(FactKey, i64),
+    /// The generation is this one; 0 where there is none.
+    Generation(u64),
     /// The last claimed timeline is this one.
     Claimed(ClaimedTimeline),
 }
@@ -31,11 +33,13 @@ pub(super) struct Txn {
     pub(super) then: Vec<Write>,
 }
 
+#[derive(Clone)]
 struct Entry {
     revision: i64,
     lease: i64,
 }
 
+#[derive(Clone)]
 struct Lease {
     id: i64,
     ttl: Time,
@@ -66,7 +70,23 @@ pub(super) struct Store {
     pub(super) lost_config: Option<Arc<ClusterSettings>>,
     /// Earlier views, for answers from a member of the store that has fallen behind.
     pub(super) earlier: Vec<Arc<Topology>>,
+    /// The identity that it shows.
+    pub(super) cluster_id: u64,
+    /// How often it was replaced by another one: connections to the one before are over.
+    pub(super) incarnation: u32,
+    /// Copies for the day it is lost.
+    copies: Vec<Copied>,
 }
+
+/// A copy of everything that the store held.
+struct Copied {
+    keys: BTreeMap<FactKey, Entry>,
+    leases: Vec<Lease>,
+    head: Arc<Topology>,
+}
+
+/// How many copies are kept.
+const COPIES: usize = 12;
 
 /// How many earlier views are kept.
 const EARLIER: usize = 64;
@@ -83,7 +103,59 @@ impl Store {
             head: Arc::default(),
             lost_config: None,
             earlier: Vec::new(),
+            cluster_id: 1,
+            incarnation: 0,
+            copies: Vec::new(),
         }
+    }
+
+    /// Keeps a copy of everything.
+    pub(super) fn copy(&mut self) {
+        if self.copies.len() == COPIES {
+            self.copies.remove(0);
+        }
+        self.copies.push(Copied {
+            keys: self.keys.clone(),
+            leases: self.leases.clone(),
+            head: self.head.clone(),
+        });
+    }
+
+    pub(super) fn copies(&self) -> usize {
+        self.copies.len()
+    }
+
+    /// Goes back to a copy; every lease in it begins anew. Whether there was one.
+    pub(super) fn restore(&mut self, number: usize, now: Time) -> bool {
+        if number >= self.copies.len() {
+            return false;
+        }
+        let copy = self.copies.swap_remove(number);
+        self.copies.clear();
+        self.keys = copy.keys;
+        self.leases = copy.leases;
+        self.head = copy.head;
+        for lease in &mut self.leases {
+            lease.ends = now + lease.ttl;
+        }
+        self.begin_anew();
+        true
+    }
+
+    /// Loses everything.
+    pub(super) fn wipe(&mut self) {
+        self.keys.clear();
+        self.leases.clear();
+        self.head = Arc::default();
+        self.begin_anew();
+    }
+
+    fn begin_anew(&mut self) {
+        self.term = 2;
+        self.incarnation += 1;
+        self.deposed_until = 0;
+        self.lost_config = None;
+        self.earlier.clear();
     }
 
     pub(super) fn revision(&self) -> i64 {
@@ -139,6 +211,7 @@ impl Store {
     pub(super) fn commit(&mut self, txn: &Txn) -> Option<i64> {
         let holds = txn.when.iter().all(|compare| match compare {
             Compare::Claimed(claimed) => self.head.claimed == *claimed,
+            Compare::Generation(generation) => self.head.generation == *generation,
             Compare::Absent(key) => !self.keys.contains_key(key),
             Compare::Revision(key, revision) => {
                 self.keys.get(key).is_some_and(|e| e.revision == *revision)

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use trunkline_agent::decide::Action;
+use trunkline_shared::cluster::sync_state::SyncState;
 use trunkline_shared::cluster::topology::{
     ClaimedTimeline, Fact, FactKey, FailoverRequest, Initialize, Status, SwitchoverRecord,
 };
@@ -16,7 +17,7 @@ use super::world::World;
 impl World {
     /// What the action asks of the DCS; nothing if it cannot be asked now.
     pub(super) fn transaction(&self, node: NodeId, action: &Action) -> Option<Txn> {
-        let me = self.node(node).name.clone();
+        let disarmed = || FactKey::Disarmed(self.node(node).name.clone());
         match action {
             Action::AcquireLeader => self.acquire(node),
             Action::ReassertLeader => self.reassert(node),
@@ -35,22 +36,17 @@ impl World {
             Action::RequestSwitchover(to) => self.request_switchover(node, to),
             Action::AnnounceSwitchover(record) => self.announce(node, record.clone()),
             Action::ClearSwitchover => always(Write::Delete(FactKey::Switchover)),
-            Action::WriteDisarmed => {
-                self.as_leader(node, vec![put(FactKey::Disarmed(me), Fact::Disarmed)])
-            }
-            Action::RemoveDisarmed => always(Write::Delete(FactKey::Disarmed(me))),
+            Action::WriteDisarmed => self.as_leader(node, vec![put(disarmed(), Fact::Disarmed)]),
+            Action::RemoveDisarmed => always(Write::Delete(disarmed())),
             Action::RemoveDisarmedOf(name, at) => Some(Txn {
                 when: vec![Compare::Revision(FactKey::Member(name.clone()), *at)],
                 then: vec![Write::Delete(FactKey::Disarmed(name.clone()))],
             }),
             Action::ClaimTimeline(claimed) => self.claim_timeline(node, *claimed),
-            Action::WriteSync(sync) => {
-                let then = put(FactKey::Sync, Fact::Sync(sync.clone()));
-                self.on_sync_as_seen(node, sync.revision, then)
-            }
+            Action::WriteSync(sync) => self.on_sync_as_seen(node, sync.revision, record(sync)),
             Action::RenewSync(sync) => Some(Txn {
                 when: vec![sync_as_seen(sync.revision)],
-                then: vec![put(FactKey::Sync, Fact::Sync(sync.clone()))],
+                then: vec![record(sync)],
             }),
             Action::DeleteSync { revision } => {
                 self.on_sync_as_seen(node, *revision, Write::Delete(FactKey::Sync))
@@ -60,6 +56,9 @@ impl World {
             // A keep-alive and a read, nothing of the DCS, or what no seed lasts long enough for.
             Action::ConfirmLeader
             | Action::SwitchFailsafeOn
+            | Action::RecreateKeys { .. }
+            | Action::DoubtStore { .. }
+            | Action::TrustStore
             | Action::LetLeaseLapse
             | Action::ArmFence
             | Action::DisarmFence
@@ -266,6 +265,10 @@ fn sync_as_seen(revision: i64) -> Compare {
 
 fn put(key: FactKey, fact: Fact) -> Write {
     Write::Put(key, fact, 0)
+}
+
+fn record(sync: &SyncState) -> Write {
+    put(FactKey::Sync, Fact::Sync(sync.clone()))
 }
 
 fn always(write: Write) -> Option<Txn> {

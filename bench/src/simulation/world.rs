@@ -8,6 +8,7 @@ use trunkline_agent::decide::callbacks::Callback;
 use trunkline_agent::decide::observation::{BootstrapKind, CrashPolicy, Me, WatchdogView};
 use trunkline_shared::cluster::topology::{Fact, FactKey};
 use trunkline_shared::cluster::{ClusterSettings, MemberName, SystemId, Tags};
+use trunkline_shared::dcs::Header;
 
 use super::breaks::Break;
 use super::clients::WriteSent;
@@ -31,6 +32,8 @@ pub(super) struct Watch {
     pub(super) boot: u32,
     /// A view on its way, and when it was asked for: an event was not.
     pub(super) coming: Option<(Arc<trunkline_shared::cluster::Topology>, Option<Time>)>,
+    /// Who answered with it.
+    pub(super) from: Header,
     pub(super) seen: i64,
     pub(super) stalled_until: Time,
 }
@@ -59,6 +62,8 @@ pub(super) struct World {
     pub(super) is_calm: bool,
     pub(super) calm_since: Time,
     pub(super) is_over: bool,
+    /// When an operator accepted the store last.
+    pub(super) accepted_at: Time,
     pub(super) events: u64,
     pub(super) faults: u64,
     pub(super) version: Arc<str>,
@@ -122,6 +127,7 @@ impl World {
             is_calm: false,
             calm_since: 0,
             is_over: false,
+            accepted_at: 0,
             events: 0,
             faults: 0,
             version: "1".into(),
@@ -200,6 +206,9 @@ impl World {
         if !is_running {
             return;
         }
+        for node in &mut self.nodes {
+            node.run_dir.store.is_trusted = true;
+        }
         let ttl = self.plan.ttl.as_nanos() as Time;
         let lease = self.store.grant(ttl, 0);
         let me = self.nodes[0].name.clone();
@@ -212,7 +221,7 @@ impl World {
         self.nodes[0].run_dir = RunDir {
             deadline: Some(deadline),
             lease,
-            ..RunDir::default()
+            ..self.nodes[0].run_dir.clone()
         };
         for node in 1..self.plan.members {
             self.put_in(MS, Event::Receiver { node, run: 0 });

@@ -59,6 +59,9 @@ pub(super) fn of(action: &Action) -> &'static str {
         Action::PublishFailsafe(_) => "writes down who must consent while the DCS is away",
         Action::SwitchFailsafeOn => "switches failsafe_mode on",
         Action::RestoreConfig => "writes the lost configuration again",
+        Action::RecreateKeys { .. } => "makes the lost keys of the cluster anew",
+        Action::DoubtStore { .. } => "believes nothing of this DCS any more",
+        Action::TrustStore => "believes this DCS",
         Action::CopyLogicalSlots { .. } => {
             "copies the leader's logical slots; PostgreSQL stops for it"
         }

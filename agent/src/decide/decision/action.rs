@@ -129,6 +129,22 @@ pub enum Action {
     SwitchFailsafeOn,
     /// Write the `config` key as it was, comparing the own leader key, if there is still none.
     RestoreConfig,
+    /// Make the cluster's keys anew, as they were known, with this generation and this member as leader on a
+    /// new lease, in a store that is not believed; one transaction that compares its leader and generation.
+    RecreateKeys {
+        /// The new generation.
+        generation: u64,
+    },
+    /// The store is not the one that this member's agent knows, or its data: nothing of it is believed before
+    /// its generation is higher than this.
+    DoubtStore {
+        /// The member.
+        name: MemberName,
+        /// The generation.
+        generation: u64,
+    },
+    /// Nobody who could be reached speaks against the store.
+    TrustStore,
     /// Copy these logical slots of the leader; the instance stops for it.
     CopyLogicalSlots {
         /// The leader.
@@ -314,6 +330,9 @@ impl Action {
         "set_synchronized_slots",
         "let_lease_lapse",
         "restore_config",
+        "recreate_keys",
+        "doubt_store",
+        "trust_store",
     ];
 
     /// What is true of it wherever it is decided.
@@ -370,6 +389,9 @@ impl Action {
             Action::SwitchFailsafeOn => brief("switch_failsafe_on"),
             Action::LetLeaseLapse => brief("let_lease_lapse"),
             Action::RestoreConfig => brief("restore_config"),
+            Action::RecreateKeys { .. } => brief("recreate_keys"),
+            Action::DoubtStore { .. } => brief("doubt_store"),
+            Action::TrustStore => brief("trust_store"),
         }
     }
 

@@ -207,6 +207,7 @@ pub(super) fn peers(words: &Words<'_, '_>) -> Result<Peers, ScriptError> {
                 may_lead: !rest.contains(&"nofailover"),
                 priority: priority.map_or(Ok(1), |p| words.parse(p, "a priority"))?,
                 is_nearly_full: rest.contains(&"nearly_full"),
+                store: super::store::of_peer(words, &rest)?,
             })
         };
         answers.insert(MemberName::new(name), answer);

@@ -51,17 +51,16 @@ impl fmt::Display for Action {
                 f,
                 " to {to} lease {lease:x} record {record_revision} at {position}"
             ),
-            Action::ClaimTimeline(claimed) => {
-                write!(f, " {} of {}", claimed.timeline, claimed.parent)
-            }
+            Action::ClaimTimeline(claimed) => both(f, claimed.timeline, Of(claimed.parent)),
             Action::Promote(timeline) => write!(f, " to timeline {timeline}"),
-            Action::CallBack(callback, role) => {
-                write!(f, " {} {}", callback.word(), role.word())
-            }
+            Action::CallBack(callback, role) => both(f, callback.word(), role.word()),
             Action::RecordSystemId(id) => write!(f, " {id}"),
             Action::PublishStatus(status) => write!(f, "{}", Published(status)),
-            Action::DropFailoverRequest { revision } => write!(f, " {revision}"),
-            Action::DeleteSync { revision } => write!(f, " {revision}"),
+            Action::RecreateKeys { generation } => write!(f, " {generation}"),
+            Action::DoubtStore { name, generation } => both(f, name, generation),
+            Action::DropFailoverRequest { revision } | Action::DeleteSync { revision } => {
+                write!(f, " {revision}")
+            }
             Action::RequestSwitchover(to) => write!(f, " to {to}"),
             Action::RemoveDisarmedOf(name, at) => write!(f, " {name} record {at}"),
             Action::AnnounceSwitchover(record) => write!(f, " {}", Announced(record)),
@@ -80,9 +79,7 @@ impl fmt::Display for Action {
                 let mut moves = slots.iter();
                 moves.try_for_each(|(slot, to)| write!(f, " {slot}@{to}"))
             }
-            Action::WriteSync(sync) | Action::RenewSync(sync) => {
-                write!(f, " {}", Recorded(sync))
-            }
+            Action::WriteSync(s) | Action::RenewSync(s) => write!(f, " {}", Recorded(s)),
             Action::SetSyncNames(names) => write!(f, " {}", named(names)),
             Action::ClearSyncNames
             | Action::OpenClientAccess
@@ -106,9 +103,27 @@ impl fmt::Display for Action {
             | Action::SwitchFailsafeOn
             | Action::LetLeaseLapse
             | Action::RestoreConfig
+            | Action::TrustStore
             | Action::CancelJob => Ok(()),
         }
     }
+}
+
+/// What something is of.
+struct Of<T>(T);
+
+impl<T: fmt::Display> fmt::Display for Of<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "of {}", self.0)
+    }
+}
+
+fn both(
+    f: &mut fmt::Formatter<'_>,
+    one: impl fmt::Display,
+    other: impl fmt::Display,
+) -> fmt::Result {
+    write!(f, " {one} {other}")
 }
 
 fn mode_word(mode: StopMode) -> &'static str {

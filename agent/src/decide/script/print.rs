@@ -7,7 +7,7 @@ use trunkline_shared::cluster::topology::{Initialize, SwitchoverStage};
 use trunkline_shared::cluster::{ClusterSettings, Member, Moment, SystemId, Topology};
 
 use super::names::{role_word, state_word};
-use super::{failsafe, slots, synchronous};
+use super::{failsafe, slots, store, synchronous};
 use crate::decide::callbacks::Told;
 use crate::decide::memory::Memory;
 use crate::decide::observation::{
@@ -48,13 +48,20 @@ pub fn to_script(seen: &Observation, memory: &Memory) -> String {
         CrashPolicy::Failover => " crash_policy=failover\n",
     });
     match &seen.dcs {
-        DcsView::Unknown => out.push_str("dcs unknown\n"),
+        DcsView::Unknown => {
+            if let Some(doubt) = &seen.store.doubt {
+                print_topology(&mut out, &doubt.before, seen.lost_config.is_some());
+                failsafe::print_list(&mut out, &doubt.before);
+            }
+            out.push_str("dcs unknown\n");
+        }
         DcsView::Known { topology, age } => {
             print_topology(&mut out, topology, seen.lost_config.is_some());
             failsafe::print_list(&mut out, topology);
             let _ = writeln!(out, "dcs age={}", seconds(*age));
         }
     }
+    store::print(&mut out, &seen.store);
     print_lease(&mut out, &seen.lease, seen.now);
     print_local(&mut out, &seen.local, seen.now);
     print_peers(&mut out, &seen.peers);
@@ -419,6 +426,7 @@ fn print_peers(out: &mut String, peers: &Peers) {
         if view.is_nearly_full {
             out.push_str("@nearly_full");
         }
+        store::print_peer(out, view.store);
     }
     out.push('\n');
 }

@@ -34,6 +34,7 @@ impl Keeper {
             Order::SetTtl(ttl) => self.set_ttl(ttl).await,
             Order::PublishFailsafe { base, list } => self.publish_failsafe(base, list).await,
             Order::RemoveMember => self.remove_member().await,
+            Order::Recreate { keys, record } => self.recreate(keys, record).await,
         }
     }
 
@@ -109,7 +110,7 @@ impl Keeper {
     /// The key is this member's. The lease counts from the last keep-alive before the transaction if one raft
     /// term answered both, else from a new renewal. A keep-alive that was sent later proves nothing of it: an
     /// etcd leader that was deposed in between may have answered it.
-    async fn count_taken(
+    pub(super) async fn count_taken(
         &self,
         epoch: LeaderEpoch,
         term: u64,
@@ -402,7 +403,7 @@ impl Keeper {
     }
 }
 
-fn put(key: String, value: &str, lease: LeaseId) -> Operation {
+pub(super) fn put(key: String, value: &str, lease: LeaseId) -> Operation {
     Operation::Put {
         key,
         value: value.as_bytes().to_vec(),

@@ -11,15 +11,17 @@ use super::{Keeper, RETRY};
 
 impl Keeper {
     pub(super) async fn record_loop(self: Rc<Self>, mut wanted: watch::Receiver<WantedRecord>) {
-        let mut written: Option<(u64, LeaseId)> = None;
+        // A store that was accepted anew does not hold the record of before.
+        let mut written: Option<(u64, LeaseId, u64)> = None;
         loop {
             let want = wanted.borrow_and_update().clone();
             let session = self.session();
+            let acceptances = self.dcs.acceptances();
             if let (Some(json), Some(session)) = (&want.json, session)
-                && written != Some((want.version, session.lease))
+                && written != Some((want.version, session.lease, acceptances))
             {
                 match self.write_record(json, session.lease).await {
-                    Ok(()) => written = Some((want.version, session.lease)),
+                    Ok(()) => written = Some((want.version, session.lease, acceptances)),
                     Err(error) => {
                         tracing::debug!(%error, "the member record could not be written; retrying");
                         if matches!(error, DcsError::LeaseGone(_)) {

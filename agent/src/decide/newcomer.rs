@@ -1,0 +1,122 @@
+//! The first look at the DCS since this machine started, or after a ttl without it: what happened meanwhile is not
+//! known, so nothing would contradict a restored or emptied DCS, and nothing is done by it before everybody who can
+//! be reached was asked (`ha.md` 8).
+
+use std::time::Duration;
+
+use trunkline_shared::cluster::topology::Initialize;
+use trunkline_shared::cluster::{Timeline, Topology};
+
+use super::decision::{Action, Decision, Detail, Reason};
+use super::memory::Memory;
+use super::observation::{LeaseView, Local, Observation, PeerAnswer, Peers};
+use super::situation::Situation;
+use super::store::{self, Word};
+use super::{Turn, asking};
+
+/// How soon the others are asked again while one has seen more than this member.
+const ASK_AGAIN: Duration = Duration::from_millis(100);
+
+/// `None` where the DCS needs no proof any more, or nothing is done by it anyway.
+pub(super) fn decide(seen: &Observation, memory: &Memory) -> Option<Decision> {
+    if !seen.store.is_unproved || seen.store.doubt.is_some() || !seen.is_dcs_fresh() {
+        return None;
+    }
+    match Situation::of(seen, memory) {
+        Situation::AuthorityGone
+        | Situation::JobRunning
+        | Situation::ShuttingDown
+        | Situation::DcsUnreachable => None,
+        Situation::HoldingLease => by_lease(Turn::new(seen, memory)),
+        Situation::ForeignData
+        | Situation::Maintenance
+        | Situation::NoData
+        | Situation::Unregistered
+        | Situation::Following
+        | Situation::NoLeader => Some(ask(Turn::new(seen, memory), seen.topology()?)),
+    }
+}
+
+/// A renewal that counted is proof enough: the key is this member's, as it was written.
+fn by_lease(turn: Turn<'_>) -> Option<Decision> {
+    match &turn.seen.lease {
+        LeaseView::Held(held) if !held.is_by_failsafe => {
+            Some(turn.act(Action::TrustStore).now(Reason::TrustingStore))
+        }
+        LeaseView::Held(_) | LeaseView::NotHeld | LeaseView::Lost => None,
+    }
+}
+
+fn ask(turn: Turn<'_>, topology: &Topology) -> Decision {
+    let seen = turn.seen;
+    let generation = seen.store.generation;
+    // A generation says that somebody has accepted it so.
+    let is_accepted = generation > 0;
+    if topology.initialize == Initialize::Absent && seen.lost_config.is_some() && !is_accepted {
+        // Whoever made a cluster of it could cost another member what was committed since.
+        let name = seen.me.name.clone();
+        return turn
+            .act(Action::DoubtStore { name, generation })
+            .now(Reason::KeptDataWithoutCluster);
+    }
+    let is_alone = asking::whom(topology, &turn.decision.memory, &seen.me.name).is_empty();
+    if seen.peers == Peers::NotAsked && !is_alone {
+        return turn.ask_peers();
+    }
+    match store::loudest(seen) {
+        (Word::Contradicts, Some((name, other))) => {
+            let generation = generation.max(other.generation);
+            turn.detail(Detail::Member(name.clone()))
+                .act(Action::DoubtStore { name, generation })
+                .now(Reason::PeerKnowsMore)
+        }
+        (Word::IsAhead, Some((name, _))) => turn
+            .detail(Detail::Member(name))
+            .remember(|memory| memory.wants_peers = true)
+            .within(Reason::PeerKnowsMore, ASK_AGAIN),
+        (Word::Agrees | Word::IsAhead | Word::Contradicts, _)
+            if is_data_newer(seen, topology) && !is_led(seen) =>
+        {
+            let name = seen.me.name.clone();
+            turn.act(Action::DoubtStore { name, generation })
+                .now(Reason::DataIsNewer)
+        }
+        (Word::Agrees | Word::IsAhead | Word::Contradicts, _) => {
+            turn.act(Action::TrustStore).now(Reason::TrustingStore)
+        }
+    }
+}
+
+/// A timeline is claimed before it begins. One that a DCS knows nothing of began after what it shows: an old copy,
+/// by which the newest data would be taken for what is to be rewound.
+fn is_data_newer(seen: &Observation, topology: &Topology) -> bool {
+    let (system, own) = match &seen.local {
+        Local::Running(running) => (running.system_id, running.timeline),
+        Local::Stopped(stopped) => (stopped.system_id, stopped.timeline),
+        Local::Unknown(_)
+        | Local::Empty
+        | Local::Starting { .. }
+        | Local::Unresponsive { .. }
+        | Local::Orphaned { .. } => return false,
+    };
+    let recorded = topology.history.last_ended();
+    let recorded = recorded.map_or(Timeline(0), |ended| Timeline(ended.0 + 1));
+    let of_members = topology.members.values();
+    let of_members = of_members.filter_map(|member| member.timeline).max();
+    let known = recorded
+        .max(topology.claimed.timeline)
+        .max(of_members.unwrap_or_default());
+    // Where nothing is recorded, as before the first promotion under Trunkline, nothing can be told.
+    known > Timeline(0) && own > known && topology.initialize == Initialize::Done(system)
+}
+
+/// A primary that answers is the cluster's choice, whatever this member missed.
+fn is_led(seen: &Observation) -> bool {
+    match &seen.peers {
+        Peers::NotAsked => false,
+        Peers::Asked(answers) => answers.values().any(|answer| match answer {
+            PeerAnswer::Answered(view) => view.is_primary,
+            PeerAnswer::Unreachable => false,
+        }),
+    }
+}

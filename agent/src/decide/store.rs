@@ -1,0 +1,115 @@
+//! Whether the DCS is the one that was known, as this member and the others see it (`ha.md` 8).
+
+use std::sync::Arc;
+
+use trunkline_shared::cluster::topology::Initialize;
+use trunkline_shared::cluster::{MemberName, Topology};
+
+use super::observation::{Observation, PeerAnswer, Peers};
+
+/// The store that holds the cluster, as this member knows it.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct StoreView {
+    /// Its identity; 0 before it was first read.
+    pub cluster_id: u64,
+    /// The newest revision that was believed.
+    pub revision: i64,
+    /// The highest generation that is known.
+    pub generation: u64,
+    /// In this boot nobody was asked yet whether this is the store that the others know.
+    pub is_unproved: bool,
+    /// It is not believed.
+    pub doubt: Option<Doubt>,
+}
+
+/// A store that is not believed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Doubt {
+    /// Why.
+    pub why: Arc<str>,
+    /// The cluster as it was known before; by an agent that was restarted, without members.
+    pub before: Arc<Topology>,
+    /// What that store shows, once it was read.
+    pub shown: Option<Shown>,
+}
+
+/// What a store shows that is not believed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Shown {
+    /// Its generation.
+    pub generation: u64,
+    /// Whom its leader key names.
+    pub leader: Option<MemberName>,
+    /// Its `initialize` key.
+    pub initialize: Initialize,
+}
+
+/// The store as another member's agent knows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PeerStore {
+    /// Its identity; 0 before it was first read.
+    pub cluster_id: u64,
+    /// The newest revision that was believed.
+    pub revision: i64,
+    /// The highest generation that is known.
+    pub generation: u64,
+    /// It is not believed.
+    pub is_doubted: bool,
+    /// It has answered lately.
+    pub is_fresh: bool,
+    /// That member has asked nobody yet.
+    pub is_unproved: bool,
+}
+
+/// What a peer's word means for the store that this member sees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Word {
+    /// Nothing against it.
+    Agrees,
+    /// That peer has seen more. It may be that this member's view is late by a moment.
+    IsAhead,
+    /// It is not the store that the peer knows.
+    Contradicts,
+}
+
+impl StoreView {
+    fn heard(&self, other: &PeerStore) -> Word {
+        // A store that was accepted anew goes before what is known of an earlier one.
+        if other.is_unproved || other.cluster_id == 0 || other.generation < self.generation {
+            return Word::Agrees;
+        }
+        let is_other = self.cluster_id != 0 && other.cluster_id != self.cluster_id;
+        if other.is_doubted || other.generation > self.generation || is_other {
+            return Word::Contradicts;
+        }
+        match other.revision > self.revision {
+            true => Word::IsAhead,
+            false => Word::Agrees,
+        }
+    }
+}
+
+/// Of the peers that answered, who speaks against the store most.
+pub(super) fn loudest(seen: &Observation) -> (Word, Option<(MemberName, PeerStore)>) {
+    let Peers::Asked(answers) = &seen.peers else {
+        return (Word::Agrees, None);
+    };
+    let mut ahead = None;
+    for (name, answer) in answers.iter() {
+        let PeerAnswer::Answered(view) = answer else {
+            continue;
+        };
+        let Some(other) = view.store else {
+            continue;
+        };
+        match seen.store.heard(&other) {
+            Word::Agrees => {}
+            Word::IsAhead => ahead = Some((name.clone(), other)),
+            Word::Contradicts => return (Word::Contradicts, Some((name.clone(), other))),
+        }
+    }
+    match ahead {
+        Some(who) => (Word::IsAhead, Some(who)),
+        None => (Word::Agrees, None),
+    }
+}

@@ -1,0 +1,287 @@
+//! What this member knows of the DCS, kept in `run_dir` for an agent that is restarted: without it a DCS that was
+//! emptied or restored meanwhile would look like any other (`ha.md` 8).
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use trunkline_shared::cluster::{Moment, SystemId, Topology};
+use trunkline_shared::dcs::belief::Belief;
+use trunkline_shared::dcs::keys::Keys;
+use trunkline_shared::dcs::watch::{Remembered, View};
+use trunkline_shared::dcs::{Entry, Header, Revision};
+
+use crate::decide::observation::{Doubt, Shown, StoreView};
+use crate::lease::replace_file;
+
+/// How far the proof that lies in the file may be behind.
+const PROOF_LAG: Duration = Duration::from_secs(1);
+
+/// The file of this boot.
+#[derive(Debug)]
+pub struct StoreKept {
+    path: PathBuf,
+    keys: Keys,
+    is_trusted: Arc<AtomicBool>,
+    /// What lies there: how far the store was seen, whether it is doubted, whether it is trusted.
+    written: Option<(Header, u64, bool, bool)>,
+    /// When the store proved last that what is seen of it is the newest; the same as it lies there.
+    proven_at: Option<Moment>,
+    written_proof: Option<Moment>,
+    /// Why it could not be written, said once.
+    trouble: Option<String>,
+}
+
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Kept {
+    prefix: String,
+    is_trusted: bool,
+    /// Nanoseconds of the clock that begins with the boot.
+    proven_at: Option<u64>,
+    cluster_id: u64,
+    revision: Revision,
+    term: u64,
+    generation: u64,
+    system: Option<u64>,
+    doubt: Option<String>,
+    is_told: bool,
+    entries: Vec<KeptEntry>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct KeptEntry {
+    key: String,
+    value: String,
+    revision: Revision,
+}
+
+impl StoreKept {
+    /// Reads what an earlier agent of this boot left; what cannot be read is nothing.
+    pub fn open(path: &Path, keys: &Keys) -> (Self, Remembered) {
+        let found = std::fs::read_to_string(path).ok();
+        let found = found.and_then(|text| serde_json::from_str::<Kept>(&text).ok());
+        let kept = found.filter(|kept| kept.prefix == keys.prefix());
+        let is_trusted = kept.as_ref().is_some_and(|kept| kept.is_trusted);
+        let this = Self {
+            path: path.to_owned(),
+            keys: keys.clone(),
+            is_trusted: Arc::new(AtomicBool::new(is_trusted)),
+            written: None,
+            proven_at: kept.as_ref().and_then(|kept| kept.proven_at).map(Moment),
+            written_proof: None,
+            trouble: None,
+        };
+        (this, kept.map(Kept::remembered).unwrap_or_default())
+    }
+
+    /// Set once nobody speaks against the store.
+    pub fn trust(&self) -> Arc<AtomicBool> {
+        self.is_trusted.clone()
+    }
+
+    /// Whoever has not heard of the store for a ttl asks the others again: his lease ended meanwhile, and what
+    /// happened since is not known here.
+    fn prove(&mut self, view: &View) {
+        let Some(at) = view.proven_at else {
+            return;
+        };
+        let ttl = view.topology.settings_or_default().ttl;
+        if self.proven_at.is_some_and(|before| at.since(before) > ttl) {
+            self.is_trusted.store(false, Ordering::Relaxed);
+        }
+        self.proven_at = self.proven_at.max(Some(at));
+    }
+
+    /// Brings the file up to date.
+    pub fn keep(&mut self, view: &View) {
+        self.prove(view);
+        let belief = &view.belief;
+        let is_trusted = self.is_trusted.load(Ordering::Relaxed);
+        let now = (
+            belief.seen,
+            belief.generation,
+            belief.doubt.is_some(),
+            is_trusted,
+        );
+        let is_proof_old = match (self.proven_at, self.written_proof) {
+            (Some(at), Some(written)) => at.since(written) > PROOF_LAG,
+            (at, written) => at != written,
+        };
+        if belief.seen == Header::default() || self.written == Some(now) && !is_proof_old {
+            return;
+        }
+        let trouble = match self.write(view, is_trusted) {
+            Ok(()) => {
+                self.written = Some(now);
+                self.written_proof = self.proven_at;
+                None
+            }
+            Err(error) => Some(error.to_string()),
+        };
+        if let Some(why) = trouble.as_ref().filter(|_| self.trouble != trouble) {
+            tracing::warn!(
+                why,
+                "what is known of the DCS could not be kept; a restarted agent does not know it"
+            );
+        }
+        self.trouble = trouble;
+    }
+
+    fn write(&self, view: &View, is_trusted: bool) -> io::Result<()> {
+        let belief = &view.belief;
+        let kept = Kept {
+            prefix: self.keys.prefix().to_owned(),
+            is_trusted,
+            proven_at: self.proven_at.map(|at| at.0),
+            cluster_id: belief.seen.cluster_id,
+            revision: belief.seen.revision,
+            term: belief.seen.term,
+            generation: belief.generation,
+            system: belief.system.map(|system| system.0),
+            doubt: belief.doubt.as_deref().map(str::to_owned),
+            is_told: belief.is_told,
+            entries: view
+                .lasting_keys(&self.keys)
+                .into_iter()
+                .map(|entry| KeptEntry {
+                    value: String::from_utf8_lossy(&entry.value).into_owned(),
+                    key: entry.key,
+                    revision: entry.mod_revision,
+                })
+                .collect(),
+        };
+        replace_file(&self.path, &serde_json::to_vec(&kept)?)
+    }
+
+    /// The store as decisions see it; `topology` is the cluster as it was believed last.
+    pub fn view(&self, view: &View, topology: &Arc<Topology>) -> StoreView {
+        let belief = &view.belief;
+        StoreView {
+            cluster_id: belief.seen.cluster_id,
+            revision: belief.seen.revision,
+            generation: belief.generation,
+            is_unproved: !self.is_trusted.load(Ordering::Relaxed),
+            doubt: view.went_back.as_ref().map(|why| Doubt {
+                why: why.clone(),
+                before: topology.clone(),
+                shown: view.doubted.as_ref().map(|doubted| Shown {
+                    generation: doubted.topology.generation,
+                    leader: doubted.topology.leader.as_ref().map(|l| l.member.clone()),
+                    initialize: doubted.topology.initialize,
+                }),
+            }),
+        }
+    }
+}
+
+impl Kept {
+    fn remembered(self) -> Remembered {
+        let entries = self.entries.into_iter().map(|entry| Entry {
+            key: entry.key,
+            value: entry.value.into_bytes(),
+            mod_revision: entry.revision,
+            lease: 0,
+        });
+        Remembered {
+            entries: entries.collect(),
+            belief: Belief {
+                seen: Header {
+                    cluster_id: self.cluster_id,
+                    revision: self.revision,
+                    term: self.term,
+                },
+                generation: self.generation,
+                system: self.system.map(SystemId),
+                doubt: self.doubt.map(Arc::from),
+                is_told: self.is_told,
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use trunkline_shared::cluster::sync_state::SyncState;
+    use trunkline_shared::cluster::topology::{ClaimedTimeline, FactKey, Initialize};
+    use trunkline_shared::cluster::{ClusterName, Lsn, MemberName, Timeline};
+
+    use super::*;
+
+    fn view() -> View {
+        let mut topology = Topology {
+            initialize: Initialize::Done(SystemId(7)),
+            generation: 2,
+            claimed: ClaimedTimeline {
+                timeline: Timeline(3),
+                parent: Timeline(2),
+            },
+            claim_and_history: (80, 81),
+            sync: Some(SyncState {
+                leader: Some(MemberName::new("a")),
+                standbys: vec![MemberName::new("b")],
+                quorum: 0,
+                revision: 90,
+            }),
+            ..Topology::default()
+        };
+        Arc::make_mut(&mut topology.status).optime = Lsn(5);
+        View {
+            topology: Arc::new(topology),
+            belief: Belief {
+                seen: Header {
+                    cluster_id: 9,
+                    revision: 100,
+                    term: 4,
+                },
+                generation: 2,
+                system: Some(SystemId(7)),
+                doubt: Some("gone".into()),
+                is_told: true,
+            },
+            ..View::default()
+        }
+    }
+
+    #[test]
+    fn a_restarted_agent_knows_the_store_its_doubt_and_who_may_lead() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("store");
+        let keys = Keys::new("service", &ClusterName::new("demo"));
+        let (mut kept, remembered) = StoreKept::open(&path, &keys);
+        assert_eq!(remembered.belief, Belief::default());
+        assert!(kept.view(&View::default(), &Arc::default()).is_unproved);
+        kept.keep(&View::default());
+        assert!(!path.exists(), "nothing is known yet");
+        kept.trust().store(true, Ordering::Relaxed);
+        kept.keep(&view());
+        let (again, remembered) = StoreKept::open(&path, &keys);
+        assert!(!again.view(&view(), &Arc::default()).is_unproved);
+        assert_eq!(remembered.belief, view().belief);
+        let of = |key: FactKey| {
+            let path = keys.path(&key);
+            remembered.entries.iter().find(|entry| entry.key == path)
+        };
+        assert_eq!(of(FactKey::Sync).unwrap().mod_revision, 90);
+        assert_eq!(of(FactKey::Timeline).unwrap().mod_revision, 80);
+        assert_eq!(of(FactKey::Initialize).unwrap().value, b"7");
+        assert!(of(FactKey::Leader).is_none() && of(FactKey::Failover).is_none());
+        let told_at = |seconds| {
+            Arc::new(View {
+                proven_at: Some(Moment(0) + Duration::from_secs(seconds)),
+                ..view()
+            })
+        };
+        kept.keep(&told_at(1000));
+        let (mut late, _) = StoreKept::open(&path, &keys);
+        late.keep(&told_at(1025));
+        assert!(late.trust().load(Ordering::Relaxed), "within a ttl");
+        let (mut late, _) = StoreKept::open(&path, &keys);
+        late.keep(&told_at(1060));
+        assert!(!late.trust().load(Ordering::Relaxed), "a ttl is 30 s");
+        let other = Keys::new("service", &ClusterName::new("other"));
+        assert_eq!(StoreKept::open(&path, &other).1.belief, Belief::default());
+    }
+}

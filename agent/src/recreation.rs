@@ -1,0 +1,129 @@
+//! The transaction that makes a cluster's keys anew in a store that is not the one that was known (`ha.md` 8): by
+//! the agent that leads, and by the operator's command. Pure.
+
+use trunkline_shared::cluster::MemberName;
+use trunkline_shared::cluster::topology::FactKey;
+use trunkline_shared::dcs::keys::Keys;
+use trunkline_shared::dcs::watch::Doubted;
+use trunkline_shared::dcs::{Compare, Entry, Operation};
+
+/// All keys of the cluster but the leader's, to be made anew in a store that is not believed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Recreation {
+    /// The generation among them.
+    pub generation: u64,
+    /// What must stand there as it was seen.
+    pub when: Vec<Compare>,
+    /// What is written.
+    pub then: Vec<Operation>,
+}
+
+/// The transaction that makes the keys anew, but for the leader's: what it compares, and what it writes.
+pub fn transaction(
+    keys: &Keys,
+    doubted: &Doubted,
+    wanted: Vec<Entry>,
+    generation: u64,
+    me: Option<&MemberName>,
+) -> Recreation {
+    let seen = |key: &FactKey| {
+        let path = keys.path(key);
+        let entries = &doubted.listing.entries;
+        let found = entries.iter().find(|entry| entry.key == path);
+        Compare::as_seen(path, found.map_or(0, |entry| entry.mod_revision))
+    };
+    let when = vec![seen(&FactKey::Leader), seen(&FactKey::Generation)];
+    let mut then = vec![Operation::Put {
+        key: keys.path(&FactKey::Generation),
+        value: generation.to_string().into_bytes(),
+        lease: 0,
+    }];
+    let is_written = |path: &str| wanted.iter().any(|entry| entry.key == path);
+    // What an old copy holds beside it was for another moment: a request of an operator, a member's state.
+    let left = doubted.listing.entries.iter().filter(|entry| {
+        let key = keys.parse(&entry.key);
+        let is_ours = key.as_ref().is_some_and(|key| match key {
+            FactKey::Leader | FactKey::Generation | FactKey::Router(_) => false,
+            FactKey::Member(name) => me != Some(name),
+            FactKey::Initialize
+            | FactKey::Settings
+            | FactKey::Status
+            | FactKey::Failover
+            | FactKey::Sync
+            | FactKey::History
+            | FactKey::Failsafe
+            | FactKey::Timeline
+            | FactKey::Disarmed(_)
+            | FactKey::Switchover
+            | FactKey::Changes => true,
+        });
+        is_ours && !is_written(&entry.key)
+    });
+    then.extend(left.map(|entry| Operation::Delete(entry.key.clone())));
+    then.extend(wanted.iter().map(|entry| Operation::Put {
+        key: entry.key.clone(),
+        value: entry.value.clone(),
+        lease: 0,
+    }));
+    Recreation {
+        generation,
+        when,
+        then,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use trunkline_shared::cluster::{ClusterName, Topology};
+    use trunkline_shared::dcs::Listing;
+
+    use super::*;
+
+    #[test]
+    fn what_an_old_copy_holds_is_replaced_or_deleted_and_routers_stay() {
+        let keys = Keys::new("service", &ClusterName::new("demo"));
+        let entry = |key: FactKey, value: &str, mod_revision| Entry {
+            key: keys.path(&key),
+            value: value.as_bytes().to_vec(),
+            mod_revision,
+            lease: 0,
+        };
+        let doubted = Doubted {
+            listing: Listing {
+                entries: vec![
+                    entry(FactKey::Leader, "old", 40),
+                    entry(FactKey::Settings, r#"{"pause":true}"#, 41),
+                    entry(FactKey::Failover, r#"{"member":"c"}"#, 42),
+                    entry(FactKey::Router("r1/1".into()), "{}", 43),
+                    entry(FactKey::Disarmed(MemberName::new("c")), "", 44),
+                ],
+                ..Listing::default()
+            },
+            topology: Topology::default(),
+        };
+        let wanted = vec![entry(FactKey::Settings, r#"{"ttl":5}"#, 0)];
+        let order = transaction(&keys, &doubted, wanted, 3, None);
+        assert_eq!(
+            order.when,
+            [
+                Compare::ModRevision(keys.path(&FactKey::Leader), 40),
+                Compare::Absent(keys.path(&FactKey::Generation)),
+            ]
+        );
+        let put = |key: FactKey, value: &str| Operation::Put {
+            key: keys.path(&key),
+            value: value.as_bytes().to_vec(),
+            lease: 0,
+        };
+        let delete = |key: FactKey| Operation::Delete(keys.path(&key));
+        assert_eq!(
+            order.then,
+            [
+                put(FactKey::Generation, "3"),
+                delete(FactKey::Failover),
+                delete(FactKey::Disarmed(MemberName::new("c"))),
+                put(FactKey::Settings, r#"{"ttl":5}"#),
+            ]
+        );
+    }
+}
