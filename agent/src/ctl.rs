@@ -18,6 +18,7 @@ use crate::api::settings::SettingsChangeError;
 use crate::config::client::{self, ClientConfig};
 use crate::config::{ConfigError, Environment};
 
+mod accept_dcs;
 mod apply;
 pub mod arguments;
 mod change;
@@ -269,6 +270,7 @@ async fn carry_out(
         Command::Pause(a) => pause::pause(&open(&a.cluster).await?, a.wait).await,
         Command::Resume(a) => pause::resume(&open(&a.cluster).await?, &a).await,
         Command::Remove(a) => remove::remove(&named(&a.cluster).await?, &a).await,
+        Command::AcceptDcs(a) => accept_dcs::accept(&open(&a.cluster).await?, &a).await,
         Command::Version(a) => version::of_members(&open(&a.cluster).await?, &a.members).await,
     }
 }

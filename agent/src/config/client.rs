@@ -21,6 +21,8 @@ pub struct ClientConfig {
     pub etcd: EtcdConfig,
     /// How the agents are asked.
     pub rest_client: RestClientConfig,
+    /// The URL of the agent whose file it is.
+    pub agent: Option<String>,
 }
 
 /// Reads `path`, or the environment alone; `dcs_url` (`-d`) replaces the file's endpoints.
@@ -47,6 +49,10 @@ pub fn load(
     let namespace = root
         .text("namespace")
         .unwrap_or_else(|| "service".to_owned());
+    let restapi = root.section("restapi");
+    let address = restapi.text("connect_address");
+    let address = address.or_else(|| restapi.text("listen"));
+    let is_https = restapi.find("certfile").is_some();
     let (mistakes, _) = report.into_parts();
     match etcd {
         Some(etcd) if mistakes.is_empty() => Ok(ClientConfig {
@@ -54,6 +60,10 @@ pub fn load(
             namespace: namespace.trim_matches('/').to_owned(),
             etcd,
             rest_client,
+            agent: address.map(|address| {
+                let scheme = if is_https { "https" } else { "http" };
+                format!("{scheme}://{address}/patroni")
+            }),
         }),
         _ => Err(ConfigError { mistakes }),
     }

@@ -69,6 +69,8 @@ pub enum Command {
     Resume(Resume),
     /// Delete everything that the DCS holds of a cluster.
     Remove(Remove),
+    /// Take a DCS that lost its memory, or another one, for the true one.
+    AcceptDcs(AcceptDcs),
     /// Show the version of this program and, if a cluster is named, of its members.
     Version(Version),
     /// Show the cluster live: members, lag, who holds what, what happened last.
@@ -449,6 +451,19 @@ pub struct ShowConfig {
     /// How the values in force are printed.
     #[arg(short, long, value_enum, default_value_t = Format::Pretty, requires = "effective")]
     pub format: Format,
+}
+
+/// `accept-dcs`
+#[derive(Clone, Debug, Args)]
+pub struct AcceptDcs {
+    /// The cluster; the file's scope if absent.
+    pub cluster: Option<String>,
+    /// How the members are shown before it is asked.
+    #[arg(short, long, value_enum, default_value_t = Format::Pretty)]
+    pub format: Format,
+    /// Never ask.
+    #[arg(long)]
+    pub force: bool,
 }
 
 /// `top`

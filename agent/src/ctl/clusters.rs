@@ -5,7 +5,7 @@ use trunkline_shared::cluster::{ClusterName, Topology};
 use trunkline_shared::dcs::keys::Keys;
 use trunkline_shared::dcs::{Dcs, DcsError};
 
-use super::{CtlError, Desk, Session};
+use super::{CtlError, Desk, Session, accept_dcs};
 
 /// The clusters of a namespace, in the order of their names.
 async fn names(dcs: &dyn Dcs, namespace: &str) -> Result<Vec<String>, DcsError> {
@@ -57,6 +57,11 @@ pub(super) fn is_known(topology: &Topology) -> bool {
 /// # Errors
 /// If the DCS cannot be asked which it does know.
 pub(super) async fn unknown(session: &Session) -> Result<CtlError, CtlError> {
+    if let Some(why) = accept_dcs::disbelief(session).await {
+        let cluster = &session.cluster;
+        let text = format!("the DCS holds nothing of a cluster {cluster}, and {why}");
+        return Ok(CtlError::Failed(text));
+    }
     Ok(CtlError::NoSuchCluster {
         name: session.cluster.to_string(),
         clusters: names(session.dcs.as_ref(), &session.config.namespace).await?,

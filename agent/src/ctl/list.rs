@@ -14,7 +14,7 @@ use trunkline_shared::service::clock::{self, WallTime};
 use super::arguments::{self, Format, Watch};
 use super::table::{Column, Table};
 use super::watching::watching;
-use super::{CtlError, Desk, Session, clusters, local_time, yaml};
+use super::{CtlError, Desk, Session, accept_dcs, clusters, local_time, yaml};
 use crate::api::view::{MemberView, members};
 use crate::decide::Reason;
 
@@ -98,6 +98,13 @@ async fn show_one(
     let view = follow.views.borrow().clone();
     let text = render(&session.cluster, &view.topology, shape);
     session.terminal.print(&text)?;
+    if shape.format == Format::Pretty
+        && clusters::is_known(&view.topology)
+        && view.topology.leader.is_none()
+        && let Some(why) = accept_dcs::disbelief(session).await
+    {
+        session.terminal.line(&format!("  {why}"))?;
+    }
     let stale = staleness(&view, clock::now(), clock::wall_clock());
     match (is_watched, stale) {
         (false, Some(stale)) => Err(CtlError::Failed(stale)),

@@ -1,0 +1,520 @@
+//! `accept-dcs`: the DCS that answers is taken for the true one, although it lost its memory, was restored from an
+//! old copy or is another one (`ha.md` 8). The cluster's keys are written into it as the agents knew them, with a
+//! higher generation and without a leader: who leads is then found by the rules of any other day.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use hyper::Method;
+use serde_json::Value;
+use tokio::task::JoinSet;
+use trunkline_shared::cluster::topology::{ClaimedTimeline, Fact, FactKey, Initialize};
+use trunkline_shared::cluster::{Timeline, Topology};
+use trunkline_shared::dcs::records::{self, claimed_to_json, settings_from_json};
+use trunkline_shared::dcs::watch::Doubted;
+use trunkline_shared::dcs::{DcsError, Entry, Operation, Txn};
+use trunkline_shared::service::clock;
+use trunkline_shared::service::http::HttpClient;
+
+use super::arguments::AcceptDcs;
+use super::table::{Column, Table};
+use super::{CtlError, Session, rest};
+use crate::api::dcs::Known;
+use crate::recreation::transaction;
+
+/// How long an agent may take to answer.
+const ANSWER: Duration = Duration::from_secs(3);
+
+/// How long the agents may take to believe it, and a leader to be found.
+const LONGEST_WAIT: Duration = Duration::from_secs(60);
+
+/// How often they are asked meanwhile.
+const LOOK: Duration = Duration::from_millis(250);
+
+/// How many rounds of asking find members that only others name.
+const ROUNDS: usize = 3;
+
+/// Every member that was heard of: what its agent knows, or why it does not say.
+type Answers = BTreeMap<String, Result<Known, String>>;
+
+/// `trunkline accept-dcs`
+pub(super) async fn accept(session: &Session, asked: &AcceptDcs) -> Result<(), CtlError> {
+    let topology = session.look().await?;
+    let listing = session.dcs.read(session.keys.prefix()).await?;
+    let doubted = Doubted {
+        listing,
+        topology: Topology::clone(&topology),
+    };
+    let client = session.client()?;
+    let answers = ask_all(session, &client, &doubted.topology).await;
+    session.terminal.print(&shown(&doubted))?;
+    session
+        .terminal
+        .print(&table(session, &answers).render(asked.format))?;
+    let best = wisest(&answers)?;
+    let wanted = wanted(session, &answers, best);
+    let missing = silent(&answers);
+    if !missing.is_empty() {
+        session.terminal.line(&format!(
+            "No answer: {}. What they alone knew or committed since is lost if they come back later",
+            missing.join(", ")
+        ))?;
+    }
+    if best.keys.is_empty() {
+        session.terminal.line(&match system(best, &answers) {
+            Some(system) => format!(
+                "No member that answers knows the cluster's keys, for all have started since: only its system {system} is written, and whoever leads adds the configuration that it kept"
+            ),
+            None => "No member that answers knows the cluster's keys or has data: only the DCS itself is accepted".to_owned(),
+        })?;
+    }
+    if !asked.force {
+        let question = format!(
+            "Is this the DCS of cluster {} from now on? Its keys are written as {} knew them",
+            session.cluster, best.name
+        );
+        let refused = "Aborted: the DCS was not accepted";
+        session.terminal.confirm(&question, refused).await?;
+    }
+    wait_for_leases(session, best).await?;
+    let generation = next_generation(&answers, &doubted.topology);
+    write(session, &doubted, wanted, &answers, generation).await?;
+    session.terminal.success(&format!(
+        "The keys of cluster {} are written with generation {generation}",
+        session.cluster
+    ))?;
+    wait(session, &answers, generation).await
+}
+
+/// Nobody may be elected while a lease of the store before may live: who holds one may not answer.
+async fn wait_for_leases(session: &Session, best: &Known) -> Result<(), CtlError> {
+    let config = best.keys.iter().find(|(key, _)| key.ends_with("/config"));
+    let settings = config.and_then(|(_, text)| settings_from_json(text).ok());
+    let ttl = settings.unwrap_or_default().ttl;
+    session.terminal.line(&format!(
+        "Waiting {} s: a lease of the DCS before may live so long",
+        ttl.as_secs()
+    ))?;
+    tokio::time::sleep(ttl).await;
+    Ok(())
+}
+
+/// Asks the agent of the file, those that the DCS names, and those whom these name.
+async fn ask_all(session: &Session, client: &HttpClient, topology: &Topology) -> Answers {
+    let mut urls: BTreeMap<String, String> = BTreeMap::new();
+    for (name, url) in topology.failsafe.iter() {
+        urls.insert(name.to_string(), url.to_string());
+    }
+    for member in topology.members.values() {
+        urls.insert(member.name.to_string(), member.api_url.to_string());
+    }
+    let mut answers = Answers::new();
+    if let Some(url) = &session.config.agent
+        && let Ok(known) = ask(client, session.keys.prefix(), url).await
+    {
+        urls.extend(known.members.clone());
+        answers.insert(known.name.clone(), Ok(known));
+    }
+    for _ in 0..ROUNDS {
+        let open: Vec<(String, String)> = urls
+            .iter()
+            .filter(|(name, _)| !answers.contains_key(*name))
+            .map(|(name, url)| (name.clone(), url.clone()))
+            .collect();
+        if open.is_empty() {
+            break;
+        }
+        let mut asking = JoinSet::new();
+        for (name, url) in open {
+            let prefix = session.keys.prefix().to_owned();
+            let client = client.clone();
+            asking.spawn(async move { (name, ask(&client, &prefix, &url).await) });
+        }
+        while let Some(Ok((name, answer))) = asking.join_next().await {
+            if let Ok(known) = &answer {
+                for (other, url) in &known.members {
+                    urls.entry(other.clone()).or_insert_with(|| url.clone());
+                }
+            }
+            answers.insert(name, answer);
+        }
+    }
+    answers
+}
+
+async fn ask(client: &HttpClient, prefix: &str, url: &str) -> Result<Known, String> {
+    let path = "/trunkline/dcs";
+    let answer = rest::request(client, url, Method::GET, path, String::new(), ANSWER).await;
+    let answer = answer.map_err(|error| error.to_string())?;
+    if answer.status != 200 {
+        return Err(format!(
+            "it answers {} and is none of Trunkline",
+            answer.status
+        ));
+    }
+    let known: Known = serde_json::from_str(&answer.text).map_err(|error| error.to_string())?;
+    match known.keys.keys().all(|key| key.starts_with(prefix)) {
+        true => Ok(known),
+        false => Err("its agent is of another cluster".to_owned()),
+    }
+}
+
+/// Why the agent of the file does not believe the DCS, and what to do then; `None` if it does, or does not say.
+pub(super) async fn disbelief(session: &Session) -> Option<String> {
+    let url = session.config.agent.as_ref()?;
+    let client = session.client().ok()?;
+    let known = ask(&client, session.keys.prefix(), url).await.ok()?;
+    let why = known.went_back?;
+    Some(format!(
+        "the agent of {} does not believe this DCS: {why}; see \"trunkline accept-dcs\"",
+        known.name
+    ))
+}
+
+/// What the DCS says of itself.
+fn shown(doubted: &Doubted) -> String {
+    let (header, topology) = (doubted.listing.header, &doubted.topology);
+    let initialize = match topology.initialize {
+        Initialize::Done(id) => format!("system {id}"),
+        Initialize::Running => "a cluster that is being made".to_owned(),
+        Initialize::Absent => "no cluster".to_owned(),
+    };
+    let leader = topology.leader.as_ref();
+    let leader = leader.map_or("nobody".to_owned(), |leader| leader.member.to_string());
+    format!(
+        "The DCS is cluster {:x} at revision {}, generation {}; it shows {initialize}, led by {leader}\n",
+        header.cluster_id, header.revision, topology.generation
+    )
+}
+
+fn table(session: &Session, answers: &Answers) -> Table {
+    let column = |name: &str, head: &str, is_number| Column {
+        head: head.to_owned(),
+        ..Column::new(name, is_number)
+    };
+    let rows = answers.iter().map(|(name, answer)| match answer {
+        Ok(known) => vec![
+            name.clone().into(),
+            match known.is_primary {
+                true => "primary".into(),
+                false => "replica".into(),
+            },
+            known.leader.clone().map_or(Value::Null, Value::from),
+            known.cluster_id.clone().into(),
+            known.revision.into(),
+            known.generation.into(),
+            match &known.went_back {
+                Some(why) => format!("does not believe the DCS: {why}").into(),
+                None => "believes the DCS".into(),
+            },
+        ],
+        Err(why) => vec![
+            name.clone().into(),
+            "unknown".into(),
+            Value::Null,
+            Value::Null,
+            Value::Null,
+            Value::Null,
+            why.clone().into(),
+        ],
+    });
+    Table {
+        title: format!(" Cluster: {} ", session.cluster),
+        columns: vec![
+            column("Member", "Member", false),
+            column("Role", "Role", false),
+            column("Leader", "Knew as leader", false),
+            column("Cluster id", "Knew cluster", false),
+            column("Revision", "Revision", true),
+            column("Generation", "Generation", true),
+            column("Says", "Says", false),
+        ],
+        rows: rows.collect(),
+        leaves_out_empty: false,
+        delimiter: "\t".to_owned(),
+    }
+}
+
+fn known(answers: &Answers) -> impl Iterator<Item = &Known> {
+    answers.values().filter_map(|answer| answer.as_ref().ok())
+}
+
+fn silent(answers: &Answers) -> Vec<&str> {
+    let silent = answers.iter().filter(|(_, answer)| answer.is_err());
+    silent.map(|(name, _)| name.as_str()).collect()
+}
+
+/// Whose knowledge is written: the newest.
+fn wisest(answers: &Answers) -> Result<&Known, CtlError> {
+    let fail = |why: &str| Err(CtlError::Failed(why.to_owned()));
+    if known(answers).next().is_none() {
+        return fail(
+            "no agent answers, so nothing is known of the cluster: give the file of an agent that runs (-c FILE)",
+        );
+    }
+    if known(answers).all(|known| known.went_back.is_none()) {
+        return fail("every agent that answers believes the DCS: there is nothing to accept");
+    }
+    let both = known(answers).flat_map(|known| [initialized(known), known.system.clone()]);
+    let mut systems: Vec<String> = both.flatten().collect();
+    systems.sort_unstable();
+    systems.dedup();
+    if systems.len() > 1 {
+        return Err(CtlError::Failed(format!(
+            "the agents are of different clusters ({}): end those that do not belong here",
+            systems.join(", ")
+        )));
+    }
+    // Revisions of two stores tell nothing of each other: who doubts by what it has seen itself goes before who was
+    // told, and before who believes what the others doubt.
+    let newest = known(answers).max_by_key(|known| {
+        let doubts_by_itself = known.went_back.is_some() && !known.is_told;
+        let knows_keys = initialized(known).is_some();
+        (
+            knows_keys,
+            known.generation,
+            doubts_by_itself,
+            known.revision,
+        )
+    });
+    newest.map_or_else(|| fail("no agent answers"), Ok)
+}
+
+/// What `initialize` was to it.
+fn initialized(known: &Known) -> Option<String> {
+    let mut keys = known.keys.iter();
+    let found = keys.find(|(key, _)| key.ends_with("/initialize"));
+    found.map(|(_, id)| id.clone())
+}
+
+/// The cluster's system: by its keys, else by the data, which is of one system everywhere.
+fn system(best: &Known, answers: &Answers) -> Option<String> {
+    let of_data = || known(answers).find_map(|known| known.system.clone());
+    initialized(best).or_else(of_data)
+}
+
+/// A claim for the timelines of the data, where the best of those who answer knew less: the number of a promotion
+/// that only others saw is not to be used for a second one.
+fn newer_claim(known: Option<&str>, answers: &Answers) -> Option<ClaimedTimeline> {
+    let known = known.map(|text| records::parse(&FactKey::Timeline, text.as_bytes()));
+    let known = match known {
+        Some(Fact::Timeline(claimed)) => claimed.timeline,
+        _ => Timeline(0),
+    };
+    let of_data = answers.values().flatten().map(|known| known.timeline).max();
+    let newest = Timeline(of_data.unwrap_or(0));
+    (newest > known && newest > Timeline(1)).then(|| ClaimedTimeline {
+        timeline: newest,
+        parent: Timeline(newest.0 - 1),
+    })
+}
+
+/// The keys to be written. Where nobody knows them, their data is still the cluster: its most advanced member is to
+/// be elected, and not the first to come adopted.
+fn wanted(session: &Session, answers: &Answers, best: &Known) -> Vec<Entry> {
+    let mut wanted = best.entries();
+    let claim = session.keys.path(&FactKey::Timeline);
+    let known = best.keys.get(&claim);
+    if let Some(newer) = newer_claim(known.map(String::as_str), answers) {
+        wanted.retain(|entry| entry.key != claim);
+        wanted.push(Entry {
+            key: claim,
+            value: claimed_to_json(newer).into_bytes(),
+            mod_revision: 0,
+            lease: 0,
+        });
+    }
+    if initialized(best).is_none() {
+        wanted.extend(system(best, answers).map(|system| Entry {
+            key: session.keys.path(&FactKey::Initialize),
+            value: system.into_bytes(),
+            mod_revision: 0,
+            lease: 0,
+        }));
+    }
+    wanted
+}
+
+/// Above all that anybody knows.
+fn next_generation(answers: &Answers, shown: &Topology) -> u64 {
+    let known = known(answers).map(|known| known.generation);
+    known.fold(shown.generation, u64::max) + 1
+}
+
+async fn write(
+    session: &Session,
+    doubted: &Doubted,
+    wanted: Vec<Entry>,
+    answers: &Answers,
+    generation: u64,
+) -> Result<(), CtlError> {
+    let order = transaction(&session.keys, doubted, wanted, generation, None);
+    let mut then = order.then;
+    let leader = doubted.topology.leader.as_ref();
+    let leads_by_it = |name: &str| {
+        let answer = answers.get(name).and_then(|answer| answer.as_ref().ok());
+        answer.is_some_and(|known| known.is_primary && known.went_back.is_none())
+    };
+    if leader.is_some_and(|leader| !leads_by_it(leader.member.as_str())) {
+        then.push(Operation::Delete(session.keys.path(&FactKey::Leader)));
+    }
+    let txn = Txn {
+        when: order.when,
+        then,
+        otherwise: Vec::new(),
+    };
+    match session.dcs.commit(&txn).await {
+        Ok(committed) if committed.succeeded => Ok(()),
+        Ok(_) => Err(CtlError::Failed(
+            "the DCS has changed meanwhile: nothing was written; look again".to_owned(),
+        )),
+        Err(error @ DcsError::UnknownOutcome { .. }) => {
+            let now = session.look().await?.generation;
+            match now == generation {
+                true => Ok(()),
+                false => Err(error.into()),
+            }
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Until every agent that answered believes it, and somebody leads.
+async fn wait(session: &Session, before: &Answers, generation: u64) -> Result<(), CtlError> {
+    let client = session.client()?;
+    let urls: BTreeMap<&String, &String> = known(before)
+        .flat_map(|known| known.members.iter())
+        .collect();
+    let names: Vec<&str> = known(before).map(|known| known.name.as_str()).collect();
+    let deadline = clock::now() + LONGEST_WAIT;
+    loop {
+        let topology = session.look().await?;
+        let mut left = Vec::new();
+        for name in &names {
+            let url = urls.iter().find(|(other, _)| other.as_str() == *name);
+            let own = session.config.agent.as_ref();
+            let Some(url) = url.map(|(_, url)| *url).or(own) else {
+                continue;
+            };
+            match ask(&client, session.keys.prefix(), url).await {
+                Ok(known) if known.went_back.is_none() && known.generation >= generation => {}
+                Ok(_) | Err(_) => left.push(*name),
+            }
+        }
+        let leader = topology.leader.as_ref();
+        if left.is_empty()
+            && let Some(leader) = leader
+        {
+            return session.terminal.success(&format!(
+                "Every member that answers believes the DCS; {} leads",
+                leader.member
+            ));
+        }
+        if clock::now() >= deadline {
+            let why = match left.is_empty() {
+                true => "the DCS is believed and nobody leads; trunkline list says why".to_owned(),
+                false => format!("the DCS is not believed yet by {}", left.join(", ")),
+            };
+            return Err(CtlError::Failed(why));
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answer(name: &str, generation: u64, revision: i64, went_back: bool, id: &str) -> Known {
+        let keys = (!id.is_empty()).then(|| ("/service/demo/initialize".to_owned(), id.to_owned()));
+        Known {
+            name: name.to_owned(),
+            generation,
+            revision,
+            went_back: went_back.then(|| "gone".to_owned()),
+            keys: keys.into_iter().collect(),
+            ..Known::default()
+        }
+    }
+
+    fn answers(known: Vec<Known>) -> Answers {
+        let all = known
+            .into_iter()
+            .map(|known| (known.name.clone(), Ok(known)));
+        all.chain([("z".to_owned(), Err("no answer".to_owned()))])
+            .collect()
+    }
+
+    #[test]
+    fn the_newest_knowledge_is_written_with_a_number_above_all() {
+        let all = answers(vec![
+            answer("a", 1, 900, true, "7"),
+            answer("b", 2, 100, true, "7"),
+            answer("c", 2, 90, false, "7"),
+            answer("d", 3, 5, true, ""),
+        ]);
+        assert_eq!(wisest(&all).unwrap().name, "b");
+        assert_eq!(next_generation(&all, &Topology::default()), 4);
+        assert_eq!(silent(&all), ["z"]);
+    }
+
+    #[test]
+    fn nothing_is_accepted_unasked_or_between_clusters() {
+        let says = |all: &Answers| wisest(all).unwrap_err().to_string();
+        assert!(says(&answers(vec![])).contains("no agent answers"));
+        let believed = answers(vec![answer("a", 1, 1, false, "7")]);
+        assert!(says(&believed).contains("nothing to accept"));
+        let two = answers(vec![
+            answer("a", 1, 1, true, "7"),
+            answer("b", 1, 1, true, "8"),
+        ]);
+        assert!(says(&two).contains("different clusters"));
+        let mut data = answer("c", 0, 1, true, "");
+        data.system = Some("9".to_owned());
+        let other = answers(vec![answer("a", 1, 1, true, "7"), data]);
+        assert!(says(&other).contains("different clusters"));
+    }
+
+    #[test]
+    fn who_was_told_or_believes_an_old_copy_does_not_know_it_better_for_a_higher_revision() {
+        let mut told = answer("c", 1, 5000, true, "7");
+        told.is_told = true;
+        let all = answers(vec![
+            answer("a", 1, 900, true, "7"),
+            answer("b", 1, 6000, false, "7"),
+            told,
+        ]);
+        assert_eq!(wisest(&all).unwrap().name, "a");
+    }
+
+    #[test]
+    fn where_all_have_started_since_the_data_says_which_cluster_it_is() {
+        let mut known = answer("a", 0, 0, true, "");
+        known.system = Some("7".to_owned());
+        let empty = answer("b", 0, 0, true, "");
+        let all = answers(vec![known, empty]);
+        let best = wisest(&all).unwrap();
+        assert_eq!(system(best, &all).unwrap(), "7");
+    }
+
+    #[test]
+    fn the_number_of_a_promotion_that_only_the_data_shows_is_claimed() {
+        let mut ahead = answer("a", 0, 0, true, "7");
+        ahead.timeline = 3;
+        let all = answers(vec![ahead, answer("b", 0, 0, true, "7")]);
+        let known = |timeline| {
+            let claimed = ClaimedTimeline {
+                timeline: Timeline(timeline),
+                parent: Timeline(1),
+            };
+            newer_claim(Some(&claimed_to_json(claimed)), &all)
+        };
+        let claimed = known(2).unwrap();
+        assert_eq!(
+            (claimed.timeline, claimed.parent),
+            (Timeline(3), Timeline(2))
+        );
+        assert_eq!(newer_claim(None, &all), Some(claimed));
+        assert_eq!((known(3), known(4)), (None, None));
+    }
+}
