@@ -20,6 +20,7 @@ pub mod etcd_gone;
 pub mod inflict;
 pub mod key_watch;
 pub mod losses;
+pub mod lost_memory;
 pub mod mixed;
 pub mod pause_cut;
 pub mod run;

@@ -109,7 +109,7 @@ pub async fn replica_lost(run: &mut Run<'_>) -> Result<()> {
 }
 
 /// Whose PostgreSQL is not in recovery; `None` while one does not answer.
-async fn primaries(run: &Run<'_>) -> Option<Vec<String>> {
+pub(super) async fn primaries(run: &Run<'_>) -> Option<Vec<String>> {
     let mut found = Vec::new();
     for member in &run.stack.members {
         let client = member.sql("postgres").await.ok()?;
@@ -126,7 +126,7 @@ async fn primaries(run: &Run<'_>) -> Option<Vec<String>> {
 }
 
 /// Every member sees the list with every member.
-async fn consents_are_possible(run: &mut Run<'_>) -> Result<()> {
+pub(super) async fn consents_are_possible(run: &mut Run<'_>) -> Result<()> {
     let count = run.stack.members.len();
     run.stack
         .until("every member to be listed", LEADER_LIMIT, async |stack| {
@@ -157,7 +157,7 @@ async fn goes_on_by_consent(run: &mut Run<'_>) -> Result<()> {
     Ok(())
 }
 
-async fn back_with_the_same(run: &mut Run<'_>, before: Option<ProcessId>) -> Result<()> {
+pub(super) async fn back_with_the_same(run: &mut Run<'_>, before: Option<ProcessId>) -> Result<()> {
     let leader = run.leader;
     led_again(run).await?;
     // Beyond one TTL a lease that nobody renews would have ended.

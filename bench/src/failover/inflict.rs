@@ -48,6 +48,14 @@ pub async fn inflict(scenario: Scenario, run: &mut Run<'_>, progress: &Progress)
         Scenario::EtcdGoneFromLeader => etcd_gone::from_leader(run).await,
         Scenario::EtcdGoneAgentKilled => etcd_gone::agent_killed(run).await,
         Scenario::EtcdGoneReplicaLost => etcd_gone::replica_lost(run).await,
+        Scenario::EtcdWiped => super::lost_memory::wiped(run).await,
+        Scenario::EtcdRestored => super::lost_memory::restored(run).await,
+        Scenario::EtcdAccepted => super::lost_memory::accepted(run).await,
+        Scenario::EtcdAcceptedLed => super::lost_memory::accepted_while_led(run).await,
+        Scenario::EtcdAcceptedInPause => super::lost_memory::accepted_in_pause(run).await,
+        Scenario::EtcdAcceptedAfterBlackout => {
+            super::lost_memory::accepted_after_blackout(run).await
+        }
         Scenario::Mixed => super::mixed::mixed(run).await,
         Scenario::RandomFaults => {
             let can_cut = run.stack.layout == Layout::Namespaces;

@@ -193,7 +193,8 @@ pub async fn once(
     let commits = watchers.finish().await?;
     let bar = scenario.bar(run.ttl());
     let gaps = history.gaps(run.began, until);
-    let quiet = history.gaps(quiet_from, run.began);
+    // What a scenario does before the fault counts is not quiet.
+    let quiet = history.gaps(quiet_from, began);
     let missed = bar.missed(gaps, quiet);
     let list = judge(&mut run, scenario, &history, &reads, &commits).await?;
     let read_gap = reads.longest_gap(run.began, until);

@@ -42,6 +42,18 @@ pub enum Scenario {
     EtcdGoneAgentKilled,
     /// All of etcd is stopped, and a replica's agent is lost meanwhile: the leader must become read-only.
     EtcdGoneReplicaLost,
+    /// All of etcd is stopped, emptied and started as a new store: the leader makes the keys anew.
+    EtcdWiped,
+    /// The same from a backup that was taken before a change of leader.
+    EtcdRestored,
+    /// Emptied while a member is lost, whose consent is missing: the operator accepts the store.
+    EtcdAccepted,
+    /// Another cluster's identity stands in it: the leader goes on by consent, and leads on when the operator accepts.
+    EtcdAcceptedLed,
+    /// Emptied while the cluster is paused: the operator accepts the store, and the leader goes on.
+    EtcdAcceptedInPause,
+    /// All machines lose power and etcd its data: the operator accepts the store, and the most advanced member leads.
+    EtcdAcceptedAfterBlackout,
     /// A minute of pgbench with a random fault every ten seconds.
     Mixed,
     /// Faults drawn by a seed, members and etcd alike, each healed before the next.
@@ -101,7 +113,7 @@ impl fmt::Display for Bar {
 
 impl Scenario {
     /// Every scenario, in the order in which they are run.
-    pub const ALL: [Scenario; 21] = [
+    pub const ALL: [Scenario; 27] = [
         Scenario::Switchover,
         Scenario::NodeFrozen,
         Scenario::PostmasterKilled,
@@ -118,6 +130,12 @@ impl Scenario {
         Scenario::EtcdGoneFromLeader,
         Scenario::EtcdGoneAgentKilled,
         Scenario::EtcdGoneReplicaLost,
+        Scenario::EtcdWiped,
+        Scenario::EtcdRestored,
+        Scenario::EtcdAccepted,
+        Scenario::EtcdAcceptedLed,
+        Scenario::EtcdAcceptedInPause,
+        Scenario::EtcdAcceptedAfterBlackout,
         Scenario::Mixed,
         Scenario::RandomFaults,
         Scenario::Rejoin,
@@ -135,6 +153,12 @@ impl Scenario {
                 | Scenario::EtcdGoneFromLeader
                 | Scenario::EtcdGoneAgentKilled
                 | Scenario::EtcdGoneReplicaLost
+                | Scenario::EtcdWiped
+                | Scenario::EtcdRestored
+                | Scenario::EtcdAccepted
+                | Scenario::EtcdAcceptedLed
+                | Scenario::EtcdAcceptedInPause
+                | Scenario::EtcdAcceptedAfterBlackout
                 | Scenario::LogicalDecoding
         )
     }
@@ -160,7 +184,10 @@ impl Scenario {
             | Scenario::EtcdRolling
             | Scenario::EtcdGone
             | Scenario::EtcdGoneFromLeader
-            | Scenario::EtcdGoneAgentKilled => Bar::Quiet,
+            | Scenario::EtcdGoneAgentKilled
+            | Scenario::EtcdWiped
+            | Scenario::EtcdRestored
+            | Scenario::EtcdAcceptedLed => Bar::Quiet,
             Scenario::NodeFrozen
             | Scenario::AgentStopped
             | Scenario::AgentAndFenceStopped
@@ -169,6 +196,9 @@ impl Scenario {
             Scenario::AgentTerminated
             | Scenario::RouterKilled
             | Scenario::EtcdGoneReplicaLost
+            | Scenario::EtcdAccepted
+            | Scenario::EtcdAcceptedInPause
+            | Scenario::EtcdAcceptedAfterBlackout
             | Scenario::Mixed
             | Scenario::RandomFaults
             | Scenario::Rejoin
@@ -200,6 +230,12 @@ impl Scenario {
             | Scenario::EtcdGone
             | Scenario::EtcdGoneFromLeader
             | Scenario::EtcdGoneAgentKilled
+            | Scenario::EtcdWiped
+            | Scenario::EtcdRestored
+            | Scenario::EtcdAccepted
+            | Scenario::EtcdAcceptedLed
+            | Scenario::EtcdAcceptedInPause
+            | Scenario::EtcdAcceptedAfterBlackout
             | Scenario::PauseCut => false,
         }
     }

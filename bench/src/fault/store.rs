@@ -1,5 +1,6 @@
 //! Faults of the store: its leader elsewhere, a member frozen or dead, a rolling restart.
 
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -88,6 +89,19 @@ pub async fn start_all(stack: &mut Stack) -> Result<()> {
             }
             tokio::time::sleep(LOOK).await;
         }
+    }
+    Ok(())
+}
+
+/// Takes every stopped member's data away: each begins as a member of a new store at the same addresses.
+pub fn wipe_all(stack: &Stack) -> Result<()> {
+    stack.etcd.iter().try_for_each(|etcd| etcd.wipe())
+}
+
+/// Brings every stopped member's data back from a backup.
+pub async fn restore_all(stack: &Stack, backup: &Path) -> Result<()> {
+    for etcd in &stack.etcd {
+        etcd.restore(backup).await?;
     }
     Ok(())
 }

@@ -1,5 +1,6 @@
 //! One etcd member as a child process, and what `etcdctl` tells about the store.
 
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -23,6 +24,9 @@ pub struct Etcd {
     pub address: String,
     launch: Launch,
     etcdctl: Launch,
+    /// Where its data is, and what its part in the store is.
+    data: PathBuf,
+    part: Vec<String>,
     process: Option<Process>,
 }
 
@@ -80,9 +84,22 @@ impl Etcd {
             program: programs.etcdctl.clone(),
             env: vec![("ETCDCTL_API".to_owned(), "3".to_owned())],
             folder: place.folder().to_owned(),
+            user: place.owner().user(),
             ..Launch::default()
         };
+        let part = [
+            "--name",
+            name,
+            "--initial-advertise-peer-urls",
+            &peer,
+            "--initial-cluster",
+            &peers.join(","),
+            "--initial-cluster-token",
+            &format!("trunkline-{}", place.number()),
+        ];
         Ok(Etcd {
+            data,
+            part: part.iter().map(|word| (*word).to_owned()).collect(),
             name: name.to_owned(),
             address: address.clone(),
             launch,
@@ -152,6 +169,31 @@ impl Etcd {
         self.ctl(&["move-leader", to]).await.map(|_| ())
     }
 
+    /// Takes its data away; it must be down.
+    pub fn wipe(&self) -> Result<()> {
+        std::fs::remove_dir_all(&self.data)
+            .with_context(|| format!("cannot remove {}", self.data.display()))
+    }
+
+    /// Writes everything that the store holds to a file.
+    pub async fn back_up(&self, file: &Path) -> Result<()> {
+        let file = file.to_string_lossy();
+        self.ctl(&["snapshot", "save", &file]).await.map(|_| ())
+    }
+
+    /// Makes its data anew from such a file; it must be down.
+    pub async fn restore(&self, file: &Path) -> Result<()> {
+        self.wipe()?;
+        let (file, data) = (file.to_string_lossy(), self.data.to_string_lossy());
+        let mut words = vec!["snapshot", "restore", &*file, "--data-dir", &*data];
+        words.extend(self.part.iter().map(String::as_str));
+        let launch = Launch {
+            args: args(words),
+            ..self.etcdctl.clone()
+        };
+        launch.finish(LIMIT).await.map(|_| ())
+    }
+
     /// Reads one key; empty if it does not exist.
     pub async fn read(&self, key: &str) -> Result<String> {
         Ok(self
@@ -159,6 +201,11 @@ impl Etcd {
             .await?
             .trim()
             .to_owned())
+    }
+
+    /// Writes one key.
+    pub async fn write(&self, key: &str, value: &str) -> Result<()> {
+        self.ctl(&["put", key, value]).await.map(|_| ())
     }
 
     /// Does this key stand, whatever its value?

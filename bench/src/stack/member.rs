@@ -308,6 +308,19 @@ trunkline: {{run_dir: {run_dir}}}
         proc::of_data_dir(&self.data_dir)
     }
 
+    /// Takes away what a boot of the machine takes; nothing of the member may run.
+    pub fn forget_memory(&self) -> Result<()> {
+        for entry in std::fs::read_dir(&self.run_dir)? {
+            let path = entry?.path();
+            let removed = match path.is_dir() {
+                true => std::fs::remove_dir_all(&path),
+                false => std::fs::remove_file(&path),
+            };
+            removed.with_context(|| format!("cannot remove {}", path.display()))?;
+        }
+        Ok(())
+    }
+
     /// Everything a freeze of the node stops: agent, fence, server processes.
     pub fn everything(&self) -> Vec<ProcessId> {
         let agent = self.process.as_ref().map(Process::id);
