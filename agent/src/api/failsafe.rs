@@ -11,8 +11,12 @@ use trunkline_shared::dcs::records::{epoch_from_text, failsafe_to_json};
 use super::published::Published;
 use super::{Api, local, text, with_status};
 
-/// The longest time that a leader may ask for: no lease is longer.
+/// The longest time that a leader may ask for, where the cluster's `ttl` is not known: no lease is longer.
 const LONGEST: Duration = Duration::from_secs(3600);
+
+/// So many `ttl` as known here are the longest otherwise, since a change of it may not have come here yet. Whoever
+/// asks need not prove who it is, and a promise keeps this member from leading.
+const LONGEST_TTLS: u32 = 2;
 
 /// Promises this asker, under an epoch if it says its own, not to run for so long, unless the function given says
 /// that this member may write; an error says why not.
@@ -72,12 +76,16 @@ pub(super) fn consent(api: &Api, body: &[u8]) -> Response {
                 return text(StatusCode::BAD_REQUEST, "trunkline.epoch is no epoch");
             };
             let ttl = Duration::from_millis(fields.ttl_ms);
-            if ttl > LONGEST {
+            let known = published.topology.settings.as_ref();
+            let longest = known.map_or(LONGEST, |known| known.ttl * LONGEST_TTLS);
+            if ttl > longest {
                 // A shorter promise than was asked for would be believed.
-                return text(
-                    StatusCode::BAD_REQUEST,
-                    "trunkline.ttl_ms is beyond an hour",
+                let why = format!(
+                    "trunkline.ttl_ms is {}, and by the ttl as known here {} are the most",
+                    fields.ttl_ms,
+                    longest.as_millis()
                 );
+                return text(StatusCode::BAD_REQUEST, &why);
             }
             (Some(epoch), ttl)
         }

@@ -21,8 +21,11 @@ pub enum NoPromise {
     /// This member leads, or may be about to.
     #[error("Running as a leader")]
     Leads,
-    /// The asker's leadership has been followed by another.
-    #[error("epoch {0} is known here, and it is higher")]
+    /// The asker's leadership has been followed by another, as far as is known here.
+    #[error(
+        "epoch {0} is known here, and it is higher: another member has led since. If the DCS was replaced or restored \
+         instead, stop this agent, remove the file no_race in its run_dir and start it"
+    )]
     HigherEpoch(LeaderEpoch),
     /// It could not be kept.
     #[error("the promise could not be written down: {0}")]

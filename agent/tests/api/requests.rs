@@ -95,6 +95,12 @@ async fn failsafe_is_consented_to_with_patronis_bodies_and_codes() {
         .send("POST", "/failsafe", by("n3", "0.11", "n1"))
         .await;
     assert_eq!(older.status, 500, "{}", older.text);
+    let mut long = ours("0.12");
+    for (ttl_ms, status) in [(10_000, 200), (10_001, 400), (3_600_000, 400)] {
+        long["trunkline"]["ttl_ms"] = json!(ttl_ms);
+        let answer = fixture.send("POST", "/failsafe", long.clone()).await;
+        assert_eq!(answer.status, status, "{ttl_ms}: {}", answer.text);
+    }
     let own = json!({"name": "n1", "conn_url": "", "api_url": "", "slots": {}});
     assert_eq!(fixture.send("POST", "/failsafe", own).await.status, 500);
     fixture.holds(Some(held_until(LeaderEpoch::default(), clock::now())));
