@@ -1,25 +1,31 @@
 //! The watchdog (Patroni's `watchdog:` section): a device of the kernel that resets the machine unless somebody
 //! pings it. It guards against what the fence cannot: a machine on which the fence does not run either.
 //!
-//! The fence keeps it ([`Watchdog`]): opened when it is armed, pinged only while a whole timeout fits before the
-//! end of the lease, closed with the magic `V` once there is nothing to guard. A fence that is killed closes
-//! nothing, so the device goes on counting and the next fence takes it over. The agent says in `run_dir` which
-//! device it is and how long it may count ([`Teller`]), and reads there what the fence made of it.
+//! The fence keeps it ([`Watchdog`]): opened when it is armed, and closed with the magic `V` once there is nothing to
+//! guard. At every moment it counts no longer than until the end of the lease: once its time does not fit before
+//! that any more it is told a shorter one, down to a second, and then pinged no more. That it is pinged in time
+//! would not be enough: a fence that is killed closes its device, and the kernel pings it in doing so, so it
+//! counts its whole time once more ([`device`]). What a fence left counting the next one takes over. The agent says
+//! in `run_dir` which device it is and how long it may count ([`Teller`]), and reads there what the fence made of it.
 //!
 //! A named pipe may stand in the place of the device, for tests: it gets the same bytes, and nothing is reset.
 
 use std::ffi::OsStr;
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::fs;
+use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use trunkline_shared::cluster::Moment;
-use trunkline_shared::service::{clock, sys};
+use trunkline_shared::service::clock;
 
 use crate::config::{WatchdogConfig, WatchdogMode};
+use crate::fence::HEARTBEAT;
+
+mod device;
+
+use device::{Device, check};
 
 /// What the fence is to do, in the run directory.
 const ORDER_FILE: &str = "watchdog";
@@ -31,12 +37,8 @@ const STATE_FILE: &str = "watchdog.state";
 /// lease ends 500 ms after the deadline or later (`ha.md` 3).
 const PAST_DEADLINE: Duration = Duration::from_millis(400);
 
-/// The bytes: any but `V` pings, and `V` right before the end of a session stops the device.
-const PING: &[u8] = b"1";
-const MAGIC_CLOSE: &[u8] = b"V";
-
-/// The device number of `/dev/watchdog`; others are known by their class in sysfs.
-const FIRST_WATCHDOG: (u32, u32) = (10, 130);
+/// The shortest time that a device can be told, and that is worth to be opened for.
+const SHORTEST: Duration = Duration::from_secs(1);
 
 /// Which device counts how long.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,9 +69,9 @@ impl Order {
         }
     }
 
-    /// After which time without a ping the machine is to be reset.
-    pub fn timeout(&self) -> Duration {
-        Duration::from_secs(u64::from(self.seconds))
+    /// After how many seconds without a ping the machine is to be reset.
+    pub fn seconds(&self) -> u32 {
+        self.seconds
     }
 
     fn encode(&self) -> Vec<u8> {
@@ -145,10 +147,87 @@ fn replace(run_dir: &Path, name: &str, text: &[u8]) -> io::Result<()> {
 #[derive(Debug)]
 pub struct Watchdog {
     run_dir: PathBuf,
-    open: Option<(File, Order, Duration)>,
+    open: Option<Opened>,
     /// A device that a fence before this one left counting when it died.
     left: Option<PathBuf>,
     state: Option<State>,
+}
+
+/// One that counts.
+#[derive(Debug)]
+struct Opened {
+    device: Device,
+    order: Order,
+    /// The seconds it was told last, and those in force since: drivers round.
+    told: u32,
+    in_force: u32,
+}
+
+impl Opened {
+    fn open(order: &Order, seconds: u32, most: u32) -> Result<Self, String> {
+        let shown = order.device.display();
+        let mut device = Device::open(&order.device)?;
+        let why = match device.count(seconds) {
+            Ok(in_force) if in_force <= most => {
+                return Ok(Self {
+                    device,
+                    order: order.clone(),
+                    told: seconds,
+                    in_force,
+                });
+            }
+            Ok(in_force) => {
+                format!("{shown} counts {in_force} s, and the lease allows {most} s at the most")
+            }
+            Err(error) => format!("the time of {shown} cannot be set: {error}"),
+        };
+        // Opening it has started it.
+        match device.stop() {
+            Ok(()) => Err(why),
+            Err(error) => Err(format!("{why}; and it cannot be stopped: {error}")),
+        }
+    }
+
+    /// Has it go on counting for as long as is allowed at `now`; the answer is worth a line in the log. One that
+    /// cannot count so short is left to count what it does.
+    fn go_on(&mut self, deadline: Moment, now: Moment) -> io::Result<Option<String>> {
+        let Some(allowed) = may_count(deadline, now, self.order.most) else {
+            return Ok(None);
+        };
+        let wanted = allowed.min(self.order.seconds);
+        if wanted != self.told && wanted >= self.device.shortest {
+            match self.device.count(wanted) {
+                Ok(in_force) => {
+                    (self.told, self.in_force) = (wanted, in_force);
+                    let is_late = in_force > allowed;
+                    return Ok(is_late.then(|| self.is_coarse(in_force)));
+                }
+                Err(_) if wanted < self.in_force => {
+                    return Ok(Some(self.is_coarse(wanted.saturating_add(1))));
+                }
+                // It goes on with the shorter one.
+                Err(_) => {}
+            }
+        }
+        if self.in_force <= allowed {
+            self.device.ping()?;
+        }
+        Ok(None)
+    }
+
+    /// It cannot count less than that, as was found out.
+    fn is_coarse(&mut self, shortest: u32) -> String {
+        self.device.shortest = self.device.shortest.max(shortest);
+        coarse(&self.order.device, self.device.shortest)
+    }
+}
+
+fn coarse(device: &Path, shortest: u32) -> String {
+    format!(
+        "watchdog: {} counts {shortest} s at the least, so a fence that is killed in the last {shortest} s of a \
+         lease leaves the machine up to {shortest} s beyond it",
+        device.display()
+    )
 }
 
 impl Watchdog {
@@ -176,58 +255,52 @@ impl Watchdog {
             Ok(line) => Order::decode(&line),
             // What cannot be read has not changed; without a file there is none.
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-            Err(_) => self.open.as_ref().map(|(_, order, _)| order.clone()),
+            Err(_) => self.open.as_ref().map(|open| open.order.clone()),
         };
         let Some(order) = ordered else {
             return self.close();
         };
         let is_another = |device: &PathBuf| *device != order.device;
-        let is_known = |(_, known, _): &(File, Order, Duration)| *known == order;
-        let has_changed = self.open.as_ref().is_some_and(|open| !is_known(open));
+        let has_changed = self.open.as_ref().is_some_and(|open| open.order != order);
         if has_changed || self.left.as_ref().is_some_and(is_another) {
             let _ = self.close();
         }
-        // To open one that counts is to ping it: so late that would let the machine live longer than it may.
-        if self.left.is_some() && now > last_ping(deadline, order.timeout()) {
-            return None;
-        }
         let mut news = None;
         if self.open.is_none() {
-            let state = match open(&order) {
-                Ok((file, seconds)) => {
-                    let timeout = Duration::from_secs(u64::from(seconds));
-                    let device = order.device.clone();
+            // To open one is to have it count: so late that would let the machine live longer than it may. One that
+            // counts already is better left to it.
+            let most = may_count(deadline, now, order.most)?;
+            let state = match Opened::open(&order, order.seconds.min(most), most) {
+                Ok(open) => {
+                    let (seconds, device) = (open.in_force, order.device.clone());
+                    let shortest = open.device.shortest;
                     self.left = None;
-                    self.open = Some((file, order, timeout));
+                    self.open = Some(open);
+                    news = (shortest > 1).then(|| coarse(&device, shortest));
                     State::Open(seconds, device)
                 }
                 Err(why) => State::Failed(why),
             };
-            news = self.say(state);
+            news = self.say(state).or(news);
         }
-        let (file, _, timeout) = self.open.as_mut()?;
-        if now <= last_ping(deadline, *timeout)
-            && let Err(error) = file.write_all(PING)
-            && error.kind() != io::ErrorKind::WouldBlock
-        {
-            self.open = None;
-            return self.say(State::Failed(format!("cannot be pinged: {error}")));
+        let Some(open) = self.open.as_mut() else {
+            return news;
+        };
+        match open.go_on(deadline, now) {
+            Ok(said) => said.or(news),
+            Err(error) => {
+                self.open = None;
+                self.say(State::Failed(format!("cannot be pinged: {error}")))
+            }
         }
-        news
     }
 
     /// There is nothing to guard: stops the device, be it one that a fence which died left counting.
     pub fn close(&mut self) -> Option<String> {
         let (device, stopped) = match (self.open.take(), &self.left) {
-            (Some((mut file, order, _)), _) => {
-                let stopped = file.write_all(MAGIC_CLOSE);
-                (order.device, stopped.map_err(|error| error.to_string()))
-            }
+            (Some(open), _) => (open.order.device, open.device.stop()),
             (None, Some(device)) => {
-                let stopped = open_device(device).and_then(|(mut file, _)| {
-                    let stopped = file.write_all(MAGIC_CLOSE);
-                    stopped.map_err(|error| error.to_string())
-                });
+                let stopped = Device::open(device).and_then(Device::stop);
                 (device.clone(), stopped)
             }
             (None, None) => return self.say(State::Closed),
@@ -256,67 +329,19 @@ impl Watchdog {
     }
 }
 
-/// The last moment at which a ping still lets the machine be reset in time: before anybody else may lead.
-pub fn last_ping(deadline: Moment, timeout: Duration) -> Moment {
-    (deadline + PAST_DEADLINE).before(timeout)
-}
-
-/// Opens the device, and says whether it is a named pipe.
-fn open_device(device: &Path) -> Result<(File, bool), String> {
-    let is_pipe = check(device)?;
-    let opened = OpenOptions::new()
-        .write(true)
-        .custom_flags(rustix::fs::OFlags::NONBLOCK.bits().cast_signed())
-        .open(device);
-    let file = opened.map_err(|error| format!("cannot open {}: {error}", device.display()))?;
-    Ok((file, is_pipe))
-}
-
-/// Opens the device and sets its time; returns the seconds in force.
-fn open(order: &Order) -> Result<(File, u32), String> {
-    let device = order.device.display();
-    let (mut file, is_pipe) = open_device(&order.device)?;
-    if is_pipe {
-        return Ok((file, order.seconds));
+/// How many seconds a device may count that is pinged or told its time at `now`, no more than `most`: then the
+/// machine is reset before anybody else may lead, and also if the fence is killed before its next heartbeat,
+/// whose last deed is a ping. The exception is the last second: no device counts less. `None`: not even one fits.
+pub fn may_count(deadline: Moment, now: Moment, most: u32) -> Option<u32> {
+    let left = now.until(deadline + PAST_DEADLINE);
+    if left < SHORTEST {
+        return None;
     }
-    let most = order.most;
-    let why = match sys::set_watchdog_timeout(&file, order.seconds) {
-        Ok(seconds) if seconds <= most => return Ok((file, seconds)),
-        Ok(seconds) => {
-            format!("{device} counts {seconds} s, and the ttl allows {most} s at the most")
-        }
-        Err(error) => format!("the time of {device} cannot be set: {error}"),
-    };
-    // Opening it has started it.
-    match file.write_all(MAGIC_CLOSE) {
-        Ok(()) => Err(why),
-        Err(error) => Err(format!("{why}; and it cannot be stopped: {error}")),
-    }
+    let seconds = left.saturating_sub(HEARTBEAT).max(SHORTEST).as_secs();
+    Some(u32::try_from(seconds).unwrap_or(u32::MAX).min(most))
 }
 
 // The agent's side.
-
-/// Whether the device could be opened, by what can be known without starting it: it is a watchdog or a named
-/// pipe (true), and this user may write there.
-fn check(device: &Path) -> Result<bool, String> {
-    let shown = device.display();
-    let metadata = fs::metadata(device).map_err(|error| format!("{shown}: {error}"))?;
-    let kind = metadata.file_type();
-    let is_device = kind.is_char_device() && is_watchdog(metadata.rdev());
-    if !kind.is_fifo() && !is_device {
-        return Err(format!("{shown} is no watchdog device"));
-    }
-    if is_device && never_stops(metadata.rdev()) {
-        return Err(format!(
-            "{shown} cannot be stopped once it counts (nowayout), so every planned stop of PostgreSQL would reset \
-             the machine; load its module without nowayout"
-        ));
-    }
-    rustix::fs::access(device, rustix::fs::Access::WRITE_OK).map_err(|_| {
-        format!("this user may not write to {shown}; give it the device (udev rule)")
-    })?;
-    Ok(kind.is_fifo())
-}
 
 /// Whether the device can be used, as far as that can be known without starting it.
 ///
@@ -324,22 +349,6 @@ fn check(device: &Path) -> Result<bool, String> {
 /// Why it cannot.
 pub fn usable(device: &Path) -> Result<(), String> {
     check(device).map(|_| ())
-}
-
-/// Whether the magic close does nothing, by what sysfs says.
-fn never_stops(number: u64) -> bool {
-    let (major, minor) = (rustix::fs::major(number), rustix::fs::minor(number));
-    let attribute = match (major, minor) {
-        FIRST_WATCHDOG => "/sys/class/watchdog/watchdog0/nowayout".to_owned(),
-        (major, minor) => format!("/sys/dev/char/{major}:{minor}/nowayout"),
-    };
-    fs::read_to_string(attribute).is_ok_and(|text| text.trim() == "1")
-}
-
-fn is_watchdog(number: u64) -> bool {
-    let (major, minor) = (rustix::fs::major(number), rustix::fs::minor(number));
-    let class = fs::read_link(format!("/sys/dev/char/{major}:{minor}/subsystem"));
-    (major, minor) == FIRST_WATCHDOG || class.is_ok_and(|class| class.ends_with("watchdog"))
 }
 
 /// How the watchdog stands for a member that leads or wants to.
@@ -408,7 +417,10 @@ impl Teller {
                 State::Open(..) => return Ok(()),
                 State::Failed(why) => return Err(why),
                 State::Closed if clock::now().since(began) >= limit => {
-                    return Err(format!("the fence has not opened it within {limit:?}"));
+                    return Err(format!(
+                        "the fence has not opened it within {limit:?}, or its time does not fit into what is left \
+                         of the lease"
+                    ));
                 }
                 State::Closed => tokio::time::sleep(OPEN_PAUSE).await,
             }
@@ -434,6 +446,8 @@ pub fn readiness(config: &WatchdogConfig, run_dir: &Path) -> Readiness {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::OpenOptionsExt;
+
     use super::*;
 
     fn order(margin: Option<u64>, ttl: u64) -> Order {
@@ -499,7 +513,7 @@ mod tests {
     fn pipe(path: &Path) -> impl FnMut() -> String + use<> {
         let (kind, mode) = (rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU);
         rustix::fs::mknodat(rustix::fs::CWD, path, kind, mode, 0).unwrap();
-        let reader = OpenOptions::new()
+        let reader = fs::OpenOptions::new()
             .read(true)
             .custom_flags(rustix::fs::OFlags::NONBLOCK.bits().cast_signed())
             .open(path);
@@ -513,43 +527,134 @@ mod tests {
 
     #[test]
     fn a_device_that_a_dead_fence_left_counting_is_not_pinged_late_and_is_stopped_by_the_next() {
-        let folder = tempfile::tempdir().unwrap();
+        let (folder, mut got) = armed_for(20);
         let run_dir = folder.path();
         let device = run_dir.join("device");
-        let mut got = pipe(&device);
-        let config = WatchdogConfig {
-            mode: WatchdogMode::Required,
-            device: device.clone(),
-            safety_margin: Some(Duration::from_secs(5)),
-        };
-        let order = Order::new(&config, Duration::from_secs(20));
-        replace(run_dir, ORDER_FILE, &order.encode()).unwrap();
         let deadline = Moment(20_000_000_000);
         let counts = State::Open(15, device);
-        // A fence that is killed closes nothing.
+        // The kernel closes the device of a fence that is killed, and nobody stops it.
         let _ = Watchdog::new(run_dir).keep(deadline, Moment(0));
-        assert_eq!((got(), State::read(run_dir)), ("1".into(), counts.clone()));
+        assert_eq!(
+            (got(), State::read(run_dir)),
+            ("t15 1".into(), counts.clone())
+        );
 
         let mut next = Watchdog::new(run_dir);
         assert_eq!(State::read(run_dir), counts, "it still counts");
-        assert_eq!(next.keep(deadline, Moment(6_000_000_000)), None);
-        assert_eq!(got(), "", "a whole timeout does not fit any more");
+        assert_eq!(next.keep(deadline, Moment(19_500_000_000)), None);
+        assert_eq!(got(), "", "no second fits any more");
         let _ = next.close();
         assert_eq!((got(), State::read(run_dir)), ("V".into(), State::Closed));
 
         // One that comes in time goes on.
         let _ = next.keep(deadline, Moment(1));
         let mut third = Watchdog::new(run_dir);
-        let _ = third.keep(deadline, Moment(2));
-        assert_eq!((got(), State::read(run_dir)), ("11".into(), counts));
+        let _ = third.keep(deadline, Moment(6_000_000_000));
+        let counts = State::Open(14, counts.device());
+        assert_eq!((got(), State::read(run_dir)), ("t15 1t14 1".into(), counts));
         let _ = third.close();
         assert_eq!(got(), "V");
     }
 
+    impl State {
+        fn device(&self) -> PathBuf {
+            match self {
+                State::Open(_, device) => device.clone(),
+                State::Closed | State::Failed(_) => PathBuf::new(),
+            }
+        }
+    }
+
     #[test]
-    fn what_is_no_watchdog_is_never_written_to() {
-        for path in ["/dev/null", "/etc/hostname", "/nowhere"] {
-            assert!(check(Path::new(path)).is_err(), "{path}");
+    fn a_fence_that_is_armed_late_opens_a_shorter_time_and_none_if_no_second_fits() {
+        let (folder, mut got) = armed_for(20);
+        let deadline = Moment(20_000_000_000);
+        for (at, sent) in [
+            (19_500_000_000, ""),
+            (19_300_000_000, "t1 1"),
+            (17_000_000_000, "t3 1"),
+        ] {
+            let mut watchdog = Watchdog::new(folder.path());
+            let _ = watchdog.keep(deadline, Moment(at));
+            assert_eq!(got(), sent);
+            assert_eq!(State::read(folder.path()) == State::Closed, sent.is_empty());
+            let _ = watchdog.close();
+            got();
+        }
+    }
+
+    /// A run directory whose fence is ordered to keep a pipe for a ttl.
+    fn armed_for(ttl: u64) -> (tempfile::TempDir, impl FnMut() -> String + use<>) {
+        let folder = tempfile::tempdir().unwrap();
+        let device = folder.path().join("device");
+        let got = pipe(&device);
+        let config = WatchdogConfig {
+            mode: WatchdogMode::Required,
+            device,
+            safety_margin: Some(Duration::from_secs(5)),
+        };
+        let order = Order::new(&config, Duration::from_secs(ttl));
+        replace(folder.path(), ORDER_FILE, &order.encode()).unwrap();
+        (folder, got)
+    }
+
+    /// When the device resets the machine, by what it got.
+    #[derive(Default)]
+    struct Counting {
+        seconds: u64,
+        resets_at: Option<Moment>,
+    }
+
+    impl Counting {
+        fn gets(&mut self, bytes: &str, now: Moment) {
+            for told in bytes.split('t').filter_map(|rest| rest.split_once(' ')) {
+                self.seconds = told.0.parse().unwrap();
+            }
+            if !bytes.is_empty() {
+                self.pinged(now);
+            }
+            if bytes.ends_with('V') {
+                self.resets_at = None;
+            }
+        }
+
+        fn pinged(&mut self, now: Moment) {
+            self.resets_at = Some(now + Duration::from_secs(self.seconds));
+        }
+    }
+
+    #[test]
+    fn whenever_the_fence_is_killed_the_machine_lives_no_longer_than_the_lease() {
+        let beat = Duration::from_millis(200);
+        let lease_ends = Duration::from_millis(30_000);
+        let deadline =
+            Moment(0) + crate::lease::state::deadline(Moment(0), lease_ends).since(Moment(0));
+        let (folder, mut got) = armed_for(30);
+        for killed_at in (1..290).step_by(7).chain(280..294) {
+            let killed_at = Moment(0) + Duration::from_millis(100) * killed_at;
+            let mut counting = Counting::default();
+            let mut watchdog = Watchdog::new(folder.path());
+            let mut now = Moment(0);
+            while now < killed_at {
+                let _ = watchdog.keep(deadline, now);
+                counting.gets(&got(), now);
+                now = now + beat;
+                let resets_at = counting.resets_at.unwrap();
+                assert!(
+                    resets_at > now.min(deadline),
+                    "reset at {resets_at:?} although alive"
+                );
+            }
+            drop(watchdog);
+            counting.pinged(killed_at);
+            let late = counting.resets_at.unwrap().since(Moment(0) + lease_ends);
+            let last_second = killed_at > deadline.before(Duration::from_millis(800));
+            let most = if last_second {
+                Duration::from_secs(1)
+            } else {
+                Duration::ZERO
+            };
+            assert!(late <= most, "killed at {killed_at:?}: {late:?} late");
         }
     }
 }

@@ -1,9 +1,10 @@
 //! Actions turned into events, in their order; the first that fails ends the turn.
 
 use trunkline_agent::decide::decision::{StartAs, StopMode, Upstream};
-use trunkline_agent::decide::observation::JobKind;
+use trunkline_agent::decide::observation::{JobKind, WatchdogView};
 use trunkline_agent::decide::sync_standbys::SyncNames;
 use trunkline_agent::decide::{Action, PROMOTE_NEEDS};
+use trunkline_agent::watchdog::may_count;
 use trunkline_shared::cluster::{LeaderEpoch, MemberName, Timeline};
 
 use super::event::{NodeId, Time};
@@ -441,6 +442,11 @@ impl World {
             return Went::Failed;
         }
         let was_armed = this.run_dir.deadline.is_some();
+        // The fence opens the device only while a second of it fits, and without it nobody is promoted.
+        let fits = may_count(held.deadline, this.clock(now), 1).is_some();
+        if this.watchdog == WatchdogView::Ready && !fits {
+            return Went::Failed;
+        }
         this.run_dir.deadline = Some(held.deadline);
         if !was_armed {
             self.set_fence_timer(node);

@@ -9,6 +9,7 @@ use trunkline_shared::cluster::{ClusterSettings, MemberName};
 use super::event::{Event, MS, NodeId, SECOND, Time};
 use super::fake_postgres::Phase;
 use super::network::Place;
+use super::fence::FenceEnd;
 use super::plan::{Fault, FaultKind};
 use super::store::Write;
 use super::story::{Actor, tell};
@@ -196,7 +197,7 @@ impl World {
     }
 
     fn kill_fence(&mut self, node: NodeId) {
-        self.watchdog_is_left(node);
+        self.watchdog_is_left(node, FenceEnd::Killed);
         let fence = &mut self.node_mut(node).fence;
         fence.is_alive = false;
         fence.number += 1;
@@ -211,7 +212,7 @@ impl World {
             fence.frozen_since = now;
         }
         fence.frozen_until = until.max(fence.frozen_until);
-        self.watchdog_is_left(node);
+        self.watchdog_is_left(node, FenceEnd::Frozen);
         self.look_at_fence(node, SECOND);
     }
 

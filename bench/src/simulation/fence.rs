@@ -17,6 +17,16 @@ const FENCE_STARTS: Time = 50 * MS;
 /// How long a machine that was reset takes to come back.
 const REBOOT: Time = 5 * SECOND;
 
+/// How long after the deadline a device resets that counts its last second.
+const PAST_DEADLINE: Time = 400 * MS;
+
+/// How a fence stops running.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum FenceEnd {
+    Killed,
+    Frozen,
+}
+
 impl World {
     pub(super) fn set_fence_timer(&mut self, node: NodeId) {
         let this = self.node(node);
@@ -86,7 +96,7 @@ impl World {
             return;
         }
         if fence.is_alive {
-            self.watchdog_is_left(node);
+            self.watchdog_is_left(node, FenceEnd::Killed);
         }
         let fence = &mut self.node_mut(node).fence;
         fence.is_alive = false;
@@ -122,10 +132,11 @@ impl World {
     }
 
     /// The fence stops running, and with it the pings: the machine is reset once the device has counted to its
-    /// end, unless a fence runs again by then.
-    pub(super) fn watchdog_is_left(&mut self, node: NodeId) {
+    /// end, unless a fence runs again by then. One that is killed closes the device, which pings it a last time.
+    pub(super) fn watchdog_is_left(&mut self, node: NodeId, end: FenceEnd) {
         let now = self.now;
-        let timeout = self.plan.watchdog_counts();
+        let seconds = self.plan.watchdog_counts();
+        let is_pinged_to_the_end = self.rule == Some(Break::PingedToTheEnd);
         let this = self.node_mut(node);
         let Some(deadline) = this.run_dir.deadline else {
             return;
@@ -135,12 +146,18 @@ impl World {
         }
         this.fence.left += 1;
         let left = this.fence.left;
-        let last = this.when(watchdog::last_ping(deadline, timeout));
-        let last = match self.rule {
-            Some(Break::PingedToTheEnd) => now,
-            Some(_) | None => now.min(last),
+        let ran = match this.fence.frozen_until > now {
+            true => this.fence.frozen_since,
+            false => now,
         };
-        let at = last + timeout.as_nanos() as Time;
+        let counts = watchdog::may_count(deadline, this.clock(ran), seconds);
+        let at = match (end, counts) {
+            _ if is_pinged_to_the_end => now + u64::from(seconds) * SECOND,
+            (FenceEnd::Killed, counts) => now + u64::from(counts.unwrap_or(1)) * SECOND,
+            (FenceEnd::Frozen, Some(counts)) => ran + u64::from(counts) * SECOND,
+            // It was told to count its last second when that began.
+            (FenceEnd::Frozen, None) => this.when(deadline) + PAST_DEADLINE,
+        };
         self.queue
             .put(at.max(now), Event::WatchdogEnds { node, left });
     }

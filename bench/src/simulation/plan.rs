@@ -227,14 +227,14 @@ impl Plan {
         self.synchronous_node_count = 1 + u32::from(rng.u8(..4) == 0);
     }
 
-    /// How long a watchdog counts without a ping.
-    pub(super) fn watchdog_counts(&self) -> Duration {
+    /// How many seconds a watchdog counts without a ping, where there is time for it.
+    pub(super) fn watchdog_counts(&self) -> u32 {
         let config = WatchdogConfig {
             mode: WatchdogMode::Required,
             device: PathBuf::new(),
             safety_margin: Some(Duration::from_secs(5)),
         };
-        Order::new(&config, self.ttl).timeout()
+        Order::new(&config, self.ttl).seconds()
     }
 
     fn draw_faults(&mut self, rng: &mut Rng) {
