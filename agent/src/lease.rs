@@ -176,7 +176,12 @@ impl LeaseHandle {
     /// The failsafe list as the DCS shows it: what rounds go by.
     pub fn show_failsafe(&self, shown: Shown) {
         self.failsafe.send_if_modified(|known| {
-            let is_news = known.as_ref() != Some(&shown);
+            // That time has passed since is no news.
+            let at = |known: &Shown| Shown {
+                at: shown.at,
+                ..known.clone()
+            };
+            let is_news = known.as_ref().map(at).as_ref() != Some(&shown);
             *known = Some(shown);
             is_news
         });

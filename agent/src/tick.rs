@@ -290,6 +290,7 @@ impl Tick {
         self.actor.lease.show_failsafe(Shown {
             list: topology.failsafe.clone(),
             revision: topology.failsafe_revision,
+            at: topology.revision,
             is_on: topology.settings_or_default().failsafe_mode == Some(true),
         });
         if let Some(leader) = &topology.leader {

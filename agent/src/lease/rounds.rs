@@ -33,21 +33,45 @@ pub struct Shown {
     pub list: Arc<List>,
     /// The mod revision of its key, 0 if there is none.
     pub revision: Revision,
+    /// The revision of the DCS at which it was so.
+    pub at: Revision,
     /// Whether `failsafe_mode` is on.
     pub is_on: bool,
 }
 
-/// A list that was sent to be written, and may be written at any time.
+/// A list that was sent to be written, and may stand in the key without having been shown, or come to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Pending {
     /// The leader key that the write compares, and the list's mod revision.
     under: LeaderEpoch,
     base: Revision,
     list: Arc<List>,
+    /// The same was sent before. If this one is refused, that one may have been executed, and be the reason.
+    is_repeated: bool,
+}
+
+impl Pending {
+    /// Whether this state of the DCS shows what has become of the write, to who leads under `held`. It compares the
+    /// list's revision: a state from that one on with another list is one in which it can happen no more. And it
+    /// compares the leader key's: a state from when that was written again on shows every write under an earlier
+    /// one that was executed, and no other can be. That the key was written again proves nothing by itself: the
+    /// write may have been executed before, and not be shown yet.
+    fn is_settled(&self, shown: &Shown, held: Option<LeaderEpoch>) -> bool {
+        let is_passed = shown.at >= self.base && shown.revision != self.base;
+        let is_of_earlier = |epoch| self.under < epoch && shown.is_from(epoch);
+        is_passed || held.is_some_and(is_of_earlier)
+    }
+}
+
+impl Shown {
+    /// Whether this is how it stood when the leader key of this epoch was written, or later.
+    fn is_from(&self, epoch: LeaderEpoch) -> bool {
+        self.at >= epoch.revision
+    }
 }
 
 /// Whom a leader asks: everybody who may run for leader by what the key holds, or may come to hold by a
-/// write whose outcome is not known.
+/// write whose outcome is not known, or not shown yet.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FailsafeList {
     /// `None` before the DCS was read.
@@ -56,11 +80,28 @@ pub struct FailsafeList {
 }
 
 impl FailsafeList {
-    /// The DCS was read.
-    pub fn show(&mut self, shown: Shown) {
-        // A write compares the revision it was made for: once that has passed it can happen no more.
-        self.pending.retain(|write| write.base == shown.revision);
+    /// The DCS was read, by who leads under `held` if it does.
+    pub fn show(&mut self, shown: Shown, held: Option<LeaderEpoch>) {
+        let known = self.shown.as_ref();
+        let same = known.filter(|known| known.revision == shown.revision);
+        let at = same.map_or(shown.at, |known| shown.at.max(known.at));
+        let shown = Shown { at, ..shown };
+        self.pending.retain(|write| !write.is_settled(&shown, held));
         self.shown = Some(shown);
+    }
+
+    /// A transaction that was committed at `at` compared the list's revision with this one.
+    pub fn stood(&mut self, revision: Revision, at: Revision) {
+        if let Some(shown) = self.shown.as_mut().filter(|s| s.revision == revision) {
+            shown.at = shown.at.max(at);
+        }
+    }
+
+    /// Whether the list was shown as it stood when the leader key of this epoch was written, or later.
+    fn is_shown_from(&self, epoch: LeaderEpoch) -> bool {
+        self.shown
+            .as_ref()
+            .is_some_and(|shown| shown.is_from(epoch))
     }
 
     /// Whether the DCS was ever read.
@@ -70,16 +111,33 @@ impl FailsafeList {
 
     /// This is about to be written in place of what stands at `base`, by who leads under `under`.
     pub fn will_be(&mut self, under: LeaderEpoch, base: Revision, list: Arc<List>) {
-        let write = Pending { under, base, list };
-        if !self.pending.contains(&write) {
-            self.pending.push(write);
+        if let Some(sent) = self.write(under, base, &list) {
+            sent.is_repeated = true;
+            return;
         }
+        self.pending.push(Pending {
+            under,
+            base,
+            list,
+            is_repeated: false,
+        });
     }
 
     /// That write surely did not happen.
     pub fn was_refused(&mut self, under: LeaderEpoch, base: Revision, list: &Arc<List>) {
+        let is_it = |write: &Pending| (write.under, write.base, &write.list) == (under, base, list);
         self.pending
-            .retain(|write| (write.under, write.base, &write.list) != (under, base, list));
+            .retain(|write| write.is_repeated || !is_it(write));
+    }
+
+    fn write(
+        &mut self,
+        under: LeaderEpoch,
+        base: Revision,
+        list: &Arc<List>,
+    ) -> Option<&mut Pending> {
+        let mut pending = self.pending.iter_mut();
+        pending.find(|write| (write.under, write.base, &write.list) == (under, base, list))
     }
 
     /// Whether a list that names anybody stands in the key, or may come to.
@@ -89,13 +147,13 @@ impl FailsafeList {
         lists.any(|list| !list.is_empty())
     }
 
-    /// All who must consent to `me` leading under `epoch`, `me` among them; `None` where it may not go on
-    /// so. A list without it, or an empty one, lets members run that it does not know of.
-    pub fn asked(&self, me: &MemberName, epoch: LeaderEpoch) -> Option<List> {
+    /// All who must consent to `me` leading as far as is shown and was sent, `me` among them; `None` where it may
+    /// not go on so. A list without it, or an empty one, lets members run that it does not know of.
+    pub fn asked(&self, me: &MemberName) -> Option<List> {
         let shown = self.shown.as_ref().filter(|shown| shown.is_on)?;
-        let pending = self.pending.iter().filter(|write| write.under == epoch);
+        let pending = self.pending.iter().map(|write| &write.list);
         let mut all = List::new();
-        for list in std::iter::once(&shown.list).chain(pending.map(|write| &write.list)) {
+        for list in std::iter::once(&shown.list).chain(pending) {
             list.get(me)?;
             all.extend(list.iter().map(|(name, url)| (name.clone(), url.clone())));
         }
@@ -142,7 +200,20 @@ impl Standing<'_> {
     }
 }
 
+/// Whom the list may name at the moment at which the own key was written again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Carried {
+    /// The key's new epoch.
+    epoch: LeaderEpoch,
+    list: List,
+}
+
 /// What the lease task knows of rounds.
+///
+/// The invariant: whoever stands in the key, or may come to, is among those that are asked, or nobody is. What the
+/// DCS has shown counts only from the revision on at which the own key was written: nobody but this member wrote the
+/// list since, and it knows what it sent. Before that is shown, those count too who were asked until the key was
+/// written again, and without them nobody is asked.
 #[derive(Clone, Debug)]
 pub struct Rounds {
     /// Who may run for leader.
@@ -153,6 +224,8 @@ pub struct Rounds {
     is_failing: bool,
     /// What is on file for a restart.
     kept: Option<Authority>,
+    /// What held before the own key was written again.
+    carried: Option<Carried>,
     /// What the agent before left, if its deadline stood when this one began: after it PostgreSQL is dead,
     /// and somebody else may lead.
     resumable: Option<Authority>,
@@ -165,6 +238,7 @@ impl Rounds {
             list: FailsafeList::default(),
             heard: standing.now,
             is_failing: false,
+            carried: None,
             resumable: found.clone().filter(|_| standing.stands_armed()),
             kept: found,
         }
@@ -200,23 +274,35 @@ impl Rounds {
 
     /// Whom this leader must ask, if it may go on by consent.
     pub fn authority(&self, held: &Held, standing: Standing<'_>) -> Option<Authority> {
-        let kept = self.kept.as_ref().filter(|kept| kept.epoch == held.epoch);
-        let list = match (self.list.is_known(), held.has_unresolved_hand_over) {
-            // An agent that went on by rounds before it ever read the store goes on by the same list.
-            (false, _) => kept?.list.clone(),
-            (true, false) => self.list.asked(standing.me, held.epoch)?,
-            // A write of the agent before may still be executed: whom that was to list counts, too.
-            (true, true) => {
-                let mut list = kept?.list.clone();
-                list.extend(self.list.asked(standing.me, held.epoch)?);
-                list
-            }
-        };
         Some(Authority {
             epoch: held.epoch,
             ttl: standing.ttl,
-            list,
+            list: self.everybody(held, standing.me)?,
         })
+    }
+
+    fn everybody(&self, held: &Held, me: &MemberName) -> Option<List> {
+        let kept = self.kept.as_ref().filter(|kept| kept.epoch == held.epoch);
+        let carried = self.carried.as_ref().filter(|c| c.epoch == held.epoch);
+        if !self.list.is_known() {
+            // An agent that went on by rounds before it ever read the store goes on by the same list.
+            return kept.map(|kept| kept.list.clone());
+        }
+        let mut list = self.list.asked(me)?;
+        if !self.list.is_shown_from(held.epoch) {
+            list.extend(carried?.list.clone());
+        } else if held.has_unresolved_hand_over && carried.is_none() {
+            // A write of the agent before may still be executed: whom that was to list counts, too.
+            list.extend(kept?.list.clone());
+        }
+        Some(list)
+    }
+
+    /// This member has written its own key again, which it held like this until then; to be called before anybody
+    /// sees the new epoch. What was executed under the earlier one may not be shown yet.
+    pub fn written_again(&mut self, held: &Held, to: LeaderEpoch, me: &MemberName) {
+        let list = self.everybody(held, me);
+        self.carried = list.map(|list| Carried { epoch: to, list });
     }
 
     /// What a restart must find on file, if it is not what lies there: never less than may be in the key, and
@@ -239,6 +325,7 @@ impl Rounds {
     /// The key was given away: nobody goes on by it.
     pub fn forget(&mut self) {
         self.kept = None;
+        self.carried = None;
         self.resumable = None;
     }
 
@@ -328,33 +415,53 @@ mod tests {
     };
 
     fn shown(names: &[&str], revision: Revision) -> Shown {
+        shown_at(names, revision, revision)
+    }
+
+    fn shown_at(names: &[&str], revision: Revision, at: Revision) -> Shown {
         Shown {
             list: list(names),
             revision,
+            at,
             is_on: true,
         }
     }
 
+    const LATER: LeaderEpoch = LeaderEpoch {
+        generation: 0,
+        revision: 20,
+    };
+
+    fn names(list: List) -> Vec<String> {
+        list.keys().map(ToString::to_string).collect()
+    }
+
     fn asked(failsafe: &FailsafeList) -> Option<Vec<String>> {
-        let list = failsafe.asked(&MemberName::new("a"), UNDER)?;
-        Some(list.keys().map(ToString::to_string).collect())
+        failsafe.asked(&MemberName::new("a")).map(names)
     }
 
     #[test]
     fn what_may_have_been_written_is_asked_until_it_can_be_written_no_more() {
         let mut failsafe = FailsafeList::default();
         assert!(!failsafe.is_known() && asked(&failsafe).is_none());
-        failsafe.show(Shown {
+        let off = Shown {
             is_on: false,
             ..shown(&["a", "b"], 7)
-        });
+        };
+        failsafe.show(off, Some(UNDER));
         assert_eq!(asked(&failsafe), None, "off");
-        failsafe.show(shown(&["a", "b"], 7));
+        failsafe.show(shown(&["a", "b"], 7), Some(UNDER));
         failsafe.will_be(UNDER, 7, list(&["a", "c"]));
         assert_eq!(asked(&failsafe).unwrap(), ["a", "b", "c"]);
-        failsafe.show(shown(&["a", "b"], 7));
+        failsafe.show(shown_at(&["a", "b"], 7, 8), Some(UNDER));
         assert_eq!(asked(&failsafe).unwrap(), ["a", "b", "c"]);
-        failsafe.show(shown(&["a", "d"], 9));
+        failsafe.show(shown_at(&["a"], 6, 6), Some(UNDER));
+        assert_eq!(
+            asked(&failsafe).unwrap(),
+            ["a", "c"],
+            "from before it was sent"
+        );
+        failsafe.show(shown(&["a", "d"], 9), Some(UNDER));
         assert_eq!(asked(&failsafe).unwrap(), ["a", "d"]);
     }
 
@@ -367,7 +474,7 @@ mod tests {
             (&["a"], &[]),
             (&["a"], &["b"]),
         ] {
-            failsafe.show(shown(names, 7));
+            failsafe.show(shown(names, 7), Some(UNDER));
             failsafe.will_be(UNDER, 7, list(pending));
             assert_eq!(asked(&failsafe), None, "{names:?} {pending:?}");
             failsafe.was_refused(UNDER, 7, &list(pending));
@@ -376,14 +483,132 @@ mod tests {
     }
 
     #[test]
-    fn a_write_under_an_earlier_key_cannot_happen_any_more() {
+    fn a_write_under_an_earlier_key_counts_until_a_state_from_the_new_key_on_is_shown() {
         let mut failsafe = FailsafeList::default();
-        failsafe.show(shown(&["a", "b"], 7));
-        let earlier = LeaderEpoch {
-            revision: 4,
-            ..UNDER
-        };
-        failsafe.will_be(earlier, 7, list(&["a", "c"]));
+        failsafe.show(shown(&["a", "b"], 7), Some(UNDER));
+        failsafe.will_be(UNDER, 7, list(&["a", "c"]));
+        failsafe.show(shown_at(&["a", "b"], 7, 19), Some(LATER));
+        assert_eq!(
+            asked(&failsafe).unwrap(),
+            ["a", "b", "c"],
+            "it may be at 19"
+        );
+        failsafe.show(shown_at(&["a", "b"], 7, 20), Some(LATER));
         assert_eq!(asked(&failsafe).unwrap(), ["a", "b"]);
+    }
+
+    #[test]
+    fn the_refusal_of_what_was_sent_before_proves_nothing() {
+        let mut failsafe = FailsafeList::default();
+        failsafe.show(shown(&["a", "b"], 7), Some(UNDER));
+        for under in [UNDER, UNDER, LATER] {
+            failsafe.will_be(under, 7, list(&["a", "c"]));
+            failsafe.show(shown_at(&["a", "b"], 7, 8), Some(under));
+        }
+        for under in [LATER, UNDER] {
+            failsafe.was_refused(under, 7, &list(&["a", "c"]));
+            assert_eq!(asked(&failsafe).unwrap(), ["a", "b", "c"]);
+        }
+    }
+
+    fn standing(me: &MemberName) -> Standing<'_> {
+        Standing {
+            me,
+            ttl: Duration::from_secs(5),
+            now: Moment(1),
+            armed_until: Some(Moment(1_000_000_000)),
+        }
+    }
+
+    fn held(epoch: LeaderEpoch, has_unresolved_hand_over: bool) -> Held {
+        Held {
+            epoch,
+            deadline: Moment(1_000_000_000),
+            is_key_missing: false,
+            has_unresolved_hand_over,
+            is_by_failsafe: false,
+        }
+    }
+
+    fn whom(rounds: &Rounds, held: &Held) -> Option<Vec<String>> {
+        let me = MemberName::new("a");
+        let authority = rounds.authority(held, standing(&me));
+        authority.map(|authority| names(authority.list))
+    }
+
+    /// A leader adds d, the answer is lost, it writes its key again, and is shown neither; then it cannot reach
+    /// the DCS any more, and d can.
+    #[test]
+    fn who_may_have_been_listed_before_the_key_was_written_again_is_asked() {
+        let me = MemberName::new("a");
+        let mut rounds = Rounds::begin(None, standing(&me));
+        let before = shown(&["a", "b", "c"], 7);
+        rounds.list.show(before.clone(), Some(UNDER));
+        let wanted = list(&["a", "b", "c", "d"]);
+        rounds.list.will_be(UNDER, 7, wanted.clone());
+        rounds.is_kept(rounds.authority(&held(UNDER, false), standing(&me)));
+        rounds.written_again(&held(UNDER, true), LATER, &me);
+        rounds.list.show(before, Some(LATER));
+        rounds.list.will_be(LATER, 7, wanted.clone());
+        rounds.list.was_refused(LATER, 7, &wanted);
+        let now = held(LATER, false);
+        assert_eq!(whom(&rounds, &now).unwrap(), ["a", "b", "c", "d"]);
+        // A round of the three does not count.
+        let mut state = LeaseState::default();
+        state.acquired(LATER, Moment(0), Duration::from_secs(5));
+        let round = Round {
+            authority: Authority {
+                epoch: LATER,
+                ttl: Duration::from_secs(5),
+                list: (*list(&["a", "b", "c"])).clone(),
+            },
+            is_resumed: false,
+        };
+        assert!(!rounds.consented(&mut state, &round, Moment(0), standing(&me)));
+        // Nor is it lost by the next move of the key, onto a lease of another length.
+        let next = LeaderEpoch {
+            revision: 30,
+            ..LATER
+        };
+        rounds.written_again(&now, next, &me);
+        let moved = held(next, false);
+        assert_eq!(whom(&rounds, &moved).unwrap(), ["a", "b", "c", "d"]);
+        rounds.list.show(shown_at(&["a", "b"], 7, 30), Some(next));
+        assert_eq!(whom(&rounds, &moved).unwrap(), ["a", "b"]);
+    }
+
+    #[test]
+    fn so_is_who_may_have_been_listed_by_the_agent_before() {
+        let me = MemberName::new("a");
+        let found = Authority {
+            epoch: UNDER,
+            ttl: Duration::from_secs(5),
+            list: (*list(&["a", "b", "d"])).clone(),
+        };
+        for (found, asks) in [(Some(found), true), (None, false)] {
+            let mut rounds = Rounds::begin(found, standing(&me));
+            rounds.list.show(shown_at(&["a", "b"], 4, 6), None);
+            rounds.written_again(&held(UNDER, true), LATER, &me);
+            let now = held(LATER, false);
+            let expected = asks.then(|| ["a", "b", "d"].map(str::to_owned).to_vec());
+            assert_eq!(whom(&rounds, &now), expected);
+            rounds.list.show(shown_at(&["a", "b"], 4, 20), Some(LATER));
+            assert_eq!(whom(&rounds, &now).unwrap(), ["a", "b"]);
+        }
+    }
+
+    #[test]
+    fn a_key_that_was_created_by_the_list_as_shown_needs_no_later_state() {
+        let me = MemberName::new("a");
+        let mut rounds = Rounds::begin(None, standing(&me));
+        rounds.list.show(shown(&["a", "b"], 7), None);
+        let now = held(LATER, false);
+        assert_eq!(whom(&rounds, &now), None);
+        rounds.list.stood(6, 20);
+        assert_eq!(whom(&rounds, &now), None, "it compared another list");
+        rounds.list.stood(7, 20);
+        assert_eq!(whom(&rounds, &now).unwrap(), ["a", "b"]);
+        rounds.list.show(shown_at(&["a", "b"], 7, 9), Some(LATER));
+        assert_eq!(whom(&rounds, &now).unwrap(), ["a", "b"]);
     }
 }

@@ -241,6 +241,7 @@ impl World {
     fn committed(&mut self, node: NodeId, action: &Action, revision: i64, term: u64) {
         match action {
             Action::AcquireLeader | Action::ReassertLeader | Action::ClaimBootstrap => {
+                self.key_was_written(node, action, revision);
                 self.count_taken(node, revision, term);
             }
             Action::ReleaseLeader { .. } | Action::HandOver { .. } => {
@@ -441,12 +442,12 @@ impl World {
         if !this.fence_looks_live(now) {
             return Went::Failed;
         }
-        let was_armed = this.run_dir.deadline.is_some();
         // The fence opens the device only while a second of it fits, and without it nobody is promoted.
         let fits = may_count(held.deadline, this.clock(now), 1).is_some();
         if this.watchdog == WatchdogView::Ready && !fits {
             return Went::Failed;
         }
+        let was_armed = this.run_dir.deadline.is_some();
         this.run_dir.deadline = Some(held.deadline);
         if !was_armed {
             self.set_fence_timer(node);

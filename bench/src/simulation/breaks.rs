@@ -83,11 +83,13 @@ pub enum Break {
     ConfigForgotten,
     /// Whatever the DCS shows is believed, however much more was seen of it before.
     LostMemoryBelieved,
+    /// What a leader wrote into the failsafe list without an answer counts no more once its key is written again.
+    ListForgotten,
 }
 
 impl Break {
     /// Every one, with its word.
-    pub const ALL: [(Break, &'static str); 31] = [
+    pub const ALL: [(Break, &'static str); 32] = [
         (Break::PingedToTheEnd, "pinged-to-the-end"),
         (Break::NoFence, "no-fence"),
         (Break::DeadlineFromAnswer, "deadline-from-answer"),
@@ -122,6 +124,7 @@ impl Break {
         (Break::FormerSlotsKept, "former-slots-kept"),
         (Break::ConfigForgotten, "config-forgotten"),
         (Break::LostMemoryBelieved, "lost-memory-believed"),
+        (Break::ListForgotten, "failsafe-list-forgotten"),
     ];
 
     /// The word of the command line.
@@ -202,6 +205,7 @@ impl Break {
             | Break::OpenAtOnce
             | Break::ConfigForgotten
             | Break::LostMemoryBelieved
+            | Break::ListForgotten
             | Break::FenceLeftDead => {}
         }
     }
@@ -275,6 +279,7 @@ impl Break {
             | Break::FormerSlotsKept
             | Break::ConfigForgotten
             | Break::LostMemoryBelieved
+            | Break::ListForgotten
             | Break::LagLimitIgnored => {}
         }
     }
@@ -329,7 +334,7 @@ pub fn noticed_by(rule: Break) -> &'static [Invariant] {
             Invariant::NoDataDestroyed,
         ],
         Break::OpenAtOnce => &[Invariant::UnconfirmedStaysHidden],
-        Break::FailsafeOneLess | Break::NoRaceIgnored => &[
+        Break::FailsafeOneLess | Break::NoRaceIgnored | Break::ListForgotten => &[
             Invariant::AtMostOneWritablePrimary,
             Invariant::NoPromotionBesideAReachablePrimary,
         ],

@@ -3,15 +3,19 @@
 
 use std::sync::Arc;
 
+use trunkline_agent::decide::Action;
 use trunkline_agent::decide::failsafe::wanted;
 use trunkline_agent::decide::observation::{LeaseView, NoRace, Promise};
-use trunkline_agent::lease::rounds::{Authority, List, Round, Rounds, Shown, Standing};
+use trunkline_agent::lease::rounds::{
+    Authority, FailsafeList, List, Round, Rounds, Shown, Standing,
+};
 use trunkline_shared::cluster::topology::{Fact, FactKey};
-use trunkline_shared::cluster::{LeaderEpoch, MemberName, Moment};
+use trunkline_shared::cluster::{LeaderEpoch, MemberName, Moment, Topology};
 
 use super::breaks::Break;
-use super::event::{Event, NodeId};
+use super::event::{Event, NodeId, SECOND, Time};
 use super::network::Place;
+use super::requests::Ask;
 use super::store::{Compare, Txn, Write};
 use super::story::{Actor, tell};
 use super::world::World;
@@ -34,6 +38,20 @@ impl Kept {
         }
     }
 }
+
+/// What becomes of a node's entry into the failsafe list, where that goes wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Listing {
+    /// The answer to the leader that lists it will be lost.
+    Awaited(NodeId),
+    /// This leader does not know of it, and will be cut off once it has written its key again.
+    Unknown { alone: NodeId, leader: NodeId },
+    /// It is alone with the DCS.
+    Alone(NodeId),
+}
+
+/// How long a leader's watch shows nothing of what it wrote.
+const UNSHOWN: Time = 3 * SECOND;
 
 /// A round under way.
 #[derive(Clone, Debug)]
@@ -79,6 +97,15 @@ impl Consent {
     }
 }
 
+fn shown(view: &Topology) -> Shown {
+    Shown {
+        list: view.failsafe.clone(),
+        revision: view.failsafe_revision,
+        at: view.revision,
+        is_on: view.settings_or_default().failsafe_mode == Some(true),
+    }
+}
+
 impl World {
     fn standing<'a>(&self, node: NodeId, me: &'a MemberName) -> Standing<'a> {
         Standing {
@@ -119,12 +146,10 @@ impl World {
             this.run_dir.failsafe.note(leader.epoch, &leader.member);
         }
         if let Some(view) = view {
-            let shown = Shown {
-                list: view.failsafe.clone(),
-                revision: view.failsafe_revision,
-                is_on: view.settings_or_default().failsafe_mode == Some(true),
-            };
-            self.node_mut(node).agent.consent.rounds.list.show(shown);
+            let shown = shown(&view);
+            let agent = &mut self.node_mut(node).agent;
+            let held = agent.lease.state.held().map(|held| held.epoch);
+            agent.consent.rounds.list.show(shown, held);
         }
         self.keep_authority(node);
     }
@@ -347,6 +372,87 @@ impl World {
         let rounds = &mut self.node_mut(node).agent.consent.rounds;
         rounds.list.will_be(epoch, base, list);
         self.keep_authority(node);
+    }
+
+    /// The node's transaction wrote the leader key at `revision`: anew, or in place of its own.
+    pub(super) fn key_was_written(&mut self, node: NodeId, action: &Action, revision: i64) {
+        self.show_failsafe(node);
+        let generation = self.store.head.generation;
+        let this = self.node_mut(node);
+        let rounds = &mut this.agent.consent.rounds;
+        if *action != Action::ReassertLeader {
+            let view = this.agent.view.as_ref();
+            let seen = view.map_or(0, |view| view.failsafe_revision);
+            rounds.list.stood(seen, revision);
+        } else if let Some(held) = this.agent.lease.state.held() {
+            let to = LeaderEpoch {
+                generation,
+                revision,
+            };
+            rounds.written_again(&held, to, &this.name);
+            self.forget_what_was_sent(node, revision);
+            self.leave_the_listed_alone(node);
+        }
+    }
+
+    /// Breaks a rule, where that is asked for: the earlier key is no more, and what was written under it with it.
+    fn forget_what_was_sent(&mut self, node: NodeId, revision: i64) {
+        if self.rule != Some(Break::ListForgotten) {
+            return;
+        }
+        let agent = &mut self.node_mut(node).agent;
+        agent.consent.rounds.list = FailsafeList::default();
+        if let Some(view) = &agent.view {
+            let mut shown = shown(view);
+            shown.at = revision;
+            agent.consent.rounds.list.show(shown, None);
+        }
+    }
+
+    /// Whether a request enters the node into the list that a fault waits for; its answer will be lost.
+    pub(super) fn lists_the_awaited(&mut self, at: usize) -> bool {
+        let Some(Listing::Awaited(alone)) = self.weather.listing else {
+            return false;
+        };
+        let (request, name) = (&self.requests[at], &self.node(alone).name);
+        let Ask::Commit(txn) = &request.ask else {
+            return false;
+        };
+        let lists = |write: &Write| match write {
+            Write::Put(_, Fact::Failsafe(list), _) => list.contains_key(name),
+            Write::Put(..) | Write::Delete(_) => false,
+        };
+        let was_listed = self.store.head.failsafe.contains_key(name);
+        if was_listed || !txn.then.iter().any(lists) {
+            return false;
+        }
+        let leader = request.node;
+        let until = self.now + UNSHOWN;
+        self.watches[usize::from(leader)].stalled_until = until;
+        self.weather.listing = Some(Listing::Unknown { alone, leader });
+        true
+    }
+
+    fn leave_the_listed_alone(&mut self, node: NodeId) {
+        match self.weather.listing {
+            Some(Listing::Unknown { alone, leader }) if leader == node && alone != node => {
+                tell!(
+                    self,
+                    Actor::World,
+                    "what it listed is left alone with the DCS"
+                );
+                self.weather.listing = Some(Listing::Alone(alone));
+                self.leave_one_with_the_dcs(alone, true);
+            }
+            Some(_) | None => {}
+        }
+    }
+
+    /// That fault ends.
+    pub(super) fn listing_is_over(&mut self) {
+        if let Some(Listing::Alone(alone)) = self.weather.listing.take() {
+            self.leave_one_with_the_dcs(alone, false);
+        }
     }
 
     /// It was refused, or nobody knows.

@@ -7,9 +7,10 @@ use trunkline_shared::cluster::topology::{Fact, FactKey, FailoverRequest};
 use trunkline_shared::cluster::{ClusterSettings, MemberName};
 
 use super::event::{Event, MS, NodeId, SECOND, Time};
+use super::failsafe::Listing;
 use super::fake_postgres::Phase;
-use super::network::Place;
 use super::fence::FenceEnd;
+use super::network::Place;
 use super::plan::{Fault, FaultKind};
 use super::store::Write;
 use super::story::{Actor, tell};
@@ -97,6 +98,7 @@ impl World {
             FaultKind::DcsLosesAnswers => longer(&mut self.weather.loses_until),
             FaultKind::DcsAnswersTwice => longer(&mut self.weather.twice_until),
             FaultKind::WatchStalls => self.stall_watch(fault, until),
+            FaultKind::ListAnswerLost => self.weather.listing = Some(Listing::Awaited(fault.other)),
             FaultKind::ReplicationStalls => {
                 longer(&mut self.node_mut(fault.other).troubles.replication_stalls)
             }
@@ -163,6 +165,7 @@ impl World {
             FaultKind::DataForeign => self.empty_foreign(node),
             FaultKind::DiskHangs | FaultKind::DiskFills => self.disk_is_well(fault),
             FaultKind::ConfigDeleted => self.config_is_missed(),
+            FaultKind::ListAnswerLost => self.listing_is_over(),
             FaultKind::PostmasterKilled
             | FaultKind::StopIsSlow
             | FaultKind::DataLost
@@ -375,6 +378,7 @@ impl World {
             | FaultKind::StartFails
             | FaultKind::InitdbFails
             | FaultKind::DiskHangs
+            | FaultKind::ListAnswerLost
             | FaultKind::DiskFills
             | FaultKind::WalRemoved
             | FaultKind::OperatorSchedules
@@ -448,6 +452,7 @@ impl World {
             | FaultKind::StartFails
             | FaultKind::InitdbFails
             | FaultKind::DiskHangs
+            | FaultKind::ListAnswerLost
             | FaultKind::DiskFills
             | FaultKind::WalRemoved
             | FaultKind::NodeCutFromDcs

@@ -55,6 +55,7 @@ fault_kinds! {
     DcsLosesAnswers "dcs_loses_answers"
     DcsAnswersTwice "dcs_answers_twice"
     WatchStalls "watch_stalls"
+    ListAnswerLost "list_answer_lost"
     ReplicationStalls "replication_stalls"
     CloneFails "clone_fails"
     RewindFails "rewind_fails"
@@ -83,6 +84,7 @@ impl FaultKind {
         matches!(
             self,
             FaultKind::OperatorDemotes
+                | FaultKind::ListAnswerLost
                 | FaultKind::DiskHangs
                 | FaultKind::DiskFills
                 | FaultKind::ConfigDeleted
@@ -268,6 +270,7 @@ impl Plan {
         self.faults.extend(config);
         self.draw_late(rng);
         self.draw_lost_memory(rng);
+        self.draw_lost_list(rng);
         self.faults.sort_by_key(|fault| fault.at);
     }
 
@@ -339,6 +342,37 @@ impl Plan {
             other: own.u8(..self.members),
             hits_leader: false,
         });
+    }
+}
+
+impl Plan {
+    /// In a few worlds the leader lists a member that comes back, never learns of it, writes its key again and is cut
+    /// off: the one it listed is left alone with the DCS. Nothing else strikes there.
+    fn draw_lost_list(&mut self, rng: &Rng) {
+        let mut own = Rng::with_seed(rng.clone().u64(..) ^ 0x1157);
+        let is_soon = self.ttl <= Duration::from_secs(5);
+        if own.u8(..25) > 0 || !is_soon || self.members < 3 || self.failsafe_mode != Some(true) {
+            return;
+        }
+        let ttl = self.ttl.as_nanos() as Time;
+        let alone = own.u8(..self.members);
+        let fault = Fault {
+            at: own.u64(8 * SECOND..12 * SECOND),
+            lasts: 2 * ttl + SECOND,
+            kind: FaultKind::NodePowerOff,
+            node: alone,
+            other: (alone + 1) % self.members,
+            hits_leader: false,
+        };
+        let lost = Fault {
+            at: fault.at + MS,
+            lasts: 5 * ttl + 15 * SECOND,
+            kind: FaultKind::ListAnswerLost,
+            node: (alone + 1) % self.members,
+            other: alone,
+            ..fault
+        };
+        self.faults = vec![fault, lost];
     }
 }
 

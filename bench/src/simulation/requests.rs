@@ -9,6 +9,7 @@ use trunkline_shared::dcs::Header;
 
 use super::breaks::Break;
 use super::event::{Event, MS, NodeId, SECOND, Time};
+use super::failsafe::Listing;
 use super::network::Place;
 use super::store::{LeaderKey, Txn, Write};
 use super::story::{Actor, tell};
@@ -23,6 +24,8 @@ pub(super) struct Weather {
     pub(super) loses_until: Time,
     /// Answers come twice, the second late.
     pub(super) twice_until: Time,
+    /// What strikes once a leader lists this node.
+    pub(super) listing: Option<Listing>,
 }
 
 /// What is asked.
@@ -180,9 +183,16 @@ impl World {
         }
         self.requests[at].is_executed = true;
         self.requests[at].term = self.store.term;
+        let lists = self.lists_the_awaited(at);
         let reply = self.execute(at);
         self.requests[at].reply = reply;
         self.requests[at].header = self.store_header();
+        if lists && matches!(reply, Reply::Committed(Some(_))) {
+            // The connection ends, and the answer with it.
+            let way = self.hop();
+            self.put_in(way, Event::Limit { request });
+            return true;
+        }
         if self.is_lost() {
             return true;
         }

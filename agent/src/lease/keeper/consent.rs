@@ -4,8 +4,8 @@ use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use trunkline_shared::cluster::Moment;
 use trunkline_shared::cluster::topology::FactKey;
+use trunkline_shared::cluster::{LeaderEpoch, Moment};
 use trunkline_shared::dcs::records::failsafe_to_json;
 use trunkline_shared::dcs::{Compare, DcsError, Operation, Revision, Txn};
 use trunkline_shared::service::clock;
@@ -59,7 +59,9 @@ impl Keeper {
     fn take_shown(&self) {
         let shown = self.shown.borrow().clone();
         if let Some(shown) = shown {
-            self.inner.borrow_mut().rounds.list.show(shown);
+            let mut inner = self.inner.borrow_mut();
+            let held = inner.state.held().map(|held| held.epoch);
+            inner.rounds.list.show(shown, held);
         }
     }
 
@@ -138,7 +140,7 @@ impl Keeper {
             }
             Err(error) => {
                 if matches!(error, DcsError::UnknownOutcome { .. }) {
-                    // Writing the leader key again makes it impossible.
+                    // Writing the leader key again makes it impossible, unless it was executed before that.
                     self.inner.borrow_mut().state.hand_over_sent();
                 }
                 Err(error.into())
@@ -156,6 +158,19 @@ impl Keeper {
             value: failsafe_to_json(&List::new()).into_bytes(),
             lease: 0,
         })
+    }
+
+    /// The own key, held like this, was written again.
+    pub(super) fn written_again(&self, held: &Held, to: LeaderEpoch) {
+        self.take_shown();
+        let mut inner = self.inner.borrow_mut();
+        inner.rounds.written_again(held, to, &self.me);
+    }
+
+    /// The leader key was created at `at` on the condition that the list stood at this revision.
+    pub(super) fn list_stood(&self, revision: Revision, at: Revision) {
+        self.take_shown();
+        self.inner.borrow_mut().rounds.list.stood(revision, at);
     }
 
     fn list_is_pending(&self, held: Held, base: Revision, list: &Arc<List>) {

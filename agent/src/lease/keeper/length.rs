@@ -165,6 +165,9 @@ impl Keeper {
         if let Err(error) = self.saved.store(next.lease) {
             tracing::warn!(%error, "the lease's number could not be kept");
         }
+        if let Some(held) = self.held() {
+            self.written_again(&held, epoch);
+        }
         let held = {
             let mut inner = self.inner.borrow_mut();
             inner.moving = None;

@@ -48,7 +48,8 @@ impl Keeper {
             otherwise: self.reads(),
         };
         let outcome = self.dcs.commit(&txn).await;
-        self.took("take the leader key", session, outcome).await
+        let what = "take the leader key";
+        self.took(what, session, seen, outcome).await
     }
 
     async fn claim_bootstrap(
@@ -73,7 +74,7 @@ impl Keeper {
             otherwise: self.reads(),
         };
         let outcome = self.dcs.commit(&txn).await;
-        self.took(what, session, outcome).await
+        self.took(what, session, seen, outcome).await
     }
 
     /// The outcome of a transaction that was to put this member's name into the leader key.
@@ -81,6 +82,7 @@ impl Keeper {
         &self,
         what: &'static str,
         session: Session,
+        seen: AsSeen,
         outcome: Result<Committed, DcsError>,
     ) -> Result<Revision, LeaseError> {
         let looked = match outcome {
@@ -89,6 +91,7 @@ impl Keeper {
                     generation: self.generation(&committed),
                     revision: committed.header.revision,
                 };
+                self.list_stood(seen.failsafe, epoch.revision);
                 return self
                     .count_taken(epoch, committed.header.term, session)
                     .await;
@@ -197,6 +200,7 @@ impl Keeper {
                     generation: self.generation(&committed),
                     revision: committed.header.revision,
                 };
+                self.written_again(&held, epoch);
                 return self
                     .count_taken(epoch, committed.header.term, session)
                     .await;
@@ -210,6 +214,7 @@ impl Keeper {
         };
         match looked.found {
             KeyCheck::Mine(epoch) if epoch.revision != held.epoch.revision => {
+                self.written_again(&held, epoch);
                 self.count_taken(epoch, looked.header.term, session).await
             }
             KeyCheck::Mine(_) => Err(refused(what, "it was not written".to_owned())),

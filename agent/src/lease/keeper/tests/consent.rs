@@ -12,10 +12,15 @@ use crate::lease::rounds::{List, Shown};
 /// Long enough for a loaded machine, short enough to be waited out.
 const SHORT: Duration = Duration::from_secs(3);
 
+/// The revision of a state that is newer than every write of these tests.
+const AT: Revision = 1_000;
+
 /// The store; silent when told so.
 struct Mute {
     dcs: Arc<MemoryDcs>,
     is_silent: AtomicBool,
+    /// The answer to the next transaction, which is executed, is lost.
+    loses_one: AtomicBool,
     /// Told of each question it does not answer.
     asked: Notify,
 }
@@ -24,12 +29,16 @@ impl Mute {
     fn speak(&self) -> Result<&MemoryDcs, DcsError> {
         if self.is_silent.load(Ordering::SeqCst) {
             self.asked.notify_one();
-            return Err(DcsError::UnknownOutcome {
-                endpoint: "memory".to_owned(),
-                why: "made to be silent".to_owned(),
-            });
+            return Err(silence());
         }
         Ok(&self.dcs)
+    }
+}
+
+fn silence() -> DcsError {
+    DcsError::UnknownOutcome {
+        endpoint: "memory".to_owned(),
+        why: "made to be silent".to_owned(),
     }
 }
 
@@ -40,7 +49,12 @@ impl Dcs for Mute {
     }
 
     async fn commit(&self, txn: &Txn) -> Result<Committed, DcsError> {
-        self.speak()?.commit(txn).await
+        let committed = self.speak()?.commit(txn).await;
+        let is_of_the_list = !txn.then.iter().all(|op| matches!(op, Operation::Get(_)));
+        if is_of_the_list && self.loses_one.swap(false, Ordering::SeqCst) {
+            return Err(silence());
+        }
+        committed
     }
 
     async fn watch(&self, prefix: &str, from: Revision) -> Result<Box<dyn Watch>, DcsError> {
@@ -102,6 +116,7 @@ async fn a_leader_goes_on_by_the_consent_of_all_and_so_does_its_restarted_agent(
     let dcs = Arc::new(Mute {
         dcs: bench.dcs.clone(),
         is_silent: AtomicBool::new(false),
+        loses_one: AtomicBool::new(false),
         asked: Notify::new(),
     });
     let consents = Arc::new(AtomicBool::new(true));
@@ -116,12 +131,14 @@ async fn a_leader_goes_on_by_the_consent_of_all_and_so_does_its_restarted_agent(
     a.show_failsafe(Shown {
         list: Arc::default(),
         revision: 0,
+        at: AT,
         is_on: true,
     });
     let revision = a.publish_failsafe(0, list.clone()).await.unwrap();
     a.show_failsafe(Shown {
         list,
         revision,
+        at: AT,
         is_on: true,
     });
     arming.arm(held(&a).deadline).unwrap();
@@ -159,12 +176,73 @@ async fn a_leader_goes_on_by_the_consent_of_all_and_so_does_its_restarted_agent(
     assert_eq!(a.status().borrow().view, LeaseView::NotHeld);
 }
 
+/// The review's interleaving: d is listed by a write whose answer is lost, and the own key is written again, or
+/// moved onto another lease, before anything of it is shown.
+#[tokio::test]
+async fn who_was_listed_without_an_answer_is_asked_after_the_key_was_written_again() {
+    for moves in [false, true] {
+        let bench = Bench::new();
+        let dcs = Arc::new(Mute {
+            dcs: bench.dcs.clone(),
+            is_silent: AtomicBool::new(false),
+            loses_one: AtomicBool::new(false),
+            asked: Notify::new(),
+        });
+        let of_d = Arc::new(AtomicBool::new(false));
+        let few = List::from([
+            (MemberName::new("a"), Arc::from("")),
+            (
+                MemberName::new("b"),
+                member(Arc::new(AtomicBool::new(true))).await,
+            ),
+        ]);
+        let mut all = few.clone();
+        all.insert(MemberName::new("d"), member(of_d.clone()).await);
+        let (few, all) = (Arc::new(few), Arc::new(all));
+        let arming = Arc::new(Arming::new(None, Box::new(|_| Ok(())), Box::new(|| true)));
+        let a = bench.member_armed_by("a", dcs.clone(), SHORT, arming.clone());
+        let epoch = a.acquire(AsSeen::default()).await.unwrap();
+        let show = |list: &Arc<List>, revision, at| {
+            a.show_failsafe(Shown {
+                list: list.clone(),
+                revision,
+                at,
+                is_on: true,
+            });
+        };
+        show(&Arc::default(), 0, epoch);
+        let base = a.publish_failsafe(0, few.clone()).await.unwrap();
+        show(&few, base, base);
+        dcs.loses_one.store(true, Ordering::SeqCst);
+        let sent = a.publish_failsafe(base, all.clone()).await;
+        assert!(matches!(sent, Err(LeaseError::Dcs(_))), "{sent:?}");
+        let listed = bench.get(&FactKey::Failsafe).await.unwrap().mod_revision;
+        assert!(listed > base, "it was executed");
+        let again = match moves {
+            false => a.reassert().await.unwrap(),
+            true => a.set_ttl(SHORT + Duration::from_secs(1)).await.unwrap(),
+        };
+        assert!(again > listed);
+        let sent = a.publish_failsafe(base, all.clone()).await;
+        assert!(matches!(sent, Err(LeaseError::Refused { .. })), "{sent:?}");
+        arming.arm(held(&a).deadline).unwrap();
+        dcs.is_silent.store(true, Ordering::SeqCst);
+        // d has promised nothing, and the DCS would let it run.
+        until(&a, |view| {
+            assert_eq!(by_failsafe(view), None);
+            *view == LeaseView::NotHeld
+        })
+        .await;
+    }
+}
+
 #[tokio::test]
 async fn without_an_armed_fence_nobody_is_asked_to_stand_back() {
     let bench = Bench::new();
     let dcs = Arc::new(Mute {
         dcs: bench.dcs.clone(),
         is_silent: AtomicBool::new(false),
+        loses_one: AtomicBool::new(false),
         asked: Notify::new(),
     });
     let list: Arc<List> = Arc::new(List::from([
@@ -180,6 +258,7 @@ async fn without_an_armed_fence_nobody_is_asked_to_stand_back() {
     a.show_failsafe(Shown {
         list,
         revision: 7,
+        at: AT,
         is_on: true,
     });
     dcs.is_silent.store(true, Ordering::SeqCst);
@@ -200,12 +279,14 @@ async fn who_gives_its_key_up_empties_the_failsafe_list() {
     a.show_failsafe(Shown {
         list: Arc::default(),
         revision: 0,
+        at: AT,
         is_on: true,
     });
     let listed = a.publish_failsafe(0, list.clone()).await.unwrap();
     a.show_failsafe(Shown {
         list,
         revision: listed,
+        at: AT,
         is_on: true,
     });
     a.release(None, false).await.unwrap();
