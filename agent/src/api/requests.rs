@@ -255,10 +255,19 @@ impl ChangeOfLeader {
             return Progress::Pending;
         };
         if Some(&leader.member) != before {
-            let is_primary = topology.leader_member().is_some_and(|member| {
-                member.role == MemberRole::Primary && member.state == MemberState::Running
+            let is_standby = topology.settings_or_default().standby_cluster.is_some();
+            let leads = topology.leader_member().is_some_and(|member| {
+                let has_role = match member.role {
+                    MemberRole::Primary => true,
+                    MemberRole::StandbyLeader => is_standby,
+                    MemberRole::Replica
+                    | MemberRole::Demoted
+                    | MemberRole::Uninitialized
+                    | MemberRole::Promoted => false,
+                };
+                has_role && member.state == MemberState::Running
             });
-            return if is_primary {
+            return if leads {
                 Progress::Done(leader.member.clone())
             } else {
                 Progress::Promoting(leader.member.clone())
@@ -314,9 +323,9 @@ fn unwritten(error: DcsError) -> Refusal {
 pub enum Progress {
     /// Asked for, the old leader leads or nobody does.
     Pending,
-    /// This member holds the key and is not primary yet.
+    /// This member holds the key and does not lead yet.
     Promoting(MemberName),
-    /// This member leads as primary.
+    /// This member leads: as primary, or a standby cluster.
     Done(MemberName),
     /// The record is gone and the old leader leads.
     CalledOff,
@@ -334,4 +343,62 @@ pub fn unfit(member: &Member) -> Option<&'static str> {
         return Some("has no data");
     }
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use trunkline_shared::cluster::ClusterSettings;
+    use trunkline_shared::cluster::topology::Change;
+
+    use super::*;
+
+    fn with(topology: &mut Topology, key: FactKey, text: &str) {
+        let fact = Some(records::parse(&key, text.as_bytes()));
+        topology.apply(&Change {
+            key,
+            fact,
+            revision: topology.revision + 1,
+            lease: 1,
+        });
+    }
+
+    #[test]
+    fn a_change_of_a_standby_clusters_leader_is_done_once_it_leads_that() {
+        let asked = ChangeOfLeader {
+            kind: Kind::Switchover,
+            leader: Some(MemberName::new("a")),
+            candidate: None,
+            scheduled_at: None,
+        };
+        let (before, b) = (MemberName::new("a"), MemberName::new("b"));
+        let member = |role: &str| {
+            format!(
+                r#"{{"conn_url":"postgres://b:5432/postgres","api_url":"http://b:8008/patroni",
+                    "state":"running","role":"{role}"}}"#
+            )
+        };
+        let mut topology = Topology::default();
+        with(&mut topology, FactKey::Leader, "b");
+        with(
+            &mut topology,
+            FactKey::Member(b.clone()),
+            &member("replica"),
+        );
+        let progress = |topology: &Topology| asked.progress(topology, Some(&before));
+        assert_eq!(progress(&topology), Progress::Promoting(b.clone()));
+        with(
+            &mut topology,
+            FactKey::Member(b.clone()),
+            &member("standby_leader"),
+        );
+        // Of a cluster that is none it is only about to be promoted.
+        assert_eq!(progress(&topology), Progress::Promoting(b.clone()));
+        let section = records::settings_from_json(r#"{"standby_cluster":{"host":"other"}}"#);
+        topology.settings = Some(Arc::new(
+            section.unwrap_or_else(|_| ClusterSettings::default()),
+        ));
+        assert_eq!(progress(&topology), Progress::Done(b));
+    }
 }

@@ -76,7 +76,12 @@ impl Steps {
             Progress::Done(leader) => {
                 seen.extend(self.see_moved(leader.clone(), now));
                 if self.promoted.is_none() {
-                    seen.push(self.step(now, &format!("promoted: {leader} is primary")));
+                    let section = &topology.settings_or_default().standby_cluster;
+                    let what = match section {
+                        Some(_) => format!("leading: {leader} leads the standby cluster"),
+                        None => format!("promoted: {leader} is primary"),
+                    };
+                    seen.push(self.step(now, &what));
                     seen.push(Seen::Done(self.summary(&leader, now)));
                     self.promoted = Some((now, leader));
                 }
