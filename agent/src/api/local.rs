@@ -185,9 +185,12 @@ pub async fn reinitialize(api: &Api, body: &[u8]) -> Response {
     };
     let published = api.published.load_full();
     let leader = published.topology.leader.as_ref();
+    // Who leads a standby cluster is copied from another one.
+    let settings = published.topology.settings_or_default();
+    let is_source = settings.standby_cluster.is_none();
     let refused = match leader {
         None => Some("there is no leader to copy from"),
-        Some(leader) if leader.member == published.name => {
+        Some(leader) if leader.member == published.name && is_source => {
             Some("this member is the leader; switch over first")
         }
         Some(_) => None,

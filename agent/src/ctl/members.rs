@@ -231,7 +231,14 @@ pub(super) async fn reload(session: &Session, asked: &Members) -> Result<(), Ctl
 /// `trunkline reinit`
 pub(super) async fn reinit(session: &Session, asked: &Reinit) -> Result<(), CtlError> {
     let (_follow, view) = session.known().await?;
-    let what = (Role::Replica, "reinitialize");
+    // Who leads a standby cluster is copied from another one.
+    let is_standby = view
+        .topology
+        .settings_or_default()
+        .standby_cluster
+        .is_some();
+    let role = if is_standby { Role::Any } else { Role::Replica };
+    let what = (role, "reinitialize");
     let flags = (asked.force, true);
     let members = selected(session, &view.topology, &asked.members, what, flags).await?;
     if !asked.force {
