@@ -177,7 +177,7 @@ impl Observer {
         // After the lease: a promise that was given before it was shown as held is seen.
         let no_race = self.promises.no_race();
         let looked_at = clock::now();
-        let (topology, lost_config) = self.config.lay_over(&view, &local);
+        let (topology, lost_config) = self.config.lay_over(&view, &local, &now.job);
         self.store.keep(&view);
         let store = self.store.view(&view, &topology);
         let observation = Observation {

@@ -6,13 +6,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::timeout;
-use trunkline_shared::cluster::topology::FactKey;
+use trunkline_shared::cluster::topology::{FactKey, Initialize};
 use trunkline_shared::cluster::{ClusterSettings, Topology};
 use trunkline_shared::dcs::records;
 use trunkline_shared::dcs::watch::View;
 
 use crate::decide::Observation;
-use crate::decide::observation::Local;
+use crate::decide::observation::{JobView, Local};
 use crate::postgres::dynamic_config;
 
 /// Longest wait for the data directory's disk.
@@ -69,7 +69,12 @@ impl ConfigKept {
     }
 
     /// The cluster with the settings that hold, and the text of the key if the DCS has lost it.
-    pub fn lay_over(&mut self, view: &View, local: &Local) -> (Arc<Topology>, Option<Arc<str>>) {
+    pub fn lay_over(
+        &mut self,
+        view: &View,
+        local: &Local,
+        job: &JobView,
+    ) -> (Arc<Topology>, Option<Arc<str>>) {
         let raw = view.raw_config();
         if let Some(settings) = &view.topology.settings {
             let is_readable = !view.unreadable.contains_key(&FactKey::Settings);
@@ -81,8 +86,13 @@ impl ConfigKept {
             }
             return (view.topology.clone(), None);
         }
-        if *local == Local::Empty {
-            // What it was is nothing to whoever makes a cluster anew.
+        let is_made = job
+            .running
+            .as_ref()
+            .is_some_and(|job| job.kind.replaces_data());
+        let is_nobodys = view.topology.initialize == Initialize::Absent && !is_made;
+        if *local == Local::Empty && is_nobodys {
+            // What it was is nothing to whoever makes a cluster anew. One that is being made, or copied, is that.
             self.known = None;
         }
         let Some(known) = &self.known else {
@@ -145,7 +155,10 @@ impl ConfigKept {
 mod tests {
     use std::collections::BTreeMap;
 
+    use trunkline_shared::cluster::Moment;
     use trunkline_shared::dcs::watch::Raw;
+
+    use crate::decide::observation::{JobKind, RunningJob};
 
     use super::*;
 
@@ -178,18 +191,61 @@ mod tests {
     fn a_lost_configuration_is_as_it_was_and_an_unreadable_one_is_not_lost() {
         let mut kept = ConfigKept::default();
         let data = Local::Unknown("not read yet".into());
-        assert_eq!(kept.lay_over(&view(None), &data).0.settings, None);
-        kept.lay_over(&view(Some(CONFIG)), &data);
-        let (topology, lost) = kept.lay_over(&view(None), &data);
+        assert_eq!(
+            kept.lay_over(&view(None), &data, &JobView::default())
+                .0
+                .settings,
+            None
+        );
+        kept.lay_over(&view(Some(CONFIG)), &data, &JobView::default());
+        let (topology, lost) = kept.lay_over(&view(None), &data, &JobView::default());
         let settings = topology.settings_or_default();
         assert_eq!(settings.ttl, Duration::from_secs(7));
         assert!(settings.standby_cluster.is_some());
         assert_eq!(lost.as_deref(), Some(CONFIG));
-        let (topology, lost) = kept.lay_over(&view(Some("{")), &data);
+        let (topology, lost) = kept.lay_over(&view(Some("{")), &data, &JobView::default());
         assert!(topology.settings.is_some() && lost.is_none());
         // Without data it was another cluster's.
-        assert_eq!(kept.lay_over(&view(None), &Local::Empty).0.settings, None);
-        assert_eq!(kept.lay_over(&view(None), &data).0.settings, None);
+        assert_eq!(
+            kept.lay_over(&view(None), &Local::Empty, &JobView::default())
+                .0
+                .settings,
+            None
+        );
+        assert_eq!(
+            kept.lay_over(&view(None), &data, &JobView::default())
+                .0
+                .settings,
+            None
+        );
+    }
+
+    #[test]
+    fn a_configuration_that_is_lost_while_the_cluster_is_made_is_kept() {
+        let mut kept = ConfigKept::default();
+        let idle = JobView::default();
+        kept.lay_over(&view(Some(CONFIG)), &Local::Empty, &idle);
+        let mut made = view(None);
+        made.topology = Arc::new(Topology {
+            initialize: Initialize::Running,
+            ..Topology::default()
+        });
+        let (topology, lost) = kept.lay_over(&made, &Local::Empty, &idle);
+        assert!(topology.settings_or_default().standby_cluster.is_some());
+        assert_eq!(lost.as_deref(), Some(CONFIG));
+        // The claim was lost, and the copy that was begun under it goes on.
+        let copying = JobView {
+            running: Some(RunningJob {
+                kind: JobKind::Clone,
+                since: Moment(0),
+                source: None,
+            }),
+            finished: None,
+        };
+        let (topology, _) = kept.lay_over(&view(None), &Local::Empty, &copying);
+        assert!(topology.settings_or_default().standby_cluster.is_some());
+        let (topology, _) = kept.lay_over(&view(None), &Local::Empty, &idle);
+        assert_eq!(topology.settings, None);
     }
 
     #[test]
