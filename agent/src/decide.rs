@@ -287,6 +287,11 @@ impl<'a> Turn<'a> {
 
     /// Waits until `loop_wait` has passed since the job failed.
     fn after_failure(self, kind: observation::JobKind) -> Decision {
+        self.after_failure_because(kind, Reason::WaitingAfterFailure)
+    }
+
+    /// The same with a reason of its own.
+    fn after_failure_because(self, kind: observation::JobKind, reason: Reason) -> Decision {
         let wait = self.seen.settings().loop_wait;
         let at = self
             .seen
@@ -296,8 +301,7 @@ impl<'a> Turn<'a> {
             .map_or(self.seen.now, |job| job.at);
         let left = wait.saturating_sub(self.seen.now.since(at));
         let why = self.failure_of(kind).unwrap_or_default();
-        self.detail(Detail::Text(why))
-            .within(Reason::WaitingAfterFailure, left)
+        self.detail(Detail::Text(why)).within(reason, left)
     }
 
     /// Starts the instance in recovery, unless the last start failed less than `loop_wait` ago.

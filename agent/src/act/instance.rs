@@ -8,11 +8,11 @@ use trunkline_shared::cluster::topology::Initialize;
 use trunkline_shared::cluster::{Lsn, MemberName, SystemId, Timeline};
 use trunkline_shared::dcs::Revision;
 
-use super::jobs::Work;
+use super::jobs::{Failure, Work};
 use super::{ActError, Actor, is_primary};
 use crate::decide::decision::{StartAs, StopMode, Upstream};
-use crate::decide::observation::{JobKind, Local, Observation, RunningRole};
-use crate::postgres::rewind::{RewindNeed, SourceFacts, needs_rewind};
+use crate::decide::observation::{JobKind, Local, Observation, RunningRole, SourceTrouble};
+use crate::postgres::rewind::{LocalEnd, RewindNeed, SourceFacts, needs_rewind};
 use crate::postgres::timelines::TimelineStep;
 use crate::postgres::{self, Postgres, PostgresError, ServerRole, StopPlan, UpstreamChange};
 
@@ -258,7 +258,7 @@ impl Actor {
         let door = self.door();
         let work = async move {
             let facts = door.source_facts(&upstream).await.map_err(said)?;
-            prove_divergence(own, &facts)
+            prove_divergence(own, &facts).map_err(Failure::from)
         };
         self.begin(JobKind::CompareHistory, None, Box::pin(work))
             .await
@@ -310,35 +310,50 @@ async fn rewind(
     source: postgres::Upstream,
     mine: Option<SystemId>,
     may_be_standby: bool,
-) -> Result<(), String> {
-    let facts = door.source_facts(&source).await.map_err(said)?;
+) -> Result<(), Failure> {
+    let facts = door.source_facts(&source).await.map_err(|error| Failure {
+        why: error.to_string(),
+        trouble: Some(SourceTrouble::Silent),
+    })?;
     if mine.is_some_and(|mine| mine != facts.system_id) {
-        return Err(format!(
+        return Err(Failure::from(format!(
             "the source has the system identifier {}, not ours",
             facts.system_id
-        ));
-    }
-    let is_standby = facts.is_in_recovery;
-    let is_source = facts.is_rewind_source() || (may_be_standby && is_standby);
-    if !is_source {
-        return Err("the source has not written a checkpoint since its promotion".to_owned());
+        )));
     }
     let end = door.local_end(None).await.map_err(said)?;
+    if let Some(why) = not_ready(&facts, end, may_be_standby) {
+        return Err(Failure {
+            why: why.to_owned(),
+            trouble: Some(SourceTrouble::NotReady),
+        });
+    }
+    let failure = |why: &str| Err(Failure::from(why.to_owned()));
     match needs_rewind(end, facts.timeline, &facts.history) {
         RewindNeed::NotNeeded => Ok(()),
         RewindNeed::Needed { .. } if !door.config().use_pg_rewind => {
-            Err("the data has diverged, and use_pg_rewind is off".to_owned())
+            failure("the data has diverged, and use_pg_rewind is off")
         }
         RewindNeed::Needed { fork } => door.rewind(&source, fork).await.map_err(said),
         // A standby only repeats what was written here.
-        RewindNeed::SameTimeline if is_standby => Ok(()),
-        RewindNeed::SameTimeline => {
-            Err("both wrote on the same timeline: only a copy is safe".to_owned())
-        }
-        RewindNeed::Unknown => {
-            Err("the source's history does not mention the local timeline".to_owned())
-        }
+        RewindNeed::SameTimeline if facts.is_in_recovery => Ok(()),
+        RewindNeed::SameTimeline => failure("both wrote on the same timeline: only a copy is safe"),
+        RewindNeed::Unknown => failure("the source's history does not mention the local timeline"),
     }
+}
+
+/// Why a server, which may become fit by itself, is no source of a rewind yet.
+fn not_ready(facts: &SourceFacts, own: LocalEnd, may_be_standby: bool) -> Option<&'static str> {
+    let own = match own {
+        LocalEnd::StoppedPrimary { timeline, .. }
+        | LocalEnd::CrashedPrimary { timeline }
+        | LocalEnd::Replica { timeline, .. } => timeline,
+    };
+    if !facts.is_in_recovery || !may_be_standby {
+        let is_fit = facts.is_rewind_source();
+        return (!is_fit).then_some("the source has not written a checkpoint since its promotion");
+    }
+    (facts.timeline < own).then_some("the source is a standby that has not come to our timeline")
 }
 
 /// Succeeds where `own`, a system identifier, a timeline and a position, is surely not a part of the source's
@@ -361,6 +376,38 @@ fn prove_divergence(own: (SystemId, Timeline, Lsn), facts: &SourceFacts) -> Resu
     }
 }
 
-pub(super) fn said(error: PostgresError) -> String {
-    error.to_string()
+pub(super) fn said(error: PostgresError) -> Failure {
+    Failure::from(error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use trunkline_shared::cluster::timeline::TimelineHistory;
+
+    use super::*;
+
+    #[test]
+    fn a_source_of_a_rewind_that_may_become_fit_is_waited_for() {
+        let own = LocalEnd::StoppedPrimary {
+            timeline: Timeline(3),
+            end: Lsn(0x500_0000),
+        };
+        let facts = |is_in_recovery, timeline, checkpoint| SourceFacts {
+            system_id: SystemId(7),
+            is_in_recovery,
+            timeline: Timeline(timeline),
+            checkpoint_timeline: Timeline(checkpoint),
+            history: TimelineHistory::default(),
+        };
+        let is_ready = |facts, may_be_standby| not_ready(&facts, own, may_be_standby).is_none();
+        assert!(is_ready(facts(false, 4, 4), true));
+        // Promoted a moment ago.
+        assert!(!is_ready(facts(false, 4, 3), true));
+        assert!(!is_ready(facts(false, 4, 3), false));
+        // A standby will do only for a standby cluster, and has to come as far as the timeline here.
+        assert!(!is_ready(facts(true, 4, 4), false));
+        assert!(is_ready(facts(true, 4, 3), true));
+        assert!(is_ready(facts(true, 3, 3), true));
+        assert!(!is_ready(facts(true, 2, 2), true));
+    }
 }

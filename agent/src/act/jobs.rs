@@ -7,15 +7,30 @@ use tokio::task::{JoinError, JoinHandle};
 use trunkline_shared::cluster::MemberName;
 use trunkline_shared::service::clock;
 
-use crate::decide::observation::{FinishedJob, JobKind, JobView, RunningJob};
+use crate::decide::observation::{FinishedJob, JobKind, JobView, RunningJob, SourceTrouble};
 
-/// What a job does; the error is the sentence for log and journal. Dropping it ends its child process.
-pub type Work = Pin<Box<dyn Future<Output = Result<(), String>> + Send>>;
+/// What a job does. Dropping it ends its child process.
+pub type Work = Pin<Box<dyn Future<Output = Result<(), Failure>> + Send>>;
+
+/// How a job failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// The sentence for log and journal.
+    pub why: String,
+    /// It was the source's fault, and nothing was touched yet.
+    pub trouble: Option<SourceTrouble>,
+}
+
+impl From<String> for Failure {
+    fn from(why: String) -> Self {
+        Self { why, trouble: None }
+    }
+}
 
 /// The long job in progress, and how the last one ended.
 #[derive(Debug, Default)]
 pub struct Jobs {
-    running: Option<(RunningJob, JoinHandle<Result<(), String>>)>,
+    running: Option<(RunningJob, JoinHandle<Result<(), Failure>>)>,
     finished: Option<FinishedJob>,
     /// What was said last of a failure; the same is not said again and again.
     said: Option<(JobKind, String)>,
@@ -34,6 +49,7 @@ impl Jobs {
                 kind: JobKind::Rewind,
                 at: clock::now(),
                 error: Some(Arc::from("interrupted by the end of the agent")),
+                trouble: None,
                 source: None,
             }),
             ..Self::default()
@@ -96,6 +112,7 @@ impl Jobs {
             kind: JobKind::Start,
             at: clock::now(),
             error: Some(Arc::from(why.as_str())),
+            trouble: None,
             source: None,
         });
     }
@@ -119,7 +136,7 @@ impl Jobs {
         self.said = Some(new);
     }
 
-    fn finish(&mut self, outcome: Result<Result<(), String>, JoinError>) {
+    fn finish(&mut self, outcome: Result<Result<(), Failure>, JoinError>) {
         let Some((job, _)) = self.running.take() else {
             return;
         };
@@ -127,8 +144,8 @@ impl Jobs {
         let error = match outcome {
             Ok(Ok(())) => None,
             Ok(Err(why)) => Some(why),
-            Err(error) if error.is_cancelled() => Some("cancelled".to_owned()),
-            Err(error) => Some(format!("defect: {error}")),
+            Err(error) if error.is_cancelled() => Some(Failure::from("cancelled".to_owned())),
+            Err(error) => Some(Failure::from(format!("defect: {error}"))),
         };
         let took = at.since(job.since);
         match &error {
@@ -142,12 +159,13 @@ impl Jobs {
                     self.said = None;
                 }
             }
-            Some(why) => self.say_failed(job.kind, why),
+            Some(failure) => self.say_failed(job.kind, &failure.why),
         }
         self.finished = Some(FinishedJob {
             kind: job.kind,
             at,
-            error: error.map(Arc::from),
+            trouble: error.as_ref().and_then(|failure| failure.trouble),
+            error: error.map(|failure| Arc::from(failure.why)),
             source: job.source,
         });
     }
@@ -160,7 +178,7 @@ mod tests {
     #[tokio::test]
     async fn one_job_at_a_time_and_its_outcome_is_kept_until_the_next() {
         let mut jobs = Jobs::default();
-        let fails = || Box::pin(async { Err("no space".to_owned()) });
+        let fails = || Box::pin(async { Err(Failure::from("no space".to_owned())) });
         jobs.start(JobKind::Clone, Some(MemberName::new("a")), fails())
             .unwrap();
         assert_eq!(

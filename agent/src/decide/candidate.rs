@@ -177,8 +177,17 @@ impl Race<'_> {
     }
 }
 
-/// Without the device it is told to have, it would give the lease up right after having taken it.
+/// Without the device it is told to have, it would give the lease up right after having taken it. Who leads a standby
+/// cluster is never armed.
 fn has_watchdog(race: &Race<'_>) -> Result<(), Refusal> {
+    if race
+        .topology
+        .settings_or_default()
+        .standby_cluster
+        .is_some()
+    {
+        return Ok(());
+    }
     match race.seen.fence.watchdog {
         WatchdogView::NotRequired | WatchdogView::Ready => Ok(()),
         WatchdogView::Failed => Err((Reason::WatchdogNotReady, Detail::None)),

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use trunkline_shared::cluster::topology::SwitchoverStage;
+use trunkline_shared::cluster::topology::{SwitchoverRecord, SwitchoverStage};
 use trunkline_shared::cluster::{MemberName, Topology};
 
 use super::Turn;
@@ -64,22 +64,30 @@ fn promised(seen: &Observation) -> Result<(), Refusal> {
     }
 }
 
+/// The change by which a leader that has stopped moved the key here.
+fn moved_here<'a>(seen: &Observation, topology: &'a Topology) -> Option<&'a SwitchoverRecord> {
+    let record = topology.switchover.as_deref()?;
+    let has_stopped = match record.stage {
+        SwitchoverStage::Stopped { .. } => true,
+        SwitchoverStage::HoldTransactions | SwitchoverStage::HoldAll | SwitchoverStage::Resume => {
+            false
+        }
+    };
+    (record.to == seen.me.name && has_stopped).then_some(record)
+}
+
+/// Whether the key is held because the leader before moved it here.
+pub(super) fn is_moved_here(seen: &Observation, topology: &Topology) -> bool {
+    moved_here(seen, topology).is_some()
+}
+
 /// Whether a member that leads by the key may become a primary. The key may have been moved to it: the leader
 /// that got the promise gives it back by handing over, which it does only once it has stopped. A key taken in a
 /// race is none of that.
 pub(super) fn lets_begin(seen: &Observation, topology: &Topology) -> Result<(), Refusal> {
     let epoch = seen.no_race.promise.and_then(|promise| promise.epoch);
-    let is_moved = topology.switchover.as_ref().is_some_and(|record| {
-        let has_stopped = match record.stage {
-            SwitchoverStage::Stopped { .. } => true,
-            SwitchoverStage::HoldTransactions
-            | SwitchoverStage::HoldAll
-            | SwitchoverStage::Resume => false,
-        };
-        let is_its = epoch.is_none_or(|epoch| epoch <= record.epoch);
-        record.to == seen.me.name && has_stopped && is_its
-    });
-    if is_moved {
+    let is_its = |record: &SwitchoverRecord| epoch.is_none_or(|epoch| epoch <= record.epoch);
+    if moved_here(seen, topology).is_some_and(is_its) {
         return Ok(());
     }
     promised(seen)

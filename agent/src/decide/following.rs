@@ -228,7 +228,7 @@ fn repair(turn: Turn<'_>, upstream: Upstream) -> Decision {
 
 /// The WAL it needs is gone from its upstream. PostgreSQL goes on asking its `restore_command` meanwhile; if the
 /// archive has not brought it on after three ttl only a copy can (`patroni.md` 5, 27).
-fn without_wal(turn: Turn<'_>, upstream: Upstream, end: Lsn) -> Decision {
+pub(super) fn without_wal(turn: Turn<'_>, upstream: Upstream, end: Lsn) -> Decision {
     let seen = turn.seen;
     let limit = seen.settings().ttl * 3;
     let known = turn.decision.memory.wal_gone_since;
@@ -250,7 +250,7 @@ fn without_wal(turn: Turn<'_>, upstream: Upstream, end: Lsn) -> Decision {
 }
 
 /// Whether it was stopped because only a copy helps.
-fn needs_copy(turn: &Turn<'_>) -> bool {
+pub(super) fn needs_copy(turn: &Turn<'_>) -> bool {
     let limit = turn.seen.settings().ttl * 3;
     let Some((since, _)) = turn.decision.memory.wal_gone_since else {
         return false;

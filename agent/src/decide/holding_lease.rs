@@ -122,6 +122,10 @@ fn promote(turn: Turn<'_>, held: &Held, topology: &Topology, running: &Running) 
         // Whoever makes a cluster of a replica splits it from its primary (`ha.md` 5.6).
         return give_up(turn, Reason::ReplicaWithoutCluster, None);
     }
+    let turn = match standby_cluster::unless_config_gone(turn, topology) {
+        ControlFlow::Break(decision) => return decision,
+        ControlFlow::Continue(turn) => turn,
+    };
     if seen.now.until(held.deadline) <= PROMOTE_NEEDS || !seen.fence.is_live {
         return not_primary_yet(turn, held);
     }
@@ -250,6 +254,15 @@ fn not_primary_for<'a>(turn: Turn<'a>, held: &Held) -> (Turn<'a>, Duration) {
     (turn, waited)
 }
 
+/// What was neither made here nor a primary's is a copy, of another cluster where this one is being made: it leads by
+/// a promotion only, which begins a timeline of its own.
+fn start_copy(turn: Turn<'_>, held: &Held, topology: &Topology) -> Decision {
+    match standby_cluster::unless_config_gone(turn, topology) {
+        ControlFlow::Break(decision) => decision,
+        ControlFlow::Continue(turn) => start_to_promote(turn, held),
+    }
+}
+
 /// A replica must run before it can be promoted; after two ttl another member is to try.
 fn start_to_promote(turn: Turn<'_>, held: &Held) -> Decision {
     let (turn, waited) = not_primary_for(turn, held);
@@ -332,8 +345,9 @@ fn when_stopped(turn: Turn<'_>, held: &Held, topology: &Topology, stopped: &Stop
         ControlFlow::Continue(turn) => turn,
     };
     let is_being_made = topology.initialize == Initialize::Running;
-    if !stopped.was_primary && !is_being_made {
-        return start_to_promote(turn, held);
+    let is_made_here = is_being_made && seen.is_bootstrap_unfinished;
+    if !stopped.was_primary && !is_made_here {
+        return start_copy(turn, held, topology);
     }
     if seen.now.until(held.deadline) <= PROMOTE_NEEDS {
         return turn.within(Reason::WaitingToPromote, RETRY_PAUSE);

@@ -26,8 +26,9 @@ pub struct Memory {
     pub slots_copied_at: Option<Moment>,
     /// Why the last copy of logical slots was not made, until the next one is tried.
     pub slots_not_copied: Option<Arc<str>>,
-    /// This member has led a standby cluster and not been promoted since.
-    pub leads_standby: bool,
+    /// The leader key, where it is held, was not won in a race since the agent started, or a standby cluster was led
+    /// by it: the checks of a race come before a promotion.
+    pub is_key_unchecked: bool,
     /// The configuration, when it was last there, made this a standby cluster.
     pub is_standby_cluster: bool,
     /// The data here was found to have left the history of the cluster that this one replicates from.
@@ -80,7 +81,8 @@ pub struct Memory {
 }
 
 impl Memory {
-    /// Of an agent that starts, and was told by an earlier one whom to ask.
+    /// Of an agent that starts, and was told by an earlier one whom to ask. How that came by the leader key, should it
+    /// hold it, is not known.
     pub fn of_former(members: BTreeMap<MemberName, Arc<str>>, now: Moment) -> Self {
         let former = members.into_iter().map(|(name, api_url)| {
             let seen_at = now;
@@ -88,6 +90,7 @@ impl Memory {
         });
         Self {
             former: former.collect(),
+            is_key_unchecked: true,
             ..Self::default()
         }
     }

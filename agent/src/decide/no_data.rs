@@ -98,9 +98,12 @@ fn as_leader(turn: Turn<'_>, topology: &Topology) -> Decision {
     }
     if let Some(section) = &section {
         let from = standby_cluster::remote(section);
-        return standby_cluster::copy(turn, from, Reason::Bootstrapping);
+        return standby_cluster::copy(turn, topology, from, Reason::Bootstrapping);
     }
-    turn.act(Action::Initialize).routine(Reason::Bootstrapping)
+    match standby_cluster::unless_config_gone(turn, topology) {
+        ControlFlow::Break(decision) => decision,
+        ControlFlow::Continue(turn) => turn.act(Action::Initialize).routine(Reason::Bootstrapping),
+    }
 }
 
 fn clone_from_leader(turn: Turn<'_>, topology: &Topology) -> Decision {

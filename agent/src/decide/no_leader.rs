@@ -1,6 +1,7 @@
 //! Nobody leads: run, wait or refuse.
 
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 use std::time::Duration;
 
 use trunkline_shared::cluster::{MemberName, Topology};
@@ -8,6 +9,7 @@ use trunkline_shared::cluster::{MemberName, Topology};
 use super::decision::{Action, Decision, Detail, Reason, StartAs, StopMode};
 use super::memory::Memory;
 use super::observation::{Local, Observation, PeerAnswer, RunningRole};
+use super::sync_standbys::keeping;
 use super::{Turn, candidate, failsafe};
 
 /// How soon the peers are asked again while somebody else should take the lease.
@@ -26,9 +28,7 @@ pub(super) fn decide(seen: &Observation, memory: &Memory, topology: &Topology) -
         Local::Unknown(why) => turn
             .detail(Detail::Text(why.clone()))
             .routine(Reason::DataUnreadable),
-        Local::Stopped(stopped) if stopped.is_half_rewound => {
-            turn.routine(Reason::WaitingForLeader)
-        }
+        Local::Stopped(stopped) if stopped.is_half_rewound => half_rewound(turn, topology),
         Local::Stopped(_) => {
             turn.start_unless_just_failed(StartAs::Replica(None), Reason::StartingToRace)
         }
@@ -46,6 +46,33 @@ pub(super) fn decide(seen: &Observation, memory: &Memory, topology: &Topology) -
         },
         // Empty and orphaned instances are situations of their own.
         Local::Empty | Local::Orphaned { .. } => turn.routine(Reason::WaitingForLeader),
+    }
+}
+
+/// Only a copy helps it. In a standby cluster it needs no leader of its own for that, and leads where nobody else could.
+fn half_rewound<'a>(turn: Turn<'a>, topology: &Topology) -> Decision {
+    let seen = turn.seen;
+    if seen.settings().standby_cluster.is_none() || !seen.me.may_replace_unrewound {
+        return turn.routine(Reason::WaitingForLeader);
+    }
+    let until = turn.decision.memory.stands_back_until;
+    if let Some(until) = until.filter(|until| *until > seen.now) {
+        return turn.within(Reason::StandingBack, seen.now.until(until));
+    }
+    let Some(answers) = candidate::answers(seen) else {
+        return turn.ask_peers();
+    };
+    let turn = turn.remember(|memory| memory.wants_peers = true);
+    if candidate::somebody_could_lead(answers) || candidate::living_primary(seen).is_some() {
+        return turn.routine(Reason::WaitingForLeader);
+    }
+    let turn = match keeping::before_replacing(turn, topology) {
+        ControlFlow::Break(decision) => return decision,
+        ControlFlow::Continue(turn) => turn,
+    };
+    match failsafe::lets_run(seen, topology) {
+        Err((reason, detail)) => turn.detail(detail).within(reason, ASK_AGAIN),
+        Ok(()) => take(turn, Reason::Racing),
     }
 }
 
@@ -137,5 +164,7 @@ fn take(turn: Turn<'_>, reason: Reason) -> Decision {
     if !turn.seen.fence.is_live {
         return turn.within(Reason::FenceNotLive, ASK_AGAIN);
     }
-    turn.acquire().now(reason)
+    turn.remember(|memory| memory.is_key_unchecked = false)
+        .acquire()
+        .now(reason)
 }

@@ -12,7 +12,7 @@ use trunkline_shared::cluster::{
 
 pub use super::store::{Doubt, PeerStore, Shown, StoreView};
 pub use super::sync_standbys::SyncNames;
-pub use job::{FinishedJob, JobKind, JobView, RunningJob};
+pub use job::{FinishedJob, JobKind, JobView, RunningJob, SourceTrouble};
 
 mod job;
 

@@ -80,7 +80,7 @@ pub(super) fn as_leader<'a>(
 
 /// A scheduled change waits for its time; one that nobody could begin in time is dropped, as Patroni does: what
 /// was meant for the quiet hour must not happen in the busy one.
-fn waits_for(
+pub(super) fn waits_for(
     seen: &Observation,
     request: &FailoverRequest,
     is_begun: bool,

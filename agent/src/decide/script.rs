@@ -403,6 +403,7 @@ impl Scene {
         let fields = TrunklineFields {
             ready,
             has_watchdog_failed: words.has("watchdog_failed"),
+            system_id: words.value("system_id")?.map(SystemId),
             ..TrunklineFields::default()
         };
         let member = Member {

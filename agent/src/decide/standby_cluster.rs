@@ -8,10 +8,15 @@ use trunkline_shared::cluster::settings::StandbyCluster;
 use trunkline_shared::cluster::topology::Initialize;
 use trunkline_shared::cluster::{Lsn, Timeline, Topology};
 
-use super::decision::{Action, Decision, Detail, Reason, StartAs, StopMode, Upstream};
-use super::observation::{JobKind, Local, LocalRequest, Running, RunningRole, Stopped};
+use super::decision::{Action, Decision, Detail, Reason, StopMode, Upstream};
+use super::observation::{JobKind, Local, Running, RunningRole};
 use super::sync_standbys::keeping;
-use super::{Turn, candidate, failsafe, following, holding_lease, leading, slots};
+use super::{Turn, candidate, failsafe, following, holding_lease, leading, requests, slots};
+
+pub(super) mod identity;
+mod mending;
+
+pub(super) use mending::copy;
 
 /// Where the leader has its WAL from.
 pub(super) fn remote(section: &StandbyCluster) -> Upstream {
@@ -49,7 +54,7 @@ pub(super) fn decide<'a>(
     let turn = turn.remember(|memory| {
         memory.not_primary_since = None;
         memory.stands_back_until = None;
-        memory.leads_standby = true;
+        memory.is_key_unchecked = true;
     });
     ControlFlow::Break(match &seen.local {
         Local::Running(_) if is_demoting => turn
@@ -60,7 +65,9 @@ pub(super) fn decide<'a>(
             .act(Action::Stop(StopMode::Immediate))
             .now(Reason::DemotingCluster),
         Local::Running(running) => lead(turn.disarm_if_harmless(), topology, running, section),
-        Local::Stopped(stopped) => start(turn.disarm_if_harmless(), stopped, section),
+        Local::Stopped(stopped) => {
+            mending::start(turn.disarm_if_harmless(), topology, stopped, section)
+        }
         Local::Starting {
             as_primary: false, ..
         } => turn.disarm_if_harmless().routine(Reason::WaitingForStart),
@@ -108,12 +115,6 @@ fn lead<'a>(
         ControlFlow::Break(decision) => return decision,
         ControlFlow::Continue(turn) => turn,
     };
-    if upstream != from.address.as_ref() {
-        return turn
-            .detail(whom(&from))
-            .act(Action::Follow(from))
-            .routine(Reason::ChangingUpstream);
-    }
     match topology.initialize {
         Initialize::Done(_) => {}
         Initialize::Running => {
@@ -121,23 +122,41 @@ fn lead<'a>(
                 .act(Action::RecordSystemId(running.system_id))
                 .now(Reason::RecordingIdentity);
         }
-        // Whoever makes a cluster of a replica splits it from its primary (`ha.md` 5.6).
-        Initialize::Absent => {
-            return holding_lease::give_up(turn, Reason::ReplicaWithoutCluster, None);
-        }
+        Initialize::Absent => return identity::as_leader(turn, topology, running),
     }
-    if topology.failover.is_some() {
-        return change_leader(turn, topology);
+    let turn = match change_leader(turn, topology) {
+        ControlFlow::Break(decision) => return decision,
+        ControlFlow::Continue(turn) => turn,
+    };
+    if upstream != from.address.as_ref() {
+        return turn
+            .detail(whom(&from))
+            .act(Action::Follow(from))
+            .routine(Reason::ChangingUpstream);
     }
     // What lies beyond the cluster's own history counts for nobody who may lead after this member.
     let counts = candidate::shared_position(topology, running.timeline, reached);
     let turn = duties(turn, topology, running, counts).detail(whom(&from));
     if is_streaming || from.address.is_none() {
-        let turn = turn.remember(|memory| memory.not_streaming_since = None);
-        let reason = turn.why.unwrap_or(Reason::LeadingStandby);
-        return turn.routine(reason);
+        let turn = turn.remember(|memory| {
+            memory.not_streaming_since = None;
+            memory.wal_gone_since = None;
+        });
+        return finish(turn, Reason::LeadingStandby);
+    }
+    if running.is_wal_gone {
+        return following::without_wal(turn, from, reached);
     }
     repair(turn, from)
+}
+
+/// The first reason that a duty gave stands before this one.
+fn finish(turn: Turn<'_>, reason: Reason) -> Decision {
+    let reason = turn.why.unwrap_or(reason);
+    match turn.soon {
+        Some(within) => turn.within(reason, within),
+        None => turn.routine(reason),
+    }
 }
 
 /// Nothing streams: either the remote is silent, or it went on where this history does not lead.
@@ -147,9 +166,11 @@ fn repair(turn: Turn<'_>, from: Upstream) -> Decision {
     let since = turn.decision.memory.not_streaming_since.unwrap_or(seen.now);
     let waited = seen.now.since(since);
     if waited < ttl {
+        let left = ttl - waited;
+        let left = turn.soon.map_or(left, |soon| soon.min(left));
         return turn
             .remember(|memory| memory.not_streaming_since = Some(since))
-            .within(Reason::NotStreaming, ttl - waited);
+            .within(Reason::NotStreaming, left);
     }
     let compared = seen.job.finished.as_ref();
     let compared = compared.filter(|job| job.kind == JobKind::CompareHistory && job.at >= since);
@@ -196,111 +217,82 @@ fn duties<'a>(
         turn = turn.act(Action::DeleteSync {
             revision: sync.revision,
         });
-    } else if let Some(record) = keeping::released(topology) {
+    } else if let Some(record) = keeping::released(topology, &seen.me.name) {
         turn = turn.act(Action::WriteSync(record));
     }
     if !topology.has_history_of(running.timeline) {
         turn = turn.act(Action::RecordHistory);
     }
+    if topology.switchover.is_some() {
+        // Whoever is promoted later was not moved here by it.
+        turn = turn.act(Action::ClearSwitchover);
+    }
     turn
 }
 
 /// A change of leader is a release here: nothing is written that the next leader could lack.
-fn change_leader<'a>(turn: Turn<'a>, topology: &Topology) -> Decision {
+fn change_leader<'a>(turn: Turn<'a>, topology: &Topology) -> ControlFlow<Decision, Turn<'a>> {
     let seen = turn.seen;
     let me = &seen.me.name;
-    let Some(request) = topology
-        .failover
-        .as_ref()
-        .filter(|r| r.scheduled_at.is_none())
-    else {
-        return turn.routine(Reason::LeadingStandby);
+    let Some(request) = &topology.failover else {
+        return ControlFlow::Continue(turn);
     };
     let drop = Action::DropFailoverRequest {
         revision: request.revision,
     };
-    let is_here = request.candidate.as_ref() == Some(me);
-    let is_of_another = request.leader.as_ref().is_some_and(|leader| leader != me);
-    if is_here || is_of_another {
-        return turn.act(drop).now(Reason::LeadingStandby);
+    if request.candidate.as_ref() == Some(me) {
+        return ControlFlow::Break(turn.act(drop).now(Reason::LeadingStandby));
+    }
+    match requests::waits_for(seen, request, false) {
+        None => {}
+        Some(Ok(left)) => return ControlFlow::Continue(turn.soon(left)),
+        Some(Err(why)) => {
+            let turn = turn.detail(Detail::Text(why.into())).act(drop);
+            return ControlFlow::Break(turn.now(Reason::SwitchoverRefused));
+        }
+    }
+    if request.leader.as_ref().is_some_and(|leader| leader != me) {
+        return ControlFlow::Break(turn.act(drop).now(Reason::LeadingStandby));
     }
     if candidate::answers(seen).is_none() {
-        return turn.ask_peers();
+        return ControlFlow::Break(turn.ask_peers());
     }
     let named = request.candidate.as_ref();
     let how = candidate::Succession::ByOperator;
-    match candidate::successor(seen, topology, &seen.settings(), named, how) {
-        Ok(_) => holding_lease::give_up(turn, Reason::HandingOver, None),
-        Err(detail) => turn.detail(detail).act(drop).now(Reason::SwitchoverRefused),
-    }
+    ControlFlow::Break(
+        match candidate::successor(seen, topology, &seen.settings(), named, how) {
+            Ok(_) => holding_lease::give_up(turn, Reason::HandingOver, None),
+            Err(detail) => turn.detail(detail).act(drop).now(Reason::SwitchoverRefused),
+        },
+    )
 }
 
-/// A stopped leader: what may have left the remote's history is first taken back to where it did.
-fn start<'a>(turn: Turn<'a>, stopped: &Stopped, section: &StandbyCluster) -> Decision {
-    let from = remote(section);
-    if turn.seen.request == Some(LocalRequest::Reinitialize) {
-        return copy(turn.request_taken(), from, Reason::ReinitializeRequested);
+/// The key `config` of what was a standby cluster is gone: whether it is still one nobody knows.
+pub(super) fn unless_config_gone<'a>(
+    turn: Turn<'a>,
+    topology: &Topology,
+) -> ControlFlow<Decision, Turn<'a>> {
+    if topology.settings.is_none() && turn.decision.memory.is_standby_cluster {
+        return ControlFlow::Break(turn.routine(Reason::StandbyConfigGone));
     }
-    if stopped.is_half_rewound {
-        return copy_anew(turn, from);
-    }
-    let finished = turn.seen.job.finished.as_ref();
-    let rewound = finished.filter(|job| job.kind == JobKind::Rewind);
-    let is_rewound = rewound.is_some_and(|job| job.error.is_none());
-    let may_have_left = stopped.was_primary || turn.decision.memory.has_left_remote;
-    // An archive cannot be asked; PostgreSQL refuses to follow it where it leads elsewhere.
-    if may_have_left && !is_rewound && from.address.is_some() {
-        if let Some(why) = turn.failure_of(JobKind::Rewind) {
-            return copy_anew(turn.detail(Detail::Text(why)), from);
-        }
-        return turn.act(Action::Rewind(from)).routine(Reason::Rewinding);
-    }
-    turn.remember(|memory| memory.has_left_remote = false)
-        .start_unless_just_failed(StartAs::Replica(Some(from)), Reason::StartingReplica)
+    ControlFlow::Continue(turn)
 }
 
-fn copy_anew(turn: Turn<'_>, from: Upstream) -> Decision {
-    if !turn.seen.me.may_replace_data {
-        return turn.routine(Reason::ReplaceForbidden);
-    }
-    if let Some(why) = turn.failure_of(JobKind::Clone) {
-        return holding_lease::give_up(
-            turn.detail(Detail::Text(why)),
-            Reason::RemoteUnusable,
-            None,
-        );
-    }
-    copy(turn, from, Reason::Recloning)
-}
-
-/// Copies the remote, or what its archive has.
-pub(super) fn copy(turn: Turn<'_>, from: Upstream, why: Reason) -> Decision {
-    let how = match from.address {
-        Some(_) => Action::Clone(from),
-        None => Action::CloneWithoutLeader,
-    };
-    turn.remember(|memory| memory.has_left_remote = false)
-        .act(how)
-        .routine(why)
-}
-
-/// The section was removed: this member is promoted as one that wins a race would be.
+/// A key that was not come by in a race, such as that of a standby cluster whose section was removed, promotes only
+/// who would win one. What was known of that before the agent started is not known any more.
 pub(super) fn may_be_promoted<'a>(
     turn: Turn<'a>,
     topology: &Topology,
 ) -> ControlFlow<Decision, Turn<'a>> {
     let seen = turn.seen;
-    if topology.settings.is_none() && turn.decision.memory.is_standby_cluster {
-        return ControlFlow::Break(turn.routine(Reason::StandbyConfigGone));
-    }
-    if !turn.decision.memory.leads_standby {
+    if !turn.decision.memory.is_key_unchecked || failsafe::is_moved_here(seen, topology) {
         return ControlFlow::Continue(turn);
     }
     let Some(answers) = candidate::answers(seen) else {
         return ControlFlow::Break(turn.ask_peers());
     };
     match candidate::may_run(seen, topology, answers) {
-        Ok(()) => ControlFlow::Continue(turn.remember(|memory| memory.leads_standby = false)),
+        Ok(()) => ControlFlow::Continue(turn.remember(|memory| memory.is_key_unchecked = false)),
         Err((reason, detail)) => {
             ControlFlow::Break(holding_lease::give_up(turn.detail(detail), reason, None))
         }

@@ -42,6 +42,7 @@ fn two_clusters_change_places_and_only_one_writes() {
         async |servers| {
             let mut agents = Agents::new(servers);
             let writer = make_both(servers, &mut agents).await;
+            change_leader(&agents).await;
             change_places(servers, &agents, &writer).await;
         },
     );
@@ -69,6 +70,7 @@ async fn make_both(servers: &Servers, agents: &mut Agents<'_>) -> tokio_postgres
     let section = format!("    standby_cluster: {{host: {host}, primary_slot_name: site_b}}\n");
     agents.start_in("site-b", 2, 5, &section);
     follows(agents, &door(agents, 2), 1).await;
+    copy_anew(agents).await;
     agents.start_in("site-b", 3, 5, &section);
     follows(agents, &door(agents, 3), 2).await;
     let uses = "SELECT active FROM pg_replication_slots WHERE slot_name = 'site_b'";
@@ -81,6 +83,35 @@ async fn make_both(servers: &Servers, agents: &mut Agents<'_>) -> tokio_postgres
     let listed = agents.operate(2, &["list"]).unwrap();
     assert!(listed.contains("Standby Leader"), "{listed}");
     writer
+}
+
+/// The standby cluster's leader changes and changes back; each command ends by saying that it is done.
+async fn change_leader(agents: &Agents<'_>) {
+    for (from, to) in [(2, 3), (3, 2)] {
+        let candidate = format!("member-{to}");
+        let began = clock::now();
+        let change = ["switchover", "--candidate", &candidate, "--force"];
+        // Refused, nothing is asked for, until the candidate's record says that it runs.
+        let asked = async || agents.operate(from, &change).ok();
+        let told = wait_for("a switchover", || agents.told(), asked).await;
+        let took = clock::now().since(began);
+        println!("measured: a switchover of a standby cluster took {took:?}");
+        assert!(told.contains("Switched over"), "{told}");
+        follows(agents, &door(agents, to), 1).await;
+        follows(agents, &door(agents, from), to).await;
+    }
+}
+
+/// Its leader has nobody of its own to be copied from.
+async fn copy_anew(agents: &Agents<'_>) {
+    let before = agents.config(2).data_dir.join("of_before");
+    std::fs::write(&before, "").unwrap();
+    let words = ["reinit", "site-b", "member-2", "--force"];
+    let copy = async || agents.operate(2, &words).ok();
+    wait_for("a copy", || agents.told(), copy).await;
+    let is_gone = async || (!before.exists()).then_some(());
+    wait_for("another directory", || agents.told(), is_gone).await;
+    follows(agents, &door(agents, 2), 1).await;
 }
 
 async fn change_places(servers: &Servers, agents: &Agents<'_>, writer: &tokio_postgres::Client) {

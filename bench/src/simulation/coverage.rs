@@ -60,8 +60,12 @@ pub const UNREACHED: &[(&str, &str)] = &[
         "no world has a standby section and no cluster",
     ),
     (
-        "remote_unusable",
-        "the remote of a simulated standby cluster always answers",
+        "standby_without_identity",
+        "no hand deletes the identity of a simulated cluster; a script holds the rule",
+    ),
+    (
+        "adopting_standby",
+        "no hand deletes the identity of a simulated cluster; a script holds the rule",
     ),
     (
         "standby_config_gone",

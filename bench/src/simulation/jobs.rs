@@ -90,6 +90,7 @@ impl World {
             kind: job.kind,
             at,
             error,
+            trouble: None,
             source: job.source,
         });
         self.wake(node);
@@ -125,10 +126,16 @@ impl World {
         };
         let troubles = self.node(node).troubles;
         let now = self.now;
+        let mut trouble = None;
         let done = match running.kind {
             JobKind::Initialize => troubles.initdb_fails <= now && self.initialize(node),
             JobKind::Clone => {
                 troubles.clone_fails <= now && self.clone_from(node, running.source.as_ref())
+            }
+            JobKind::Rewind if running.source.is_none() => {
+                let ended = self.rewind_from_remote(node);
+                trouble = ended.err().flatten();
+                ended.is_ok()
             }
             JobKind::Rewind => {
                 troubles.rewind_fails <= now && self.rewind_from(node, running.source.as_ref())
@@ -151,6 +158,9 @@ impl World {
         };
         let error = (!done).then(|| self.failed.clone());
         self.finish_job(node, error);
+        if let Some(finished) = &mut self.node_mut(node).agent.job.finished {
+            finished.trouble = trouble;
+        }
         true
     }
 
@@ -166,6 +176,7 @@ impl World {
             kind: JobKind::Rewind,
             at,
             error,
+            trouble: None,
             source: None,
         });
     }
@@ -239,13 +250,6 @@ impl World {
     }
 
     fn rewind_from(&mut self, node: NodeId, source: Option<&MemberName>) -> bool {
-        if source.is_none() {
-            // The remote of a standby cluster shares the history of whoever led last.
-            if let Some(data) = &mut self.node_mut(node).postgres.data {
-                data.is_broken = false;
-            }
-            return !self.node(node).postgres.is_alive();
-        }
         let Some((id, source)) = self.source(node, source) else {
             return false;
         };

@@ -103,7 +103,10 @@ impl Agent {
             boot,
             paused_until: 0,
             me,
-            memory: Memory::default(),
+            memory: Memory {
+                is_key_unchecked: true,
+                ..Memory::default()
+            },
             view: None,
             doubted: None,
             is_store_shut: false,

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use trunkline_agent::decide::observation::{DcsView, Observation, WatchdogView};
+use trunkline_agent::decide::observation::{DcsView, Observation, SourceTrouble, WatchdogView};
 use trunkline_shared::cluster::settings::StandbyCluster;
 
 use super::event::{NodeId, SECOND, Time};
@@ -48,6 +48,24 @@ pub(super) fn unread(seen: &mut Observation) {
 }
 
 impl World {
+    /// A rewind against the remote, which shares the history of whoever led last: while it cannot be reached, or is not
+    /// fit yet, nothing is touched; else it may still break off and leave pages of two histories.
+    pub(super) fn rewind_from_remote(&mut self, node: NodeId) -> Result<(), Option<SourceTrouble>> {
+        let fails = self.node(node).troubles.rewind_fails > self.now;
+        let outcome = match self.rng.u8(..8) {
+            _ if self.node(node).postgres.is_alive() => return Err(None),
+            _ if !remote_sends(self.now) => Err(Some(SourceTrouble::Silent)),
+            0 | 1 => Err(Some(SourceTrouble::NotReady)),
+            2 => return Err(None),
+            _ if fails => return Err(None),
+            _ => Ok(()),
+        };
+        if let Some(data) = &mut self.node_mut(node).postgres.data {
+            data.is_broken = false;
+        }
+        outcome
+    }
+
     /// A cluster that followed another for a while may have left acknowledged commits behind with its own
     /// history, or what its former leader had: nobody is promoted then until an operator accepts that.
     pub(super) fn operator_names_a_leader(&mut self, waited: Time) {

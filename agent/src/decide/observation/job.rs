@@ -33,8 +33,20 @@ pub struct FinishedJob {
     pub at: Moment,
     /// Why it failed, if it did.
     pub error: Option<Arc<str>>,
+    /// It failed because of its source, before it touched the data.
+    pub trouble: Option<SourceTrouble>,
     /// Whose data it copied, for a clone or a rewind.
     pub source: Option<MemberName>,
+}
+
+/// What keeps another server from being the source of a rewind now. Nothing here is changed by such an attempt, and
+/// the next one may succeed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SourceTrouble {
+    /// It could not be asked.
+    Silent,
+    /// It has not written its first checkpoint since its promotion, or lacks WAL that is here and may still come.
+    NotReady,
 }
 
 /// What takes long enough not to be waited for.

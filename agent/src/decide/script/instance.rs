@@ -11,7 +11,7 @@ use crate::decide::callbacks::{CallbackRole, Told};
 use crate::decide::memory::Memory;
 use crate::decide::observation::{
     FinishedJob, JobKind, JobView, Local, PeerAnswer, PeerView, Peers, Running, RunningJob,
-    RunningRole, Stopped,
+    RunningRole, SourceTrouble, Stopped,
 };
 
 pub(super) fn memory(words: &Words<'_, '_>, now: Moment) -> Result<Memory, ScriptError> {
@@ -21,7 +21,7 @@ pub(super) fn memory(words: &Words<'_, '_>, now: Moment) -> Result<Memory, Scrip
         crashed_at: at("crashed")?,
         slots_copied_at: at("copied")?,
         slots_not_copied: words.text("not_copied").map(Arc::from),
-        leads_standby: words.has("leads_standby"),
+        is_key_unchecked: words.has("key_unchecked"),
         is_standby_cluster: words.has("standby_cluster"),
         has_left_remote: words.has("left_remote"),
         status_at: at("status")?,
@@ -225,6 +225,8 @@ pub(super) fn job(words: &Words<'_, '_>, now: Moment) -> Result<JobView, ScriptE
     let ago = now - words.seconds("ago")?.unwrap_or_default();
     let running = words.text("running").map(kind).transpose()?;
     let finished = words.text("finished").map(kind).transpose()?;
+    let trouble = words.text("trouble").map(|word| trouble(words, word));
+    let trouble = trouble.transpose()?;
     Ok(JobView {
         running: running.map(|kind| RunningJob {
             kind,
@@ -235,7 +237,16 @@ pub(super) fn job(words: &Words<'_, '_>, now: Moment) -> Result<JobView, ScriptE
             kind,
             at: ago,
             error: words.text("error").map(Arc::from),
+            trouble,
             source: words.text("source").map(MemberName::new),
         }),
     })
+}
+
+fn trouble(words: &Words<'_, '_>, word: &str) -> Result<SourceTrouble, ScriptError> {
+    match word {
+        "silent" => Ok(SourceTrouble::Silent),
+        "not_ready" => Ok(SourceTrouble::NotReady),
+        _ => Err(words.wrong(word, "a trouble with the source")),
+    }
 }

@@ -12,7 +12,7 @@ use crate::decide::callbacks::Told;
 use crate::decide::memory::Memory;
 use crate::decide::observation::{
     BootstrapKind, CrashPolicy, DcsView, Due, JobView, LeaseView, Local, LocalRequest, Observation,
-    PeerAnswer, Peers, Running, RunningRole, WatchdogView,
+    PeerAnswer, Peers, Running, RunningRole, SourceTrouble, WatchdogView,
 };
 
 /// The lines that describe what was seen and remembered; `decide` is to be added by who wants the answer.
@@ -269,6 +269,7 @@ fn print_member(out: &mut String, member: &Member) {
     flag(out, !member.is_trunkline(), "patroni");
     if let Some(fields) = &member.trunkline {
         flag(out, fields.has_watchdog_failed, "watchdog_failed");
+        option(out, "system_id", fields.system_id.map(|id| id.0));
         if let Some(ready) = fields.ready {
             let _ = write!(out, " ready={}@{}", ready.id, ready.replayed);
         }
@@ -441,13 +442,18 @@ fn print_job(out: &mut String, job: &JobView, now: Moment) {
         let ago = seconds(now.since(finished.at));
         let _ = write!(out, "job finished={} ago={ago}", finished.kind.name());
         option(out, "error", finished.error.as_deref().map(quoted));
+        let trouble = finished.trouble.map(|trouble| match trouble {
+            SourceTrouble::Silent => "silent",
+            SourceTrouble::NotReady => "not_ready",
+        });
+        option(out, "trouble", trouble);
         option(out, "source", finished.source.as_ref());
         out.push('\n');
     }
 }
 
 fn print_standby(out: &mut String, memory: &Memory) {
-    flag(out, memory.leads_standby, "leads_standby");
+    flag(out, memory.is_key_unchecked, "key_unchecked");
     flag(out, memory.is_standby_cluster, "standby_cluster");
     flag(out, memory.has_left_remote, "left_remote");
 }

@@ -10,10 +10,10 @@ use trunkline_shared::cluster::sync_state::SyncState;
 use trunkline_shared::cluster::{Lsn, MemberName, MemberRole, MemberState, Topology};
 
 use super::{Standby, SyncNames, SyncStep, SyncView, count, election, named, quorum};
-use crate::decide::Turn;
 use crate::decide::decision::{Action, Decision, Detail, Reason};
 use crate::decide::memory::{SyncNote, SyncReady};
 use crate::decide::observation::{LeaseView, Observation, Running};
+use crate::decide::{Turn, holding_lease};
 
 /// How long a setting must have been seen in force before a position is taken to lie behind it. The session
 /// that sees it is told by the same signal as the processes that release commits; each takes it up before it
@@ -186,16 +186,35 @@ fn gives_up(topology: &Topology, name: &MemberName) -> bool {
     member.is_some_and(|member| member.tags.nosync)
 }
 
-/// The record of a standby cluster, which nobody's commits depend on, without the standbys that give their data up.
-pub(in crate::decide) fn released(topology: &Topology) -> Option<SyncState> {
-    let sync = topology.sync.as_ref()?;
+/// The record of a standby cluster, which nobody's commits depend on, without those that give their data up; `me`
+/// leads it.
+pub(in crate::decide) fn released(topology: &Topology, me: &MemberName) -> Option<SyncState> {
+    let sync = topology
+        .sync
+        .as_ref()
+        .filter(|sync| sync.leader.is_some())?;
     let streams = |name: &MemberName| {
         let member = topology.members.get(name);
         member.is_some_and(|member| member.is_streaming == Some(true))
     };
-    let stays = |name: &&MemberName| streams(name) || !gives_up(topology, name);
-    let standbys: Vec<MemberName> = sync.standbys.iter().filter(stays).cloned().collect();
-    (standbys != sync.standbys).then(|| SyncState {
+    let goes = |name: &MemberName| name != me && !streams(name) && gives_up(topology, name);
+    let is_standby = |name: &MemberName| sync.leader.as_ref() != Some(name);
+    let rest = without(sync, goes).or_else(|| without(sync, |name| is_standby(name) && goes(name)));
+    rest.filter(|rest| rest != sync)
+}
+
+/// The record without those members; `None` where it cannot be said: nobody is left, or the leader is one of them and
+/// votes are counted, so that nobody can stand in its place. Without votes each standby has everything, and can.
+fn without(sync: &SyncState, goes: impl Fn(&MemberName) -> bool) -> Option<SyncState> {
+    let standbys = sync.standbys.iter().filter(|name| !goes(name)).cloned();
+    let mut standbys: Vec<MemberName> = standbys.collect();
+    let leader = match sync.leader.clone().filter(|leader| !goes(leader)) {
+        Some(leader) => leader,
+        None if sync.quorum == 0 && !standbys.is_empty() => standbys.remove(0),
+        None => return None,
+    };
+    Some(SyncState {
+        leader: Some(leader),
         standbys,
         ..sync.clone()
     })
@@ -224,6 +243,27 @@ pub(in crate::decide) fn before_replacing<'a>(
         return ControlFlow::Break(turn.routine(Reason::LeavingSync));
     }
     ControlFlow::Continue(turn)
+}
+
+/// The same of a standby cluster's leader, which writes the record itself. Where nobody can stand in its place there,
+/// whoever has the votes is to lead, or whom an operator names.
+pub(in crate::decide) fn before_leader_replaces<'a>(
+    turn: Turn<'a>,
+    topology: &Topology,
+) -> ControlFlow<Decision, Turn<'a>> {
+    let me = &turn.seen.me.name;
+    let is_counted_on =
+        |sync: &&SyncState| sync.leader.as_ref() == Some(me) || sync.standbys.contains(me);
+    let Some(sync) = election::record_in_force(topology).filter(is_counted_on) else {
+        return ControlFlow::Continue(turn);
+    };
+    ControlFlow::Break(match without(sync, |name| name == me) {
+        Some(rest) => turn.act(Action::WriteSync(rest)).now(Reason::LeavingSync),
+        None => {
+            let turn = turn.detail(Detail::Text(NOBODY_RELEASES.into()));
+            holding_lease::give_up(turn, Reason::LeavingSync, None)
+        }
+    })
 }
 
 /// Puts other data in the place of its own. A write of the record that is under way may name this member, which
