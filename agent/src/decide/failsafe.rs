@@ -100,13 +100,20 @@ pub(super) fn lets_run(seen: &Observation, topology: &Topology) -> Result<(), Re
     if !may_be_chosen(topology, &seen.me.name) {
         return Err((Reason::NotInFailsafe, Detail::None));
     }
-    let ttl = topology.settings_or_default().ttl;
-    match seen.no_race.booted {
-        Some(booted) if !topology.failsafe.is_empty() && seen.now.since(booted) < ttl => {
-            Err((Reason::WaitingAfterBoot, Detail::None))
-        }
-        Some(_) | None => Ok(()),
+    match unknown_promises_end(seen, topology) {
+        Some(_) => Err((Reason::WaitingAfterBoot, Detail::None)),
+        None => Ok(()),
     }
+}
+
+/// How long what was promised before this boot may still hold.
+pub(super) fn unknown_promises_end(seen: &Observation, topology: &Topology) -> Option<Duration> {
+    let booted = seen.no_race.booted?;
+    let left = topology
+        .settings_or_default()
+        .ttl
+        .saturating_sub(seen.now.since(booted));
+    (!topology.failsafe.is_empty() && !left.is_zero()).then_some(left)
 }
 
 /// Whoever goes on without the DCS asks those who are listed and nobody else.

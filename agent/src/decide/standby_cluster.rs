@@ -288,6 +288,10 @@ pub(super) fn may_be_promoted<'a>(
     if !turn.decision.memory.is_key_unchecked || failsafe::is_moved_here(seen, topology) {
         return ControlFlow::Continue(turn);
     }
+    if let Some(left) = failsafe::unknown_promises_end(seen, topology) {
+        // Nobody else may run while the key is kept, and this member may in a moment.
+        return ControlFlow::Break(turn.within(Reason::WaitingAfterBoot, left));
+    }
     let Some(answers) = candidate::answers(seen) else {
         return ControlFlow::Break(turn.ask_peers());
     };
