@@ -199,7 +199,29 @@ fn begin(dcs: Arc<dyn Dcs>, keys: Keys, remembered: Remembered, guards: bool) ->
 }
 
 type Answer = oneshot::Sender<Result<Arc<View>, DcsError>>;
-type Read = Pin<Box<dyn Future<Output = (Moment, Result<Listing, DcsError>)> + Send>>;
+type Read = Pin<Box<dyn Future<Output = (Asked, Result<Listing, DcsError>)> + Send>>;
+
+/// The beginning of a read.
+#[derive(Clone, Debug)]
+struct Asked {
+    at: Moment,
+    /// What was known then. An event of a later revision may come before the answer, on another stream or from
+    /// another endpoint: the answer owes only what was known when it was asked for.
+    belief: Belief,
+    /// The cluster as it was believed then.
+    known: Arc<Topology>,
+}
+
+/// What a believed listing did to the view.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Taken {
+    /// It shows something else than the view did.
+    Changed,
+    /// It shows the same.
+    Unchanged,
+    /// Events of later revisions came before it: it would take the view back.
+    Overtaken,
+}
 
 struct Follower {
     dcs: Arc<dyn Dcs>,
@@ -225,9 +247,9 @@ impl Follower {
         let mut backoff = Duration::ZERO;
         loop {
             self.collect_requests();
-            let (sent, listed) = self.read().await;
+            let (asked, listed) = self.read().await;
             let listed = match listed {
-                Ok(listing) => self.take_listing(sent, listing).map(|_| ()),
+                Ok(listing) => self.take_listing(&asked, listing).map(|_| ()),
                 Err(DcsError::WentBack(why)) => self.look_anew(&why).await,
                 Err(error) => Err(error),
             };
@@ -269,10 +291,17 @@ impl Follower {
 
     fn read(&self) -> Read {
         let (dcs, prefix) = (self.dcs.clone(), self.keys.prefix().to_owned());
-        Box::pin(async move {
-            let sent = clock::now();
-            (sent, dcs.read(&prefix).await)
-        })
+        let asked = self.asked();
+        Box::pin(async move { (asked, dcs.read(&prefix).await) })
+    }
+
+    fn asked(&self) -> Asked {
+        let view = self.views.borrow();
+        Asked {
+            at: clock::now(),
+            belief: view.belief.clone(),
+            known: view.topology.clone(),
+        }
     }
 
     fn view(&self) -> Arc<View> {
@@ -333,19 +362,16 @@ impl Follower {
                         return Ok(Next::List);
                     }
                 },
-                (sent, listed) = reading => {
+                (asked, listed) = reading => {
                     read = None;
-                    let is_changed = match listed {
-                        Ok(listing) => self.take_listing(sent, listing),
-                        Err(error) => Err(error),
-                    };
-                    match is_changed {
-                        Ok(is_changed) => {
+                    match listed.and_then(|listing| self.take_listing(&asked, listing)) {
+                        Ok(Taken::Unchanged) => self.answer(Ok(self.view())),
+                        Ok(Taken::Changed) => {
                             self.answer(Ok(self.view()));
-                            if is_changed {
-                                return Ok(Next::Rewatch);
-                            }
+                            return Ok(Next::Rewatch);
                         }
+                        // Read once more, beside no watch. Whoever waits goes on waiting.
+                        Ok(Taken::Overtaken) => return Ok(Next::List),
                         Err(error @ DcsError::WentBack(_)) => {
                             self.answer(Err(error));
                             return Ok(Next::List);
@@ -481,3 +507,6 @@ impl Follower {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,20 +3,26 @@
 use std::sync::Arc;
 
 use super::fold::change;
-use super::{Doubted, Follower, View};
+use super::{Asked, Doubted, Follower, Taken, View};
+use crate::cluster::Topology;
 use crate::cluster::topology::{Fact, FactKey};
-use crate::cluster::{Moment, Topology};
 use crate::dcs::belief::Verdict;
 use crate::dcs::{DcsError, Entry, Listing};
-use crate::service::clock;
 
 impl Follower {
-    /// Makes the view from a listing, if it is believed; whether it shows anything else than the view before.
-    pub(super) fn take_listing(&self, sent: Moment, listing: Listing) -> Result<bool, DcsError> {
+    /// Makes the view from a listing, if it is believed.
+    pub(super) fn take_listing(&self, asked: &Asked, listing: Listing) -> Result<Taken, DcsError> {
         let old = self.view();
         let (shown, _, _) = self.build(&Topology::default(), &listing);
-        match old.belief.weigh(listing.header, &shown, &old.topology) {
-            Verdict::Believed => Ok(self.install(sent, &listing)),
+        let belief = &asked.belief;
+        match belief.weigh(listing.header, &shown, &asked.known) {
+            Verdict::Believed if listing.header.revision < old.topology.revision => {
+                Ok(Taken::Overtaken)
+            }
+            Verdict::Believed => Ok(match self.install(asked.at, &listing) {
+                true => Taken::Changed,
+                false => Taken::Unchanged,
+            }),
             Verdict::Accepted => {
                 let (known, generation) = (old.belief.generation, shown.generation);
                 tracing::warn!(known, generation, "the DCS was accepted anew");
@@ -29,8 +35,8 @@ impl Follower {
                         ..View::default()
                     });
                 });
-                self.install(sent, &listing);
-                Ok(true)
+                self.install(asked.at, &listing);
+                Ok(Taken::Changed)
             }
             Verdict::WentBack(why) => {
                 self.begin_doubt(&why, None);
@@ -46,9 +52,9 @@ impl Follower {
     /// The client refused to believe the store: look whether somebody vouches for it.
     pub(super) async fn look_anew(&self, why: &str) -> Result<(), DcsError> {
         self.begin_doubt(why, None);
-        let sent = clock::now();
+        let asked = self.asked();
         let listing = self.dcs.read_anew(self.keys.prefix()).await?;
-        self.take_listing(sent, listing).map(|_| ())
+        self.take_listing(&asked, listing).map(|_| ())
     }
 
     /// Nothing more is believed. With a generation others know more: only a higher one ends it.

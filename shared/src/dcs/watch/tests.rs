@@ -1,0 +1,121 @@
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use async_trait::async_trait;
+use tokio::sync::Semaphore;
+
+use super::*;
+use crate::cluster::ClusterName;
+use crate::dcs::memory::MemoryDcs;
+use crate::dcs::{Committed, LeaseAnswer, LeaseId, Operation, Txn};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A store whose answers to reads are held back on the way while its watches go on.
+#[derive(Clone)]
+struct Slow {
+    store: MemoryDcs,
+    is_slow: Arc<AtomicBool>,
+    /// One permit for every answer that is on its way.
+    answered: Arc<Semaphore>,
+    /// One permit for every answer that may arrive.
+    may_arrive: Arc<Semaphore>,
+}
+
+#[async_trait]
+impl Dcs for Slow {
+    async fn read(&self, prefix: &str) -> Result<Listing, DcsError> {
+        let listing = self.store.read(prefix).await;
+        if self.is_slow.load(Ordering::SeqCst) {
+            self.answered.add_permits(1);
+            self.may_arrive.acquire().await.unwrap().forget();
+        }
+        listing
+    }
+
+    async fn commit(&self, txn: &Txn) -> Result<Committed, DcsError> {
+        self.store.commit(txn).await
+    }
+
+    async fn watch(&self, prefix: &str, from: Revision) -> Result<Box<dyn Watch>, DcsError> {
+        self.store.watch(prefix, from).await
+    }
+
+    async fn grant(&self, ttl: Duration) -> Result<LeaseAnswer, DcsError> {
+        self.store.grant(ttl).await
+    }
+
+    async fn keep_alive(&self, lease: LeaseId) -> Result<LeaseAnswer, DcsError> {
+        self.store.keep_alive(lease).await
+    }
+}
+
+impl Slow {
+    fn new() -> Self {
+        Self {
+            store: MemoryDcs::new(),
+            is_slow: Arc::new(AtomicBool::new(false)),
+            answered: Arc::new(Semaphore::new(0)),
+            may_arrive: Arc::new(Semaphore::new(0)),
+        }
+    }
+
+    async fn put(&self, key: FactKey, value: &str) -> Revision {
+        let put = Operation::Put {
+            key: keys().path(&key),
+            value: value.as_bytes().to_vec(),
+            lease: 0,
+        };
+        let txn = Txn {
+            then: vec![put],
+            ..Txn::default()
+        };
+        self.store.commit(&txn).await.unwrap().header.revision
+    }
+}
+
+fn keys() -> Keys {
+    Keys::new("service", &ClusterName::new("demo"))
+}
+
+async fn see(follow: &mut Follow, is_it: impl FnMut(&Arc<View>) -> bool) -> Arc<View> {
+    let seen = tokio::time::timeout(PATIENCE, follow.views.wait_for(is_it)).await;
+    seen.expect("it is seen in time").unwrap().clone()
+}
+
+#[tokio::test]
+async fn an_answer_that_events_have_overtaken_is_asked_for_again_and_never_doubted() {
+    let store = Slow::new();
+    let sync = r#"{"leader":"a","sync_standby":"b"}"#;
+    store.put(FactKey::Sync, sync).await;
+    let begun = store.put(FactKey::Leader, "a").await;
+    let mut follow = follow_from(Arc::new(store.clone()), keys(), Remembered::default());
+    see(&mut follow, |view| view.is_complete).await;
+
+    store.is_slow.store(true, Ordering::SeqCst);
+    let refresh = follow.refresh.clone();
+    let reading = tokio::spawn(async move { refresh.now().await });
+    let on_its_way = tokio::time::timeout(PATIENCE, store.answered.acquire()).await;
+    on_its_way.unwrap().unwrap().forget();
+    // What the answer does not show yet: a later revision, a cluster, a generation, who may lead.
+    store.put(FactKey::Sync, sync).await;
+    store.put(FactKey::Generation, "3").await;
+    store.put(FactKey::Initialize, "7").await;
+    let last = store.put(FactKey::Leader, "b").await;
+    see(&mut follow, |view| view.topology.revision >= last).await;
+    store.is_slow.store(false, Ordering::SeqCst);
+    let never_doubted = follow.views.clone();
+    store.may_arrive.add_permits(1);
+
+    let view = tokio::time::timeout(PATIENCE, reading).await.unwrap();
+    let view = view.unwrap().expect("the store is believed");
+    assert!(view.went_back.is_none() && view.belief.doubt.is_none());
+    assert!(view.topology.revision >= last && last > begun);
+    let leader = view.topology.leader.as_ref().unwrap();
+    assert_eq!(
+        (leader.member.as_str(), leader.epoch.generation),
+        ("b", 3),
+        "the view is not taken back"
+    );
+    assert!(view.read_at.is_some());
+    assert!(never_doubted.borrow().belief.doubt.is_none());
+}
