@@ -64,7 +64,11 @@ pub const RETRY_PAUSE: Duration = Duration::from_millis(100);
 pub fn decide(seen: &Observation, memory: &Memory) -> Decision {
     let decision = match newcomer::decide(seen, memory) {
         Some(decision) => decision,
-        None => by_situation(seen, memory),
+        None => {
+            let mut decision = by_situation(seen, memory);
+            decision.memory.contradicted_since = None;
+            decision
+        }
     };
     let decision = stopping::note(seen, decision);
     let decision = host_health::note(seen, decision);

@@ -24,7 +24,7 @@ impl Actor {
             return self.recreate_keys(seen, *generation).await;
         }
         if let Action::DoubtStore { name, generation } = action {
-            return self.doubt_store(name, *generation).await;
+            return self.doubt_store(seen, name, *generation).await;
         }
         self.is_store_trusted.store(true, Ordering::Relaxed);
         Ok(0)
@@ -86,12 +86,19 @@ impl Actor {
     }
 
     /// Others know more: the store is not believed.
-    async fn doubt_store(&self, name: &MemberName, generation: u64) -> Result<Revision, ActError> {
+    async fn doubt_store(
+        &self,
+        seen: &Observation,
+        name: &MemberName,
+        generation: u64,
+    ) -> Result<Revision, ActError> {
         let why = match *name == self.me.name {
             true => "the data here was kept by an agent, and the DCS knows no cluster".to_owned(),
             false => format!("the agent of {name} knows another DCS, or more than this one shows"),
         };
-        self.refresh.doubt(why.into(), generation).await?;
+        let decided_at = seen.store.generation;
+        let refresh = &self.refresh;
+        refresh.doubt(why.into(), generation, decided_at).await?;
         Ok(0)
     }
 }

@@ -76,6 +76,8 @@ pub struct Memory {
     /// Since when this leader has seen records of its own kind only, while the settings do not speak of
     /// `failsafe_mode`.
     pub alone_since: Option<Moment>,
+    /// Since when others speak against the DCS that this member sees and knows nothing else of.
+    pub contradicted_since: Option<Moment>,
     /// The last leader, if it was none of Trunkline, and when it was last seen to hold the key.
     pub foreign_led: Option<(MemberName, Moment)>,
 }

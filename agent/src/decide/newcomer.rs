@@ -5,17 +5,21 @@
 use std::time::Duration;
 
 use trunkline_shared::cluster::topology::Initialize;
-use trunkline_shared::cluster::{Timeline, Topology};
+use trunkline_shared::cluster::{MemberName, Timeline, Topology};
 
 use super::decision::{Action, Decision, Detail, Reason};
 use super::memory::Memory;
 use super::observation::{LeaseView, Local, Observation, PeerAnswer, Peers};
 use super::situation::Situation;
-use super::store::{self, Word};
+use super::store::{self, PeerStore, Word};
 use super::{Turn, asking};
 
 /// How soon the others are asked again while one has seen more than this member.
 const ASK_AGAIN: Duration = Duration::from_millis(100);
+
+/// How long others have to speak against the DCS before it is doubted, which only an operator or a leader ends: this
+/// member's view is as old as its look, and a peer may have met the DCS just before it was accepted anew.
+const CONTRADICTED_FOR: Duration = Duration::from_secs(1);
 
 /// `None` where the DCS needs no proof any more, or nothing is done by it anyway.
 pub(super) fn decide(seen: &Observation, memory: &Memory) -> Option<Decision> {
@@ -40,9 +44,7 @@ pub(super) fn decide(seen: &Observation, memory: &Memory) -> Option<Decision> {
 /// A renewal that counted is proof enough: the key is this member's, as it was written.
 fn by_lease(turn: Turn<'_>) -> Option<Decision> {
     match &turn.seen.lease {
-        LeaseView::Held(held) if !held.is_by_failsafe => {
-            Some(turn.act(Action::TrustStore).now(Reason::TrustingStore))
-        }
+        LeaseView::Held(held) if !held.is_by_failsafe => Some(trust(turn)),
         LeaseView::Held(_) | LeaseView::NotHeld | LeaseView::Lost => None,
     }
 }
@@ -55,36 +57,64 @@ fn ask(turn: Turn<'_>, topology: &Topology) -> Decision {
     if topology.initialize == Initialize::Absent && seen.lost_config.is_some() && !is_accepted {
         // Whoever made a cluster of it could cost another member what was committed since.
         let name = seen.me.name.clone();
-        return turn
-            .act(Action::DoubtStore { name, generation })
-            .now(Reason::KeptDataWithoutCluster);
+        return doubt(turn, name, generation, Reason::KeptDataWithoutCluster);
     }
     let is_alone = asking::whom(topology, &turn.decision.memory, &seen.me.name).is_empty();
     if seen.peers == Peers::NotAsked && !is_alone {
         return turn.ask_peers();
     }
     match store::loudest(seen) {
-        (Word::Contradicts, Some((name, other))) => {
-            let generation = generation.max(other.generation);
-            turn.detail(Detail::Member(name.clone()))
-                .act(Action::DoubtStore { name, generation })
-                .now(Reason::PeerKnowsMore)
-        }
+        (Word::Contradicts, Some((name, other))) => contradicted(turn, name, other),
         (Word::IsAhead, Some((name, _))) => turn
             .detail(Detail::Member(name))
-            .remember(|memory| memory.wants_peers = true)
+            .remember(|memory| {
+                memory.contradicted_since = None;
+                memory.wants_peers = true;
+            })
             .within(Reason::PeerKnowsMore, ASK_AGAIN),
         (Word::Agrees | Word::IsAhead | Word::Contradicts, _)
             if is_data_newer(seen, topology) && !is_led(seen) =>
         {
             let name = seen.me.name.clone();
-            turn.act(Action::DoubtStore { name, generation })
-                .now(Reason::DataIsNewer)
+            doubt(turn, name, generation, Reason::DataIsNewer)
         }
-        (Word::Agrees | Word::IsAhead | Word::Contradicts, _) => {
-            turn.act(Action::TrustStore).now(Reason::TrustingStore)
-        }
+        (Word::Agrees | Word::IsAhead | Word::Contradicts, _) => trust(turn),
     }
+}
+
+fn trust(turn: Turn<'_>) -> Decision {
+    turn.remember(|memory| memory.contradicted_since = None)
+        .act(Action::TrustStore)
+        .now(Reason::TrustingStore)
+}
+
+fn doubt(turn: Turn<'_>, name: MemberName, generation: u64, reason: Reason) -> Decision {
+    turn.remember(|memory| memory.contradicted_since = None)
+        .act(Action::DoubtStore { name, generation })
+        .now(reason)
+}
+
+/// A peer speaks against the DCS: it is asked again for a while, and the view may come up to what it knows.
+fn contradicted(turn: Turn<'_>, name: MemberName, other: PeerStore) -> Decision {
+    let seen = turn.seen;
+    let since = turn.decision.memory.contradicted_since;
+    let since = since.unwrap_or(seen.now);
+    let turn = turn.detail(Detail::Member(name.clone()));
+    if seen.now.since(since) < CONTRADICTED_FOR {
+        return turn
+            .remember(|memory| {
+                memory.contradicted_since = Some(since);
+                memory.wants_peers = true;
+            })
+            .within(Reason::PeerKnowsMore, ASK_AGAIN);
+    }
+    // Whoever believes a DCS of a higher generation speaks for that one, and against all before it.
+    let denied = match other.is_doubted {
+        true => other.generation,
+        false => other.generation.saturating_sub(1),
+    };
+    let generation = seen.store.generation.max(denied);
+    doubt(turn, name, generation, Reason::PeerKnowsMore)
 }
 
 /// A timeline is claimed before it begins. One that a DCS knows nothing of began after what it shows: an old copy,

@@ -103,6 +103,8 @@ impl World {
         self.refresh_slots(node);
         let mut local = self.local(node);
         self.say_who_keeps_slots(node, &mut local);
+        // As the agent's view of it: taken before anybody is asked.
+        let store = self.store_view(node);
         let now = self.now;
         let agent = &mut self.node_mut(node).agent;
         agent.next_wake = Time::MAX;
@@ -110,7 +112,7 @@ impl World {
         agent.is_woken = false;
         agent.turn += 1;
         agent.seen_running |= matches!(local, Local::Running(_));
-        agent.snapshot = Some((local, agent.job.clone()));
+        agent.snapshot = Some((local, agent.job.clone(), store));
         agent.answers = None;
         if now.saturating_sub(agent.turns_since) > 10 * SECOND {
             agent.turns = 0;
@@ -320,6 +322,7 @@ impl World {
         {
             self.node_mut(node).agent.ever_seen[usize::from(id)] = true;
         }
+        self.node_mut(node).agent.decided_at = seen.store.generation;
         let mut decision = decide(&seen, &self.node(node).agent.memory);
         self.coverage.situation(decision.situation);
         self.coverage.reason(decision.reason);
@@ -356,7 +359,7 @@ impl World {
         let no_race = self.no_race(node);
         let now = self.clock(node);
         let this = self.node_mut(node);
-        let (local, job) = this.agent.snapshot.take()?;
+        let (local, job, store) = this.agent.snapshot.take()?;
         let agent = &mut this.agent;
         let dcs = match &agent.view {
             Some(topology) => DcsView::Known {
@@ -378,7 +381,7 @@ impl World {
             now,
             me,
             dcs,
-            store: self.store_view(node),
+            store,
             lost_config,
             lease,
             local,

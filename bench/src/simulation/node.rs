@@ -6,6 +6,7 @@ use std::sync::Arc;
 use trunkline_agent::decide::decision::SlotCare;
 use trunkline_agent::decide::observation::Local;
 use trunkline_agent::decide::observation::{JobView, LocalRequest, Me, PeerAnswer, WatchdogView};
+use trunkline_agent::decide::store::StoreView;
 use trunkline_agent::decide::{Action, Memory};
 use trunkline_agent::lease::state::LeaseState;
 use trunkline_shared::cluster::{LeaderEpoch, Member, MemberName, Moment, Topology};
@@ -71,7 +72,9 @@ pub(super) struct Agent {
     pub(super) is_woken: bool,
     pub(super) next_wake: Time,
     /// What the look in progress saw of the instance, and of the jobs just before.
-    pub(super) snapshot: Option<(Local, JobView)>,
+    pub(super) snapshot: Option<(Local, JobView, StoreView)>,
+    /// The highest generation known when the last decision was made.
+    pub(super) decided_at: u64,
     pub(super) answers: Option<BTreeMap<MemberName, PeerAnswer>>,
     pub(super) answers_missing: u8,
     pub(super) actions: Vec<Action>,
@@ -124,6 +127,7 @@ impl Agent {
             is_woken: false,
             next_wake: Time::MAX,
             snapshot: None,
+            decided_at: 0,
             answers: None,
             answers_missing: 0,
             actions: Vec::new(),

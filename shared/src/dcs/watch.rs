@@ -119,7 +119,11 @@ pub struct Refresh {
 #[derive(Debug)]
 enum Request {
     Read(Answer),
-    Doubt { why: Arc<str>, generation: u64 },
+    Doubt {
+        why: Arc<str>,
+        generation: u64,
+        decided_at: u64,
+    },
 }
 
 impl Refresh {
@@ -133,12 +137,24 @@ impl Refresh {
         answered.await.map_err(|_| ended())?
     }
 
-    /// Others know more than the store shows: it is not believed until its generation is higher than this.
+    /// Others know more than the store shows: it is not believed until its generation is higher than this. It
+    /// was decided while `decided_at` was the highest generation known; of a store that showed a higher one
+    /// meanwhile it says nothing, and is ignored.
     ///
     /// # Errors
     /// [`DcsError::Unreachable`] when following has ended.
-    pub async fn doubt(&self, why: Arc<str>, generation: u64) -> Result<(), DcsError> {
-        self.send(Request::Doubt { why, generation }).await
+    pub async fn doubt(
+        &self,
+        why: Arc<str>,
+        generation: u64,
+        decided_at: u64,
+    ) -> Result<(), DcsError> {
+        self.send(Request::Doubt {
+            why,
+            generation,
+            decided_at,
+        })
+        .await
     }
 
     async fn send(&self, request: Request) -> Result<(), DcsError> {
@@ -285,7 +301,15 @@ impl Follower {
     fn take_request(&mut self, request: Request) {
         match request {
             Request::Read(answer) => self.waiting.push(answer),
-            Request::Doubt { why, generation } => self.begin_doubt(&why, Some(generation)),
+            Request::Doubt {
+                why,
+                generation,
+                decided_at,
+            } => {
+                if self.views.borrow().belief.generation <= decided_at {
+                    self.begin_doubt(&why, Some(generation));
+                }
+            }
         }
     }
 

@@ -163,7 +163,7 @@ reasons! {
     RecreatingKeys "recreating_keys" "The DCS is not the one that was known and every member consents: the cluster's keys are made anew in it, with a higher generation."
     RecreationLacksConsent "recreation_lacks_consent" "The DCS is not the one that was known, and its keys are not made anew without this member's consent. trunkline accept-dcs makes them anew if it is dead."
     StoreOfAnother "store_of_another" "The DCS is not the one that was known, and what stands in it is another cluster's or another leader's: it is not overwritten. trunkline accept-dcs does that by hand."
-    PeerKnowsMore "peer_knows_more" "This member's agent knows another DCS than the one that answers here, or more than it shows: nothing is done by it."
+    PeerKnowsMore "peer_knows_more" "This member's agent knows another DCS than the one that answers here, or more than it shows: nothing is done by it. If that stays so, see trunkline accept-dcs."
     KeptDataWithoutCluster "kept_data_without_cluster" "The DCS knows no cluster of this scope, and an agent kept the data here before: the DCS lost its memory or is another one. trunkline accept-dcs takes it for the true one."
     DataIsNewer "data_is_newer" "The data here is of a later timeline than any that the DCS knows of, and no primary answers: the DCS is an old copy. trunkline accept-dcs takes it for the true one, and the most advanced data for the cluster's."
     TrustingStore "trusting_store" "Nobody who could be reached speaks against the DCS that answers."

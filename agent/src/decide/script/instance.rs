@@ -33,6 +33,7 @@ pub(super) fn memory(words: &Words<'_, '_>, now: Moment) -> Result<Memory, Scrip
         kill_hangs_since: at("kill_hangs")?,
         is_restarting: words.has("restarting"),
         alone_since: at("alone")?,
+        contradicted_since: at("contradicted")?,
         ..Memory::default()
     };
     if let Some((id, since)) = words

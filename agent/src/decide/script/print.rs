@@ -469,6 +469,7 @@ fn print_moments(out: &mut String, memory: &Memory, now: Moment) {
     );
     option(out, "status", memory.status_at.map(ago));
     option(out, "alone", memory.alone_since.map(ago));
+    option(out, "contradicted", memory.contradicted_since.map(ago));
     let foreign = memory.foreign_led.as_ref();
     option(
         out,

@@ -119,3 +119,25 @@ async fn an_answer_that_events_have_overtaken_is_asked_for_again_and_never_doubt
     assert!(view.read_at.is_some());
     assert!(never_doubted.borrow().belief.doubt.is_none());
 }
+
+#[tokio::test]
+async fn what_was_decided_of_an_older_generation_does_not_doubt_the_grown_one() {
+    let store = Slow::new();
+    store.put(FactKey::Initialize, "7").await;
+    let mut follow = follow_from(Arc::new(store.clone()), keys(), Remembered::default());
+    see(&mut follow, |view| view.is_complete).await;
+    store.put(FactKey::Generation, "1").await;
+    see(&mut follow, |view| view.belief.generation == 1).await;
+
+    let late = follow.refresh.doubt("b knows more".into(), 1, 0).await;
+    late.unwrap();
+    let view = follow.refresh.now().await.unwrap();
+    assert!(view.went_back.is_none() && !view.belief.is_told);
+
+    let in_time = follow.refresh.doubt("b knows more".into(), 1, 1).await;
+    in_time.unwrap();
+    see(&mut follow, |view| view.went_back.is_some()).await;
+    store.put(FactKey::Generation, "2").await;
+    let view = see(&mut follow, |view| view.went_back.is_none()).await;
+    assert_eq!((view.belief.generation, view.belief.is_told), (2, false));
+}
