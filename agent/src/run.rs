@@ -37,9 +37,9 @@ use crate::lease::promise::{Acceptor, Promises};
 use crate::lease::{LeaseHandle, state};
 use crate::observe::config_kept::ConfigKept;
 use crate::observe::members_kept::{self, MembersKept};
-use crate::observe::store_kept::StoreKept;
+use crate::observe::store_kept::{Beside, StoreKept};
 use crate::observe::{Before, Observer};
-use crate::postgres::directory::{DirectoryState, finish_interrupted};
+use crate::postgres::directory::{DirectoryState, directory_state, finish_interrupted};
 use crate::postgres::health::HealthProbe;
 use crate::postgres::hooks::Callbacks;
 use crate::postgres::methods::ReplicaMethod;
@@ -333,7 +333,12 @@ impl Parts {
             operation: settings.retry_timeout,
             renewal: state::renew_interval(settings.ttl).max(Duration::from_secs(1)),
         };
-        let (store, remembered) = StoreKept::open(&run_dir.path().join("store"), &keys);
+        let (in_force, _) = config.over(&settings);
+        let instance = instance::postgres_config(&in_force, &settings, run_dir.path());
+        let beside = Beside {
+            has_data: directory_state(&instance) != DirectoryState::Empty,
+        };
+        let (store, remembered) = StoreKept::open(&run_dir.path().join("store"), &keys, beside);
         let belief = &remembered.belief;
         let memory = StoreMemory::remembering(belief.seen, belief.doubt.clone());
         let dcs: Arc<dyn Dcs> = Arc::new(Etcd::sharing(&config.etcd, budgets, memory.clone())?);
@@ -344,8 +349,6 @@ impl Parts {
         if !is_successor {
             unique_name::check(cluster, name, &mut followed.views, &client.current()).await?;
         }
-        let (in_force, _) = config.over(&settings);
-        let instance = instance::postgres_config(&in_force, &settings, run_dir.path());
         let jobs = finish_earlier_work(&instance);
         let program = Path::new("/proc/self/exe");
         let fence = FenceHandle::attach_or_start(run_dir.path(), data_dir, program).await?;
@@ -394,7 +397,8 @@ impl Parts {
         log: Log,
     ) -> Tick {
         let run_dir = self.run_dir.path().to_owned();
-        let known = members_kept::read(&config.postgresql.data_dir);
+        let mut known = members_kept::read(&config.postgresql.data_dir);
+        known.extend(self.store.listed().clone());
         let memory = Memory::of_former(known, clock::now());
         let me = Arc::new(me(&config));
         let observer = Observer {

@@ -1,6 +1,6 @@
 //! Which clusters there are, for who names none, or one that is not there.
 
-use trunkline_shared::cluster::topology::Initialize;
+use trunkline_shared::cluster::topology::{FactKey, Initialize};
 use trunkline_shared::cluster::{ClusterName, Topology};
 use trunkline_shared::dcs::keys::Keys;
 use trunkline_shared::dcs::{Dcs, DcsError};
@@ -12,8 +12,12 @@ async fn names(dcs: &dyn Dcs, namespace: &str) -> Result<Vec<String>, DcsError> 
     let listing = dcs.read(&Keys::namespace(namespace)).await?;
     let found = listing.entries.iter();
     let mut names: Vec<String> = found
-        .filter_map(|entry| Keys::cluster_of(namespace, &entry.key))
-        .map(|cluster| cluster.to_string())
+        .filter_map(|entry| {
+            let cluster = Keys::cluster_of(namespace, &entry.key)?;
+            // Of one that was removed its generation is left.
+            let left = Keys::new(namespace, &cluster).path(&FactKey::Generation);
+            (entry.key != left).then(|| cluster.to_string())
+        })
         .collect();
     names.sort();
     names.dedup();

@@ -1,9 +1,13 @@
 //! `remove`: deletes everything that the DCS holds of a cluster, after patronictl's three questions. No data and no
 //! server is touched; agents that still run register the cluster anew.
+//!
+//! One key stays: `trunkline/generation`, one higher. Agents and routers that remember the cluster believe no DCS that
+//! lost it, and this says that it was taken away on purpose (`ha.md` 8): another one may be made under its name.
 
+use trunkline_shared::cluster::topology::{Fact, FactKey};
 use trunkline_shared::cluster::{ClusterName, MemberName};
 use trunkline_shared::dcs::keys::Keys;
-use trunkline_shared::dcs::{Dcs, DcsError, Operation, Txn};
+use trunkline_shared::dcs::{Dcs, DcsError, Operation, Txn, records};
 
 use super::arguments::Remove;
 use super::terminal::Terminal;
@@ -67,15 +71,38 @@ async fn ask(
     Ok(())
 }
 
-/// Deletes every key below the cluster's folder; how many there were.
+/// Deletes every key below the cluster's folder but for its generation, which grows; how many there were.
 async fn delete_all(dcs: &dyn Dcs, keys: &Keys) -> Result<usize, DcsError> {
-    let found = dcs.read(keys.prefix()).await?.entries;
+    let mut found = dcs.read(keys.prefix()).await?.entries;
+    let path = keys.path(&FactKey::Generation);
+    let left = found.iter().position(|entry| entry.key == path);
+    let left = left.map(|at| found.remove(at));
+    if found.is_empty() {
+        return Ok(0);
+    }
+    let known = left.map(|entry| records::parse(&FactKey::Generation, &entry.value));
+    let known = match known {
+        Some(Fact::Generation(known)) => known,
+        Some(_) | None => 0,
+    };
+    // The identity goes in the transaction that says so, or those who watch would take it for a loss. So do all keys
+    // of which there is one each.
+    found.sort_by_key(|entry| match keys.parse(&entry.key) {
+        Some(FactKey::Initialize) => 0,
+        Some(FactKey::Member(_) | FactKey::Router(_) | FactKey::Disarmed(_)) | None => 2,
+        Some(_) => 1,
+    });
+    let mut grown = Some(Operation::Put {
+        key: path,
+        value: (known + 1).to_string().into_bytes(),
+        lease: 0,
+    });
     for some in found.chunks(AT_ONCE) {
         let deletes = some
             .iter()
             .map(|entry| Operation::Delete(entry.key.clone()));
         let txn = Txn {
-            then: deletes.collect(),
+            then: grown.take().into_iter().chain(deletes).collect(),
             ..Txn::default()
         };
         dcs.commit(&txn).await?;
@@ -85,7 +112,7 @@ async fn delete_all(dcs: &dyn Dcs, keys: &Keys) -> Result<usize, DcsError> {
 
 #[cfg(test)]
 mod tests {
-    use trunkline_shared::cluster::topology::FactKey;
+    use trunkline_shared::dcs::WatchEvent;
     use trunkline_shared::dcs::memory::MemoryDcs;
 
     use super::*;
@@ -114,7 +141,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_keys_of_one_cluster_are_deleted_and_no_others() {
+    async fn the_keys_of_one_cluster_are_deleted_and_its_generation_says_so() {
         let dcs = MemoryDcs::new();
         let keys = |name: &str| Keys::new("service", &ClusterName::new(name));
         let put = |key: String| Operation::Put {
@@ -124,6 +151,12 @@ mod tests {
         };
         let (mine, other) = (keys("demo"), keys("demo2"));
         let mut puts = vec![
+            Operation::Put {
+                key: mine.path(&FactKey::Generation),
+                value: b"4".to_vec(),
+                lease: 0,
+            },
+            put(mine.path(&FactKey::Initialize)),
             put(mine.path(&FactKey::Settings)),
             put(other.path(&FactKey::Settings)),
         ];
@@ -136,8 +169,24 @@ mod tests {
             ..Txn::default()
         };
         dcs.commit(&txn).await.unwrap();
-        assert_eq!(delete_all(&dcs, &mine).await.unwrap(), 121);
-        assert_eq!(dcs.read(mine.prefix()).await.unwrap().entries, []);
+        let before = dcs.read(mine.prefix()).await.unwrap().header.revision;
+        let mut watch = dcs.watch(mine.prefix(), before + 1).await.unwrap();
+        assert_eq!(delete_all(&dcs, &mine).await.unwrap(), 122);
+        let left = dcs.read(mine.prefix()).await.unwrap().entries;
+        let left = left.iter().map(|entry| (&*entry.key, &*entry.value));
+        let generation = mine.path(&FactKey::Generation);
+        assert_eq!(left.collect::<Vec<_>>(), [(&*generation, &b"5"[..])]);
+        let Ok(WatchEvent::Changes { changes, .. }) = watch.next().await else {
+            panic!("changes are seen");
+        };
+        let at = |key: &FactKey| {
+            let path = mine.path(key);
+            let found = changes.iter().position(|(key, _)| *key == path);
+            found.expect("it changed")
+        };
+        assert_eq!(at(&FactKey::Generation), 0);
+        assert_eq!(at(&FactKey::Initialize), 1, "before anything else");
+        assert_eq!(delete_all(&dcs, &mine).await.unwrap(), 0, "nothing is left");
         assert_eq!(dcs.read(other.prefix()).await.unwrap().entries.len(), 1);
     }
 }

@@ -1,6 +1,7 @@
 //! What this member knows of the DCS, kept in `run_dir` for an agent that is restarted: without it a DCS that was
 //! emptied or restored meanwhile would look like any other (`ha.md` 8).
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -8,11 +9,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use trunkline_shared::cluster::{Moment, SystemId, Topology};
+use trunkline_shared::cluster::topology::{Fact, FactKey};
+use trunkline_shared::cluster::{MemberName, Moment, SystemId, Topology};
 use trunkline_shared::dcs::belief::Belief;
 use trunkline_shared::dcs::keys::Keys;
 use trunkline_shared::dcs::watch::{Remembered, View};
-use trunkline_shared::dcs::{Entry, Header, Revision};
+use trunkline_shared::dcs::{Entry, Header, Revision, records};
 
 use crate::decide::observation::{Doubt, Shown, StoreView};
 use crate::lease::replace_file;
@@ -20,12 +22,24 @@ use crate::lease::replace_file;
 /// How far the proof that lies in the file may be behind.
 const PROOF_LAG: Duration = Duration::from_secs(1);
 
+/// Names of members, and the URLs of their agents.
+type Members = BTreeMap<MemberName, Arc<str>>;
+
+/// What an agent that starts finds of the cluster's data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Beside {
+    /// There is anything in the data directory.
+    pub has_data: bool,
+}
+
 /// The file of this boot.
 #[derive(Debug)]
 pub struct StoreKept {
     path: PathBuf,
     keys: Keys,
     is_trusted: Arc<AtomicBool>,
+    /// Whom it lists, where nothing else here does any more.
+    listed: Members,
     /// What lies there: how far the store was seen, whether it is doubted, whether it is trusted.
     written: Option<(Header, u64, bool, bool)>,
     /// When the store proved last that what is seen of it is the newest; the same as it lies there.
@@ -59,22 +73,37 @@ struct KeptEntry {
 }
 
 impl StoreKept {
-    /// Reads what an earlier agent of this boot left; what cannot be read is nothing.
-    pub fn open(path: &Path, keys: &Keys) -> (Self, Remembered) {
+    /// Reads what an earlier agent of this boot left; what cannot be read is nothing. Where the data is gone the
+    /// cluster's identity is forgotten, as one does who removes a cluster and makes it anew. That it is the same DCS is
+    /// still known, and nothing is done by it before everybody who was listed is asked.
+    pub fn open(path: &Path, keys: &Keys, beside: Beside) -> (Self, Remembered) {
         let found = std::fs::read_to_string(path).ok();
         let found = found.and_then(|text| serde_json::from_str::<Kept>(&text).ok());
-        let kept = found.filter(|kept| kept.prefix == keys.prefix());
+        let mut kept = found.filter(|kept| kept.prefix == keys.prefix());
+        let mut listed = Members::new();
+        if let Some(kept) = kept.as_mut()
+            && !beside.has_data
+            && kept.doubt.is_none()
+        {
+            listed = kept.forget_identity(keys);
+        }
         let is_trusted = kept.as_ref().is_some_and(|kept| kept.is_trusted);
         let this = Self {
             path: path.to_owned(),
             keys: keys.clone(),
             is_trusted: Arc::new(AtomicBool::new(is_trusted)),
+            listed,
             written: None,
             proven_at: kept.as_ref().and_then(|kept| kept.proven_at).map(Moment),
             written_proof: None,
             trouble: None,
         };
         (this, kept.map(Kept::remembered).unwrap_or_default())
+    }
+
+    /// Whom the file listed, and where their agents are, if the cluster's identity was forgotten.
+    pub fn listed(&self) -> &BTreeMap<MemberName, Arc<str>> {
+        &self.listed
     }
 
     /// Set once nobody speaks against the store.
@@ -178,6 +207,20 @@ impl StoreKept {
 }
 
 impl Kept {
+    /// Which cluster it was, and its keys; who was listed in it is told.
+    fn forget_identity(&mut self, keys: &Keys) -> Members {
+        self.system = None;
+        self.is_trusted = false;
+        let path = keys.path(&FactKey::Failsafe);
+        let entries = std::mem::take(&mut self.entries);
+        let list = entries.iter().find(|entry| entry.key == path);
+        let list = list.map(|entry| records::parse(&FactKey::Failsafe, entry.value.as_bytes()));
+        match list {
+            Some(Fact::Failsafe(list)) => list.as_ref().clone(),
+            Some(_) | None => Members::new(),
+        }
+    }
+
     fn remembered(self) -> Remembered {
         let entries = self.entries.into_iter().map(|entry| Entry {
             key: entry.key,
@@ -205,8 +248,9 @@ impl Kept {
 #[cfg(test)]
 mod tests {
     use trunkline_shared::cluster::sync_state::SyncState;
-    use trunkline_shared::cluster::topology::{ClaimedTimeline, FactKey, Initialize};
-    use trunkline_shared::cluster::{ClusterName, Lsn, MemberName, Timeline};
+    use trunkline_shared::cluster::topology::{ClaimedTimeline, Initialize};
+    use trunkline_shared::cluster::{ClusterName, Lsn, Timeline};
+    use trunkline_shared::dcs::belief::Verdict;
 
     use super::*;
 
@@ -245,19 +289,73 @@ mod tests {
         }
     }
 
+    const WITH_DATA: Beside = Beside { has_data: true };
+
+    #[test]
+    fn without_data_the_identity_is_forgotten_unless_the_store_is_doubted() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("store");
+        let keys = Keys::new("service", &ClusterName::new("demo"));
+        let mut view = view();
+        view.belief.doubt = None;
+        view.belief.is_told = false;
+        let b = (MemberName::new("b"), Arc::from("http://b:8008/patroni"));
+        let topology = Arc::make_mut(&mut view.topology);
+        topology.failsafe = Arc::new(Members::from([b.clone()]));
+        topology.failsafe_revision = 95;
+        let (mut kept, _) = StoreKept::open(&path, &keys, WITH_DATA);
+        kept.trust().store(true, Ordering::Relaxed);
+        kept.keep(&view);
+
+        let (again, remembered) = StoreKept::open(&path, &keys, WITH_DATA);
+        assert_eq!(remembered.belief, view.belief);
+        assert!(again.listed().is_empty());
+
+        let without = Beside { has_data: false };
+        let (bare, remembered) = StoreKept::open(&path, &keys, without);
+        assert_eq!(remembered.belief.system, None);
+        assert_eq!(remembered.belief.seen, view.belief.seen);
+        assert_eq!(remembered.belief.generation, view.belief.generation);
+        assert!(remembered.entries.is_empty());
+        assert!(bare.view(&view, &Arc::default()).is_unproved);
+        assert_eq!(*bare.listed(), Members::from([b]));
+        // The same store without the cluster is then believed, an older copy of it is not.
+        let empty = Topology {
+            generation: view.belief.generation,
+            ..Topology::default()
+        };
+        let weigh = |header| {
+            remembered
+                .belief
+                .weigh(header, &empty, &Topology::default())
+        };
+        assert_eq!(weigh(view.belief.seen), Verdict::Believed);
+        let older = Header {
+            revision: 99,
+            ..view.belief.seen
+        };
+        assert!(matches!(weigh(older), Verdict::WentBack(_)));
+
+        view.belief.doubt = Some("gone".into());
+        let (mut kept, _) = StoreKept::open(&path, &keys, WITH_DATA);
+        kept.keep(&view);
+        let (_, remembered) = StoreKept::open(&path, &keys, without);
+        assert_eq!(remembered.belief, view.belief, "a doubt stands");
+    }
+
     #[test]
     fn a_restarted_agent_knows_the_store_its_doubt_and_who_may_lead() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("store");
         let keys = Keys::new("service", &ClusterName::new("demo"));
-        let (mut kept, remembered) = StoreKept::open(&path, &keys);
+        let (mut kept, remembered) = StoreKept::open(&path, &keys, WITH_DATA);
         assert_eq!(remembered.belief, Belief::default());
         assert!(kept.view(&View::default(), &Arc::default()).is_unproved);
         kept.keep(&View::default());
         assert!(!path.exists(), "nothing is known yet");
         kept.trust().store(true, Ordering::Relaxed);
         kept.keep(&view());
-        let (again, remembered) = StoreKept::open(&path, &keys);
+        let (again, remembered) = StoreKept::open(&path, &keys, WITH_DATA);
         assert!(!again.view(&view(), &Arc::default()).is_unproved);
         assert_eq!(remembered.belief, view().belief);
         let of = |key: FactKey| {
@@ -275,13 +373,16 @@ mod tests {
             })
         };
         kept.keep(&told_at(1000));
-        let (mut late, _) = StoreKept::open(&path, &keys);
+        let (mut late, _) = StoreKept::open(&path, &keys, WITH_DATA);
         late.keep(&told_at(1025));
         assert!(late.trust().load(Ordering::Relaxed), "within a ttl");
-        let (mut late, _) = StoreKept::open(&path, &keys);
+        let (mut late, _) = StoreKept::open(&path, &keys, WITH_DATA);
         late.keep(&told_at(1060));
         assert!(!late.trust().load(Ordering::Relaxed), "a ttl is 30 s");
         let other = Keys::new("service", &ClusterName::new("other"));
-        assert_eq!(StoreKept::open(&path, &other).1.belief, Belief::default());
+        assert_eq!(
+            StoreKept::open(&path, &other, WITH_DATA).1.belief,
+            Belief::default()
+        );
     }
 }

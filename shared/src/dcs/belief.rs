@@ -105,9 +105,11 @@ impl Belief {
         }
     }
 
-    /// The store is the true one from now on.
+    /// The store is the true one from now on. One that shows no cluster was accepted so: what was the cluster's
+    /// identity before was removed, and the next one is made under its name.
     pub fn accept(&mut self, header: Header, shown: &Topology) {
         self.seen = Header::default();
+        self.system = None;
         self.doubt = None;
         self.is_told = false;
         self.take(header, shown);
@@ -206,6 +208,30 @@ mod tests {
         );
         belief.accept(later, &claim(80));
         assert_eq!((belief.doubt, belief.seen), (None, later));
+    }
+
+    #[test]
+    fn an_accepted_store_without_a_cluster_takes_the_identity_along() {
+        let mut belief = begun();
+        let removed = Topology {
+            generation: 1,
+            ..Topology::default()
+        };
+        let after = header(1, 120, 3);
+        let verdict = belief.weigh(after, &removed, &cluster(0));
+        assert_eq!(verdict, Verdict::Accepted);
+        belief.accept(after, &removed);
+        assert_eq!(
+            belief.weigh(after, &removed, &removed),
+            Verdict::Believed,
+            "it is not doubted again"
+        );
+        let mut anew = cluster(1);
+        anew.initialize = Initialize::Done(SystemId(9));
+        let later = header(1, 130, 3);
+        assert_eq!(belief.weigh(later, &anew, &removed), Verdict::Believed);
+        belief.take(later, &anew);
+        assert_eq!(belief.system, Some(SystemId(9)));
     }
 
     #[test]

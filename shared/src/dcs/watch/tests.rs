@@ -4,7 +4,8 @@ use async_trait::async_trait;
 use tokio::sync::Semaphore;
 
 use super::*;
-use crate::cluster::ClusterName;
+use crate::cluster::topology::Initialize;
+use crate::cluster::{ClusterName, SystemId};
 use crate::dcs::memory::MemoryDcs;
 use crate::dcs::{Committed, LeaseAnswer, LeaseId, Operation, Txn};
 
@@ -140,4 +141,32 @@ async fn what_was_decided_of_an_older_generation_does_not_doubt_the_grown_one() 
     store.put(FactKey::Generation, "2").await;
     let view = see(&mut follow, |view| view.went_back.is_none()).await;
     assert_eq!((view.belief.generation, view.belief.is_told), (2, false));
+}
+
+#[tokio::test]
+async fn a_cluster_that_was_removed_with_a_grown_generation_may_be_made_anew() {
+    let store = Slow::new();
+    store.put(FactKey::Initialize, "7").await;
+    let mut follow = follow(Arc::new(store.clone()), keys());
+    see(&mut follow, |view| view.belief.system.is_some()).await;
+
+    let removal = Txn {
+        then: vec![
+            Operation::Put {
+                key: keys().path(&FactKey::Generation),
+                value: b"1".to_vec(),
+                lease: 0,
+            },
+            Operation::Delete(keys().path(&FactKey::Initialize)),
+        ],
+        ..Txn::default()
+    };
+    store.commit(&removal).await.unwrap();
+    see(&mut follow, |view| view.belief.generation == 1).await;
+    store.put(FactKey::Initialize, "9").await;
+    let is_made = |view: &Arc<View>| view.topology.initialize == Initialize::Done(SystemId(9));
+    see(&mut follow, is_made).await;
+    let view = follow.refresh.now().await.unwrap();
+    assert_eq!(view.went_back, None);
+    assert_eq!(view.belief.system, Some(SystemId(9)));
 }
