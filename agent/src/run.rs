@@ -337,6 +337,7 @@ impl Parts {
         let instance = instance::postgres_config(&in_force, &settings, run_dir.path());
         let beside = Beside {
             has_data: directory_state(&instance) != DirectoryState::Empty,
+            knew_others: !members_kept::read(data_dir).is_empty(),
         };
         let (store, remembered) = StoreKept::open(&run_dir.path().join("store"), &keys, beside);
         let belief = &remembered.belief;

@@ -3,6 +3,7 @@
 //! This is checked before every other situation, long jobs and shutdown included, and only maintenance
 //! holds it back ("pause means pause").
 
+use trunkline_shared::cluster::topology::Initialize;
 use trunkline_shared::cluster::{LeaderEpoch, MemberName, Moment, Timeline, Topology};
 
 use super::decision::{Action, Decision, Detail, Reason, StopMode};
@@ -62,6 +63,11 @@ fn without_lease(seen: &Observation) -> Option<(Reason, Detail)> {
     }
     if is_stale(&seen.local, topology) {
         return Some((Reason::StalePrimary, Detail::None));
+    }
+    // No agent of this boot has known a cluster here, so none has led it: as before the DCS has spoken, the instance
+    // is left as it was found. A DCS that is not believed ends no primary (`ha.md` 8).
+    if seen.store.doubt.is_some() && topology.initialize == Initialize::Absent {
+        return None;
     }
     // With the fence armed an earlier deadline still stands and will be kept.
     (!seen.is_dcs_fresh() && !seen.fence.is_armed())

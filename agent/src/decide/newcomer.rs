@@ -1,6 +1,13 @@
 //! The first look at the DCS since this machine started, or after a ttl without it: what happened meanwhile is not
 //! known, so nothing would contradict a restored or emptied DCS, and nothing is done by it before everybody who can
 //! be reached was asked (`ha.md` 8).
+//!
+//! Data that an agent kept (`patroni.dynamic.json`) beside a DCS without a cluster has two explanations: the DCS lost
+//! its memory, or a cluster moves to it, from Patroni or from another etcd. Two facts tell them apart. Names of other
+//! members lie beside the data of every member of a cluster that Trunkline ran: one of them may have more, and nothing
+//! is done here. Without such names a primary that the agent finds running is the cluster's, since nobody starts one
+//! after a blackout but an agent that was elected or an operator; it is adopted, as Patroni does it, and replicas wait
+//! for it. A stopped primary may have been dead for long: only an operator knows.
 
 use std::time::Duration;
 
@@ -54,7 +61,8 @@ fn ask(turn: Turn<'_>, topology: &Topology) -> Decision {
     let generation = seen.store.generation;
     // A generation says that somebody has accepted it so.
     let is_accepted = generation > 0;
-    if topology.initialize == Initialize::Absent && seen.lost_config.is_some() && !is_accepted {
+    let is_kept = topology.initialize == Initialize::Absent && seen.lost_config.is_some();
+    if is_kept && !is_accepted && !is_moving(seen) {
         // Whoever made a cluster of it could cost another member what was committed since.
         let name = seen.me.name.clone();
         return doubt(turn, name, generation, Reason::KeptDataWithoutCluster);
@@ -115,6 +123,20 @@ fn contradicted(turn: Turn<'_>, name: MemberName, other: PeerStore) -> Decision 
     };
     let generation = seen.store.generation.max(denied);
     doubt(turn, name, generation, Reason::PeerKnowsMore)
+}
+
+/// Whether what lies here looks like a cluster that moves to this DCS, and not like what is left of one.
+fn is_moving(seen: &Observation) -> bool {
+    let is_left = match &seen.local {
+        Local::Stopped(stopped) => stopped.was_primary,
+        Local::Orphaned { was_primary, .. } => *was_primary,
+        Local::Unknown(_)
+        | Local::Empty
+        | Local::Starting { .. }
+        | Local::Running(_)
+        | Local::Unresponsive { .. } => false,
+    };
+    !seen.store.knew_others && !is_left
 }
 
 /// A timeline is claimed before it begins. One that a DCS knows nothing of began after what it shows: an old copy,

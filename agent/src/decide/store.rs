@@ -16,6 +16,8 @@ pub struct StoreView {
     pub revision: i64,
     /// The highest generation that is known.
     pub generation: u64,
+    /// Names of other members lay beside the data when the agent started.
+    pub knew_others: bool,
     /// In this boot nobody was asked yet whether this is the store that the others know.
     pub is_unproved: bool,
     /// It is not believed.

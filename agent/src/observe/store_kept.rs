@@ -30,6 +30,8 @@ type Members = BTreeMap<MemberName, Arc<str>>;
 pub struct Beside {
     /// There is anything in the data directory.
     pub has_data: bool,
+    /// Names of other members lie beside it.
+    pub knew_others: bool,
 }
 
 /// The file of this boot.
@@ -38,6 +40,7 @@ pub struct StoreKept {
     path: PathBuf,
     keys: Keys,
     is_trusted: Arc<AtomicBool>,
+    beside: Beside,
     /// Whom it lists, where nothing else here does any more.
     listed: Members,
     /// What lies there: how far the store was seen, whether it is doubted, whether it is trusted.
@@ -92,6 +95,7 @@ impl StoreKept {
             path: path.to_owned(),
             keys: keys.clone(),
             is_trusted: Arc::new(AtomicBool::new(is_trusted)),
+            beside,
             listed,
             written: None,
             proven_at: kept.as_ref().and_then(|kept| kept.proven_at).map(Moment),
@@ -192,6 +196,7 @@ impl StoreKept {
             cluster_id: belief.seen.cluster_id,
             revision: belief.seen.revision,
             generation: belief.generation,
+            knew_others: self.beside.knew_others,
             is_unproved: !self.is_trusted.load(Ordering::Relaxed),
             doubt: view.went_back.as_ref().map(|why| Doubt {
                 why: why.clone(),
@@ -289,7 +294,10 @@ mod tests {
         }
     }
 
-    const WITH_DATA: Beside = Beside { has_data: true };
+    const WITH_DATA: Beside = Beside {
+        has_data: true,
+        knew_others: false,
+    };
 
     #[test]
     fn without_data_the_identity_is_forgotten_unless_the_store_is_doubted() {
@@ -311,7 +319,10 @@ mod tests {
         assert_eq!(remembered.belief, view.belief);
         assert!(again.listed().is_empty());
 
-        let without = Beside { has_data: false };
+        let without = Beside {
+            has_data: false,
+            ..WITH_DATA
+        };
         let (bare, remembered) = StoreKept::open(&path, &keys, without);
         assert_eq!(remembered.belief.system, None);
         assert_eq!(remembered.belief.seen, view.belief.seen);

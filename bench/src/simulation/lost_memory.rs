@@ -263,6 +263,11 @@ impl World {
             cluster_id: kept.belief.seen.cluster_id,
             revision: kept.belief.seen.revision,
             generation: kept.belief.generation,
+            knew_others: this
+                .postgres
+                .data
+                .as_ref()
+                .is_some_and(|data| !data.members.is_empty()),
             is_unproved: !kept.is_trusted,
             doubt: kept.belief.doubt.as_ref().map(|why| Doubt {
                 why: why.clone(),

@@ -10,7 +10,7 @@ use super::ScriptError;
 use super::words::Words;
 use crate::decide::store::{Doubt, PeerStore, Shown, StoreView};
 
-/// `store`: its `cluster`, `revision` and `generation`, `unproved`; not believed with `doubted=WHY`, and what it
+/// `store`: its `cluster`, `revision` and `generation`, `knew_others`, `unproved`; not believed with `doubted=WHY`, and what it
 /// shows with `shows_generation`, `shows_leader` and `shows_initialize`.
 pub(super) fn view(words: &Words<'_, '_>) -> Result<StoreView, ScriptError> {
     let shown = match words.value("shows_generation")? {
@@ -29,6 +29,7 @@ pub(super) fn view(words: &Words<'_, '_>) -> Result<StoreView, ScriptError> {
         cluster_id: words.value("cluster")?.unwrap_or(0),
         revision: words.value("revision")?.unwrap_or(0),
         generation: words.value("generation")?.unwrap_or(0),
+        knew_others: words.has("knew_others"),
         is_unproved: words.has("unproved"),
         doubt: words.text("doubted").map(|why| Doubt {
             why: why.into(),
@@ -48,6 +49,9 @@ pub(super) fn print(out: &mut String, store: &StoreView) {
         "store cluster={} revision={} generation={}",
         store.cluster_id, store.revision, store.generation
     );
+    if store.knew_others {
+        out.push_str(" knew_others");
+    }
     if store.is_unproved {
         out.push_str(" unproved");
     }
