@@ -161,30 +161,40 @@ struct Opened {
     /// The seconds it was told last, and those in force since: drivers round.
     told: u32,
     in_force: u32,
+    /// What it may be told at the most: what is above comes out longer than a lease allows.
+    longest: u32,
 }
 
 impl Opened {
-    fn open(order: &Order, seconds: u32, most: u32) -> Result<Self, String> {
+    /// What it counts where `left` seconds of the lease are left for it; else how it stands.
+    fn open(order: &Order, left: u32) -> Result<Self, State> {
         let shown = order.device.display();
-        let mut device = Device::open(&order.device)?;
-        let why = match device.count(seconds) {
-            Ok(in_force) if in_force <= most => {
+        let mut device = Device::open(&order.device).map_err(State::Failed)?;
+        let seconds = order.seconds.min(left);
+        let state = match device.count(seconds) {
+            Ok(in_force) if in_force <= left => {
                 return Ok(Self {
                     device,
                     order: order.clone(),
                     told: seconds,
                     in_force,
+                    longest: order.seconds,
                 });
             }
-            Ok(in_force) => {
-                format!("{shown} counts {in_force} s, and the lease allows {most} s at the most")
-            }
-            Err(error) => format!("the time of {shown} cannot be set: {error}"),
+            // After the next renewal it fits.
+            Ok(in_force) if in_force <= order.most => State::Closed,
+            Ok(in_force) => State::Failed(format!(
+                "{shown} counts {in_force} s, and the lease allows {} s at the most",
+                order.most
+            )),
+            Err(error) => State::Failed(format!("the time of {shown} cannot be set: {error}")),
         };
         // Opening it has started it.
         match device.stop() {
-            Ok(()) => Err(why),
-            Err(error) => Err(format!("{why}; and it cannot be stopped: {error}")),
+            Ok(()) => Err(state),
+            Err(error) => Err(State::Failed(format!(
+                "{shown} counts longer than the lease allows and cannot be stopped: {error}"
+            ))),
         }
     }
 
@@ -194,9 +204,15 @@ impl Opened {
         let Some(allowed) = may_count(deadline, now, self.order.most) else {
             return Ok(None);
         };
-        let wanted = allowed.min(self.order.seconds);
+        let wanted = allowed.min(self.longest);
         if wanted != self.told && wanted >= self.device.shortest {
             match self.device.count(wanted) {
+                Ok(in_force) if in_force > self.order.most => {
+                    // Pings would never be due again, and the machine be reset under a good lease.
+                    self.longest = self.told;
+                    self.in_force = self.device.count(self.told)?;
+                    return Ok(None);
+                }
                 Ok(in_force) => {
                     (self.told, self.in_force) = (wanted, in_force);
                     let is_late = in_force > allowed;
@@ -269,8 +285,8 @@ impl Watchdog {
         if self.open.is_none() {
             // To open one is to have it count: so late that would let the machine live longer than it may. One that
             // counts already is better left to it.
-            let most = may_count(deadline, now, order.most)?;
-            let state = match Opened::open(&order, order.seconds.min(most), most) {
+            let left = may_count(deadline, now, order.most)?;
+            let state = match Opened::open(&order, left) {
                 Ok(open) => {
                     let (seconds, device) = (open.in_force, order.device.clone());
                     let shortest = open.device.shortest;
@@ -279,7 +295,7 @@ impl Watchdog {
                     news = (shortest > 1).then(|| coarse(&device, shortest));
                     State::Open(seconds, device)
                 }
-                Err(why) => State::Failed(why),
+                Err(state) => state,
             };
             news = self.say(state).or(news);
         }
@@ -289,8 +305,13 @@ impl Watchdog {
         match open.go_on(deadline, now) {
             Ok(said) => said.or(news),
             Err(error) => {
-                self.open = None;
-                self.say(State::Failed(format!("cannot be pinged: {error}")))
+                // Else it resets the machine, however good the lease.
+                let stopped = self.open.take().map(|open| open.device.stop());
+                let how = match stopped {
+                    Some(Err(why)) => format!("; and it cannot be stopped: {why}"),
+                    Some(Ok(())) | None => String::new(),
+                };
+                self.say(State::Failed(format!("cannot be pinged: {error}{how}")))
             }
         }
     }
@@ -581,6 +602,38 @@ mod tests {
             let _ = watchdog.close();
             got();
         }
+    }
+
+    #[test]
+    fn a_driver_that_rounds_up_neither_resets_under_a_good_lease_nor_is_given_up_for_one_late_renewal()
+     {
+        device::STEPS.set(&[5, 10, 21, 43]);
+        let (folder, mut got) = armed_for(30);
+        let mut watchdog = Watchdog::new(folder.path());
+        let (until, second) = (|at: u64| Moment((at + 30) * 1_000_000_000), 1_000_000_000);
+        // 21 s fit, 25 would come out as 43: the 21 are kept, and pinged.
+        let _ = watchdog.keep(until(0), Moment(9 * second));
+        assert_eq!(got(), "t21 1");
+        let _ = watchdog.keep(until(9), Moment(10 * second));
+        assert_eq!(got(), "t25 t21 ");
+        let _ = watchdog.keep(until(9), Moment(11 * second));
+        assert_eq!(got(), "1");
+        let _ = watchdog.close();
+        assert_eq!(got(), "V");
+        // What does not fit into the rest of this lease fits after the next renewal.
+        let _ = watchdog.keep(until(0), Moment(19 * second));
+        assert_eq!(got(), "t11 V");
+        assert_eq!(State::read(folder.path()), State::Closed);
+        let _ = watchdog.keep(until(15), Moment(24 * second));
+        assert_eq!(got(), "t21 1");
+        let _ = watchdog.close();
+        got();
+        // None of its times fits into a lease.
+        device::STEPS.set(&[43]);
+        let _ = watchdog.keep(until(30), Moment(31 * second));
+        assert_eq!(got(), "t25 V");
+        assert!(matches!(State::read(folder.path()), State::Failed(_)));
+        device::STEPS.set(&[]);
     }
 
     /// A run directory whose fence is ordered to keep a pipe for a ttl.

@@ -50,7 +50,7 @@ impl Device {
         if self.is_pipe {
             return self
                 .write(format!("t{seconds} ").as_bytes())
-                .map(|()| seconds);
+                .map(|()| rounded(seconds));
         }
         sys::set_watchdog_timeout(&self.file, seconds)
     }
@@ -73,6 +73,21 @@ impl Device {
         let stopped = self.file.write_all(MAGIC_CLOSE);
         stopped.map_err(|error| error.to_string())
     }
+}
+
+/// What a pipe takes a time for: in tests it may round up as drivers do.
+fn rounded(seconds: u32) -> u32 {
+    #[cfg(test)]
+    if let Some(step) = STEPS.get().iter().find(|step| **step >= seconds) {
+        return *step;
+    }
+    seconds
+}
+
+#[cfg(test)]
+thread_local! {
+    /// The only times, in order, that the pipes of a test know; all, if there are none.
+    pub(super) static STEPS: std::cell::Cell<&'static [u32]> = const { std::cell::Cell::new(&[]) };
 }
 
 /// Whether the device could be opened, by what can be known without starting it: it is a named pipe (true) or a
