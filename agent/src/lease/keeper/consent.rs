@@ -27,7 +27,10 @@ impl Keeper {
     fn standing(&self, inner: &Inner) -> Standing<'_> {
         Standing {
             me: &self.me,
-            ttl: inner.session.map_or(inner.asked, |s| s.ttl.min(s.asked)),
+            // A ttl that is being lowered may be known to the others already, who refuse much longer promises.
+            ttl: inner
+                .session
+                .map_or(inner.asked, |s| s.ttl.min(s.asked).min(inner.asked)),
             now: clock::now(),
             armed_until: self.arming.deadline(),
         }
