@@ -44,6 +44,8 @@ pub(super) fn decide(
             .act(Action::Stop(StopMode::Immediate))
             .now(Reason::StalePrimary);
     }
+    // The key it writes by is its own whatever comes; only what was held without writing has to be checked.
+    let turn = turn.remember(|memory| memory.is_key_unchecked = false);
     if matches!(&seen.lease, LeaseView::Held(held) if held.has_unresolved_hand_over) {
         // Now rather than in the middle of a switchover, which is announced under this epoch.
         return turn
