@@ -161,7 +161,7 @@ fn follow(turn: Turn<'_>, topology: &Topology, running: &Running, at: At<'_>) ->
     let mut turn = turn
         .remember(|memory| {
             memory.not_streaming_since = None;
-            memory.wal_gone_since = None;
+            forget_wal_gone(memory);
         })
         .detail(whom);
     let memory = &mut turn.decision.memory;
@@ -236,21 +236,26 @@ pub(super) fn without_wal(turn: Turn<'_>, upstream: Upstream, end: Lsn) -> Decis
         .filter(|(_, from)| *from == end)
         .map_or(seen.now, |(at, _)| at);
     let waited = seen.now.since(since);
-    let turn = turn
-        .from(&upstream)
-        .remember(|memory| memory.wal_gone_since = Some((since, end)));
+    let turn = turn.from(&upstream).remember(|memory| {
+        memory.wal_gone_since = Some((since, end));
+        memory.is_stopped_for_copy = false;
+    });
     if !seen.me.may_replace_data {
         return turn.routine(Reason::ReplaceForbidden);
     }
     if waited < limit {
         return turn.within(Reason::WalGone, limit - waited);
     }
-    turn.act(Action::Stop(StopMode::Fast))
+    turn.remember(|memory| memory.is_stopped_for_copy = true)
+        .act(Action::Stop(StopMode::Fast))
         .routine(Reason::WalGoneCopying)
 }
 
-/// Whether it was stopped because only a copy helps.
+/// Whether it was stopped because only a copy helps. What ended otherwise is started: the WAL may have come back.
 pub(super) fn needs_copy(turn: &Turn<'_>) -> bool {
+    if !turn.decision.memory.is_stopped_for_copy {
+        return false;
+    }
     let limit = turn.seen.settings().ttl * 3;
     let Some((since, _)) = turn.decision.memory.wal_gone_since else {
         return false;
@@ -260,6 +265,11 @@ pub(super) fn needs_copy(turn: &Turn<'_>) -> bool {
         job.kind == JobKind::Clone && job.error.is_none() && job.at >= since + limit
     });
     turn.seen.now.since(since) >= limit && !is_copied
+}
+
+pub(super) fn forget_wal_gone(memory: &mut Memory) {
+    memory.wal_gone_since = None;
+    memory.is_stopped_for_copy = false;
 }
 
 /// Whom it replicates from, for people.
@@ -294,8 +304,9 @@ fn start(turn: Turn<'_>, topology: &Topology, stopped: &Stopped) -> Decision {
         // A replica may lack what is given away here.
         let from = upstream::source(turn.seen, topology, leader, leader);
         // Where the record is written first, which may fail, the request stands until the copy runs.
+        let now = turn.seen.now;
         let turn = match election::record_in_force(topology) {
-            Some(_) => turn,
+            Some(_) => turn.remember(|memory| memory.copy_ordered_at = Some(now)),
             None => turn.request_taken(),
         };
         let turn = keeping::replace(turn, topology, Action::Clone(from));
@@ -307,7 +318,7 @@ fn start(turn: Turn<'_>, topology: &Topology, stopped: &Stopped) -> Decision {
     if needs_copy(&turn) && !stopped.was_primary {
         return copy_anew(turn, topology, leader, false);
     }
-    let turn = turn.remember(|memory| memory.wal_gone_since = None);
+    let turn = turn.remember(forget_wal_gone);
     match ancestry(topology, stopped, timeline) {
         Ancestry::Unknown => turn.routine(Reason::WaitingForHistory),
         Ancestry::Ancestor => {

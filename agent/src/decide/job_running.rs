@@ -9,8 +9,10 @@ use super::observation::{JobKind, LeaseView, Local, LocalRequest, Observation, R
 
 pub(super) fn decide(seen: &Observation, memory: &Memory, job: &RunningJob) -> Decision {
     let turn = Turn::new(seen, memory).detail(Detail::Text(job.kind.name().into()));
-    let is_asked_for = seen.request == Some(LocalRequest::Reinitialize);
-    let turn = match is_asked_for && job.kind == JobKind::Clone {
+    // A copy that ran already is none that was asked for.
+    let ordered = turn.decision.memory.copy_ordered_at;
+    let is_ordered = job.kind == JobKind::Clone && ordered.is_some_and(|at| job.since >= at);
+    let turn = match seen.request == Some(LocalRequest::Reinitialize) && is_ordered {
         true => turn.request_taken(),
         false => turn,
     };

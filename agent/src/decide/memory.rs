@@ -50,6 +50,10 @@ pub struct Memory {
     pub kill_hangs_since: Option<Moment>,
     /// Since when the upstream lacks the WAL that this replica needs, and from where on.
     pub wal_gone_since: Option<(Moment, Lsn)>,
+    /// It was stopped because of that, to be copied anew.
+    pub is_stopped_for_copy: bool,
+    /// When the copy that an operator asked for was last ordered; the request stands until it runs.
+    pub copy_ordered_at: Option<Moment>,
     /// When a change of leader was asked for because a volume is nearly full.
     pub asked_for_room: Option<Moment>,
     /// A restart was asked for and is not over.

@@ -140,7 +140,7 @@ fn lead<'a>(
     if is_streaming || from.address.is_none() {
         let turn = turn.remember(|memory| {
             memory.not_streaming_since = None;
-            memory.wal_gone_since = None;
+            following::forget_wal_gone(memory);
         });
         return finish(turn, Reason::LeadingStandby);
     }

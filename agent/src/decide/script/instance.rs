@@ -28,6 +28,8 @@ pub(super) fn memory(words: &Words<'_, '_>, now: Moment) -> Result<Memory, Scrip
         not_streaming_since: at("not_streaming")?,
         stands_back_until: words.seconds("stands_back")?.map(|left| now + left),
         bootstrap_failed: words.text("bootstrap_failed").map(Arc::from),
+        is_stopped_for_copy: words.has("stopped_for_copy"),
+        copy_ordered_at: at("copy_ordered")?,
         wal_gone_since: at("wal_gone")?.zip(words.value("wal_gone_from")?),
         asked_for_room: at("asked_for_room")?,
         kill_hangs_since: at("kill_hangs")?,

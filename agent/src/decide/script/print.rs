@@ -478,6 +478,8 @@ fn print_moments(out: &mut String, memory: &Memory, now: Moment) {
     );
     option(out, "asked_for_room", memory.asked_for_room.map(ago));
     option(out, "kill_hangs", memory.kill_hangs_since.map(ago));
+    flag(out, memory.is_stopped_for_copy, "stopped_for_copy");
+    option(out, "copy_ordered", memory.copy_ordered_at.map(ago));
     if let Some((at, from)) = memory.wal_gone_since {
         let _ = write!(out, " wal_gone={} wal_gone_from={from}", ago(at));
     }

@@ -28,7 +28,7 @@ pub(super) fn start<'a>(
     if following::needs_copy(&turn) && !stopped.was_primary {
         return copy_anew(turn, topology, from, me.may_replace_data);
     }
-    let turn = turn.remember(|memory| memory.wal_gone_since = None);
+    let turn = turn.remember(following::forget_wal_gone);
     let finished = turn.seen.job.finished.as_ref();
     let rewound = finished.filter(|job| job.kind == JobKind::Rewind);
     let is_rewound = rewound.is_some_and(|job| job.error.is_none());
