@@ -1,11 +1,20 @@
 //! The transaction that makes a cluster's keys anew in a store that is not the one that was known (`ha.md` 8): by
 //! the agent that leads, and by the operator's command. Pure.
 
-use trunkline_shared::cluster::MemberName;
-use trunkline_shared::cluster::topology::FactKey;
+use trunkline_shared::cluster::topology::{Change, FactKey};
+use trunkline_shared::cluster::{MemberName, Topology};
 use trunkline_shared::dcs::keys::Keys;
 use trunkline_shared::dcs::watch::Doubted;
-use trunkline_shared::dcs::{Compare, Entry, Operation};
+use trunkline_shared::dcs::{Compare, Entry, Listing, Operation, records};
+
+/// What decides who may lead, and by what. Whoever has written one of them since it was seen knows more.
+pub const DECISIVE: [FactKey; 5] = [
+    FactKey::Initialize,
+    FactKey::Settings,
+    FactKey::Sync,
+    FactKey::Failsafe,
+    FactKey::Timeline,
+];
 
 /// All keys of the cluster but the leader's, to be made anew in a store that is not believed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,33 +27,79 @@ pub struct Recreation {
     pub then: Vec<Operation>,
 }
 
-/// The transaction that makes the keys anew, but for the leader's: what it compares, and what it writes.
+/// A store as one listing shows it.
+pub fn shown(keys: &Keys, listing: Listing) -> Doubted {
+    let mut topology = Topology::default();
+    for entry in &listing.entries {
+        let key = keys.parse(&entry.key);
+        let Some(key) = key.filter(|key| !records::is_absent(key, &entry.value)) else {
+            continue;
+        };
+        topology.apply(&Change {
+            fact: Some(records::parse(&key, &entry.value)),
+            revision: entry.mod_revision,
+            lease: entry.lease,
+            key,
+        });
+    }
+    topology.revision = listing.header.revision;
+    Doubted { listing, topology }
+}
+
+/// The lease that the leader's key hangs on, 0 for none; `None` where nobody is named.
+pub fn leader_lease(keys: &Keys, doubted: &Doubted) -> Option<i64> {
+    doubted.topology.leader.as_ref()?;
+    let path = keys.path(&FactKey::Leader);
+    let mut entries = doubted.listing.entries.iter();
+    entries
+        .find(|entry| entry.key == path)
+        .map(|entry| entry.lease)
+}
+
+/// The transaction that only says that this store is the one: somebody leads by it, and every key but the number
+/// is as whoever leads has written it.
+pub fn vouched(keys: &Keys, doubted: &Doubted, generation: u64) -> Recreation {
+    Recreation {
+        generation,
+        when: vec![
+            seen(keys, doubted, &FactKey::Leader),
+            seen(keys, doubted, &FactKey::Generation),
+        ],
+        then: vec![Operation::Put {
+            key: keys.path(&FactKey::Generation),
+            value: generation.to_string().into_bytes(),
+            lease: 0,
+        }],
+    }
+}
+
+fn seen(keys: &Keys, doubted: &Doubted, key: &FactKey) -> Compare {
+    let path = keys.path(key);
+    let entries = &doubted.listing.entries;
+    let found = entries.iter().find(|entry| entry.key == path);
+    Compare::as_seen(path, found.map_or(0, |entry| entry.mod_revision))
+}
+
+/// The transaction that makes the keys anew, but for the leader's: what it compares, and what it writes. The records
+/// of the members that `keeps` names stay: they believe this store, and would not put theirs again at once.
 pub fn transaction(
     keys: &Keys,
     doubted: &Doubted,
     wanted: Vec<Entry>,
     generation: u64,
-    me: Option<&MemberName>,
+    keeps: impl Fn(&MemberName) -> bool,
 ) -> Recreation {
-    let seen = |key: &FactKey| {
-        let path = keys.path(key);
-        let entries = &doubted.listing.entries;
-        let found = entries.iter().find(|entry| entry.key == path);
-        Compare::as_seen(path, found.map_or(0, |entry| entry.mod_revision))
-    };
-    let when = vec![seen(&FactKey::Leader), seen(&FactKey::Generation)];
-    let mut then = vec![Operation::Put {
-        key: keys.path(&FactKey::Generation),
-        value: generation.to_string().into_bytes(),
-        lease: 0,
-    }];
+    let Recreation {
+        mut when, mut then, ..
+    } = vouched(keys, doubted, generation);
+    when.extend(DECISIVE.iter().map(|key| seen(keys, doubted, key)));
     let is_written = |path: &str| wanted.iter().any(|entry| entry.key == path);
     // What an old copy holds beside it was for another moment: a request of an operator, a member's state.
     let left = doubted.listing.entries.iter().filter(|entry| {
         let key = keys.parse(&entry.key);
         let is_ours = key.as_ref().is_some_and(|key| match key {
             FactKey::Leader | FactKey::Generation | FactKey::Router(_) => false,
-            FactKey::Member(name) => me != Some(name),
+            FactKey::Member(name) => !keeps(name),
             FactKey::Initialize
             | FactKey::Settings
             | FactKey::Status
@@ -96,18 +151,25 @@ mod tests {
                     entry(FactKey::Failover, r#"{"member":"c"}"#, 42),
                     entry(FactKey::Router("r1/1".into()), "{}", 43),
                     entry(FactKey::Disarmed(MemberName::new("c")), "", 44),
+                    entry(FactKey::Member(MemberName::new("a")), "{}", 45),
+                    entry(FactKey::Member(MemberName::new("b")), "{}", 46),
                 ],
                 ..Listing::default()
             },
             topology: Topology::default(),
         };
         let wanted = vec![entry(FactKey::Settings, r#"{"ttl":5}"#, 0)];
-        let order = transaction(&keys, &doubted, wanted, 3, None);
+        let order = transaction(&keys, &doubted, wanted, 3, |name| name.as_str() == "b");
         assert_eq!(
             order.when,
             [
                 Compare::ModRevision(keys.path(&FactKey::Leader), 40),
                 Compare::Absent(keys.path(&FactKey::Generation)),
+                Compare::Absent(keys.path(&FactKey::Initialize)),
+                Compare::ModRevision(keys.path(&FactKey::Settings), 41),
+                Compare::Absent(keys.path(&FactKey::Sync)),
+                Compare::Absent(keys.path(&FactKey::Failsafe)),
+                Compare::Absent(keys.path(&FactKey::Timeline)),
             ]
         );
         let put = |key: FactKey, value: &str| Operation::Put {
@@ -122,6 +184,7 @@ mod tests {
                 put(FactKey::Generation, "3"),
                 delete(FactKey::Failover),
                 delete(FactKey::Disarmed(MemberName::new("c"))),
+                delete(FactKey::Member(MemberName::new("a"))),
                 put(FactKey::Settings, r#"{"ttl":5}"#),
             ]
         );

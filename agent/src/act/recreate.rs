@@ -40,8 +40,8 @@ impl Actor {
             return Err(ActError::NotAllowed("the DCS is believed"));
         };
         let wanted = self.wanted(seen, &view);
-        let me = Some(&self.me.name);
-        let order = transaction(&self.keys, &doubted, wanted, generation, me);
+        let keeps = |name: &MemberName| *name == self.me.name;
+        let order = transaction(&self.keys, &doubted, wanted, generation, keeps);
         self.lease.recreate(order).await?;
         tracing::warn!(
             generation,

@@ -9,7 +9,8 @@ use hyper::Method;
 use serde_json::Value;
 use tokio::task::JoinSet;
 use trunkline_shared::cluster::topology::{ClaimedTimeline, Fact, FactKey, Initialize};
-use trunkline_shared::cluster::{Timeline, Topology};
+use trunkline_shared::cluster::{MemberName, Timeline, Topology};
+use trunkline_shared::dcs::keys::Keys;
 use trunkline_shared::dcs::records::{self, claimed_to_json, settings_from_json};
 use trunkline_shared::dcs::watch::Doubted;
 use trunkline_shared::dcs::{DcsError, Entry, Operation, Txn};
@@ -20,7 +21,7 @@ use super::arguments::AcceptDcs;
 use super::table::{Column, Table};
 use super::{CtlError, Session, rest};
 use crate::api::dcs::Known;
-use crate::recreation::transaction;
+use crate::recreation::{self, Recreation};
 
 /// How long an agent may take to answer.
 const ANSWER: Duration = Duration::from_secs(3);
@@ -37,53 +38,99 @@ const ROUNDS: usize = 3;
 /// Every member that was heard of: what its agent knows, or why it does not say.
 type Answers = BTreeMap<String, Result<Known, String>>;
 
+/// The DCS and the agents, asked at about one moment.
+struct Seen {
+    doubted: Doubted,
+    answers: Answers,
+}
+
+/// What is to be written.
+#[derive(Debug)]
+struct Order {
+    /// Who leads by this DCS and believes it: its keys are left as they are.
+    led_by: Option<MemberName>,
+    recreation: Recreation,
+}
+
 /// `trunkline accept-dcs`
 pub(super) async fn accept(session: &Session, asked: &AcceptDcs) -> Result<(), CtlError> {
-    let topology = session.look().await?;
-    let listing = session.dcs.read(session.keys.prefix()).await?;
-    let doubted = Doubted {
-        listing,
-        topology: Topology::clone(&topology),
-    };
     let client = session.client()?;
-    let answers = ask_all(session, &client, &doubted.topology).await;
-    session.terminal.print(&shown(&doubted))?;
+    let before = look(session, &client).await?;
+    session.terminal.print(&shown(&before.doubted))?;
     session
         .terminal
-        .print(&table(session, &answers).render(asked.format))?;
-    let best = wisest(&answers)?;
-    let wanted = wanted(session, &answers, best);
-    let missing = silent(&answers);
+        .print(&table(session, &before.answers).render(asked.format))?;
+    let best = wisest(&before.answers)?;
+    let agreed = order(&session.keys, &before)?;
+    say_what_is_missing(session, &before.answers, best, &agreed)?;
+    if !asked.force {
+        let what = match &agreed.led_by {
+            Some(leader) => format!(
+                "{leader} leads by it: its keys are left as they are, and who does not believe it is told to"
+            ),
+            None => format!("Its keys are written as {} knew them", best.name),
+        };
+        let cluster = &session.cluster;
+        let question = format!("Is this the DCS of cluster {cluster} from now on? {what}");
+        let refused = "Aborted: the DCS was not accepted";
+        session.terminal.confirm(&question, refused).await?;
+    }
+    wait_for_leases(session, best).await?;
+    // Whoever has renewed its lease meanwhile leads by this DCS, whether it answers or not.
+    let now = look(session, &client).await?;
+    let order = order(&session.keys, &now)?;
+    refuse_a_live_lease(&session.keys, &now, &order)?;
+    if !asked.force && decides(&session.keys, &agreed) != decides(&session.keys, &order) {
+        return Err(CtlError::Failed(
+            "what the DCS and the agents know has changed since it was shown: nothing was written; look again"
+                .to_owned(),
+        ));
+    }
+    let generation = order.recreation.generation;
+    write(session, order.recreation).await?;
+    session.terminal.success(&match &order.led_by {
+        Some(leader) => format!(
+            "The DCS of cluster {}, which {leader} leads, has generation {generation}",
+            session.cluster
+        ),
+        None => format!(
+            "The keys of cluster {} are written with generation {generation}",
+            session.cluster
+        ),
+    })?;
+    wait(session, &now.answers, generation).await
+}
+
+async fn look(session: &Session, client: &HttpClient) -> Result<Seen, CtlError> {
+    let listing = session.dcs.read(session.keys.prefix()).await?;
+    let doubted = recreation::shown(&session.keys, listing);
+    let answers = ask_all(session, client, &doubted.topology).await;
+    Ok(Seen { doubted, answers })
+}
+
+/// Who does not answer, and what nobody knows any more.
+fn say_what_is_missing(
+    session: &Session,
+    answers: &Answers,
+    best: &Known,
+    agreed: &Order,
+) -> Result<(), CtlError> {
+    let missing = silent(answers);
     if !missing.is_empty() {
         session.terminal.line(&format!(
             "No answer: {}. What they alone knew or committed since is lost if they come back later",
             missing.join(", ")
         ))?;
     }
-    if best.keys.is_empty() {
-        session.terminal.line(&match system(best, &answers) {
+    if best.keys.is_empty() && agreed.led_by.is_none() {
+        session.terminal.line(&match system(best, answers) {
             Some(system) => format!(
                 "No member that answers knows the cluster's keys, for all have started since: only its system {system} is written, and whoever leads adds the configuration that it kept"
             ),
             None => "No member that answers knows the cluster's keys or has data: only the DCS itself is accepted".to_owned(),
         })?;
     }
-    if !asked.force {
-        let question = format!(
-            "Is this the DCS of cluster {} from now on? Its keys are written as {} knew them",
-            session.cluster, best.name
-        );
-        let refused = "Aborted: the DCS was not accepted";
-        session.terminal.confirm(&question, refused).await?;
-    }
-    wait_for_leases(session, best).await?;
-    let generation = next_generation(&answers, &doubted.topology);
-    write(session, &doubted, wanted, &answers, generation).await?;
-    session.terminal.success(&format!(
-        "The keys of cluster {} are written with generation {generation}",
-        session.cluster
-    ))?;
-    wait(session, &answers, generation).await
+    Ok(())
 }
 
 /// Nobody may be elected while a lease of the store before may live: who holds one may not answer.
@@ -97,6 +144,27 @@ async fn wait_for_leases(session: &Session, best: &Known) -> Result<(), CtlError
     ))?;
     tokio::time::sleep(ttl).await;
     Ok(())
+}
+
+/// A key that nobody renews ends by itself. One that still stands after the wait may be a primary's: it would be
+/// rid of it while it goes on, for a renewal never writes the key.
+fn refuse_a_live_lease(keys: &Keys, now: &Seen, order: &Order) -> Result<(), CtlError> {
+    let Some(leader) = &now.doubted.topology.leader else {
+        return Ok(());
+    };
+    let lease = recreation::leader_lease(keys, &now.doubted).unwrap_or(0);
+    if lease == 0 || order.led_by.is_some() {
+        return Ok(());
+    }
+    let name = &leader.member;
+    let why = match now.answers.get(name.as_str()) {
+        Some(Ok(_)) => "its agent does not believe this DCS".to_owned(),
+        Some(Err(why)) => format!("its agent does not answer: {why}"),
+        None => "no agent of that name is known".to_owned(),
+    };
+    Err(CtlError::Failed(format!(
+        "{name} holds the leader key of this DCS on a live lease, and {why}: nothing was written. See that its agent answers, or stop it, or wait until the lease has run out, and look again"
+    )))
 }
 
 /// Asks the agent of the file, those that the DCS names, and those whom these name.
@@ -311,9 +379,9 @@ fn newer_claim(known: Option<&str>, answers: &Answers) -> Option<ClaimedTimeline
 
 /// The keys to be written. Where nobody knows them, their data is still the cluster: its most advanced member is to
 /// be elected, and not the first to come adopted.
-fn wanted(session: &Session, answers: &Answers, best: &Known) -> Vec<Entry> {
+fn wanted(keys: &Keys, answers: &Answers, best: &Known) -> Vec<Entry> {
     let mut wanted = best.entries();
-    let claim = session.keys.path(&FactKey::Timeline);
+    let claim = keys.path(&FactKey::Timeline);
     let known = best.keys.get(&claim);
     if let Some(newer) = newer_claim(known.map(String::as_str), answers) {
         wanted.retain(|entry| entry.key != claim);
@@ -326,7 +394,7 @@ fn wanted(session: &Session, answers: &Answers, best: &Known) -> Vec<Entry> {
     }
     if initialized(best).is_none() {
         wanted.extend(system(best, answers).map(|system| Entry {
-            key: session.keys.path(&FactKey::Initialize),
+            key: keys.path(&FactKey::Initialize),
             value: system.into_bytes(),
             mod_revision: 0,
             lease: 0,
@@ -341,26 +409,57 @@ fn next_generation(answers: &Answers, shown: &Topology) -> u64 {
     known.fold(shown.generation, u64::max) + 1
 }
 
-async fn write(
-    session: &Session,
-    doubted: &Doubted,
-    wanted: Vec<Entry>,
-    answers: &Answers,
-    generation: u64,
-) -> Result<(), CtlError> {
-    let order = transaction(&session.keys, doubted, wanted, generation, None);
-    let mut then = order.then;
-    let leader = doubted.topology.leader.as_ref();
-    let leads_by_it = |name: &str| {
-        let answer = answers.get(name).and_then(|answer| answer.as_ref().ok());
-        answer.is_some_and(|known| known.is_primary && known.went_back.is_none())
-    };
-    if leader.is_some_and(|leader| !leads_by_it(leader.member.as_str())) {
-        then.push(Operation::Delete(session.keys.path(&FactKey::Leader)));
+/// Who is named leader, answers and believes the DCS. The key alone says nothing: it may be of an old copy.
+fn leads_by_it(seen: &Seen) -> Option<&MemberName> {
+    let leader = &seen.doubted.topology.leader.as_ref()?.member;
+    let answer = seen.answers.get(leader.as_str())?.as_ref().ok()?;
+    answer.went_back.is_none().then_some(leader)
+}
+
+fn order(keys: &Keys, seen: &Seen) -> Result<Order, CtlError> {
+    let (doubted, answers) = (&seen.doubted, &seen.answers);
+    let best = wisest(answers)?;
+    let generation = next_generation(answers, &doubted.topology);
+    if let Some(leader) = leads_by_it(seen) {
+        return Ok(Order {
+            led_by: Some(leader.clone()),
+            recreation: recreation::vouched(keys, doubted, generation),
+        });
     }
+    let believes = |name: &MemberName| {
+        let answer = answers.get(name.as_str());
+        answer.is_some_and(|answer| answer.as_ref().is_ok_and(|a| a.went_back.is_none()))
+    };
+    let wanted = wanted(keys, answers, best);
+    let mut recreation = recreation::transaction(keys, doubted, wanted, generation, believes);
+    // A key without a lease is of a copy that was written by hand, and would never end.
+    if recreation::leader_lease(keys, doubted) == Some(0) {
+        let leader = keys.path(&FactKey::Leader);
+        recreation.then.push(Operation::Delete(leader));
+    }
+    Ok(Order {
+        led_by: None,
+        recreation,
+    })
+}
+
+/// What of an order whoever agreed to it has agreed to.
+fn decides<'a>(keys: &Keys, order: &'a Order) -> (Option<&'a MemberName>, Vec<&'a Operation>) {
+    let decisive = recreation::DECISIVE.map(|key| keys.path(&key));
+    let written = order.recreation.then.iter();
+    let decisive = written.filter(|operation| match operation {
+        Operation::Put { key, .. } | Operation::Delete(key) | Operation::Get(key) => {
+            decisive.contains(key)
+        }
+    });
+    (order.led_by.as_ref(), decisive.collect())
+}
+
+async fn write(session: &Session, order: Recreation) -> Result<(), CtlError> {
+    let generation = order.generation;
     let txn = Txn {
         when: order.when,
-        then,
+        then: order.then,
         otherwise: Vec::new(),
     };
     match session.dcs.commit(&txn).await {
@@ -423,6 +522,9 @@ async fn wait(session: &Session, before: &Answers, generation: u64) -> Result<()
 
 #[cfg(test)]
 mod tests {
+    use trunkline_shared::cluster::ClusterName;
+    use trunkline_shared::dcs::{Compare, Listing};
+
     use super::*;
 
     fn answer(name: &str, generation: u64, revision: i64, went_back: bool, id: &str) -> Known {
@@ -485,6 +587,104 @@ mod tests {
             told,
         ]);
         assert_eq!(wisest(&all).unwrap().name, "a");
+    }
+
+    /// The DCS names `leader` on a lease; its other keys are `/sync` and the records of the members.
+    fn led(leader: &str, lease: i64, answers: Answers) -> Seen {
+        let entry = |key: FactKey, value: &str, lease| Entry {
+            key: demo().path(&key),
+            value: value.as_bytes().to_vec(),
+            mod_revision: 50,
+            lease,
+        };
+        let member = |name| entry(FactKey::Member(MemberName::new(name)), "{}", 9);
+        let listing = Listing {
+            entries: vec![
+                entry(FactKey::Leader, leader, lease),
+                entry(FactKey::Sync, r#"{"leader":"b","sync_standby":"c"}"#, 0),
+                member("a"),
+                member("b"),
+            ],
+            ..Listing::default()
+        };
+        Seen {
+            doubted: recreation::shown(&demo(), listing),
+            answers,
+        }
+    }
+
+    fn demo() -> Keys {
+        Keys::new("service", &ClusterName::new("demo"))
+    }
+
+    #[test]
+    fn keys_by_which_somebody_leads_stay_and_only_the_generation_grows() {
+        let all = answers(vec![
+            answer("a", 1, 900, true, "7"),
+            answer("b", 1, 60, false, "7"),
+        ]);
+        let seen = led("b", 9, all);
+        let order = order(&demo(), &seen).unwrap();
+        assert_eq!(order.led_by, Some(MemberName::new("b")));
+        refuse_a_live_lease(&demo(), &seen, &order).unwrap();
+        let path = |key| demo().path(&key);
+        assert_eq!(
+            order.recreation.then,
+            [Operation::Put {
+                key: path(FactKey::Generation),
+                value: b"2".to_vec(),
+                lease: 0
+            }]
+        );
+        let leader = Compare::ModRevision(path(FactKey::Leader), 50);
+        assert!(order.recreation.when.contains(&leader));
+    }
+
+    #[test]
+    fn a_leader_key_on_a_live_lease_is_never_taken_from_who_does_not_answer() {
+        let doubting = || answers(vec![answer("a", 1, 900, true, "7")]);
+        for (leader, says) in [
+            ("z", "does not answer: no answer"),
+            ("a", "does not believe"),
+            ("p", "no agent of that name"),
+        ] {
+            let seen = led(leader, 9, doubting());
+            let order = order(&demo(), &seen).unwrap();
+            let refused = refuse_a_live_lease(&demo(), &seen, &order).unwrap_err();
+            assert!(refused.to_string().contains(says), "{refused}");
+            let delete = Operation::Delete(demo().path(&FactKey::Leader));
+            assert!(!order.recreation.then.contains(&delete), "{leader}");
+        }
+        // On none it is of a copy that was written by hand, and stands for ever.
+        let seen = led("z", 0, doubting());
+        let order = order(&demo(), &seen).unwrap();
+        refuse_a_live_lease(&demo(), &seen, &order).unwrap();
+        let delete = Operation::Delete(demo().path(&FactKey::Leader));
+        assert!(order.recreation.then.contains(&delete));
+    }
+
+    #[test]
+    fn what_was_written_while_the_operator_waited_is_not_overwritten_and_who_believes_stays_listed()
+    {
+        let all = |revision| {
+            answers(vec![
+                answer("a", 1, revision, true, "7"),
+                answer("b", 1, 60, false, "7"),
+            ])
+        };
+        let agreed = order(&demo(), &led("", 0, all(900))).unwrap();
+        let sync = Compare::ModRevision(demo().path(&FactKey::Sync), 50);
+        assert!(agreed.recreation.when.contains(&sync));
+        let deleted = |name| {
+            let record = FactKey::Member(MemberName::new(name));
+            let delete = Operation::Delete(demo().path(&record));
+            agreed.recreation.then.contains(&delete)
+        };
+        assert_eq!((deleted("a"), deleted("b")), (true, false));
+        let same = order(&demo(), &led("", 0, all(901))).unwrap();
+        assert_eq!(decides(&demo(), &agreed), decides(&demo(), &same));
+        let led_now = order(&demo(), &led("b", 9, all(900))).unwrap();
+        assert_ne!(decides(&demo(), &agreed), decides(&demo(), &led_now));
     }
 
     #[test]

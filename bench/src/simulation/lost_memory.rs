@@ -8,7 +8,7 @@ use trunkline_agent::decide::observation::{DcsView, Local, Observation};
 use trunkline_agent::decide::store::{Doubt, PeerStore, Shown, StoreView};
 use trunkline_agent::decide::{Memory, asking};
 use trunkline_shared::cluster::topology::{ClaimedTimeline, Fact, FactKey, Initialize, Status};
-use trunkline_shared::cluster::{Lsn, Moment, Timeline, Topology};
+use trunkline_shared::cluster::{Lsn, MemberName, Moment, Timeline, Topology};
 use trunkline_shared::dcs::Header;
 use trunkline_shared::dcs::belief::{Belief, Verdict};
 
@@ -304,10 +304,27 @@ impl World {
         }
     }
 
+    fn believes(&self, name: &MemberName) -> bool {
+        let node = self.id_of(name).map(|id| self.node(id));
+        node.is_some_and(|node| node.agent.is_alive && node.run_dir.store.belief.doubt.is_none())
+    }
+
     /// The keys as they were known, with the leader's key left out.
-    fn keys_anew(&self, known: &Topology, shown: &Topology, generation: u64) -> Txn {
+    fn keys_anew(
+        &self,
+        known: &Topology,
+        shown: &Topology,
+        generation: u64,
+        keeps: impl Fn(&MemberName) -> bool,
+    ) -> Txn {
         let put = |key, fact| Write::Put(key, fact, 0);
-        let mut then = vec![put(FactKey::Generation, Fact::Generation(generation))];
+        let Txn { mut when, mut then } = vouched(shown, generation);
+        let sync = shown.sync.as_ref().map_or(0, |sync| sync.revision);
+        when.extend([
+            as_seen(FactKey::Sync, sync),
+            as_seen(FactKey::Timeline, shown.claim_revision()),
+            as_seen(FactKey::Failsafe, shown.failsafe_revision),
+        ]);
         if let Initialize::Done(id) = known.initialize {
             then.push(put(FactKey::Initialize, Fact::Initialize(Some(id))));
         }
@@ -340,17 +357,10 @@ impl World {
         then.extend(still.map(|name| put(FactKey::Disarmed(name), Fact::Disarmed)));
         let disarmed = shown.disarmed.difference(&known.disarmed).cloned();
         let disarmed = disarmed.map(FactKey::Disarmed);
-        let members = shown.members.keys().cloned().map(FactKey::Member);
+        let members = shown.members.keys().filter(|name| !keeps(name));
+        let members = members.cloned().map(FactKey::Member);
         then.extend(disarmed.chain(members).map(Write::Delete));
-        let leader = shown.leader.as_ref();
-        let leader = match leader.map_or(0, |leader| leader.epoch.revision) {
-            0 => Compare::Absent(FactKey::Leader),
-            revision => Compare::Revision(FactKey::Leader, revision),
-        };
-        Txn {
-            when: vec![leader, Compare::Generation(shown.generation)],
-            then,
-        }
+        Txn { when, then }
     }
 
     /// The transaction of `RecreateKeys`, but for the leader's key.
@@ -365,7 +375,7 @@ impl World {
             optime: known.status.optime.max(Lsn(end)),
             ..Status::clone(&known.status)
         });
-        Some(self.keys_anew(&known, &shown, generation))
+        Some(self.keys_anew(&known, &shown, generation, |_| false))
     }
 
     /// The keys were made anew by this agent, its leader key on `lease`.
@@ -434,14 +444,22 @@ impl World {
         }
         let highest = self.nodes.iter().map(generation).max().unwrap_or(0);
         let generation = highest.max(shown.generation) + 1;
+        let txn = match &shown.leader {
+            // Somebody leads by it: every other key is as it has written it.
+            Some(leader) if self.believes(&leader.member) => vouched(&shown, generation),
+            // It ends by itself unless somebody renews it.
+            Some(leader) if self.store.lease_ends(leader.lease).is_some() => return,
+            Some(_) | None => {
+                let keeps = |name: &MemberName| self.believes(name);
+                self.keys_anew(&known, &shown, generation, keeps)
+            }
+        };
         tell!(
             self,
             Actor::World,
             "the operator accepts the DCS as generation {generation}"
         );
         self.accepted_at = self.now;
-        let mut txn = self.keys_anew(&known, &shown, generation);
-        txn.then.push(Write::Delete(FactKey::Leader));
         let before = self.store.leader().map(|(_, key)| key.revision);
         if self.store.commit(&txn).is_some() {
             self.dcs_changed(None, before);
@@ -463,6 +481,27 @@ impl World {
     /// Whether a write or a leader key is of the store that answers now.
     pub(super) fn holds_by_an_earlier_store(&self, node: NodeId) -> bool {
         self.node(node).agent.lease.of_store != self.store.incarnation
+    }
+}
+
+/// Only says that this store is the one.
+fn vouched(shown: &Topology, generation: u64) -> Txn {
+    let leader = shown.leader.as_ref();
+    let leader = leader.map_or(0, |leader| leader.epoch.revision);
+    let fact = Fact::Generation(generation);
+    Txn {
+        when: vec![
+            as_seen(FactKey::Leader, leader),
+            Compare::Generation(shown.generation),
+        ],
+        then: vec![Write::Put(FactKey::Generation, fact, 0)],
+    }
+}
+
+fn as_seen(key: FactKey, revision: i64) -> Compare {
+    match revision {
+        0 => Compare::Absent(key),
+        revision => Compare::Revision(key, revision),
     }
 }
 

@@ -52,7 +52,7 @@ impl Keeper {
             Ok(committed) if committed.succeeded => committed,
             Ok(_) => {
                 self.inner.borrow_mut().moving = moving;
-                let why = "its leader or generation is not what was seen".to_owned();
+                let why = "what it holds is not what was seen".to_owned();
                 return Err(refused(what, why));
             }
             Err(error) => {
