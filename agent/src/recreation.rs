@@ -16,6 +16,32 @@ pub const DECISIVE: [FactKey; 5] = [
     FactKey::Timeline,
 ];
 
+/// How many stores a new one names: whoever knew only an older one than these needs an operator.
+const MOST_STORES: usize = 16;
+
+/// What makes a store the one that took the place of others.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Succession {
+    /// The generation from now on.
+    pub generation: u64,
+    /// The stores before it, the oldest first.
+    pub stores: Vec<u64>,
+}
+
+impl Succession {
+    /// Of stores in the order in which they were known; one that was never read (0) is none.
+    pub fn new(generation: u64, known: impl IntoIterator<Item = u64>) -> Self {
+        let mut stores: Vec<u64> = Vec::new();
+        for store in known.into_iter().filter(|store| *store != 0) {
+            stores.retain(|other| *other != store);
+            stores.push(store);
+        }
+        let too_many = stores.len().saturating_sub(MOST_STORES);
+        stores.drain(..too_many);
+        Self { generation, stores }
+    }
+}
+
 /// All keys of the cluster but the leader's, to be made anew in a store that is not believed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Recreation {
@@ -56,20 +82,27 @@ pub fn leader_lease(keys: &Keys, doubted: &Doubted) -> Option<i64> {
         .map(|entry| entry.lease)
 }
 
-/// The transaction that only says that this store is the one: somebody leads by it, and every key but the number
-/// is as whoever leads has written it.
-pub fn vouched(keys: &Keys, doubted: &Doubted, generation: u64) -> Recreation {
+/// The transaction that only says that this store is the one, and instead of which: somebody leads by it, and every
+/// other key is as whoever leads has written it.
+pub fn vouched(keys: &Keys, doubted: &Doubted, succession: &Succession) -> Recreation {
+    let put = |key: FactKey, text: String| Operation::Put {
+        key: keys.path(&key),
+        value: text.into_bytes(),
+        lease: 0,
+    };
     Recreation {
-        generation,
+        generation: succession.generation,
         when: vec![
             seen(keys, doubted, &FactKey::Leader),
             seen(keys, doubted, &FactKey::Generation),
         ],
-        then: vec![Operation::Put {
-            key: keys.path(&FactKey::Generation),
-            value: generation.to_string().into_bytes(),
-            lease: 0,
-        }],
+        then: vec![
+            put(FactKey::Generation, succession.generation.to_string()),
+            put(
+                FactKey::Succeeds,
+                records::stores_to_json(&succession.stores),
+            ),
+        ],
     }
 }
 
@@ -86,19 +119,21 @@ pub fn transaction(
     keys: &Keys,
     doubted: &Doubted,
     wanted: Vec<Entry>,
-    generation: u64,
+    succession: &Succession,
     keeps: impl Fn(&MemberName) -> bool,
 ) -> Recreation {
     let Recreation {
         mut when, mut then, ..
-    } = vouched(keys, doubted, generation);
+    } = vouched(keys, doubted, succession);
+    let succeeds = keys.path(&FactKey::Succeeds);
+    let wanted: Vec<Entry> = wanted.into_iter().filter(|e| e.key != succeeds).collect();
     when.extend(DECISIVE.iter().map(|key| seen(keys, doubted, key)));
     let is_written = |path: &str| wanted.iter().any(|entry| entry.key == path);
     // What an old copy holds beside it was for another moment: a request of an operator, a member's state.
     let left = doubted.listing.entries.iter().filter(|entry| {
         let key = keys.parse(&entry.key);
         let is_ours = key.as_ref().is_some_and(|key| match key {
-            FactKey::Leader | FactKey::Generation | FactKey::Router(_) => false,
+            FactKey::Leader | FactKey::Generation | FactKey::Succeeds | FactKey::Router(_) => false,
             FactKey::Member(name) => !keeps(name),
             FactKey::Initialize
             | FactKey::Settings
@@ -121,7 +156,7 @@ pub fn transaction(
         lease: 0,
     }));
     Recreation {
-        generation,
+        generation: succession.generation,
         when,
         then,
     }
@@ -129,10 +164,17 @@ pub fn transaction(
 
 #[cfg(test)]
 mod tests {
-    use trunkline_shared::cluster::{ClusterName, Topology};
-    use trunkline_shared::dcs::Listing;
+    use trunkline_shared::cluster::ClusterName;
 
     use super::*;
+
+    #[test]
+    fn the_stores_before_it_are_named_once_and_the_newest_of_too_many() {
+        let stores = |known: &[u64]| Succession::new(1, known.iter().copied()).stores;
+        assert_eq!(stores(&[1, 0, 2, 1, 0]), [2, 1]);
+        let many: Vec<u64> = (1..=MOST_STORES as u64 + 3).collect();
+        assert_eq!(stores(&many), many[3..]);
+    }
 
     #[test]
     fn what_an_old_copy_holds_is_replaced_or_deleted_and_routers_stay() {
@@ -158,8 +200,13 @@ mod tests {
             },
             topology: Topology::default(),
         };
-        let wanted = vec![entry(FactKey::Settings, r#"{"ttl":5}"#, 0)];
-        let order = transaction(&keys, &doubted, wanted, 3, |name| name.as_str() == "b");
+        let wanted = vec![
+            entry(FactKey::Settings, r#"{"ttl":5}"#, 0),
+            entry(FactKey::Succeeds, r#"{"stores":["1"]}"#, 0),
+        ];
+        let succession = Succession::new(3, [1, 2]);
+        let keeps = |name: &MemberName| name.as_str() == "b";
+        let order = transaction(&keys, &doubted, wanted, &succession, keeps);
         assert_eq!(
             order.when,
             [
@@ -182,6 +229,7 @@ mod tests {
             order.then,
             [
                 put(FactKey::Generation, "3"),
+                put(FactKey::Succeeds, r#"{"stores":["1","2"]}"#),
                 delete(FactKey::Failover),
                 delete(FactKey::Disarmed(MemberName::new("c"))),
                 delete(FactKey::Member(MemberName::new("a"))),

@@ -11,7 +11,7 @@ use trunkline_shared::dcs::{Entry, Revision, records};
 use super::{ActError, Actor, SHOWN_LIMIT, records as own};
 use crate::decide::decision::Action;
 use crate::decide::observation::{Local, Observation, RunningRole};
-use crate::recreation::transaction;
+use crate::recreation::{Succession, transaction};
 
 impl Actor {
     /// What a turn makes of the store as a whole.
@@ -40,8 +40,11 @@ impl Actor {
             return Err(ActError::NotAllowed("the DCS is believed"));
         };
         let wanted = self.wanted(seen, &view);
+        let before = doubted.topology.succeeds.iter();
+        let before = before.chain(view.topology.succeeds.iter()).copied();
+        let succession = Succession::new(generation, before.chain([view.belief.seen.cluster_id]));
         let keeps = |name: &MemberName| *name == self.me.name;
-        let order = transaction(&self.keys, &doubted, wanted, generation, keeps);
+        let order = transaction(&self.keys, &doubted, wanted, &succession, keeps);
         self.lease.recreate(order).await?;
         tracing::warn!(
             generation,

@@ -21,7 +21,7 @@ use super::arguments::AcceptDcs;
 use super::table::{Column, Table};
 use super::{CtlError, Session, rest};
 use crate::api::dcs::Known;
-use crate::recreation::{self, Recreation};
+use crate::recreation::{self, Recreation, Succession};
 
 /// How long an agent may take to answer.
 const ANSWER: Duration = Duration::from_secs(3);
@@ -409,6 +409,26 @@ fn next_generation(answers: &Answers, shown: &Topology) -> u64 {
     known.fold(shown.generation, u64::max) + 1
 }
 
+/// The number, and all stores that anybody who answers has known.
+fn succession(keys: &Keys, seen: &Seen) -> Succession {
+    let shown = &seen.doubted.topology;
+    let generation = next_generation(&seen.answers, shown);
+    let path = keys.path(&FactKey::Succeeds);
+    let mut all: Vec<&Known> = known(&seen.answers).collect();
+    all.sort_by_key(|known| known.generation);
+    let of_agents = all.into_iter().flat_map(|known| {
+        let listed = known.keys.get(&path);
+        let listed = listed.map(|text| records::parse(&FactKey::Succeeds, text.as_bytes()));
+        let mut stores = match listed {
+            Some(Fact::Succeeds(stores)) => stores.to_vec(),
+            Some(_) | None => Vec::new(),
+        };
+        stores.extend(u64::from_str_radix(&known.cluster_id, 16));
+        stores
+    });
+    Succession::new(generation, shown.succeeds.iter().copied().chain(of_agents))
+}
+
 /// Who is named leader, answers and believes the DCS. The key alone says nothing: it may be of an old copy.
 fn leads_by_it(seen: &Seen) -> Option<&MemberName> {
     let leader = &seen.doubted.topology.leader.as_ref()?.member;
@@ -419,11 +439,11 @@ fn leads_by_it(seen: &Seen) -> Option<&MemberName> {
 fn order(keys: &Keys, seen: &Seen) -> Result<Order, CtlError> {
     let (doubted, answers) = (&seen.doubted, &seen.answers);
     let best = wisest(answers)?;
-    let generation = next_generation(answers, &doubted.topology);
+    let succession = succession(keys, seen);
     if let Some(leader) = leads_by_it(seen) {
         return Ok(Order {
             led_by: Some(leader.clone()),
-            recreation: recreation::vouched(keys, doubted, generation),
+            recreation: recreation::vouched(keys, doubted, &succession),
         });
     }
     let believes = |name: &MemberName| {
@@ -431,7 +451,7 @@ fn order(keys: &Keys, seen: &Seen) -> Result<Order, CtlError> {
         answer.is_some_and(|answer| answer.as_ref().is_ok_and(|a| a.went_back.is_none()))
     };
     let wanted = wanted(keys, answers, best);
-    let mut recreation = recreation::transaction(keys, doubted, wanted, generation, believes);
+    let mut recreation = recreation::transaction(keys, doubted, wanted, &succession, believes);
     // A key without a lease is of a copy that was written by hand, and would never end.
     if recreation::leader_lease(keys, doubted) == Some(0) {
         let leader = keys.path(&FactKey::Leader);
@@ -628,16 +648,38 @@ mod tests {
         assert_eq!(order.led_by, Some(MemberName::new("b")));
         refuse_a_live_lease(&demo(), &seen, &order).unwrap();
         let path = |key| demo().path(&key);
+        let put = |key, text: &str| Operation::Put {
+            key: path(key),
+            value: text.as_bytes().to_vec(),
+            lease: 0,
+        };
         assert_eq!(
             order.recreation.then,
-            [Operation::Put {
-                key: path(FactKey::Generation),
-                value: b"2".to_vec(),
-                lease: 0
-            }]
+            [
+                put(FactKey::Generation, "2"),
+                put(FactKey::Succeeds, r#"{"stores":[]}"#)
+            ]
         );
         let leader = Compare::ModRevision(path(FactKey::Leader), 50);
         assert!(order.recreation.when.contains(&leader));
+    }
+
+    #[test]
+    fn the_store_names_all_that_anybody_knew_before_it() {
+        let mut late = answer("a", 0, 900, true, "7");
+        late.cluster_id = "c1".to_owned();
+        let mut newer = answer("b", 1, 60, true, "7");
+        newer.cluster_id = "c3".to_owned();
+        newer.keys.insert(
+            demo().path(&FactKey::Succeeds),
+            r#"{"stores":["c0","c2"]}"#.to_owned(),
+        );
+        let mut anew = answer("c", 1, 0, true, "");
+        anew.cluster_id = "0".to_owned();
+        let seen = led("", 0, answers(vec![newer, late, anew]));
+        let succession = succession(&demo(), &seen);
+        assert_eq!(succession.generation, 2);
+        assert_eq!(succession.stores, [0xc1, 0xc0, 0xc2, 0xc3]);
     }
 
     #[test]

@@ -7,6 +7,7 @@ use fastrand::Rng;
 use trunkline_agent::decide::observation::{DcsView, Local, Observation};
 use trunkline_agent::decide::store::{Doubt, PeerStore, Shown, StoreView};
 use trunkline_agent::decide::{Memory, asking};
+use trunkline_agent::recreation::Succession;
 use trunkline_shared::cluster::topology::{ClaimedTimeline, Fact, FactKey, Initialize, Status};
 use trunkline_shared::cluster::{Lsn, MemberName, Moment, Timeline, Topology};
 use trunkline_shared::dcs::Header;
@@ -314,11 +315,11 @@ impl World {
         &self,
         known: &Topology,
         shown: &Topology,
-        generation: u64,
+        succession: &Succession,
         keeps: impl Fn(&MemberName) -> bool,
     ) -> Txn {
         let put = |key, fact| Write::Put(key, fact, 0);
-        let Txn { mut when, mut then } = vouched(shown, generation);
+        let Txn { mut when, mut then } = vouched(shown, succession);
         let sync = shown.sync.as_ref().map_or(0, |sync| sync.revision);
         when.extend([
             as_seen(FactKey::Sync, sync),
@@ -375,7 +376,10 @@ impl World {
             optime: known.status.optime.max(Lsn(end)),
             ..Status::clone(&known.status)
         });
-        Some(self.keys_anew(&known, &shown, generation, |_| false))
+        let before = shown.succeeds.iter().chain(known.succeeds.iter()).copied();
+        let own = kept.belief.seen.cluster_id;
+        let succession = Succession::new(generation, before.chain([own]));
+        Some(self.keys_anew(&known, &shown, &succession, |_| false))
     }
 
     /// The keys were made anew by this agent, its leader key on `lease`.
@@ -394,6 +398,23 @@ impl World {
         this.agent.acceptances += 1;
         this.agent.has_recreated = true;
         self.count_taken(node, revision, term);
+    }
+
+    /// The number, and all stores that anybody has known.
+    fn succession(&self, shown: &Topology, generation: u64) -> Succession {
+        let of_agents = self.nodes.iter().flat_map(|node| {
+            let kept = &node.run_dir.store;
+            let known = kept.known.clone().unwrap_or_default();
+            let own = kept.belief.seen.cluster_id;
+            known
+                .succeeds
+                .iter()
+                .copied()
+                .chain([own])
+                .collect::<Vec<u64>>()
+        });
+        let before = shown.succeeds.iter().copied().chain(of_agents);
+        Succession::new(generation, before)
     }
 
     /// `trunkline accept-dcs`: once everybody is back and no agent could.
@@ -444,14 +465,15 @@ impl World {
         }
         let highest = self.nodes.iter().map(generation).max().unwrap_or(0);
         let generation = highest.max(shown.generation) + 1;
+        let succession = self.succession(&shown, generation);
         let txn = match &shown.leader {
             // Somebody leads by it: every other key is as it has written it.
-            Some(leader) if self.believes(&leader.member) => vouched(&shown, generation),
+            Some(leader) if self.believes(&leader.member) => vouched(&shown, &succession),
             // It ends by itself unless somebody renews it.
             Some(leader) if self.store.lease_ends(leader.lease).is_some() => return,
             Some(_) | None => {
                 let keeps = |name: &MemberName| self.believes(name);
-                self.keys_anew(&known, &shown, generation, keeps)
+                self.keys_anew(&known, &shown, &succession, keeps)
             }
         };
         tell!(
@@ -485,16 +507,20 @@ impl World {
 }
 
 /// Only says that this store is the one.
-fn vouched(shown: &Topology, generation: u64) -> Txn {
+fn vouched(shown: &Topology, succession: &Succession) -> Txn {
     let leader = shown.leader.as_ref();
     let leader = leader.map_or(0, |leader| leader.epoch.revision);
-    let fact = Fact::Generation(generation);
+    let generation = Fact::Generation(succession.generation);
+    let stores = Fact::Succeeds(succession.stores.as_slice().into());
     Txn {
         when: vec![
             as_seen(FactKey::Leader, leader),
             Compare::Generation(shown.generation),
         ],
-        then: vec![Write::Put(FactKey::Generation, fact, 0)],
+        then: vec![
+            Write::Put(FactKey::Generation, generation, 0),
+            Write::Put(FactKey::Succeeds, stores, 0),
+        ],
     }
 }
 

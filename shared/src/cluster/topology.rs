@@ -33,6 +33,8 @@ pub enum FactKey {
     Failsafe,
     /// `trunkline/generation`
     Generation,
+    /// `trunkline/succeeds`
+    Succeeds,
     /// `trunkline/timeline`
     Timeline,
     /// `trunkline/disarmed/<name>`
@@ -68,6 +70,8 @@ pub enum Fact {
     Failsafe(Arc<BTreeMap<MemberName, Arc<str>>>),
     /// First part of the epoch.
     Generation(u64),
+    /// Identities of the stores that this one took the place of, the oldest first.
+    Succeeds(Arc<[u64]>),
     /// The last timeline number that a leader claimed.
     Timeline(ClaimedTimeline),
     /// A paused leader that disarmed its fence.
@@ -200,6 +204,8 @@ pub struct Topology {
     pub failsafe_revision: i64,
     /// First part of the epoch.
     pub generation: u64,
+    /// Identities of the stores that this one took the place of when the generation grew, the oldest first.
+    pub succeeds: Arc<[u64]>,
     /// The last claimed timeline.
     pub claimed: ClaimedTimeline,
     /// The history was written before that claim, so it is another timeline's.
@@ -345,6 +351,7 @@ impl Topology {
             Fact::History(history) => self.set_history(history, revision),
             Fact::Failsafe(failsafe) => self.set_failsafe(failsafe.clone(), revision),
             Fact::Generation(generation) => self.set_generation(*generation),
+            Fact::Succeeds(stores) => self.succeeds = stores.clone(),
             Fact::Timeline(claimed) => self.set_claimed(*claimed, revision),
             Fact::Disarmed => {
                 if let FactKey::Disarmed(name) = &change.key {
@@ -366,6 +373,7 @@ impl Topology {
                 | FactKey::Sync
                 | FactKey::History
                 | FactKey::Generation
+                | FactKey::Succeeds
                 | FactKey::Disarmed(_)
                 | FactKey::Switchover
                 | FactKey::Changes
@@ -387,6 +395,7 @@ impl Topology {
             FactKey::Sync => self.sync = None,
             FactKey::Failsafe => self.set_failsafe(Arc::default(), 0),
             FactKey::Generation => self.set_generation(0),
+            FactKey::Succeeds => self.succeeds = Arc::default(),
             FactKey::Disarmed(name) => {
                 self.disarmed.remove(name);
             }

@@ -41,6 +41,10 @@ impl Belief {
             return Verdict::Believed;
         }
         if shown.generation > self.generation {
+            // Another cluster's operator raises his number as well.
+            if let Some(why) = self.is_of_another(header, shown) {
+                return Verdict::WentBack(self.doubt.clone().unwrap_or(why));
+            }
             // In the store that was known it may grow as well: who re-created lost keys says so to all.
             return match self.differs(header, shown) {
                 Some(_) => Verdict::Accepted,
@@ -57,6 +61,24 @@ impl Belief {
             };
         };
         Verdict::WentBack(self.doubt.clone().unwrap_or(why))
+    }
+
+    /// Whether it is the store of a cluster that never was in the one that was known, whatever its generation is.
+    fn is_of_another(&self, header: Header, shown: &Topology) -> Option<Arc<str>> {
+        let known = self.seen.cluster_id;
+        if header.cluster_id != known && !shown.succeeds.contains(&known) {
+            let text = format!(
+                "cluster {:x} answers, and does not name {known:x} among those that it took the place of",
+                header.cluster_id
+            );
+            return Some(text.into());
+        }
+        match (shown.initialize, self.system) {
+            (Initialize::Done(id), Some(system)) if id != system => {
+                Some(format!("initialize names system {id}, but {system} is the cluster's").into())
+            }
+            (Initialize::Done(_) | Initialize::Running | Initialize::Absent, _) => None,
+        }
     }
 
     fn differs(&self, header: Header, shown: &Topology) -> Option<Arc<str>> {
@@ -171,14 +193,44 @@ mod tests {
         ] {
             let verdict = belief.weigh(header, shown, &known);
             assert!(matches!(verdict, Verdict::WentBack(_)), "{header:?}");
+            if shown == &other {
+                continue;
+            }
             let mut grown = shown.clone();
             grown.generation = 1;
+            grown.succeeds = [9, 1].into();
             assert_eq!(belief.weigh(header, &grown, &known), Verdict::Accepted);
         }
         assert_eq!(
             belief.weigh(header(1, 200, 3), &cluster(1), &known),
             Verdict::Believed
         );
+    }
+
+    #[test]
+    fn another_clusters_store_is_not_believed_however_often_its_operator_accepted_one() {
+        let mut belief = begun();
+        let mut other = cluster(5);
+        other.initialize = Initialize::Done(SystemId(8));
+        other.succeeds = [1].into();
+        let mut site = cluster(5);
+        site.succeeds = [6].into();
+        for is_doubted in [false, true] {
+            belief.doubt = is_doubted.then(|| "gone".into());
+            for (header, shown) in [
+                (header(1, 200, 3), &other),
+                (header(2, 200, 3), &other),
+                // The standby cluster of another site has the same system, and a store of its own.
+                (header(2, 200, 3), &site),
+                (header(2, 200, 3), &cluster(5)),
+            ] {
+                let verdict = belief.weigh(header, shown, &cluster(0));
+                assert!(matches!(verdict, Verdict::WentBack(_)), "{header:?}");
+            }
+        }
+        // Without its memory the same store has the same identity, and needs no word for it.
+        let verdict = belief.weigh(header(1, 5, 1), &cluster(5), &cluster(0));
+        assert_eq!(verdict, Verdict::Accepted);
     }
 
     #[test]

@@ -48,6 +48,7 @@ pub fn is_absent(key: &FactKey, value: &[u8]) -> bool {
         | FactKey::History
         | FactKey::Failsafe
         | FactKey::Generation
+        | FactKey::Succeeds
         | FactKey::Timeline
         | FactKey::Disarmed(_)
         | FactKey::Changes
@@ -82,11 +83,32 @@ fn fact(key: &FactKey, text: &str) -> Result<Fact, String> {
                 format!("\"{}\" is not a generation (a decimal number)", text.trim())
             })?)
         }
+        FactKey::Succeeds => Fact::Succeeds(stores_from_json(text)?),
         FactKey::Timeline => Fact::Timeline(claimed_from_json(text)?),
         FactKey::Disarmed(_) => Fact::Disarmed,
         FactKey::Switchover => Fact::Switchover(Arc::new(switchover_from_json(text)?)),
         FactKey::Changes | FactKey::Router(_) => Fact::Opaque,
     })
+}
+
+fn stores_from_json(text: &str) -> Result<Arc<[u64]>, String> {
+    let map = object(text)?;
+    let Some(Value::Array(stores)) = map.get("stores") else {
+        return Err("\"stores\" is not a list".to_owned());
+    };
+    let store = |value: &Value| {
+        let number = value
+            .as_str()
+            .and_then(|text| u64::from_str_radix(text, 16).ok());
+        number.ok_or_else(|| format!("{value} is not the identity of a store (hexadecimal digits)"))
+    };
+    stores.iter().map(store).collect()
+}
+
+/// The `trunkline/succeeds` record: identities of stores, in hexadecimal digits as etcd shows them.
+pub fn stores_to_json(stores: &[u64]) -> String {
+    let stores: Vec<String> = stores.iter().map(|store| format!("{store:x}")).collect();
+    json!({"stores": stores}).to_string()
 }
 
 fn claimed_from_json(text: &str) -> Result<ClaimedTimeline, String> {

@@ -266,6 +266,15 @@ fn reads_the_plain_text_records() {
         Fact::Initialize(Some(SystemId(7_300_000_000_000_000_001)))
     );
     assert_eq!(parse(&FactKey::Generation, b"3"), Fact::Generation(3));
+    let stores = [0xcdf8_1818_4a5b_2c3d, 7];
+    assert_eq!(
+        parse(&FactKey::Succeeds, stores_to_json(&stores).as_bytes()),
+        Fact::Succeeds(stores.into())
+    );
+    for unreadable in ["{}", r#"{"stores":[7]}"#, r#"{"stores":["x"]}"#] {
+        let read = parse(&FactKey::Succeeds, unreadable.as_bytes());
+        assert!(matches!(read, Fact::Unreadable(_)), "{unreadable}");
+    }
     assert_eq!(
         parse(&FactKey::Leader, b"a"),
         Fact::Leader(MemberName::new("a"))

@@ -76,6 +76,7 @@ pub(super) fn keep_old(topology: &mut Topology, old: &Topology, key: &FactKey) {
         FactKey::Sync => topology.sync.clone_from(&old.sync),
         FactKey::Failsafe => topology.failsafe = old.failsafe.clone(),
         FactKey::Generation => topology.generation = old.generation,
+        FactKey::Succeeds => topology.succeeds = old.succeeds.clone(),
         FactKey::Timeline => topology.keep_claim_of(old),
         FactKey::Switchover => topology.switchover.clone_from(&old.switchover),
         FactKey::Leader

@@ -32,6 +32,9 @@ impl View {
         let failsafe = topology.failsafe_revision;
         let list = (failsafe > 0).then(|| records::failsafe_to_json(&topology.failsafe));
         add(FactKey::Failsafe, list, failsafe);
+        let stores = &topology.succeeds;
+        let list = (!stores.is_empty()).then(|| records::stores_to_json(stores));
+        add(FactKey::Succeeds, list, 0);
         let claimed = topology.claimed;
         let claim =
             (claimed != ClaimedTimeline::default()).then(|| records::claimed_to_json(claimed));
