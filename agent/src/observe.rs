@@ -36,10 +36,12 @@ pub mod config_kept;
 pub mod members_kept;
 pub mod peers;
 mod scheduled;
+pub mod store_beside;
 pub mod store_kept;
 
 use config_kept::ConfigKept;
 use members_kept::MembersKept;
+use store_beside::StoreBeside;
 use store_kept::StoreKept;
 
 /// The longest wait for the answer of the local instance.
@@ -82,6 +84,8 @@ pub struct Observer {
     pub config: ConfigKept,
     /// The store, for an agent that is restarted.
     pub store: StoreKept,
+    /// The same for one that is restarted after a boot.
+    pub beside: StoreBeside,
     /// The members, for one that is restarted after a boot.
     pub members: MembersKept,
 }
@@ -179,7 +183,8 @@ impl Observer {
         let looked_at = clock::now();
         let (topology, lost_config) = self.config.lay_over(&view, &local, &now.job);
         self.store.keep(&view);
-        let store = self.store.view(&view, &topology);
+        let mut store = self.store.view(&view, &topology);
+        store.is_unproved &= !self.beside.speaks_against(&view);
         let observation = Observation {
             now: looked_at,
             me: self.me.clone(),

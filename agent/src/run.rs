@@ -10,9 +10,10 @@ use tokio::sync::{Notify, RwLock, mpsc, watch};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use trunkline_shared::cluster::{ClusterSettings, LeaderEpoch};
+use trunkline_shared::dcs::belief::Belief;
 use trunkline_shared::dcs::etcd::{Budgets, Etcd, EtcdConfigError};
 use trunkline_shared::dcs::keys::Keys;
-use trunkline_shared::dcs::watch::{Refresh, View};
+use trunkline_shared::dcs::watch::{Refresh, Remembered, View};
 use trunkline_shared::dcs::{Dcs, StoreMemory, records, watch as cluster_watch};
 use trunkline_shared::service::clock;
 use trunkline_shared::service::logging::Log;
@@ -37,6 +38,7 @@ use crate::lease::promise::{Acceptor, Promises};
 use crate::lease::{LeaseHandle, state};
 use crate::observe::config_kept::ConfigKept;
 use crate::observe::members_kept::{self, MembersKept};
+use crate::observe::store_beside::StoreBeside;
 use crate::observe::store_kept::{Beside, StoreKept};
 use crate::observe::{Before, Observer};
 use crate::postgres::directory::{DirectoryState, directory_state, finish_interrupted};
@@ -311,6 +313,7 @@ struct Parts {
     config: ConfigKept,
     rest: Arc<Rest>,
     store: StoreKept,
+    beside: StoreBeside,
 }
 
 impl Parts {
@@ -335,11 +338,10 @@ impl Parts {
         };
         let (in_force, _) = config.over(&settings);
         let instance = instance::postgres_config(&in_force, &settings, run_dir.path());
-        let beside = Beside {
-            has_data: directory_state(&instance) != DirectoryState::Empty,
-            knew_others: !members_kept::read(data_dir).is_empty(),
-        };
-        let (store, remembered) = StoreKept::open(&run_dir.path().join("store"), &keys, beside);
+        let found = found_beside(data_dir, &instance);
+        let (store, remembered) = StoreKept::open(&run_dir.path().join("store"), &keys, found);
+        let (beside, of_data) = StoreBeside::open(data_dir, &keys, &config.name);
+        let remembered = newest(remembered, of_data);
         let belief = &remembered.belief;
         let memory = StoreMemory::remembering(belief.seen, belief.doubt.clone());
         let dcs: Arc<dyn Dcs> = Arc::new(Etcd::sharing(&config.etcd, budgets, memory.clone())?);
@@ -385,6 +387,7 @@ impl Parts {
             config: kept,
             rest,
             store,
+            beside,
         })
     }
 
@@ -416,6 +419,7 @@ impl Parts {
             before: Before::default(),
             config: self.config,
             store: self.store,
+            beside: self.beside,
             members: MembersKept::default(),
         };
         let actor = Actor {
@@ -450,6 +454,21 @@ impl Parts {
         });
         let settings = SettingsKeeper::new(config, run_dir, read, elsewhere);
         Tick::new(inbox, observer, actor, recorder, settings, memory)
+    }
+}
+
+fn found_beside(data_dir: &Path, instance: &PostgresConfig) -> Beside {
+    Beside {
+        has_data: directory_state(instance) != DirectoryState::Empty,
+        knew_others: !members_kept::read(data_dir).is_empty(),
+    }
+}
+
+/// Of the store: what is of this boot, if there is anything.
+fn newest(of_boot: Remembered, of_data: Remembered) -> Remembered {
+    match of_boot.belief == Belief::default() {
+        true => of_data,
+        false => of_boot,
     }
 }
 

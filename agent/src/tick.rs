@@ -203,6 +203,8 @@ impl Tick {
             let whom = asking::whom(topology, &self.memory, &seen.me.name);
             self.observer.members.keep(&data_dir, seen, whom).await;
         }
+        let view = self.observer.cluster.borrow().clone();
+        self.observer.beside.keep(&data_dir, seen, &view).await;
         self.actor.tell_watchdog(seen);
         let Some(decision) = self.decide(&look) else {
             return (RETRY_PAUSE, false);
@@ -217,6 +219,7 @@ impl Tick {
             self.observer.before.forget();
             self.observer.config.data_replaced();
             self.observer.members.data_replaced();
+            self.observer.beside.data_replaced();
         }
         let outcome = self.actor.perform(seen, &decision).await;
         if let Err(error) = &outcome {

@@ -56,6 +56,9 @@ pub async fn inflict(scenario: Scenario, run: &mut Run<'_>, progress: &Progress)
         Scenario::EtcdAcceptedAfterBlackout => {
             super::lost_memory::accepted_after_blackout(run).await
         }
+        Scenario::EtcdRestoredAfterBlackout => {
+            super::lost_memory::restored_after_blackout(run).await
+        }
         Scenario::Mixed => super::mixed::mixed(run).await,
         Scenario::RandomFaults => {
             let can_cut = run.stack.layout == Layout::Namespaces;

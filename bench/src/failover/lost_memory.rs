@@ -1,5 +1,6 @@
 //! etcd loses its memory, or comes back with an old one: who leads goes on, and the keys are made anew (`ha.md` 8).
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -36,6 +37,18 @@ pub async fn wiped(run: &mut Run<'_>) -> Result<()> {
 
 /// A backup is taken, leadership changes, more is written, and the backup comes back.
 pub async fn restored(run: &mut Run<'_>) -> Result<()> {
+    let backup = beyond_a_backup(run).await?;
+    let before = run.stack.members[run.leader].postmaster();
+    run.began = clock::now();
+    store::stop_all(run.stack).await?;
+    store::restore_all(run.stack, &backup).await?;
+    serves_again(run).await?;
+    anew(run).await?;
+    back_with_the_same(run, before).await
+}
+
+/// A backup of etcd, and a cluster that has gone on since under another leader.
+async fn beyond_a_backup(run: &mut Run<'_>) -> Result<PathBuf> {
     let backup = run.stack.folder().join("n1").join("etcd.backup");
     run.stack.etcd[0].back_up(&backup).await?;
     let old = run.leader;
@@ -47,13 +60,7 @@ pub async fn restored(run: &mut Run<'_>) -> Result<()> {
     }
     consents_are_possible(run).await?;
     tokio::time::sleep(WRITES).await;
-    let before = run.stack.members[run.leader].postmaster();
-    run.began = clock::now();
-    store::stop_all(run.stack).await?;
-    store::restore_all(run.stack, &backup).await?;
-    serves_again(run).await?;
-    anew(run).await?;
-    back_with_the_same(run, before).await
+    Ok(backup)
 }
 
 /// A replica's agent is lost and etcd emptied: nobody leads until the operator accepts the store.
@@ -144,6 +151,20 @@ pub async fn accepted_after_blackout(run: &mut Run<'_>) -> Result<()> {
     power_off(run).await?;
     store::stop_all(run.stack).await?;
     store::wipe_all(run.stack)?;
+    nobody_leads_before_it_is_accepted(run).await
+}
+
+/// The same with an old copy: what lies beside the data says that more was known.
+pub async fn restored_after_blackout(run: &mut Run<'_>) -> Result<()> {
+    let backup = beyond_a_backup(run).await?;
+    run.began = clock::now();
+    power_off(run).await?;
+    store::stop_all(run.stack).await?;
+    store::restore_all(run.stack, &backup).await?;
+    nobody_leads_before_it_is_accepted(run).await
+}
+
+async fn nobody_leads_before_it_is_accepted(run: &mut Run<'_>) -> Result<()> {
     serves_again(run).await?;
     for member in &mut run.stack.members {
         member.start()?;

@@ -54,6 +54,8 @@ pub enum Scenario {
     EtcdAcceptedInPause,
     /// All machines lose power and etcd its data: the operator accepts the store, and the most advanced member leads.
     EtcdAcceptedAfterBlackout,
+    /// All machines lose power, and etcd comes back from a backup of before a change of leader: nobody believes it.
+    EtcdRestoredAfterBlackout,
     /// A minute of pgbench with a random fault every ten seconds.
     Mixed,
     /// Faults drawn by a seed, members and etcd alike, each healed before the next.
@@ -113,7 +115,7 @@ impl fmt::Display for Bar {
 
 impl Scenario {
     /// Every scenario, in the order in which they are run.
-    pub const ALL: [Scenario; 27] = [
+    pub const ALL: [Scenario; 28] = [
         Scenario::Switchover,
         Scenario::NodeFrozen,
         Scenario::PostmasterKilled,
@@ -136,6 +138,7 @@ impl Scenario {
         Scenario::EtcdAcceptedLed,
         Scenario::EtcdAcceptedInPause,
         Scenario::EtcdAcceptedAfterBlackout,
+        Scenario::EtcdRestoredAfterBlackout,
         Scenario::Mixed,
         Scenario::RandomFaults,
         Scenario::Rejoin,
@@ -159,6 +162,7 @@ impl Scenario {
                 | Scenario::EtcdAcceptedLed
                 | Scenario::EtcdAcceptedInPause
                 | Scenario::EtcdAcceptedAfterBlackout
+                | Scenario::EtcdRestoredAfterBlackout
                 | Scenario::LogicalDecoding
         )
     }
@@ -199,6 +203,7 @@ impl Scenario {
             | Scenario::EtcdAccepted
             | Scenario::EtcdAcceptedInPause
             | Scenario::EtcdAcceptedAfterBlackout
+            | Scenario::EtcdRestoredAfterBlackout
             | Scenario::Mixed
             | Scenario::RandomFaults
             | Scenario::Rejoin
@@ -236,6 +241,7 @@ impl Scenario {
             | Scenario::EtcdAcceptedLed
             | Scenario::EtcdAcceptedInPause
             | Scenario::EtcdAcceptedAfterBlackout
+            | Scenario::EtcdRestoredAfterBlackout
             | Scenario::PauseCut => false,
         }
     }

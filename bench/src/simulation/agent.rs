@@ -37,6 +37,8 @@ impl World {
         if !this.is_powered || this.agent.is_alive {
             return;
         }
+        self.take_up_store(node);
+        let this = self.node_mut(node);
         let boot = this.agent.boot + 1;
         let job_number = this.agent.job_number + 1;
         let turn = this.agent.turn + 1;

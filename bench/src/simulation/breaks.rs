@@ -83,13 +83,15 @@ pub enum Break {
     ConfigForgotten,
     /// Whatever the DCS shows is believed, however much more was seen of it before.
     LostMemoryBelieved,
+    /// Nothing beside the data says how far the DCS was seen.
+    StoreForgotten,
     /// What a leader wrote into the failsafe list without an answer counts no more once its key is written again.
     ListForgotten,
 }
 
 impl Break {
     /// Every one, with its word.
-    pub const ALL: [(Break, &'static str); 32] = [
+    pub const ALL: [(Break, &'static str); 33] = [
         (Break::PingedToTheEnd, "pinged-to-the-end"),
         (Break::NoFence, "no-fence"),
         (Break::DeadlineFromAnswer, "deadline-from-answer"),
@@ -124,6 +126,7 @@ impl Break {
         (Break::FormerSlotsKept, "former-slots-kept"),
         (Break::ConfigForgotten, "config-forgotten"),
         (Break::LostMemoryBelieved, "lost-memory-believed"),
+        (Break::StoreForgotten, "store-forgotten-in-a-blackout"),
         (Break::ListForgotten, "failsafe-list-forgotten"),
     ];
 
@@ -205,6 +208,7 @@ impl Break {
             | Break::OpenAtOnce
             | Break::ConfigForgotten
             | Break::LostMemoryBelieved
+            | Break::StoreForgotten
             | Break::ListForgotten
             | Break::FenceLeftDead => {}
         }
@@ -243,12 +247,7 @@ impl Break {
             }
             Break::UpstreamDropped => {
                 if decision.situation == Situation::NoLeader && decision.actions.is_empty() {
-                    let nobody = Upstream {
-                        member: Some(MemberName::new("")),
-                        address: Some("".into()),
-                        slot: None,
-                    };
-                    decision.actions.push(Action::Follow(nobody));
+                    decision.actions.push(Action::Follow(nobody()));
                 }
             }
             Break::SlotsFromLeader => {
@@ -279,9 +278,19 @@ impl Break {
             | Break::FormerSlotsKept
             | Break::ConfigForgotten
             | Break::LostMemoryBelieved
+            | Break::StoreForgotten
             | Break::ListForgotten
             | Break::LagLimitIgnored => {}
         }
+    }
+}
+
+/// An upstream at which nobody answers.
+fn nobody() -> Upstream {
+    Upstream {
+        member: Some(MemberName::new("")),
+        address: Some("".into()),
+        slot: None,
     }
 }
 
@@ -329,6 +338,11 @@ pub fn noticed_by(rule: Break) -> &'static [Invariant] {
             Invariant::EpochsOnlyGrow,
             Invariant::RouterNeverSendsWritesToAnOldEpoch,
             Invariant::AtMostOneWritablePrimary,
+            Invariant::NoAcknowledgedCommitLost,
+            Invariant::LossWithinLimit,
+            Invariant::NoDataDestroyed,
+        ],
+        Break::StoreForgotten => &[
             Invariant::NoAcknowledgedCommitLost,
             Invariant::LossWithinLimit,
             Invariant::NoDataDestroyed,

@@ -17,6 +17,7 @@ use trunkline_shared::cluster::{
 };
 
 use super::event::{NodeId, Time};
+use super::lost_memory::KeptStore;
 use super::synchronous::Waiting;
 
 /// One writer's history.
@@ -177,6 +178,8 @@ pub(super) struct Data {
     pub(super) config: Option<Arc<ClusterSettings>>,
     /// Whom the agent knew, beside the data.
     pub(super) members: BTreeMap<MemberName, Arc<str>>,
+    /// How far the agent saw the store, beside the data.
+    pub(super) store: Option<KeptStore>,
 }
 
 impl Data {
@@ -201,6 +204,7 @@ impl Data {
             sync_names: None,
             config: None,
             members: BTreeMap::new(),
+            store: None,
         }
     }
 

@@ -242,6 +242,7 @@ impl World {
             replays_at: 0,
             config: None,
             members: Default::default(),
+            store: None,
             ..source
         });
         postgres.slots = Arc::default();
@@ -284,6 +285,7 @@ impl World {
             crashed_at: None,
             config: None,
             members: Default::default(),
+            store: None,
             ..own
         });
         true

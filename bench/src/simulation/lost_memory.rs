@@ -79,6 +79,33 @@ impl Plan {
             self.faults = vec![before];
         }
         self.faults.push(lost);
+        if kind == FaultKind::DcsRestored && own.u8(..3) == 0 {
+            self.draw_blackout(lost, &mut own);
+        }
+    }
+
+    /// Everybody loses power while the store is down, and an old copy of it is what they come back to. A member that
+    /// is cut off from the leader before has to be left out of the newest `/sync`.
+    fn draw_blackout(&mut self, lost: Fault, own: &mut Rng) {
+        let cut = own.u64(SECOND..9 * SECOND);
+        let cut = Fault {
+            at: lost.at.saturating_sub(cut),
+            lasts: cut + SECOND,
+            kind: FaultKind::NodeCutFromNode,
+            hits_leader: true,
+            ..lost
+        };
+        self.is_blackout = own.bool();
+        self.faults = vec![cut, lost];
+        for node in 0..self.members {
+            self.faults.push(Fault {
+                at: lost.at + own.u64(10 * MS..150 * MS),
+                lasts: own.u64(300 * MS..8 * SECOND),
+                kind: FaultKind::NodePowerOff,
+                node,
+                ..lost
+            });
+        }
     }
 }
 
@@ -269,7 +296,7 @@ impl World {
                 .data
                 .as_ref()
                 .is_some_and(|data| !data.members.is_empty()),
-            is_unproved: !kept.is_trusted,
+            is_unproved: self.is_unproved(node),
             doubt: kept.belief.doubt.as_ref().map(|why| Doubt {
                 why: why.clone(),
                 before: known.unwrap_or_default(),
@@ -289,6 +316,14 @@ impl World {
         seen
     }
 
+    /// Its own doubt is of what it has seen, in this boot or before.
+    fn is_unproved(&self, node: NodeId) -> bool {
+        let this = self.node(node);
+        let kept = &this.run_dir.store;
+        let speaks = this.agent.knew_store && kept.belief.doubt.is_some() && !kept.belief.is_told;
+        !kept.is_trusted && !speaks
+    }
+
     /// What an agent answers about the store.
     pub(super) fn peer_store(&self, node: NodeId) -> PeerStore {
         let this = self.node(node);
@@ -301,7 +336,7 @@ impl World {
             generation: kept.belief.generation,
             is_doubted,
             is_fresh: this.agent.view.is_some() && !is_doubted && age <= self.plan.retry_timeout,
-            is_unproved: !kept.is_trusted,
+            is_unproved: self.is_unproved(node),
         }
     }
 
@@ -570,11 +605,33 @@ impl World {
     pub(super) fn take_up_members(&mut self, node: NodeId) {
         let now = self.clock(node);
         let this = self.node_mut(node);
-        let known = this.postgres.data.as_ref().map(|data| data.members.clone());
+        let data = this.postgres.data.as_ref();
+        this.agent.knew_store = data.is_some_and(|data| data.store.is_some());
+        let known = data.map(|data| data.members.clone());
         this.agent.memory = Memory::of_former(known.unwrap_or_default(), now);
     }
 
-    /// Whom the believed store names is kept beside the data.
+    /// After a boot only what lies beside the data says how far the store was seen.
+    pub(super) fn take_up_store(&mut self, node: NodeId) {
+        if self.rule == Some(Break::StoreForgotten) {
+            return;
+        }
+        let this = self.node_mut(node);
+        let kept = this
+            .postgres
+            .data
+            .as_ref()
+            .and_then(|data| data.store.clone());
+        if let Some(kept) = kept.filter(|_| this.run_dir.store.belief == Belief::default()) {
+            this.run_dir.store = KeptStore {
+                belief: kept.belief,
+                known: kept.known,
+                ..KeptStore::default()
+            };
+        }
+    }
+
+    /// Whom the believed store names is kept beside the data, and how far it was seen when what decides changed last.
     pub(super) fn keep_members(&mut self, node: NodeId, seen: &Observation) {
         let is_believed = seen.is_dcs_fresh() && !seen.store.is_unproved;
         let Some(topology) = seen.topology().filter(|_| is_believed) else {
@@ -582,11 +639,23 @@ impl World {
         };
         let whom = asking::whom(topology, &self.node(node).agent.memory, &seen.me.name);
         let is_idle = seen.job.running.is_none();
+        let store = self.node(node).run_dir.store.clone();
         if let Some(data) = &mut self.node_mut(node).postgres.data
             && is_idle
             && !whom.is_empty()
         {
             data.members = whom;
+            let decides = |store: &KeptStore| {
+                let known = store.known.clone().unwrap_or_default();
+                let sync = known.sync.as_ref().map_or(0, |sync| sync.revision);
+                let seen = store.belief.seen;
+                let writes = (sync, known.claim_revision(), known.failsafe_revision);
+                (seen.cluster_id, seen.term, known.generation, writes)
+            };
+            let is_old = data.store.as_ref().map(decides) != Some(decides(&store));
+            if is_old && store.belief.doubt.is_none() {
+                data.store = Some(store);
+            }
         }
     }
 }

@@ -48,6 +48,8 @@ pub(super) struct Agent {
     pub(super) view: Option<Arc<Topology>>,
     /// What the store shows that is not believed.
     pub(super) doubted: Option<Arc<Topology>>,
+    /// How far it saw the store was found beside the data.
+    pub(super) knew_store: bool,
     /// Nothing is asked of the store, since it is not believed.
     pub(super) is_store_shut: bool,
     /// What the clients of the agent have seen of the store.
@@ -112,6 +114,7 @@ impl Agent {
             },
             view: None,
             doubted: None,
+            knew_store: false,
             is_store_shut: false,
             client_saw: Header::default(),
             acceptances: 0,

@@ -154,6 +154,8 @@ pub(super) struct Plan {
     pub(super) synchronous_mode: SynchronousMode,
     pub(super) is_strict: bool,
     pub(super) synchronous_node_count: u32,
+    /// Everybody loses power once, and commits wait for one standby.
+    pub(super) is_blackout: bool,
     /// A permanent logical slot is configured.
     pub(super) has_logical_slot: bool,
     /// PostgreSQL itself keeps that slot on standbys.
@@ -209,6 +211,7 @@ impl Plan {
             synchronous_mode: SynchronousMode::Off,
             is_strict: false,
             synchronous_node_count: 1,
+            is_blackout: false,
             has_logical_slot: false,
             keeps_slots: false,
             faults: Vec::new(),
@@ -227,6 +230,10 @@ impl Plan {
         };
         self.is_strict = rng.u8(..3) == 0;
         self.synchronous_node_count = 1 + u32::from(rng.u8(..4) == 0);
+        if self.is_blackout {
+            self.synchronous_mode = SynchronousMode::On;
+            self.synchronous_node_count = 1;
+        }
     }
 
     /// How many seconds a watchdog counts without a ping, where there is time for it.

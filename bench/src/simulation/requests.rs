@@ -385,6 +385,9 @@ impl World {
     ) {
         let at = usize::from(watcher);
         let place = self.place_of(watcher);
+        if matches!(place, Place::Node(node) if !self.node(node).agent.is_alive) {
+            return;
+        }
         let believes_old = matches!(place, Place::Router(_))
             && self.rule.is_some_and(|rule| rule.believes_old_views());
         if view.revision < self.watches[at].seen && !believes_old {

@@ -52,7 +52,8 @@ impl Belief {
                 None => Verdict::Believed,
             };
         }
-        let Some(why) = self.differs(header, shown) else {
+        let differs = self.differs(header, shown);
+        let Some(why) = differs.or_else(|| is_written_before(shown, known)) else {
             // Its revision may have caught up since it was doubted. What decides who leads tells.
             return match &self.doubt {
                 Some(_) if !self.is_told && is_as_known(shown, known) => Verdict::Accepted,
@@ -138,6 +139,27 @@ impl Belief {
     }
 }
 
+/// A key that was written later than it is shown: in one store that never changes back, however far the revision of
+/// an old copy has grown with everybody's writes. A key that is absent may have been deleted.
+fn is_written_before(shown: &Topology, known: &Topology) -> Option<Arc<str>> {
+    let sync = |topology: &Topology| topology.sync.as_ref().map_or(0, |sync| sync.revision);
+    let keys = [
+        ("sync", sync(shown), sync(known)),
+        (
+            "trunkline/timeline",
+            shown.claim_revision(),
+            known.claim_revision(),
+        ),
+        ("failsafe", shown.failsafe_revision, known.failsafe_revision),
+    ];
+    let older = keys
+        .into_iter()
+        .find(|(_, shown, known)| *shown > 0 && shown < known);
+    older.map(|(key, shown, known)| {
+        format!("{key} was written at revision {shown}, but a write at {known} was seen").into()
+    })
+}
+
 /// Whether nothing that decides who may lead was written before what is known of it.
 fn is_as_known(shown: &Topology, known: &Topology) -> bool {
     let sync = |topology: &Topology| topology.sync.as_ref().map_or(0, |sync| sync.revision);
@@ -149,6 +171,7 @@ fn is_as_known(shown: &Topology, known: &Topology) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cluster::sync_state::SyncState;
     use crate::cluster::topology::{Change, ClaimedTimeline, Fact, FactKey};
     use crate::cluster::{MemberName, Timeline};
 
@@ -284,6 +307,28 @@ mod tests {
         assert_eq!(belief.weigh(later, &anew, &removed), Verdict::Believed);
         belief.take(later, &anew);
         assert_eq!(belief.system, Some(SystemId(9)));
+    }
+
+    #[test]
+    fn a_key_written_before_what_was_seen_of_it_is_of_an_old_copy_however_far_its_revision_has_come()
+     {
+        let belief = begun();
+        let synced = |revision| {
+            let mut topology = cluster(0);
+            topology.sync = Some(SyncState {
+                leader: None,
+                standbys: Vec::new(),
+                quorum: 0,
+                revision,
+            });
+            topology
+        };
+        let later = header(1, 900, 3);
+        let weigh = |shown: &Topology| belief.weigh(later, shown, &synced(80));
+        assert!(matches!(weigh(&synced(40)), Verdict::WentBack(_)));
+        for shown in [synced(80), synced(300), cluster(0)] {
+            assert_eq!(weigh(&shown), Verdict::Believed);
+        }
     }
 
     #[test]

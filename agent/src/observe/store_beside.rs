@@ -1,0 +1,284 @@
+//! How far this member saw the DCS, kept beside its data: after a blackout `run_dir` is empty everywhere, and a copy
+//! of the DCS from before it would look like any other to all (`ha.md` 8). It is never more than was seen, so data
+//! that is put back with an older file says less, and nothing wrong.
+
+use std::path::Path;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::task::JoinHandle;
+use trunkline_shared::cluster::topology::FactKey;
+use trunkline_shared::cluster::{MemberName, Moment, SystemId};
+use trunkline_shared::dcs::belief::Belief;
+use trunkline_shared::dcs::keys::Keys;
+use trunkline_shared::dcs::watch::{Remembered, View};
+use trunkline_shared::dcs::{Entry, Header, Revision};
+
+use crate::decide::Observation;
+use crate::decide::observation::Local;
+use crate::postgres::{PostgresError, dynamic_config};
+
+/// How far the bare revision may be behind. What decides who may lead is written as it changes.
+const REVISION_LAG: Duration = Duration::from_secs(30);
+
+/// The file, and what surely lies in it.
+#[derive(Debug)]
+pub struct StoreBeside {
+    keys: Keys,
+    name: MemberName,
+    /// An earlier agent left one.
+    was_found: bool,
+    written: Option<(Kept, Moment)>,
+    /// A write that the disk has not taken yet.
+    writing: Option<Writing>,
+}
+
+/// What is being written, and since when.
+#[derive(Debug)]
+struct Writing {
+    task: JoinHandle<Result<(), PostgresError>>,
+    kept: Kept,
+    since: Moment,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Kept {
+    /// Whose file it is: one that came with copied data is another's.
+    name: String,
+    prefix: String,
+    cluster_id: u64,
+    revision: Revision,
+    term: u64,
+    generation: u64,
+    system: Option<u64>,
+    entries: Vec<KeptEntry>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct KeptEntry {
+    key: String,
+    value: String,
+    revision: Revision,
+}
+
+impl StoreBeside {
+    /// Reads what an earlier agent of this member left; what cannot be read is nothing.
+    pub fn open(data_dir: &Path, keys: &Keys, name: &MemberName) -> (Self, Remembered) {
+        let text = dynamic_config::read_store(data_dir).unwrap_or_default();
+        let found = serde_json::from_str::<Kept>(&text.unwrap_or_default()).ok();
+        let found = found.filter(|kept| kept.prefix == keys.prefix() && kept.name == name.as_str());
+        let this = Self {
+            keys: keys.clone(),
+            name: name.clone(),
+            was_found: found.is_some(),
+            written: None,
+            writing: None,
+        };
+        (this, found.map(Kept::remembered).unwrap_or_default())
+    }
+
+    /// Whether a doubt comes from what this member has seen itself, in this boot or before: then its word counts,
+    /// although it has asked nobody yet.
+    pub fn speaks_against(&self, view: &View) -> bool {
+        self.was_found && view.went_back.is_some() && !view.belief.is_told
+    }
+
+    /// The data is about to be replaced.
+    pub fn data_replaced(&mut self) {
+        self.written = None;
+    }
+
+    /// Brings the file up to date with the believed DCS. Never while a job works on the directory, and without
+    /// waiting for the disk: a turn may be what PostgreSQL's end hangs on.
+    pub async fn keep(&mut self, data_dir: &Path, seen: &Observation, view: &View) {
+        self.end_of_write().await;
+        let has_data = matches!(seen.local, Local::Stopped(_) | Local::Running(_));
+        let is_believed = seen.is_dcs_fresh() && !seen.store.is_unproved;
+        let is_idle = seen.job.running.is_none() && self.writing.is_none();
+        if !has_data || !is_believed || !is_idle || view.went_back.is_some() {
+            return;
+        }
+        let now = Kept::of(view, &self.keys, &self.name);
+        if !self.is_due(&now, seen.now) {
+            return;
+        }
+        let Ok(text) = serde_json::to_string(&now) else {
+            return;
+        };
+        let dir = data_dir.to_owned();
+        let task = tokio::task::spawn_blocking(move || dynamic_config::write_store(&dir, &text));
+        self.writing = Some(Writing {
+            task,
+            kept: now,
+            since: seen.now,
+        });
+    }
+
+    fn is_due(&self, now: &Kept, at: Moment) -> bool {
+        match &self.written {
+            None => true,
+            Some((written, since)) if written.decides(&self.keys) == now.decides(&self.keys) => {
+                written.revision < now.revision && at.since(*since) > REVISION_LAG
+            }
+            Some(_) => true,
+        }
+    }
+
+    async fn end_of_write(&mut self) {
+        let Some(Writing { task, kept, since }) =
+            self.writing.take_if(|writing| writing.task.is_finished())
+        else {
+            return;
+        };
+        match task.await {
+            Ok(Ok(())) => self.written = Some((kept, since)),
+            Ok(Err(error)) => tracing::debug!(%error, "trunkline.dcs.json was not written"),
+            Err(error) => tracing::debug!(%error, "trunkline.dcs.json was not written"),
+        }
+    }
+}
+
+impl Kept {
+    fn of(view: &View, keys: &Keys, name: &MemberName) -> Self {
+        let belief = &view.belief;
+        let entries = view.lasting_keys(keys).into_iter();
+        let entries = entries.map(|entry| KeptEntry {
+            value: String::from_utf8_lossy(&entry.value).into_owned(),
+            key: entry.key,
+            revision: entry.mod_revision,
+        });
+        Self {
+            name: name.to_string(),
+            prefix: keys.prefix().to_owned(),
+            cluster_id: belief.seen.cluster_id,
+            revision: belief.seen.revision,
+            term: belief.seen.term,
+            generation: belief.generation,
+            system: belief.system.map(|system| system.0),
+            entries: entries.collect(),
+        }
+    }
+
+    /// All but the revision and the position, which grow with every write.
+    fn decides(&self, keys: &Keys) -> Self {
+        let status = keys.path(&FactKey::Status);
+        let mut kept = self.clone();
+        kept.revision = 0;
+        kept.entries.retain(|entry| entry.key != status);
+        kept
+    }
+
+    fn remembered(self) -> Remembered {
+        let entries = self.entries.into_iter().map(|entry| Entry {
+            key: entry.key,
+            value: entry.value.into_bytes(),
+            mod_revision: entry.revision,
+            lease: 0,
+        });
+        Remembered {
+            entries: entries.collect(),
+            belief: Belief {
+                seen: Header {
+                    cluster_id: self.cluster_id,
+                    revision: self.revision,
+                    term: self.term,
+                },
+                generation: self.generation,
+                system: self.system.map(SystemId),
+                doubt: None,
+                is_told: false,
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use trunkline_shared::cluster::sync_state::SyncState;
+    use trunkline_shared::cluster::topology::Initialize;
+    use trunkline_shared::cluster::{ClusterName, Lsn, Topology};
+
+    use super::*;
+
+    fn view(revision: Revision, sync: Revision) -> View {
+        let topology = Topology {
+            initialize: Initialize::Done(SystemId(7)),
+            sync: Some(SyncState {
+                leader: Some(MemberName::new("a")),
+                standbys: vec![MemberName::new("b")],
+                quorum: 0,
+                revision: sync,
+            }),
+            ..Topology::default()
+        };
+        View {
+            topology: Arc::new(topology),
+            belief: Belief {
+                seen: Header {
+                    cluster_id: 9,
+                    revision,
+                    term: 4,
+                },
+                generation: 2,
+                system: Some(SystemId(7)),
+                doubt: None,
+                is_told: false,
+            },
+            ..View::default()
+        }
+    }
+
+    #[test]
+    fn after_a_blackout_a_member_knows_how_far_it_saw_the_dcs_and_no_other_member_does() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("PG_VERSION"), "15\n").unwrap();
+        let keys = Keys::new("service", &ClusterName::new("demo"));
+        let (a, b) = (MemberName::new("a"), MemberName::new("b"));
+        let open = |keys: &Keys, name| StoreBeside::open(dir.path(), keys, name).1;
+        assert_eq!(open(&keys, &a).belief, Belief::default());
+        let kept = Kept::of(&view(100, 90), &keys, &a);
+        let text = serde_json::to_string(&kept).unwrap();
+        dynamic_config::write_store(dir.path(), &text).unwrap();
+
+        let (beside, remembered) = StoreBeside::open(dir.path(), &keys, &a);
+        assert_eq!(remembered.belief, view(100, 90).belief);
+        let path = keys.path(&FactKey::Sync);
+        let sync = remembered.entries.iter().find(|entry| entry.key == path);
+        assert_eq!(sync.unwrap().mod_revision, 90);
+        let mut doubted = view(100, 90);
+        assert!(!beside.speaks_against(&doubted));
+        doubted.went_back = Some("it went back".into());
+        assert!(beside.speaks_against(&doubted));
+        doubted.belief.is_told = true;
+        assert!(!beside.speaks_against(&doubted), "that is others' word");
+
+        assert_eq!(open(&keys, &b).belief, Belief::default(), "copied by hand");
+        let other = Keys::new("service", &ClusterName::new("other"));
+        assert_eq!(open(&other, &a).belief, Belief::default());
+        dynamic_config::forget(dir.path()).unwrap();
+        assert_eq!(open(&keys, &a).belief, Belief::default());
+    }
+
+    #[test]
+    fn what_decides_who_may_lead_is_written_as_it_changes_and_the_bare_revision_now_and_then() {
+        let keys = Keys::new("service", &ClusterName::new("demo"));
+        let name = MemberName::new("a");
+        let kept = |revision, sync| Kept::of(&view(revision, sync), &keys, &name);
+        let dir = tempfile::tempdir().unwrap();
+        let (mut beside, _) = StoreBeside::open(dir.path(), &keys, &name);
+        let at = |seconds| Moment(0) + Duration::from_secs(seconds);
+        assert!(beside.is_due(&kept(100, 90), at(100)));
+        beside.written = Some((kept(100, 90), at(100)));
+        assert!(!beside.is_due(&kept(120, 90), at(110)));
+        assert!(beside.is_due(&kept(120, 90), at(131)));
+        assert!(!beside.is_due(&kept(100, 90), at(131)), "nothing is new");
+        assert!(beside.is_due(&kept(120, 120), at(101)));
+        let mut moved = view(120, 90);
+        Arc::make_mut(&mut Arc::make_mut(&mut moved.topology).status).optime = Lsn(5);
+        assert!(!beside.is_due(&Kept::of(&moved, &keys, &name), at(110)));
+        beside.data_replaced();
+        assert!(beside.is_due(&kept(120, 90), at(110)));
+    }
+}
