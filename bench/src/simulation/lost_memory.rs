@@ -6,7 +6,6 @@ use std::sync::Arc;
 use fastrand::Rng;
 use trunkline_agent::decide::observation::{DcsView, Local, Observation};
 use trunkline_agent::decide::store::{Doubt, PeerStore, Shown, StoreView};
-use trunkline_agent::decide::{Memory, asking};
 use trunkline_agent::recreation::Succession;
 use trunkline_shared::cluster::topology::{ClaimedTimeline, Fact, FactKey, Initialize, Status};
 use trunkline_shared::cluster::{Lsn, MemberName, Moment, Timeline, Topology};
@@ -20,6 +19,8 @@ use super::requests::{Ask, Reply};
 use super::store::{Compare, Txn, Write};
 use super::story::{Actor, tell};
 use super::world::World;
+
+mod kept;
 
 /// What `run_dir` holds of the store.
 #[derive(Clone, Debug, Default)]
@@ -110,6 +111,15 @@ impl Plan {
 }
 
 impl World {
+    /// Once a second, where the store is to be restored some day.
+    pub(super) fn copy_store(&mut self) {
+        let mut faults = self.plan.faults.iter();
+        let is_wanted = faults.any(|fault| fault.kind == FaultKind::DcsRestored);
+        if is_wanted && self.now / SECOND != (self.now - 500 * MS) / SECOND {
+            self.store.copy();
+        }
+    }
+
     pub(super) fn store_header(&self) -> Header {
         Header {
             cluster_id: self.store.cluster_id,
@@ -586,76 +596,5 @@ fn lasting(shown: &Topology) -> Topology {
         failover: None,
         switchover: None,
         ..shown.clone()
-    }
-}
-
-impl World {
-    /// Once a second, where the store is to be restored some day.
-    pub(super) fn copy_store(&mut self) {
-        let mut faults = self.plan.faults.iter();
-        let is_wanted = faults.any(|fault| fault.kind == FaultKind::DcsRestored);
-        if is_wanted && self.now / SECOND != (self.now - 500 * MS) / SECOND {
-            self.store.copy();
-        }
-    }
-}
-
-impl World {
-    /// The agent starts with whom an earlier one knew.
-    pub(super) fn take_up_members(&mut self, node: NodeId) {
-        let now = self.clock(node);
-        let this = self.node_mut(node);
-        let data = this.postgres.data.as_ref();
-        this.agent.knew_store = data.is_some_and(|data| data.store.is_some());
-        let known = data.map(|data| data.members.clone());
-        this.agent.memory = Memory::of_former(known.unwrap_or_default(), now);
-    }
-
-    /// After a boot only what lies beside the data says how far the store was seen.
-    pub(super) fn take_up_store(&mut self, node: NodeId) {
-        if self.rule == Some(Break::StoreForgotten) {
-            return;
-        }
-        let this = self.node_mut(node);
-        let kept = this
-            .postgres
-            .data
-            .as_ref()
-            .and_then(|data| data.store.clone());
-        if let Some(kept) = kept.filter(|_| this.run_dir.store.belief == Belief::default()) {
-            this.run_dir.store = KeptStore {
-                belief: kept.belief,
-                known: kept.known,
-                ..KeptStore::default()
-            };
-        }
-    }
-
-    /// Whom the believed store names is kept beside the data, and how far it was seen when what decides changed last.
-    pub(super) fn keep_members(&mut self, node: NodeId, seen: &Observation) {
-        let is_believed = seen.is_dcs_fresh() && !seen.store.is_unproved;
-        let Some(topology) = seen.topology().filter(|_| is_believed) else {
-            return;
-        };
-        let whom = asking::whom(topology, &self.node(node).agent.memory, &seen.me.name);
-        let is_idle = seen.job.running.is_none();
-        let store = self.node(node).run_dir.store.clone();
-        if let Some(data) = &mut self.node_mut(node).postgres.data
-            && is_idle
-            && !whom.is_empty()
-        {
-            data.members = whom;
-            let decides = |store: &KeptStore| {
-                let known = store.known.clone().unwrap_or_default();
-                let sync = known.sync.as_ref().map_or(0, |sync| sync.revision);
-                let seen = store.belief.seen;
-                let writes = (sync, known.claim_revision(), known.failsafe_revision);
-                (seen.cluster_id, seen.term, known.generation, writes)
-            };
-            let is_old = data.store.as_ref().map(decides) != Some(decides(&store));
-            if is_old && store.belief.doubt.is_none() {
-                data.store = Some(store);
-            }
-        }
     }
 }

@@ -1,0 +1,70 @@
+//! What an agent keeps beside the data of the DCS it believed, and what it takes up of that when it starts.
+
+use trunkline_agent::decide::observation::Observation;
+use trunkline_agent::decide::{Memory, asking};
+use trunkline_shared::dcs::belief::Belief;
+
+use super::KeptStore;
+use crate::simulation::breaks::Break;
+use crate::simulation::event::NodeId;
+use crate::simulation::world::World;
+
+impl World {
+    /// The agent starts with whom an earlier one knew.
+    pub(in crate::simulation) fn take_up_members(&mut self, node: NodeId) {
+        let now = self.clock(node);
+        let this = self.node_mut(node);
+        let data = this.postgres.data.as_ref();
+        this.agent.knew_store = data.is_some_and(|data| data.store.is_some());
+        let known = data.map(|data| data.members.clone());
+        this.agent.memory = Memory::of_former(known.unwrap_or_default(), now);
+    }
+
+    /// After a boot only what lies beside the data says how far the store was seen.
+    pub(in crate::simulation) fn take_up_store(&mut self, node: NodeId) {
+        if self.rule == Some(Break::StoreForgotten) {
+            return;
+        }
+        let this = self.node_mut(node);
+        let kept = this
+            .postgres
+            .data
+            .as_ref()
+            .and_then(|data| data.store.clone());
+        if let Some(kept) = kept.filter(|_| this.run_dir.store.belief == Belief::default()) {
+            this.run_dir.store = KeptStore {
+                belief: kept.belief,
+                known: kept.known,
+                ..KeptStore::default()
+            };
+        }
+    }
+
+    /// Whom the believed store names is kept beside the data, and how far it was seen when what decides changed last.
+    pub(in crate::simulation) fn keep_members(&mut self, node: NodeId, seen: &Observation) {
+        let is_believed = seen.is_dcs_fresh() && !seen.store.is_unproved;
+        let Some(topology) = seen.topology().filter(|_| is_believed) else {
+            return;
+        };
+        let whom = asking::whom(topology, &self.node(node).agent.memory, &seen.me.name);
+        let is_idle = seen.job.running.is_none();
+        let store = self.node(node).run_dir.store.clone();
+        if let Some(data) = &mut self.node_mut(node).postgres.data
+            && is_idle
+            && !whom.is_empty()
+        {
+            data.members = whom;
+            let decides = |store: &KeptStore| {
+                let known = store.known.clone().unwrap_or_default();
+                let sync = known.sync.as_ref().map_or(0, |sync| sync.revision);
+                let seen = store.belief.seen;
+                let writes = (sync, known.claim_revision(), known.failsafe_revision);
+                (seen.cluster_id, seen.term, known.generation, writes)
+            };
+            let is_old = data.store.as_ref().map(decides) != Some(decides(&store));
+            if is_old && store.belief.doubt.is_none() {
+                data.store = Some(store);
+            }
+        }
+    }
+}
