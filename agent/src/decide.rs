@@ -131,6 +131,9 @@ impl<'a> Turn<'a> {
             wants_peers: false,
             ..memory.clone()
         };
+        if seen.request.is_none() {
+            memory.copy_ordered_at = None;
+        }
         if let Some(topology) = seen.topology() {
             asking::note(&mut memory, topology, seen.now);
             if let Some(settings) = &topology.settings {

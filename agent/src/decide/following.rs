@@ -13,7 +13,7 @@ use super::memory::Memory;
 use super::observation::{
     JobKind, Local, LocalRequest, Observation, Running, RunningRole, Stopped,
 };
-use super::sync_standbys::{election, keeping};
+use super::sync_standbys::keeping;
 use super::{RETRY_PAUSE, Turn, no_data, slots, upstream};
 
 /// How often a candidate looks whether it has the old leader's last record, and whether the new leader is
@@ -303,11 +303,9 @@ fn start(turn: Turn<'_>, topology: &Topology, stopped: &Stopped) -> Decision {
         };
         // A replica may lack what is given away here.
         let from = upstream::source(turn.seen, topology, leader, leader);
-        // Where the record is written first, which may fail, the request stands until the copy runs.
-        let now = turn.seen.now;
-        let turn = match election::record_in_force(topology) {
-            Some(_) => turn.remember(|memory| memory.copy_ordered_at = Some(now)),
-            None => turn.request_taken(),
+        let turn = match keeping::order_copy(turn, topology) {
+            ControlFlow::Break(decision) => return decision,
+            ControlFlow::Continue(turn) => turn,
         };
         let turn = keeping::replace(turn, topology, Action::Clone(from));
         return turn.routine(Reason::ReinitializeRequested);

@@ -8,7 +8,7 @@ use trunkline_shared::cluster::settings::StandbyCluster;
 
 use crate::decide::decision::{Action, Decision, Detail, Reason, StartAs, Upstream};
 use crate::decide::observation::{JobKind, LocalRequest, SourceTrouble, Stopped};
-use crate::decide::sync_standbys::{election, keeping};
+use crate::decide::sync_standbys::keeping;
 use crate::decide::{Turn, candidate, following, holding_lease};
 
 pub(super) fn start<'a>(
@@ -106,11 +106,13 @@ fn replace(turn: Turn<'_>, topology: &Topology, from: Upstream, why: Reason) -> 
         ControlFlow::Break(decision) => return decision,
         ControlFlow::Continue(turn) => turn,
     };
-    // Where the record is written first, which may fail, a request stands until the copy runs.
-    let is_asked_for = turn.seen.request == Some(LocalRequest::Reinitialize);
-    let turn = match election::record_in_force(topology) {
-        None if is_asked_for => turn.request_taken(),
-        Some(_) | None => turn,
+    let turn = if turn.seen.request == Some(LocalRequest::Reinitialize) {
+        match keeping::order_copy(turn, topology) {
+            ControlFlow::Break(decision) => return decision,
+            ControlFlow::Continue(turn) => turn,
+        }
+    } else {
+        turn
     };
     copy(turn, topology, from, why)
 }

@@ -12,7 +12,7 @@ use trunkline_shared::cluster::{Lsn, MemberName, MemberRole, MemberState, Topolo
 use super::{Standby, SyncNames, SyncStep, SyncView, count, election, named, quorum};
 use crate::decide::decision::{Action, Decision, Detail, Reason};
 use crate::decide::memory::{SyncNote, SyncReady};
-use crate::decide::observation::{LeaseView, Observation, Running};
+use crate::decide::observation::{JobKind, LeaseView, Observation, Running};
 use crate::decide::{Turn, holding_lease};
 
 /// How long a setting must have been seen in force before a position is taken to lie behind it. The session
@@ -264,6 +264,26 @@ pub(in crate::decide) fn before_leader_replaces<'a>(
             holding_lease::give_up(turn, Reason::LeavingSync, None)
         }
     })
+}
+
+/// The copy that an operator asked for: the request is taken at once, or, where the record is written first, which
+/// may fail, stands until a copy runs or has run.
+pub(in crate::decide) fn order_copy<'a>(
+    turn: Turn<'a>,
+    topology: &Topology,
+) -> ControlFlow<Decision, Turn<'a>> {
+    if election::record_in_force(topology).is_none() {
+        return ControlFlow::Continue(turn.request_taken());
+    }
+    let now = turn.seen.now;
+    let finished = turn.seen.job.finished.as_ref();
+    let copied = finished.filter(|job| job.kind == JobKind::Clone);
+    let ordered = turn.decision.memory.copy_ordered_at;
+    if ordered.is_some_and(|at| copied.is_some_and(|job| job.at >= at)) {
+        // It was over before a turn saw it run.
+        return ControlFlow::Break(turn.request_taken().now(Reason::ReinitializeRequested));
+    }
+    ControlFlow::Continue(turn.remember(|memory| memory.copy_ordered_at = Some(now)))
 }
 
 /// Puts other data in the place of its own. A write of the record that is under way may name this member, which
