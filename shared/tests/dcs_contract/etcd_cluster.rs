@@ -212,7 +212,9 @@ impl EtcdCluster {
     /// Waits until every member answers and knows the same leader.
     pub async fn wait_until_whole(&self) {
         let deadline = tokio::time::Instant::now() + START_LIMIT;
+        let mut looks = tokio::time::interval(Duration::from_millis(50));
         loop {
+            looks.tick().await;
             let mut leaders = Vec::new();
             for index in 0..self.members.len() {
                 leaders.push(self.leader_seen_by(index).await);
@@ -226,7 +228,6 @@ impl EtcdCluster {
                 "etcd is not whole: {leaders:?}\n{}",
                 self.log(0)
             );
-            tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
 

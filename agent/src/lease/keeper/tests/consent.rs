@@ -176,7 +176,7 @@ async fn a_leader_goes_on_by_the_consent_of_all_and_so_does_its_restarted_agent(
     assert_eq!(a.status().borrow().view, LeaseView::NotHeld);
 }
 
-/// The review's interleaving: d is listed by a write whose answer is lost, and the own key is written again, or
+/// The fourth member, d, is listed by a write whose answer is lost, and the own key is written again, or
 /// moved onto another lease, before anything of it is shown.
 #[tokio::test]
 async fn who_was_listed_without_an_answer_is_asked_after_the_key_was_written_again() {
