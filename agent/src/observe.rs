@@ -33,6 +33,7 @@ use crate::postgres::{Postgres, Postmaster, Probe, ServerStatus, missing_wal, se
 use crate::watchdog::{self, Readiness};
 
 pub mod config_kept;
+mod known_store;
 pub mod members_kept;
 pub mod peers;
 mod scheduled;

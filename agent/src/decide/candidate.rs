@@ -389,7 +389,7 @@ pub(super) fn successor(
         return Err(Detail::None);
     };
     let position = own_position(seen).unwrap_or(topology.status.optime);
-    let timeline = own_timeline(seen);
+    let timeline = seen.local.timeline();
     let mut lacking = named.cloned().map_or(Detail::None, Detail::Member);
     let mut best: Option<(bool, Standing<'_>)> = None;
     for (name, view) in views(answers) {
@@ -434,18 +434,6 @@ fn own_position(seen: &Observation) -> Option<Lsn> {
             } => Some(received.max(replayed)),
         },
         Local::Stopped(stopped) => Some(stopped.position),
-        Local::Unknown(_)
-        | Local::Empty
-        | Local::Starting { .. }
-        | Local::Unresponsive { .. }
-        | Local::Orphaned { .. } => None,
-    }
-}
-
-fn own_timeline(seen: &Observation) -> Option<Timeline> {
-    match &seen.local {
-        Local::Running(running) => Some(running.timeline),
-        Local::Stopped(stopped) => Some(stopped.timeline),
         Local::Unknown(_)
         | Local::Empty
         | Local::Starting { .. }

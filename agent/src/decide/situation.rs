@@ -1,7 +1,7 @@
 //! Which situation this member is in; nothing else.
 
 use trunkline_shared::cluster::topology::Initialize;
-use trunkline_shared::cluster::{SystemId, Topology};
+use trunkline_shared::cluster::{SystemId, Timeline, Topology};
 
 use super::authority_gone;
 use super::memory::Memory;
@@ -166,6 +166,19 @@ impl Local {
                 RunningRole::Replica { .. } => running.is_promoting,
             },
             Local::Unknown(_) | Local::Empty | Local::Stopped(_) => false,
+        }
+    }
+
+    /// The timeline of its data, where it is known.
+    pub fn timeline(&self) -> Option<Timeline> {
+        match self {
+            Local::Running(running) => Some(running.timeline),
+            Local::Stopped(stopped) => Some(stopped.timeline),
+            Local::Unknown(_)
+            | Local::Empty
+            | Local::Starting { .. }
+            | Local::Unresponsive { .. }
+            | Local::Orphaned { .. } => None,
         }
     }
 

@@ -8,12 +8,11 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinHandle;
 use trunkline_shared::cluster::topology::FactKey;
-use trunkline_shared::cluster::{MemberName, Moment, SystemId};
-use trunkline_shared::dcs::belief::Belief;
+use trunkline_shared::cluster::{MemberName, Moment};
 use trunkline_shared::dcs::keys::Keys;
 use trunkline_shared::dcs::watch::{Remembered, View};
-use trunkline_shared::dcs::{Entry, Header, Revision};
 
+use super::known_store::KnownStore;
 use crate::decide::Observation;
 use crate::decide::observation::Local;
 use crate::postgres::{PostgresError, dynamic_config};
@@ -46,19 +45,8 @@ struct Kept {
     /// Whose file it is: one that came with copied data is another's.
     name: String,
     prefix: String,
-    cluster_id: u64,
-    revision: Revision,
-    term: u64,
-    generation: u64,
-    system: Option<u64>,
-    entries: Vec<KeptEntry>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct KeptEntry {
-    key: String,
-    value: String,
-    revision: Revision,
+    #[serde(flatten)]
+    store: KnownStore,
 }
 
 impl StoreBeside {
@@ -74,7 +62,12 @@ impl StoreBeside {
             written: None,
             writing: None,
         };
-        (this, found.map(Kept::remembered).unwrap_or_default())
+        (
+            this,
+            found
+                .map(|kept| kept.store.remembered())
+                .unwrap_or_default(),
+        )
     }
 
     /// Whether a doubt comes from what this member has seen itself, in this boot or before: then its word counts,
@@ -118,7 +111,7 @@ impl StoreBeside {
         match &self.written {
             None => true,
             Some((written, since)) if written.decides(&self.keys) == now.decides(&self.keys) => {
-                written.revision < now.revision && at.since(*since) > REVISION_LAG
+                written.store.revision < now.store.revision && at.since(*since) > REVISION_LAG
             }
             Some(_) => true,
         }
@@ -140,22 +133,10 @@ impl StoreBeside {
 
 impl Kept {
     fn of(view: &View, keys: &Keys, name: &MemberName) -> Self {
-        let belief = &view.belief;
-        let entries = view.lasting_keys(keys).into_iter();
-        let entries = entries.map(|entry| KeptEntry {
-            value: String::from_utf8_lossy(&entry.value).into_owned(),
-            key: entry.key,
-            revision: entry.mod_revision,
-        });
         Self {
             name: name.to_string(),
             prefix: keys.prefix().to_owned(),
-            cluster_id: belief.seen.cluster_id,
-            revision: belief.seen.revision,
-            term: belief.seen.term,
-            generation: belief.generation,
-            system: belief.system.map(|system| system.0),
-            entries: entries.collect(),
+            store: KnownStore::of(view, keys),
         }
     }
 
@@ -163,32 +144,9 @@ impl Kept {
     fn decides(&self, keys: &Keys) -> Self {
         let status = keys.path(&FactKey::Status);
         let mut kept = self.clone();
-        kept.revision = 0;
-        kept.entries.retain(|entry| entry.key != status);
+        kept.store.revision = 0;
+        kept.store.entries.retain(|entry| entry.key != status);
         kept
-    }
-
-    fn remembered(self) -> Remembered {
-        let entries = self.entries.into_iter().map(|entry| Entry {
-            key: entry.key,
-            value: entry.value.into_bytes(),
-            mod_revision: entry.revision,
-            lease: 0,
-        });
-        Remembered {
-            entries: entries.collect(),
-            belief: Belief {
-                seen: Header {
-                    cluster_id: self.cluster_id,
-                    revision: self.revision,
-                    term: self.term,
-                },
-                generation: self.generation,
-                system: self.system.map(SystemId),
-                doubt: None,
-                is_told: false,
-            },
-        }
     }
 }
 
@@ -196,9 +154,12 @@ impl Kept {
 mod tests {
     use std::sync::Arc;
 
+    use trunkline_shared::cluster::SystemId;
     use trunkline_shared::cluster::sync_state::SyncState;
     use trunkline_shared::cluster::topology::Initialize;
     use trunkline_shared::cluster::{ClusterName, Lsn, Topology};
+    use trunkline_shared::dcs::belief::Belief;
+    use trunkline_shared::dcs::{Header, Revision};
 
     use super::*;
 

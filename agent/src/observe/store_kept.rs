@@ -10,12 +10,12 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use trunkline_shared::cluster::topology::{Fact, FactKey};
-use trunkline_shared::cluster::{MemberName, Moment, SystemId, Topology};
-use trunkline_shared::dcs::belief::Belief;
+use trunkline_shared::cluster::{MemberName, Moment, Topology};
 use trunkline_shared::dcs::keys::Keys;
 use trunkline_shared::dcs::watch::{Remembered, View};
-use trunkline_shared::dcs::{Entry, Header, Revision, records};
+use trunkline_shared::dcs::{Header, records};
 
+use super::known_store::KnownStore;
 use crate::decide::observation::{Doubt, Shown, StoreView};
 use crate::lease::replace_file;
 
@@ -58,21 +58,10 @@ struct Kept {
     is_trusted: bool,
     /// Nanoseconds of the clock that begins with the boot.
     proven_at: Option<u64>,
-    cluster_id: u64,
-    revision: Revision,
-    term: u64,
-    generation: u64,
-    system: Option<u64>,
+    #[serde(flatten)]
+    store: KnownStore,
     doubt: Option<String>,
     is_told: bool,
-    entries: Vec<KeptEntry>,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-struct KeptEntry {
-    key: String,
-    value: String,
-    revision: Revision,
 }
 
 impl StoreKept {
@@ -169,22 +158,9 @@ impl StoreKept {
             prefix: self.keys.prefix().to_owned(),
             is_trusted,
             proven_at: self.proven_at.map(|at| at.0),
-            cluster_id: belief.seen.cluster_id,
-            revision: belief.seen.revision,
-            term: belief.seen.term,
-            generation: belief.generation,
-            system: belief.system.map(|system| system.0),
+            store: KnownStore::of(view, &self.keys),
             doubt: belief.doubt.as_deref().map(str::to_owned),
             is_told: belief.is_told,
-            entries: view
-                .lasting_keys(&self.keys)
-                .into_iter()
-                .map(|entry| KeptEntry {
-                    value: String::from_utf8_lossy(&entry.value).into_owned(),
-                    key: entry.key,
-                    revision: entry.mod_revision,
-                })
-                .collect(),
         };
         replace_file(&self.path, &serde_json::to_vec(&kept)?)
     }
@@ -214,10 +190,10 @@ impl StoreKept {
 impl Kept {
     /// Which cluster it was, and its keys; who was listed in it is told.
     fn forget_identity(&mut self, keys: &Keys) -> Members {
-        self.system = None;
+        self.store.system = None;
         self.is_trusted = false;
         let path = keys.path(&FactKey::Failsafe);
-        let entries = std::mem::take(&mut self.entries);
+        let entries = std::mem::take(&mut self.store.entries);
         let list = entries.iter().find(|entry| entry.key == path);
         let list = list.map(|entry| records::parse(&FactKey::Failsafe, entry.value.as_bytes()));
         match list {
@@ -227,34 +203,20 @@ impl Kept {
     }
 
     fn remembered(self) -> Remembered {
-        let entries = self.entries.into_iter().map(|entry| Entry {
-            key: entry.key,
-            value: entry.value.into_bytes(),
-            mod_revision: entry.revision,
-            lease: 0,
-        });
-        Remembered {
-            entries: entries.collect(),
-            belief: Belief {
-                seen: Header {
-                    cluster_id: self.cluster_id,
-                    revision: self.revision,
-                    term: self.term,
-                },
-                generation: self.generation,
-                system: self.system.map(SystemId),
-                doubt: self.doubt.map(Arc::from),
-                is_told: self.is_told,
-            },
-        }
+        let mut remembered = self.store.remembered();
+        remembered.belief.doubt = self.doubt.map(Arc::from);
+        remembered.belief.is_told = self.is_told;
+        remembered
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use trunkline_shared::cluster::SystemId;
     use trunkline_shared::cluster::sync_state::SyncState;
     use trunkline_shared::cluster::topology::{ClaimedTimeline, Initialize};
     use trunkline_shared::cluster::{ClusterName, Lsn, Timeline};
+    use trunkline_shared::dcs::belief::Belief;
     use trunkline_shared::dcs::belief::Verdict;
 
     use super::*;

@@ -7,7 +7,7 @@ use arc_swap::ArcSwap;
 use tokio::sync::watch;
 use trunkline_shared::cluster::member::ParameterChange;
 use trunkline_shared::cluster::topology::Initialize;
-use trunkline_shared::cluster::{ClusterName, LeaderEpoch, Member, MemberName, Moment, Timeline};
+use trunkline_shared::cluster::{ClusterName, LeaderEpoch, Member, MemberName, Moment};
 use trunkline_shared::dcs::records::member_to_json;
 use trunkline_shared::service::clock;
 
@@ -189,7 +189,7 @@ impl Recorder {
             server_version: status.map(|s| s.version),
             postmaster_start_time: status.map(|status| wall_time(status.started_us)),
             timeline: member.timeline,
-            data_timeline: data_timeline(&seen.local),
+            data_timeline: seen.local.timeline(),
             position: if is_primary(seen) {
                 member.position
             } else {
@@ -240,18 +240,6 @@ fn former(memory: &Memory) -> BTreeMap<MemberName, Arc<str>> {
     known
         .map(|(name, former)| (name.clone(), former.api_url.clone()))
         .collect()
-}
-
-fn data_timeline(local: &Local) -> Option<Timeline> {
-    match local {
-        Local::Running(running) => Some(running.timeline),
-        Local::Stopped(stopped) => Some(stopped.timeline),
-        Local::Unknown(_)
-        | Local::Empty
-        | Local::Starting { .. }
-        | Local::Unresponsive { .. }
-        | Local::Orphaned { .. } => None,
-    }
 }
 
 fn replication(status: &ServerStatus) -> Vec<ReplicationRow> {

@@ -14,9 +14,9 @@ use crate::stack::proc::ProcessId;
 /// A leader must show again within this after etcd is back.
 const LEADER_LIMIT: Duration = Duration::from_secs(30);
 /// Bounds the end of a killed agent.
-const END_LIMIT: Duration = Duration::from_secs(10);
+pub(super) const END_LIMIT: Duration = Duration::from_secs(10);
 /// What is granted beyond the deadline for PostgreSQL to stop and serve reads again.
-const READS_AGAIN: Duration = Duration::from_secs(15);
+pub(super) const READS_AGAIN: Duration = Duration::from_secs(15);
 
 /// All of etcd is stopped: nothing may be noticed.
 pub async fn for_all(run: &mut Run<'_>) -> Result<()> {

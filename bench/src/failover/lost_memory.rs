@@ -8,7 +8,9 @@ use rustix::process::Signal;
 use trunkline_shared::cluster::Moment;
 use trunkline_shared::service::clock;
 
-use super::etcd_gone::{back_with_the_same, consents_are_possible, primaries};
+use super::etcd_gone::{
+    END_LIMIT, READS_AGAIN, back_with_the_same, consents_are_possible, primaries,
+};
 use super::run::Run;
 use crate::fault::store;
 use crate::stack::Stack;
@@ -16,10 +18,6 @@ use crate::stack::member::SCOPE;
 
 /// The keys must be anew within this after etcd serves again.
 const ANEW_LIMIT: Duration = Duration::from_secs(30);
-/// Bounds the end of a killed agent.
-const END_LIMIT: Duration = Duration::from_secs(10);
-/// What is granted beyond a ttl for PostgreSQL to stop and serve reads again.
-const READS_AGAIN: Duration = Duration::from_secs(15);
 /// How long the new leader's writes are let go on before the store is lost.
 const WRITES: Duration = Duration::from_secs(5);
 

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use fastrand::Rng;
-use trunkline_agent::decide::observation::{DcsView, Local, Observation};
+use trunkline_agent::decide::observation::{DcsView, Observation};
 use trunkline_agent::decide::store::{Doubt, PeerStore, Shown, StoreView};
 use trunkline_agent::recreation::Succession;
 use trunkline_shared::cluster::topology::{ClaimedTimeline, Fact, FactKey, Initialize, Status};
@@ -493,7 +493,7 @@ impl World {
             return;
         };
         let mut known = Topology::clone(&best.run_dir.store.known.clone().unwrap_or_default());
-        let of_data = (0..self.plan.members).filter_map(|node| timeline_of(&self.local(node)));
+        let of_data = (0..self.plan.members).filter_map(|node| self.local(node).timeline());
         let newest = of_data.max().unwrap_or_default();
         if newest > known.claimed.timeline && newest > Timeline(1) {
             known.claimed = ClaimedTimeline {
@@ -573,18 +573,6 @@ fn as_seen(key: FactKey, revision: i64) -> Compare {
     match revision {
         0 => Compare::Absent(key),
         revision => Compare::Revision(key, revision),
-    }
-}
-
-fn timeline_of(local: &Local) -> Option<Timeline> {
-    match local {
-        Local::Running(running) => Some(running.timeline),
-        Local::Stopped(stopped) => Some(stopped.timeline),
-        Local::Unknown(_)
-        | Local::Empty
-        | Local::Starting { .. }
-        | Local::Unresponsive { .. }
-        | Local::Orphaned { .. } => None,
     }
 }
 
