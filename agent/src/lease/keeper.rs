@@ -53,6 +53,8 @@ pub struct KeeperConfig {
     pub speaker: Speaker,
     /// What the program before, whose process this is, knew of the key: its epoch, and that nothing is under way.
     pub settled: Option<LeaderEpoch>,
+    /// What is left unused of a lease for the watchdog: `WatchdogConfig::reserve`.
+    pub reserve: Duration,
 }
 
 /// Starts the lease task. `connect` is called inside its runtime, so that its connections are its own; if it
@@ -191,7 +193,7 @@ impl Keeper {
             round_now: Notify::new(),
             alone: Mutex::new(()),
             inner: RefCell::new(Inner {
-                state: LeaseState::of_successor(config.settled),
+                state: LeaseState::of_successor(config.settled).reserving(config.reserve),
                 session: None,
                 asked,
                 moving: None,
@@ -252,7 +254,10 @@ impl Keeper {
                 self.store_is_silent();
             }
             let pause = match &outcome {
-                Ok(()) => state::rest(self.held(), began, clock::now(), self.shorter_ttl()),
+                Ok(()) => {
+                    let ttl = self.shorter_ttl();
+                    self.inner.borrow().state.rest(began, clock::now(), ttl)
+                }
                 Err(_) => RETRY.min(self.interval()),
             };
             if outcome.is_ok() && self.inner.borrow().trouble.is_some() {
@@ -408,7 +413,7 @@ impl Keeper {
             found: looked.found,
         });
         if let Some(moving) = moving {
-            let most = state::deadline(moving.sent, moving.ttl);
+            let most = inner.state.deadline(moving.sent, moving.ttl);
             inner.state.capped(most);
         }
         let is_definite = is_of_one_term && looked.header.term == session.term

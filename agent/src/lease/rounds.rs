@@ -13,7 +13,7 @@ use std::time::Duration;
 use trunkline_shared::cluster::{LeaderEpoch, MemberName, Moment};
 use trunkline_shared::dcs::Revision;
 
-use super::state::{self, LeaseState};
+use super::state::LeaseState;
 use crate::decide::observation::{Held, LeaseView};
 
 mod asking;
@@ -374,7 +374,7 @@ impl Rounds {
     ) -> bool {
         state.lapsed(standing.now);
         let asked = &round.authority;
-        let is_over = state::deadline(began, asked.ttl) <= standing.now;
+        let is_over = state.deadline(began, asked.ttl) <= standing.now;
         if is_over || !standing.stands_armed() {
             return false;
         }

@@ -17,11 +17,6 @@ pub fn margin(ttl: Duration) -> Duration {
     MARGIN_FLOOR.max(MARGIN_KILL + ttl / 100)
 }
 
-/// Until when a renewal that was sent at `sent` and granted `ttl` allows to act as leader.
-pub fn deadline(sent: Moment, ttl: Duration) -> Moment {
-    sent + ttl.saturating_sub(margin(ttl))
-}
-
 /// How often a lease is renewed: five times in its length.
 pub fn renew_interval(ttl: Duration) -> Duration {
     ttl / 5
@@ -29,19 +24,6 @@ pub fn renew_interval(ttl: Duration) -> Duration {
 
 /// The pause after a renewal that counted for nothing.
 const UNCOUNTED_PAUSE: Duration = Duration::from_millis(50);
-
-/// How long to rest after a renewal begun at `began` and answered in full, `now`, before the next one. One that
-/// moved no deadline, since its answers were of two raft terms or the fence was not live, is made again soon: after
-/// an election of the store the lease may be about to end, and nothing else is the matter.
-pub fn rest(held: Option<Held>, began: Moment, now: Moment, ttl: Duration) -> Duration {
-    let has_counted =
-        held.is_none_or(|held| held.is_key_missing || held.deadline >= deadline(began, ttl));
-    let interval = renew_interval(ttl);
-    match has_counted {
-        true => interval.saturating_sub(now.since(began)),
-        false => UNCOUNTED_PAUSE.min(interval),
-    }
-}
 
 /// What a linearizable read of the leader key, made after the keep-alive, found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,6 +57,8 @@ pub struct LeaseState {
     view: LeaseView,
     /// Under this epoch nothing is under way that would give the key away, if it is found first.
     settled: Option<LeaderEpoch>,
+    /// What is left unused of a lease beside the margin.
+    reserve: Duration,
 }
 
 impl Default for LeaseState {
@@ -82,6 +66,7 @@ impl Default for LeaseState {
         Self {
             view: LeaseView::NotHeld,
             settled: None,
+            reserve: Duration::ZERO,
         }
     }
 }
@@ -93,6 +78,32 @@ impl LeaseState {
         Self {
             settled,
             ..Self::default()
+        }
+    }
+
+    /// Leaves so much of every lease unused beside the margin, for a watchdog that resets the machine in that time.
+    #[must_use]
+    pub fn reserving(self, reserve: Duration) -> Self {
+        Self { reserve, ..self }
+    }
+
+    /// Until when a renewal that was sent at `sent` and granted `ttl` allows to act as leader.
+    pub fn deadline(&self, sent: Moment, ttl: Duration) -> Moment {
+        sent + ttl.saturating_sub(margin(ttl) + self.reserve)
+    }
+
+    /// How long to rest after a renewal begun at `began` and answered in full, `now`, before the next one. One that
+    /// moved no deadline, since its answers were of two raft terms or the fence was not live, is made again soon:
+    /// after an election of the store the lease may be about to end, and nothing else is the matter.
+    pub fn rest(&self, began: Moment, now: Moment, ttl: Duration) -> Duration {
+        let least = self.deadline(began, ttl);
+        let has_counted = self
+            .held()
+            .is_none_or(|held| held.is_key_missing || held.deadline >= least);
+        let interval = renew_interval(ttl);
+        match has_counted {
+            true => interval.saturating_sub(now.since(began)),
+            false => UNCOUNTED_PAUSE.min(interval),
         }
     }
 
@@ -117,7 +128,7 @@ impl LeaseState {
             // A look from before the key was last written.
             KeyCheck::Mine(epoch) if known.is_some_and(|known| epoch < known) => {}
             KeyCheck::Mine(epoch) if renewal.keep_alive_term == renewal.check_term => {
-                let until = deadline(renewal.sent, renewal.ttl);
+                let until = self.deadline(renewal.sent, renewal.ttl);
                 let before = self.held().filter(|held| held.epoch == epoch);
                 let settled = self.settled.take();
                 let is_by_failsafe =
@@ -156,7 +167,7 @@ impl LeaseState {
     /// consented to more than that, it stands: nobody who did leads before, whatever becomes of the key, and
     /// nobody is listed anew meanwhile.
     pub fn acquired(&mut self, epoch: LeaderEpoch, lease_sent: Moment, ttl: Duration) {
-        let until = deadline(lease_sent, ttl);
+        let until = self.deadline(lease_sent, ttl);
         let consented = self.held().filter(|held| held.is_by_failsafe);
         let consented = consented.map_or(until, |held| held.deadline);
         self.view = LeaseView::Held(Held {
@@ -178,7 +189,7 @@ impl LeaseState {
     /// Every member of the failsafe list consented to this leadership in a round whose first request was
     /// sent at `began`: until the shortest of their promises may have ended, nobody else leads.
     pub fn consented(&mut self, epoch: LeaderEpoch, began: Moment, ttl: Duration) {
-        let until = deadline(began, ttl);
+        let until = self.deadline(began, ttl);
         if let LeaseView::Held(held) = &mut self.view
             && held.epoch == epoch
             && held.deadline < until
@@ -195,7 +206,7 @@ impl LeaseState {
             let settled = self.settled.take();
             self.view = LeaseView::Held(Held {
                 epoch,
-                deadline: deadline(began, ttl),
+                deadline: self.deadline(began, ttl),
                 is_key_missing: false,
                 has_unresolved_hand_over: settled != Some(epoch),
                 is_by_failsafe: true,
@@ -258,6 +269,10 @@ mod tests {
     fn the_margin_is_half_a_second_or_more() {
         assert_eq!(margin(Duration::from_secs(5)), Duration::from_millis(500));
         assert_eq!(margin(Duration::from_secs(30)), Duration::from_millis(600));
+        let sent = Moment(1_000_000_000);
+        let guarded = LeaseState::default().reserving(Duration::from_millis(600));
+        let until = sent + Duration::from_millis(3900);
+        assert_eq!(guarded.deadline(sent, TTL), until);
     }
 
     #[test]
@@ -290,19 +305,22 @@ mod tests {
         let mut lease = LeaseState::default();
         let at = |seconds: u64| Moment(seconds * 1_000_000_000);
         lease.renewed(renewal(10, KeyCheck::Mine(epoch(7))));
-        assert_eq!(rest(lease.held(), at(10), at(10), TTL), renew_interval(TTL));
+        assert_eq!(lease.rest(at(10), at(10), TTL), renew_interval(TTL));
         let two = Renewal {
             check_term: 4,
             ..renewal(14, KeyCheck::Mine(epoch(7)))
         };
         lease.renewed(two);
-        assert_eq!(rest(lease.held(), at(14), at(14), TTL), UNCOUNTED_PAUSE);
+        assert_eq!(lease.rest(at(14), at(14), TTL), UNCOUNTED_PAUSE);
         lease.renewed(renewal(14, KeyCheck::Mine(epoch(7))));
-        assert_eq!(rest(lease.held(), at(14), at(14), TTL), renew_interval(TTL));
+        assert_eq!(lease.rest(at(14), at(14), TTL), renew_interval(TTL));
         // A member that holds nothing, and one whose key is to be made again, keep the pace.
-        assert_eq!(rest(None, at(14), at(14), TTL), renew_interval(TTL));
+        assert_eq!(
+            LeaseState::default().rest(at(14), at(14), TTL),
+            renew_interval(TTL)
+        );
         lease.renewed(renewal(15, KeyCheck::Missing));
-        assert_eq!(rest(lease.held(), at(15), at(15), TTL), renew_interval(TTL));
+        assert_eq!(lease.rest(at(15), at(15), TTL), renew_interval(TTL));
     }
 
     #[test]

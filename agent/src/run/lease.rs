@@ -43,6 +43,7 @@ pub(super) fn start(
             client: rest.client(),
         },
         settled,
+        reserve: config.watchdog.reserve(),
     };
     let etcd = config.etcd.clone();
     keeper::spawn(keeper, arming.clone(), move || {

@@ -44,7 +44,8 @@ impl World {
         let turn = this.agent.turn + 1;
         let highest = this.agent.lease.highest;
         let rounds = this.agent.consent.number();
-        this.agent = Agent::started(this.agent.me.clone(), boot);
+        let reserve = this.reserve();
+        this.agent = Agent::started(this.agent.me.clone(), boot, reserve);
         this.agent.job_number = job_number;
         this.agent.turn = turn;
         this.agent.lease.id = this.run_dir.lease;

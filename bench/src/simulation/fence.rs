@@ -17,9 +17,6 @@ const FENCE_STARTS: Time = 50 * MS;
 /// How long a machine that was reset takes to come back.
 const REBOOT: Time = 5 * SECOND;
 
-/// How long after the deadline a device resets that counts its last second.
-const PAST_DEADLINE: Time = 400 * MS;
-
 /// How a fence stops running.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum FenceEnd {
@@ -156,7 +153,7 @@ impl World {
             (FenceEnd::Killed, counts) => now + u64::from(counts.unwrap_or(1)) * SECOND,
             (FenceEnd::Frozen, Some(counts)) => ran + u64::from(counts) * SECOND,
             // It was told to count its last second when that began.
-            (FenceEnd::Frozen, None) => this.when(deadline) + PAST_DEADLINE,
+            (FenceEnd::Frozen, None) => this.when(deadline + watchdog::PAST_DEADLINE),
         };
         self.queue
             .put(at.max(now), Event::WatchdogEnds { node, left });

@@ -191,7 +191,7 @@ impl World {
         let is_left = !node.fence.is_alive || runs_since + KILL_LIMIT > self.now;
         let limit = match is_left {
             // A machine is reset before its lease ends, and its own clocks may differ by half a percent.
-            true => deadline + margin(self.plan.ttl),
+            true => deadline + margin(self.plan.ttl) + node.reserve(),
             false => deadline + Duration::from_nanos(KILL_LIMIT),
         };
         if node.clock(self.now) > limit {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use trunkline_agent::decide::decision::SlotCare;
 use trunkline_agent::decide::observation::Local;
@@ -9,6 +10,7 @@ use trunkline_agent::decide::observation::{JobView, LocalRequest, Me, PeerAnswer
 use trunkline_agent::decide::store::StoreView;
 use trunkline_agent::decide::{Action, Memory};
 use trunkline_agent::lease::state::LeaseState;
+use trunkline_agent::watchdog::RESERVE;
 use trunkline_shared::cluster::{LeaderEpoch, Member, MemberName, Moment, Topology};
 use trunkline_shared::dcs::Header;
 
@@ -101,8 +103,8 @@ pub(super) struct Agent {
 }
 
 impl Agent {
-    /// An agent that has just started.
-    pub(super) fn started(me: Arc<Me>, boot: u32) -> Self {
+    /// An agent that has just started and leaves so much of its leases unused.
+    pub(super) fn started(me: Arc<Me>, boot: u32, reserve: Duration) -> Self {
         Self {
             is_alive: true,
             boot,
@@ -123,7 +125,10 @@ impl Agent {
             made_writable_by: None,
             ever_seen: [false; 5],
             proved: Moment(0),
-            lease: LeaseTask::default(),
+            lease: LeaseTask {
+                state: LeaseState::default().reserving(reserve),
+                ..LeaseTask::default()
+            },
             consent: Consent::unborn(),
             turn: 0,
             is_in_turn: false,
@@ -253,6 +258,11 @@ impl Node {
         self.fence.is_alive && !is_stale
     }
 
+    /// What its agent leaves unused of a lease.
+    pub(super) fn reserve(&self) -> Duration {
+        reserve(self.watchdog)
+    }
+
     /// Whether some process on it runs that enforces the deadline.
     pub(super) fn is_guarded(&self, now: Time) -> bool {
         if self.watchdog != WatchdogView::NotRequired {
@@ -267,6 +277,14 @@ impl Node {
 
 /// A fence that has not stamped its heartbeat for so long is taken for frozen.
 const HEARTBEAT: Time = super::event::SECOND;
+
+/// What is left unused of a lease where there is such a watchdog.
+pub(super) fn reserve(watchdog: WatchdogView) -> Duration {
+    match watchdog {
+        WatchdogView::NotRequired => Duration::ZERO,
+        WatchdogView::Ready | WatchdogView::Failed => RESERVE,
+    }
+}
 
 /// The names of the nodes, in order.
 pub(super) fn member_name(node: NodeId) -> MemberName {

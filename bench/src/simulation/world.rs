@@ -17,7 +17,7 @@ use super::event::{Event, MS, NodeId, Queue, SECOND, Time};
 use super::fake_postgres::{Branches, Data, Phase, Postgres};
 use super::invariants::{Failure, Ledger};
 use super::network::{Network, Place};
-use super::node::{Agent, Fence, Node, RunDir, Troubles, member_name};
+use super::node::{Agent, Fence, Node, RunDir, Troubles, member_name, reserve};
 use super::plan::{Origin, Plan};
 use super::requests::{Request, Weather};
 use super::routers::Router;
@@ -216,8 +216,9 @@ impl World {
             when: Vec::new(),
             then: vec![Write::Put(FactKey::Leader, Fact::Leader(me), lease)],
         });
-        let deadline =
-            trunkline_agent::lease::state::deadline(self.nodes[0].clock(0), self.plan.ttl);
+        let leader = &self.nodes[0];
+        let of_lease = &leader.agent.lease.state;
+        let deadline = of_lease.deadline(leader.clock(0), self.plan.ttl);
         self.nodes[0].run_dir = RunDir {
             deadline: Some(deadline),
             lease,
@@ -397,7 +398,7 @@ fn new_node(
         frozen_until: 0,
         offset: 100 * SECOND as i64 + rng.i64(0..1_000 * SECOND as i64),
         drift: plan.drift[usize::from(id)],
-        agent: Agent::started(me, 0),
+        agent: Agent::started(me, 0, reserve(watchdog(plan, id))),
         fence: Fence {
             is_alive: true,
             ..Fence::default()

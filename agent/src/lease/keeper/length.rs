@@ -10,7 +10,7 @@ use trunkline_shared::cluster::LeaderEpoch;
 use trunkline_shared::dcs::{DcsError, Revision, Txn};
 use trunkline_shared::service::clock;
 
-use super::super::{LeaseError, state};
+use super::super::LeaseError;
 use super::orders::{refused, said};
 use super::{Keeper, Looked, Session};
 use crate::decide::observation::Held;
@@ -45,7 +45,7 @@ impl Keeper {
     /// From the moment the move is sent the key may stand on the other lease, whatever becomes of the answer:
     /// neither the agent nor the fence may count on more than both allow.
     fn count_on_no_more_than(&self, next: Session) -> Result<(), LeaseError> {
-        let most = state::deadline(next.sent, next.ttl);
+        let most = self.inner.borrow().state.deadline(next.sent, next.ttl);
         self.arming.shorten(most).map_err(|error| {
             refused(
                 WHAT,

@@ -58,6 +58,7 @@ impl Bench {
             authority: self.dir.path().join(format!("{name}.authority")),
             speaker: Speaker::default(),
             settled: None,
+            reserve: Duration::ZERO,
         };
         spawn(config, arming, move || Some(dcs)).unwrap()
     }
