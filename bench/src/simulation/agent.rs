@@ -247,6 +247,7 @@ impl World {
         let tags = &self.node(node).agent.me.tags;
         let mut view = PeerView {
             is_running: false,
+            is_starting: false,
             is_primary: false,
             timeline: None,
             position: Lsn(0),
@@ -282,7 +283,8 @@ impl World {
                 view.timeline = Some(stopped.timeline);
                 view.position = stopped.position;
             }
-            Local::Unknown(_) | Local::Empty | Local::Starting { .. } => {}
+            Local::Starting { .. } => view.is_starting = true,
+            Local::Unknown(_) | Local::Empty => {}
         }
         view
     }
