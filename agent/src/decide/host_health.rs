@@ -11,9 +11,9 @@ use super::decision::{Action, Decision, Detail, NextWhy, Reason, StopMode};
 use super::observation::{JobKind, LeaseView, Local, Observation, PeerAnswer};
 use super::{Turn, holding_lease};
 
-/// After a change of leader was asked for because of a full volume, none is asked for again so soon: the first may
-/// have been called off.
-const ASK_AGAIN: Duration = Duration::from_secs(60);
+/// After a change of leader was asked for because of a full volume, none is asked for again for so many `ttl`: the
+/// first may have been called off, or refused because the other lagged at that moment.
+const ASK_AGAIN_TTLS: u32 = 2;
 
 /// A kill ends in milliseconds and gives up after five seconds; one that lasts longer waits for a disk itself.
 const KILL_PATIENCE: Duration = Duration::from_secs(6);
@@ -128,7 +128,8 @@ fn leave_full_disk<'a>(turn: Turn<'a>, topology: &Topology) -> ControlFlow<Decis
         return ControlFlow::Break(turn.ask_peers());
     };
     let asked = turn.decision.memory.asked_for_room;
-    let was_asked = asked.is_some_and(|at| seen.now.since(at) < ASK_AGAIN);
+    let ask_again = seen.settings().ttl * ASK_AGAIN_TTLS;
+    let was_asked = asked.is_some_and(|at| seen.now.since(at) < ask_again);
     let has_room = |(name, answer): (&MemberName, &PeerAnswer)| match answer {
         PeerAnswer::Answered(view) if !view.is_nearly_full => Some(name.clone()),
         PeerAnswer::Answered(_) | PeerAnswer::Unreachable => None,

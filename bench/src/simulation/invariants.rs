@@ -448,6 +448,10 @@ impl World {
         let Some(own) = &self.node(node).postgres.data else {
             return;
         };
+        // An operator named who leads the standby cluster: nothing is promoted there by which the loss would show.
+        if self.ledger.loss_accepted && self.follows_another(node) {
+            return;
+        }
         if own.system_id != source.system_id {
             return;
         }

@@ -4,11 +4,14 @@ use std::sync::Arc;
 
 use trunkline_agent::decide::observation::{DcsView, Observation, SourceTrouble, WatchdogView};
 use trunkline_shared::cluster::settings::StandbyCluster;
+use trunkline_shared::cluster::topology::FactKey;
 
 use super::event::{NodeId, SECOND, Time};
 use super::fake_postgres::{Data, Phase};
 use super::invariants::Invariant;
+use super::node::Node;
 use super::plan::FaultKind;
+use super::store::Write;
 use super::world::World;
 
 /// Where the remote is.
@@ -17,8 +20,9 @@ pub(super) const REMOTE: &str = "remote:5432";
 /// How long the remote can be reached, and how long not.
 const REMOTE_SPELL: Time = 7 * SECOND;
 
-/// How long nobody leads until an operator says who is to.
-const OPERATOR_COMES: Time = 30 * SECOND;
+/// How long nobody leads until an operator says who is to, and again after it: who was named to lead a standby
+/// cluster may lose the key when that becomes a cluster of its own.
+const OPERATOR_COMES: [Time; 2] = [30 * SECOND, 45 * SECOND];
 
 /// Whether a stream from the remote stands. It never brings anything.
 pub(super) fn remote_sends(now: Time) -> bool {
@@ -69,8 +73,11 @@ impl World {
     /// A cluster that followed another for a while may have left acknowledged commits behind with its own
     /// history, or what its former leader had: nobody is promoted then until an operator accepts that.
     pub(super) fn operator_names_a_leader(&mut self, waited: Time) {
-        let is_time = (OPERATOR_COMES..OPERATOR_COMES + SECOND).contains(&waited);
-        if !is_time || !self.was_standby() || self.store.leader().is_some() {
+        let comes = |at: Time| (at..at + SECOND).contains(&waited);
+        if !OPERATOR_COMES.into_iter().any(comes)
+            || !self.was_standby()
+            || self.store.leader().is_some()
+        {
             return;
         }
         let running = self.nodes.iter().filter(|node| {
@@ -81,6 +88,12 @@ impl World {
         if let Some(node) = furthest {
             let name = node.name.clone();
             self.ledger.loss_accepted = true;
+            // Nobody leads, which is what whoever is not in the list cannot know.
+            let is_listed = self.store.head.failsafe.contains_key(&name);
+            let leads = |node: &Node| node.postgres.phase == Phase::Primary;
+            if !is_listed && !self.store.head.failsafe.is_empty() && !self.nodes.iter().any(leads) {
+                self.write_freely(Write::Delete(FactKey::Failsafe));
+            }
             self.request_change(None, Some(name));
         }
     }
@@ -99,13 +112,17 @@ impl World {
     /// Bytes that a standby cluster's leader may lack when the others follow it: nothing marks its election in
     /// the history, so that what an asynchronous failover may lose is counted here.
     pub(super) fn standby_may_lose(&self, node: NodeId) -> u64 {
-        let view = self.node(node).agent.view.as_ref();
-        let is_standby = view.is_some_and(|v| v.settings_or_default().standby_cluster.is_some());
-        if is_standby && !self.is_synchronous() {
+        if self.follows_another(node) && !self.is_synchronous() {
             self.may_lose(self.written_at_last(self.ledger.line, u64::MAX))
         } else {
             0
         }
+    }
+
+    /// Whether the cluster is a standby cluster as far as that member knows.
+    pub(super) fn follows_another(&self, node: NodeId) -> bool {
+        let view = self.node(node).agent.view.as_ref();
+        view.is_some_and(|v| v.settings_or_default().standby_cluster.is_some())
     }
 
     fn was_standby(&self) -> bool {
