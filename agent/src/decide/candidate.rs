@@ -388,7 +388,7 @@ pub(super) fn successor(
     let Some(answers) = answers(seen) else {
         return Err(Detail::None);
     };
-    let position = own_position(seen).unwrap_or(topology.status.optime);
+    let position = seen.local.position().unwrap_or(topology.status.optime);
     let timeline = seen.local.timeline();
     let mut lacking = named.cloned().map_or(Detail::None, Detail::Member);
     let mut best: Option<(bool, Standing<'_>)> = None;
@@ -423,21 +423,4 @@ pub(super) fn successor(
     }
     best.map(|(_, standing)| standing.name.0.clone())
         .ok_or(lacking)
-}
-
-fn own_position(seen: &Observation) -> Option<Lsn> {
-    match &seen.local {
-        Local::Running(running) => match running.role {
-            RunningRole::Primary { position, .. } => Some(position),
-            RunningRole::Replica {
-                received, replayed, ..
-            } => Some(received.max(replayed)),
-        },
-        Local::Stopped(stopped) => Some(stopped.position),
-        Local::Unknown(_)
-        | Local::Empty
-        | Local::Starting { .. }
-        | Local::Unresponsive { .. }
-        | Local::Orphaned { .. } => None,
-    }
 }

@@ -48,8 +48,6 @@ pub struct Memory {
     pub told: Told,
     /// Since when a PostgreSQL that was killed does not die.
     pub kill_hangs_since: Option<Moment>,
-    /// Since when peers that start are waited for before anybody leads in this generation.
-    pub starts_awaited: Option<(u64, Moment)>,
     /// Since when the upstream lacks the WAL that this replica needs, and from where on.
     pub wal_gone_since: Option<(Moment, Lsn)>,
     /// It was stopped because of that, to be copied anew.

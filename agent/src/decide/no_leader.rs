@@ -9,7 +9,7 @@ use trunkline_shared::cluster::{MemberName, Topology};
 use super::decision::{Action, Decision, Detail, Reason, StartAs, StopMode};
 use super::memory::Memory;
 use super::observation::{Local, Observation, PeerAnswer, RunningRole};
-use super::sync_standbys::{election, keeping};
+use super::sync_standbys::keeping;
 use super::{Turn, candidate, failsafe};
 
 /// How soon the peers are asked again while somebody else should take the lease.
@@ -89,9 +89,6 @@ fn run(turn: Turn<'_>, memory: &Memory, topology: &Topology) -> Decision {
             .remember(|memory| memory.wants_peers = true)
             .within(Reason::WalStillArrives, left.min(ASK_AGAIN));
     }
-    if let Some((peer, left)) = start_to_wait_for(seen, memory, topology, answers) {
-        return wait_for_start(turn, peer, left, topology.generation);
-    }
     match candidate::may_run(seen, topology, answers) {
         Ok(()) => {
             // Whoever is silent would have to be waited for: only where all answer do they cost nothing to
@@ -107,49 +104,6 @@ fn run(turn: Turn<'_>, memory: &Memory, topology: &Topology) -> Decision {
             .detail(detail)
             .within(reason, ASK_AGAIN),
     }
-}
-
-/// What was published of a store that lost its memory does not bound a promotion's loss: a peer whose PostgreSQL
-/// starts, and may have more than anybody who runs, is waited for. Who, and for how long. Not where the record of
-/// synchronous standbys says who has everything, and not by the operator's candidate who accepts the loss.
-fn start_to_wait_for(
-    seen: &Observation,
-    memory: &Memory,
-    topology: &Topology,
-    answers: &BTreeMap<MemberName, PeerAnswer>,
-) -> Option<(MemberName, Duration)> {
-    let request = topology.failover.as_ref();
-    let is_accepted = request.is_some_and(|request| {
-        request.leader.is_none() && request.candidate.as_ref() == Some(&seen.me.name)
-    });
-    let has_record = election::record_in_force(topology).is_some();
-    if !topology.is_status_of_before() || is_accepted || has_record {
-        return None;
-    }
-    let since = memory.starts_awaited;
-    let since = since.filter(|(generation, _)| *generation == topology.generation);
-    let since = since.map_or(seen.now, |(_, since)| since);
-    let left = seen
-        .now
-        .until(since + seen.settings().primary_start_timeout);
-    let starts = |answer: &PeerAnswer| match answer {
-        PeerAnswer::Answered(view) => view.is_starting,
-        PeerAnswer::Unreachable => false,
-    };
-    let (name, _) = answers.iter().find(|(_, answer)| starts(answer))?;
-    (!left.is_zero()).then(|| (name.clone(), left))
-}
-
-fn wait_for_start(turn: Turn<'_>, peer: MemberName, left: Duration, generation: u64) -> Decision {
-    let since = (generation, turn.seen.now);
-    turn.remember(|memory| {
-        memory.wants_peers = true;
-        if memory.starts_awaited.is_none_or(|(of, _)| of != generation) {
-            memory.starts_awaited = Some(since);
-        }
-    })
-    .detail(Detail::Member(peer))
-    .within(Reason::WaitingForPeersStart, left.min(ASK_AGAIN))
 }
 
 /// A leader without a fence may outlive its key by as much as its agent is late: while WAL comes from it, it

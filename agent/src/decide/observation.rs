@@ -359,8 +359,6 @@ pub enum PeerAnswer {
 pub struct PeerView {
     /// Its PostgreSQL answers queries.
     pub is_running: bool,
-    /// Its PostgreSQL starts: how far it reaches will show soon.
-    pub is_starting: bool,
     /// Its PostgreSQL runs and is not in recovery.
     pub is_primary: bool,
     /// Its timeline, if known.

@@ -164,7 +164,7 @@ impl Scene {
             "initialize" => self.initialize(&words)?,
             "leader" => self.leader(&words)?,
             "member" => self.member(&words)?,
-            "status" => slots::status(&mut self.topology, &words)?,
+            "status" => self.topology.status = Arc::new(slots::status(&words)?),
             "permanent" => slots::permanent(&mut self.settings, &words)?,
             "ignore" => slots::ignore(&mut self.settings, &words)?,
             "standby_cluster" => self.settings.standby_cluster = slots::standby_cluster(&words)?,

@@ -1,7 +1,7 @@
 //! Which situation this member is in; nothing else.
 
 use trunkline_shared::cluster::topology::Initialize;
-use trunkline_shared::cluster::{SystemId, Timeline, Topology};
+use trunkline_shared::cluster::{Lsn, SystemId, Timeline, Topology};
 
 use super::authority_gone;
 use super::memory::Memory;
@@ -167,6 +167,33 @@ impl Local {
             },
             Local::Unknown(_) | Local::Empty | Local::Stopped(_) => false,
         }
+    }
+
+    /// How far its WAL reaches, where that is known.
+    pub fn position(&self) -> Option<Lsn> {
+        match self {
+            Local::Running(running) => match running.role {
+                RunningRole::Primary { position, .. } => Some(position),
+                RunningRole::Replica {
+                    received, replayed, ..
+                } => Some(received.max(replayed)),
+            },
+            Local::Stopped(stopped) => Some(stopped.position),
+            Local::Unknown(_)
+            | Local::Empty
+            | Local::Starting { .. }
+            | Local::Unresponsive { .. }
+            | Local::Orphaned { .. } => None,
+        }
+    }
+
+    /// Whether it lacks more than `maximum_lag_on_failover` of what was published, while what is kept of that beside
+    /// the data for after a blackout, `kept`, does not show it: by an older copy of the DCS it would seem to lack less.
+    pub fn is_behind_unrecorded(&self, topology: &Topology, kept: Lsn) -> bool {
+        let limit = topology.settings_or_default().maximum_lag_on_failover;
+        let lags = |own: Lsn, published| own.bytes_behind(published) > limit;
+        let own = self.position();
+        own.is_some_and(|own| lags(own, topology.status.optime) && !lags(own, kept))
     }
 
     /// The timeline of its data, where it is known.

@@ -81,7 +81,6 @@ fn view(body: &[u8], registered: &Tags) -> Option<PeerView> {
     let is_bound = answer.get("trunkline").is_none() && says("failsafe_mode_is_active");
     Some(PeerView {
         is_running: xlog.is_some(),
-        is_starting: xlog.is_none() && matches!(state, "starting" | "restarting"),
         is_primary: current.is_some()
             || (matches!(role, "primary" | "master")
                 && !matches!(state, "stopped" | "start failed")),
@@ -161,9 +160,6 @@ mod tests {
         let ours = bound.replacen('{', r#"{"trunkline":{},"#, 1);
         assert!(view(ours.as_bytes(), &Tags::default()).unwrap().may_lead);
         let stopped = br#"{"state":"stopped","role":"replica"}"#;
-        let stopped = view(stopped, &Tags::default()).unwrap();
-        assert!(!stopped.is_running && !stopped.is_starting);
-        let starting = br#"{"state":"starting","role":"replica"}"#;
-        assert!(view(starting, &Tags::default()).unwrap().is_starting);
+        assert!(!view(stopped, &Tags::default()).unwrap().is_running);
     }
 }

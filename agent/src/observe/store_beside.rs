@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinHandle;
 use trunkline_shared::cluster::topology::FactKey;
-use trunkline_shared::cluster::{MemberName, Moment};
+use trunkline_shared::cluster::{Lsn, MemberName, Moment};
 use trunkline_shared::dcs::keys::Keys;
 use trunkline_shared::dcs::watch::{Remembered, View};
 
@@ -17,7 +17,8 @@ use crate::decide::Observation;
 use crate::decide::observation::Local;
 use crate::postgres::{PostgresError, dynamic_config};
 
-/// How far the bare revision may be behind. What decides who may lead is written as it changes.
+/// How far the bare revision may be behind. What decides who may lead is written as it changes, and so is that this
+/// member lacks too much of what was published.
 const REVISION_LAG: Duration = Duration::from_secs(30);
 
 /// The file, and what surely lies in it.
@@ -47,6 +48,9 @@ struct Kept {
     prefix: String,
     #[serde(flatten)]
     store: KnownStore,
+    /// The last position in it.
+    #[serde(skip)]
+    optime: Lsn,
 }
 
 impl StoreBeside {
@@ -92,7 +96,12 @@ impl StoreBeside {
             return;
         }
         let now = Kept::of(view, &self.keys, &self.name);
-        if !self.is_due(&now, seen.now) {
+        let kept = self
+            .written
+            .as_ref()
+            .map_or(Lsn(0), |(kept, _)| kept.optime);
+        let is_overtaken = seen.local.is_behind_unrecorded(&view.topology, kept);
+        if !is_overtaken && !self.is_due(&now, seen.now) {
             return;
         }
         let Ok(text) = serde_json::to_string(&now) else {
@@ -137,6 +146,7 @@ impl Kept {
             name: name.to_string(),
             prefix: keys.prefix().to_owned(),
             store: KnownStore::of(view, keys),
+            optime: view.topology.status.optime,
         }
     }
 
@@ -145,6 +155,7 @@ impl Kept {
         let status = keys.path(&FactKey::Status);
         let mut kept = self.clone();
         kept.store.revision = 0;
+        kept.optime = Lsn(0);
         kept.store.entries.retain(|entry| entry.key != status);
         kept
     }
@@ -154,14 +165,14 @@ impl Kept {
 mod tests {
     use std::sync::Arc;
 
-    use trunkline_shared::cluster::SystemId;
     use trunkline_shared::cluster::sync_state::SyncState;
     use trunkline_shared::cluster::topology::Initialize;
-    use trunkline_shared::cluster::{ClusterName, Lsn, Topology};
+    use trunkline_shared::cluster::{ClusterName, SystemId, Timeline, Topology};
     use trunkline_shared::dcs::belief::Belief;
     use trunkline_shared::dcs::{Header, Revision};
 
     use super::*;
+    use crate::decide::observation::Stopped;
 
     fn view(revision: Revision, sync: Revision) -> View {
         let topology = Topology {
@@ -241,5 +252,30 @@ mod tests {
         assert!(!beside.is_due(&Kept::of(&moved, &keys, &name), at(110)));
         beside.data_replaced();
         assert!(beside.is_due(&kept(120, 90), at(110)));
+    }
+    #[test]
+    fn that_it_lacks_too_much_is_written_while_it_would_not_show() {
+        let local = Local::Stopped(Stopped {
+            system_id: SystemId(7),
+            timeline: Timeline(1),
+            checkpoint: Lsn(4_000_000),
+            redo: Lsn(4_000_000),
+            position: Lsn(5_000_000),
+            is_clean: true,
+            was_primary: false,
+            is_half_rewound: false,
+            crashed_at: None,
+        });
+        let overtaken = |published: u64, kept: u64| {
+            let mut view = view(100, 90);
+            let topology = Arc::make_mut(&mut view.topology);
+            Arc::make_mut(&mut topology.status).optime = Lsn(published);
+            local.is_behind_unrecorded(&view.topology, Lsn(kept))
+        };
+        let limit = 1_048_576;
+        assert!(!overtaken(5_000_000 + limit, 0), "it may lead");
+        assert!(overtaken(5_000_001 + limit, 0));
+        assert!(overtaken(9_000_000, 5_000_000 + limit));
+        assert!(!overtaken(9_000_000, 5_000_001 + limit), "that says enough");
     }
 }

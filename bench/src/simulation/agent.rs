@@ -247,7 +247,6 @@ impl World {
         let tags = &self.node(node).agent.me.tags;
         let mut view = PeerView {
             is_running: false,
-            is_starting: false,
             is_primary: false,
             timeline: None,
             position: Lsn(0),
@@ -283,8 +282,7 @@ impl World {
                 view.timeline = Some(stopped.timeline);
                 view.position = stopped.position;
             }
-            Local::Starting { .. } => view.is_starting = true,
-            Local::Unknown(_) | Local::Empty => {}
+            Local::Unknown(_) | Local::Empty | Local::Starting { .. } => {}
         }
         view
     }

@@ -204,8 +204,6 @@ pub struct Topology {
     pub failsafe_revision: i64,
     /// First part of the epoch.
     pub generation: u64,
-    /// The revisions of the generation and of the status.
-    pub generation_and_status: (i64, i64),
     /// Identities of the stores that this one took the place of when the generation grew, the oldest first.
     pub succeeds: Arc<[u64]>,
     /// The last claimed timeline.
@@ -241,13 +239,6 @@ impl Topology {
     /// compares, so that nobody leads again who slept through a promotion.
     pub fn claim_revision(&self) -> i64 {
         self.claim_and_history.0
-    }
-
-    /// Whether the status was published before the store's generation grew, or with that: the store had lost its
-    /// memory, and what a leader published last may be lost with it.
-    pub fn is_status_of_before(&self) -> bool {
-        let (generation, status) = self.generation_and_status;
-        self.generation > 0 && status <= generation
     }
 
     /// The timeline from which `timeline` forked, as far as it is known: numbers that were claimed and
@@ -344,7 +335,7 @@ impl Topology {
                 }
                 self.members.insert(member.name.clone(), member);
             }
-            Fact::Status(status) => self.set_status(status.clone(), revision),
+            Fact::Status(status) => self.status = status.clone(),
             Fact::Failover(request) => {
                 self.failover = Some(FailoverRequest {
                     revision,
@@ -359,7 +350,7 @@ impl Topology {
             }
             Fact::History(history) => self.set_history(history, revision),
             Fact::Failsafe(failsafe) => self.set_failsafe(failsafe.clone(), revision),
-            Fact::Generation(generation) => self.set_generation(*generation, revision),
+            Fact::Generation(generation) => self.set_generation(*generation),
             Fact::Succeeds(stores) => self.succeeds = stores.clone(),
             Fact::Timeline(claimed) => self.set_claimed(*claimed, revision),
             Fact::Disarmed => {
@@ -369,30 +360,25 @@ impl Topology {
             }
             Fact::Switchover(record) => self.switchover = Some(record.clone()),
             Fact::Opaque => {}
-            Fact::Unreadable(_) => self.put_unreadable(change),
-        }
-    }
-
-    fn put_unreadable(&mut self, change: &Change) {
-        let revision = change.revision;
-        match &change.key {
-            FactKey::Leader | FactKey::Member(_) | FactKey::Failover => {
-                self.delete(&change.key);
-            }
-            // Whoever leads next writes it anew, and proves with its revision to have seen it so.
-            FactKey::Timeline => self.set_claimed(self.claimed, revision),
-            FactKey::Failsafe => self.failsafe_revision = revision,
-            FactKey::Initialize
-            | FactKey::Settings
-            | FactKey::Status
-            | FactKey::Sync
-            | FactKey::History
-            | FactKey::Generation
-            | FactKey::Succeeds
-            | FactKey::Disarmed(_)
-            | FactKey::Switchover
-            | FactKey::Changes
-            | FactKey::Router(_) => {}
+            Fact::Unreadable(_) => match &change.key {
+                FactKey::Leader | FactKey::Member(_) | FactKey::Failover => {
+                    self.delete(&change.key);
+                }
+                // Whoever leads next writes it anew, and proves with its revision to have seen it so.
+                FactKey::Timeline => self.set_claimed(self.claimed, revision),
+                FactKey::Failsafe => self.failsafe_revision = revision,
+                FactKey::Initialize
+                | FactKey::Settings
+                | FactKey::Status
+                | FactKey::Sync
+                | FactKey::History
+                | FactKey::Generation
+                | FactKey::Succeeds
+                | FactKey::Disarmed(_)
+                | FactKey::Switchover
+                | FactKey::Changes
+                | FactKey::Router(_) => {}
+            },
         }
     }
 
@@ -404,11 +390,11 @@ impl Topology {
             FactKey::Member(name) => {
                 self.members.remove(name);
             }
-            FactKey::Status => self.set_status(Arc::default(), 0),
+            FactKey::Status => self.status = Arc::default(),
             FactKey::Failover => self.failover = None,
             FactKey::Sync => self.sync = None,
             FactKey::Failsafe => self.set_failsafe(Arc::default(), 0),
-            FactKey::Generation => self.set_generation(0, 0),
+            FactKey::Generation => self.set_generation(0),
             FactKey::Succeeds => self.succeeds = Arc::default(),
             FactKey::Disarmed(name) => {
                 self.disarmed.remove(name);
@@ -447,14 +433,8 @@ impl Topology {
         self.claimed = old.claimed;
     }
 
-    fn set_status(&mut self, status: Arc<Status>, revision: i64) {
-        self.status = status;
-        self.generation_and_status.1 = revision;
-    }
-
-    fn set_generation(&mut self, generation: u64, revision: i64) {
+    fn set_generation(&mut self, generation: u64) {
         self.generation = generation;
-        self.generation_and_status.0 = revision;
         if let Some(leader) = &mut self.leader {
             leader.epoch.generation = generation;
         }

@@ -159,7 +159,6 @@ reasons! {
     NoRaceUntil "no_race_until" "This member promised a leader that goes on without the DCS not to run for a ttl."
     NotInFailsafe "not_in_failsafe" "This member is not in the failsafe list, so a leader may go on without the DCS that it knows nothing of. A leader lists it; if there is none, choose another member, or delete the failsafe key if you know that nobody leads."
     WaitingAfterBoot "waiting_after_boot" "What was promised before this boot is not known: this member does not run for a ttl."
-    WaitingForPeersStart "waiting_for_peers_start" "The DCS was accepted anew and no leader has published its position since, so how much a promotion would lose is not known: a member whose PostgreSQL starts is waited for, up to primary_start_timeout. trunkline failover to a named member does not wait."
     StoreWentBack "store_went_back" "The DCS lost its memory, was restored from an old copy or is another one: nothing of it is believed and nobody is promoted before its keys were made anew. trunkline accept-dcs does that by hand."
     RecreatingKeys "recreating_keys" "The DCS is not the one that was known and every member consents: the cluster's keys are made anew in it, with a higher generation."
     RecreationLacksConsent "recreation_lacks_consent" "The DCS is not the one that was known, and its keys are not made anew without this member's consent. trunkline accept-dcs makes them anew if it is dead."

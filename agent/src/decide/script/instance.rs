@@ -33,7 +33,6 @@ pub(super) fn memory(words: &Words<'_, '_>, now: Moment) -> Result<Memory, Scrip
         wal_gone_since: at("wal_gone")?.zip(words.value("wal_gone_from")?),
         asked_for_room: at("asked_for_room")?,
         kill_hangs_since: at("kill_hangs")?,
-        starts_awaited: at("starts_awaited")?.map(|since| (1, since)),
         is_restarting: words.has("restarting"),
         alone_since: at("alone")?,
         contradicted_since: at("contradicted")?,
@@ -200,8 +199,7 @@ pub(super) fn peers(words: &Words<'_, '_>) -> Result<Peers, ScriptError> {
             let rest: Vec<&str> = parts.collect();
             let priority = rest.iter().find_map(|w| w.strip_prefix("priority"));
             PeerAnswer::Answered(PeerView {
-                is_running: !matches!(what, "stopped" | "starting"),
-                is_starting: what == "starting",
+                is_running: what != "stopped",
                 is_primary: what == "primary",
                 timeline: timeline.map(Timeline),
                 position,

@@ -111,7 +111,7 @@ fn print_host(out: &mut String, seen: &Observation) {
     };
 }
 
-pub(super) fn flag(out: &mut String, is_set: bool, word: &str) {
+fn flag(out: &mut String, is_set: bool, word: &str) {
     if is_set {
         let _ = write!(out, " {word}");
     }
@@ -187,7 +187,7 @@ fn print_topology(out: &mut String, topology: &Topology, is_config_lost: bool) {
         "claimed {}@{}{behind}",
         claimed.timeline, claimed.parent
     );
-    slots::print_status(out, topology);
+    slots::print_status(out, &topology.status);
     synchronous::print_record(out, topology);
     if let Some(request) = &topology.failover {
         let _ = write!(out, "failover revision={}", request.revision);
@@ -412,7 +412,6 @@ fn print_peers(out: &mut String, peers: &Peers) {
         let what = match (view.is_running, view.is_primary) {
             (_, true) => "primary",
             (true, false) => "replica",
-            (false, false) if view.is_starting => "starting",
             (false, false) => "stopped",
         };
         let timeline = view.timeline.unwrap_or_default();
@@ -479,8 +478,6 @@ fn print_moments(out: &mut String, memory: &Memory, now: Moment) {
     );
     option(out, "asked_for_room", memory.asked_for_room.map(ago));
     option(out, "kill_hangs", memory.kill_hangs_since.map(ago));
-    let awaited = memory.starts_awaited.map(|(_, since)| ago(since));
-    option(out, "starts_awaited", awaited);
     flag(out, memory.is_stopped_for_copy, "stopped_for_copy");
     option(out, "copy_ordered", memory.copy_ordered_at.map(ago));
     if let Some((at, from)) = memory.wal_gone_since {

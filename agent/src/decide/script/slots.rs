@@ -6,10 +6,9 @@ use std::sync::Arc;
 use trunkline_shared::cluster::settings::StandbyCluster;
 use trunkline_shared::cluster::slots::{ClusterType, PermanentSlot, SlotKind, SlotPattern};
 use trunkline_shared::cluster::topology::Status;
-use trunkline_shared::cluster::{ClusterSettings, Lsn, Topology};
+use trunkline_shared::cluster::{ClusterSettings, Lsn};
 
 use super::ScriptError;
-use super::print::flag;
 use super::words::Words;
 use crate::decide::observation::{SlotView, SynchronizedSlots};
 
@@ -109,8 +108,8 @@ pub(super) fn print_view(out: &mut String, slot: &SlotView) {
     }
 }
 
-/// `status optime=P slot=NAME@P retain=NAME [of_before]`
-pub(super) fn status(topology: &mut Topology, words: &Words<'_, '_>) -> Result<(), ScriptError> {
+/// `status optime=P slot=NAME@P retain=NAME`
+pub(super) fn status(words: &Words<'_, '_>) -> Result<Status, ScriptError> {
     let mut status = Status {
         optime: words.value("optime")?.unwrap_or_default(),
         ..Status::default()
@@ -125,18 +124,11 @@ pub(super) fn status(topology: &mut Topology, words: &Words<'_, '_>) -> Result<(
             _ => {}
         }
     }
-    topology.status = Arc::new(status);
-    topology.generation_and_status = (0, 1);
-    if words.has("of_before") {
-        topology.generation = 1;
-        topology.generation_and_status = (1, 1);
-    }
-    Ok(())
+    Ok(status)
 }
 
 /// Prints the same words.
-pub(super) fn print_status(out: &mut String, topology: &Topology) {
-    let status = &topology.status;
+pub(super) fn print_status(out: &mut String, status: &Status) {
     let _ = write!(out, "status optime={}", status.optime);
     for (name, at) in &status.slots {
         let _ = write!(out, " slot={name}@{at}");
@@ -144,7 +136,6 @@ pub(super) fn print_status(out: &mut String, topology: &Topology) {
     for name in &status.retain_slots {
         let _ = write!(out, " retain={name}");
     }
-    flag(out, topology.is_status_of_before(), "of_before");
     out.push('\n');
 }
 

@@ -2,6 +2,7 @@
 
 use trunkline_agent::decide::observation::Observation;
 use trunkline_agent::decide::{Memory, asking};
+use trunkline_shared::cluster::Lsn;
 use trunkline_shared::dcs::belief::Belief;
 
 use super::KeptStore;
@@ -62,7 +63,10 @@ impl World {
                 (seen.cluster_id, seen.term, known.generation, writes)
             };
             let is_old = data.store.as_ref().map(decides) != Some(decides(&store));
-            if is_old && store.belief.doubt.is_none() {
+            let kept = data.store.as_ref().and_then(|kept| kept.known.as_ref());
+            let kept = kept.map_or(Lsn(0), |known| known.status.optime);
+            let is_overtaken = seen.local.is_behind_unrecorded(topology, kept);
+            if (is_old || is_overtaken) && store.belief.doubt.is_none() {
                 data.store = Some(store);
             }
         }
