@@ -53,7 +53,7 @@ pub use local::{LocalOutcome, LocalRequest};
 pub use lookup::Lookup;
 pub use published::{Published, ReplicationRow, WallTime};
 use requests::{ChangeOfLeader, Kind, Progress};
-pub use scheduled::ScheduledRestart;
+pub use scheduled::{ScheduledRestart, resume as resume_scheduled_restart};
 
 /// Where the last turns are told, to whom unsafe methods are allowed: they show what the cluster is made of.
 pub const JOURNAL: &str = "/trunkline/journal";

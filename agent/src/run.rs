@@ -146,7 +146,8 @@ pub async fn run(
     kept: Kept,
 ) -> Result<(), RunError> {
     let signals = Signals::new().map_err(system("taking over the signals"))?;
-    let Kept { log, inherited } = kept;
+    let Kept { log, mut inherited } = kept;
+    let scheduled = inherited.scheduled_restart.take();
     let parts = Parts::build(&config, inherited).await?;
     let stop = CancellationToken::new();
     let ready = Arc::new(Notify::new());
@@ -161,6 +162,7 @@ pub async fn run(
     tokio::spawn(metrics.upkeep());
     let rest = parts.rest.clone();
     let mut serving = rest.clone().serve(api.clone());
+    rest::resume_restart(&api, scheduled);
     let fence_stop = CancellationToken::new();
     supervision::keep(parts.fence.clone(), parts.pulse.clone(), fence_stop.clone())
         .map_err(system("starting the supervision of the fence"))?;
@@ -197,10 +199,7 @@ pub async fn run(
         match end {
             Some(End::Paused) => {
                 serving.end().await;
-                if api.scheduled_restart.is_there() {
-                    tracing::warn!("a scheduled restart is dropped; schedule it again");
-                }
-                give_way(&successor, &rest, &lease, &log);
+                give_way(&successor, &rest, &lease, (&api, &log));
                 serving = rest.clone().serve(api.clone());
                 continue;
             }
@@ -218,10 +217,12 @@ pub async fn run(
 }
 
 /// Executes the program on disk; returns only if the system refuses.
-fn give_way(successor: &Successor, rest: &Rest, lease: &LeaseHandle, log: &Log) {
+fn give_way(successor: &Successor, rest: &Rest, lease: &LeaseHandle, (api, log): (&Api, &Log)) {
+    let scheduled = api.scheduled_restart.handed_on();
     log.flush();
     let listener = rest.listener();
-    let error = successor.execute(settled(lease), listener.as_deref(), rest.address());
+    let socket = (listener.as_deref(), rest.address());
+    let error = successor.execute(settled(lease), socket, scheduled);
     tracing::error!(%error, "the program on disk was not executed, this one goes on");
 }
 

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use axum::response::Response;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 use trunkline_shared::cluster::{MemberName, MemberRole, quantity};
 use trunkline_shared::dcs::records::{role_from_word, role_word};
@@ -50,14 +50,14 @@ pub enum LocalOutcome {
 }
 
 /// The body of `POST /restart`. A condition that is not understood would restart what it was to spare.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct RestartBody {
     restart_pending: Option<bool>,
     role: Option<String>,
     pub(super) postgres_version: Option<String>,
     timeout: Option<serde_json::Value>,
-    schedule: Option<String>,
+    pub(super) schedule: Option<String>,
 }
 
 /// The body of `POST /reinitialize`.

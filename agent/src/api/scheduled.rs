@@ -1,10 +1,12 @@
-//! Restarts for later: kept by this agent, shown in its status, and dropped with it, as Patroni does.
+//! Restarts for later: kept by this agent, shown in its status, handed to the program that takes over from it, and
+//! else dropped with it, as Patroni does.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use axum::http::StatusCode;
 use axum::response::Response;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use trunkline_shared::cluster::member::RestartSchedule;
 use trunkline_shared::dcs::records::restart_schedule_to_json;
@@ -20,10 +22,22 @@ const LOOK: Duration = Duration::from_secs(1);
 #[derive(Clone, Debug)]
 struct Scheduled {
     at: WallTime,
-    written: String,
-    postgres_version: Option<Arc<str>>,
+    asked: Asked,
+}
+
+/// What was asked for, as one program tells the next.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+struct Asked {
+    /// The request. Its conditions are to hold when the time comes.
+    request: RestartBody,
     /// The start of the postmaster it was asked for: after another one the restart has happened.
     started: Option<Arc<str>>,
+}
+
+impl Asked {
+    fn written(&self) -> &str {
+        self.request.schedule.as_deref().unwrap_or_default()
+    }
 }
 
 /// The restart that is scheduled on this member, one at most.
@@ -35,9 +49,23 @@ impl ScheduledRestart {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether one is scheduled.
-    pub fn is_there(&self) -> bool {
-        self.kept().is_some()
+    /// For the program that takes over: one line; `None` if none is scheduled.
+    pub fn handed_on(&self) -> Option<String> {
+        let kept = self.kept();
+        serde_json::to_string(&kept.as_ref()?.asked).ok()
+    }
+
+    /// Keeps what the program before has [handed on](Self::handed_on). It happens once [`resume`] waits for it.
+    pub fn take_over(&self, told: &str) {
+        let asked: Option<Asked> = serde_json::from_str(told).ok();
+        let due = asked.and_then(|asked| Some((WallTime::parse(asked.written())?, asked)));
+        match due {
+            Some((at, asked)) => *self.kept() = Some(Scheduled { at, asked }),
+            None => tracing::warn!(
+                told,
+                "the scheduled restart that the program before has handed on is not understood and dropped"
+            ),
+        }
     }
 
     /// As in the status of the member; `None` if none is scheduled.
@@ -51,9 +79,14 @@ impl ScheduledRestart {
         let kept = self.kept();
         let scheduled = kept.as_ref()?;
         Some(RestartSchedule {
-            schedule: scheduled.written.as_str().into(),
-            postgres_version: scheduled.postgres_version.clone(),
-            postmaster_start_time: scheduled.started.clone(),
+            schedule: scheduled.asked.written().into(),
+            postgres_version: scheduled
+                .asked
+                .request
+                .postgres_version
+                .as_deref()
+                .map(Arc::from),
+            postmaster_start_time: scheduled.asked.started.clone(),
         })
     }
 
@@ -114,18 +147,26 @@ pub(super) fn restart(api: &Api, at: &str, body: RestartBody) -> Response {
         );
     }
     let started = published.postmaster_start_time.as_ref();
-    *kept = Some(Scheduled {
-        at: due,
-        written: at.to_owned(),
-        postgres_version: body.postgres_version.as_deref().map(Arc::from),
+    let asked = Asked {
+        request: body,
         started: started.map(|time| time.text.clone()),
-    });
-    tokio::spawn(wait(api.clone(), due, body));
+    };
+    *kept = Some(Scheduled { at: due, asked });
+    tokio::spawn(wait(api.clone(), due));
     text(StatusCode::ACCEPTED, "restart scheduled")
 }
 
+/// Waits for the restart that the program before has handed on, if there is one. To be called once a turn has
+/// published which postmaster runs.
+pub async fn resume(api: Api) {
+    let due = api.scheduled_restart.kept().as_ref().map(|kept| kept.at);
+    if let Some(due) = due {
+        wait(api, due).await;
+    }
+}
+
 /// Waits for its time, and asks for it if it still stands and its conditions hold then.
-async fn wait(api: Api, due: WallTime, body: RestartBody) {
+async fn wait(api: Api, due: WallTime) {
     loop {
         let is_there = api.scheduled_restart.kept().as_ref().map(|s| s.at) == Some(due);
         if !is_there {
@@ -137,7 +178,7 @@ async fn wait(api: Api, due: WallTime, body: RestartBody) {
         };
         tokio::time::sleep(Duration::from_micros(left).min(LOOK)).await;
     }
-    let Some(scheduled) = api.scheduled_restart.kept().take() else {
+    let Some(Scheduled { asked, .. }) = api.scheduled_restart.kept().take() else {
         return;
     };
     let published = api.published.load_full();
@@ -148,21 +189,17 @@ async fn wait(api: Api, due: WallTime, body: RestartBody) {
         Some("the cluster is paused".to_owned())
     } else if late > published.topology.settings_or_default().loop_wait * 3 / 2 {
         Some(format!("it is {late:?} late"))
-    } else if now.map(|time| time.text.clone()) != scheduled.started {
+    } else if now.map(|time| time.text.clone()) != asked.started {
         Some("PostgreSQL was restarted since it was asked for".to_owned())
     } else {
-        local::unmet(&body, &published)
+        local::unmet(&asked.request, &published)
     };
     if let Some(why) = dropped {
-        tracing::warn!(
-            at = scheduled.written,
-            why,
-            "a scheduled restart is dropped"
-        );
+        tracing::warn!(at = asked.written(), why, "a scheduled restart is dropped");
         return;
     }
-    tracing::info!(at = scheduled.written, "a scheduled restart begins");
-    let answer = local::ask_for_restart(&api, &body).await;
+    tracing::info!(at = asked.written(), "a scheduled restart begins");
+    let answer = local::ask_for_restart(&api, &asked.request).await;
     tracing::info!(
         status = answer.status().as_u16(),
         "a scheduled restart is over"

@@ -23,8 +23,8 @@ use crate::postgres::PostgresError;
 use crate::postgres::process::{Tool, execute};
 
 /// How the next program is told what it is the successor of: this process's number, the epoch of a held key or `-`,
-/// the number of the listening socket or `-`, and where that listens. The environment outlives its meaning, so the
-/// process's number stands in it.
+/// the number of the listening socket or `-`, where that listens, and a scheduled restart if there is one. The
+/// environment outlives its meaning, so the process's number stands in it.
 const SUCCESSION: &str = "TRUNKLINE_SUCCESSION";
 
 /// What is not there.
@@ -178,12 +178,12 @@ impl Successor {
     }
 
     /// Executes the program in this process. Returns only if the system refuses; then this one goes on. `settled` is
-    /// the epoch under which the key is held, if nothing is under way that gives it away.
+    /// the epoch under which the key is held, if nothing is under way that gives it away; `scheduled` a restart for later.
     pub(super) fn execute(
         &self,
         settled: Option<LeaderEpoch>,
-        listener: Option<&TcpListener>,
-        address: &str,
+        (listener, address): (Option<&TcpListener>, &str),
+        scheduled: Option<String>,
     ) -> io::Error {
         service_manager::reloading();
         if let Some(listener) = listener
@@ -193,10 +193,11 @@ impl Successor {
         }
         let or_nothing = |text: Option<String>| text.unwrap_or_else(|| NOTHING.to_owned());
         let told = format!(
-            "{} {} {} {address}",
+            "{} {} {} {address}{}",
             std::process::id(),
             or_nothing(settled.map(|epoch| epoch.to_string())),
             or_nothing(listener.map(|listener| listener.as_raw_fd().to_string())),
+            scheduled.map_or_else(String::new, |restart| format!(" {restart}")),
         );
         let error = execute(&self.program, &self.arguments, &[(SUCCESSION, told)]);
         if let Some(listener) = listener {
@@ -216,6 +217,9 @@ pub struct Inherited {
     pub(super) listener: Option<(TcpListener, String)>,
     /// The epoch under which the key was held, with nothing under way that gives it away.
     pub(super) settled: Option<LeaderEpoch>,
+    /// The restart that was scheduled, as [`ScheduledRestart::handed_on`](crate::api::ScheduledRestart::handed_on)
+    /// writes it.
+    pub(super) scheduled_restart: Option<String>,
     /// Whether there was a program before.
     pub(super) is_successor: bool,
 }
@@ -228,18 +232,20 @@ impl Inherited {
     }
 
     fn read(told: &str) -> Option<Self> {
-        let mut words = told.splitn(4, ' ');
+        let mut words = told.splitn(5, ' ');
         let (process, epoch, number) = (words.next()?, words.next()?, words.next()?);
         if process.parse() != Ok(std::process::id()) {
             return None;
         }
+        let address = words.next()?;
         let listener = number.parse().ok().and_then(|number| {
             let listener = sys::inherited_listener(number).ok()?;
-            Some((listener, words.next()?.to_owned()))
+            Some((listener, address.to_owned()))
         });
         Some(Self {
             listener,
             settled: epoch_from_text(epoch),
+            scheduled_restart: words.next().map(str::to_owned),
             is_successor: true,
         })
     }
@@ -269,7 +275,9 @@ mod tests {
         assert_eq!(read.settled, Some(epoch));
         assert!(read.is_successor && read.listener.is_none());
         let read = Inherited::read(&format!("{own} - - [::]:8008")).unwrap();
-        assert_eq!(read.settled, None);
+        assert_eq!((read.settled, read.scheduled_restart), (None, None));
+        let read = Inherited::read(&format!("{own} - - [::]:8008 {{\"a\": 1}}")).unwrap();
+        assert_eq!(read.scheduled_restart.as_deref(), Some("{\"a\": 1}"));
         for told in ["", "nonsense", "1 0.7 5 10.0.0.1:8008"] {
             assert!(Inherited::read(told).is_none(), "{told}");
         }

@@ -248,6 +248,22 @@ async fn bind(address: &str) -> std::net::TcpListener {
     }
 }
 
+/// Goes on with the restart that the program before has handed on, if there is one; its conditions are looked at once
+/// it is known which PostgreSQL runs.
+pub(super) fn resume_restart(api: &Api, told: Option<String>) {
+    let Some(told) = told else {
+        return;
+    };
+    api.scheduled_restart.take_over(&told);
+    let api = api.clone();
+    tokio::spawn(async move {
+        if timeout(FIRST_LOOK, knows(&api)).await.is_err() {
+            tracing::warn!("a scheduled restart is waited for before this member knows its part");
+        }
+        api::resume_scheduled_restart(api).await;
+    });
+}
+
 /// Waits until a turn has published what this member is, and that it leads if its key says so.
 async fn knows(api: &Api) {
     loop {

@@ -15,6 +15,9 @@ use trunkline_shared::service::http::HttpClient;
 
 use super::*;
 
+/// Until a restart that is scheduled, in microseconds.
+const AN_HOUR_US: i64 = 3_600_000_000;
+
 /// What the API of member 1 answers.
 async fn ask(agents: &Agents<'_>, path: &str) -> Option<(u16, Value)> {
     let url = format!("http://{}:8008{path}", agents.config(1).connect_host);
@@ -136,6 +139,47 @@ fn the_program_on_disk_takes_over_and_nothing_else_notices() {
             let ended = wait_for("the end", String::new, async || agents.ended(1));
             assert!(ended.await.success());
             assert_eq!(told(&manager), ["STOPPING=1\n"]);
+        },
+    );
+}
+
+#[test]
+fn a_scheduled_restart_is_handed_to_the_program_that_takes_over() {
+    on_every_major(
+        "reexecute::a_scheduled_restart_is_handed_to_the_program_that_takes_over",
+        async |servers| {
+            let mut agents = Agents::new(servers);
+            let program = servers.folder().join("trunkline-agent");
+            let content = fs::read(servers.agent()).unwrap();
+            replace(&program, &content, 0o755);
+            agents.program = Some(program.clone());
+            agents.start(1, 10);
+            let door = Postgres::new(agents.config(1)).unwrap();
+            leads(&agents, &door, 1).await;
+            is_primary(&agents).await;
+            let before = standing(&agents, &door).await;
+
+            let at = clock::WallTime(clock::wall_clock().0 + AN_HOUR_US).rfc3339();
+            let url = format!("http://{}:8008/restart", agents.config(1).connect_host);
+            let body = format!(r#"{{"schedule": "{at}", "role": "primary"}}"#);
+            let client = HttpClient::default();
+            let ask_for = async |method: Method| {
+                let asked = client.request(method, &url, Bytes::from(body.clone()), PATIENCE);
+                asked.await.unwrap().status
+            };
+            assert_eq!(ask_for(Method::POST).await, 202);
+            replace(&program, &content, 0o755);
+            takes_over(&agents, &program).await;
+            let (_, status) = ask(&agents, "/patroni").await.unwrap();
+            assert_eq!(status["scheduled_restart"]["schedule"], at.as_str());
+            let started = &status["scheduled_restart"]["postmaster_start_time"];
+            assert_eq!(*started, status["postmaster_start_time"], "{status}");
+            assert_eq!(ask_for(Method::POST).await, 409, "one is scheduled");
+            assert_eq!(ask_for(Method::DELETE).await, 200);
+            let (_, status) = ask(&agents, "/patroni").await.unwrap();
+            assert!(status.get("scheduled_restart").is_none(), "{status}");
+            let after = standing(&agents, &door).await;
+            assert_eq!(after, before);
         },
     );
 }
