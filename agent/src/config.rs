@@ -23,7 +23,7 @@ mod bootstrap;
 pub mod client;
 mod command;
 mod document;
-mod dynamic;
+pub mod dynamic;
 pub mod effective;
 mod environment;
 mod etcd3;

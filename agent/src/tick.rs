@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
+use trunkline_shared::cluster::topology::FactKey;
 use trunkline_shared::dcs::watch::View;
 
 use crate::act::Actor;
@@ -193,6 +194,7 @@ impl Tick {
     async fn turn(&mut self, wake: Wake) -> (Duration, bool) {
         self.take_changes();
         let look = self.look().await;
+        self.name_unread_settings();
         self.settings
             .bring_in_line(&look.observation, &self.actor)
             .await;
@@ -250,6 +252,13 @@ impl Tick {
             self.observer.watchdog.0 = changed.watchdog;
         }
         self.recorder.proxy_address = changed.proxy_address;
+    }
+
+    /// Whoever wrote the cluster's configuration may not have been told that nobody reads a key.
+    fn name_unread_settings(&mut self) {
+        let view = self.inbox.cluster.borrow();
+        let written = view.raw.get(&FactKey::Settings);
+        self.settings.name_unread(written.map(|raw| &raw.text));
     }
 
     async fn look(&mut self) -> Look {

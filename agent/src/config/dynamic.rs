@@ -5,7 +5,8 @@ use serde_json::{Map, Value};
 use trunkline_shared::cluster::ClusterSettings;
 use trunkline_shared::dcs::records::{SettingsError, settings_from_value};
 
-use super::section::Section;
+use super::document::{Node, Origin};
+use super::section::{Report, Section};
 use super::{Mistake, Warning, layers};
 use crate::postgres::settings::RECOVERY_SETTINGS;
 
@@ -97,6 +98,18 @@ pub fn of_a_new_cluster(section: &Section<'_>) -> Map<String, Value> {
         dcs.insert("failsafe_mode".to_owned(), true.into());
     }
     dcs
+}
+
+/// Every key of the `config` key's text that nobody reads. What is no JSON object is not used at all, which is said
+/// elsewhere.
+pub fn unread(text: &str) -> Vec<Warning> {
+    let Ok(written @ Value::Object(_)) = serde_json::from_str(text) else {
+        return Vec::new();
+    };
+    let document = Node::from_json(&written, &Origin::Dynamic);
+    let report = Report::new(&document);
+    keys(&Section::root(&document, &report));
+    report.into_parts().1
 }
 
 /// Finds every mistake, and every key that nobody reads; returns the section as JSON.
@@ -215,4 +228,31 @@ fn check_times(section: &Section<'_>, settings: &ClusterSettings) {
         loop_wait: settings.loop_wait,
         retry_timeout: settings.retry_timeout,
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_that_nobody_reads_are_named_on_every_level() {
+        let text = r#"{"ttl": 30, "tll": 20, "postgresql": {"use_slots": true, "usr_slots": true, "listen": "h:1"},
+            "slots": {"a": {"type": "physical", "tpye": "x"}}, "standby_cluster": {"host": "h", "hots": "i"}}"#;
+        let told: Vec<_> = unread(text).iter().map(ToString::to_string).collect();
+        let told = told.join("\n");
+        for key in [
+            "tll",
+            "postgresql.usr_slots",
+            "postgresql.listen",
+            "slots.a.tpye",
+            "standby_cluster.hots",
+        ] {
+            assert!(
+                told.contains(&format!("dynamic configuration: {key}: ")),
+                "{key}: {told}"
+            );
+        }
+        assert_eq!(told.lines().count(), 5, "{told}");
+        assert!(unread("[]").is_empty() && unread("{").is_empty() && unread("{}").is_empty());
+    }
 }

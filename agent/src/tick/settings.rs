@@ -9,7 +9,7 @@ use trunkline_shared::cluster::{ClusterSettings, Moment};
 use crate::act::Actor;
 use crate::api::LocalOutcome;
 use crate::config::reload::take_up;
-use crate::config::{AgentConfig, WatchdogConfig, layers};
+use crate::config::{AgentConfig, WatchdogConfig, dynamic, layers};
 use crate::decide::Observation;
 use crate::decide::callbacks::{Callback, CallbackRole};
 use crate::decide::observation::{Local, LocalRequest, Me, RunningRole};
@@ -35,6 +35,8 @@ pub struct SettingsKeeper {
     elsewhere: TakeUp,
     /// What is in force has changed since anybody was last told of it.
     is_changed: bool,
+    /// The cluster's configuration as it was written when its unread keys were named last.
+    named: Option<Arc<str>>,
     /// Over which settings of the cluster the file was laid last.
     laid_over: Option<Arc<ClusterSettings>>,
     applied: Option<Applied>,
@@ -85,6 +87,7 @@ impl SettingsKeeper {
             run_dir,
             read,
             elsewhere,
+            named: None,
             laid_over: None,
             applied: None,
             // The first turn tells everybody.
@@ -107,6 +110,17 @@ impl SettingsKeeper {
                 .as_ref()
                 .map(|address| Arc::from(address.to_string().as_str())),
         })
+    }
+
+    /// Names the keys of the cluster's configuration that nobody reads, once for each text of it.
+    pub fn name_unread(&mut self, text: Option<&Arc<str>>) {
+        let Some(text) = text.filter(|text| self.named.as_ref() != Some(*text)) else {
+            return;
+        };
+        for warning in dynamic::unread(text) {
+            tracing::warn!("{warning}");
+        }
+        self.named = Some(text.clone());
     }
 
     /// After the file was read again. There may be no cluster yet, and its file counts all the same.
