@@ -38,6 +38,7 @@ pub mod script;
 mod shutting_down;
 pub mod situation;
 mod slots;
+pub mod small_moves;
 mod standby_cluster;
 mod stopping;
 pub mod store;

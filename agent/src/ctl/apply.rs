@@ -218,9 +218,11 @@ impl Work<'_> {
     ) -> Result<bool, CtlError> {
         let (mut follow, view) = self.session.follow().await?;
         let leader = view.topology.leader_member();
+        // Of the two that the leader writes, either may be the newer.
         let reach = leader
             .and_then(|leader| leader.position)
-            .unwrap_or_default();
+            .unwrap_or_default()
+            .max(view.topology.status.optime);
         let label = Label::default();
         let waiting = async {
             let started = clock::now();

@@ -11,7 +11,7 @@ use super::observation::{JobKind, LeaseView, Running, WatchdogView};
 use super::sync_standbys::keeping;
 use super::{
     RETRY_PAUSE, Turn, authority_gone, bootstrap, failsafe, holding_lease, host_health, requests,
-    slots,
+    slots, small_moves,
 };
 
 pub(super) fn decide(
@@ -162,7 +162,7 @@ fn keep_failsafe_list<'a>(turn: Turn<'a>, leading: &Leading<'_>) -> Turn<'a> {
     failsafe::keep_list(turn, leading.topology)
 }
 
-/// Writes the position down, once in `loop_wait`.
+/// Writes the position down, once in `loop_wait`; one that hardly moved less often.
 pub(super) fn publish<'a>(
     turn: Turn<'a>,
     topology: &Topology,
@@ -170,9 +170,7 @@ pub(super) fn publish<'a>(
     position: Lsn,
 ) -> Turn<'a> {
     let now = turn.seen.now;
-    let wait = turn.seen.settings().loop_wait;
     let last = turn.decision.memory.status_at;
-    let is_due = last.is_none_or(|at| now.since(at) >= wait);
     let status = slots::status(
         turn.seen,
         topology,
@@ -180,7 +178,9 @@ pub(super) fn publish<'a>(
         position,
         &turn.decision.memory,
     );
-    if !is_due || status == *topology.status {
+    let stands = small_moves::status_stands(&topology.status, &status, &turn.seen.settings());
+    let is_due = stands.is_some_and(|stands| last.is_none_or(|at| now.since(at) >= stands));
+    if !is_due {
         return turn;
     }
     turn.remember(|memory| memory.status_at = Some(now))

@@ -15,6 +15,7 @@ use super::Wake;
 use crate::act::ActError;
 use crate::api::{Deadline, Published, ReplicationRow, ScheduledRestart, WallTime};
 use crate::decide::observation::{LeaseView, Local, Observation, RunningRole, WatchdogView};
+use crate::decide::small_moves::WrittenRecord;
 use crate::decide::{Decision, Memory, Reason, announce};
 use crate::journal::{Entry, Journal};
 use crate::lease::{LeaseHandle, LeaseStatus};
@@ -34,7 +35,7 @@ pub struct Recorder {
     last_reason: Option<Reason>,
     last_error: Option<String>,
     has_failed: bool,
-    record: Option<(Member, Moment)>,
+    record: Option<WrittenRecord>,
 }
 
 impl Recorder {
@@ -95,25 +96,18 @@ impl Recorder {
         member.proxy_address.clone_from(&self.proxy_address);
         self.published
             .store(Arc::new(self.snapshot(look, decision, &member)));
-        self.show(seen, member, lease);
+        self.show(seen, &member, lease);
     }
 
-    /// Puts the member record: at once where others act on the change, else once per `loop_wait`.
-    fn show(&mut self, seen: &Observation, member: Member, lease: &LeaseHandle) {
+    /// Puts the member record, if it is due.
+    fn show(&mut self, seen: &Observation, member: &Member, lease: &LeaseHandle) {
         let is_missing = seen
             .topology()
             .is_some_and(|t| !t.members.contains_key(&seen.me.name));
-        let is_due = match &self.record {
-            None => true,
-            Some((old, at)) => {
-                let is_time = seen.now.since(*at) >= seen.settings().loop_wait;
-                without_positions(old) != without_positions(&member)
-                    || (is_time && (*old != member || is_missing))
-            }
-        };
-        if is_due {
-            lease.put_member(member_to_json(&member));
-            self.record = Some((member, seen.now));
+        let times = (seen.now, seen.settings().loop_wait);
+        if let Some(record) = WrittenRecord::next(self.record.as_ref(), member, times, is_missing) {
+            lease.put_member(member_to_json(member));
+            self.record = Some(record);
         }
     }
 
@@ -325,23 +319,6 @@ fn deadline_now(published: &Published, lease: &LeaseStatus, now: Moment) -> Opti
 /// The same for the API, by the clock of that moment.
 pub fn deadline_by(lease: watch::Receiver<LeaseStatus>) -> Arc<Deadline> {
     Arc::new(move |published| deadline_now(published, &lease.borrow(), clock::now()))
-}
-
-/// A record without what changes all the time and nobody acts on at once.
-fn without_positions(member: &Member) -> Member {
-    let mut member = member.clone();
-    member.position = None;
-    member.received = None;
-    member.replayed = None;
-    if let Some(fields) = &mut member.trunkline {
-        fields.reason = None;
-        fields.detail = None;
-        // Ready or not is what counts; how far it has replayed since does not.
-        if let Some(ready) = &mut fields.ready {
-            ready.replayed = Default::default();
-        }
-    }
-    member
 }
 
 fn wall_time(micros: i64) -> WallTime {

@@ -40,6 +40,10 @@ pub const UNREACHED: &[(&str, &str)] = &[
         "one of a hundred thousand histories comes to it: seed 9233, which the tests play",
     ),
     (
+        "store_of_another",
+        "one of ten thousand histories comes to it: seed 18532, which the tests play",
+    ),
+    (
         "recovering_to_target",
         "the world has no backup to make a cluster of; initdb makes each",
     ),

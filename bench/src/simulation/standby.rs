@@ -81,8 +81,11 @@ impl World {
             return;
         }
         let running = self.nodes.iter().filter(|node| {
+            let failsafe = &self.store.head.failsafe;
             matches!(node.postgres.phase, Phase::Replica { promotes: false })
                 && node.watchdog != WatchdogView::Failed
+                // Who is not listed answers an operator that it is not, too.
+                && (failsafe.is_empty() || failsafe.contains_key(&node.name))
         });
         let furthest = running.max_by_key(|node| node.postgres.data.as_ref().map(|d| d.end));
         if let Some(node) = furthest {
