@@ -298,6 +298,19 @@ trunkline: {{run_dir: {run_dir}}}
             .find(is_fence)
     }
 
+    /// What keeps the member beside the agent's own process: the fence, and what the agent has started and is no
+    /// server of the instance.
+    pub fn beside_agent(&self) -> Vec<ProcessId> {
+        let agent = self.process.as_ref().map(Process::id);
+        let servers = self.servers();
+        let children = agent.map(proc::descendants).unwrap_or_default();
+        let kept = children.into_iter().filter(|id| !servers.contains(id));
+        let mut all: Vec<_> = kept.chain(self.fence()).collect();
+        all.sort_unstable();
+        all.dedup();
+        all
+    }
+
     /// The postmaster, if it lives.
     pub fn postmaster(&self) -> Option<ProcessId> {
         proc::postmaster(&self.data_dir)

@@ -47,6 +47,13 @@ impl ProcessId {
         Some(ticks * 1_000_000 / rustix::param::clock_ticks_per_second())
     }
 
+    /// The same with that of the children it has waited for.
+    pub fn cpu_us_with_children(self) -> Option<u64> {
+        let ticks = stat_field(self.pid, 16)? + stat_field(self.pid, 17)?;
+        let of_children = ticks * 1_000_000 / rustix::param::clock_ticks_per_second();
+        Some(self.cpu_us()? + of_children)
+    }
+
     /// Memory that it has resident, in kB.
     pub fn memory_kb(self) -> Option<u64> {
         let pages = stat_field(self.pid, 24)?;
@@ -74,6 +81,22 @@ pub fn all() -> Vec<ProcessId> {
         .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
         .filter_map(ProcessId::now)
         .collect()
+}
+
+/// The processes that this one has started, and those that they have.
+pub fn descendants(of: ProcessId) -> Vec<ProcessId> {
+    let parents: Vec<_> = all()
+        .into_iter()
+        .filter_map(|id| Some((id, stat_field(id.pid, 4)?)))
+        .collect();
+    let mut found = vec![of];
+    let mut next = 0;
+    while let Some(parent) = found.get(next).copied() {
+        let is_child = |(_, of): &&(ProcessId, u64)| i32::try_from(*of) == Ok(parent.pid);
+        found.extend(parents.iter().filter(is_child).map(|(id, _)| *id));
+        next += 1;
+    }
+    found.split_off(1)
 }
 
 /// The server processes of one instance: those that work in its data directory.
@@ -182,5 +205,14 @@ mod tests {
         assert!(me.cpu_us().is_some());
         assert!(me.memory_kb().is_some_and(|kb| kb > 500));
         assert!(all().contains(&me));
+        assert!(me.cpu_us_with_children() >= me.cpu_us());
+    }
+
+    #[test]
+    fn whoever_was_started_by_this_process_is_among_its_descendants() {
+        let parent = ProcessId::now(stat_field(own_pid(), 4).unwrap().try_into().unwrap());
+        let me = ProcessId::now(own_pid()).unwrap();
+        assert!(parent.is_none_or(|parent| descendants(parent).contains(&me)));
+        assert!(!descendants(me).contains(&me));
     }
 }
