@@ -14,6 +14,7 @@ use course::Line;
 use rig::Outside;
 
 pub mod course;
+pub mod field;
 pub mod haproxy;
 pub mod migration;
 pub mod mixed;
@@ -26,7 +27,7 @@ pub const TIMING: (u32, u32, u32) = (20, 5, 5);
 /// The options of `patroni`.
 #[derive(Args, Debug)]
 pub struct PatroniOptions {
-    /// Which of them; all, if none is named
+    /// Which of them; if none is named all, `field` only with `--from`
     scenarios: Vec<Scenario>,
     /// The folder of the programs `patroni` and `patronictl` (4.1): `deploy/outside-tools` fetches them
     #[arg(long, env = "TRUNKLINE_PATRONI")]
@@ -37,6 +38,9 @@ pub struct PatroniOptions {
     /// The folder of the programs `prometheus` and `promtool`, if not on the PATH
     #[arg(long, env = "TRUNKLINE_PROMETHEUS")]
     prometheus: Option<PathBuf>,
+    /// The folder of agent files (*.yml) for `field`
+    #[arg(long)]
+    from: Option<PathBuf>,
     /// Writers through HAProxy
     #[arg(long, default_value_t = 8)]
     writers: i32,
@@ -57,13 +61,20 @@ pub enum Scenario {
     Migration,
     /// patronictl, HAProxy, vip-manager and Prometheus on a cluster of Trunkline alone
     Tools,
+    /// Agent files of other sites, but for addresses, paths and store: a cluster of Trunkline's fails over with each
+    Field,
 }
 
 /// Runs them; true if everything held.
 pub async fn run(options: &PatroniOptions) -> Result<bool> {
     let progress = Progress::new();
-    let wanted = match options.scenarios.is_empty() {
-        true => Scenario::value_variants().to_vec(),
+    let is_possible = |scenario: &Scenario| *scenario != Scenario::Field || options.from.is_some();
+    let wanted: Vec<_> = match options.scenarios.is_empty() {
+        true => Scenario::value_variants()
+            .iter()
+            .copied()
+            .filter(is_possible)
+            .collect(),
         false => options.scenarios.clone(),
     };
     let (vip_manager, prometheus) = (options.vip_manager.clone(), options.prometheus.clone());
@@ -86,6 +97,10 @@ pub async fn run(options: &PatroniOptions) -> Result<bool> {
             Scenario::Mixed => mixed::run(&setup).await,
             Scenario::Migration => migration::run(&setup).await,
             Scenario::Tools => tools::run(&setup).await,
+            Scenario::Field => match &options.from {
+                Some(folder) => field::run(&setup, folder).await,
+                None => Err(anyhow::anyhow!("name the folder of the files by --from")),
+            },
         };
         all.extend(lines.unwrap_or_else(|error| vec![Line::broke_off(scenario, &error)]));
     }

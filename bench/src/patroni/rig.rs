@@ -159,16 +159,7 @@ impl Rig {
 
     /// Kills the agent, its fence and every server process of a member.
     pub async fn kill(&mut self, index: usize) -> Result<()> {
-        let member = &mut self.stack.members[index];
-        for id in member.everything() {
-            id.signal(Signal::KILL);
-        }
-        member.end(Signal::KILL, END_LIMIT).await?;
-        // A child that was made between the look and the signal.
-        for id in member.everything() {
-            id.signal(Signal::KILL);
-        }
-        Ok(())
+        self.stack.members[index].kill().await
     }
 
     /// Runs patronictl with the file of the first member; fails if it does.

@@ -20,6 +20,9 @@ pub const SCOPE: &str = "demo";
 /// How long a statement of the harness itself may take.
 const SQL_LIMIT: Duration = Duration::from_secs(10);
 
+/// How long a killed agent may take to be gone.
+const KILL_LIMIT: Duration = Duration::from_secs(60);
+
 /// The superuser's password.
 pub const SUPERUSER_PASSWORD: &str = "super-secret";
 /// The most bytes of WAL that a candidate may lack.
@@ -284,6 +287,19 @@ trunkline: {{run_dir: {run_dir}}}
         let mut process = process.with_context(|| format!("the agent of {} is down", self.name))?;
         process.signal(signal);
         process.ended(limit).await.map(|_| ())
+    }
+
+    /// Kills the agent, its fence and every server process.
+    pub async fn kill(&mut self) -> Result<()> {
+        for id in self.everything() {
+            id.signal(Signal::KILL);
+        }
+        self.end(Signal::KILL, KILL_LIMIT).await?;
+        // A child that was made between the look and the signal.
+        for id in self.everything() {
+            id.signal(Signal::KILL);
+        }
+        Ok(())
     }
 
     /// The fence: whoever, beside the agent, holds the lock in the run directory.
