@@ -21,8 +21,8 @@ use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
-use trunkline_shared::cluster::Moment;
 use trunkline_shared::cluster::topology::FactKey;
+use trunkline_shared::cluster::{MemberName, Moment};
 use trunkline_shared::dcs::keys::Keys;
 use trunkline_shared::dcs::watch::View;
 use trunkline_shared::dcs::{Dcs, Operation, Txn};
@@ -397,12 +397,8 @@ async fn change_leader(api: &Api, kind: Kind, body: &[u8]) -> Response {
                 Progress::CalledOff => {
                     let since = *called_off_since.get_or_insert(now);
                     if now.since(since) >= CALLED_OFF_AFTER {
-                        let why = published
-                            .reason
-                            .as_deref()
-                            .unwrap_or("see the leader's log");
-                        let word = kind.word();
-                        return with_status(503, "text/plain", format!("{word} failed: {why}"));
+                        let why = api.journal.why_dropped(revision);
+                        return called_off(kind, why, before.as_ref());
                     }
                 }
                 Progress::Pending | Progress::Promoting(_) => called_off_since = None,
@@ -419,7 +415,18 @@ async fn change_leader(api: &Api, kind: Kind, body: &[u8]) -> Response {
     }
 }
 
-fn changed(asked: &ChangeOfLeader, leader: &trunkline_shared::cluster::MemberName) -> Response {
+/// Who led goes on. Only its own agent knows why.
+fn called_off(kind: Kind, why: Option<String>, leader: Option<&MemberName>) -> Response {
+    let word = kind.word();
+    let told = match (why, leader) {
+        (Some(why), _) => format!("{word} failed: {why}"),
+        (None, Some(leader)) => format!("{word} failed: the log of {leader} says why"),
+        (None, None) => format!("{word} failed: the agents' logs say why"),
+    };
+    with_status(503, "text/plain", told)
+}
+
+fn changed(asked: &ChangeOfLeader, leader: &MemberName) -> Response {
     let done = asked.kind.done();
     let text = match &asked.candidate {
         Some(candidate) if candidate != leader => {

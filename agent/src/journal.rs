@@ -8,6 +8,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
+use crate::decide::decision::{Action, Reason};
 use crate::decide::script::print::to_script;
 use crate::decide::script::{Scene, ScriptError};
 use crate::decide::{Decision, Memory, Observation, decide};
@@ -118,6 +119,19 @@ impl Journal {
         })
     }
 
+    /// Why this agent, as leader, dropped the request for a change of leader of this revision; `None` if none of
+    /// the turns kept has.
+    pub fn why_dropped(&self, revision: i64) -> Option<String> {
+        let dropped = format!("{:?}", Action::DropFailoverRequest { revision });
+        let turns = self.turns();
+        let turn = turns.iter().rfind(|turn| turn.actions.contains(&dropped))?;
+        let sentence = Reason::from_word(&turn.reason)?.sentence();
+        Some(match turn.detail.as_str() {
+            "" => sentence.to_owned(),
+            detail => format!("{sentence} ({detail})"),
+        })
+    }
+
     fn turns(&self) -> MutexGuard<'_, VecDeque<Entry>> {
         self.turns.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -176,5 +190,23 @@ mod tests {
             journal.push(Entry { reason, ..turn() });
         }
         assert_eq!(journal.turns().len(), KEPT);
+    }
+    #[test]
+    fn why_a_request_was_dropped_is_told_of_that_request() {
+        let journal = Journal::default();
+        let drops = |revision, detail: &str| Entry {
+            reason: Reason::SwitchoverRefused.word().to_owned(),
+            detail: detail.to_owned(),
+            actions: vec![format!("{:?}", Action::DropFailoverRequest { revision })],
+            ..turn()
+        };
+        journal.push(drops(7, "b lacks 9 bytes"));
+        journal.push(drops(17, ""));
+        journal.push(turn());
+        let refused = Reason::SwitchoverRefused.sentence();
+        let told = format!("{refused} (b lacks 9 bytes)");
+        assert_eq!(journal.why_dropped(7), Some(told));
+        assert_eq!(journal.why_dropped(17).as_deref(), Some(refused));
+        assert_eq!(journal.why_dropped(1), None);
     }
 }
