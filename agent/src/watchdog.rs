@@ -36,14 +36,14 @@ const STATE_FILE: &str = "watchdog.state";
 /// The shortest time that a device can be told, and that is worth to be opened for.
 const SHORTEST: Duration = Duration::from_secs(1);
 
-/// How long after the deadline the machine may be reset: the fence kills and closes the device in that time. As long
-/// as the shortest count, so that a fence that is killed right at the deadline, whose end pings the device, leaves no
-/// machine beyond its lease.
+/// How long after the deadline the machine may be reset if the fence does not run: it kills and closes the device in
+/// that time. As long as the shortest count, which a fence that is killed starts again: the kernel pings its device.
 pub const PAST_DEADLINE: Duration = SHORTEST;
 
 /// Where there may be a watchdog, so much of a lease is left unused: it ends 500 ms after the deadline or later
-/// without that (`ha.md` 3), and 1.1 s with it.
-pub const RESERVE: Duration = Duration::from_millis(600);
+/// without that (`ha.md` 3), and 1.3 s with it. So a fence that is killed until 300 ms after the deadline, when it has
+/// killed PostgreSQL, leaves no machine beyond its lease.
+pub const RESERVE: Duration = Duration::from_millis(800);
 
 /// Which device counts how long.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -700,6 +700,7 @@ mod tests {
             .reserving(RESERVE)
             .deadline(Moment(0), lease_ends);
         let (folder, mut got) = armed_for(30);
+        // Up to 200 ms past the deadline, too: the fence kills first, and closes the device then.
         for killed_at in (1..290).step_by(7).chain(280..=288) {
             let killed_at = Moment(0) + Duration::from_millis(100) * killed_at;
             let mut counting = Counting::default();

@@ -262,4 +262,14 @@ mod tests {
         assert!(edits.len() >= 15);
         assert!(edits.iter().all(|edit| edit.old != edit.new));
     }
+
+    #[test]
+    fn what_is_to_be_broken_stands_once_where_the_list_says() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        for edit in parse(&fs::read_to_string(root.join(LIST)).unwrap()).unwrap() {
+            let text = fs::read_to_string(root.join(&edit.file)).unwrap();
+            let count = text.matches(&edit.old).count();
+            assert_eq!(count, 1, "{} in {}: mend {LIST}", edit.old, edit.file);
+        }
+    }
 }

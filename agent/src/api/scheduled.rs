@@ -68,6 +68,17 @@ impl ScheduledRestart {
         }
     }
 
+    /// What is scheduled for that time, if it still is.
+    fn standing(&self, due: WallTime) -> Option<Asked> {
+        let kept = self.kept();
+        let kept = kept.as_ref().filter(|kept| kept.at == due)?;
+        Some(kept.asked.clone())
+    }
+
+    fn is_over(&self, due: WallTime) {
+        self.kept().take_if(|kept| kept.at == due);
+    }
+
     /// As in the status of the member; `None` if none is scheduled.
     pub(super) fn shown(&self) -> Option<Value> {
         self.recorded()
@@ -178,7 +189,9 @@ async fn wait(api: Api, due: WallTime) {
         };
         tokio::time::sleep(Duration::from_micros(left).min(LOOK)).await;
     }
-    let Some(Scheduled { asked, .. }) = api.scheduled_restart.kept().take() else {
+    // It stands until it is carried out: while the program on disk takes over, nobody answers, and that one asks again.
+    let asked = api.scheduled_restart.standing(due);
+    let Some(asked) = asked else {
         return;
     };
     let published = api.published.load_full();
@@ -196,10 +209,12 @@ async fn wait(api: Api, due: WallTime) {
     };
     if let Some(why) = dropped {
         tracing::warn!(at = asked.written(), why, "a scheduled restart is dropped");
+        api.scheduled_restart.is_over(due);
         return;
     }
     tracing::info!(at = asked.written(), "a scheduled restart begins");
     let answer = local::ask_for_restart(&api, &asked.request).await;
+    api.scheduled_restart.is_over(due);
     tracing::info!(
         status = answer.status().as_u16(),
         "a scheduled restart is over"

@@ -5,7 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use secrecy::{ExposeSecret, SecretString};
 
 use super::document::{Node, Value};
-use super::{AgentConfig, BootstrapConfig, OwnConfig, PostgresqlConfig, RestApiConfig};
+use super::{
+    AgentConfig, BootstrapConfig, OwnConfig, PostgresqlConfig, RestApiConfig, WatchdogConfig,
+    WatchdogMode,
+};
 
 /// What only an agent that starts reads: the keys that begin so. [`take_up`] keeps exactly their values.
 const WITH_A_RESTART: [&str; 12] = [
@@ -33,6 +36,9 @@ const OF_THE_SCHEME: [&str; 7] = [
     "restapi.server_tokens",
     "restapi.verify_client",
 ];
+
+/// It may be switched off, and not on.
+const WATCHDOG_MODE: &str = "watchdog.mode";
 
 /// Whose changes show as a pending restart of PostgreSQL where it needs one.
 const PARAMETERS: &str = "postgresql.parameters";
@@ -151,10 +157,12 @@ impl std::fmt::Display for TakenUp {
 pub fn take_up(running: &AgentConfig, read: AgentConfig) -> TakenUp {
     let (mut taken, mut left, mut void) = (Vec::new(), Vec::new(), Vec::new());
     let keeps_scheme = running.restapi.tls.is_some() == read.restapi.tls.is_some();
+    let stays_unwatched = running.watchdog.mode == WatchdogMode::Off;
     let is_live = |key: &str| {
-        let is_of_the_scheme = || OF_THE_SCHEME.iter().any(|of| begins(key, of));
-        !WITH_A_RESTART.iter().any(|kept| begins(key, kept))
-            && (keeps_scheme || !is_of_the_scheme())
+        let is_kept = WITH_A_RESTART.iter().any(|kept| begins(key, kept));
+        let is_of_the_scheme = OF_THE_SCHEME.iter().any(|of| begins(key, of));
+        let is_kept_off = stays_unwatched && begins(key, WATCHDOG_MODE);
+        !is_kept && !is_kept_off && (keeps_scheme || !is_of_the_scheme)
     };
     for key in running.values.changed(&read.values) {
         if is_live(&key) {
@@ -203,7 +211,7 @@ pub fn take_up(running: &AgentConfig, read: AgentConfig) -> TakenUp {
         rest_client: read.rest_client,
         log: read.log,
         tags: read.tags,
-        watchdog: read.watchdog,
+        watchdog: watchdog(&running.watchdog, read.watchdog),
         values: running.values.with_live_of(&read.values, is_live),
         effective: read.effective,
         source: read.source,
@@ -213,6 +221,17 @@ pub fn take_up(running: &AgentConfig, read: AgentConfig) -> TakenUp {
         taken,
         left,
         void,
+    }
+}
+
+/// The lease of an agent that started without a watchdog leaves it no time (`WatchdogConfig::reserve`).
+fn watchdog(running: &WatchdogConfig, read: WatchdogConfig) -> WatchdogConfig {
+    match running.mode {
+        WatchdogMode::Off => WatchdogConfig {
+            mode: WatchdogMode::Off,
+            ..read
+        },
+        WatchdogMode::Automatic | WatchdogMode::Required => read,
     }
 }
 
@@ -247,6 +266,23 @@ tags: {nofailover: false}
         let path = dir.path().join("n1.yml");
         std::fs::write(&path, text).unwrap();
         load(&path, &BTreeMap::new()).unwrap().0
+    }
+
+    #[test]
+    fn a_watchdog_is_switched_off_by_a_reload_and_on_by_a_new_agent_only() {
+        let with = |mode: &str| read(&format!("{FILE}watchdog: {{mode: {mode}}}\n"));
+        let on = take_up(&with("off"), with("required"));
+        assert_eq!(on.left, ["watchdog.mode"]);
+        assert_eq!(on.config.watchdog.mode, WatchdogMode::Off);
+        for (from, to, mode) in [
+            ("required", "off", WatchdogMode::Off),
+            ("required", "automatic", WatchdogMode::Automatic),
+            ("automatic", "required", WatchdogMode::Required),
+        ] {
+            let taken = take_up(&with(from), with(to));
+            assert_eq!(taken.taken, ["watchdog.mode"]);
+            assert_eq!(taken.config.watchdog.mode, mode);
+        }
     }
 
     #[test]

@@ -4,14 +4,14 @@
 use std::time::Duration;
 
 use hyper::Method;
-use serde_json::json;
+use serde_json::{Value, json};
 use trunkline_shared::cluster::{Lsn, Member, MemberName, MemberState, Topology};
 use trunkline_shared::dcs::records::state_word;
 use trunkline_shared::service::clock;
 
 use super::arguments::Apply;
 use super::members::{failed, send};
-use super::rest::Answer;
+use super::rest::{Answer, request};
 use super::terminal::Label;
 use super::{CtlError, Session, change};
 use crate::api::requests::{ChangeOfLeader, Kind, Refusal};
@@ -208,6 +208,34 @@ impl Work<'_> {
         self.wait(name, Goal::Received, is_told).await
     }
 
+    /// Whether a member serves. That it lacks little is not believed of its record, which may say where it was two
+    /// minutes ago where nothing but little moves: its agent is asked.
+    async fn serves(
+        &self,
+        topology: &Topology,
+        member: &Member,
+        goal: Goal,
+        reach: Lsn,
+    ) -> Result<(), String> {
+        let by_record = serves(topology, member, goal, reach);
+        if by_record.is_ok() || serves(topology, member, goal, Lsn(0)).is_err() {
+            return by_record;
+        }
+        let path = "/patroni";
+        let client = self.session.client().map_err(|error| error.to_string())?;
+        let asked = request(
+            &client,
+            &member.api_url,
+            Method::GET,
+            path,
+            String::new(),
+            LOOK,
+        );
+        let answer = asked.await.ok();
+        let now = answer.and_then(|answer| with_positions(member, &answer));
+        now.map_or(by_record, |now| serves(topology, &now, goal, reach))
+    }
+
     /// Waits until a member serves and `is_enough` is told so of its record and for how long it has served; whether
     /// it waits for a restart then.
     async fn wait(
@@ -231,10 +259,13 @@ impl Work<'_> {
                 let view = follow.views.borrow_and_update().clone();
                 let (topology, now) = (&view.topology, clock::now());
                 let member = topology.members.get(name);
-                let what = member.map_or_else(
-                    || Err("not registered".to_owned()),
-                    |member| serves(topology, member, goal, reach).map(|()| member),
-                );
+                let what = match member {
+                    Some(member) => self
+                        .serves(topology, member, goal, reach)
+                        .await
+                        .map(|()| member),
+                    None => Err("not registered".to_owned()),
+                };
                 match what {
                     Ok(member) => {
                         let since = *served_since.get_or_insert(now);
@@ -261,6 +292,20 @@ impl Work<'_> {
         };
         self.session.terminal.waiting(&label, waiting).await
     }
+}
+
+/// A record with the positions that the member's agent answers.
+fn with_positions(member: &Member, answer: &Answer) -> Option<Member> {
+    let body: Value = serde_json::from_str(&answer.text).ok()?;
+    let position = |name: &str| body.pointer(name)?.as_u64().map(Lsn);
+    let received = position("/xlog/received_location");
+    let replayed = position("/xlog/replayed_location");
+    Some(Member {
+        position: received.max(replayed),
+        received,
+        replayed,
+        ..member.clone()
+    })
 }
 
 /// How far a replica must be.

@@ -3,9 +3,9 @@
 use trunkline_shared::cluster::topology::Initialize;
 use trunkline_shared::cluster::{Lsn, SystemId, Timeline, Topology};
 
-use super::authority_gone;
 use super::memory::Memory;
 use super::observation::{DcsView, JobKind, LeaseView, Local, Observation, RunningRole};
+use super::{authority_gone, candidate};
 
 /// The situations, most dangerous first. The first that applies is the one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -192,8 +192,12 @@ impl Local {
     pub fn is_behind_unrecorded(&self, topology: &Topology, kept: Lsn) -> bool {
         let limit = topology.settings_or_default().maximum_lag_on_failover;
         let lags = |own: Lsn, published| own.bytes_behind(published) > limit;
-        let own = self.position();
-        own.is_some_and(|own| lags(own, topology.status.optime) && !lags(own, kept))
+        let own = self.timeline().zip(self.position());
+        own.is_some_and(|(timeline, own)| {
+            // What it has beyond the newest history makes up for nothing.
+            let own = candidate::shared_position(topology, timeline, own);
+            lags(own, topology.status.optime) && !lags(own, kept)
+        })
     }
 
     /// The timeline of its data, where it is known.

@@ -3,8 +3,8 @@
 //! PostgreSQL writes WAL while nobody uses it: autovacuum, checkpoints, snapshots of what runs. Each such move would
 //! be a write of the leader's and one of every member's, to no reader's profit. What stands in the DCS lies less
 //! than [`SMALL_MOVE`] bytes beside what was true when the writer last looked, so a lag that is counted from it is
-//! wrong by less than that, and by what moved within a `loop_wait`. Where a candidate's loss is limited to less, the
-//! leader writes every move.
+//! wrong by less than that, and by what moved within a `loop_wait`. Where a candidate's loss is limited to a few of
+//! these moves, the leader writes every one.
 
 use std::time::Duration;
 
@@ -14,6 +14,9 @@ use trunkline_shared::cluster::{ClusterSettings, Lsn, Member, Moment};
 /// A move of fewer bytes may wait: PostgreSQL's page, which is what the first change of a page after a checkpoint
 /// takes at the least.
 pub const SMALL_MOVE: u64 = 8192;
+
+/// A limit of a candidate's loss that is fewer small moves than that is kept exactly: the leader writes every move.
+const LIMIT_IN_MOVES: u64 = 16;
 
 /// For how many `loop_wait`s a member's record stands while its positions move by less. A replica's own record makes
 /// its lag look greater meanwhile, never smaller.
@@ -30,7 +33,7 @@ pub(super) fn status_stands(
     settings: &ClusterSettings,
 ) -> Option<Duration> {
     let loop_wait = settings.loop_wait;
-    let is_small = settings.maximum_lag_on_failover >= SMALL_MOVE
+    let is_small = settings.maximum_lag_on_failover >= SMALL_MOVE * LIMIT_IN_MOVES
         && old.retain_slots == new.retain_slots
         && old.slots.keys().eq(new.slots.keys())
         && is_near(Some(old.optime), Some(new.optime))
@@ -95,21 +98,18 @@ impl WrittenRecord {
 }
 
 /// Whether the positions moved so that no reader needs to know at once: hardly, or they are the leader's, who writes
-/// the same into `status`.
+/// `position` into `status`. Who leads a standby cluster replays like any replica.
 fn need_not_be_known(old: &Member, new: &Member) -> bool {
     let leads = new
         .trunkline
         .as_ref()
         .is_some_and(|fields| fields.epoch.is_some());
-    let pairs = [
-        (old.position, new.position),
-        (old.received, new.received),
-        (old.replayed, new.replayed),
-    ];
-    pairs.into_iter().all(|(old, new)| {
-        let both_known = old.is_some() && new.is_some();
-        is_near(old, new) || (leads && both_known)
-    })
+    let replays = new.received.is_some() || new.replayed.is_some();
+    let both_known = old.position.is_some() && new.position.is_some();
+    let stands_in_status = leads && !replays && both_known;
+    (stands_in_status || is_near(old.position, new.position))
+        && is_near(old.received, new.received)
+        && is_near(old.replayed, new.replayed)
 }
 
 /// A record without what changes all the time and nobody acts on at once.
@@ -215,6 +215,16 @@ mod tests {
     }
 
     #[test]
+    fn who_leads_a_standby_cluster_shows_how_far_it_has_replayed() {
+        let course = (0..4).map(|turn| Member {
+            received: Some(Lsn(9_000_000)),
+            replayed: Some(Lsn(1_000_000 + turn * 10 * SMALL_MOVE)),
+            ..leader(9_000_000)
+        });
+        assert_eq!(written(course), [0, 1, 2, 3]);
+    }
+
+    #[test]
     fn after_other_news_the_first_small_move_is_told() {
         let restarted = (0..6).map(|turn| Member {
             is_streaming: Some(turn >= 3),
@@ -262,7 +272,7 @@ mod tests {
         };
         assert_eq!(stands(&at(1_000_100, 1_000_100), &short), Some(soon * 2));
         let strict = ClusterSettings {
-            maximum_lag_on_failover: SMALL_MOVE - 1,
+            maximum_lag_on_failover: SMALL_MOVE * LIMIT_IN_MOVES - 1,
             ..settings
         };
         assert_eq!(stands(&at(1_000_100, 1_000_100), &strict), Some(soon));

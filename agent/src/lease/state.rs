@@ -81,7 +81,8 @@ impl LeaseState {
         }
     }
 
-    /// Leaves so much of every lease unused beside the margin, for a watchdog that resets the machine in that time.
+    /// Leaves so much of every lease unused beside the margin, for a watchdog that resets the machine in that time:
+    /// at most 3/10 of it, or a lease of two seconds would leave its renewals no time.
     #[must_use]
     pub fn reserving(self, reserve: Duration) -> Self {
         Self { reserve, ..self }
@@ -89,7 +90,7 @@ impl LeaseState {
 
     /// Until when a renewal that was sent at `sent` and granted `ttl` allows to act as leader.
     pub fn deadline(&self, sent: Moment, ttl: Duration) -> Moment {
-        sent + ttl.saturating_sub(margin(ttl) + self.reserve)
+        sent + ttl.saturating_sub(margin(ttl) + self.reserve.min(ttl * 3 / 10))
     }
 
     /// How long to rest after a renewal begun at `began` and answered in full, `now`, before the next one. One that

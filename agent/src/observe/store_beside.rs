@@ -166,8 +166,9 @@ mod tests {
     use std::sync::Arc;
 
     use trunkline_shared::cluster::sync_state::SyncState;
-    use trunkline_shared::cluster::topology::Initialize;
-    use trunkline_shared::cluster::{ClusterName, SystemId, Timeline, Topology};
+    use trunkline_shared::cluster::timeline::TimelineEnd;
+    use trunkline_shared::cluster::topology::{ClaimedTimeline, Initialize};
+    use trunkline_shared::cluster::{ClusterName, SystemId, Timeline, TimelineHistory, Topology};
     use trunkline_shared::dcs::belief::Belief;
     use trunkline_shared::dcs::{Header, Revision};
 
@@ -277,5 +278,19 @@ mod tests {
         assert!(overtaken(5_000_001 + limit, 0));
         assert!(overtaken(9_000_000, 5_000_000 + limit));
         assert!(!overtaken(9_000_000, 5_000_001 + limit), "that says enough");
+        // What it wrote beyond the point where the newest history left its own is nobody's.
+        let mut view = view(100, 90);
+        let topology = Arc::make_mut(&mut view.topology);
+        topology.claimed = ClaimedTimeline {
+            timeline: Timeline(2),
+            parent: Timeline(1),
+        };
+        let ended = TimelineEnd {
+            timeline: Timeline(1),
+            end: Lsn(3_000_000),
+        };
+        topology.history = Arc::new(TimelineHistory::new(vec![ended]));
+        Arc::make_mut(&mut topology.status).optime = Lsn(4_500_000);
+        assert!(local.is_behind_unrecorded(&view.topology, Lsn(3_500_000)));
     }
 }

@@ -166,6 +166,8 @@ impl World {
         }
         match self.transaction(node, action) {
             Some(txn) => {
+                let lease = &mut self.node_mut(node).agent.lease;
+                lease.ordered = (lease.sent, lease.term);
                 self.send(node, Ask::Commit(txn), Purpose::Action { turn });
                 Went::Waits
             }
@@ -227,8 +229,9 @@ impl World {
         lease.changes += 1;
         // A keep-alive answered by another term proves nothing about the lease's length, and without a fence it
         // counts for nothing: the next renewal will.
-        if lease.term == term && may_move_on {
-            lease.state.acquired(epoch, lease.sent, ttl);
+        let (sent, of_term) = lease.ordered;
+        if of_term == term && may_move_on {
+            lease.state.acquired(epoch, sent, ttl);
         } else {
             self.ask_for_lease(node);
         }

@@ -10,16 +10,17 @@ use trunkline_agent::decide::decision::StartAs;
 use trunkline_agent::decide::observation::{
     DcsView, FenceView, Local, Observation, PeerAnswer, PeerView, Peers, RunningRole, WatchdogView,
 };
+use trunkline_agent::decide::small_moves::WrittenRecord;
 use trunkline_agent::decide::{Action, Decision, asking, decide};
 use trunkline_shared::cluster::topology::{Fact, FactKey};
-use trunkline_shared::cluster::{Lsn, Member, Moment};
+use trunkline_shared::cluster::{Lsn, Moment};
 
 use super::breaks::Break;
 use super::event::{Event, MS, NodeId, SECOND, Time};
 use super::fake_postgres::UNREADABLE;
 use super::network::Place;
 use super::node::Agent;
-use super::requests::{Ask, Purpose, Reply, differs};
+use super::requests::{Ask, Purpose, Reply};
 use super::store::{Txn, Write};
 use super::story::{Actor, tell};
 use super::world::World;
@@ -443,26 +444,23 @@ impl World {
         self.wake_in(node, delay);
     }
 
-    /// Writes the member's record if more than positions changed, and every `loop_wait` anyway. One
-    /// write at a time.
+    /// Writes the member's record when it is due. One write at a time.
     fn record(&mut self, node: NodeId, seen: &Observation, decision: &Decision) {
-        let now = self.now;
-        let loop_wait = self.plan.loop_wait.as_nanos() as Time;
+        let times = (self.clock(node), self.plan.loop_wait);
         let this = self.node(node);
         let agent = &this.agent;
         if agent.lease.id == 0 || agent.publishing.is_some() {
             return;
         }
         let record = announcement(seen, decision, &this.api_url, &self.version);
-        let is_due = now >= agent.recorded_at + loop_wait
-            || agent.record_lease != agent.lease.id
-            || agent
-                .record
-                .as_ref()
-                .is_none_or(|old| differs(old, &record));
-        if !is_due {
+        let is_missing = seen
+            .topology()
+            .is_some_and(|view| !view.members.contains_key(&this.name));
+        let on_lease = agent.record_lease == agent.lease.id;
+        let before = agent.record.as_ref().filter(|_| on_lease);
+        let Some(due) = WrittenRecord::next(before, &record, times, is_missing) else {
             return;
-        }
+        };
         let lease = agent.lease.id;
         let record = Arc::new(record);
         let key = FactKey::Member(this.name.clone());
@@ -472,20 +470,16 @@ impl World {
         };
         let agent = &mut self.node_mut(node).agent;
         agent.publishing = Some(record.clone());
+        agent.record = Some(due);
         agent.record_lease = lease;
-        self.send(node, Ask::Commit(txn), Purpose::Record(record));
+        self.send(node, Ask::Commit(txn), Purpose::Record);
     }
 
-    pub(super) fn record_answered(&mut self, node: NodeId, at: usize, record: Arc<Member>) {
-        let now = self.now;
+    pub(super) fn record_answered(&mut self, node: NodeId, at: usize) {
+        let has_put = matches!(self.requests[at].reply, Reply::Committed(Some(_)));
         let agent = &mut self.node_mut(node).agent;
         agent.publishing = None;
-        if let Reply::Committed(Some(_)) = self.requests[at].reply {
-            let agent = &mut self.node_mut(node).agent;
-            agent.record = Some(record);
-            agent.recorded_at = now;
-        } else {
-            let agent = &mut self.node_mut(node).agent;
+        if !has_put {
             agent.record = None;
         }
     }

@@ -37,7 +37,7 @@ pub const UNREACHED: &[(&str, &str)] = &[
     ),
     (
         "data_is_newer",
-        "one of a hundred thousand histories comes to it: seed 9233, which the tests play",
+        "what lies beside the data of who was there doubts an older copy first; a script holds the rule",
     ),
     (
         "store_of_another",

@@ -408,6 +408,7 @@ impl World {
             }
             FaultKind::OperatorFailover => {
                 self.ledger.loss_accepted = true;
+                self.ledger.named.clone_from(&candidate);
                 self.request_change(None, candidate)
             }
             FaultKind::OperatorRestart => self.request(fault.node, LocalRequest::Restart),

@@ -8,7 +8,7 @@ use trunkline_agent::decide::decision::{StartAs, Upstream};
 use trunkline_agent::decide::observation::Observation;
 use trunkline_agent::decide::{Action, Decision, PROMOTE_NEEDS};
 use trunkline_agent::lease::state::margin;
-use trunkline_shared::cluster::{LeaderEpoch, MemberRole, MemberState, Topology};
+use trunkline_shared::cluster::{LeaderEpoch, MemberName, MemberRole, MemberState, Topology};
 
 use super::event::{Event, MS, NodeId, SECOND, Time};
 use super::fake_postgres::{Data, Phase};
@@ -100,6 +100,8 @@ pub(super) struct Ledger {
     shown_primary: Option<NodeId>,
     /// An operator accepted loss at that time.
     pub(super) loss_accepted: bool,
+    /// Whom that operator named.
+    pub(super) named: Option<MemberName>,
     pub(super) fences_fired: u32,
     /// How far primaries' slots have come.
     pub(super) slots: Furthest,
@@ -191,7 +193,7 @@ impl World {
         let is_left = !node.fence.is_alive || runs_since + KILL_LIMIT > self.now;
         let limit = match is_left {
             // A machine is reset before its lease ends, and its own clocks may differ by half a percent.
-            true => deadline + margin(self.plan.ttl) + node.reserve(),
+            true => deadline + margin(self.plan.ttl) + node.reserve().min(self.plan.ttl * 3 / 10),
             false => deadline + Duration::from_nanos(KILL_LIMIT),
         };
         if node.clock(self.now) > limit {
@@ -449,7 +451,9 @@ impl World {
             return;
         };
         // An operator named who leads the standby cluster: nothing is promoted there by which the loss would show.
-        if self.ledger.loss_accepted && self.follows_another(node) {
+        let leader = self.store.leader().map(|(leader, _)| leader);
+        let is_named = leader.is_some() && leader == self.ledger.named.as_ref();
+        if is_named && self.follows_another(node) {
             return;
         }
         if own.system_id != source.system_id {

@@ -438,6 +438,7 @@ impl World {
         this.agent.lease.id = lease;
         this.agent.lease.sent = sent;
         this.agent.lease.term = term;
+        this.agent.lease.ordered = (sent, term);
         this.run_dir.lease = lease;
         this.agent.client_saw = header;
         this.agent.acceptances += 1;
@@ -475,6 +476,10 @@ impl World {
             self.set_pause(false);
             self.set_standby(false);
             self.empty_foreign(0);
+            // A router that outlived the others saw more than anybody remembers: started again, it sees what all see.
+            for router in self.routers.iter_mut().filter(|router| router.doubts()) {
+                router.start_again();
+            }
             return;
         }
         let is_again = self.accepted_at > 0 && self.now < self.accepted_at + lease + OPERATOR_WAITS;

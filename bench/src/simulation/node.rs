@@ -7,6 +7,7 @@ use std::time::Duration;
 use trunkline_agent::decide::decision::SlotCare;
 use trunkline_agent::decide::observation::Local;
 use trunkline_agent::decide::observation::{JobView, LocalRequest, Me, PeerAnswer, WatchdogView};
+use trunkline_agent::decide::small_moves::WrittenRecord;
 use trunkline_agent::decide::store::StoreView;
 use trunkline_agent::decide::{Action, Memory};
 use trunkline_agent::lease::state::LeaseState;
@@ -29,6 +30,9 @@ pub(super) struct LeaseTask {
     pub(super) sent: Moment,
     /// The raft term of that answer.
     pub(super) term: u64,
+    /// Both as they were when the last order was sent: what a deposed leader of the store answers after it proves
+    /// nothing.
+    pub(super) ordered: (Moment, u64),
     pub(super) is_granting: bool,
     /// Raised by every change of authority: a check that began before one does not count.
     pub(super) changes: u32,
@@ -92,9 +96,8 @@ pub(super) struct Agent {
     pub(super) is_shutting_down: bool,
     /// The instance answered in this life of the agent and of the instance.
     pub(super) seen_running: bool,
-    pub(super) record: Option<Arc<Member>>,
+    pub(super) record: Option<WrittenRecord>,
     pub(super) record_lease: i64,
-    pub(super) recorded_at: Time,
     pub(super) publishing: Option<Arc<Member>>,
     /// Turns in the current ten seconds.
     pub(super) turns: u32,
@@ -149,7 +152,6 @@ impl Agent {
             seen_running: false,
             record: None,
             record_lease: 0,
-            recorded_at: 0,
             publishing: None,
             turns: 0,
             turns_since: 0,

@@ -57,7 +57,7 @@ pub(super) enum Purpose {
     /// An action's transaction.
     Action { turn: u32 },
     /// The member's record.
-    Record(Arc<Member>),
+    Record,
 }
 
 /// The answer.
@@ -99,7 +99,7 @@ impl World {
     pub(super) fn send(&mut self, node: NodeId, ask: Ask, purpose: Purpose) {
         let limit = match purpose {
             Purpose::Lease | Purpose::Check { .. } => self.plan.ttl.as_nanos() as Time / 4,
-            Purpose::Confirm { .. } | Purpose::Action { .. } | Purpose::Record(_) => {
+            Purpose::Confirm { .. } | Purpose::Action { .. } | Purpose::Record => {
                 self.plan.retry_timeout.as_nanos() as Time
             }
         };
@@ -313,7 +313,7 @@ impl World {
             } => self.check_answered(node, at, (sent, term), changes, turn),
             Purpose::Confirm { turn } => self.confirm_answered(node, at, turn),
             Purpose::Action { turn } => self.action_answered(node, at, turn),
-            Purpose::Record(record) => self.record_answered(node, at, record),
+            Purpose::Record => self.record_answered(node, at),
         }
     }
 
@@ -439,7 +439,13 @@ impl World {
                     self.wake(node);
                 }
             }
-            Place::Router(router) => self.router_sees(router, view, asked),
+            Place::Router(router) => {
+                let belief = &mut self.routers[usize::from(router)].belief;
+                if belief.doubt.is_none() {
+                    belief.take(header, &view);
+                }
+                self.router_sees(router, view, asked);
+            }
             Place::Dcs => {}
         }
     }
@@ -545,7 +551,7 @@ fn matters(
 }
 
 /// Whether two records differ in more than positions and what a write of any record changes.
-pub(super) fn differs(one: &Member, other: &Member) -> bool {
+fn differs(one: &Member, other: &Member) -> bool {
     one.role != other.role
         || one.state != other.state
         || one.timeline != other.timeline

@@ -72,6 +72,18 @@ impl Router {
     pub(super) fn has_cut(&self, lane: Lane) -> bool {
         self.cut.contains(&lane.number)
     }
+
+    pub(super) fn doubts(&self) -> bool {
+        self.belief.doubt.is_some()
+    }
+
+    /// What a new process knows.
+    pub(super) fn start_again(&mut self) {
+        self.belief = Belief::default();
+        self.view = None;
+        self.table.highest_epoch = None;
+        self.table.revision = 0;
+    }
 }
 
 impl World {

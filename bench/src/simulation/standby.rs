@@ -81,16 +81,19 @@ impl World {
             return;
         }
         let running = self.nodes.iter().filter(|node| {
-            let failsafe = &self.store.head.failsafe;
             matches!(node.postgres.phase, Phase::Replica { promotes: false })
                 && node.watchdog != WatchdogView::Failed
-                // Who is not listed answers an operator that it is not, too.
-                && (failsafe.is_empty() || failsafe.contains_key(&node.name))
         });
-        let furthest = running.max_by_key(|node| node.postgres.data.as_ref().map(|d| d.end));
+        // Who is not listed answers an operator that it is not.
+        let is_listed = |node: &Node| self.store.head.failsafe.contains_key(&node.name);
+        let furthest = running.max_by_key(|node| {
+            let end = node.postgres.data.as_ref().map(|data| data.end);
+            (is_listed(node), end)
+        });
         if let Some(node) = furthest {
             let name = node.name.clone();
             self.ledger.loss_accepted = true;
+            self.ledger.named = Some(name.clone());
             // Nobody leads, which is what whoever is not in the list cannot know.
             let is_listed = self.store.head.failsafe.contains_key(&name);
             let leads = |node: &Node| node.postgres.phase == Phase::Primary;
