@@ -6,10 +6,11 @@
 //! wrong by less than that, and by what moved within a `loop_wait`. Where a candidate's loss is limited to a few of
 //! these moves, the leader writes every one.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use trunkline_shared::cluster::topology::Status;
-use trunkline_shared::cluster::{ClusterSettings, Lsn, Member, Moment};
+use trunkline_shared::cluster::{ClusterSettings, Lsn, Member, Moment, Topology};
 
 /// A move of fewer bytes may wait: PostgreSQL's page, which is what the first change of a page after a checkpoint
 /// takes at the least.
@@ -67,12 +68,13 @@ pub struct WrittenRecord {
 
 impl WrittenRecord {
     /// What is to be written now, if anything: at once where others act on the change, else once per `loop_wait`,
-    /// and for moves that need not be known at once after several. `is_missing`: the DCS shows no record.
+    /// and for moves that need not be known at once after several. `shown` is the believed DCS: where a write that
+    /// was given up has come late it shows another record than the last, which is written again.
     pub fn next(
         before: Option<&WrittenRecord>,
         member: &Member,
         (now, loop_wait): (Moment, Duration),
-        is_missing: bool,
+        shown: Option<&Topology>,
     ) -> Option<WrittenRecord> {
         let moved = |was_for_positions| WrittenRecord {
             member: member.clone(),
@@ -87,13 +89,23 @@ impl WrittenRecord {
             return Some(moved(false));
         }
         let age = now.since(before.at);
-        if age < loop_wait || (old == member && !is_missing) {
+        let is_lost = shown.is_some_and(|shown| before.is_lost(shown.members.get(&member.name)));
+        if age < loop_wait || (old == member && !is_lost) {
             return None;
         }
-        let is_news = is_missing || without_positions(old) != without_positions(member);
+        let is_news = is_lost || without_positions(old) != without_positions(member);
         // The first small move after other news is told like any other: it may be what somebody waits for.
         let may_wait = !is_news && before.was_for_positions && need_not_be_known(old, member);
         (!may_wait || age >= loop_wait * RECORD_STANDS).then(|| moved(!is_news))
+    }
+
+    /// Whether what the DCS shows says other than this what others act on.
+    fn is_lost(&self, shown: Option<&Arc<Member>>) -> bool {
+        let says = |member: &Member| {
+            let epoch = member.trunkline.as_ref().and_then(|fields| fields.epoch);
+            (member.role, member.state, member.timeline, epoch)
+        };
+        shown.is_none_or(|shown| says(shown) != says(&self.member))
     }
 }
 
@@ -137,7 +149,7 @@ fn without_positions(member: &Member) -> Member {
 
 #[cfg(test)]
 mod tests {
-    use trunkline_shared::cluster::{LeaderEpoch, MemberName};
+    use trunkline_shared::cluster::{LeaderEpoch, MemberName, MemberRole};
     use trunkline_shared::dcs::records::member_from_json;
 
     use super::*;
@@ -166,7 +178,7 @@ mod tests {
         for (turn, member) in course.into_iter().enumerate() {
             let now = Moment::default() + LOOP_WAIT * u32::try_from(turn).unwrap();
             if let Some(next) =
-                WrittenRecord::next(record.as_ref(), &member, (now, LOOP_WAIT), false)
+                WrittenRecord::next(record.as_ref(), &member, (now, LOOP_WAIT), None)
             {
                 record = Some(next);
                 written.push(turn);
@@ -234,14 +246,24 @@ mod tests {
     }
 
     #[test]
-    fn a_record_that_is_gone_is_written_again_though_nothing_moved() {
-        let first = WrittenRecord::next(None, &replica(1), (Moment::default(), LOOP_WAIT), false);
+    fn a_record_that_is_gone_or_another_is_written_again_though_nothing_moved() {
+        let first = WrittenRecord::next(None, &replica(1), (Moment::default(), LOOP_WAIT), None);
         let later = Moment::default() + LOOP_WAIT;
-        let again = |is_missing| {
-            WrittenRecord::next(first.as_ref(), &replica(1), (later, LOOP_WAIT), is_missing)
+        let again = |shown: Option<Member>| {
+            let mut topology = Topology::default();
+            if let Some(member) = shown {
+                topology.members.insert(member.name.clone(), member.into());
+            }
+            let times = (later, LOOP_WAIT);
+            WrittenRecord::next(first.as_ref(), &replica(1), times, Some(&topology)).is_some()
         };
-        assert!(again(true).is_some());
-        assert!(again(false).is_none());
+        assert!(again(None));
+        assert!(!again(Some(replica(1))));
+        // A write of before that came late.
+        assert!(again(Some(Member {
+            role: MemberRole::Promoted,
+            ..replica(1)
+        })));
     }
 
     #[test]

@@ -101,11 +101,9 @@ impl Recorder {
 
     /// Puts the member record, if it is due.
     fn show(&mut self, seen: &Observation, member: &Member, lease: &LeaseHandle) {
-        let is_missing = seen
-            .topology()
-            .is_some_and(|t| !t.members.contains_key(&seen.me.name));
         let times = (seen.now, seen.settings().loop_wait);
-        if let Some(record) = WrittenRecord::next(self.record.as_ref(), member, times, is_missing) {
+        let shown = seen.topology();
+        if let Some(record) = WrittenRecord::next(self.record.as_ref(), member, times, shown) {
             lease.put_member(member_to_json(member));
             self.record = Some(record);
         }

@@ -444,21 +444,18 @@ impl World {
         self.wake_in(node, delay);
     }
 
-    /// Writes the member's record when it is due. One write at a time.
+    /// Writes the member's record when it is due. An earlier one that is not answered yet is waited for no more.
     fn record(&mut self, node: NodeId, seen: &Observation, decision: &Decision) {
         let times = (self.clock(node), self.plan.loop_wait);
         let this = self.node(node);
         let agent = &this.agent;
-        if agent.lease.id == 0 || agent.publishing.is_some() {
+        if agent.lease.id == 0 {
             return;
         }
         let record = announcement(seen, decision, &this.api_url, &self.version);
-        let is_missing = seen
-            .topology()
-            .is_some_and(|view| !view.members.contains_key(&this.name));
         let on_lease = agent.record_lease == agent.lease.id;
         let before = agent.record.as_ref().filter(|_| on_lease);
-        let Some(due) = WrittenRecord::next(before, &record, times, is_missing) else {
+        let Some(due) = WrittenRecord::next(before, &record, times, seen.topology()) else {
             return;
         };
         let lease = agent.lease.id;
@@ -466,20 +463,20 @@ impl World {
         let key = FactKey::Member(this.name.clone());
         let txn = Txn {
             when: Vec::new(),
-            then: vec![Write::Put(key, Fact::Member(record.clone()), lease)],
+            then: vec![Write::Put(key, Fact::Member(record), lease)],
         };
         let agent = &mut self.node_mut(node).agent;
-        agent.publishing = Some(record.clone());
+        agent.records += 1;
         agent.record = Some(due);
         agent.record_lease = lease;
-        self.send(node, Ask::Commit(txn), Purpose::Record);
+        let number = agent.records;
+        self.send(node, Ask::Commit(txn), Purpose::Record { number });
     }
 
-    pub(super) fn record_answered(&mut self, node: NodeId, at: usize) {
+    pub(super) fn record_answered(&mut self, node: NodeId, at: usize, number: u32) {
         let has_put = matches!(self.requests[at].reply, Reply::Committed(Some(_)));
         let agent = &mut self.node_mut(node).agent;
-        agent.publishing = None;
-        if !has_put {
+        if !has_put && agent.records == number {
             agent.record = None;
         }
     }

@@ -105,6 +105,7 @@ impl World {
         let known = remembered.or_else(|| data.and_then(|data| data.config.clone()));
         let is_told = self.rule != Some(Break::ConfigForgotten);
         let Some(known) = known.filter(|_| data.is_some() && is_told) else {
+            self.node_mut(node).agent.is_config_lost = false;
             return view;
         };
         self.node_mut(node).agent.is_config_lost = true;

@@ -476,6 +476,7 @@ impl World {
             self.set_pause(false);
             self.set_standby(false);
             self.empty_foreign(0);
+            self.operator_writes_config();
             // A router that outlived the others saw more than anybody remembers: started again, it sees what all see.
             for router in self.routers.iter_mut().filter(|router| router.doubts()) {
                 router.start_again();

@@ -12,7 +12,7 @@ use trunkline_agent::decide::store::StoreView;
 use trunkline_agent::decide::{Action, Memory};
 use trunkline_agent::lease::state::LeaseState;
 use trunkline_agent::watchdog::RESERVE;
-use trunkline_shared::cluster::{LeaderEpoch, Member, MemberName, Moment, Topology};
+use trunkline_shared::cluster::{LeaderEpoch, MemberName, Moment, Topology};
 use trunkline_shared::dcs::Header;
 
 use super::event::{NodeId, Time};
@@ -98,7 +98,8 @@ pub(super) struct Agent {
     pub(super) seen_running: bool,
     pub(super) record: Option<WrittenRecord>,
     pub(super) record_lease: i64,
-    pub(super) publishing: Option<Arc<Member>>,
+    /// How many records were sent; the answer to the last counts.
+    pub(super) records: u32,
     /// Turns in the current ten seconds.
     pub(super) turns: u32,
     pub(super) turns_since: Time,
@@ -152,7 +153,7 @@ impl Agent {
             seen_running: false,
             record: None,
             record_lease: 0,
-            publishing: None,
+            records: 0,
             turns: 0,
             turns_since: 0,
             started_at: 0,

@@ -57,7 +57,7 @@ pub(super) enum Purpose {
     /// An action's transaction.
     Action { turn: u32 },
     /// The member's record.
-    Record,
+    Record { number: u32 },
 }
 
 /// The answer.
@@ -99,7 +99,7 @@ impl World {
     pub(super) fn send(&mut self, node: NodeId, ask: Ask, purpose: Purpose) {
         let limit = match purpose {
             Purpose::Lease | Purpose::Check { .. } => self.plan.ttl.as_nanos() as Time / 4,
-            Purpose::Confirm { .. } | Purpose::Action { .. } | Purpose::Record => {
+            Purpose::Confirm { .. } | Purpose::Action { .. } | Purpose::Record { .. } => {
                 self.plan.retry_timeout.as_nanos() as Time
             }
         };
@@ -313,7 +313,7 @@ impl World {
             } => self.check_answered(node, at, (sent, term), changes, turn),
             Purpose::Confirm { turn } => self.confirm_answered(node, at, turn),
             Purpose::Action { turn } => self.action_answered(node, at, turn),
-            Purpose::Record => self.record_answered(node, at),
+            Purpose::Record { number } => self.record_answered(node, at, number),
         }
     }
 

@@ -183,11 +183,13 @@ fn said(topology: &Topology, leader: &Leader) -> Said {
     match (record.role, record.state) {
         (MemberRole::StandbyLeader, _) => Said::StandbyLeader,
         (MemberRole::Primary, MemberState::Running) => {
-            let stamped = record.trunkline.as_ref().and_then(|t| t.epoch);
-            if stamped == Some(leader.epoch) || record.revision >= leader.epoch.revision {
-                Said::Confirmed
-            } else {
-                Said::Before
+            let is_later = record.revision >= leader.epoch.revision;
+            match record.trunkline.as_ref().and_then(|t| t.epoch) {
+                Some(stamped) if stamped == leader.epoch => Said::Confirmed,
+                // A write that its sender had given up may come late.
+                Some(_) => Said::Before,
+                None if is_later => Said::Confirmed,
+                None => Said::Before,
             }
         }
         (MemberRole::Primary, _) => Said::NotNow,

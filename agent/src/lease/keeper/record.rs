@@ -20,7 +20,14 @@ impl Keeper {
             if let (Some(json), Some(session)) = (&want.json, session)
                 && written != Some((want.version, session.lease, acceptances))
             {
-                match self.write_record(json, session.lease).await {
+                let writing = self.write_record(json, session.lease);
+                let outcome = tokio::select! {
+                    outcome = writing => outcome,
+                    // A newer one does not wait for an answer that may never come. Should this one come after it, the
+                    // newer one is written again (`decide/small_moves.rs`).
+                    Ok(()) = wanted.changed() => continue,
+                };
+                match outcome {
                     Ok(()) => written = Some((want.version, session.lease, acceptances)),
                     Err(error) => {
                         tracing::debug!(%error, "the member record could not be written; retrying");
