@@ -535,6 +535,9 @@ impl World {
             ..(*settings).clone()
         };
         self.write_by_operator(FactKey::Settings, Fact::Settings(Arc::new(settings)));
+        if !is_standby {
+            self.ledger.standby_ended = self.now;
+        }
         true
     }
 

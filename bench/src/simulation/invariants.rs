@@ -100,6 +100,8 @@ pub(super) struct Ledger {
     shown_primary: Option<NodeId>,
     /// An operator accepted loss at that time.
     pub(super) loss_accepted: bool,
+    /// When the cluster ceased to follow another.
+    pub(super) standby_ended: Time,
     /// Whom that operator named.
     pub(super) named: Option<MemberName>,
     pub(super) fences_fired: u32,

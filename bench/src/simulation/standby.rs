@@ -118,7 +118,10 @@ impl World {
     /// Bytes that a standby cluster's leader may lack when the others follow it: nothing marks its election in
     /// the history, so that what an asynchronous failover may lose is counted here.
     pub(super) fn standby_may_lose(&self, node: NodeId) -> u64 {
-        if self.follows_another(node) && !self.is_synchronous() {
+        // A copy that was begun while it was one may end after that.
+        let ended = self.ledger.standby_ended;
+        let was_begun = ended > 0 && self.now < ended + self.plan.clone_takes;
+        if (self.follows_another(node) || was_begun) && !self.is_synchronous() {
             self.may_lose(self.written_at_last(self.ledger.line, u64::MAX))
         } else {
             0
