@@ -8,6 +8,7 @@
 use std::time::Duration;
 
 use observation::{Local, RunningRole};
+use trunkline_shared::cluster::Topology;
 
 pub mod announce;
 pub mod asking;
@@ -15,6 +16,7 @@ mod authority_gone;
 mod bootstrap;
 pub mod callbacks;
 mod candidate;
+mod config_unknown;
 mod dcs_unreachable;
 pub mod decision;
 pub mod defective;
@@ -96,6 +98,9 @@ fn by_situation(seen: &Observation, memory: &Memory) -> Decision {
         }
         (Situation::ForeignData, _, _) => foreign_data::decide(seen, memory),
         (Situation::ShuttingDown, _, _) => shutting_down::decide(seen, memory),
+        (Situation::Maintenance, Some(t), _) if t.is_config_unknown() => {
+            config_unknown::decide(seen, memory, t)
+        }
         (Situation::Maintenance, Some(t), _) => maintenance::decide(seen, memory, t),
         (Situation::NoData, _, _) => no_data::decide(seen, memory),
         (Situation::HoldingLease, _, _) => holding_lease::decide(seen, memory),
@@ -378,5 +383,20 @@ impl Observation {
         self.topology()
             .map(|t| t.settings_or_default())
             .unwrap_or_default()
+    }
+
+    /// Whether automation is off: the cluster is paused, or nobody here knows whether it is.
+    fn is_automation_off(&self) -> bool {
+        self.settings().is_paused || self.topology().is_some_and(Topology::is_config_unknown)
+    }
+
+    /// Whether a PostgreSQL that accepts writes is left alone even without the right to: in maintenance. Where nobody
+    /// here knows whether the cluster is paused, only who has said to be paused without a fence surely was.
+    fn is_left_alone(&self) -> bool {
+        let is_announced = |t: &Topology| t.disarmed.contains(&self.me.name);
+        self.settings().is_paused
+            || self
+                .topology()
+                .is_some_and(|t| t.is_config_unknown() && is_announced(t))
     }
 }

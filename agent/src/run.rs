@@ -479,7 +479,8 @@ fn assumed_settings(config: &AgentConfig, kept: &ConfigKept) -> ClusterSettings 
         return settings.clone();
     }
     let dcs = serde_json::Value::Object(config.bootstrap.dcs.clone());
-    records::settings_from_value(&dcs).unwrap_or_default()
+    let read = records::read_value(&dcs).map(|read| read.settings);
+    read.unwrap_or_default()
 }
 
 /// Finishes what an agent that was killed left half done. A rewind that it interrupted counts as failed.

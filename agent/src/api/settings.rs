@@ -4,7 +4,7 @@ use axum::response::Response;
 use serde_json::Value;
 use trunkline_shared::cluster::topology::FactKey;
 use trunkline_shared::dcs::keys::Keys;
-use trunkline_shared::dcs::records::{merge_patch, settings_from_value};
+use trunkline_shared::dcs::records::{SettingsError, merge_patch, read_value};
 use trunkline_shared::dcs::{Compare, Dcs, DcsError, Operation, Txn};
 
 use super::{Api, json, with_status};
@@ -47,14 +47,23 @@ pub async fn read(dcs: &dyn Dcs, keys: &Keys) -> Result<(Value, i64), SettingsCh
     Ok((value, entry.mod_revision))
 }
 
-/// Writes `value` if the configuration is still the one of `revision` (`None`: whatever stands there).
+/// Writes `value`: over the configuration and revision of `replaces` if that still stands there, else over whatever does.
+/// What is not usable is refused, unless it stood there before: it is acted on as Patroni does, and must not keep anybody
+/// from changing the rest.
 pub async fn write(
     dcs: &dyn Dcs,
     keys: &Keys,
     value: &Value,
-    revision: Option<i64>,
+    replaces: Option<(&Value, i64)>,
 ) -> Result<(), SettingsChangeError> {
-    settings_from_value(value).map_err(|error| SettingsChangeError::Unusable(error.to_string()))?;
+    let refused = |error: SettingsError| SettingsChangeError::Unusable(error.to_string());
+    let before = replaces.and_then(|(old, _)| read_value(old).ok());
+    let before = before.map(|read| read.unusable).unwrap_or_default();
+    let mut unusable = read_value(value).map_err(refused)?.unusable.into_iter();
+    if let Some(error) = unusable.find(|error| !before.contains(error)) {
+        return Err(refused(error));
+    }
+    let revision = replaces.map(|(_, revision)| revision);
     let key = keys.path(&FactKey::Settings);
     let write = Txn {
         when: revision
@@ -111,9 +120,10 @@ pub async fn change(api: &Api, is_patch: bool, body: &[u8]) -> Response {
 }
 
 async fn patch(dcs: &dyn Dcs, keys: &Keys, patch: &Value) -> Result<Value, SettingsChangeError> {
-    let (mut value, revision) = read(dcs, keys).await?;
+    let (old, revision) = read(dcs, keys).await?;
+    let mut value = old.clone();
     if merge_patch(&mut value, patch) {
-        write(dcs, keys, &value, Some(revision)).await?;
+        write(dcs, keys, &value, Some((&old, revision))).await?;
     }
     Ok(value)
 }

@@ -3,7 +3,7 @@
 
 use serde_json::{Map, Value};
 use trunkline_shared::cluster::ClusterSettings;
-use trunkline_shared::dcs::records::{SettingsError, settings_from_value};
+use trunkline_shared::dcs::records::{SettingsError, read_settings, read_value};
 
 use super::document::{Node, Origin};
 use super::section::{Report, Section};
@@ -112,6 +112,14 @@ pub fn unread(text: &str) -> Vec<Warning> {
     report.into_parts().1
 }
 
+/// Every value of the `config` key's text that is not usable, with what may stand there. What is no JSON object is said
+/// elsewhere.
+pub fn unusable(text: &str) -> Vec<SettingsError> {
+    read_settings(text)
+        .map(|read| read.unusable)
+        .unwrap_or_default()
+}
+
 /// Finds every mistake, and every key that nobody reads; returns the section as JSON.
 pub fn check(section: &Section<'_>) -> Map<String, Value> {
     let dcs: Map<_, _> = section
@@ -136,51 +144,35 @@ pub fn check(section: &Section<'_>) -> Map<String, Value> {
 }
 
 /// The settings without what cannot be used: each of those is a mistake.
-fn usable(section: &Section<'_>, mut dcs: Map<String, Value>) -> ClusterSettings {
-    loop {
-        let (key, value, allowed) = match settings_from_value(&Value::Object(dcs.clone())) {
-            Ok(settings) => return settings,
-            Err(SettingsError::Value {
+fn usable(section: &Section<'_>, dcs: Map<String, Value>) -> ClusterSettings {
+    // The section was made of a mapping; whatever else stood there is a mistake already.
+    let Ok(read) = read_value(&Value::Object(dcs)) else {
+        return ClusterSettings::default();
+    };
+    for error in read.unusable {
+        let (
+            SettingsError::Value {
                 key,
                 value,
                 allowed,
-            }) => (key, value, allowed),
-            // The section was made of a mapping; whatever else stood there is a mistake already.
-            Err(SettingsError::NotJson(_) | SettingsError::NotAnObject(_)) => {
-                return ClusterSettings::default();
-            }
+            },
+            Some(own),
+        ) = (error, section.node())
+        else {
+            continue;
         };
-        if let Some(own) = section.node() {
-            let node = key
-                .split('.')
-                .try_fold(own, |node, part| node.child(part))
-                .unwrap_or(own);
-            section.report().mistake(Mistake::Unusable {
-                origin: node.origin.clone(),
-                key: section.path_of(&key),
-                value,
-                expected: allowed,
-            });
-        }
-        if !remove(&mut dcs, &key) {
-            return ClusterSettings::default();
-        }
+        let node = key
+            .split('.')
+            .try_fold(own, |node, part| node.child(part))
+            .unwrap_or(own);
+        section.report().mistake(Mistake::Unusable {
+            origin: node.origin.clone(),
+            key: section.path_of(&key),
+            value,
+            expected: allowed,
+        });
     }
-}
-
-/// Takes out what is named by `key`, or the nearest mapping around it; whether there is less to look at now.
-fn remove(map: &mut Map<String, Value>, key: &str) -> bool {
-    if map.shift_remove(key).is_some() {
-        return true;
-    }
-    let Some((first, rest)) = key.split_once('.') else {
-        return false;
-    };
-    let is_inside = match map.get_mut(first) {
-        Some(Value::Object(inner)) => remove(inner, rest),
-        Some(_) | None => false,
-    };
-    is_inside || map.shift_remove(first).is_some()
+    read.settings
 }
 
 /// Warns of keys that nobody reads, on every level that has a list of its own.

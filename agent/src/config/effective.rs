@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use serde_json::{Map, Value as Json};
-use trunkline_shared::dcs::records::settings_from_value;
+use trunkline_shared::dcs::records::read_value;
 
 use super::document::{self, Entry, Node, Origin, Value};
 use super::dynamic::OF_A_MEMBER;
@@ -149,8 +149,8 @@ fn parameters_of(cluster: &Node) -> Option<std::collections::BTreeMap<String, St
     postgresql.insert(PARAMETERS.to_owned(), parameters);
     let mut all = Map::new();
     all.insert(POSTGRESQL.to_owned(), Json::Object(postgresql));
-    let settings = settings_from_value(&Json::Object(all)).ok()?;
-    Some(settings.parameters)
+    let read = read_value(&Json::Object(all)).ok()?;
+    Some(read.settings.parameters)
 }
 
 /// The lines a cluster was begun with are used where neither the file nor the cluster has any.
@@ -247,7 +247,7 @@ postgresql: {listen: \"10.0.0.1:5432\", data_dir: /data}
         };
         assert_eq!(comparable(told), comparable(silent));
 
-        let settings = settings_from_value(&cluster).unwrap();
+        let settings = read_value(&cluster).unwrap().settings;
         assert_eq!(layers::not_taken(&settings.parameters), []);
         let silent = ClusterSettings {
             parameters: settings.parameters.clone(),

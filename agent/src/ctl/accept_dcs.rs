@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 use trunkline_shared::cluster::topology::{ClaimedTimeline, Fact, FactKey, Initialize};
 use trunkline_shared::cluster::{MemberName, Timeline, Topology};
 use trunkline_shared::dcs::keys::Keys;
-use trunkline_shared::dcs::records::{self, claimed_to_json, settings_from_json};
+use trunkline_shared::dcs::records::{self, claimed_to_json, read_settings};
 use trunkline_shared::dcs::watch::Doubted;
 use trunkline_shared::dcs::{DcsError, Entry, Operation, Txn};
 use trunkline_shared::service::clock;
@@ -136,8 +136,8 @@ fn say_what_is_missing(
 /// Nobody may be elected while a lease of the store before may live: who holds one may not answer.
 async fn wait_for_leases(session: &Session, best: &Known) -> Result<(), CtlError> {
     let config = best.keys.iter().find(|(key, _)| key.ends_with("/config"));
-    let settings = config.and_then(|(_, text)| settings_from_json(text).ok());
-    let ttl = settings.unwrap_or_default().ttl;
+    let settings = config.and_then(|(_, text)| read_settings(text).ok());
+    let ttl = settings.map(|read| read.settings).unwrap_or_default().ttl;
     session.terminal.line(&format!(
         "Waiting {} s: a lease of the DCS before may live so long",
         ttl.as_secs()

@@ -67,8 +67,8 @@ struct Change {
 
 impl Change {
     async fn make(self, session: &Session) -> Result<(), CtlError> {
-        let (mut value, revision) = read(session.dcs.as_ref(), &session.keys).await?;
-        let is_standby = value
+        let (old, revision) = read(session.dcs.as_ref(), &session.keys).await?;
+        let is_standby = old
             .get("standby_cluster")
             .and_then(Value::as_object)
             .is_some_and(|section| !section.is_empty());
@@ -104,8 +104,15 @@ impl Change {
             "standby_cluster".to_owned(),
             self.section.clone(),
         )]));
+        let mut value = old.clone();
         merge_patch(&mut value, &patch);
-        write(session.dcs.as_ref(), &session.keys, &value, Some(revision)).await?;
+        write(
+            session.dcs.as_ref(),
+            &session.keys,
+            &value,
+            Some((&old, revision)),
+        )
+        .await?;
         session.terminal.goes_on(
             "the configuration is changed and the members follow it; see \"trunkline list\"",
         );

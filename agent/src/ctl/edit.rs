@@ -51,7 +51,8 @@ pub(super) async fn edit(
             .confirm("Apply these changes?", refused)
             .await?;
     }
-    write(session.dcs.as_ref(), &session.keys, &new, Some(revision)).await?;
+    let replaces = Some((&old, revision));
+    write(session.dcs.as_ref(), &session.keys, &new, replaces).await?;
     session.terminal.success("Configuration changed")
 }
 

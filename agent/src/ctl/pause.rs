@@ -55,17 +55,19 @@ pub(super) async fn resume(session: &Session, asked: &Resume) -> Result<(), CtlE
 
 /// Writes the wish down; whether it was another before.
 async fn ask(session: &Session, is_pause: bool) -> Result<bool, CtlError> {
-    let (mut value, revision) = read(session.dcs.as_ref(), &session.keys).await?;
+    let (old, revision) = read(session.dcs.as_ref(), &session.keys).await?;
     let patch = match is_pause {
         true => json!({ "pause": true }),
         false => json!({ "pause": null }),
     };
-    let was_paused = value.get("pause").and_then(Value::as_bool).unwrap_or(false);
+    let was_paused = old.get("pause").and_then(Value::as_bool).unwrap_or(false);
     if was_paused == is_pause {
         return Ok(false);
     }
+    let mut value = old.clone();
     merge_patch(&mut value, &patch);
-    write(session.dcs.as_ref(), &session.keys, &value, Some(revision)).await?;
+    let replaces = Some((&old, revision));
+    write(session.dcs.as_ref(), &session.keys, &value, replaces).await?;
     Ok(true)
 }
 

@@ -13,7 +13,7 @@ use super::{STOP_AHEAD, Turn};
 
 /// Why PostgreSQL may not go on, if so.
 pub(super) fn verdict(seen: &Observation) -> Option<(Reason, Detail)> {
-    if seen.settings().is_paused {
+    if seen.is_left_alone() {
         return None;
     }
     if matches!(seen.local, Local::Orphaned { .. }) {

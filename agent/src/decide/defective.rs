@@ -15,7 +15,7 @@ pub const PANICS: u32 = 3;
 /// lease is given up. Without one it goes on leading: nobody would be served better.
 pub fn decide(seen: &Observation, memory: &Memory) -> Decision {
     let turn = Turn::new(seen, memory);
-    if !matches!(seen.lease, LeaseView::Held(_)) || seen.settings().is_paused {
+    if !matches!(seen.lease, LeaseView::Held(_)) || seen.is_automation_off() {
         return turn.routine(Reason::RulesFail);
     }
     if seen.job.running.is_some() {

@@ -11,7 +11,7 @@ pub(super) fn decide(seen: &Observation, memory: &Memory) -> Decision {
     let turn = Turn::new(seen, memory);
     let is_held = matches!(seen.lease, LeaseView::Held(_));
     // Paused, PostgreSQL is not touched, and what is not dead is not released.
-    if !is_held || seen.settings().is_paused && seen.local.may_accept_writes() {
+    if !is_held || seen.is_left_alone() && seen.local.may_accept_writes() {
         return turn.routine(Reason::ForeignSystemId);
     }
     if seen.local.may_accept_writes() {

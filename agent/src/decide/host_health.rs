@@ -32,7 +32,7 @@ pub(super) fn note(seen: &Observation, mut decision: Decision) -> Decision {
         memory.kill_hangs_since = None;
     }
     let leads = matches!(seen.lease, LeaseView::Held(_));
-    if !leads || seen.settings().is_paused {
+    if !leads || seen.is_automation_off() {
         return decision;
     }
     if memory.kill_hangs_since.is_some() {

@@ -73,7 +73,7 @@ fn as_leader<'a>(turn: Turn<'a>, held: &Held, topology: &Topology) -> Decision {
 
 /// What was to give the key away may still be executed. A paused primary has no fence that would end it then, and
 /// one that was stopped for the change may not start again before that is impossible.
-fn write_again(turn: Turn<'_>) -> Decision {
+pub(super) fn write_again(turn: Turn<'_>) -> Decision {
     turn.act(Action::ReassertLeader)
         .now(Reason::HandOverUnresolved)
 }
@@ -180,7 +180,7 @@ fn is_named(seen: &Observation, topology: &Topology) -> bool {
     is_asked || topology.switchover.as_ref().is_some_and(|r| r.to == *me)
 }
 
-fn another_disarmed(seen: &Observation, topology: &Topology) -> Option<Detail> {
+pub(super) fn another_disarmed(seen: &Observation, topology: &Topology) -> Option<Detail> {
     let mut disarmed = topology.disarmed.iter();
     let other = disarmed.find(|name| **name != seen.me.name)?;
     Some(Detail::Member(other.clone()))

@@ -74,7 +74,7 @@ fn leads_by_consent(seen: &Observation) -> bool {
     let is_held = matches!(&seen.lease, LeaseView::Held(held)
         if held.is_by_failsafe && held.deadline > seen.now);
     let is_idle = seen.job.running.is_none() && !seen.is_shutting_down;
-    is_primary && is_held && is_idle && seen.fence.is_armed() && !seen.settings().is_paused
+    is_primary && is_held && is_idle && seen.fence.is_armed() && !seen.is_automation_off()
 }
 
 /// The new generation, if every member that was known lets this one make the keys anew; or who does not, and why.

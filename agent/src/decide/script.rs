@@ -322,7 +322,8 @@ impl Scene {
     }
 
     fn settings(&mut self, words: &Words<'_, '_>) -> Result<(), ScriptError> {
-        self.is_config_gone = words.has("gone");
+        self.topology.is_config_unreadable = words.has("unreadable");
+        self.is_config_gone = words.has("gone") || self.topology.is_config_unreadable;
         self.seen.lost_config = words.has("lost").then(|| "{}".into());
         let s = &mut self.settings;
         s.ttl = words.seconds("ttl")?.unwrap_or(s.ttl);

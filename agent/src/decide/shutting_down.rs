@@ -9,7 +9,7 @@ use trunkline_shared::cluster::Topology;
 
 pub(super) fn decide(seen: &Observation, memory: &Memory) -> Decision {
     let turn = Turn::new(seen, memory);
-    if seen.settings().is_paused {
+    if seen.is_left_alone() {
         // Maintenance: the agent may come and go, PostgreSQL stays.
         return turn.routine(Reason::ShutDown);
     }

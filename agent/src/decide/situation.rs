@@ -18,7 +18,7 @@ pub enum Situation {
     ShuttingDown,
     /// The data here belongs to another cluster.
     ForeignData,
-    /// Automation is off.
+    /// Automation is off: the cluster is paused, or its configuration cannot be read and is not known.
     Maintenance,
     /// There is no data here.
     NoData,
@@ -104,7 +104,7 @@ impl Situation {
         if is_foreign(seen, topology) {
             return Situation::ForeignData;
         }
-        if topology.is_some_and(|t| t.settings.as_ref().is_some_and(|s| s.is_paused)) {
+        if seen.is_automation_off() {
             return Situation::Maintenance;
         }
         if seen.local == Local::Empty {

@@ -39,11 +39,11 @@ impl ConfigKept {
     pub fn read(data_dir: &Path) -> Self {
         let known = match dynamic_config::read(data_dir) {
             Ok(text) => text.and_then(|text| {
-                records::settings_from_json(&text)
+                records::read_settings(&text)
                     .map_err(|error| tracing::warn!(%error, "patroni.dynamic.json is not used"))
-                    .map(|settings| Known {
+                    .map(|read| Known {
                         text: text.into(),
-                        settings: Arc::new(settings),
+                        settings: Arc::new(read.settings),
                     })
                     .ok()
             }),
@@ -163,7 +163,8 @@ mod tests {
     use super::*;
 
     fn view(text: Option<&str>) -> View {
-        let settings = text.and_then(|text| records::settings_from_json(text).ok());
+        let read = text.and_then(|text| records::read_settings(text).ok());
+        let settings = read.map(|read| read.settings);
         let raw = text.map(|text| Raw {
             text: text.into(),
             revision: 5,
@@ -258,7 +259,10 @@ mod tests {
         dynamic_config::write(dir.path(), CONFIG).unwrap();
         let kept = ConfigKept::read(dir.path());
         assert_eq!(kept.settings().unwrap().ttl, Duration::from_secs(7));
-        dynamic_config::write(dir.path(), "{\"ttl\": \"often\"}").unwrap();
+        let slip = r#"{"ttl": "often", "pause": true}"#;
+        dynamic_config::write(dir.path(), slip).unwrap();
+        assert!(ConfigKept::read(dir.path()).settings().unwrap().is_paused);
+        dynamic_config::write(dir.path(), "{").unwrap();
         assert!(ConfigKept::read(dir.path()).settings().is_none());
     }
 }

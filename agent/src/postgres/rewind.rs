@@ -351,6 +351,9 @@ pub(super) fn rewind_conninfo(config: &PostgresConfig, source: &Upstream) -> Str
         ("user", config.rewind.username.as_str()),
         ("dbname", config.database.as_str()),
     ];
+    if source.host.contains(',') {
+        fields.push(("target_session_attrs", "read-write"));
+    }
     fields.extend(config.rewind.connection_fields());
     conninfo(&fields)
 }

@@ -425,6 +425,10 @@ pub fn primary_conninfo(config: &PostgresConfig, upstream: &Upstream) -> String 
         fields.push(("passfile", &passfile));
     }
     fields.extend([("host", upstream.host.as_str()), ("port", port.as_str())]);
+    // The slot is on the primary among several hosts (`patroni.md` 1, `standby_cluster`).
+    if upstream.slot.is_some() && upstream.host.contains(',') {
+        fields.push(("target_session_attrs", "read-write"));
+    }
     fields.extend(config.replication.connection_fields());
     fields.extend([
         ("application_name", config.member_name.as_str()),

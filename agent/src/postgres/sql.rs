@@ -103,7 +103,9 @@ impl Target {
     /// Another server.
     pub(crate) fn remote(role: &Credentials, database: &str, host: &str, port: u16) -> Self {
         let mut target = Self::of(role, database, port);
-        target.config.host(host);
+        for host in host.split(',') {
+            target.config.host(host);
+        }
         target.name = format!("{host}:{port}");
         target
     }

@@ -203,10 +203,11 @@ impl ServerStatus {
             .max(of(self.replayed))
     }
 
-    /// Whether WAL arrives from exactly this server.
-    pub fn is_streaming_from(&self, host: &str, port: u16) -> bool {
+    /// Whether WAL arrives from exactly this server, or one of several with commas between.
+    pub fn is_streaming_from(&self, hosts: &str, port: u16) -> bool {
         self.receiver.as_ref().is_some_and(|r| {
-            r.is_streaming() && r.host.as_deref() == Some(host) && r.port == Some(port)
+            let is_one = hosts.split(',').any(|host| r.host.as_deref() == Some(host));
+            r.is_streaming() && is_one && r.port == Some(port)
         })
     }
 

@@ -112,13 +112,17 @@ impl SettingsKeeper {
         })
     }
 
-    /// Names the keys of the cluster's configuration that nobody reads, once for each text of it.
+    /// Names the keys of the cluster's configuration that nobody reads, and the values that are not usable, once for
+    /// each text of it.
     pub fn name_unread(&mut self, text: Option<&Arc<str>>) {
         let Some(text) = text.filter(|text| self.named.as_ref() != Some(*text)) else {
             return;
         };
         for warning in dynamic::unread(text) {
             tracing::warn!("{warning}");
+        }
+        for error in dynamic::unusable(text) {
+            tracing::warn!("dynamic configuration: {error}; what Patroni takes in its place holds");
         }
         self.named = Some(text.clone());
     }

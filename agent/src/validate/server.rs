@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{Access, access};
 use trunkline_shared::cluster::ClusterSettings;
-use trunkline_shared::dcs::records::settings_from_value;
+use trunkline_shared::dcs::records::read_value;
 
 use super::Findings;
 use crate::postgres::programs::{self, MAJORS, PROGRAMS};
@@ -14,7 +14,9 @@ use crate::run::instance::postgres_config;
 pub(super) async fn check(findings: &mut Findings<'_>) {
     let config = findings.config;
     let dcs = serde_json::Value::Object(config.bootstrap.dcs.clone());
-    let settings = settings_from_value(&dcs).unwrap_or_default();
+    let settings = read_value(&dcs)
+        .map(|read| read.settings)
+        .unwrap_or_default();
     let (in_force, of_the_cluster) = config.over(&settings);
     findings.mistakes.extend(of_the_cluster);
     let folder = std::env::temp_dir().join(format!(

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::slots::{PermanentSlot, SlotPattern};
 
-/// The validated dynamic configuration. Made by [`crate::dcs::records::settings_from_json`].
+/// The validated dynamic configuration. Made by [`crate::dcs::records::read_settings`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClusterSettings {
     /// Length of the lease, whole seconds; at least 2 s, the least etcd grants with its defaults.
@@ -64,9 +64,10 @@ pub struct ClusterSettings {
 /// `standby_cluster`: where a standby cluster's leader has its WAL from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StandbyCluster {
-    /// The host to stream from; `None` replicates from the archive alone.
+    /// The host to stream from, or several with commas between, of which whoever answers counts; `None` replicates from
+    /// the archive alone.
     pub host: Option<String>,
-    /// Its port.
+    /// Its port, the same on each.
     pub port: u16,
     /// The slot there.
     pub primary_slot_name: Option<String>,

@@ -185,6 +185,8 @@ pub struct Topology {
     pub initialize: Initialize,
     /// The dynamic configuration, if the key exists.
     pub settings: Option<Arc<ClusterSettings>>,
+    /// The key exists and is no JSON object; `settings` are then the last that could be read, if any could.
+    pub is_config_unreadable: bool,
     /// Who leads.
     pub leader: Option<Leader>,
     /// The registered members.
@@ -223,6 +225,12 @@ impl Topology {
     /// The settings, or Patroni's defaults where the key is absent.
     pub fn settings_or_default(&self) -> Arc<ClusterSettings> {
         self.settings.clone().unwrap_or_default()
+    }
+
+    /// Whether the cluster has a dynamic configuration and nobody here knows what it says: not whether it is paused,
+    /// nor whether it is a standby cluster.
+    pub fn is_config_unknown(&self) -> bool {
+        self.is_config_unreadable && self.settings.is_none()
     }
 
     /// The leader's own record, if it is registered.
@@ -314,7 +322,7 @@ impl Topology {
             Fact::Initialize(id) => {
                 self.initialize = id.map_or(Initialize::Running, Initialize::Done);
             }
-            Fact::Settings(settings) => self.settings = Some(settings.clone()),
+            Fact::Settings(settings) => self.set_settings(Some(settings.clone())),
             Fact::Leader(member) => {
                 let epoch = LeaderEpoch {
                     generation: self.generation,
@@ -367,8 +375,8 @@ impl Topology {
                 // Whoever leads next writes it anew, and proves with its revision to have seen it so.
                 FactKey::Timeline => self.set_claimed(self.claimed, revision),
                 FactKey::Failsafe => self.failsafe_revision = revision,
+                FactKey::Settings => self.is_config_unreadable = true,
                 FactKey::Initialize
-                | FactKey::Settings
                 | FactKey::Status
                 | FactKey::Sync
                 | FactKey::History
@@ -385,7 +393,7 @@ impl Topology {
     fn delete(&mut self, key: &FactKey) {
         match key {
             FactKey::Initialize => self.initialize = Initialize::Absent,
-            FactKey::Settings => self.settings = None,
+            FactKey::Settings => self.set_settings(None),
             FactKey::Leader => self.leader = None,
             FactKey::Member(name) => {
                 self.members.remove(name);
@@ -404,6 +412,11 @@ impl Topology {
             FactKey::Timeline => self.claim_and_history.0 = 0,
             FactKey::History | FactKey::Changes | FactKey::Router(_) => {}
         }
+    }
+
+    fn set_settings(&mut self, settings: Option<Arc<ClusterSettings>>) {
+        self.settings = settings;
+        self.is_config_unreadable = false;
     }
 
     fn set_failsafe(&mut self, list: Arc<BTreeMap<MemberName, Arc<str>>>, revision: i64) {

@@ -22,7 +22,10 @@ pub use member::{
     changes_to_json, member_from_json, member_to_json, restart_schedule_to_json, role_from_word,
     role_word, state_from_word, state_word, tags_from_json, tags_to_json,
 };
-pub use settings::{SettingsError, merge_patch, settings_from_json, settings_from_value};
+pub use settings::{
+    ReadSettings, SettingsError, merge_patch, read_settings, read_value, settings_from_json,
+    settings_from_value,
+};
 
 /// Reads the value of a key.
 pub fn parse(key: &FactKey, value: &[u8]) -> Fact {
@@ -69,7 +72,7 @@ fn fact(key: &FactKey, text: &str) -> Result<Fact, String> {
             })?)),
         }),
         FactKey::Settings => Fact::Settings(Arc::new(
-            settings_from_json(text).map_err(|e| e.to_string())?,
+            read_settings(text).map_err(|e| e.to_string())?.settings,
         )),
         FactKey::Leader => Fact::Leader(MemberName::new(text.trim())),
         FactKey::Member(name) => Fact::Member(Arc::new(member_from_json(name, text)?)),

@@ -119,6 +119,7 @@ reasons! {
     StartingInRecovery "starting_in_recovery" "The DCS does not answer; PostgreSQL starts in recovery and serves reads."
     JobInProgress "job_in_progress" "A long job is in progress."
     JobCancelled "job_cancelled" "What the job in progress was for has changed: it is ended."
+    ConfigUnreadable "config_unreadable" "The dynamic configuration in the DCS cannot be read, and what it said before is not known here: nobody is promoted, demoted or copied. Write it anew with PUT /config."
     Paused "paused" "Maintenance: automation is off."
     DisarmingForPause "disarming_for_pause" "Maintenance: the disarmed fence is announced, then the fence sleeps."
     RestartRequested "restart_requested" "The operator asked for a restart of PostgreSQL."

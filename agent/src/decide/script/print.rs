@@ -160,7 +160,9 @@ fn print_settings(out: &mut String, s: &ClusterSettings, is_lost: bool) {
 
 fn print_topology(out: &mut String, topology: &Topology, is_config_lost: bool) {
     print_settings(out, &topology.settings_or_default(), is_config_lost);
-    if topology.settings.is_none() {
+    if topology.is_config_unknown() {
+        out.push_str("settings unreadable\n");
+    } else if topology.settings.is_none() {
         out.push_str("settings gone\n");
     }
     out.push_str("initialize ");

@@ -188,4 +188,21 @@ fn what_authentication_says_of_tls_reaches_the_upstreams_connection() {
     assert_eq!(field("sslrootcert").as_deref(), Some("/etc/ca file.pem"));
     assert_eq!(field("gssencmode").as_deref(), Some("disable"));
     assert!(!conninfo.contains("prefer"));
+    // Among several hosts the slot is on the primary.
+    let several = |slot: Option<&str>| Upstream {
+        host: "10.0.0.2,10.0.0.3".into(),
+        port: 5433,
+        slot: slot.map(Into::into),
+    };
+    let wanted = |upstream| {
+        let conninfo = primary_conninfo(&config, &upstream);
+        let host = conninfo_field(&conninfo, "host");
+        assert_eq!(host.as_deref(), Some("10.0.0.2,10.0.0.3"));
+        conninfo_field(&conninfo, "target_session_attrs")
+    };
+    assert_eq!(
+        wanted(several(Some("site_b"))).as_deref(),
+        Some("read-write")
+    );
+    assert_eq!(wanted(several(None)), None);
 }

@@ -38,15 +38,49 @@ pub enum SettingsError {
     },
 }
 
-/// Reads the dynamic configuration. Keys that are not known are tolerated: they may be a newer version's,
-/// or settings that only the members' local layer uses.
+/// A dynamic configuration as it is acted on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReadSettings {
+    /// What holds: for each value that is not usable, what Patroni takes in its place.
+    pub settings: ClusterSettings,
+    /// The values that are not usable, in the order in which they are read. Name them.
+    pub unusable: Vec<SettingsError>,
+}
+
+/// Reads the dynamic configuration, key by key, as whoever finds it in the DCS has to: one value that is not usable
+/// changes nothing about the others. Keys that are not known are tolerated: they may be a newer version's, or
+/// settings that only the members' local layer uses.
 ///
 /// # Errors
-/// Names the key, what stands there and what may.
-pub fn settings_from_json(text: &str) -> Result<ClusterSettings, SettingsError> {
+/// The text is not JSON, or not an object.
+pub fn read_settings(text: &str) -> Result<ReadSettings, SettingsError> {
     let value =
         serde_json::from_str(text).map_err(|error| SettingsError::NotJson(error.to_string()))?;
-    settings_from_value(&value)
+    read_value(&value)
+}
+
+/// As [`read_settings`], from parsed JSON.
+///
+/// # Errors
+/// As [`read_settings`].
+pub fn read_value(value: &Value) -> Result<ReadSettings, SettingsError> {
+    let Value::Object(map) = value else {
+        return Err(SettingsError::NotAnObject(value.to_string()));
+    };
+    let mut unusable = Unusable::default();
+    let settings = read(&Section { path: "", map }, &mut unusable);
+    Ok(ReadSettings {
+        settings,
+        unusable: unusable.found,
+    })
+}
+
+/// As [`read_settings`], for whoever may still refuse the text.
+///
+/// # Errors
+/// Names the first key that is not usable, what stands there and what may.
+pub fn settings_from_json(text: &str) -> Result<ClusterSettings, SettingsError> {
+    read_settings(text).and_then(all_usable)
 }
 
 /// As [`settings_from_json`], from parsed JSON.
@@ -54,53 +88,102 @@ pub fn settings_from_json(text: &str) -> Result<ClusterSettings, SettingsError> 
 /// # Errors
 /// As [`settings_from_json`].
 pub fn settings_from_value(value: &Value) -> Result<ClusterSettings, SettingsError> {
-    let Value::Object(map) = value else {
-        return Err(SettingsError::NotAnObject(value.to_string()));
-    };
-    let root = Section { path: "", map };
+    read_value(value).and_then(all_usable)
+}
+
+fn all_usable(read: ReadSettings) -> Result<ClusterSettings, SettingsError> {
+    match read.unusable.into_iter().next() {
+        None => Ok(read.settings),
+        Some(error) => Err(error),
+    }
+}
+
+fn read(root: &Section<'_>, unusable: &mut Unusable) -> ClusterSettings {
     let empty = Map::new();
-    let postgresql = root.section("postgresql", &empty)?;
+    let nothing = Section {
+        path: "postgresql.",
+        map: &empty,
+    };
+    let postgresql = unusable.or(root.section("postgresql", &empty), nothing);
     let defaults = ClusterSettings::default();
-    Ok(ClusterSettings {
-        ttl: root.ttl(defaults.ttl)?,
-        loop_wait: root.duration(&["loop_wait"], MIN_WAIT, defaults.loop_wait)?,
-        retry_timeout: root.duration(&["retry_timeout"], MIN_WAIT, defaults.retry_timeout)?,
-        maximum_lag_on_failover: root
-            .bytes("maximum_lag_on_failover", defaults.maximum_lag_on_failover)?,
-        primary_start_timeout: root.duration(
+    ClusterSettings {
+        ttl: unusable.or(root.ttl(defaults.ttl), defaults.ttl),
+        loop_wait: unusable.or(
+            root.duration(&["loop_wait"], MIN_WAIT, defaults.loop_wait),
+            defaults.loop_wait,
+        ),
+        retry_timeout: unusable.or(
+            root.duration(&["retry_timeout"], MIN_WAIT, defaults.retry_timeout),
+            defaults.retry_timeout,
+        ),
+        maximum_lag_on_failover: root.limit(
+            "maximum_lag_on_failover",
+            defaults.maximum_lag_on_failover,
+            unusable,
+        ),
+        primary_start_timeout: root.timeout(
             &["primary_start_timeout", "master_start_timeout"],
-            Duration::ZERO,
             defaults.primary_start_timeout,
-        )?,
-        primary_stop_timeout: root.duration(
+            unusable,
+        ),
+        primary_stop_timeout: root.timeout(
             &["primary_stop_timeout", "master_stop_timeout"],
-            Duration::ZERO,
             defaults.primary_stop_timeout,
-        )?,
-        is_paused: root.boolean("pause")?.unwrap_or(false),
-        check_timeline: root.boolean("check_timeline")?.unwrap_or(false),
-        failsafe_mode: root.boolean("failsafe_mode")?,
-        synchronous_mode: root.synchronous_mode()?,
-        is_synchronous_mode_strict: root.boolean("synchronous_mode_strict")?.unwrap_or(false),
-        synchronous_node_count: root.node_count()?,
-        maximum_lag_on_syncnode: root.syncnode_lag()?,
-        member_slots_ttl: root.duration(
-            &["member_slots_ttl"],
-            Duration::ZERO,
-            defaults.member_slots_ttl,
-        )?,
-        use_pg_rewind: postgresql.boolean("use_pg_rewind")?.unwrap_or(false),
-        use_slots: postgresql.boolean("use_slots")?.unwrap_or(true),
-        parameters: postgresql.parameters("parameters")?,
-        pg_hba: postgresql.lines("pg_hba")?,
-        pg_ident: postgresql.lines("pg_ident")?,
-        recovery_conf: postgresql.parameters("recovery_conf")?,
+            unusable,
+        ),
+        is_paused: unusable.or(root.boolean("pause"), None).unwrap_or(false),
+        check_timeline: unusable
+            .or(root.boolean("check_timeline"), None)
+            .unwrap_or(false),
+        failsafe_mode: unusable.or(root.boolean("failsafe_mode"), Some(false)),
+        synchronous_mode: unusable.or(root.synchronous_mode(), SynchronousMode::Off),
+        is_synchronous_mode_strict: unusable
+            .or(root.boolean("synchronous_mode_strict"), None)
+            .unwrap_or(false),
+        synchronous_node_count: unusable.or(root.node_count(), 1),
+        maximum_lag_on_syncnode: unusable.or(root.syncnode_lag(), None),
+        member_slots_ttl: root.timeout(&["member_slots_ttl"], defaults.member_slots_ttl, unusable),
+        use_pg_rewind: unusable
+            .or(postgresql.boolean("use_pg_rewind"), None)
+            .unwrap_or(false),
+        // Patroni takes such a value for "off", which drops the slots of members.
+        use_slots: unusable
+            .or(postgresql.boolean("use_slots"), None)
+            .unwrap_or(true),
+        parameters: postgresql.parameters("parameters", unusable),
+        pg_hba: unusable.or(postgresql.lines("pg_hba"), None),
+        pg_ident: unusable.or(postgresql.lines("pg_ident"), None),
+        recovery_conf: postgresql.parameters("recovery_conf", unusable),
         of_members: postgresql.of_members(),
-        standby_cluster: root.standby_cluster()?,
-        slots: root.permanent_slots()?,
-        ignore_slots: root.ignored_slots()?,
-        max_timelines_history: root.count("max_timelines_history")?,
-    })
+        standby_cluster: root.standby_cluster(unusable),
+        slots: root.permanent_slots(unusable),
+        ignore_slots: root.ignored_slots(unusable),
+        max_timelines_history: unusable.or(root.count("max_timelines_history"), 0),
+    }
+}
+
+/// Values that are not usable, as they are found.
+#[derive(Debug, Default)]
+struct Unusable {
+    found: Vec<SettingsError>,
+}
+
+impl Unusable {
+    /// What was read, or `fallback` where that is not usable.
+    fn or<T>(&mut self, read: Result<T, SettingsError>, fallback: T) -> T {
+        self.found(read).unwrap_or(fallback)
+    }
+
+    /// What was read, if it is usable.
+    fn found<T>(&mut self, read: Result<T, SettingsError>) -> Option<T> {
+        match read {
+            Ok(value) => Some(value),
+            Err(error) => {
+                self.found.push(error);
+                None
+            }
+        }
+    }
 }
 
 /// Applies a JSON merge patch (RFC 7396, as `PATCH /config` and `edit-config --set` do): objects are merged,
@@ -181,6 +264,25 @@ impl<'a> Section<'a> {
         }
     }
 
+    /// A length of time that may be none; what is negative counts as none, as for Patroni.
+    fn timeout(&self, keys: &[&str], default: Duration, unusable: &mut Unusable) -> Duration {
+        let is_negative = keys
+            .iter()
+            .find_map(|key| self.value(key))
+            .is_some_and(is_negative);
+        let fallback = if is_negative { Duration::ZERO } else { default };
+        unusable.or(self.duration(keys, Duration::ZERO, default), fallback)
+    }
+
+    /// A number of bytes that something may lack; less than none is none.
+    fn limit(&self, key: &str, default: u64, unusable: &mut Unusable) -> u64 {
+        let is_negative = self.value(key).is_some_and(is_negative);
+        unusable.or(
+            self.bytes(key, default),
+            if is_negative { 0 } else { default },
+        )
+    }
+
     fn ttl(&self, default: Duration) -> Result<Duration, SettingsError> {
         let ttl = self.duration(&["ttl"], MIN_TTL, default)?;
         match self.value("ttl") {
@@ -257,24 +359,27 @@ impl<'a> Section<'a> {
     }
 
     /// PostgreSQL parameters, each as the text that stands in postgresql.conf.
-    fn parameters(&self, key: &str) -> Result<BTreeMap<String, String>, SettingsError> {
+    fn parameters(&self, key: &str, unusable: &mut Unusable) -> BTreeMap<String, String> {
         let map = match self.value(key) {
-            None => return Ok(BTreeMap::new()),
+            None => return BTreeMap::new(),
             Some(Value::Object(map)) => map,
-            Some(other) => return Err(self.wrong(key, other, "an object")),
+            Some(other) => {
+                let wrong = self.wrong(key, other, "an object");
+                return unusable.or(Err(wrong), BTreeMap::new());
+            }
         };
-        map.iter()
-            .filter(|(_, value)| !value.is_null())
-            .map(|(name, value)| match value {
-                Value::Bool(true) => Ok((name.clone(), "on".to_owned())),
-                Value::Bool(false) => Ok((name.clone(), "off".to_owned())),
-                _ => text(value).map(|text| (name.clone(), text)).ok_or_else(|| {
-                    self.wrong(
-                        &format!("{key}.{name}"),
-                        value,
-                        "text, a number or a boolean",
-                    )
-                }),
+        let given = map.iter().filter(|(_, value)| !value.is_null());
+        given
+            .filter_map(|(name, value)| {
+                let read = match value {
+                    Value::Bool(true) => Ok("on".to_owned()),
+                    Value::Bool(false) => Ok("off".to_owned()),
+                    _ => text(value).ok_or_else(|| {
+                        let name = format!("{key}.{name}");
+                        self.wrong(&name, value, "text, a number or a boolean")
+                    }),
+                };
+                Some((name.clone(), unusable.found(read)?))
             })
             .collect()
     }
@@ -321,4 +426,9 @@ fn text(value: &Value) -> Option<String> {
         Value::Bool(flag) => Some(flag.to_string()),
         Value::Null | Value::Array(_) | Value::Object(_) => None,
     }
+}
+
+/// Whether it is a number below 0, with a unit or without.
+fn is_negative(value: &Value) -> bool {
+    text(value).is_some_and(|text| text.trim_start().starts_with('-'))
 }

@@ -380,6 +380,76 @@ fn an_unusable_setting_is_named_with_what_is_allowed() {
 }
 
 #[test]
+fn an_unusable_setting_takes_patronis_fallback_and_the_others_count() {
+    let pause =
+        |text: &str| format!(r#"{{"pause":true,"standby_cluster":{{"host":"far"}},{text}}}"#);
+    let settings = |text: &str| {
+        let read = read_settings(&pause(text)).unwrap();
+        assert_eq!(read.unusable.len(), 1, "{text}");
+        assert!(read.settings.is_paused, "{text}");
+        let remote = read.settings.standby_cluster.as_ref().unwrap();
+        assert_eq!(remote.host.as_deref(), Some("far"), "{text}");
+        read.settings
+    };
+    let slots = settings(r#""slots":{"A-b":null,"ok":null}"#).slots;
+    assert_eq!(slots.keys().collect::<Vec<_>>(), ["ok"]);
+    assert!(settings(r#""slots":[]"#).slots.is_empty());
+    assert_eq!(
+        settings(r#""synchronous_node_count":0"#).synchronous_node_count,
+        1
+    );
+    assert_eq!(
+        settings(r#""max_timelines_history":-1"#).max_timelines_history,
+        0
+    );
+    let ignored = settings(r#""ignore_slots":["a",{"name":"b"}]"#).ignore_slots;
+    assert_eq!(ignored.len(), 1);
+    let ignored = settings(r#""ignore_slots":[{"name":"b","odd":1}]"#).ignore_slots;
+    assert_eq!(ignored[0].name.as_deref(), Some("b"));
+    let timeout = |text| settings(text).primary_start_timeout;
+    assert_eq!(timeout(r#""primary_start_timeout":-5"#), Duration::ZERO);
+    assert_eq!(
+        timeout(r#""primary_start_timeout":"soon""#),
+        Duration::from_secs(300)
+    );
+    assert_eq!(settings(r#""ttl":"often""#).ttl, Duration::from_secs(30));
+    assert_eq!(
+        settings(r#""maximum_lag_on_failover":-1"#).maximum_lag_on_failover,
+        0
+    );
+    let parameters = settings(r#""postgresql":{"parameters":{"a":[],"b":1}}"#).parameters;
+    assert_eq!(parameters.keys().collect::<Vec<_>>(), ["b"]);
+    assert!(settings(r#""postgresql":{"use_slots":3}"#).use_slots);
+    let mode = settings(r#""synchronous_mode":"sometimes""#).synchronous_mode;
+    assert_eq!(mode, SynchronousMode::Off);
+}
+
+#[test]
+fn a_standby_cluster_with_a_slip_in_it_is_still_one() {
+    let of = |text: &str| {
+        let read = read_settings(&format!(r#"{{"standby_cluster":{text}}}"#)).unwrap();
+        let is_named = !read.unusable.is_empty();
+        (read.settings.standby_cluster, is_named)
+    };
+    let (several, is_named) = of(r#"{"host":"a,b","port":5433}"#);
+    let several = several.unwrap();
+    assert_eq!((several.host.as_deref(), several.port), (Some("a,b"), 5433));
+    assert!(!is_named);
+    for (text, is_standby) in [
+        (r#"{"host":"a","port":"b"}"#, true),
+        (r#"{"port":5433}"#, true),
+        (r#"{"host":"a","create_replica_methods":1}"#, true),
+        // Patroni counts neither as one.
+        (r#"{"primary_slot_name":"s"}"#, false),
+        ("1", false),
+    ] {
+        let (found, is_named) = of(text);
+        assert_eq!(found.is_some(), is_standby, "{text}");
+        assert!(is_named, "{text}");
+    }
+}
+
+#[test]
 fn a_merge_patch_merges_replaces_and_deletes() {
     let mut config: Value =
         serde_json::from_str(r#"{"ttl":30,"postgresql":{"parameters":{"a":1,"b":2}}}"#).unwrap();
