@@ -52,7 +52,7 @@ pub use failsafe::Consent;
 pub use local::{LocalOutcome, LocalRequest};
 pub use lookup::Lookup;
 pub use published::{Published, ReplicationRow, WallTime};
-use requests::{ChangeOfLeader, Kind, Progress};
+use requests::{ChangeOfLeader, Kind, Progress, TakenBack};
 pub use scheduled::{ScheduledRestart, resume as resume_scheduled_restart};
 
 /// Where the last turns are told, to whom unsafe methods are allowed: they show what the cluster is made of.
@@ -353,9 +353,12 @@ async fn post(api: &Api, path: &str, body: &[u8]) -> Response {
 /// Takes back what was scheduled.
 async fn delete(api: &Api, path: &str) -> Response {
     match path {
-        "/switchover" => match requests::delete_scheduled(api.dcs.as_ref(), &api.keys).await {
-            Ok(true) => text(StatusCode::OK, "scheduled switchover deleted"),
-            Ok(false) => text(StatusCode::NOT_FOUND, "no switchover is scheduled"),
+        "/switchover" => match requests::take_back(api.dcs.as_ref(), &api.keys).await {
+            Ok(TakenBack::Scheduled) => text(StatusCode::OK, "scheduled switchover deleted"),
+            Ok(TakenBack::Standing) => {
+                text(StatusCode::OK, "request for a change of leader deleted")
+            }
+            Ok(TakenBack::Nothing) => text(StatusCode::NOT_FOUND, "no switchover is scheduled"),
             Err(refusal) => with_status(refusal.status, "text/plain", refusal.text),
         },
         "/restart" => api.scheduled_restart.delete(),

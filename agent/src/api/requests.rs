@@ -194,29 +194,23 @@ impl ChangeOfLeader {
         }
     }
 
-    /// Writes the `failover` record; returns its revision.
+    /// Writes the `failover` record; returns its revision. One that stands there is replaced, as Patroni does it, unless
+    /// it has begun.
     ///
     /// # Errors
-    /// 412 when another request stands there, 503 when the DCS does not do it.
+    /// 412 when another change of leader is under way, 503 when the DCS does not do it.
     pub async fn write(&self, dcs: &dyn Dcs, keys: &Keys) -> Result<i64, Refusal> {
         let key = keys.path(&FactKey::Failover);
-        let read = Txn {
-            then: vec![Operation::Get(key.clone())],
-            ..Txn::default()
-        };
-        let found = dcs.commit(&read).await.map_err(unwritten)?.entries;
-        let guard = match found.first() {
-            None => Compare::Absent(key.clone()),
-            Some(entry) if records::is_absent(&FactKey::Failover, &entry.value) => {
-                Compare::ModRevision(key.clone(), entry.mod_revision)
-            }
-            Some(entry) => {
+        let guards = match standing(dcs, keys).await? {
+            Standing::None { revision: None } => vec![Compare::Absent(key.clone())],
+            Standing::None {
+                revision: Some(revision),
+            } => vec![Compare::ModRevision(key.clone(), revision)],
+            Standing::Asked { guards, .. } => guards,
+            Standing::Begun(text) => {
                 return Err(refuse(
                     412,
-                    format!(
-                        "another change of leader is asked for already: {}",
-                        String::from_utf8_lossy(&entry.value)
-                    ),
+                    format!("another change of leader is under way, wait for its end: {text}"),
                 ));
             }
         };
@@ -230,7 +224,7 @@ impl ChangeOfLeader {
             revision: 0,
         });
         let write = Txn {
-            when: vec![guard],
+            when: guards,
             then: vec![Operation::Put {
                 key,
                 value: value.into_bytes(),
@@ -282,34 +276,110 @@ impl ChangeOfLeader {
     }
 }
 
-/// Deletes the switchover that is scheduled; whether there was one.
-///
-/// # Errors
-/// 409 when it changed meanwhile, 503 when the DCS does not do it.
-pub async fn delete_scheduled(dcs: &dyn Dcs, keys: &Keys) -> Result<bool, Refusal> {
-    let key = keys.path(&FactKey::Failover);
+/// What stands under `failover`.
+enum Standing {
+    /// Nothing that asks for something; the revision of the empty record, if there is one.
+    None {
+        /// Of the record.
+        revision: Option<i64>,
+    },
+    /// A request for later, or one that nobody has taken up. The guards hold as long as that is so.
+    Asked {
+        /// Whether it is for later.
+        is_scheduled: bool,
+        guards: Vec<Compare>,
+    },
+    /// A request that is carried out, as it is written.
+    Begun(String),
+}
+
+async fn standing(dcs: &dyn Dcs, keys: &Keys) -> Result<Standing, Refusal> {
+    let (key, progress) = (
+        keys.path(&FactKey::Failover),
+        keys.path(&FactKey::Switchover),
+    );
     let read = Txn {
-        then: vec![Operation::Get(key.clone())],
+        then: vec![
+            Operation::Get(key.clone()),
+            Operation::Get(progress.clone()),
+        ],
         ..Txn::default()
     };
     let found = dcs.commit(&read).await.map_err(unwritten)?.entries;
-    let scheduled = found.first().filter(|entry| {
-        let fact = records::parse(&FactKey::Failover, &entry.value);
-        matches!(fact, Fact::Failover(request) if request.scheduled_at.is_some())
+    let of = |key: &str| found.iter().find(|entry| entry.key == key);
+    let Some(entry) = of(&key) else {
+        return Ok(Standing::None { revision: None });
+    };
+    if records::is_absent(&FactKey::Failover, &entry.value) {
+        return Ok(Standing::None {
+            revision: Some(entry.mod_revision),
+        });
+    }
+    let fact = records::parse(&FactKey::Failover, &entry.value);
+    let is_scheduled = matches!(&fact, Fact::Failover(request) if request.scheduled_at.is_some());
+    let begun = of(&progress);
+    let is_begun = begun.is_some_and(|begun| {
+        let fact = records::parse(&FactKey::Switchover, &begun.value);
+        matches!(fact, Fact::Switchover(record) if i64::try_from(record.id) == Ok(entry.mod_revision))
     });
-    let Some(entry) = scheduled else {
-        return Ok(false);
+    if is_begun {
+        return Ok(Standing::Begun(
+            String::from_utf8_lossy(&entry.value).into_owned(),
+        ));
+    }
+    let not_begun = match begun {
+        Some(begun) => Compare::ModRevision(progress, begun.mod_revision),
+        None => Compare::Absent(progress),
+    };
+    Ok(Standing::Asked {
+        is_scheduled,
+        guards: vec![Compare::ModRevision(key, entry.mod_revision), not_begun],
+    })
+}
+
+/// What was taken back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TakenBack {
+    /// There was nothing to take back.
+    Nothing,
+    /// A switchover that was scheduled.
+    Scheduled,
+    /// A request that nobody had taken up.
+    Standing,
+}
+
+/// Deletes the change of leader that is scheduled, or that nobody has taken up.
+///
+/// # Errors
+/// 409 when it has begun, or changed meanwhile, 503 when the DCS does not do it.
+pub async fn take_back(dcs: &dyn Dcs, keys: &Keys) -> Result<TakenBack, Refusal> {
+    let (is_scheduled, guards) = match standing(dcs, keys).await? {
+        Standing::None { .. } => return Ok(TakenBack::Nothing),
+        Standing::Asked {
+            is_scheduled,
+            guards,
+        } => (is_scheduled, guards),
+        Standing::Begun(text) => {
+            return Err(refuse(
+                409,
+                format!("the change of leader is under way already: {text}"),
+            ));
+        }
     };
     let delete = Txn {
-        when: vec![Compare::ModRevision(key.clone(), entry.mod_revision)],
-        then: vec![Operation::Delete(key)],
+        when: guards,
+        then: vec![Operation::Delete(keys.path(&FactKey::Failover))],
         otherwise: Vec::new(),
     };
-    match dcs.commit(&delete).await.map_err(unwritten)?.succeeded {
-        true => Ok(true),
-        false => Err(refuse(
+    match (
+        dcs.commit(&delete).await.map_err(unwritten)?.succeeded,
+        is_scheduled,
+    ) {
+        (true, true) => Ok(TakenBack::Scheduled),
+        (true, false) => Ok(TakenBack::Standing),
+        (false, _) => Err(refuse(
             409,
-            "the scheduled switchover changed meanwhile; look again",
+            "the request for a change of leader changed meanwhile; look again",
         )),
     }
 }

@@ -7,7 +7,7 @@ use super::arguments::Flush;
 use super::members::{confirm, failed, selected, send, unless_failed};
 use super::rest::Answer;
 use super::{CtlError, Session};
-use crate::api::requests::delete_scheduled;
+use crate::api::requests::{TakenBack, take_back};
 
 /// `trunkline flush`
 pub(super) async fn flush(session: &Session, asked: &Flush) -> Result<(), CtlError> {
@@ -19,8 +19,8 @@ pub(super) async fn flush(session: &Session, asked: &Flush) -> Result<(), CtlErr
             restarts(session, (asked, members), &view.topology).await
         }
         "switchover" => {
-            let (_follow, view) = session.known().await?;
-            switchover(session, &view.topology).await
+            let _known = session.known().await?;
+            switchover(session).await
         }
         other => Err(CtlError::Usage(format!(
             "\"{other}\" is nothing that can be taken back; the last word is restart or switchover"
@@ -63,15 +63,11 @@ async fn restarts(
 }
 
 /// The DCS holds it, so no agent is needed.
-async fn switchover(session: &Session, topology: &Topology) -> Result<(), CtlError> {
-    let is_scheduled = topology
-        .failover
-        .as_ref()
-        .is_some_and(|request| request.scheduled_at.is_some());
-    if !is_scheduled || !delete_scheduled(session.dcs.as_ref(), &session.keys).await? {
-        return session.terminal.line("No pending scheduled switchover");
+async fn switchover(session: &Session) -> Result<(), CtlError> {
+    let terminal = &session.terminal;
+    match take_back(session.dcs.as_ref(), &session.keys).await? {
+        TakenBack::Nothing => terminal.line("No pending scheduled switchover"),
+        TakenBack::Scheduled => terminal.success("Success: scheduled switchover deleted"),
+        TakenBack::Standing => terminal.success("Success: request for a change of leader deleted"),
     }
-    session
-        .terminal
-        .success("Success: scheduled switchover deleted")
 }

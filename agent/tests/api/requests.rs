@@ -1,5 +1,8 @@
 //! What is asked of this member alone, by people and by other agents.
 
+use trunkline_agent::api::requests::{ChangeOfLeader, Kind};
+use trunkline_shared::cluster::topology::{SwitchoverRecord, SwitchoverStage};
+
 use super::*;
 
 #[tokio::test]
@@ -169,4 +172,56 @@ async fn what_is_scheduled_is_checked_shown_carried_out_and_taken_back() {
     assert_eq!(answer.status, 202, "{}", answer.text);
     let asked = tokio::time::timeout(PATIENCE, fixture.requests.recv()).await;
     assert!(matches!(asked, Ok(Some(LocalRequest::Restart { .. }))));
+}
+
+/// Patroni overwrites what stands under `failover`; so do we, as long as nobody carries it out.
+#[tokio::test]
+async fn a_standing_request_is_replaced_and_taken_back_until_it_has_begun() {
+    let fixture = Fixture::new().await;
+    let asked = ChangeOfLeader {
+        kind: Kind::Failover,
+        leader: None,
+        candidate: Some(MemberName::new("n2")),
+        scheduled_at: None,
+    };
+    let (dcs, keys) = (fixture.dcs.as_ref(), &fixture.keys);
+    let later = r#"{"leader":"n1","scheduled_at":"2099-01-01T00:00:00+00:00"}"#;
+    for standing in [later, r#"{"leader":"n1","member":"n3"}"#, "{}", "rubbish"] {
+        fixture.put(&FactKey::Failover, standing).await;
+        let revision = asked.write(dcs, keys).await.unwrap();
+        let found = dcs.read(&keys.path(&FactKey::Failover)).await.unwrap();
+        assert_eq!(found.entries[0].mod_revision, revision, "{standing}");
+        assert_eq!(found.entries[0].value, br#"{"member":"n2"}"#, "{standing}");
+    }
+    let revision = asked.write(dcs, keys).await.unwrap();
+    let begun = |id: i64| {
+        let epoch = LeaderEpoch {
+            generation: 0,
+            revision: 5,
+        };
+        records::switchover_to_json(&SwitchoverRecord {
+            id: u64::try_from(id).unwrap(),
+            epoch,
+            from: MemberName::new("n1"),
+            to: MemberName::new("n2"),
+            stage: SwitchoverStage::HoldAll,
+        })
+    };
+    fixture.put(&FactKey::Switchover, &begun(revision)).await;
+    let refusal = asked.write(dcs, keys).await.unwrap_err();
+    assert_eq!(refusal.status, 412, "{refusal}");
+    assert!(refusal.text.contains("wait for its end"), "{refusal}");
+    let answer = fixture.send("DELETE", "/switchover", Value::Null).await;
+    assert_eq!(answer.status, 409, "{}", answer.text);
+    // What was carried out was another one.
+    fixture
+        .put(&FactKey::Switchover, &begun(revision - 1))
+        .await;
+    let answer = fixture.send("DELETE", "/switchover", Value::Null).await;
+    assert_eq!(answer.status, 200, "{}", answer.text);
+    let answer = fixture.send("DELETE", "/switchover", Value::Null).await;
+    assert_eq!(answer.status, 404, "{}", answer.text);
+    fixture.put(&FactKey::Failover, later).await;
+    let answer = fixture.send("DELETE", "/switchover", Value::Null).await;
+    assert_eq!(answer.text, "scheduled switchover deleted");
 }
