@@ -147,6 +147,7 @@ scripts! {
     the_log_is_read_as_patroni_reads_it,
     the_rest_api_and_its_clients_are_read_as_patroni_reads_them,
     what_is_dangerous_to_ignore_is_refused,
+    the_url_of_etcd_wins_and_brings_its_own_login,
     files_of_a_folder_are_merged_in_order,
     every_mistake_in_a_file_is_named_with_what_is_allowed,
     every_mistake_in_the_environment_is_named_by_its_variable,

@@ -1,9 +1,10 @@
 //! `etcd3:`, and the clear refusal of the stores this version does not speak to.
 
+use secrecy::SecretString;
 use trunkline_shared::dcs::etcd::{EtcdConfig, Protocol};
 
-use super::Mistake;
 use super::section::{Address, Section};
+use super::{Mistake, Warning};
 
 /// etcd's port.
 const DEFAULT_PORT: u16 = 2379;
@@ -105,8 +106,12 @@ pub fn read_section(section: &Section<'_>) -> Option<EtcdConfig> {
             &[("http", Protocol::Http), ("https", Protocol::Https)],
         )
         .unwrap_or_default();
-    let endpoints = endpoints(section, &mut protocol);
+    let (endpoints, of_the_url) = endpoints(section, &mut protocol);
     let (username, password) = (section.text("username"), section.secret("password"));
+    let (username, password) = match of_the_url {
+        Some((username, password)) => (Some(username), Some(password)),
+        None => (username, password),
+    };
     if username.is_some() != password.is_some() {
         let (absent, present) = match username {
             Some(_) => ("password", "username"),
@@ -128,7 +133,7 @@ pub fn read_section(section: &Section<'_>) -> Option<EtcdConfig> {
     section.without_effect(&OTHER_WAYS);
     section.end();
     if endpoints.is_empty() {
-        let named = ["hosts", "host", "url"]
+        let named = ["url", "hosts", "host"]
             .iter()
             .find_map(|key| section.find(key));
         // What cannot be used was named; an empty list says nothing.
@@ -151,14 +156,32 @@ pub fn read_section(section: &Section<'_>) -> Option<EtcdConfig> {
     })
 }
 
-/// The first of `hosts`, `host` and `url` that is set, as Patroni takes them.
-fn endpoints(section: &Section<'_>, protocol: &mut Protocol) -> Vec<String> {
-    let mut endpoints = Vec::new();
-    for (key, split) in [("hosts", true), ("host", true), ("url", false)] {
-        let Some(node) = section.find(key) else {
+/// A user's name and password.
+type Login = (String, SecretString);
+
+/// The first of `url`, `hosts` and `host` that is set, as Patroni takes them, and whom a URL names.
+fn endpoints(section: &Section<'_>, protocol: &mut Protocol) -> (Vec<String>, Option<Login>) {
+    let (mut endpoints, mut login) = (Vec::new(), None);
+    let mut first = None;
+    for (key, split) in [("url", false), ("hosts", true), ("host", true)] {
+        section.acknowledge(&[key]);
+        let Some(node) = section.find(key).filter(|node| !says_nothing(node)) else {
             continue;
         };
+        if let Some(first) = first {
+            section.report().warn(Warning::Contradiction {
+                origin: node.origin.clone(),
+                key: section.path_of(key),
+                done: format!("{} is set, too, and holds", section.path_of(first)),
+            });
+            continue;
+        }
         for text in section.texts(key, split).unwrap_or_default() {
+            let (text, own) = match key {
+                "url" => without_login(&text),
+                _ => (text, None),
+            };
+            login = own.or(login);
             match endpoint(&text) {
                 Some((host, own)) => {
                     *protocol = own.unwrap_or(*protocol);
@@ -173,13 +196,24 @@ fn endpoints(section: &Section<'_>, protocol: &mut Protocol) -> Vec<String> {
             }
         }
         if !endpoints.is_empty() {
-            break;
+            first = Some(key);
         }
     }
-    for key in ["hosts", "host", "url"] {
-        section.acknowledge(&[key]);
+    (endpoints, login)
+}
+
+/// A URL without the name and password in it, and those.
+fn without_login(url: &str) -> (String, Option<Login>) {
+    let parts = url.split_once("://").and_then(|(scheme, rest)| {
+        let (login, host) = rest.rsplit_once('@')?;
+        let (username, password) = login.split_once(':')?;
+        let login = (username.to_owned(), SecretString::from(password));
+        Some((format!("{scheme}://{host}"), login))
+    });
+    match parts {
+        Some((url, login)) => (url, Some(login)),
+        None => (url.to_owned(), None),
     }
-    endpoints
 }
 
 /// `host:port`, and the protocol if a URL says it.

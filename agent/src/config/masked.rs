@@ -68,31 +68,66 @@ pub fn shown(path: &str, text: &str) -> String {
     without_credentials(text)
 }
 
-/// What stands before a secret in a connection string, a URL or a line of `pg_hba.conf`.
-const BEFORE_SECRETS: [&str; 4] = [
-    "password=",
-    "ldapbindpasswd=",
-    "radiussecrets=",
-    "passphrase=",
+/// How the names of secrets end: in a connection string, a line of `pg_hba.conf`, a command or its environment.
+const SECRETS: [&str; 7] = [
+    "password",
+    "passwd",
+    "passphrase",
+    "secret",
+    "secrets",
+    "_key",
+    "token",
 ];
 
-/// Masks passwords inside a connection string, a URL or a line of `pg_hba.conf`.
-fn without_credentials(text: &str) -> String {
+/// Masks passwords inside a connection string, a URL, a command or a line of `pg_hba.conf`.
+pub fn without_credentials(text: &str) -> String {
     let mut text = text.to_owned();
-    for before in BEFORE_SECRETS {
-        let mut from = 0;
-        while let Some(at) = text[from..].find(before) {
-            let start = from + at + before.len();
-            let end = end_of_word(&text, start);
-            text.replace_range(start..end, MASK);
-            from = start + MASK.len();
-        }
+    let mut from = 0;
+    while let Some((start, end)) = secret_after(&text, from) {
+        text.replace_range(start..end, MASK);
+        from = start + MASK.len();
     }
-    if let Some((scheme, rest)) = text.split_once("://")
-        && let Some((credentials, host)) = rest.split_once('@')
-        && let Some((user, _)) = credentials.split_once(':')
-    {
-        return format!("{scheme}://{user}:{MASK}@{host}");
+    without_passwords_of_urls(text)
+}
+
+/// Where the next secret is: the word after `name=`, blanks around it or not, or after the option `--name`.
+fn secret_after(text: &str, from: usize) -> Option<(usize, usize)> {
+    let is_of_a_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-');
+    let blanks = [' ', '\t'];
+    let mut at = from;
+    loop {
+        let start = at + text[at..].find(is_of_a_name)?;
+        let length = text[start..].find(|c| !is_of_a_name(c));
+        at = length.map_or(text.len(), |length| start + length);
+        let name = text[start..at].to_ascii_lowercase();
+        if !SECRETS.iter().any(|secret| name.ends_with(secret)) {
+            continue;
+        }
+        let after = text[at..].trim_start_matches(blanks);
+        let is_option = name.starts_with("--") && text[at..].starts_with(blanks);
+        let value = match after.strip_prefix('=') {
+            Some(value) => value.trim_start_matches(blanks),
+            None if is_option && !after.starts_with('-') => after,
+            None => continue,
+        };
+        let begins = text.len() - value.len();
+        return Some((begins, end_of_word(text, begins)));
+    }
+}
+
+/// The same for `scheme://user:password@host`, each of several.
+fn without_passwords_of_urls(mut text: String) -> String {
+    let mut from = 0;
+    while let Some(at) = text[from..].find("://") {
+        let start = from + at + "://".len();
+        let word = &text[start..];
+        let word = &word[..word.find([' ', '\t', ',', '"', '\'']).unwrap_or(word.len())];
+        from = start;
+        if let Some(host) = word.rfind('@')
+            && let Some(user) = word[..host].find(':')
+        {
+            text.replace_range(start + user + 1..start + host, MASK);
+        }
     }
     text
 }
@@ -125,6 +160,25 @@ mod tests {
                 "host all all 0/0 ldap ldapserver=x ldapbindpasswd=*** ldaptls=1",
             ),
             ("http://u:p@h:1", "http://u:***@h:1"),
+            (
+                "http://u:p@h:1,https://v:q@i:2/x",
+                "http://u:***@h:1,https://v:***@i:2/x",
+            ),
+            ("PGPASSWORD=a psql -h b", "PGPASSWORD=*** psql -h b"),
+            (
+                "AWS_SECRET_ACCESS_KEY=a wal-g fetch",
+                "AWS_SECRET_ACCESS_KEY=*** wal-g fetch",
+            ),
+            ("host=a password = b user=c", "host=a password = *** user=c"),
+            ("curl --password a --url b", "curl --password *** --url b"),
+            (
+                "pg_basebackup --password --host a",
+                "pg_basebackup --password --host a",
+            ),
+            (
+                "run client_secret=a x_key='b c' d",
+                "run client_secret=*** x_key=*** d",
+            ),
             ("plain", "plain"),
         ] {
             assert_eq!(without_credentials(text), shown);

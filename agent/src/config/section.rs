@@ -9,6 +9,7 @@ use std::time::Duration;
 use secrecy::SecretString;
 
 use super::document::{Entry, Kind, Node, Origin, Scalar, Value};
+use super::masked::without_credentials;
 use super::{Mistake, Warning};
 
 /// What was found while reading.
@@ -466,12 +467,12 @@ pub fn is_secret(path: &str) -> bool {
         || ["passphrase", "auth", "auth_data", "set_acls"].contains(&last)
 }
 
-/// A value as a message shows it: short, on one line.
+/// A value as a message shows it: short, on one line, without passwords.
 pub fn shown(node: &Node) -> String {
     /// Longer values are cut in messages.
     const LONGEST: usize = 80;
     let text = match &node.value {
-        Value::Scalar(s) => format!("\"{}\"", s.text.escape_debug()),
+        Value::Scalar(s) => format!("\"{}\"", without_credentials(&s.text).escape_debug()),
         Value::List(items) => format!("a list of {}", items.len()),
         Value::Map(entries) => format!("a mapping of {}", entries.len()),
     };
