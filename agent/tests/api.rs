@@ -353,6 +353,72 @@ async fn replica_checks_know_lag_and_tags() {
     assert_eq!(fixture.get("/replica").await.status, 503);
 }
 
+/// Whether Patroni 4.1 answers 200: per path for a primary, a standby leader, and replicas without synchronous mode, in
+/// the sync record with synchronous mode, and in it with quorum commit.
+const CODES: [(&str, [bool; 5]); 14] = [
+    ("/primary", [true, false, false, false, false]),
+    ("/read-write", [true, false, false, false, false]),
+    ("/leader", [true, true, false, false, false]),
+    ("/standby-leader", [false, true, false, false, false]),
+    ("/replica", [false, false, true, true, true]),
+    ("/read-only", [true, true, true, true, true]),
+    ("/sync", [false, false, false, true, false]),
+    ("/synchronous", [false, false, false, true, false]),
+    ("/read-only-sync", [true, true, false, true, false]),
+    ("/read-only-synchronous", [true, true, false, true, false]),
+    ("/quorum", [false, false, false, false, true]),
+    ("/read-only-quorum", [true, true, false, false, true]),
+    ("/async", [false, false, true, false, false]),
+    ("/health", [true, true, true, true, true]),
+];
+
+#[tokio::test]
+async fn every_role_answers_every_path_as_patroni_does() {
+    let fixture = Fixture::new().await;
+    let replica = |mode: &str| {
+        let config = format!(r#"{{"synchronous_mode":{mode}}}"#);
+        let mut shown = led_by(1, "n2", &[("n1", "replica"), ("n2", "primary")]);
+        let sync = r#"{"leader":"n2","sync_standby":"n1","quorum":1}"#;
+        let keys = [(FactKey::Settings, config.as_str()), (FactKey::Sync, sync)];
+        let said = topology(1, &keys);
+        let shown_now = Arc::make_mut(&mut shown);
+        shown_now.settings.clone_from(&said.settings);
+        shown_now.sync.clone_from(&said.sync);
+        shown
+    };
+    for role in 0..5 {
+        fixture.publish(|published| {
+            as_primary(published);
+            published
+                .tags
+                .custom
+                .insert("dc".to_owned(), "\"a\"".to_owned());
+            match role {
+                0 => {}
+                1 => published.role = MemberRole::StandbyLeader,
+                _ => {
+                    published.role = MemberRole::Replica;
+                    published.lease_deadline = None;
+                    published.topology = replica(["false", "true", "\"quorum\""][role - 2]);
+                }
+            }
+        });
+        for (path, expected) in CODES {
+            let status = |is_ok: bool| if is_ok { 200 } else { 503 };
+            let of_a_leader = ["/primary", "/read-write", "/leader", "/standby-leader"];
+            let is_asked_for_tags = !of_a_leader.contains(&path);
+            for (query, is_ok) in [
+                ("", expected[role]),
+                ("?tag_dc=a", expected[role]),
+                ("?tag_dc=b", expected[role] && !is_asked_for_tags),
+            ] {
+                let answer = fixture.get(&format!("{path}{query}")).await;
+                assert_eq!(answer.status, status(is_ok), "role {role} {path}{query}");
+            }
+        }
+    }
+}
+
 #[tokio::test]
 async fn status_carries_patronis_fields_and_ours() {
     let fixture = Fixture::new().await;

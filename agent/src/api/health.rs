@@ -22,17 +22,19 @@ pub fn status(path: &str, query: &str, published: &Published, now: Moment) -> Op
         "/leader" => check.is_leader(),
         "/standby-leader" | "/standby_leader" => check.is_standby_leader(),
         "/replica" => check.is_replica(),
-        "/read-only" => check.is_primary() || check.is_standby_leader() || check.is_replica(),
+        "/read-only" => check.leads_with_the_tags() || check.is_replica(),
         "/synchronous" | "/sync" => check.is_synchronous() && check.is_replica(),
         "/read-only-sync" | "/read-only-synchronous" => {
-            check.is_primary() || (check.is_synchronous() && check.is_replica())
+            check.leads_with_the_tags() || (check.is_synchronous() && check.is_replica())
         }
         "/quorum" => check.is_quorum() && check.is_replica(),
-        "/read-only-quorum" => check.is_primary() || (check.is_quorum() && check.is_replica()),
+        "/read-only-quorum" => {
+            check.leads_with_the_tags() || (check.is_quorum() && check.is_replica())
+        }
         "/asynchronous" | "/async" => {
             check.is_replica() && !check.is_synchronous() && !check.is_quorum()
         }
-        "/health" => check.is_running(),
+        "/health" => check.is_running() && check.has_the_tags(),
         "/liveness" => check.is_alive(),
         "/readiness" => check.is_ready(),
         _ => return None,
@@ -63,6 +65,11 @@ impl Check<'_> {
 
     fn is_standby_leader(&self) -> bool {
         self.is_leader() && self.published.role == MemberRole::StandbyLeader
+    }
+
+    /// The paths that ask for a leader ask for no tag; those that a leader may answer among others do.
+    fn leads_with_the_tags(&self) -> bool {
+        (self.is_primary() || self.is_standby_leader()) && self.has_the_tags()
     }
 
     fn is_replica(&self) -> bool {
