@@ -81,7 +81,10 @@ fn view(topology: &Topology, member: &Member) -> MemberView {
         host,
         port,
         role: role(topology, member, is_leader),
-        state: state(member, is_leader),
+        state: state(
+            member,
+            is_leader && member.role != MemberRole::StandbyLeader,
+        ),
         api_url: member.api_url.to_string(),
         timeline: member.timeline.map(|t| t.0),
         received,
@@ -119,6 +122,7 @@ fn role(topology: &Topology, member: &Member, is_leader: bool) -> &'static str {
     }
 }
 
+/// Whoever is no leader of its own cluster, a standby leader too, is told by how it replicates.
 fn state(member: &Member, is_leader: bool) -> String {
     let word = match (member.state, member.is_streaming) {
         (MemberState::Running, Some(true)) if !is_leader => "streaming",

@@ -225,3 +225,27 @@ async fn a_standing_request_is_replaced_and_taken_back_until_it_has_begun() {
     let answer = fixture.send("DELETE", "/switchover", Value::Null).await;
     assert_eq!(answer.text, "scheduled switchover deleted");
 }
+
+#[tokio::test]
+async fn a_standby_leader_is_shown_by_how_it_replicates() {
+    let fixture = Fixture::new().await;
+    let state = |role: &str| {
+        let member = format!(
+            r#"{{"conn_url":"postgres://n1:5432/postgres","api_url":"http://n1:8008/patroni","state":"running",
+                "role":"{role}","replication_state":"streaming"}}"#
+        );
+        let keys = [
+            (FactKey::Leader, "n1"),
+            (FactKey::Member(MemberName::new("n1")), member.as_str()),
+        ];
+        fixture.publish(|published| published.topology = topology(1, &keys));
+        let fixture = &fixture;
+        async move {
+            let answer = fixture.get("/cluster").await;
+            let shown: Value = serde_json::from_str(&answer.text).unwrap();
+            shown["members"][0]["state"].as_str().unwrap().to_owned()
+        }
+    };
+    assert_eq!(state("standby_leader").await, "streaming");
+    assert_eq!(state("primary").await, "running");
+}
