@@ -59,8 +59,8 @@ pub fn exposition(published: &Published, now: Moment) -> String {
         let value = (metric.value)(&facts);
         put(metric.name, metric.help, "", value);
     }
-    if let Some(reason) = &published.reason {
-        let extra = format!(",reason=\"{}\"", escaped(reason));
+    if let Some(reason) = &published.decided {
+        let extra = format!(",reason=\"{}\"", reason.word());
         put(
             "trunkline_agent_reason_info",
             "Why the cluster is as it is, as this member sees it.",
@@ -302,6 +302,19 @@ mod tests {
     use trunkline_shared::cluster::{ClusterName, MemberName};
 
     use super::*;
+    use crate::decide::Reason;
+
+    #[test]
+    fn a_reason_is_labelled_with_its_word_alone() {
+        let now = Moment(1);
+        let (cluster, name) = (ClusterName::new("c"), MemberName::new("n"));
+        let mut published = Published::before_the_first_tick(cluster, name, now);
+        published.reason = Some("This member follows the leader. (n2 at 0/5000000)".into());
+        published.decided = Some(Reason::Following);
+        let text = exposition(&published, now);
+        assert!(text.contains(",reason=\"following\"} 1\n"), "{text}");
+        assert!(!text.contains("n2"), "{text}");
+    }
 
     /// What `promtool check metrics` complains of.
     #[test]

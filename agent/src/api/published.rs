@@ -10,6 +10,7 @@ use trunkline_shared::cluster::{
     Timeline, Topology,
 };
 
+use crate::decide::Reason;
 use crate::decide::store::StoreView;
 
 /// This member and the cluster as of the last tick.
@@ -74,6 +75,8 @@ pub struct Published {
     /// What the last tick decided and why, in the one sentence that log and journal use; where there is
     /// no leader, why there is none.
     pub reason: Option<Arc<str>>,
+    /// The same without what it is about.
+    pub decided: Option<Reason>,
     /// The epoch under which this member leads.
     pub epoch: Option<LeaderEpoch>,
     /// Until when this member may lead without another word from the DCS or the members. Paths that say
@@ -148,6 +151,7 @@ impl Published {
             former: BTreeMap::new(),
             topology: Arc::default(),
             reason: None,
+            decided: None,
             epoch: None,
             lease_deadline: None,
             is_disk_nearly_full: false,

@@ -218,6 +218,7 @@ impl Recorder {
             former: former(&decision.memory),
             topology: Arc::new(seen.topology().cloned().unwrap_or_default()),
             reason: Some(Arc::from(reason.as_str())),
+            decided: Some(decision.reason),
             is_failsafe_active: held.is_some_and(|held| held.is_by_failsafe),
             epoch,
             lease_deadline,
