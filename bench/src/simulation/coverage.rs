@@ -80,6 +80,10 @@ pub const UNREACHED: &[(&str, &str)] = &[
         "no hand deletes the configuration of a simulated cluster; a script holds the rule",
     ),
     (
+        "config_unreadable",
+        "no hand writes into a simulated configuration what is no JSON; a script holds the rule",
+    ),
+    (
         "rules_fail",
         "only a defect in the rules makes it so, and a seed ends with the first",
     ),
