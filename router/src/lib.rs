@@ -6,6 +6,7 @@
 //!
 //! The router is never the safety mechanism: it may serve nobody, it may not decide who leads.
 
+pub mod auth;
 pub mod cancel;
 pub mod config;
 pub mod cores;
@@ -14,6 +15,7 @@ pub mod http;
 pub mod lanes;
 pub mod listener;
 pub mod metrics;
+pub mod pool;
 pub mod protocol;
 pub mod route;
 pub mod run;

@@ -1,5 +1,6 @@
 //! PostgreSQL's wire protocol, as far as the router must read it. Pure: bytes in, facts out.
 
+pub mod exchange;
 pub mod frame;
 pub mod messages;
 pub mod sqlstate;

@@ -150,6 +150,7 @@ const IMPORTS: &[Never] = &[
             "router/src/route",
             "router/src/topology/transition",
             "router/src/pool/state",
+            "router/src/pool/budget",
             "router/src/session/carry_over",
             "router/src/auth",
             "router/src/protocol",

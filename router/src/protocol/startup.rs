@@ -60,6 +60,9 @@ pub enum NotStartup {
     /// A code that means nothing.
     #[error("the first packet carries the unknown code {0}")]
     Code(u32),
+    /// Its parameters are not pairs of texts.
+    #[error("the start-up packet's parameters {0}")]
+    Parameters(&'static str),
 }
 
 /// Reads the first packet, or as much of it as has come.
@@ -102,7 +105,161 @@ pub fn parse(bytes: &[u8]) -> Result<Progress, NotStartup> {
     Ok(Progress::Whole(first, whole))
 }
 
+/// The parameters of a start-up packet.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Parameters {
+    /// Who.
+    pub user: String,
+    /// Where; the user's name if the client did not say.
+    pub database: String,
+    /// The client wants a replication connection.
+    pub is_replication: bool,
+    /// Settings by name, those of `options` first, as in PostgreSQL.
+    pub settings: Vec<(String, String)>,
+    /// Protocol options (`_pq_.`) that nobody here knows.
+    pub unknown_options: Vec<String>,
+}
+
+/// Reads the parameters of a whole start-up packet.
+pub fn parameters(packet: &[u8]) -> Result<Parameters, NotStartup> {
+    let wrong = NotStartup::Parameters;
+    let body = packet.get(8..).unwrap_or_default();
+    // The last pair is followed by one more zero byte.
+    let pairs = match body {
+        [pairs @ .., 0] => pairs,
+        _ => return Err(wrong("are not terminated")),
+    };
+    let mut read = Parameters::default();
+    let mut given = Vec::new();
+    let mut rest = pairs;
+    while !rest.is_empty() {
+        let mut next = || {
+            let end = rest.iter().position(|b| *b == 0);
+            let (text, after) = rest.split_at(end.ok_or(wrong("are not terminated"))?);
+            rest = &after[1..];
+            let text = std::str::from_utf8(text).map_err(|_| wrong("are not UTF-8"))?;
+            Ok::<_, NotStartup>(text.to_owned())
+        };
+        let (name, value) = (next()?, next()?);
+        match name.as_str() {
+            "user" => read.user = value,
+            "database" => read.database = value,
+            "replication" => {
+                let off = ["", "false", "off", "no", "0"];
+                read.is_replication = !off.contains(&value.as_str());
+            }
+            "options" => {
+                let options = options(&value);
+                read.settings
+                    .extend(options.ok_or(wrong("hold options that are not -c name=value"))?);
+            }
+            _ if name.starts_with("_pq_.") => read.unknown_options.push(name),
+            "" => return Err(wrong("hold one without a name")),
+            _ => given.push((name, value)),
+        }
+    }
+    read.settings.append(&mut given);
+    if read.user.is_empty() {
+        return Err(wrong("name no user"));
+    }
+    if read.database.is_empty() {
+        read.database.clone_from(&read.user);
+    }
+    Ok(read)
+}
+
+/// The settings in a text of command-line options: `-c name=value`, `-cname=value`, `--name=value`. Spaces
+/// separate, a backslash takes what follows it literally.
+fn options(text: &str) -> Option<Vec<(String, String)>> {
+    let mut words = vec![String::new()];
+    let mut letters = text.chars();
+    while let Some(letter) = letters.next() {
+        match letter {
+            '\\' => words.last_mut()?.push(letters.next()?),
+            letter if letter.is_ascii_whitespace() => words.push(String::new()),
+            letter => words.last_mut()?.push(letter),
+        }
+    }
+    let mut words = words.into_iter().filter(|word| !word.is_empty());
+    let mut settings = Vec::new();
+    while let Some(word) = words.next() {
+        let setting = match (word.strip_prefix("--"), word.strip_prefix("-c")) {
+            (Some(long), _) => long.to_owned(),
+            (None, Some("")) => words.next()?,
+            (None, Some(short)) => short.to_owned(),
+            (None, None) => return None,
+        };
+        let (name, value) = setting.split_once('=')?;
+        if name.is_empty() {
+            return None;
+        }
+        settings.push((name.replace('-', "_"), value.to_owned()));
+    }
+    Some(settings)
+}
+
 fn number(bytes: &[u8], at: usize) -> Option<u32> {
     let four = bytes.get(at..at + 4)?;
     Some(u32::from_be_bytes(four.try_into().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn packet(pairs: &str) -> Vec<u8> {
+        let mut packet = u32::try_from(pairs.len() + 8)
+            .unwrap()
+            .to_be_bytes()
+            .to_vec();
+        packet.extend_from_slice(&[0, 3, 0, 0]);
+        packet.extend_from_slice(pairs.as_bytes());
+        packet
+    }
+
+    #[test]
+    fn parameters_of_any_name_are_kept_in_order() {
+        let read = parameters(&packet(
+            "user\0app\0options\0-c geqo=off --search-path=a\\ b -cwork_mem=4MB\0application_name\0x\0_pq_.x\0\0\0",
+        ))
+        .unwrap();
+        assert_eq!((read.user.as_str(), read.database.as_str()), ("app", "app"));
+        let settings: Vec<_> = read
+            .settings
+            .iter()
+            .map(|(n, v)| format!("{n}={v}"))
+            .collect();
+        assert_eq!(
+            settings,
+            [
+                "geqo=off",
+                "search_path=a b",
+                "work_mem=4MB",
+                "application_name=x"
+            ]
+        );
+        assert_eq!(read.unknown_options, ["_pq_.x"]);
+        let read = parameters(&packet("user\0a\0database\0d\0replication\0database\0\0")).unwrap();
+        assert!(read.is_replication && read.database == "d");
+    }
+
+    #[test]
+    fn parameters_that_are_no_pairs_of_texts_are_refused() {
+        for pairs in [
+            "",
+            "\0",
+            "user\0a\0",
+            "user\0a",
+            "user\0a\0database\0\0",
+            "\0x\0user\0a\0\0",
+            "user\0a\0options\0-x\0\0",
+            "user\0a\0options\0-c\0\0",
+            "user\0a\0options\0-c a\0\0",
+            "user\0a\0options\0x\\\0\0",
+        ] {
+            assert!(parameters(&packet(pairs)).is_err(), "{pairs:?}");
+        }
+        assert!(parameters(b"\0\0\0\x08\0\x03\0\0").is_err());
+        assert!(parameters(b"\0\0\0\x0e\0\x03\0\0u\xff\0a\0\0").is_err());
+    }
 }

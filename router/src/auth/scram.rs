@@ -1,0 +1,342 @@
+//! SCRAM-SHA-256 (RFC 5802, RFC 7677) as PostgreSQL speaks it, both sides, without channel binding.
+//!
+//! A client's proof is its ClientKey, hidden by a signature that the verifier's StoredKey makes: who knows
+//! the verifier can take the key out of a right proof. With it the router logs in to a PostgreSQL that holds
+//! the same verifier, and nobody ever needs the password.
+
+use std::fmt;
+use std::num::NonZeroU32;
+use std::sync::Arc;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use ring::{digest, hmac, pbkdf2};
+use subtle::ConstantTimeEq;
+
+use crate::auth::{Malformed, RANDOM_BYTES};
+
+/// The most iterations that are accepted, of a server's offer or in a verifier: each costs a hash, and a
+/// malicious server could ask for billions. 24 times PostgreSQL's default, as in pgjdbc and rust-postgres.
+pub const MAX_ITERATIONS: u32 = 100_000;
+/// Iterations of verifiers made here: PostgreSQL's default.
+pub const ITERATIONS: u32 = 4096;
+/// The longest message of an exchange, bytes: PostgreSQL's own limit for a password message is the same.
+pub const MAX_MESSAGE: usize = 1024;
+/// The longest salt, bytes.
+const MAX_SALT: usize = 256;
+
+type Hash = [u8; 32];
+
+/// ClientKey and ServerKey: whoever has them can log in as the user.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Keys {
+    client: Hash,
+    server: Hash,
+}
+
+impl fmt::Debug for Keys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Keys")
+    }
+}
+
+/// What PostgreSQL stores of a password: `SCRAM-SHA-256$<iterations>:<salt>$<StoredKey>:<ServerKey>`.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Verifier {
+    iterations: NonZeroU32,
+    salt: Vec<u8>,
+    stored: Hash,
+    server: Hash,
+}
+
+impl fmt::Debug for Verifier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Verifier")
+    }
+}
+
+impl Verifier {
+    /// Reads PostgreSQL's stored form.
+    pub fn parse(stored: &str) -> Option<Self> {
+        let rest = stored.strip_prefix("SCRAM-SHA-256$")?;
+        let (cost, keys) = rest.split_once('$')?;
+        let (iterations, salt) = cost.split_once(':')?;
+        let (stored, server) = keys.split_once(':')?;
+        let iterations: NonZeroU32 = iterations.parse().ok()?;
+        let salt = STANDARD.decode(salt).ok()?;
+        let is_sane = iterations.get() <= MAX_ITERATIONS && (1..=MAX_SALT).contains(&salt.len());
+        is_sane.then_some(Self {
+            iterations,
+            salt,
+            stored: hash_of(stored)?,
+            server: hash_of(server)?,
+        })
+    }
+
+    /// Makes one from a password. Costs [`ITERATIONS`] hashes.
+    pub fn derive(password: &str, salt: &[u8]) -> Self {
+        let iterations = NonZeroU32::new(ITERATIONS).unwrap_or(NonZeroU32::MIN);
+        let keys = Keys::derive(password, salt, iterations);
+        Self {
+            iterations,
+            salt: salt.to_vec(),
+            stored: sha256(&keys.client),
+            server: keys.server,
+        }
+    }
+
+    /// What an unknown user is answered with: the same at every attempt, so that it looks like a user, and
+    /// proved by nothing.
+    pub fn mock(user: &str, secret: &[u8; 32]) -> Self {
+        let salted = sign(secret, user.as_bytes());
+        Self {
+            iterations: NonZeroU32::new(ITERATIONS).unwrap_or(NonZeroU32::MIN),
+            salt: salted[..16].to_vec(),
+            stored: sign(secret, &salted),
+            server: sign(&salted, user.as_bytes()),
+        }
+    }
+}
+
+impl Keys {
+    fn derive(password: &str, salt: &[u8], iterations: NonZeroU32) -> Self {
+        // As PostgreSQL: what cannot be normalised is used as it is.
+        let password = stringprep::saslprep(password);
+        let mut salted = [0; 32];
+        let normal = password.as_deref().unwrap_or_default().as_bytes();
+        pbkdf2::derive(
+            pbkdf2::PBKDF2_HMAC_SHA256,
+            iterations,
+            salt,
+            normal,
+            &mut salted,
+        );
+        Self {
+            client: sign(&salted, b"Client Key"),
+            server: sign(&salted, b"Server Key"),
+        }
+    }
+}
+
+/// One exchange, on the side of the server.
+pub struct ServerExchange {
+    verifier: Arc<Verifier>,
+    is_known: bool,
+    nonce: String,
+    /// The client's header, such as `n,,`.
+    header: String,
+    /// First messages of both sides, joined.
+    spoken: String,
+}
+
+impl ServerExchange {
+    /// Begins. Where the user is not known every proof is wrong.
+    pub fn new(verifier: Arc<Verifier>, is_known: bool, random: &[u8; RANDOM_BYTES]) -> Self {
+        Self {
+            verifier,
+            is_known,
+            nonce: STANDARD.encode(random),
+            header: String::new(),
+            spoken: String::new(),
+        }
+    }
+
+    /// Takes the client's first message and returns the server's.
+    ///
+    /// # Errors
+    /// It is not such a message.
+    pub fn first(&mut self, message: &[u8]) -> Result<String, Malformed> {
+        let message = text(message)?;
+        let mut parts = message.splitn(3, ',');
+        let (binding, identity, bare) = (parts.next(), parts.next(), parts.next());
+        match binding {
+            Some("n" | "y") => {}
+            Some(_) => return Err(Malformed("channel binding is not offered without TLS")),
+            None => return Err(Malformed("an empty first message")),
+        }
+        if identity != Some("") {
+            return Err(Malformed("an authorization identity is not supported"));
+        }
+        let bare = bare.ok_or(Malformed("the first message is cut short"))?;
+        if bare.starts_with("m=") {
+            return Err(Malformed("a mandatory extension is not supported"));
+        }
+        let mut attributes = bare.split(',');
+        let (user, nonce) = (attributes.next(), attributes.next());
+        if !user.is_some_and(|user| user.starts_with("n=")) {
+            return Err(Malformed("the first message names no user"));
+        }
+        let nonce = nonce.and_then(|nonce| nonce.strip_prefix("r="));
+        let nonce = nonce.filter(|nonce| is_nonce(nonce));
+        let nonce = nonce.ok_or(Malformed("the first message has no usable nonce"))?;
+        self.nonce = format!("{nonce}{}", self.nonce);
+        self.header = message[..message.len() - bare.len()].to_owned();
+        let reply = format!(
+            "r={},s={},i={}",
+            self.nonce,
+            STANDARD.encode(&self.verifier.salt),
+            self.verifier.iterations
+        );
+        self.spoken = format!("{bare},{reply}");
+        Ok(reply)
+    }
+
+    /// Takes the client's last message. With a right proof: the user's keys and the server's last message.
+    ///
+    /// # Errors
+    /// It is not such a message.
+    pub fn last(self, message: &[u8]) -> Result<Option<(Keys, String)>, Malformed> {
+        let message = text(message)?;
+        let (unproved, proof) = message
+            .rsplit_once(",p=")
+            .ok_or(Malformed("the last message has no proof"))?;
+        let mut attributes = unproved.split(',');
+        let binding = attributes.next().and_then(|a| a.strip_prefix("c="));
+        if binding != Some(STANDARD.encode(&self.header).as_str()) {
+            return Err(Malformed(
+                "the channel binding is not the one that was begun with",
+            ));
+        }
+        let nonce = attributes.next().and_then(|a| a.strip_prefix("r="));
+        if nonce != Some(self.nonce.as_str()) {
+            return Err(Malformed("the nonce is not the one of this exchange"));
+        }
+        let proof = hash_of(proof).ok_or(Malformed("the proof is not one"))?;
+        let spoken = format!("{},{unproved}", self.spoken);
+        let signature = sign(&self.verifier.stored, spoken.as_bytes());
+        let client = exclusive_or(proof, signature);
+        let is_right = bool::from(sha256(&client).ct_eq(&self.verifier.stored));
+        if !is_right || !self.is_known {
+            return Ok(None);
+        }
+        let server = self.verifier.server;
+        let reply = format!("v={}", STANDARD.encode(sign(&server, spoken.as_bytes())));
+        Ok(Some((Keys { client, server }, reply)))
+    }
+}
+
+enum Known {
+    Password(secrecy::SecretString),
+    Keys(Keys),
+}
+
+/// One exchange, on the side of the client.
+pub struct ClientExchange {
+    known: Known,
+    nonce: String,
+    /// What the server's last message must be.
+    expected: Option<Hash>,
+}
+
+/// The server's message makes no sense, or asks for too much.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Suspicious(pub &'static str);
+
+impl ClientExchange {
+    /// Begins with a password.
+    pub fn with_password(password: &str, random: &[u8; RANDOM_BYTES]) -> Self {
+        Self::new(Known::Password(password.to_owned().into()), random)
+    }
+
+    /// Begins with the keys that an exchange with a client left.
+    pub fn with_keys(keys: Keys, random: &[u8; RANDOM_BYTES]) -> Self {
+        Self::new(Known::Keys(keys), random)
+    }
+
+    fn new(known: Known, random: &[u8; RANDOM_BYTES]) -> Self {
+        Self {
+            known,
+            nonce: STANDARD.encode(random),
+            expected: None,
+        }
+    }
+
+    /// The first message. PostgreSQL takes the user from the start-up packet.
+    pub fn first(&self) -> String {
+        format!("n,,n=,r={}", self.nonce)
+    }
+
+    /// Takes the server's first message and returns the last one of the client.
+    ///
+    /// # Errors
+    /// It is not such a message, or asks for more than `max_iterations`.
+    pub fn answer(&mut self, message: &[u8], max_iterations: u32) -> Result<String, Suspicious> {
+        let first = text(message).map_err(|why| Suspicious(why.0))?;
+        let mut attributes = first.split(',');
+        let mut next = |name: &str| attributes.next().and_then(|a| a.strip_prefix(name));
+        let nonce = next("r=").filter(|nonce| is_nonce(nonce));
+        let nonce = nonce.ok_or(Suspicious("its first message has no usable nonce"))?;
+        if !nonce.starts_with(&self.nonce) || nonce.len() == self.nonce.len() {
+            return Err(Suspicious("its nonce does not continue ours"));
+        }
+        let salt = next("s=").and_then(|salt| STANDARD.decode(salt).ok());
+        let salt = salt.filter(|salt| (1..=MAX_SALT).contains(&salt.len()));
+        let salt = salt.ok_or(Suspicious("its first message has no usable salt"))?;
+        let iterations = next("i=").and_then(|i| i.parse::<NonZeroU32>().ok());
+        let iterations = iterations.ok_or(Suspicious("it names no number of iterations"))?;
+        if iterations.get() > max_iterations {
+            return Err(Suspicious("it asks for too many iterations"));
+        }
+        let keys = match &self.known {
+            Known::Password(password) => {
+                let password = secrecy::ExposeSecret::expose_secret(password);
+                Keys::derive(password, &salt, iterations)
+            }
+            Known::Keys(keys) => keys.clone(),
+        };
+        let unproved = format!("c=biws,r={nonce}");
+        let spoken = format!("n=,r={},{first},{unproved}", self.nonce);
+        let signature = sign(&sha256(&keys.client), spoken.as_bytes());
+        let proof = exclusive_or(keys.client, signature);
+        self.expected = Some(sign(&keys.server, spoken.as_bytes()));
+        Ok(format!("{unproved},p={}", STANDARD.encode(proof)))
+    }
+
+    /// Whether the server's last message proves that it knows the verifier.
+    pub fn verify(&self, message: &[u8]) -> bool {
+        let given = text(message)
+            .ok()
+            .and_then(|m| hash_of(m.strip_prefix("v=")?));
+        match (given, self.expected) {
+            (Some(given), Some(expected)) => bool::from(given.ct_eq(&expected)),
+            (None, _) | (_, None) => false,
+        }
+    }
+}
+
+fn text(message: &[u8]) -> Result<&str, Malformed> {
+    if message.len() > MAX_MESSAGE {
+        return Err(Malformed("a message that is too long"));
+    }
+    std::str::from_utf8(message).map_err(|_| Malformed("a message that is no text"))
+}
+
+/// Printable ASCII without a comma, by the grammar of RFC 5802.
+fn is_nonce(nonce: &str) -> bool {
+    !nonce.is_empty() && nonce.bytes().all(|b| b.is_ascii_graphic() && b != b',')
+}
+
+fn hash_of(encoded: &str) -> Option<Hash> {
+    STANDARD.decode(encoded).ok()?.try_into().ok()
+}
+
+fn sign(key: &[u8], message: &[u8]) -> Hash {
+    let tag = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, key), message);
+    let mut hash = [0; 32];
+    hash.copy_from_slice(tag.as_ref());
+    hash
+}
+
+fn sha256(message: &[u8]) -> Hash {
+    let mut hash = [0; 32];
+    hash.copy_from_slice(digest::digest(&digest::SHA256, message).as_ref());
+    hash
+}
+
+fn exclusive_or(mut one: Hash, other: Hash) -> Hash {
+    one.iter_mut().zip(other).for_each(|(a, b)| *a ^= b);
+    one
+}
+
+#[cfg(test)]
+mod tests;

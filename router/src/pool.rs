@@ -1,0 +1,4 @@
+//! Pools of servers.
+
+pub mod budget;
+pub mod state;

@@ -1,0 +1,83 @@
+//! How many servers may be open: counts that all cores share, without a lock.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// A number of servers that may be open at once.
+#[derive(Debug)]
+pub struct Budget {
+    limit: AtomicUsize,
+    open: AtomicUsize,
+}
+
+impl Budget {
+    /// With this limit; `usize::MAX` is none.
+    pub fn new(limit: usize) -> Self {
+        Self {
+            limit: AtomicUsize::new(limit),
+            open: AtomicUsize::new(0),
+        }
+    }
+
+    /// Changes the limit. What is open above it stays open until it is closed for another reason.
+    pub fn set_limit(&self, limit: usize) {
+        self.limit.store(limit, Ordering::Relaxed);
+    }
+
+    /// Counts one more, if that is within the limit and `extra` beyond it.
+    fn take(&self, extra: usize) -> bool {
+        let limit = self.limit.load(Ordering::Relaxed).saturating_add(extra);
+        let taken = self
+            .open
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |open| {
+                (open < limit).then_some(open + 1)
+            });
+        taken.is_ok()
+    }
+
+    fn give_back(&self) {
+        self.open.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// How many are open.
+    pub fn open(&self) -> usize {
+        self.open.load(Ordering::Relaxed)
+    }
+}
+
+/// The three that a server counts in.
+#[derive(Clone, Debug)]
+pub struct Budgets {
+    /// Of its pool, on all cores: `default_pool_size`.
+    pub pool: Arc<Budget>,
+    /// Of its database: `max_db_connections`.
+    pub database: Arc<Budget>,
+    /// Of its user: `max_user_connections`.
+    pub user: Arc<Budget>,
+}
+
+impl Budgets {
+    /// Counts one more in all of them, or in none. The reserve goes beyond the pool's limit only.
+    pub fn take(&self, reserve: usize) -> bool {
+        if !self.pool.take(reserve) {
+            return false;
+        }
+        if !self.database.take(0) {
+            self.pool.give_back();
+            return false;
+        }
+        if !self.user.take(0) {
+            self.pool.give_back();
+            self.database.give_back();
+            return false;
+        }
+        true
+    }
+
+    /// Counts one less in all of them.
+    pub fn give_back(&self) {
+        self.pool.give_back();
+        self.database.give_back();
+        self.user.give_back();
+    }
+}

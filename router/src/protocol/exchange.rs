@@ -1,0 +1,310 @@
+//! What a pooled server was asked and has not answered yet, message by message: when it stands between two
+//! transactions, which of its answers the client never asked for, and which answers the router owes.
+
+use std::collections::VecDeque;
+
+use crate::protocol::messages::{CLOSE_COMPLETE, PARSE_COMPLETE};
+
+/// The most answers that may be outstanding. A client that sends more is not read until some have come.
+pub const MAX_OUTSTANDING: usize = 65_536;
+
+/// The status of a ReadyForQuery.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Status {
+    /// `I`: between transactions.
+    Idle,
+    /// `T`: in a transaction.
+    Transaction,
+    /// `E`: in a transaction that failed.
+    Failed,
+}
+
+impl Status {
+    /// From its letter.
+    pub fn from_letter(letter: u8) -> Option<Self> {
+        match letter {
+            b'I' => Some(Status::Idle),
+            b'T' => Some(Status::Transaction),
+            b'E' => Some(Status::Failed),
+            _ => None,
+        }
+    }
+}
+
+/// One message whose answer is to come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Expect {
+    /// Parse of a statement by its number; 0 where nobody remembers it. Hidden: the router sent it of itself.
+    Parse {
+        /// Its number.
+        statement: u32,
+        /// The client is not told.
+        is_hidden: bool,
+    },
+    /// Bind.
+    Bind,
+    /// Describe.
+    Describe,
+    /// Close. Hidden as above.
+    Close {
+        /// The client is not told.
+        is_hidden: bool,
+    },
+    /// Execute.
+    Execute,
+    /// Sync.
+    Sync,
+    /// A simple query.
+    Query,
+    /// A function call.
+    Function,
+    /// The end of copied data, or its failure. Answered by nothing; a Sync before it is swallowed by COPY.
+    CopyEnd,
+    /// A Parse that the server never sees: the client is told ParseComplete in its place.
+    OwedParse,
+    /// A Close that the server never sees.
+    OwedClose,
+}
+
+/// What to do with a message of the server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Pass it on.
+    Pass,
+    /// The client did not ask for it.
+    Hide,
+    /// It answers nothing that was asked: this stream cannot be trusted any more.
+    Lost,
+}
+
+/// What has become of the requests of a server that is lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// Nothing was outstanding, no transaction open.
+    Nothing,
+    /// All of it was inside a transaction whose end was not asked for: it did not happen.
+    Undone,
+    /// It may have happened, or not.
+    Unknown,
+}
+
+/// The conversation with one server.
+#[derive(Debug)]
+pub struct Exchange {
+    queue: VecDeque<Expect>,
+    status: Status,
+    /// Nothing was sent since the last ReadyForQuery that is not answered by it.
+    is_ready: bool,
+    /// The server ignores everything until a Sync that was not sent yet.
+    is_skipping: bool,
+    /// Something outstanding may end the transaction.
+    may_end: bool,
+    /// The first of what is outstanding opens a transaction block.
+    begins: bool,
+}
+
+impl Default for Exchange {
+    /// A server that has just said that it is ready.
+    fn default() -> Self {
+        Self {
+            queue: VecDeque::new(),
+            status: Status::Idle,
+            is_ready: true,
+            is_skipping: false,
+            may_end: false,
+            begins: false,
+        }
+    }
+}
+
+impl Exchange {
+    /// Notes a message that goes to the server, or that is answered in its place.
+    pub fn sent(&mut self, expect: Expect) {
+        if self.is_skipping && expect != Expect::Sync {
+            return;
+        }
+        if expect == Expect::CopyEnd && self.queue.is_empty() {
+            return;
+        }
+        self.is_ready = false;
+        self.queue.push_back(expect);
+    }
+
+    /// Notes what a text that goes to the server may do to the transaction.
+    pub fn asked(&mut self, begins: bool, ends: bool) {
+        self.may_end |= ends;
+        if begins && self.is_ready && self.status == Status::Idle {
+            self.begins = true;
+        }
+    }
+
+    /// Writes the answers that are owed before the next one of the server.
+    pub fn settle(&mut self, out: &mut Vec<u8>) {
+        while let Some(head) = self.queue.front() {
+            match head {
+                Expect::OwedParse => out.extend_from_slice(PARSE_COMPLETE),
+                Expect::OwedClose => out.extend_from_slice(CLOSE_COMPLETE),
+                Expect::CopyEnd => {}
+                Expect::Parse { .. }
+                | Expect::Bind
+                | Expect::Describe
+                | Expect::Close { .. }
+                | Expect::Execute
+                | Expect::Sync
+                | Expect::Query
+                | Expect::Function => return,
+            }
+            self.queue.pop_front();
+        }
+    }
+
+    /// Whether an answer is owed that comes before any of the server.
+    pub fn owes(&self) -> bool {
+        matches!(
+            self.queue.front(),
+            Some(Expect::OwedParse | Expect::OwedClose | Expect::CopyEnd)
+        )
+    }
+
+    /// Whether only answers that are owed are outstanding: the server has nothing to say to them.
+    pub fn only_owes(&self) -> bool {
+        let mut queue = self.queue.iter();
+        !self.queue.is_empty() && queue.all(|e| matches!(e, Expect::OwedParse | Expect::OwedClose))
+    }
+
+    /// Notes a message of the server, but for ReadyForQuery. `forget` hears of statements that were sent to
+    /// be prepared and are not.
+    pub fn answered(&mut self, kind: u8, mut forget: impl FnMut(u32)) -> Verdict {
+        let head = self.queue.front().copied();
+        match (kind, head) {
+            (b'1', Some(Expect::Parse { is_hidden, .. })) => {
+                self.queue.pop_front();
+                if is_hidden {
+                    Verdict::Hide
+                } else {
+                    Verdict::Pass
+                }
+            }
+            (b'3', Some(Expect::Close { is_hidden })) => {
+                self.queue.pop_front();
+                if is_hidden {
+                    Verdict::Hide
+                } else {
+                    Verdict::Pass
+                }
+            }
+            (b'2', Some(Expect::Bind))
+            | (b'T' | b'n', Some(Expect::Describe))
+            | (b'C' | b'I' | b's', Some(Expect::Execute)) => {
+                self.queue.pop_front();
+                Verdict::Pass
+            }
+            (b't', Some(Expect::Describe))
+            | (b'D' | b'H' | b'd' | b'c', Some(Expect::Execute | Expect::Query))
+            | (b'T' | b'C' | b'I', Some(Expect::Query))
+            | (b'V', Some(Expect::Function)) => Verdict::Pass,
+            (b'G', Some(Expect::Execute | Expect::Query)) => {
+                self.swallow();
+                Verdict::Pass
+            }
+            (b'E', Some(Expect::Query | Expect::Function | Expect::Sync)) => Verdict::Pass,
+            (b'E', Some(_)) => {
+                self.skip(&mut forget);
+                Verdict::Pass
+            }
+            // What a server says unasked; an error unasked is its last word.
+            (b'N' | b'A' | b'S' | b'E', _) => Verdict::Pass,
+            _ => Verdict::Lost,
+        }
+    }
+
+    /// Notes a ReadyForQuery.
+    pub fn ready(&mut self, status: Status) -> Verdict {
+        let Some(Expect::Sync | Expect::Query | Expect::Function) = self.queue.pop_front() else {
+            return Verdict::Lost;
+        };
+        self.status = status;
+        self.is_skipping = false;
+        while self.queue.front() == Some(&Expect::CopyEnd) {
+            self.queue.pop_front();
+        }
+        if self.queue.is_empty() {
+            self.is_ready = true;
+            self.may_end = false;
+            self.begins = false;
+        }
+        Verdict::Pass
+    }
+
+    /// Copied data begins: the server ignores every Sync until the data ends.
+    fn swallow(&mut self) {
+        let mut has_ended = false;
+        self.queue.retain(|expect| {
+            has_ended |= *expect == Expect::CopyEnd;
+            *expect != Expect::Sync || has_ended
+        });
+    }
+
+    /// An error in the extended protocol: the server ignores everything until the next Sync.
+    fn skip(&mut self, forget: &mut impl FnMut(u32)) {
+        while let Some(head) = self.queue.front() {
+            match head {
+                Expect::Sync => return,
+                Expect::Parse { statement, .. } => forget(*statement),
+                Expect::Bind
+                | Expect::Describe
+                | Expect::Close { .. }
+                | Expect::Execute
+                | Expect::Query
+                | Expect::Function
+                | Expect::CopyEnd
+                | Expect::OwedParse
+                | Expect::OwedClose => {}
+            }
+            self.queue.pop_front();
+        }
+        self.is_skipping = true;
+    }
+
+    /// Whether the server stands between two transactions with nothing outstanding.
+    pub fn is_idle(&self) -> bool {
+        self.is_ready && self.queue.is_empty() && self.status == Status::Idle
+    }
+
+    /// Whether nothing is outstanding, in a transaction or not.
+    pub fn is_quiet(&self) -> bool {
+        self.is_ready && self.queue.is_empty()
+    }
+
+    /// The status of the last ReadyForQuery.
+    pub fn status(&self) -> Status {
+        self.status
+    }
+
+    /// Whether so much is outstanding that the client is not read any further.
+    pub fn is_full(&self) -> bool {
+        self.queue.len() >= MAX_OUTSTANDING
+    }
+
+    /// What becomes of what was asked, if the server is lost now.
+    pub fn fate(&self) -> Fate {
+        let is_inside = self.status != Status::Idle || self.begins;
+        match (self.is_quiet(), is_inside) {
+            (true, false) => Fate::Nothing,
+            (true, true) => Fate::Undone,
+            (false, true) if !self.may_end => Fate::Undone,
+            (false, _) => Fate::Unknown,
+        }
+    }
+
+    /// How many requests wait for their ReadyForQuery, and whether a batch is open after the last of them.
+    pub fn unanswered(&self) -> (usize, bool) {
+        let is_request = |e: &Expect| matches!(e, Expect::Sync | Expect::Query | Expect::Function);
+        let count = self.queue.iter().filter(|e| is_request(e)).count();
+        let is_open = !self.is_quiet() && !self.queue.back().is_some_and(is_request);
+        (count, is_open)
+    }
+}
+
+#[cfg(test)]
+mod tests;

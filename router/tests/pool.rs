@@ -1,0 +1,144 @@
+//! Runs every script of `tests/pool`: what a pool does about what happens to it.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test fails by panicking"
+)]
+
+use std::collections::BTreeMap;
+use std::error::Error;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use goldenscript::{Command, Context, Runner};
+use test_each_file::test_each_path;
+use trunkline_router::pool::budget::{Budget, Budgets};
+use trunkline_router::pool::state::{Effect, Failure, PoolState, Rules, ServerId, WaiterId};
+use trunkline_shared::cluster::{Moment, quantity};
+
+test_each_path! { in "./router/tests/pool" => run }
+
+fn run(path: &Path) {
+    goldenscript::run(&mut Script::default(), path).expect("script");
+}
+
+/// Two pools at most, `p` and `q`, of one database and one user.
+struct Script {
+    now: Moment,
+    budgets: Budgets,
+    rules: Rules,
+    pools: BTreeMap<String, PoolState>,
+}
+
+impl Default for Script {
+    fn default() -> Self {
+        let budget = |limit| Arc::new(Budget::new(limit));
+        Self {
+            now: Moment(1_000_000_000_000_000),
+            budgets: Budgets {
+                pool: budget(2),
+                database: budget(usize::MAX),
+                user: budget(usize::MAX),
+            },
+            rules: Rules {
+                min_size: 0,
+                reserve_size: 0,
+                reserve_after: Duration::from_secs(5),
+                lifetime: Duration::from_secs(3600),
+                idle_timeout: Duration::from_secs(600),
+            },
+            pools: BTreeMap::new(),
+        }
+    }
+}
+
+impl Runner for Script {
+    type Command = Command;
+
+    fn run(&mut self, command: &Command, context: &Context) -> Result<String, Box<dyn Error>> {
+        let mut args = command.consume_args();
+        match command.name.as_str() {
+            "rules" => {
+                let mut number =
+                    |key: &str, or: usize| args.take_key(key).map_or(or, |n| n.parse().unwrap());
+                self.budgets.pool.set_limit(number("size", 2));
+                self.budgets.database.set_limit(number("db", usize::MAX));
+                self.budgets.user.set_limit(number("user", usize::MAX));
+                self.rules.min_size = number("min", 0);
+                self.rules.reserve_size = number("reserve", 0);
+                args.reject_next()?;
+                return Ok(String::new());
+            }
+            "after" => {
+                let text = args.next_pos().unwrap();
+                self.now = self.now + quantity::duration(text).unwrap();
+                return Ok(String::new());
+            }
+            _ => {}
+        }
+        let pool = context.prefix.clone().unwrap_or_else(|| "p".to_owned());
+        let budgets = match pool.as_str() {
+            // The other pool has a size of its own.
+            "q" => Budgets {
+                pool: Arc::new(Budget::new(2)),
+                ..self.budgets.clone()
+            },
+            _ => self.budgets.clone(),
+        };
+        let rules = self.rules.clone();
+        let state = self
+            .pools
+            .entry(pool)
+            .or_insert_with(|| PoolState::new(rules, budgets));
+        let mut effects = Vec::new();
+        let mut said = Vec::new();
+        let word = args.next_pos();
+        let number = || word.unwrap()[1..].parse::<u32>().unwrap();
+        let now = self.now;
+        match command.name.as_str() {
+            "checkout" => {
+                let waiter = WaiterId(u64::from(number()));
+                if let Some(server) = state.checkout(waiter, now, &mut effects) {
+                    said.push(format!("c{} has s{}", waiter.0, server.0));
+                }
+            }
+            "leave" => state.leave(WaiterId(u64::from(number()))),
+            "checkin" => state.checkin(ServerId(number()), now, &mut effects),
+            "lost" => state.lost(ServerId(number()), now, &mut effects),
+            "connected" => state.connected(ServerId(number()), now, &mut effects),
+            "failed" => {
+                let failure = match args.next_pos().unwrap() {
+                    "lasting" => Failure::Lasting,
+                    _ => Failure::Passing,
+                };
+                state.connect_failed(ServerId(number()), failure, now, &mut effects);
+            }
+            "maintain" => state.maintain(now, &mut effects),
+            "evict" => said.push(state.evict(&mut effects).to_string()),
+            "hand_away" => said.push(format!("{:?}", state.hand_away().map(|s| s.0))),
+            "adopt" => {
+                let server = state.adopt(now, now, &mut effects);
+                said.push(format!("adopted as s{}", server.0));
+            }
+            "close" => state.close_all(&mut effects),
+            "counts" => said.push(format!("{:?}", state.counts())),
+            other => return Err(format!("no such command: {other}").into()),
+        }
+        args.reject_next()?;
+        said.extend(effects.iter().map(|effect| told(effect, now)));
+        Ok(said.join("\n"))
+    }
+}
+
+fn told(effect: &Effect, now: Moment) -> String {
+    match effect {
+        Effect::Connect(server) => format!("connect s{}", server.0),
+        Effect::Grant { waiter, server } => format!("c{} gets s{}", waiter.0, server.0),
+        Effect::Close(server, why) => format!("close s{} ({why:?})", server.0),
+        Effect::Refuse { waiter, why } => format!("c{} refused ({why:?})", waiter.0),
+        Effect::Starved => "starved".to_owned(),
+        Effect::LookAt(at) => format!("look again in {:?}", now.until(*at)),
+    }
+}
