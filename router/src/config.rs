@@ -3,6 +3,7 @@
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use trunkline_shared::cluster::ClusterName;
@@ -10,8 +11,11 @@ use trunkline_shared::dcs::etcd::EtcdConfig;
 pub use trunkline_shared::service::network::Network;
 use trunkline_shared::service::tls::TlsFiles;
 
+use crate::auth::users::Users;
+use crate::config::pooling::{Mode, PoolingConfig};
 use crate::route::TargetKind;
 
+pub mod pooling;
 mod raw;
 
 /// Everything this process was told.
@@ -33,6 +37,8 @@ pub struct RouterConfig {
     pub http: HttpConfig,
     /// The ports, in the order of the file.
     pub listeners: Vec<ListenerConfig>,
+    /// What pooled listeners keep to; none without such a listener.
+    pub pooling: Option<PoolingConfig>,
     /// `replicas.max_lag`, bytes; none is no limit.
     pub max_lag: Option<u64>,
     /// `switchover.hold_timeout`: the longest time a client is held.
@@ -91,6 +97,8 @@ pub struct ListenerConfig {
     pub scope: ClusterName,
     /// Where in it.
     pub target: TargetKind,
+    /// What it does with its clients.
+    pub mode: Mode,
     /// Whether a PROXY header comes first.
     pub proxy_protocol: ProxyProtocol,
     /// From where a PROXY header is believed.
@@ -181,13 +189,18 @@ impl RouterConfig {
             file: file.to_owned(),
             why,
         })?;
-        Self::parse(&text).map_err(|mistakes| ConfigError::Wrong {
+        let wrong = |mistakes| ConfigError::Wrong {
             file: file.to_owned(),
             mistakes,
-        })
+        };
+        let mut config = Self::parse(&text).map_err(wrong)?;
+        if let Some(pooling) = &mut config.pooling {
+            pooling.users = read_users(&pooling.file).map_err(|mistake| wrong(vec![mistake]))?;
+        }
+        Ok(config)
     }
 
-    /// Reads the text of a file.
+    /// Reads the text of a file. The users of `auth.file` are read by [`RouterConfig::load`].
     ///
     /// # Errors
     /// All that is wrong with it.
@@ -200,6 +213,7 @@ impl RouterConfig {
         let still = |own: &ListenerConfig, other: &ListenerConfig| {
             own.listen == other.listen
                 && own.scope == other.scope
+                && own.mode == other.mode
                 && own.proxy_protocol == other.proxy_protocol
                 && own.proxy_protocol_from == other.proxy_protocol_from
                 && std::mem::discriminant(&own.target) == std::mem::discriminant(&other.target)
@@ -224,6 +238,19 @@ impl RouterConfig {
         .filter_map(|(key, is_same)| (!is_same).then_some(key))
         .collect()
     }
+}
+
+fn read_users(file: &Path) -> Result<Arc<Users>, Mistake> {
+    let mistake = |why: String| Mistake {
+        line: 0,
+        key: "auth.file".to_owned(),
+        value: file.display().to_string(),
+        allowed: why,
+    };
+    let text = std::fs::read_to_string(file);
+    let text = text.map_err(|why| mistake(format!("it cannot be read: {why}")))?;
+    let users = Users::parse(&text).map_err(|why| mistake(why.to_string()))?;
+    Ok(Arc::new(users))
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! One thread per core, each with a runtime of its own: a client and its server live on the same thread,
 //! so no wake-up crosses cores.
 
+use std::cell::OnceCell;
 use std::future::Future;
 use std::io;
 use std::sync::Arc;
@@ -17,6 +18,24 @@ struct Core {
     sessions: Arc<AtomicUsize>,
 }
 
+/// This core and the others, as code on it sees them.
+#[derive(Clone)]
+pub struct Peers {
+    /// Its own number.
+    pub own: usize,
+    /// All cores, by number.
+    pub all: Arc<[Handle]>,
+}
+
+thread_local! {
+    static PEERS: OnceCell<Peers> = const { OnceCell::new() };
+}
+
+/// The cores, for code that runs on one; `None` elsewhere.
+pub fn peers() -> Option<Peers> {
+    PEERS.with(|peers| peers.get().cloned())
+}
+
 /// The threads that carry sessions.
 pub struct Cores {
     cores: Vec<Core>,
@@ -31,13 +50,23 @@ impl Cores {
     pub fn start(count: usize) -> io::Result<Self> {
         let stop = Arc::new(Notify::new());
         let mut cores = Vec::with_capacity(count);
-        for number in 0..count {
-            let runtime = Builder::new_current_thread().enable_all().build()?;
+        let runtimes: Vec<_> = (0..count)
+            .map(|_| Builder::new_current_thread().enable_all().build())
+            .collect::<io::Result<_>>()?;
+        let all: Arc<[Handle]> = runtimes.iter().map(|r| r.handle().clone()).collect();
+        for (own, runtime) in runtimes.into_iter().enumerate() {
             let handle = runtime.handle().clone();
             let stopped = stop.clone();
+            let peers = Peers {
+                own,
+                all: all.clone(),
+            };
             thread::Builder::new()
-                .name(format!("core-{number}"))
-                .spawn(move || runtime.block_on(stopped.notified()))?;
+                .name(format!("core-{own}"))
+                .spawn(move || {
+                    PEERS.with(|own| own.get_or_init(|| peers).own);
+                    runtime.block_on(stopped.notified());
+                })?;
             cores.push(Core {
                 handle,
                 sessions: Arc::default(),

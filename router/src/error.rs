@@ -1,11 +1,14 @@
 //! Why a session ends, and the only table from that to what the client is told.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use trunkline_shared::cluster::{ClusterName, MemberName};
 
+use crate::auth::Malformed;
 use crate::lanes::Ending;
+use crate::protocol::messages::Severity;
 use crate::protocol::startup::NotStartup;
 use crate::protocol::{messages, sqlstate};
 use crate::route::{Awaited, NoRoute};
@@ -122,6 +125,104 @@ pub enum SessionError {
     /// The client went away.
     #[error("the client closed the connection")]
     ClientGone,
+    /// A wrong password, or no such user: the same words for both.
+    #[error("password authentication failed for user \"{user}\"")]
+    WrongPassword {
+        /// Who it said it is.
+        user: String,
+    },
+    /// The client's part of the authentication makes no sense.
+    #[error(transparent)]
+    Authentication(#[from] Malformed),
+    /// The log-in took too long.
+    #[error("the log-in was not complete after {} (client_login_timeout)", seconds(.0))]
+    LoginTooSlow(Duration),
+    /// No such database in the router's file.
+    #[error("database \"{0}\" does not exist: it is not one of the router's databases")]
+    UnknownDatabase(String),
+    /// Something that only `tcp` listeners carry.
+    #[error("{0} is not supported in pooled modes; connect to a listener in tcp mode for it")]
+    NotPooled(&'static str),
+    /// No server came free in time.
+    #[error("no server of database \"{database}\" came free for user \"{user}\" within {} (query_wait_timeout)", seconds(.limit))]
+    NoFreeServer {
+        /// Whose pool.
+        database: String,
+        /// And of which user.
+        user: String,
+        /// How long.
+        limit: Duration,
+    },
+    /// PostgreSQL refuses the router's log-in, or a setting of the client.
+    #[error("{message}")]
+    Rejected {
+        /// PostgreSQL's code, or one of the router.
+        code: String,
+        /// PostgreSQL's words.
+        message: String,
+    },
+    /// A message that no client sends.
+    #[error("invalid message of kind {kind:?}, length {length}")]
+    BadMessage {
+        /// Its first byte.
+        kind: char,
+        /// The length it claims.
+        length: u32,
+    },
+    /// A limit of the router.
+    #[error("{0}")]
+    TooMuch(&'static str),
+    /// In statement mode a transaction is over with its statement.
+    #[error("transaction blocks are not allowed in statement mode")]
+    TransactionBlock,
+}
+
+/// What is told to a client whose session goes on.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RequestError {
+    /// The server was lost inside a transaction whose end was not asked for.
+    #[error("the transaction was undone: {why}")]
+    TransactionLost {
+        /// Why.
+        why: Arc<str>,
+    },
+    /// The server was lost and the last request unanswered.
+    #[error("the outcome of the last request is unknown: {why}")]
+    OutcomeUnknown {
+        /// Why.
+        why: Arc<str>,
+    },
+    /// A later statement of a transaction that was lost.
+    #[error("current transaction is aborted, commands ignored until end of transaction block")]
+    Aborted,
+    /// A request that waited for a server was cancelled.
+    #[error("canceling statement due to user request")]
+    Canceled,
+}
+
+impl RequestError {
+    /// The one table for sessions that go on.
+    pub fn sqlstate(&self) -> &'static str {
+        match self {
+            RequestError::TransactionLost { .. } => sqlstate::SERIALIZATION_FAILURE,
+            RequestError::OutcomeUnknown { .. } => sqlstate::TRANSACTION_RESOLUTION_UNKNOWN,
+            RequestError::Aborted => sqlstate::IN_FAILED_TRANSACTION,
+            RequestError::Canceled => sqlstate::QUERY_CANCELED,
+        }
+    }
+
+    /// Appends the message for the client.
+    pub fn write(&self, out: &mut Vec<u8>) {
+        let hint = match self {
+            RequestError::TransactionLost { .. } => Some("Repeat the whole transaction."),
+            RequestError::OutcomeUnknown { .. } => {
+                Some("Check whether it took place before repeating it.")
+            }
+            RequestError::Aborted | RequestError::Canceled => None,
+        };
+        let text = self.to_string();
+        messages::error(out, Severity::Error, self.sqlstate(), &text, hint);
+    }
 }
 
 impl SessionError {
@@ -130,13 +231,23 @@ impl SessionError {
         match self {
             SessionError::ServerLost { .. }
             | SessionError::EncryptionUnanswered { .. }
-            | SessionError::NotGreeted { .. } => Side::Server,
+            | SessionError::NotGreeted { .. }
+            | SessionError::Rejected { .. } => Side::Server,
             SessionError::Ended { .. }
             | SessionError::HeldTooLong { .. }
             | SessionError::StandbyCluster { .. }
             | SessionError::NoReplica { .. }
+            | SessionError::NoFreeServer { .. }
             | SessionError::TooManyClients { .. } => Side::Router,
-            SessionError::NotTheProtocol(_)
+            SessionError::WrongPassword { .. }
+            | SessionError::Authentication(_)
+            | SessionError::LoginTooSlow(_)
+            | SessionError::UnknownDatabase(_)
+            | SessionError::NotPooled(_)
+            | SessionError::BadMessage { .. }
+            | SessionError::TooMuch(_)
+            | SessionError::TransactionBlock
+            | SessionError::NotTheProtocol(_)
             | SessionError::OldProtocol { .. }
             | SessionError::EncryptionTwice
             | SessionError::ProxyHeader(_)
@@ -179,12 +290,33 @@ impl SessionError {
             SessionError::ProxyHeader(_) => "proxy_header",
             SessionError::StartupTooSlow(_) => "startup_too_slow",
             SessionError::ClientGone => "client_gone",
+            SessionError::WrongPassword { .. } => "wrong_password",
+            SessionError::Authentication(_) => "bad_authentication",
+            SessionError::LoginTooSlow(_) => "login_too_slow",
+            SessionError::UnknownDatabase(_) => "unknown_database",
+            SessionError::NotPooled(_) => "not_pooled",
+            SessionError::NoFreeServer { .. } => "no_free_server",
+            SessionError::Rejected { .. } => "rejected",
+            SessionError::BadMessage { .. } => "bad_message",
+            SessionError::TooMuch(_) => "too_much",
+            SessionError::TransactionBlock => "transaction_block",
         }
     }
 
     /// The one table: what the client is told, by code. `None` where there is nobody to tell.
-    pub fn sqlstate(&self) -> Option<&'static str> {
+    pub fn sqlstate(&self) -> Option<&str> {
         Some(match self {
+            SessionError::WrongPassword { .. } => sqlstate::INVALID_PASSWORD,
+            SessionError::UnknownDatabase(_) => sqlstate::INVALID_CATALOG_NAME,
+            SessionError::NotPooled(_) | SessionError::TransactionBlock => {
+                sqlstate::FEATURE_NOT_SUPPORTED
+            }
+            SessionError::NoFreeServer { .. } => sqlstate::QUERY_CANCELED,
+            SessionError::Rejected { code, .. } => code,
+            SessionError::TooMuch(_) => sqlstate::PROGRAM_LIMIT_EXCEEDED,
+            SessionError::Authentication(_)
+            | SessionError::LoginTooSlow(_)
+            | SessionError::BadMessage { .. } => sqlstate::PROTOCOL_VIOLATION,
             SessionError::Ended {
                 has_outstanding: true,
                 ..
@@ -238,12 +370,26 @@ impl SessionError {
                 Some("Connect again later, or set replicas.fallback to primary.")
             }
             SessionError::TooManyClients { .. } => Some("Raise max_client_conn of the listener."),
+            SessionError::NoFreeServer { .. } => {
+                Some("Try again, or raise pool_size of the database or query_wait_timeout.")
+            }
+            SessionError::TransactionBlock => {
+                Some("Use a listener or a database in transaction mode.")
+            }
             SessionError::TooManyNewcomers { .. }
             | SessionError::NotTheProtocol(_)
             | SessionError::OldProtocol { .. }
             | SessionError::EncryptionTwice
             | SessionError::ProxyHeader(_)
             | SessionError::StartupTooSlow(_)
+            | SessionError::WrongPassword { .. }
+            | SessionError::Authentication(_)
+            | SessionError::LoginTooSlow(_)
+            | SessionError::UnknownDatabase(_)
+            | SessionError::NotPooled(_)
+            | SessionError::Rejected { .. }
+            | SessionError::BadMessage { .. }
+            | SessionError::TooMuch(_)
             | SessionError::ClientGone => None,
         };
         Some(messages::fatal(code, &self.to_string(), hint))

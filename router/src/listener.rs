@@ -19,10 +19,12 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tracing::{debug, info, warn};
 
+use crate::config::pooling::Mode;
 use crate::config::{ListenerConfig, Network, ProxyProtocol};
 use crate::cores::Cores;
 use crate::listener::limits::{Counted, Limits};
 use crate::metrics::Metrics;
+use crate::pool::registry::Registry;
 use crate::route::TargetKind;
 use crate::run::RunError;
 use crate::session;
@@ -46,6 +48,10 @@ pub struct Listening {
     pub proxy_protocol: ProxyProtocol,
     /// From where it is believed.
     pub proxy_protocol_from: Vec<Network>,
+    /// What it does with its clients.
+    pub mode: Mode,
+    /// What pooled sessions share; present unless in mode `tcp`.
+    pub registry: Option<Arc<Registry>>,
     /// Limits of the whole process.
     pub limits: Arc<Limits>,
     /// Handles of its metrics.
@@ -64,6 +70,7 @@ impl Listening {
         hold_timeout: Duration,
         cluster: Arc<Cluster>,
         limits: Arc<Limits>,
+        registry: Option<Arc<Registry>>,
     ) -> Self {
         let address = config.listen.to_string();
         let listening = Self {
@@ -73,6 +80,8 @@ impl Listening {
             proxy_protocol: config.proxy_protocol,
             proxy_protocol_from: config.proxy_protocol_from.clone(),
             limits,
+            mode: config.mode,
+            registry,
             is_for_writes: config.target == TargetKind::Primary,
             clients: Arc::default(),
             falls_back: AtomicBool::default(),

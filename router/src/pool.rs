@@ -1,4 +1,514 @@
-//! Pools of servers.
+//! The pools of this core, and the way into them. A pool belongs to one thread: nothing here locks. What the
+//! cores share are the budgets; a server that is idle on one core goes to another whose clients wait.
+//!
+//! [`state`] decides, this performs.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use tokio::time::{MissedTickBehavior, interval, sleep};
+use trunkline_shared::cluster::Moment;
+use trunkline_shared::service::clock;
+
+use crate::auth::Credential;
+use crate::cores;
+use crate::pool::budget::Budgets;
+use crate::pool::local::{Outcome, Pool};
+use crate::pool::state::{Effect, Failure, PoolState, Rules, ServerId, WaiterId};
+use crate::server::login::OpenFailed;
+use crate::server::{Parcel, Server, Way};
 
 pub mod budget;
+mod local;
+pub mod registry;
 pub mod state;
+
+/// How often idle servers, limits of time and cut lanes are looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+/// How much older than ours the oldest waiter of another core must be, to get a server that we need as well:
+/// a server that changes cores costs more than a transaction.
+const PATIENCE: Duration = Duration::from_millis(10);
+
+/// What a pool keeps to.
+#[derive(Clone, Debug)]
+pub struct Spec {
+    /// The cluster.
+    pub cluster: Box<str>,
+    /// The database, as clients call it.
+    pub database: Box<str>,
+    /// The same, as PostgreSQL calls it.
+    pub dbname: Arc<str>,
+    /// The user.
+    pub user: Arc<str>,
+    /// The number of the lane.
+    pub lane: u64,
+    /// How the user logs in; it may change.
+    pub credential: Arc<ArcSwap<Credential>>,
+    /// What the servers count in.
+    pub budgets: Budgets,
+    /// Limits and times.
+    pub rules: Rules,
+    /// How long a server may take to connect.
+    pub connect_timeout: Duration,
+}
+
+/// Which pool: cluster, lane, database, user.
+type Key = (Box<str>, u64, Box<str>, Arc<str>);
+
+/// A pool of this core. Numbers are not used twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PoolId(u32);
+
+/// Why there is no server.
+#[derive(Clone, Debug)]
+pub enum NoServer {
+    /// PostgreSQL refuses the log-in.
+    Refused(OpenFailed),
+    /// The lane was cut: look for another.
+    PoolClosed,
+}
+
+/// A server, or a place in the queue for one.
+pub enum Checkout {
+    /// Here it is.
+    Ready(Lease),
+    /// Wait.
+    Wait(Ticket),
+    /// Look for another pool.
+    Closed,
+}
+
+#[derive(Default)]
+struct Pools {
+    pools: Vec<Option<Box<Pool>>>,
+    by_key: BTreeMap<Key, PoolId>,
+    next_waiter: u64,
+    /// Kept, so that none is made per transaction.
+    effects: Vec<Effect>,
+    has_janitor: bool,
+}
+
+thread_local! {
+    static POOLS: RefCell<Pools> = RefCell::default();
+}
+
+/// The pool of this spec on this core; made if there is none. The way is renewed.
+pub fn ensure(spec: &Arc<Spec>, way: &Arc<Way>) -> PoolId {
+    POOLS.with_borrow_mut(|pools| pools.ensure(spec, way))
+}
+
+/// Takes a server for the running task.
+pub fn checkout(pool: PoolId, waker: impl FnOnce() -> Waker) -> Checkout {
+    POOLS.with_borrow_mut(|pools| pools.checkout(pool, waker))
+}
+
+/// Whether a server is idle in this pool.
+pub fn has_idle(pool: PoolId) -> bool {
+    POOLS.with_borrow_mut(|pools| pools.get(pool).is_some_and(|pool| !pool.parked.is_empty()))
+}
+
+/// A server in somebody's hands. One that is dropped is closed; [`Lease::checkin`] gives it back.
+pub struct Lease {
+    /// Present until it is given back.
+    server: Option<Box<Server>>,
+    pool: PoolId,
+    id: ServerId,
+}
+
+impl Lease {
+    /// Gives it back. It must stand between two transactions with nothing outstanding and nothing unread.
+    pub fn checkin(mut self) {
+        let Some(mut server) = self.server.take() else {
+            return;
+        };
+        let cancel = server.cancel.take().filter(|cancel| !cancel.is_finished());
+        match cancel {
+            None => checkin(self.pool, self.id, server),
+            Some(cancel) => {
+                let (pool, id) = (self.pool, self.id);
+                tokio::spawn(async move {
+                    // However it ended, it cannot reach anybody any more.
+                    let _ = cancel.await;
+                    checkin(pool, id, server);
+                });
+            }
+        }
+    }
+}
+
+fn checkin(pool: PoolId, id: ServerId, server: Box<Server>) {
+    POOLS.with_borrow_mut(|pools| pools.checkin(pool, id, server));
+}
+
+impl Deref for Lease {
+    type Target = Server;
+
+    #[expect(
+        clippy::expect_used,
+        reason = "only checkin and drop take it out, and both consume"
+    )]
+    fn deref(&self) -> &Server {
+        self.server.as_ref().expect("a lease holds its server")
+    }
+}
+
+impl DerefMut for Lease {
+    #[expect(
+        clippy::expect_used,
+        reason = "only checkin and drop take it out, and both consume"
+    )]
+    fn deref_mut(&mut self) -> &mut Server {
+        self.server.as_mut().expect("a lease holds its server")
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if let Some(server) = self.server.take() {
+            server.close();
+            let (pool, id) = (self.pool, self.id);
+            // While the thread ends there are no pools any more.
+            let _ = POOLS.try_with(|pools| {
+                if let Ok(mut pools) = pools.try_borrow_mut() {
+                    pools.lost(pool, id);
+                }
+            });
+        }
+    }
+}
+
+/// A place in a queue.
+pub struct Ticket {
+    pool: PoolId,
+    waiter: WaiterId,
+}
+
+impl Ticket {
+    /// Waits for the server.
+    pub fn poll(&mut self, cx: &Context<'_>) -> Poll<Result<Lease, NoServer>> {
+        POOLS.with_borrow_mut(|pools| {
+            let Some(pool) = pools.get(self.pool) else {
+                return Poll::Ready(Err(NoServer::PoolClosed));
+            };
+            match pool.waiters.remove(&self.waiter) {
+                Some(Outcome::Granted(lease)) => Poll::Ready(Ok(lease)),
+                Some(Outcome::Refused(why)) => Poll::Ready(Err(why)),
+                Some(Outcome::Waiting(_)) => {
+                    let waiting = Outcome::Waiting(cx.waker().clone());
+                    pool.waiters.insert(self.waiter, waiting);
+                    Poll::Pending
+                }
+                None => Poll::Ready(Err(NoServer::PoolClosed)),
+            }
+        })
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        let unused = POOLS.try_with(|pools| {
+            let mut pools = pools.try_borrow_mut().ok()?;
+            let pool = pools.get(self.pool)?;
+            pool.state.leave(self.waiter);
+            pool.waiters.remove(&self.waiter)
+        });
+        // Granted and not fetched: the next one's. Not while the pools are borrowed.
+        if let Ok(Some(Outcome::Granted(lease))) = unused {
+            lease.checkin();
+        }
+    }
+}
+
+impl Pools {
+    fn get(&mut self, pool: PoolId) -> Option<&mut Pool> {
+        self.pools.get_mut(pool.0 as usize)?.as_deref_mut()
+    }
+
+    fn ensure(&mut self, spec: &Arc<Spec>, way: &Arc<Way>) -> PoolId {
+        let key = (
+            spec.cluster.clone(),
+            spec.lane,
+            spec.database.clone(),
+            spec.user.clone(),
+        );
+        if let Some(id) = self.by_key.get(&key).copied()
+            && let Some(pool) = self.get(id)
+        {
+            pool.way = way.clone();
+            return id;
+        }
+        let id = PoolId(u32::try_from(self.pools.len()).unwrap_or(u32::MAX));
+        // The minimum is one core's to keep.
+        let is_first = cores::peers().is_none_or(|peers| peers.own == 0);
+        let mut rules = spec.rules.clone();
+        rules.min_size = if is_first { rules.min_size } else { 0 };
+        self.pools.push(Some(Box::new(Pool {
+            spec: spec.clone(),
+            way: way.clone(),
+            state: PoolState::new(rules, spec.budgets.clone()),
+            parked: Vec::new(),
+            waiters: BTreeMap::new(),
+            failure: None,
+            hungry: Vec::new(),
+            has_asked: false,
+        })));
+        self.by_key.insert(key, id);
+        if !std::mem::replace(&mut self.has_janitor, true) {
+            tokio::spawn(janitor());
+        }
+        id
+    }
+
+    fn checkout(&mut self, id: PoolId, waker: impl FnOnce() -> Waker) -> Checkout {
+        let now = clock::now();
+        let mut effects = std::mem::take(&mut self.effects);
+        self.next_waiter += 1;
+        let waiter = WaiterId(self.next_waiter);
+        let checkout = loop {
+            let Some(pool) = self.get(id) else {
+                break Checkout::Closed;
+            };
+            let Some(server) = pool.state.checkout(waiter, now, &mut effects) else {
+                pool.waiters.insert(waiter, Outcome::Waiting(waker()));
+                break Checkout::Wait(Ticket { pool: id, waiter });
+            };
+            match pool.unpark(server) {
+                Some(server) => break Checkout::Ready(server.lease(id)),
+                // It has closed, or has said something, while it was idle.
+                None => pool.state.lost(server, now, &mut effects),
+            }
+        };
+        self.perform(id, effects, now);
+        checkout
+    }
+
+    fn checkin(&mut self, id: PoolId, server_id: ServerId, server: Box<Server>) {
+        let now = clock::now();
+        let mut effects = std::mem::take(&mut self.effects);
+        let Some(pool) = self.get(id) else {
+            return;
+        };
+        if server.is_spoiled || server.seat.notice().is_some() {
+            server.close();
+            pool.state.lost(server_id, now, &mut effects);
+        } else {
+            let to = pool.hungriest(now);
+            pool.parked.push((server_id, server));
+            match to {
+                Some(to) => pool.send_parked(to, now, &mut effects),
+                None => pool.state.checkin(server_id, now, &mut effects),
+            }
+        }
+        self.perform(id, effects, now);
+    }
+
+    fn lost(&mut self, id: PoolId, server: ServerId) {
+        let now = clock::now();
+        let mut effects = std::mem::take(&mut self.effects);
+        if let Some(pool) = self.get(id) {
+            pool.state.lost(server, now, &mut effects);
+        }
+        self.perform(id, effects, now);
+    }
+
+    fn opened(&mut self, id: PoolId, server_id: ServerId, opened: Result<Server, OpenFailed>) {
+        let now = clock::now();
+        let mut effects = std::mem::take(&mut self.effects);
+        let Some(pool) = self.get(id) else {
+            return;
+        };
+        match opened {
+            Ok(server) => {
+                pool.failure = None;
+                pool.parked.push((server_id, Box::new(server)));
+                pool.state.connected(server_id, now, &mut effects);
+            }
+            Err(OpenFailed::LaneCut) => {
+                pool.state
+                    .connect_failed(server_id, Failure::Passing, now, &mut effects);
+                pool.close(&mut effects);
+            }
+            Err(why) => {
+                let failure = match why.is_lasting() {
+                    true => Failure::Lasting,
+                    false => Failure::Passing,
+                };
+                pool.tell(&why);
+                pool.failure = Some(why);
+                pool.state
+                    .connect_failed(server_id, failure, now, &mut effects);
+            }
+        }
+        self.perform(id, effects, now);
+    }
+
+    /// Carries effects out, in their order; `effects` is kept for the next time.
+    fn perform(&mut self, id: PoolId, mut effects: Vec<Effect>, now: Moment) {
+        let mut at = 0;
+        while let Some(effect) = effects.get(at).cloned() {
+            at += 1;
+            let Some(pool) = self.get(id) else {
+                break;
+            };
+            match effect {
+                Effect::Connect(server) => pool.connect(id, server),
+                Effect::Grant { waiter, server } => pool.grant(id, waiter, server),
+                Effect::Close(server, reason) => pool.discard(server, reason),
+                Effect::Refuse { waiter, why } => pool.refuse(waiter, why),
+                Effect::LookAt(moment) => {
+                    tokio::spawn(async move {
+                        sleep(clock::now().until(moment)).await;
+                        POOLS.with_borrow_mut(|pools| pools.maintain_one(id));
+                    });
+                }
+                Effect::Starved => self.feed(id, now, &mut effects),
+            }
+        }
+        effects.clear();
+        self.effects = effects;
+    }
+
+    /// Somebody waits, and there is no place for another server: one that is idle elsewhere must give way.
+    fn feed(&mut self, id: PoolId, now: Moment, effects: &mut Vec<Effect>) {
+        let Some(pool) = self.get(id) else {
+            return;
+        };
+        let spec = pool.spec.clone();
+        let has_asked = std::mem::replace(&mut pool.has_asked, true);
+        if spec.budgets.has_room_in_pool() && self.evict_for(&spec, id) {
+            if let Some(pool) = self.get(id) {
+                pool.has_asked = false;
+                pool.state.maintain(now, effects);
+            }
+            return;
+        }
+        let Some(peers) = cores::peers().filter(|_| !has_asked) else {
+            return;
+        };
+        let key: Key = (
+            spec.cluster.clone(),
+            spec.lane,
+            spec.database.clone(),
+            spec.user.clone(),
+        );
+        for (number, core) in peers.all.iter().enumerate() {
+            if number != peers.own {
+                let (key, own) = (key.clone(), peers.own);
+                core.spawn(async move {
+                    POOLS.with_borrow_mut(|pools| pools.asked(&key, own, now));
+                });
+            }
+        }
+    }
+
+    /// Closes an idle server of another pool that counts in the same database's or user's budget.
+    fn evict_for(&mut self, spec: &Spec, own: PoolId) -> bool {
+        let mut effects = Vec::new();
+        for (at, pool) in self.pools.iter_mut().enumerate() {
+            let Some(pool) = pool else { continue };
+            let is_related = pool.spec.cluster == spec.cluster
+                && (pool.spec.database == spec.database || pool.spec.user == spec.user);
+            if at == own.0 as usize || !is_related || !pool.state.evict(&mut effects) {
+                continue;
+            }
+            for effect in effects.drain(..) {
+                if let Effect::Close(server, reason) = effect {
+                    pool.discard(server, reason);
+                }
+            }
+            return true;
+        }
+        false
+    }
+
+    /// Another core has clients that wait since this time.
+    fn asked(&mut self, key: &Key, core: usize, since: Moment) {
+        let now = clock::now();
+        let Some(id) = self.by_key.get(key).copied() else {
+            return;
+        };
+        let mut effects = std::mem::take(&mut self.effects);
+        if let Some(pool) = self.get(id) {
+            match pool.state.hand_away() {
+                Some(_) => pool.send_away(core),
+                None if pool.hungry.iter().any(|(known, _)| *known == core) => {}
+                None => pool.hungry.push((core, since)),
+            }
+        }
+        effects.clear();
+        self.perform(id, effects, now);
+    }
+
+    /// Takes a server that another core has sent.
+    fn adopt(&mut self, key: &Key, parcel: Parcel, budgets: &Budgets) {
+        let now = clock::now();
+        let id = self.by_key.get(key).copied();
+        let server = parcel.unpack();
+        let (Some(id), Ok(server)) = (id, server) else {
+            budgets.give_back();
+            return;
+        };
+        let mut effects = std::mem::take(&mut self.effects);
+        let Some(pool) = self.get(id) else {
+            budgets.give_back();
+            return;
+        };
+        pool.has_asked = false;
+        let opened_at = server.opened_at;
+        let number = pool.state.next_number();
+        pool.parked.push((number, Box::new(server)));
+        pool.state.adopt(opened_at, now, &mut effects);
+        self.perform(id, effects, now);
+    }
+
+    fn maintain_one(&mut self, id: PoolId) {
+        let now = clock::now();
+        let mut effects = std::mem::take(&mut self.effects);
+        if let Some(pool) = self.get(id) {
+            pool.sweep(now, &mut effects);
+        }
+        self.perform(id, effects, now);
+    }
+
+    fn maintain(&mut self) {
+        for at in 0..self.pools.len() {
+            let id = PoolId(u32::try_from(at).unwrap_or(u32::MAX));
+            self.maintain_one(id);
+            let is_over = self.get(id).is_some_and(|pool| pool.state.is_over());
+            if is_over {
+                self.pools[at] = None;
+                self.by_key.retain(|_, known| *known != id);
+            }
+        }
+    }
+}
+
+async fn janitor() {
+    let mut every = interval(LOOK_EVERY);
+    every.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        every.tick().await;
+        POOLS.with_borrow_mut(Pools::maintain);
+    }
+}
+
+/// How many servers and waiters the pools of this core have, for tests and the console: database, user and
+/// counts.
+pub fn counts() -> Vec<(Box<str>, Arc<str>, state::Counts)> {
+    POOLS.with_borrow(|pools| {
+        let open = pools.pools.iter().flatten();
+        open.map(|pool| {
+            (
+                pool.spec.database.clone(),
+                pool.spec.user.clone(),
+                pool.state.counts(),
+            )
+        })
+        .collect()
+    })
+}

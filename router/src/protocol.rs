@@ -3,6 +3,8 @@
 pub mod exchange;
 pub mod frame;
 pub mod messages;
+pub mod settings;
+pub mod splice;
 pub mod sqlstate;
 pub mod startup;
 pub mod veil;

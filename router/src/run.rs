@@ -23,6 +23,7 @@ use crate::cores::Cores;
 use crate::http::Shown;
 use crate::listener::limits::Limits;
 use crate::listener::{CannotListen, Listening, Ports};
+use crate::pool::registry::{NoRandomness, Registry};
 use crate::run::conductor::{Conductor, Live, Origin, Switches};
 use crate::run::hand_over::{Meeting, READY_WITHIN};
 use crate::run::services::{Http, Topologies};
@@ -78,6 +79,9 @@ pub enum RunError {
     /// The metrics.
     #[error(transparent)]
     Metrics(#[from] MetricsError),
+    /// The system gives no randomness: pooled listeners cannot authenticate anybody.
+    #[error(transparent)]
+    NoRandomness(#[from] NoRandomness),
     /// A task that must not end has ended: without it sessions would not be cut.
     #[error("a task ended that must not: {0}; this is a defect")]
     Defect(String),
@@ -99,7 +103,8 @@ pub fn run(config: RouterConfig, file: PathBuf, is_upgrade: bool) -> Result<(), 
         max_lag: config.max_lag,
     });
     let clusters = clusters_of(&config);
-    let listenings = listenings_of(&config, &clusters);
+    let registry = registry_of(&config)?;
+    let listenings = listenings_of(&config, &clusters, registry.as_ref());
     let shown = Arc::new(Shown {
         name: config.name.clone(),
         clusters: clusters.clone(),
@@ -141,6 +146,7 @@ pub fn run(config: RouterConfig, file: PathBuf, is_upgrade: bool) -> Result<(), 
         config,
         rules,
         shown,
+        registry,
         log,
     };
     let conductor = Conductor::new(
@@ -155,11 +161,8 @@ pub fn run(config: RouterConfig, file: PathBuf, is_upgrade: bool) -> Result<(), 
     server.run(RunArgs {
         shutdown_signal: Box::new(conductor),
     });
-    let failed = failure
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .take();
-    failed.map_or(Ok(()), Err)
+    let mut failure = failure.lock().unwrap_or_else(PoisonError::into_inner);
+    failure.take().map_or(Ok(()), Err)
 }
 
 /// How this process comes to its ports. Said before it asks for them.
@@ -219,6 +222,12 @@ fn pingora_server(folder: &Path, upgrade_socket: &str, is_upgrade: bool) -> Serv
     server
 }
 
+/// What pooled listeners share, if there are any.
+fn registry_of(config: &RouterConfig) -> Result<Option<Arc<Registry>>, NoRandomness> {
+    let registry = config.pooling.clone().map(Registry::new).transpose()?;
+    Ok(registry.map(Arc::new))
+}
+
 fn clusters_of(config: &RouterConfig) -> Vec<Arc<Cluster>> {
     let mut clusters: Vec<Arc<Cluster>> = Vec::new();
     for listener in &config.listeners {
@@ -232,6 +241,7 @@ fn clusters_of(config: &RouterConfig) -> Vec<Arc<Cluster>> {
 fn listenings_of(
     config: &RouterConfig,
     clusters: &[Arc<Cluster>],
+    registry: Option<&Arc<Registry>>,
 ) -> Vec<(SocketAddr, Arc<Listening>)> {
     let limits = Arc::new(Limits::default());
     let cluster_of = |listener: &ListenerConfig| {
@@ -244,7 +254,7 @@ fn listenings_of(
         .filter_map(|listener| {
             let cluster = cluster_of(listener)?;
             let (hold, limits) = (config.hold_timeout, limits.clone());
-            let listening = Listening::new(listener, hold, cluster, limits);
+            let listening = Listening::new(listener, hold, cluster, limits, registry.cloned());
             Some((listener.listen, Arc::new(listening)))
         })
         .collect()

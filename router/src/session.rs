@@ -9,17 +9,22 @@ use tokio::time::sleep;
 use tracing::{debug, info};
 
 use crate::cancel;
+use crate::config::pooling::Mode;
 use crate::error::{SessionError, Side};
 use crate::listener::limits::{Counted, ENCRYPTION_ANSWER_TIME, Newcomer, STARTUP_TIME};
 use crate::listener::{Listening, proxy};
 use crate::protocol::messages::{ENCRYPTION_REFUSED, GSS_ACCEPTED, TLS_ACCEPTED};
 use crate::protocol::startup::{self, First, MAX_STARTUP_PACKET_LENGTH, Progress};
 use crate::protocol::veil::Cover;
-use crate::session::reach::{Connected, Reach, gone, tune};
+use crate::server::login::tune;
+use crate::session::reach::{Connected, Reach, gone};
 use crate::session::relay::{Relay, say};
 
+pub mod carry_over;
+mod pooled;
 pub mod reach;
 pub mod relay;
+pub mod stranded;
 
 /// A client before it has a server.
 struct Client {
@@ -96,6 +101,18 @@ async fn live(
     has_place: bool,
     peer: &mut SocketAddr,
 ) -> Result<(), SessionError> {
+    if let Some(registry) = listening
+        .registry
+        .as_ref()
+        .filter(|_| listening.mode != Mode::Tcp)
+    {
+        let login = pooled::login::login(listening, registry, client, has_place, peer);
+        let Some(session) = Box::pin(login).await? else {
+            return Ok(());
+        };
+        listening.metrics.sessions_opened.increment(1);
+        return session.run().await;
+    }
     // The opening is long-winded and short-lived: boxed, so that an idle session does not carry its size.
     let (client, opened) = Box::pin(open(listening, client, has_place, peer)).await?;
     let Opened::Relay { connected, cover } = opened else {
@@ -136,20 +153,7 @@ async fn opening(
     client: &mut Client,
     has_place: bool,
 ) -> Result<Opened, SessionError> {
-    let header = proxy::accept(
-        &mut client.stream,
-        client.peer,
-        listening.proxy_protocol,
-        &listening.proxy_protocol_from,
-        &mut client.bytes,
-    );
-    let own = in_startup_time(header).await?;
-    if own != client.peer {
-        client.peer = own;
-        let address = own.ip().to_canonical();
-        let newcomer = client.newcomer.take().and_then(|n| n.behind(address));
-        client.newcomer = Some(newcomer.ok_or(SessionError::TooManyNewcomers { address })?);
-    }
+    meet(listening, client).await?;
     let mut opening = Opening {
         listening,
         reach: Reach::new(listening),
@@ -166,6 +170,25 @@ async fn opening(
             return Ok(opened);
         }
     }
+}
+
+/// Takes a PROXY header off, where there may be one, and counts the client under its own address.
+async fn meet(listening: &Arc<Listening>, client: &mut Client) -> Result<(), SessionError> {
+    let header = proxy::accept(
+        &mut client.stream,
+        client.peer,
+        listening.proxy_protocol,
+        &listening.proxy_protocol_from,
+        &mut client.bytes,
+    );
+    let own = in_startup_time(header).await?;
+    if own != client.peer {
+        client.peer = own;
+        let address = own.ip().to_canonical();
+        let newcomer = client.newcomer.take().and_then(|n| n.behind(address));
+        client.newcomer = Some(newcomer.ok_or(SessionError::TooManyNewcomers { address })?);
+    }
+    Ok(())
 }
 
 /// The opening so far.

@@ -6,6 +6,7 @@ use std::future::Future;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -67,6 +68,8 @@ pub struct Cluster {
     pub lanes: Arc<Lanes>,
     published: ArcSwap<Published>,
     changes: watch::Sender<u64>,
+    /// How many tables were published.
+    version: AtomicU64,
     /// Why the DCS cannot be followed at present.
     trouble: ArcSwap<Option<Arc<str>>>,
     wants_refresh: Notify,
@@ -80,6 +83,7 @@ impl Cluster {
             lanes: Arc::default(),
             published: ArcSwap::default(),
             changes: watch::Sender::new(0),
+            version: AtomicU64::new(0),
             trouble: ArcSwap::default(),
             wants_refresh: Notify::new(),
         }
@@ -88,6 +92,11 @@ impl Cluster {
     /// The table as it is now.
     pub fn published(&self) -> Arc<Published> {
         self.published.load_full()
+    }
+
+    /// Changes with every new table, and with every address that leads elsewhere.
+    pub fn version(&self) -> u64 {
+        self.version.load(Ordering::Acquire)
     }
 
     /// Wakes at every new table.
@@ -211,6 +220,7 @@ impl Keeper {
                 table: self.table.clone(),
                 addresses: self.resolver.known().clone(),
             }));
+            self.cluster.version.fetch_add(1, Ordering::Release);
         }
         for departures in self.cluster.lanes.obey(&commands) {
             tokio::spawn(departures.run(clock::now));

@@ -152,6 +152,7 @@ const IMPORTS: &[Never] = &[
             "router/src/pool/state",
             "router/src/pool/budget",
             "router/src/session/carry_over",
+            "router/src/session/stranded",
             "router/src/auth",
             "router/src/protocol",
         ],

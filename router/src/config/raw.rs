@@ -1,6 +1,7 @@
 //! What stands in the file, value by value with its line, and the checks that make it a
 //! [`RouterConfig`].
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -11,6 +12,7 @@ use serde_saphyr::Spanned;
 use trunkline_shared::cluster::{ClusterName, quantity};
 use trunkline_shared::service::tls::TlsFiles;
 
+use super::pooling::{Mode, RawAuth, RawDatabase, RawPool, RawPooling, RawUser};
 use super::{
     CtlConfig, EtcdSection, HttpConfig, ListenerConfig, LogConfig, Mistake, Network, ProxyProtocol,
     RouterConfig,
@@ -31,7 +33,7 @@ const ETCD3_KEYS: [&str; 9] = [
     "hosts", "host", "url", "protocol", "username", "password", "cacert", "cert", "key",
 ];
 
-type Leaf = Option<Spanned<Value>>;
+pub(super) type Leaf = Option<Spanned<Value>>;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -47,11 +49,11 @@ struct Raw {
     switchover: Option<RawSwitchover>,
     ctl: Option<RawCtl>,
     admin: Leaf,
-    auth: Leaf,
-    databases: Leaf,
-    pool: Leaf,
+    auth: Option<RawAuth>,
+    databases: Option<BTreeMap<String, RawDatabase>>,
+    pool: Option<RawPool>,
     tls: Leaf,
-    users: Leaf,
+    users: Option<BTreeMap<String, RawUser>>,
 }
 
 #[derive(Deserialize, Default)]
@@ -109,12 +111,12 @@ struct RawCtl {
 
 /// Collects mistakes, and gives a harmless value in the place of each.
 #[derive(Default)]
-struct Reader {
+pub(super) struct Reader {
     mistakes: Vec<Mistake>,
 }
 
 impl Reader {
-    fn wrong(&mut self, line: u64, key: &str, value: String, allowed: &str) {
+    pub(super) fn wrong(&mut self, line: u64, key: &str, value: String, allowed: &str) {
         self.mistakes.push(Mistake {
             line,
             key: key.to_owned(),
@@ -124,7 +126,7 @@ impl Reader {
     }
 
     /// Reads a value if it is there and not null.
-    fn value<T>(
+    pub(super) fn value<T>(
         &mut self,
         key: &str,
         leaf: Leaf,
@@ -140,7 +142,7 @@ impl Reader {
         parsed
     }
 
-    fn needed<T>(
+    pub(super) fn needed<T>(
         &mut self,
         key: &str,
         leaf: Leaf,
@@ -154,7 +156,7 @@ impl Reader {
         self.value(key, leaf, allowed, parse)
     }
 
-    fn not_yet(&mut self, key: &str, leaf: Leaf, why: &str) {
+    pub(super) fn not_yet(&mut self, key: &str, leaf: Leaf, why: &str) {
         if let Some(leaf) = leaf {
             self.wrong(leaf.referenced.line(), key, String::new(), why);
         }
@@ -227,6 +229,14 @@ impl Reader {
             )
             .unwrap_or(DEFAULT_HOLD_TIMEOUT);
         let ctl = self.ctl(raw.ctl.unwrap_or_default());
+        let is_pooled = listeners.iter().any(|l| l.mode != Mode::Tcp);
+        let pooling = RawPooling {
+            auth: raw.auth,
+            pool: raw.pool,
+            databases: raw.databases,
+            users: raw.users,
+        };
+        let pooling = self.pooling(pooling, is_pooled);
         Some(RouterConfig {
             ctl,
             name,
@@ -236,6 +246,7 @@ impl Reader {
             state_file: state_file.map(PathBuf::from),
             http: http?,
             listeners,
+            pooling,
             max_lag,
             hold_timeout,
         })
@@ -307,16 +318,8 @@ impl Reader {
     }
 
     fn later(&mut self, raw: &Raw) {
-        let why = "is not available in this version; every listener is in tcp mode, where PostgreSQL \
-                   itself does this";
-        for (key, leaf) in [
-            ("admin", &raw.admin),
-            ("auth", &raw.auth),
-            ("databases", &raw.databases),
-            ("pool", &raw.pool),
-            ("tls", &raw.tls),
-            ("users", &raw.users),
-        ] {
+        let why = "is not available in this version";
+        for (key, leaf) in [("admin", &raw.admin), ("tls", &raw.tls)] {
             self.not_yet(key, leaf.clone(), why);
         }
     }
@@ -400,17 +403,26 @@ impl Reader {
 
     fn listener(&mut self, at: &str, raw: RawListener, falls_back: bool) -> Option<ListenerConfig> {
         let key = |name: &str| format!("{at}.{name}");
-        self.not_yet(
-            &key("tls"),
-            raw.tls,
-            "is not allowed in tcp mode: TLS passes through to PostgreSQL",
-        );
-        self.value(
+        let mode = self.value(
             &key("mode"),
             raw.mode,
-            "tcp is allowed; session, transaction and statement are not available in this version",
-            |v| (v.as_str()? == "tcp").then_some(()),
+            "tcp, session, transaction or statement is allowed",
+            |v| match v.as_str()? {
+                "tcp" => Some(Mode::Tcp),
+                "session" => Some(Mode::Session),
+                "transaction" => Some(Mode::Transaction),
+                "statement" => Some(Mode::Statement),
+                _ => None,
+            },
         );
+        let mode = mode.unwrap_or(Mode::Tcp);
+        let no_tls = match mode {
+            Mode::Tcp => "is not allowed in tcp mode: TLS passes through to PostgreSQL",
+            Mode::Session | Mode::Transaction | Mode::Statement => {
+                "is not available in this version: pooled modes speak in the clear"
+            }
+        };
+        self.not_yet(&key("tls"), raw.tls, no_tls);
         let listen = self.needed(&key("listen"), raw.listen, ADDRESS, address);
         let scope = self.needed(
             &key("scope"),
@@ -440,6 +452,7 @@ impl Reader {
             listen: listen?,
             scope: ClusterName::new(&scope?),
             target: target?,
+            mode,
             proxy_protocol,
             proxy_protocol_from,
             max_client_conn: max_client_conn.unwrap_or(DEFAULT_MAX_CLIENT_CONN),
@@ -481,7 +494,7 @@ impl Reader {
 
 const ADDRESS: &str = "an IP address and port is allowed, such as 0.0.0.0:5432 or [::]:5432";
 
-fn text(value: &Value) -> Option<String> {
+pub(super) fn text(value: &Value) -> Option<String> {
     value.as_str().filter(|t| !t.is_empty()).map(str::to_owned)
 }
 
@@ -512,7 +525,7 @@ fn networks(value: &Value) -> Option<Vec<Network>> {
     }
 }
 
-fn duration(value: &Value) -> Option<Duration> {
+pub(super) fn duration(value: &Value) -> Option<Duration> {
     quantity::duration(&written(value)?)
 }
 

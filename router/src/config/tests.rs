@@ -36,7 +36,7 @@ listeners:
     target: master
     max_client_conn: 0
     proxy_protocol: require
-  - {listen: "*:5433", scope: demo, target: replicas, mode: transaction}
+  - {listen: "*:5433", scope: demo, target: replicas, mode: transactions}
 switchover: {hold_timeout: soon}
 replicas:
   fallback: leader
@@ -50,15 +50,75 @@ line 5: listeners[0].scope is \"a/b\": the name of a cluster, without /, is allo
 line 6: listeners[0].target is \"master\": primary or replicas is allowed
 line 8: listeners[0].proxy_protocol: needs proxy_protocol_from: the networks whose header is believed
 line 7: listeners[0].max_client_conn is 0: a number of at least 1 is allowed
-line 9: listeners[1].mode is \"transaction\": tcp is allowed; session, transaction and statement are not available in this version
+line 9: listeners[1].mode is \"transactions\": tcp, session, transaction or statement is allowed
 line 10: switchover.hold_timeout is \"soon\": a time up to 1h is allowed, such as 10s or 500ms"
     );
 }
 
 #[test]
 fn keys_of_later_versions_are_refused_by_name() {
+    let text = format!("{SMALLEST}admin: {{admin_users: x}}\n");
+    assert!(wrong(&text).starts_with("line 6: admin: is not available in this version"));
     let text = format!("{SMALLEST}pool: {{default_pool_size: 20}}\n");
-    assert!(wrong(&text).starts_with("line 6: pool: is not available in this version"));
+    assert!(wrong(&text).starts_with("pool: is for listeners in mode session"));
+    let pooled = SMALLEST.replace("replicas}", "replicas, mode: transaction}");
+    let text = format!("{pooled}pool: {{query_timeout: 20}}\nauth: {{hba_file: x}}\n");
+    assert_eq!(
+        wrong(&text),
+        "\
+line 7: auth.hba_file: is not available in this version
+auth.file: is missing; the path of a file of users is allowed, lines of \"name\" \"secret\" as in PgBouncer
+line 6: pool.query_timeout: is not available in this version"
+    );
+}
+
+#[test]
+fn the_pooling_sections_are_read_by_pgbouncers_names() {
+    let pooled = SMALLEST.replace("replicas}", "replicas, mode: session}");
+    let text = format!(
+        "{pooled}auth: {{type: md5, file: /etc/users}}
+pool: {{default_pool_size: 5, max_db_connections: 0, server_lifetime: 30min, ignore_startup_parameters: \"A, b\"}}
+databases: {{app: {{dbname: production, pool_size: 50}}, \"*\": {{}}}}
+users: {{batch: {{max_user_connections: 3}}}}
+"
+    );
+    let config = RouterConfig::parse(&text).unwrap();
+    assert_eq!(config.listeners[1].mode, Mode::Session);
+    let pooling = config.pooling.unwrap();
+    assert_eq!(pooling.pool.default_pool_size, 5);
+    assert_eq!(pooling.pool.max_db_connections, usize::MAX);
+    assert_eq!(pooling.pool.server_lifetime, Duration::from_secs(1800));
+    assert_eq!(pooling.pool.query_wait_timeout, Duration::from_secs(120));
+    assert_eq!(pooling.pool.ignore_startup_parameters, ["a", "b"]);
+    let app = pooling.database("app").unwrap();
+    assert_eq!(
+        (app.dbname.as_deref(), app.pool_size),
+        (Some("production"), Some(50))
+    );
+    assert!(pooling.database("other").is_some());
+    assert_eq!(pooling.max_user_connections["batch"], 3);
+}
+
+#[test]
+fn the_file_of_users_is_read_with_the_rest() {
+    let folder = tempfile::tempdir().unwrap();
+    let users = folder.path().join("userlist.txt");
+    let pooled = SMALLEST.replace("replicas}", "replicas, mode: session}");
+    let text = format!("{pooled}auth: {{file: {}}}\n", users.display());
+    let file = folder.path().join("router.yml");
+    std::fs::write(&file, text).unwrap();
+    let error = RouterConfig::load(&file).unwrap_err().to_string();
+    assert!(error.contains("it cannot be read"), "{error}");
+    std::fs::write(&users, "\"app\" \"hunter2\n").unwrap();
+    let error = RouterConfig::load(&file).unwrap_err().to_string();
+    assert!(
+        error.contains("line 1: the secret is not") && !error.contains("hunter2"),
+        "{error}"
+    );
+    std::fs::write(&users, "\"app\" \"hunter2\"\n").unwrap();
+    let config = RouterConfig::load(&file).unwrap();
+    assert!(!format!("{config:?}").contains("hunter2"));
+    assert!(config.pooling.unwrap().users.find("app").is_some());
 }
 
 #[test]

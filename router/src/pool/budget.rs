@@ -74,6 +74,11 @@ impl Budgets {
         true
     }
 
+    /// Whether the pool itself has room: what is used up is the database's or the user's.
+    pub fn has_room_in_pool(&self) -> bool {
+        self.pool.open() < self.pool.limit.load(Ordering::Relaxed)
+    }
+
     /// Counts one less in all of them.
     pub fn give_back(&self) {
         self.pool.give_back();

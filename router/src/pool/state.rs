@@ -280,6 +280,22 @@ impl PoolState {
         server
     }
 
+    /// The number of the next server.
+    pub fn next_number(&self) -> ServerId {
+        ServerId(self.next_server)
+    }
+
+    /// Lets go of a server at work that goes to another core, with its place in the budgets.
+    pub fn release(&mut self, server: ServerId) {
+        self.servers.remove(&server);
+    }
+
+    /// An idle server has ended by itself.
+    pub fn drop_idle(&mut self, server: ServerId) {
+        self.idle.retain(|known| *known != server);
+        self.forget(server);
+    }
+
     /// Closes the idle server that was used longest ago, for another pool.
     pub fn evict(&mut self, effects: &mut Vec<Effect>) -> bool {
         if self.idle.is_empty() {
@@ -338,9 +354,9 @@ impl PoolState {
         self.refuse_all(Refusal::PoolClosed, effects);
     }
 
-    /// Whether nothing is left of a closed pool, or nothing was done with an open one.
-    pub fn is_empty(&self) -> bool {
-        self.servers.is_empty() && self.waiting.is_empty()
+    /// Whether nothing is left of a closed pool.
+    pub fn is_over(&self) -> bool {
+        self.is_closed && self.servers.is_empty() && self.waiting.is_empty()
     }
 
     /// How many there are.

@@ -271,6 +271,11 @@ impl Exchange {
         self.is_ready && self.queue.is_empty() && self.status == Status::Idle
     }
 
+    /// Whether the server ignores everything until a Sync that was not sent yet.
+    pub fn is_skipping(&self) -> bool {
+        self.is_skipping
+    }
+
     /// Whether nothing is outstanding, in a transaction or not.
     pub fn is_quiet(&self) -> bool {
         self.is_ready && self.queue.is_empty()

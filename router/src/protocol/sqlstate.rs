@@ -12,3 +12,19 @@ pub const TRANSACTION_RESOLUTION_UNKNOWN: &str = "08007";
 pub const PROTOCOL_VIOLATION: &str = "08P01";
 /// `feature_not_supported`.
 pub const FEATURE_NOT_SUPPORTED: &str = "0A000";
+/// `serialization_failure`: the transaction did not happen, and may be repeated as a whole.
+pub const SERIALIZATION_FAILURE: &str = "40001";
+/// `in_failed_sql_transaction`.
+pub const IN_FAILED_TRANSACTION: &str = "25P02";
+/// `query_canceled`.
+pub const QUERY_CANCELED: &str = "57014";
+/// `invalid_password`.
+pub const INVALID_PASSWORD: &str = "28P01";
+/// `invalid_catalog_name`.
+pub const INVALID_CATALOG_NAME: &str = "3D000";
+/// `program_limit_exceeded`.
+pub const PROGRAM_LIMIT_EXCEEDED: &str = "54000";
+/// `invalid_authorization_specification`.
+pub const INVALID_AUTHORIZATION: &str = "28000";
+/// `invalid_sql_statement_name`: no such prepared statement.
+pub const INVALID_STATEMENT_NAME: &str = "26000";

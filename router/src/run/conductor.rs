@@ -22,6 +22,7 @@ use crate::config::RouterConfig;
 use crate::cores::Cores;
 use crate::http::Shown;
 use crate::listener::{self, Event};
+use crate::pool::registry::Registry;
 use crate::topology::transition::Rules;
 
 /// How long sessions may go on after SIGTERM, or after the ports were handed over.
@@ -39,6 +40,7 @@ pub(super) struct Live {
     pub(super) config: RouterConfig,
     pub(super) rules: watch::Sender<Rules>,
     pub(super) shown: Arc<Shown>,
+    pub(super) registry: Option<Arc<Registry>>,
     pub(super) log: Log,
 }
 
@@ -65,6 +67,9 @@ impl Live {
             if let Some(listener) = own {
                 listening.reload(listener, new.hold_timeout);
             }
+        }
+        if let (Some(registry), Some(pooling)) = (&self.registry, new.pooling) {
+            registry.reload(pooling);
         }
         self.rules.send_replace(Rules {
             max_lag: new.max_lag,
@@ -111,6 +116,7 @@ pub(super) struct Conductor {
     live: Mutex<Live>,
     cores: Arc<Cores>,
     shown: Arc<Shown>,
+    registry: Option<Arc<Registry>>,
     switches: Switches,
     events: tokio::sync::Mutex<mpsc::Receiver<Event>>,
     meeting: Meeting,
@@ -130,6 +136,7 @@ impl Conductor {
     ) -> Self {
         Self {
             shown: live.shown.clone(),
+            registry: live.registry.clone(),
             live: Mutex::new(live),
             cores,
             switches,
@@ -236,6 +243,9 @@ impl Conductor {
             let now = clock::now();
             for cluster in &self.shown.clusters {
                 cluster.lanes.end_all(now);
+            }
+            if let Some(registry) = &self.registry {
+                registry.end_all();
             }
             let _ = timeout(GOODBYE_TIME, self.empty()).await;
         }

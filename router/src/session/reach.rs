@@ -2,14 +2,12 @@
 //! to go yet.
 
 use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncWriteExt, Interest};
 use tokio::net::TcpStream;
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 use tracing::debug;
 use trunkline_shared::cluster::MemberName;
 use trunkline_shared::service::clock;
@@ -19,16 +17,13 @@ use crate::lanes::Seat;
 use crate::listener::Listening;
 use crate::listener::limits::CONNECT_TIME;
 use crate::route::{Awaited, NoRoute, RouteRequest, Target, TargetKind, route};
+use crate::server::login::connect_to;
 use crate::session::Client;
 
 /// Pause before a leader that refused a connection is tried again; a change of the table ends it early.
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
 /// How often a held client that has sent something more is looked at for having left.
 const LOOK_AT_HELD: Duration = Duration::from_millis(250);
-
-/// When keep-alives begin on an idle connection, and how far apart they are; after three unanswered ones
-/// the connection is dead.
-const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(10));
 
 /// A server and the session's seat on its lane.
 pub struct Connected {
@@ -216,31 +211,6 @@ impl Drop for Held<'_> {
     }
 }
 
-async fn connect_to(places: &[SocketAddr]) -> io::Result<TcpStream> {
-    let mut last = io::Error::new(io::ErrorKind::NotFound, "the address has not been resolved");
-    for place in places {
-        match timeout(CONNECT_TIME, TcpStream::connect(place)).await {
-            Ok(Ok(server)) => {
-                tune(&server)?;
-                return Ok(server);
-            }
-            Ok(Err(error)) => last = error,
-            Err(_) => last = io::Error::from(io::ErrorKind::TimedOut),
-        }
-    }
-    Err(last)
-}
-
-/// Sets what both sockets of a session get: no delay, and keep-alives that find a dead peer.
-pub fn tune(stream: &TcpStream) -> io::Result<()> {
-    stream.set_nodelay(true)?;
-    let keepalive = TcpKeepalive::new()
-        .with_time(KEEPALIVE.0)
-        .with_interval(KEEPALIVE.1)
-        .with_retries(3);
-    SockRef::from(stream).set_tcp_keepalive(&keepalive)
-}
-
 /// Waits until the client has closed its side, without reading a byte of what it may have sent.
 pub(super) async fn gone(client: &TcpStream) {
     loop {
@@ -248,20 +218,5 @@ pub(super) async fn gone(client: &TcpStream) {
             Ok(ready) if !ready.is_read_closed() && !ready.is_error() => sleep(LOOK_AT_HELD).await,
             Ok(_) | Err(_) => return,
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn a_tuned_socket_waits_for_nothing_and_finds_a_dead_peer() {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let stream = TcpStream::connect(address).await.unwrap();
-        tune(&stream).unwrap();
-        let socket = SockRef::from(&stream);
-        assert!(stream.nodelay().unwrap() && socket.keepalive().unwrap());
     }
 }

@@ -20,6 +20,7 @@ use trunkline_shared::cluster::MemberName;
 use trunkline_shared::service::clock;
 
 use crate::error::SessionError;
+use crate::held_back::HeldBack;
 use crate::lanes::{Notice, Seat};
 use crate::listener::limits::{GREETING_TIME, Newcomer};
 use crate::metrics::Metrics;
@@ -37,31 +38,6 @@ const LINGER_BYTES: usize = 1 << 20;
 
 thread_local! {
     static BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; BUFFER_BYTES].into_boxed_slice());
-}
-
-/// Bytes that a peer would not take yet.
-#[derive(Default)]
-struct HeldBack {
-    bytes: Vec<u8>,
-    taken: usize,
-}
-
-impl HeldBack {
-    fn is_empty(&self) -> bool {
-        self.bytes.is_empty()
-    }
-
-    fn rest(&self) -> &[u8] {
-        &self.bytes[self.taken..]
-    }
-
-    fn take(&mut self, count: usize) {
-        self.taken += count;
-        if self.taken == self.bytes.len() {
-            // Not cleared but given back: an idle connection owns no buffer.
-            *self = HeldBack::default();
-        }
-    }
 }
 
 /// One direction.
@@ -134,10 +110,7 @@ impl Relay {
             talk: cover.is_none().then(Conversation::default),
             veil: cover.map(Veil::new),
             to_server: Flow {
-                held_back: HeldBack {
-                    bytes: early,
-                    taken: 0,
-                },
+                held_back: HeldBack::new(early),
                 ..Flow::default()
             },
             to_client: Flow {
@@ -459,7 +432,7 @@ fn poll_pump(
         passed(&bytes[..count]);
         flow.bytes += count as u64;
         if count < bytes.len() {
-            flow.held_back.bytes = bytes[count..].to_vec();
+            flow.held_back.push(&bytes[count..]);
         }
     }
 }
@@ -529,7 +502,7 @@ mod tests {
         let talk = relay.talk.as_mut().unwrap();
         talk.taken_by_client(GREETING);
         talk.sent_to_server(b"Q\0\0\0\x0dselect 1\0");
-        relay.to_client.held_back.bytes = ANSWER.to_vec();
+        relay.to_client.held_back.push(ANSWER);
         let since = clock::now();
         let notice = Notice {
             ending: Ending::Lane(CutCause::LeaderChanged),

@@ -20,6 +20,8 @@ pub struct Seen {
     pub cancels: Vec<Vec<u8>>,
     /// Simple queries.
     pub queries: Vec<String>,
+    /// Other messages: kind and body.
+    pub messages: Vec<(char, Vec<u8>)>,
     /// Sessions that ended, by reset or by close; a probe is no session.
     pub ended: usize,
 }
@@ -68,11 +70,16 @@ impl FakePostgres {
     /// Waits until what was seen is enough.
     pub async fn until(&mut self, is_enough: impl FnMut(&Seen) -> bool) -> Seen {
         let wait = self.seen.wait_for(is_enough);
-        tokio::time::timeout(DEADLINE, wait)
-            .await
-            .unwrap()
-            .unwrap()
-            .clone()
+        let waited = tokio::time::timeout(DEADLINE, wait).await;
+        let seen = waited
+            .ok()
+            .and_then(|seen| seen.ok().map(|seen| seen.clone()));
+        assert!(
+            seen.is_some(),
+            "not enough was seen: {:?}",
+            self.seen.borrow()
+        );
+        seen.unwrap()
     }
 }
 
@@ -115,24 +122,59 @@ async fn echo(mut stream: TcpStream, notes: &Notes) -> std::io::Result<()> {
     Ok(())
 }
 
+/// AuthenticationOk, two reports, a cancel key and ReadyForQuery.
+const GREETING: &[u8] = b"R\0\0\0\x08\0\0\0\0\
+    S\0\0\0\x17in_hot_standby\0off\0S\0\0\0\x11TimeZone\0UTC\0\
+    K\0\0\0\x0c\0\0\0\x09\x01\x02\x03\x04Z\0\0\0\x05I";
+
 async fn talk(mut stream: TcpStream, notes: &Notes) -> std::io::Result<()> {
-    // AuthenticationOk and ReadyForQuery.
-    stream.write_all(b"R\0\0\0\x08\0\0\0\0Z\0\0\0\x05I").await?;
+    stream.write_all(GREETING).await?;
+    let mut status = b'I';
     loop {
         let kind = stream.read_u8().await?;
         let length = stream.read_u32().await? as usize;
         let mut body = vec![0; length - 4];
         stream.read_exact(&mut body).await?;
         if kind != b'Q' {
+            notes.note(|seen| seen.messages.push((char::from(kind), body)));
+            let answer: &[u8] = match kind {
+                b'P' => b"1\0\0\0\x04",
+                b'B' => b"2\0\0\0\x04",
+                b'C' => b"3\0\0\0\x04",
+                b'D' => b"n\0\0\0\x04",
+                b'E' => b"C\0\0\0\x09DONE\0",
+                b'S' => &[b'Z', 0, 0, 0, 5, status],
+                _ => b"",
+            };
+            stream.write_all(answer).await?;
             continue;
         }
         let query = String::from_utf8_lossy(&body[..body.len() - 1]).into_owned();
         notes.note(|seen| seen.queries.push(query.clone()));
         match query.as_str() {
-            "hang" => {}
+            "begin" => status = b'T',
+            "commit" | "rollback" | "ROLLBACK" => status = b'I',
+            _ => {}
+        }
+        match query.as_str() {
+            query if query.ends_with("hang") => {}
             // A message that never ends.
             "half" => stream.write_all(b"D\0\0\x10\0half").await?,
             "die" => return Ok(()),
+            // What a server says when it is told to stop.
+            "stop" => {
+                stream
+                    .write_all(b"E\0\0\0\x1aSFATAL\0VFATAL\0C57P01\0\0")
+                    .await?;
+                return Ok(());
+            }
+            // More than was asked for.
+            "babble" => {
+                stream
+                    .write_all(b"C\0\0\0\x09DONE\0Z\0\0\0\x05IT\0\0\0\x06\0\0")
+                    .await?;
+            }
+            "lie" => stream.write_all(b"Z\xff\xff\xff\xff").await?,
             query if query.starts_with("rows ") => {
                 let count: usize = query[5..].parse().unwrap();
                 let mut row = vec![b'D'];
@@ -143,7 +185,18 @@ async fn talk(mut stream: TcpStream, notes: &Notes) -> std::io::Result<()> {
                 }
                 stream.write_all(b"Z\0\0\0\x05I").await?;
             }
-            _ => stream.write_all(b"C\0\0\0\x09DONE\0Z\0\0\0\x05I").await?,
+            _ => {
+                let zone = query.strip_prefix("SELECT pg_catalog.set_config(E'TimeZone', E'");
+                if let Some(zone) = zone.and_then(|rest| rest.split('\'').next()) {
+                    let report = format!("TimeZone\0{zone}\0");
+                    let length = u32::try_from(report.len() + 4).unwrap().to_be_bytes();
+                    stream
+                        .write_all(&[b"S", &length[..], report.as_bytes()].concat())
+                        .await?;
+                }
+                stream.write_all(b"C\0\0\0\x09DONE\0").await?;
+                stream.write_all(&[b'Z', 0, 0, 0, 5, status]).await?;
+            }
         }
     }
 }

@@ -5,10 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
-use trunkline_router::config::{ListenerConfig, Network, ProxyProtocol};
+use trunkline_router::auth::users::Users;
+use trunkline_router::config::pooling::{Mode, PoolingConfig};
+use trunkline_router::config::{ListenerConfig, Network, ProxyProtocol, RouterConfig};
 use trunkline_router::cores::Cores;
 use trunkline_router::listener::limits::Limits;
 use trunkline_router::listener::{self, Listening};
+use trunkline_router::pool::registry::Registry;
 use trunkline_router::route::TargetKind;
 use trunkline_router::topology::state_file::StateFile;
 use trunkline_router::topology::transition::Rules;
@@ -43,6 +46,9 @@ pub struct Setup {
     pub hold_timeout: Duration,
     pub max_client_conn: usize,
     pub proxy_protocol: ProxyProtocol,
+    pub mode: Mode,
+    /// The sections of pooled listeners, with the text of `auth.file` in its place.
+    pub pooling: Option<String>,
 }
 
 impl Default for Setup {
@@ -52,6 +58,8 @@ impl Default for Setup {
             hold_timeout: DEADLINE,
             max_client_conn: 100,
             proxy_protocol: ProxyProtocol::Off,
+            mode: Mode::Tcp,
+            pooling: None,
         }
     }
 }
@@ -74,12 +82,16 @@ impl Stack {
             listen: address,
             scope: name,
             target: setup.target,
+            mode: setup.mode,
             proxy_protocol: setup.proxy_protocol,
             proxy_protocol_from: vec![Network::parse("127.0.0.0/8").unwrap()],
             max_client_conn: setup.max_client_conn,
         };
         let limits = Arc::new(Limits::default());
-        let listening = Listening::new(&config, setup.hold_timeout, cluster.clone(), limits);
+        let pooling = setup.pooling.as_deref().map(pooling_of);
+        let registry = pooling.map(|pooling| Arc::new(Registry::new(pooling).unwrap()));
+        let (hold, own) = (setup.hold_timeout, cluster.clone());
+        let listening = Listening::new(&config, hold, own, limits, registry);
         let listening = Arc::new(listening);
         let cores = Arc::new(Cores::start(2).unwrap());
         tokio::spawn(listener::accept(socket, listening.clone(), cores.clone()));
@@ -149,6 +161,18 @@ impl Stack {
         };
         tokio::time::timeout(DEADLINE, wait).await.unwrap();
     }
+}
+
+/// The sections as the program would read them; `users` is the text of the file.
+fn pooling_of(sections: &str) -> PoolingConfig {
+    let (users, sections) = sections.split_once("---\n").unwrap();
+    let text = format!(
+        "etcd3: {{hosts: \"127.0.0.1:1\"}}\nlisteners:\n  - {{listen: \"127.0.0.1:1\", scope: x, \
+         target: primary, mode: transaction}}\n{sections}"
+    );
+    let mut pooling = RouterConfig::parse(&text).unwrap().pooling.unwrap();
+    pooling.users = Arc::new(Users::parse(users).unwrap());
+    pooling
 }
 
 /// A start-up packet.

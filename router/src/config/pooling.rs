@@ -1,0 +1,427 @@
+//! `auth`, `databases`, `pool` and `users`: what pooled listeners are told.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::raw::{Leaf, Reader, duration, text};
+use crate::auth::Method;
+use crate::auth::users::Users;
+
+/// `mode` of a listener.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Bytes only.
+    Tcp,
+    /// A server for the client's life.
+    Session,
+    /// A server for a transaction.
+    Transaction,
+    /// A server for a statement.
+    Statement,
+}
+
+/// All of it.
+#[derive(Clone, Debug)]
+pub struct PoolingConfig {
+    /// `auth.type`.
+    pub method: Method,
+    /// `auth.file`.
+    pub file: PathBuf,
+    /// What stands there.
+    pub users: Arc<Users>,
+    /// `pool`.
+    pub pool: PoolConfig,
+    /// `databases`, by the name that clients use; `*` is the rest. None: every name is passed on.
+    pub databases: Option<BTreeMap<String, DatabaseConfig>>,
+    /// `users`.
+    pub max_user_connections: BTreeMap<String, usize>,
+}
+
+/// `pool`. A limit of 0 is none, as in PgBouncer; here that is `usize::MAX`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PoolConfig {
+    /// Servers per pool.
+    pub default_pool_size: usize,
+    /// Servers kept open per pool.
+    pub min_pool_size: usize,
+    /// Servers beyond the size for those who wait long.
+    pub reserve_pool_size: usize,
+    /// How long that is.
+    pub reserve_pool_timeout: Duration,
+    /// Servers per database.
+    pub max_db_connections: usize,
+    /// Servers per user.
+    pub max_user_connections: usize,
+    /// Statements prepared per server; 0: names are passed on as they are.
+    pub max_prepared_statements: usize,
+    /// What a server is asked after a client in session mode; empty: nothing.
+    pub server_reset_query: String,
+    /// A server older than this is closed.
+    pub server_lifetime: Duration,
+    /// A server idle for longer is closed; zero: never.
+    pub server_idle_timeout: Duration,
+    /// How long a client waits for a server; zero: for ever.
+    pub query_wait_timeout: Duration,
+    /// How long a client may take to log in.
+    pub client_login_timeout: Duration,
+    /// How long a server may take to connect and let the router in.
+    pub server_connect_timeout: Duration,
+    /// Start-up parameters of clients that are dropped.
+    pub ignore_startup_parameters: Vec<String>,
+}
+
+impl Default for PoolConfig {
+    /// PgBouncer's.
+    fn default() -> Self {
+        Self {
+            default_pool_size: 20,
+            min_pool_size: 0,
+            reserve_pool_size: 0,
+            reserve_pool_timeout: Duration::from_secs(5),
+            max_db_connections: usize::MAX,
+            max_user_connections: usize::MAX,
+            max_prepared_statements: 200,
+            server_reset_query: "DISCARD ALL".to_owned(),
+            server_lifetime: Duration::from_secs(3600),
+            server_idle_timeout: Duration::from_secs(600),
+            query_wait_timeout: Duration::from_secs(120),
+            client_login_timeout: Duration::from_secs(60),
+            server_connect_timeout: Duration::from_secs(15),
+            ignore_startup_parameters: Vec::new(),
+        }
+    }
+}
+
+/// One of `databases`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DatabaseConfig {
+    /// The name that PostgreSQL knows; the client's if absent.
+    pub dbname: Option<String>,
+    /// In place of `default_pool_size`.
+    pub pool_size: Option<usize>,
+    /// In place of the pool's.
+    pub min_pool_size: Option<usize>,
+    /// In place of the pool's.
+    pub reserve_pool_size: Option<usize>,
+    /// In place of the pool's.
+    pub max_db_connections: Option<usize>,
+}
+
+impl PoolingConfig {
+    /// The rules of a database; `None` if there is no such one.
+    pub fn database(&self, name: &str) -> Option<DatabaseConfig> {
+        match &self.databases {
+            None => Some(DatabaseConfig::default()),
+            Some(databases) => databases.get(name).or_else(|| databases.get("*")).cloned(),
+        }
+    }
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawAuth {
+    #[serde(rename = "type")]
+    kind: Leaf,
+    file: Leaf,
+    query: Leaf,
+    user: Leaf,
+    database: Leaf,
+    hba_file: Leaf,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawPool {
+    default_pool_size: Leaf,
+    min_pool_size: Leaf,
+    reserve_pool_size: Leaf,
+    reserve_pool_timeout: Leaf,
+    max_db_connections: Leaf,
+    max_user_connections: Leaf,
+    max_prepared_statements: Leaf,
+    server_reset_query: Leaf,
+    server_lifetime: Leaf,
+    server_idle_timeout: Leaf,
+    query_wait_timeout: Leaf,
+    client_login_timeout: Leaf,
+    server_connect_timeout: Leaf,
+    ignore_startup_parameters: Leaf,
+    max_client_conn: Leaf,
+    query_timeout: Leaf,
+    client_idle_timeout: Leaf,
+    idle_transaction_timeout: Leaf,
+    server_login_retry: Leaf,
+    cancel_wait_timeout: Leaf,
+    track_extra_parameters: Leaf,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawDatabase {
+    dbname: Leaf,
+    pool_size: Leaf,
+    min_pool_size: Leaf,
+    reserve_pool_size: Leaf,
+    max_db_connections: Leaf,
+    scope: Leaf,
+    pool_mode: Leaf,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawUser {
+    max_user_connections: Leaf,
+    pool_mode: Leaf,
+    pool_size: Leaf,
+}
+
+/// The four sections as they stand in the file.
+pub(super) struct RawPooling {
+    pub(super) auth: Option<RawAuth>,
+    pub(super) pool: Option<RawPool>,
+    pub(super) databases: Option<BTreeMap<String, RawDatabase>>,
+    pub(super) users: Option<BTreeMap<String, RawUser>>,
+}
+
+const NOT_YET: &str = "is not available in this version";
+const NUMBER: &str = "a number is allowed";
+const TIME: &str = "a time is allowed, such as 10s or 500ms";
+
+impl Reader {
+    /// Reads the sections, if a listener pools; else none of them may be there.
+    pub(super) fn pooling(&mut self, raw: RawPooling, is_pooled: bool) -> Option<PoolingConfig> {
+        if !is_pooled {
+            let why = "is for listeners in mode session, transaction or statement, and there is none; \
+                       in tcp mode PostgreSQL itself does this";
+            for (key, is_there) in [
+                ("auth", raw.auth.is_some()),
+                ("databases", raw.databases.is_some()),
+                ("pool", raw.pool.is_some()),
+                ("users", raw.users.is_some()),
+            ] {
+                if is_there {
+                    self.wrong(0, key, String::new(), why);
+                }
+            }
+            return None;
+        }
+        let (method, file) = self.auth(raw.auth.unwrap_or_default());
+        let pool = self.pool(raw.pool.unwrap_or_default());
+        let databases = raw.databases.map(|databases| {
+            let each = databases.into_iter();
+            each.map(|(name, raw)| {
+                let rules = self.database(&format!("databases.{name}"), raw);
+                (name, rules)
+            })
+            .collect()
+        });
+        let mut max_user_connections = BTreeMap::new();
+        for (name, raw) in raw.users.unwrap_or_default() {
+            let key = |leaf: &str| format!("users.{name}.{leaf}");
+            self.not_yet(&key("pool_mode"), raw.pool_mode, NOT_YET);
+            self.not_yet(&key("pool_size"), raw.pool_size, NOT_YET);
+            if let Some(most) = self.limit(&key("max_user_connections"), raw.max_user_connections) {
+                max_user_connections.insert(name, most);
+            }
+        }
+        Some(PoolingConfig {
+            method,
+            file: file?,
+            users: Arc::default(),
+            pool,
+            databases,
+            max_user_connections,
+        })
+    }
+
+    fn auth(&mut self, raw: RawAuth) -> (Method, Option<PathBuf>) {
+        let method = self.value(
+            "auth.type",
+            raw.kind,
+            "scram-sha-256, md5 or trust is allowed; cert and hba are not available in this version",
+            |v| match v.as_str()? {
+                "scram-sha-256" => Some(Method::ScramSha256),
+                "md5" => Some(Method::Md5),
+                "trust" => Some(Method::Trust),
+                _ => None,
+            },
+        );
+        for (key, leaf) in [
+            ("auth.query", raw.query),
+            ("auth.user", raw.user),
+            ("auth.database", raw.database),
+            ("auth.hba_file", raw.hba_file),
+        ] {
+            self.not_yet(key, leaf, NOT_YET);
+        }
+        let allowed =
+            "the path of a file of users is allowed, lines of \"name\" \"secret\" as in PgBouncer";
+        let file = self.needed("auth.file", raw.file, allowed, text);
+        (
+            method.unwrap_or(Method::ScramSha256),
+            file.map(PathBuf::from),
+        )
+    }
+
+    fn pool(&mut self, mut raw: RawPool) -> PoolConfig {
+        for (key, leaf) in [
+            ("max_client_conn", &mut raw.max_client_conn),
+            ("query_timeout", &mut raw.query_timeout),
+            ("client_idle_timeout", &mut raw.client_idle_timeout),
+            (
+                "idle_transaction_timeout",
+                &mut raw.idle_transaction_timeout,
+            ),
+            ("server_login_retry", &mut raw.server_login_retry),
+            ("cancel_wait_timeout", &mut raw.cancel_wait_timeout),
+            ("track_extra_parameters", &mut raw.track_extra_parameters),
+        ] {
+            self.not_yet(&format!("pool.{key}"), leaf.take(), NOT_YET);
+        }
+        let mut own = PoolConfig::default();
+        self.pool_numbers(&mut own, &mut raw);
+        self.pool_times(&mut own, &mut raw);
+        self.pool_texts(
+            &mut own,
+            raw.server_reset_query,
+            raw.ignore_startup_parameters,
+        );
+        own
+    }
+
+    fn pool_numbers(&mut self, own: &mut PoolConfig, raw: &mut RawPool) {
+        for (key, leaf, number) in [
+            (
+                "default_pool_size",
+                &mut raw.default_pool_size,
+                &mut own.default_pool_size,
+            ),
+            (
+                "min_pool_size",
+                &mut raw.min_pool_size,
+                &mut own.min_pool_size,
+            ),
+            (
+                "reserve_pool_size",
+                &mut raw.reserve_pool_size,
+                &mut own.reserve_pool_size,
+            ),
+            (
+                "max_prepared_statements",
+                &mut raw.max_prepared_statements,
+                &mut own.max_prepared_statements,
+            ),
+        ] {
+            *number = self
+                .number(&format!("pool.{key}"), leaf.take())
+                .unwrap_or(*number);
+        }
+        own.default_pool_size = own.default_pool_size.max(1);
+        for (key, leaf, limit) in [
+            (
+                "max_db_connections",
+                &mut raw.max_db_connections,
+                &mut own.max_db_connections,
+            ),
+            (
+                "max_user_connections",
+                &mut raw.max_user_connections,
+                &mut own.max_user_connections,
+            ),
+        ] {
+            *limit = self
+                .limit(&format!("pool.{key}"), leaf.take())
+                .unwrap_or(*limit);
+        }
+    }
+
+    fn pool_times(&mut self, own: &mut PoolConfig, raw: &mut RawPool) {
+        for (key, leaf, time) in [
+            (
+                "reserve_pool_timeout",
+                &mut raw.reserve_pool_timeout,
+                &mut own.reserve_pool_timeout,
+            ),
+            (
+                "server_lifetime",
+                &mut raw.server_lifetime,
+                &mut own.server_lifetime,
+            ),
+            (
+                "server_idle_timeout",
+                &mut raw.server_idle_timeout,
+                &mut own.server_idle_timeout,
+            ),
+            (
+                "query_wait_timeout",
+                &mut raw.query_wait_timeout,
+                &mut own.query_wait_timeout,
+            ),
+            (
+                "client_login_timeout",
+                &mut raw.client_login_timeout,
+                &mut own.client_login_timeout,
+            ),
+            (
+                "server_connect_timeout",
+                &mut raw.server_connect_timeout,
+                &mut own.server_connect_timeout,
+            ),
+        ] {
+            let key = format!("pool.{key}");
+            *time = self
+                .value(&key, leaf.take(), TIME, duration)
+                .unwrap_or(*time);
+        }
+    }
+
+    fn pool_texts(&mut self, own: &mut PoolConfig, reset: Leaf, ignored: Leaf) {
+        let text = |v: &Value| v.as_str().map(str::to_owned);
+        if let Some(query) = self.value("pool.server_reset_query", reset, "SQL is allowed", text) {
+            own.server_reset_query = query;
+        }
+        let names = |v: &Value| {
+            let names = v
+                .as_str()?
+                .split(',')
+                .map(|name| name.trim().to_ascii_lowercase());
+            Some(names.collect())
+        };
+        let allowed = "names of parameters are allowed, separated by commas";
+        let ignored = self.value("pool.ignore_startup_parameters", ignored, allowed, names);
+        own.ignore_startup_parameters = ignored.unwrap_or_default();
+    }
+
+    fn database(&mut self, at: &str, raw: RawDatabase) -> DatabaseConfig {
+        let key = |leaf: &str| format!("{at}.{leaf}");
+        let why = "is not available in this version: a listener names its cluster and its mode";
+        self.not_yet(&key("scope"), raw.scope, why);
+        self.not_yet(&key("pool_mode"), raw.pool_mode, why);
+        DatabaseConfig {
+            dbname: self.value(&key("dbname"), raw.dbname, "a name is allowed", text),
+            pool_size: self
+                .number(&key("pool_size"), raw.pool_size)
+                .map(|n| n.max(1)),
+            min_pool_size: self.number(&key("min_pool_size"), raw.min_pool_size),
+            reserve_pool_size: self.number(&key("reserve_pool_size"), raw.reserve_pool_size),
+            max_db_connections: self.limit(&key("max_db_connections"), raw.max_db_connections),
+        }
+    }
+
+    fn number(&mut self, key: &str, leaf: Leaf) -> Option<usize> {
+        self.value(key, leaf, NUMBER, |v: &Value| {
+            usize::try_from(v.as_u64()?).ok()
+        })
+    }
+
+    /// A number of which 0 is no limit.
+    fn limit(&mut self, key: &str, leaf: Leaf) -> Option<usize> {
+        let number = self.number(key, leaf)?;
+        Some(if number == 0 { usize::MAX } else { number })
+    }
+}

@@ -1,0 +1,210 @@
+//! One pool on this core: its idle servers, those who wait, and the other cores that want one.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::task::{Context, Waker};
+
+use ring::rand::{SecureRandom, SystemRandom};
+use tokio::time::timeout;
+use tracing::{debug, info, warn};
+use trunkline_shared::cluster::Moment;
+
+use super::{Key, Lease, NoServer, PATIENCE, POOLS, PoolId, Spec};
+use crate::auth::RANDOM_BYTES;
+use crate::cores;
+use crate::pool::state::{CloseReason, Effect, PoolState, Refusal, ServerId, WaiterId};
+use crate::server::login::{Identity, OpenFailed, open};
+use crate::server::{Parcel, Server, Way};
+
+/// What has become of somebody who waits.
+pub(super) enum Outcome {
+    Waiting(Waker),
+    Granted(Lease),
+    Refused(NoServer),
+}
+
+/// A pool.
+pub(super) struct Pool {
+    pub(super) spec: Arc<Spec>,
+    pub(super) way: Arc<Way>,
+    pub(super) state: PoolState,
+    /// The idle servers, in the order of the state.
+    pub(super) parked: Vec<(ServerId, Box<Server>)>,
+    pub(super) waiters: BTreeMap<WaiterId, Outcome>,
+    /// Why the last server could not be opened.
+    pub(super) failure: Option<OpenFailed>,
+    /// Other cores whose clients wait for a server of this pool, and since when.
+    pub(super) hungry: Vec<(usize, Moment)>,
+    /// The other cores know that clients wait here.
+    pub(super) has_asked: bool,
+}
+
+/// A server and its number.
+pub(super) struct Unparked(ServerId, Box<Server>);
+
+impl Unparked {
+    pub(super) fn lease(self, pool: PoolId) -> Lease {
+        Lease {
+            id: self.0,
+            server: Some(self.1),
+            pool,
+        }
+    }
+}
+
+impl Pool {
+    /// Takes an idle server that is as it was left.
+    pub(super) fn unpark(&mut self, server: ServerId) -> Option<Unparked> {
+        let own = self.take(server)?;
+        if own.seat.notice().is_some() || !is_silent(&own) {
+            debug!(member = %own.way.member, "an idle server has closed or been cut");
+            return None;
+        }
+        Some(Unparked(server, own))
+    }
+
+    pub(super) fn take(&mut self, server: ServerId) -> Option<Box<Server>> {
+        let at = self.parked.iter().rposition(|(id, _)| *id == server)?;
+        Some(self.parked.remove(at).1)
+    }
+
+    pub(super) fn connect(&self, pool: PoolId, server: ServerId) {
+        let identity = Identity {
+            database: self.spec.dbname.clone(),
+            user: self.spec.user.clone(),
+            credential: self.spec.credential.load_full(),
+        };
+        let (way, limit) = (self.way.clone(), self.spec.connect_timeout);
+        tokio::spawn(async move {
+            let mut nonce = [0; RANDOM_BYTES];
+            let opened = match SystemRandom::new().fill(&mut nonce) {
+                Ok(()) => {
+                    let opening = timeout(limit, open(way, identity, nonce));
+                    opening.await.unwrap_or(Err(OpenFailed::TooSlow))
+                }
+                Err(_) => Err(OpenFailed::Broken),
+            };
+            POOLS.with_borrow_mut(|pools| pools.opened(pool, server, opened));
+        });
+    }
+
+    pub(super) fn grant(&mut self, pool: PoolId, waiter: WaiterId, server: ServerId) {
+        let Some(own) = self.take(server) else {
+            return;
+        };
+        let lease = Unparked(server, own).lease(pool);
+        self.resolve(waiter, Outcome::Granted(lease));
+    }
+
+    pub(super) fn refuse(&mut self, waiter: WaiterId, why: Refusal) {
+        let why = match (why, &self.failure) {
+            (Refusal::Rejected, Some(failure)) => NoServer::Refused(failure.clone()),
+            (Refusal::Rejected, None) | (Refusal::PoolClosed, _) => NoServer::PoolClosed,
+        };
+        self.resolve(waiter, Outcome::Refused(why));
+    }
+
+    pub(super) fn resolve(&mut self, waiter: WaiterId, outcome: Outcome) {
+        if let Some(Outcome::Waiting(waker)) = self.waiters.insert(waiter, outcome) {
+            waker.wake();
+        }
+    }
+
+    pub(super) fn discard(&mut self, server: ServerId, reason: CloseReason) {
+        if let Some(own) = self.take(server) {
+            let (member, database) = (&own.way.member, &self.spec.database);
+            debug!(%member, %database, user = %self.spec.user, ?reason, "server closed");
+            own.close();
+        }
+    }
+
+    pub(super) fn close(&mut self, effects: &mut Vec<Effect>) {
+        self.state.close_all(effects);
+        let (member, database) = (&self.way.member, &self.spec.database);
+        info!(%member, %database, user = %self.spec.user, "pool closed: the member does not serve this any more");
+    }
+
+    pub(super) fn tell(&self, why: &OpenFailed) {
+        let (member, database, user) = (&self.way.member, &self.spec.database, &self.spec.user);
+        warn!(%member, %database, %user, "no server: {why}");
+    }
+
+    /// The core whose clients should have a server that comes back here.
+    pub(super) fn hungriest(&mut self, now: Moment) -> Option<usize> {
+        let (core, since) = *self.hungry.first()?;
+        let is_ours_younger = match self.state.oldest_waiter() {
+            None => true,
+            Some(own) => now.since(since) > now.since(own) + PATIENCE,
+        };
+        if !is_ours_younger {
+            return None;
+        }
+        self.hungry.remove(0);
+        Some(core)
+    }
+
+    /// Sends the server parked last away; the state counts it as at work.
+    pub(super) fn send_parked(&mut self, to: usize, now: Moment, effects: &mut Vec<Effect>) {
+        if let Some((server, _)) = self.parked.last() {
+            let server = *server;
+            self.state.release(server);
+            self.send_away(to);
+            self.state.maintain(now, effects);
+        }
+    }
+
+    /// Sends the server parked last, which the state has let go of, to another core.
+    pub(super) fn send_away(&mut self, to: usize) {
+        let Some((_, server)) = self.parked.pop() else {
+            return;
+        };
+        let budgets = self.spec.budgets.clone();
+        let core = cores::peers().and_then(|peers| peers.all.get(to).cloned());
+        let parcel = Parcel::pack(*server);
+        let (Some(core), Ok(parcel)) = (core, parcel) else {
+            budgets.give_back();
+            return;
+        };
+        let spec = &self.spec;
+        let key: Key = (
+            spec.cluster.clone(),
+            spec.lane,
+            spec.database.clone(),
+            spec.user.clone(),
+        );
+        core.spawn(async move {
+            POOLS.with_borrow_mut(|pools| pools.adopt(&key, parcel, &budgets));
+        });
+    }
+
+    /// Closes what has ended by itself, by its lane, or by its time.
+    pub(super) fn sweep(&mut self, now: Moment, effects: &mut Vec<Effect>) {
+        let is_cut = self
+            .parked
+            .iter()
+            .any(|(_, server)| server.seat.notice().is_some());
+        if is_cut {
+            self.close(effects);
+            return;
+        }
+        let dead: Vec<ServerId> = self
+            .parked
+            .iter()
+            .filter(|(_, server)| !is_silent(server))
+            .map(|(id, _)| *id)
+            .collect();
+        for server in dead {
+            self.state.drop_idle(server);
+            drop(self.take(server));
+        }
+        // Who still waits asks again: a core that had nothing then may have something now.
+        self.has_asked = false;
+        self.state.maintain(now, effects);
+    }
+}
+
+/// Whether an idle server has said nothing: neither a word nor its end.
+fn is_silent(server: &Server) -> bool {
+    let mut cx = Context::from_waker(Waker::noop());
+    server.stream.poll_read_ready(&mut cx).is_pending()
+}

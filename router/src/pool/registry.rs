@@ -1,0 +1,306 @@
+//! What pools and sessions of all cores share: the settings of this moment, credentials, budgets, the first
+//! report of each database, and who is cancelled by which key. Looked up at log-in and when a pool is made,
+//! never on the way of a transaction.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Waker};
+
+use arc_swap::ArcSwap;
+use ring::rand::{SecureRandom, SystemRandom};
+use secrecy::ExposeSecret;
+
+use crate::auth::{Credential, Proven, RANDOM_BYTES, Secret};
+use crate::config::pooling::{DatabaseConfig, PoolingConfig};
+use crate::pool::Spec;
+use crate::pool::budget::{Budget, Budgets};
+use crate::pool::state::Rules;
+
+/// What a server reports when it lets somebody in, by name.
+pub type Report = Arc<BTreeMap<Box<str>, Box<str>>>;
+
+/// A name in the registry: cluster, database as clients call it, user.
+type Place = (Box<str>, Box<str>, Box<str>);
+/// Cluster, and database or user.
+type Half = (Box<str>, Box<str>);
+/// A cancel key: process and secret.
+type Key = (u32, Box<[u8]>);
+
+/// What all cores share.
+pub struct Registry {
+    config: ArcSwap<PoolingConfig>,
+    /// From which the answers for unknown users are derived.
+    mock: [u8; 32],
+    random: SystemRandom,
+    credentials: Mutex<BTreeMap<Box<str>, Arc<ArcSwap<Credential>>>>,
+    pool_budgets: Mutex<BTreeMap<(Place, u64), Arc<Budget>>>,
+    database_budgets: Mutex<BTreeMap<Half, Arc<Budget>>>,
+    user_budgets: Mutex<BTreeMap<Half, Arc<Budget>>>,
+    reports: Mutex<BTreeMap<(Place, bool), Report>>,
+    mailboxes: Mutex<BTreeMap<Key, Arc<Mailbox>>>,
+    next_process: AtomicU32,
+    next_statement: AtomicU32,
+}
+
+/// The system gives no randomness: nobody can be authenticated.
+#[derive(Debug, thiserror::Error)]
+#[error("the system gives no random numbers")]
+pub struct NoRandomness;
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // The maps stay whole whatever panics around them: every change is one insert or one remove.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Registry {
+    /// An empty one.
+    ///
+    /// # Errors
+    /// The system gives no randomness.
+    pub fn new(config: PoolingConfig) -> Result<Self, NoRandomness> {
+        let random = SystemRandom::new();
+        let mut mock = [0; 32];
+        random.fill(&mut mock).map_err(|_| NoRandomness)?;
+        Ok(Self {
+            config: ArcSwap::from_pointee(config),
+            mock,
+            random,
+            credentials: Mutex::default(),
+            pool_budgets: Mutex::default(),
+            database_budgets: Mutex::default(),
+            user_budgets: Mutex::default(),
+            reports: Mutex::default(),
+            mailboxes: Mutex::default(),
+            next_process: AtomicU32::new(1),
+            next_statement: AtomicU32::new(1),
+        })
+    }
+
+    /// Takes over a new file. Open pools keep their rules until they are made anew.
+    pub fn reload(&self, config: PoolingConfig) {
+        self.config.store(Arc::new(config));
+    }
+
+    /// The settings of this moment.
+    pub fn config(&self) -> Arc<PoolingConfig> {
+        self.config.load_full()
+    }
+
+    /// The secret for mock answers.
+    pub fn mock(&self) -> &[u8; 32] {
+        &self.mock
+    }
+
+    /// Random bytes for one exchange.
+    ///
+    /// # Errors
+    /// The system gives none.
+    pub fn random(&self) -> Result<[u8; RANDOM_BYTES], NoRandomness> {
+        let mut bytes = [0; RANDOM_BYTES];
+        self.random.fill(&mut bytes).map_err(|_| NoRandomness)?;
+        Ok(bytes)
+    }
+
+    /// A number for a statement, on all servers.
+    pub fn statement_number(&self) -> u32 {
+        self.next_statement.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// How the router logs in as this user, after the user has logged in here.
+    pub fn credential(&self, user: &str, proven: Proven) -> Arc<ArcSwap<Credential>> {
+        let config = self.config();
+        let known = config.users.find(user);
+        let credential = match (known.map(|user| user.secret()), proven.keys) {
+            (Some(Secret::Plain(password)), _) => {
+                Credential::Plain(password.expose_secret().to_owned().into())
+            }
+            (Some(Secret::Md5(secret)), _) => Credential::Md5(*secret),
+            (Some(Secret::Scram(_)), Some(keys)) => Credential::Keys(keys),
+            (Some(Secret::Scram(_)) | None, _) => Credential::Nothing,
+        };
+        let mut credentials = locked(&self.credentials);
+        match credentials.get(user) {
+            Some(own) => {
+                // One who was trusted proves nothing, and takes nothing away.
+                if !matches!(credential, Credential::Nothing) {
+                    own.store(Arc::new(credential));
+                }
+                own.clone()
+            }
+            None => {
+                let own = Arc::new(ArcSwap::from_pointee(credential));
+                credentials.insert(user.into(), own.clone());
+                own
+            }
+        }
+    }
+
+    /// What a pool of this database and user on this lane keeps to.
+    pub fn spec(
+        &self,
+        (cluster, database, user): (&str, &str, &str),
+        rules: &DatabaseConfig,
+        lane: u64,
+        credential: Arc<ArcSwap<Credential>>,
+    ) -> Spec {
+        let config = self.config();
+        let pool = &config.pool;
+        let place = (cluster.into(), database.into(), user.into());
+        let of_user = config.max_user_connections.get(user);
+        let budgets = Budgets {
+            pool: budget(
+                &mut locked(&self.pool_budgets),
+                (place, lane),
+                rules.pool_size.unwrap_or(pool.default_pool_size),
+            ),
+            database: budget(
+                &mut locked(&self.database_budgets),
+                (cluster.into(), database.into()),
+                rules.max_db_connections.unwrap_or(pool.max_db_connections),
+            ),
+            user: budget(
+                &mut locked(&self.user_budgets),
+                (cluster.into(), user.into()),
+                *of_user.unwrap_or(&pool.max_user_connections),
+            ),
+        };
+        Spec {
+            cluster: cluster.into(),
+            database: database.into(),
+            dbname: rules.dbname.as_deref().unwrap_or(database).into(),
+            user: user.into(),
+            lane,
+            credential,
+            budgets,
+            rules: Rules {
+                min_size: rules.min_pool_size.unwrap_or(pool.min_pool_size),
+                reserve_size: rules.reserve_pool_size.unwrap_or(pool.reserve_pool_size),
+                reserve_after: pool.reserve_pool_timeout,
+                lifetime: pool.server_lifetime,
+                idle_timeout: pool.server_idle_timeout,
+            },
+            connect_timeout: pool.server_connect_timeout,
+        }
+    }
+
+    /// What the servers of a database reported last to this user; of the writer or of readers.
+    pub fn report(&self, place: (&str, &str, &str), is_writer: bool) -> Option<Report> {
+        let place = (place.0.into(), place.1.into(), place.2.into());
+        locked(&self.reports).get(&(place, is_writer)).cloned()
+    }
+
+    /// Remembers such a report.
+    pub fn set_report(&self, place: (&str, &str, &str), is_writer: bool, report: Report) {
+        let place = (place.0.into(), place.1.into(), place.2.into());
+        locked(&self.reports).insert((place, is_writer), report);
+    }
+
+    /// A cancel key that nobody has, for a new session.
+    ///
+    /// # Errors
+    /// The system gives no randomness.
+    pub fn new_key(&self) -> Result<(u32, [u8; 4]), NoRandomness> {
+        let mut secret = [0; 4];
+        self.random.fill(&mut secret).map_err(|_| NoRandomness)?;
+        // Clients take it for a process number: positive.
+        let process = self.next_process.fetch_add(1, Ordering::Relaxed) & 0x7FFF_FFFF;
+        Ok((process.max(1), secret))
+    }
+
+    /// From here on the session with this key can be cancelled, until the entry is dropped.
+    pub fn enter(self: &Arc<Self>, process: u32, secret: &[u8], mailbox: Arc<Mailbox>) -> Entered {
+        let key = (process, Box::from(secret));
+        locked(&self.mailboxes).insert(key.clone(), mailbox);
+        Entered {
+            registry: self.clone(),
+            key,
+        }
+    }
+
+    /// Ends every session that holds no server; those that do hear it from their lanes.
+    pub fn end_all(&self) {
+        for mailbox in locked(&self.mailboxes).values() {
+            mailbox.put(END);
+        }
+    }
+
+    /// Hands a cancel request to the session it names; whether there is one.
+    pub fn cancel(&self, process: u32, secret: &[u8]) -> bool {
+        let key = (process, Box::from(secret));
+        let mailbox = locked(&self.mailboxes).get(&key).cloned();
+        if let Some(mailbox) = &mailbox {
+            mailbox.put(CANCEL);
+        }
+        mailbox.is_some()
+    }
+}
+
+fn budget<K: Ord>(budgets: &mut BTreeMap<K, Arc<Budget>>, key: K, limit: usize) -> Arc<Budget> {
+    // Those of lanes that are gone: nobody holds them, nothing is open.
+    budgets.retain(|_, budget| Arc::strong_count(budget) > 1);
+    let own = budgets
+        .entry(key)
+        .or_insert_with(|| Arc::new(Budget::new(limit)));
+    own.set_limit(limit);
+    own.clone()
+}
+
+/// Where a session hears what others want of it.
+#[derive(Debug, Default)]
+pub struct Mailbox {
+    mail: AtomicU8,
+    waker: Mutex<Option<Waker>>,
+}
+
+const CANCEL: u8 = 1;
+const END: u8 = 2;
+
+/// What came since the last look.
+#[derive(Clone, Copy, Debug)]
+pub struct Mail {
+    /// The request that runs is to be cancelled.
+    pub is_cancel: bool,
+    /// The session is to end, once it holds no server.
+    pub is_end: bool,
+}
+
+impl Mailbox {
+    fn put(&self, mail: u8) {
+        self.mail.fetch_or(mail, Ordering::Release);
+        if let Some(waker) = locked(&self.waker).as_ref() {
+            waker.wake_by_ref();
+        }
+    }
+
+    /// Leaves the waker of the session's task.
+    pub fn register(&self, cx: &Context<'_>) {
+        *locked(&self.waker) = Some(cx.waker().clone());
+    }
+
+    /// Whether anything came since the last look.
+    pub fn has_mail(&self) -> bool {
+        self.mail.load(Ordering::Relaxed) != 0
+    }
+
+    /// Looks.
+    pub fn take(&self) -> Mail {
+        let mail = self.mail.swap(0, Ordering::Acquire);
+        Mail {
+            is_cancel: mail & CANCEL != 0,
+            is_end: mail & END != 0,
+        }
+    }
+}
+
+/// A session's place among those who can be cancelled.
+pub struct Entered {
+    registry: Arc<Registry>,
+    key: Key,
+}
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        locked(&self.registry.mailboxes).remove(&self.key);
+    }
+}

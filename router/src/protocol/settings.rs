@@ -1,0 +1,121 @@
+//! Settings of a session that move from server to server.
+
+use std::collections::BTreeMap;
+
+/// Settings that PostgreSQL reports whenever they change, and that a session may set: they are carried from
+/// server to server. `search_path` is reported from PostgreSQL 18 on, `default_transaction_read_only` from 14.
+const TRACKED: [&str; 8] = [
+    "application_name",
+    "client_encoding",
+    "DateStyle",
+    "default_transaction_read_only",
+    "IntervalStyle",
+    "search_path",
+    "standard_conforming_strings",
+    "TimeZone",
+];
+
+/// The reported spelling of a setting that is carried; `None` of another one.
+pub fn tracked(name: &str) -> Option<&'static str> {
+    TRACKED
+        .into_iter()
+        .find(|known| known.eq_ignore_ascii_case(name))
+}
+
+/// Settings of a session, by name.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Settings(BTreeMap<Box<str>, Box<str>>);
+
+impl Settings {
+    /// Those of a server's report that are carried.
+    pub fn reported<'a>(report: impl Iterator<Item = (&'a str, &'a str)>) -> Self {
+        let carried =
+            report.filter_map(|(name, value)| Some((tracked(name)?.into(), value.into())));
+        Self(carried.collect())
+    }
+
+    /// Changes one. A setting that is not tracked keeps its name in lower case, as PostgreSQL knows it.
+    pub fn set(&mut self, name: &str, value: &str) {
+        let name = tracked(name).map_or_else(|| name.to_ascii_lowercase(), str::to_owned);
+        self.0.insert(name.into(), value.into());
+    }
+
+    /// Without those that are not tracked.
+    pub fn only_tracked(&self) -> Settings {
+        let kept = self.0.iter().filter(|(name, _)| tracked(name).is_some());
+        Settings(kept.map(|(n, v)| (n.clone(), v.clone())).collect())
+    }
+
+    /// One by its name.
+    pub fn value(&self, name: &str) -> Option<&str> {
+        self.0.get(name).map(AsRef::as_ref)
+    }
+
+    /// The query that turns a server with these settings into one with the wanted ones. `set_config` takes a
+    /// value as the start-up packet does, whatever its form; NULL resets to what the session began with.
+    pub fn change_to(&self, wanted: &Settings) -> String {
+        let mut sql = String::new();
+        let mut add = |name: &str, value: Option<&str>| {
+            sql.push_str(if sql.is_empty() { "SELECT " } else { ", " });
+            sql.push_str("pg_catalog.set_config(");
+            quote(&mut sql, name);
+            sql.push_str(", ");
+            match value {
+                Some(value) => quote(&mut sql, value),
+                None => sql.push_str("NULL"),
+            }
+            sql.push_str(", false)");
+        };
+        for (name, value) in &wanted.0 {
+            if self.0.get(name) != Some(value) {
+                add(name, Some(value));
+            }
+        }
+        for name in self.0.keys().filter(|name| !wanted.0.contains_key(*name)) {
+            add(name, None);
+        }
+        sql
+    }
+}
+
+/// A literal that means the same whatever `standard_conforming_strings` is.
+fn quote(sql: &mut String, text: &str) {
+    sql.push_str("E'");
+    for letter in text.chars() {
+        match letter {
+            '\'' => sql.push_str("''"),
+            '\\' => sql.push_str("\\\\"),
+            other => sql.push(other),
+        }
+    }
+    sql.push('\'');
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_is_changed_only_where_it_differs() {
+        let report = [
+            ("TimeZone", "UTC"),
+            ("server_version", "15"),
+            ("application_name", ""),
+        ];
+        let server = Settings::reported(report.into_iter());
+        let mut client = server.clone();
+        assert_eq!(server.change_to(&client), "");
+        client.set("APPLICATION_NAME", "it's\\me");
+        client.set("Work_Mem", "4MB");
+        assert_eq!(
+            server.change_to(&client),
+            "SELECT pg_catalog.set_config(E'application_name', E'it''s\\\\me', false), \
+             pg_catalog.set_config(E'work_mem', E'4MB', false)"
+        );
+        assert_eq!(
+            client.change_to(&server),
+            "SELECT pg_catalog.set_config(E'application_name', E'', false), \
+             pg_catalog.set_config(E'work_mem', NULL, false)"
+        );
+    }
+}

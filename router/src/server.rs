@@ -1,0 +1,339 @@
+//! One connection to PostgreSQL, opened and authenticated by the router, as the pools keep it.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::net::SendFlags;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+use trunkline_shared::cluster::{MemberName, Moment};
+
+use crate::held_back::HeldBack;
+use crate::lanes::{Lanes, Seat};
+use crate::listener::limits::{CONNECT_TIME, Limits};
+use crate::protocol::exchange::Exchange;
+use crate::protocol::messages::{self, TERMINATE};
+use crate::protocol::settings::Settings;
+use crate::protocol::splice::head;
+use crate::topology::routing_table::LaneId;
+
+pub mod login;
+
+/// How long a server has for a query that the router asks of itself.
+const OWN_QUERY_TIME: Duration = Duration::from_secs(10);
+/// The longest message that is read whole from a server, bytes: errors and reports are far shorter.
+pub const MAX_READ_WHOLE: usize = 64 * 1024;
+
+/// The way to the servers of one lane.
+pub struct Way {
+    /// Where seats are taken.
+    pub lanes: Arc<Lanes>,
+    /// The lane: the stamp of the epoch or of the reader.
+    pub lane: LaneId,
+    /// Whose servers they are.
+    pub member: MemberName,
+    /// Its address as its record names it.
+    pub address: Arc<str>,
+    /// Where that leads.
+    pub places: Vec<SocketAddr>,
+    /// Servers must accept writes.
+    pub is_writer: bool,
+    /// Limits of the process.
+    pub limits: Arc<Limits>,
+}
+
+/// What a server is known by to those who cancel its query.
+#[derive(Clone, Debug, Default)]
+pub struct CancelKey {
+    /// Its process.
+    pub process: u32,
+    /// Its secret: four bytes, more in later versions of the protocol.
+    pub secret: Vec<u8>,
+}
+
+/// The place in the server's stream.
+#[derive(Debug, Default)]
+pub struct Inbound {
+    /// Bytes of the current message that have not come.
+    pub left: usize,
+    /// They are not for the client.
+    pub is_hidden: bool,
+    /// The beginning of a message that is looked at whole.
+    pub carry: Vec<u8>,
+}
+
+/// Statements that are prepared on one server, by number, with the time of their last use as a count.
+#[derive(Debug, Default)]
+pub struct Prepared {
+    used: BTreeMap<u32, u64>,
+    clock: u64,
+}
+
+impl Prepared {
+    /// Whether it is there; then it counts as used now.
+    pub fn touch(&mut self, statement: u32) -> bool {
+        self.clock += 1;
+        let clock = self.clock;
+        let found = self.used.get_mut(&statement).map(|used| *used = clock);
+        found.is_some()
+    }
+
+    /// Adds one. Returns the one used longest ago, if there are more than `limit`: it is to be closed.
+    pub fn add(&mut self, statement: u32, limit: usize) -> Option<u32> {
+        self.clock += 1;
+        self.used.insert(statement, self.clock);
+        if self.used.len() <= limit {
+            return None;
+        }
+        let oldest = self.used.iter().min_by_key(|(_, used)| **used)?;
+        let oldest = *oldest.0;
+        self.used.remove(&oldest);
+        Some(oldest)
+    }
+
+    /// It was not prepared after all.
+    pub fn forget(&mut self, statement: u32) {
+        self.used.remove(&statement);
+    }
+
+    /// Nothing is prepared any more.
+    pub fn clear(&mut self) {
+        self.used.clear();
+    }
+}
+
+/// A server. Whoever drops it closes the connection.
+pub struct Server {
+    /// The connection.
+    pub stream: TcpStream,
+    /// Its place on the lane.
+    pub seat: Seat,
+    /// The way it was opened by.
+    pub way: Arc<Way>,
+    /// For cancels.
+    pub key: CancelKey,
+    /// What it reports of itself, by name, as last heard.
+    pub reported: BTreeMap<Box<str>, Box<str>>,
+    /// The settings that were given to it, as far as they move with clients.
+    pub settings: Arc<Settings>,
+    /// What it was asked and has not answered.
+    pub exchange: Exchange,
+    /// The place in its stream.
+    pub inbound: Inbound,
+    /// What it would not take yet.
+    pub to_server: HeldBack,
+    /// What is prepared on it.
+    pub prepared: Prepared,
+    /// A cancel on its way: it is not another client's server before that is over.
+    pub cancel: Option<JoinHandle<()>>,
+    /// Something on it is out of date: it is not used again.
+    pub is_spoiled: bool,
+    /// When it was opened.
+    pub opened_at: Moment,
+}
+
+/// PostgreSQL's words about why it does not do something.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Complaint {
+    /// SQLSTATE.
+    pub code: String,
+    /// The message.
+    pub message: String,
+    /// The connection is over.
+    pub is_fatal: bool,
+}
+
+impl Complaint {
+    /// Reads the body of an ErrorResponse.
+    pub fn read(body: &[u8]) -> Self {
+        let mut own = Self {
+            code: String::new(),
+            message: String::new(),
+            is_fatal: false,
+        };
+        for field in body.split(|b| *b == 0) {
+            let Some((code, text)) = field.split_first() else {
+                continue;
+            };
+            let text = || String::from_utf8_lossy(text).into_owned();
+            match code {
+                b'C' => own.code = text(),
+                b'M' => own.message = text(),
+                // The severity that is never translated.
+                b'V' => own.is_fatal = field != b"VERROR",
+                _ => {}
+            }
+        }
+        own
+    }
+}
+
+/// Why a query of the router's own failed.
+#[derive(Debug)]
+pub enum QueryFailed {
+    /// PostgreSQL refuses.
+    Refused(Complaint),
+    /// The connection is lost, or cannot be trusted.
+    Lost,
+}
+
+impl Server {
+    /// Runs a query of the router's own on a server that stands between two requests. Hears reports, forgets
+    /// rows; returns the first value of the first row.
+    pub async fn run(&mut self, sql: &str) -> Result<Option<String>, QueryFailed> {
+        let asked = timeout(OWN_QUERY_TIME, async {
+            let sent = self.stream.write_all(&messages::query(sql)).await;
+            sent.map_err(|_| QueryFailed::Lost)?;
+            self.hear().await
+        });
+        asked.await.unwrap_or(Err(QueryFailed::Lost))
+    }
+
+    async fn hear(&mut self) -> Result<Option<String>, QueryFailed> {
+        let mut bytes = std::mem::take(&mut self.inbound.carry);
+        let mut complaint = None;
+        let mut value = None;
+        loop {
+            while let Some((kind, length)) = head(&bytes).map_err(|_| QueryFailed::Lost)? {
+                if length > MAX_READ_WHOLE {
+                    return Err(QueryFailed::Lost);
+                }
+                if bytes.len() < length {
+                    break;
+                }
+                let body = &bytes[5..length];
+                match kind {
+                    b'E' => {
+                        let read = Complaint::read(body);
+                        if read.is_fatal {
+                            return Err(QueryFailed::Lost);
+                        }
+                        complaint.get_or_insert(read);
+                    }
+                    b'S' => self.note_report(body),
+                    b'D' => value = value.or(first_value(body)),
+                    b'Z' if body == b"I" && bytes.len() == length => {
+                        return match complaint {
+                            Some(complaint) => Err(QueryFailed::Refused(complaint)),
+                            None => Ok(value),
+                        };
+                    }
+                    b'Z' => return Err(QueryFailed::Lost),
+                    _ => {}
+                }
+                bytes.drain(..length);
+            }
+            match self.stream.read_buf(&mut bytes).await {
+                Ok(0) | Err(_) => return Err(QueryFailed::Lost),
+                Ok(_) => {}
+            }
+        }
+    }
+
+    /// Notes the body of a ParameterStatus; returns what it says.
+    pub fn note_report(&mut self, body: &[u8]) {
+        if let Some((name, value)) = report(body) {
+            self.reported.insert(name.into(), value.into());
+        }
+    }
+
+    /// Says goodbye, as far as the socket takes it at once, and closes.
+    pub fn close(self) {
+        if self.exchange.is_quiet() && self.to_server.is_empty() {
+            let _ = rustix::net::send(
+                &self.stream,
+                TERMINATE,
+                SendFlags::NOSIGNAL | SendFlags::DONTWAIT,
+            );
+        }
+    }
+}
+
+/// A server on its way to another core: its socket belongs to no runtime.
+pub struct Parcel {
+    stream: std::net::TcpStream,
+    seat: Seat,
+    way: Arc<Way>,
+    key: CancelKey,
+    reported: BTreeMap<Box<str>, Box<str>>,
+    settings: Arc<Settings>,
+    prepared: Prepared,
+    opened_at: Moment,
+}
+
+impl Parcel {
+    /// Takes an idle server off this core.
+    ///
+    /// # Errors
+    /// The system does not let go of the socket; the server is lost.
+    pub fn pack(server: Server) -> io::Result<Self> {
+        Ok(Self {
+            stream: server.stream.into_std()?,
+            seat: server.seat,
+            way: server.way,
+            key: server.key,
+            reported: server.reported,
+            settings: server.settings,
+            prepared: server.prepared,
+            opened_at: server.opened_at,
+        })
+    }
+
+    /// Puts it up on this core.
+    ///
+    /// # Errors
+    /// The system does not take the socket; the server is lost.
+    pub fn unpack(self) -> io::Result<Server> {
+        Ok(Server {
+            stream: TcpStream::from_std(self.stream)?,
+            seat: self.seat,
+            way: self.way,
+            key: self.key,
+            reported: self.reported,
+            settings: self.settings,
+            exchange: Exchange::default(),
+            inbound: Inbound::default(),
+            to_server: HeldBack::default(),
+            prepared: self.prepared,
+            cancel: None,
+            is_spoiled: false,
+            opened_at: self.opened_at,
+        })
+    }
+}
+
+/// Name and value of a ParameterStatus.
+pub fn report(body: &[u8]) -> Option<(&str, &str)> {
+    let mut texts = body.split(|b| *b == 0);
+    let name = std::str::from_utf8(texts.next()?).ok()?;
+    let value = std::str::from_utf8(texts.next()?).ok()?;
+    Some((name, value))
+}
+
+/// The first column of a DataRow, as text.
+fn first_value(body: &[u8]) -> Option<String> {
+    let length = body.get(2..6)?;
+    let length = u32::from_be_bytes(length.try_into().ok()?);
+    let text = body.get(6..6 + usize::try_from(length).ok()?)?;
+    Some(String::from_utf8_lossy(text).into_owned())
+}
+
+/// Sends a cancel request and waits until the server has dealt with it.
+pub async fn cancel(way: Arc<Way>, key: CancelKey) {
+    let request = messages::cancel(key.process, &key.secret);
+    for place in &way.places {
+        let connected = timeout(CONNECT_TIME, TcpStream::connect(place)).await;
+        if let Ok(Ok(mut stream)) = connected {
+            if stream.write_all(&request).await.is_ok() {
+                // The signal is sent when the connection closes.
+                let _ = timeout(CONNECT_TIME, stream.read_u8()).await;
+            }
+            return;
+        }
+    }
+}

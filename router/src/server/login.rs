@@ -1,0 +1,230 @@
+//! From an address to a server that is ready: connect, start-up packet, authentication, first report.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use socket2::{SockRef, TcpKeepalive};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use trunkline_shared::service::clock;
+
+use crate::auth::{ClientSide, Credential, NoLogin, RANDOM_BYTES, Reply};
+use crate::held_back::HeldBack;
+use crate::listener::limits::CONNECT_TIME;
+use crate::protocol::exchange::Exchange;
+use crate::protocol::messages;
+use crate::protocol::settings::Settings;
+use crate::protocol::splice::head;
+use crate::server::{
+    CancelKey, Complaint, Inbound, MAX_READ_WHOLE, Prepared, QueryFailed, Server, Way,
+};
+
+/// When keep-alives begin on an idle connection, and how far apart they are; after three unanswered ones
+/// the connection is dead.
+const KEEPALIVE: (std::time::Duration, std::time::Duration) = (
+    std::time::Duration::from_secs(30),
+    std::time::Duration::from_secs(10),
+);
+
+/// Who logs in, and where.
+pub struct Identity {
+    /// The database, as PostgreSQL knows it.
+    pub database: Arc<str>,
+    /// The user.
+    pub user: Arc<str>,
+    /// How it proves that.
+    pub credential: Arc<Credential>,
+}
+
+/// Why a server could not be opened.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum OpenFailed {
+    /// The lane was cut.
+    #[error("the member does not serve this any more")]
+    LaneCut,
+    /// No connection.
+    #[error("cannot connect: {0}")]
+    Unreachable(Arc<io::Error>),
+    /// It took too long.
+    #[error("the log-in took too long")]
+    TooSlow,
+    /// It is a standby where a primary was looked for.
+    #[error("it is in recovery and takes no writes yet")]
+    InRecovery,
+    /// PostgreSQL refuses.
+    #[error("{}", .0.message)]
+    Refused(Complaint),
+    /// PostgreSQL cannot be satisfied.
+    #[error(transparent)]
+    NoLogin(#[from] NoLogin),
+    /// The server does not speak the protocol, or closed in the middle.
+    #[error("it closed the connection, or does not speak PostgreSQL's protocol")]
+    Broken,
+}
+
+impl OpenFailed {
+    /// Whether it will stay so until somebody changes something.
+    pub fn is_lasting(&self) -> bool {
+        match self {
+            OpenFailed::NoLogin(_) => true,
+            OpenFailed::Refused(complaint) => {
+                // Authorization, no such database, no permission to connect.
+                ["28", "3D", "42"]
+                    .iter()
+                    .any(|class| complaint.code.starts_with(class))
+            }
+            OpenFailed::LaneCut
+            | OpenFailed::Unreachable(_)
+            | OpenFailed::TooSlow
+            | OpenFailed::InRecovery
+            | OpenFailed::Broken => false,
+        }
+    }
+}
+
+/// Opens a server. `nonce` is random. The caller limits the time.
+///
+/// # Errors
+/// It cannot be opened now, or at all.
+pub async fn open(
+    way: Arc<Way>,
+    identity: Identity,
+    nonce: [u8; RANDOM_BYTES],
+) -> Result<Server, OpenFailed> {
+    let seat = way.lanes.take_seat(way.lane).ok_or(OpenFailed::LaneCut)?;
+    let turns = way.limits.connects(&way.address);
+    let _permit = turns.acquire().await;
+    let stream = connect_to(&way.places).await;
+    let stream = stream.map_err(|error| OpenFailed::Unreachable(Arc::new(error)))?;
+    let mut server = Server {
+        stream,
+        seat,
+        way,
+        key: CancelKey::default(),
+        reported: BTreeMap::new(),
+        settings: Arc::default(),
+        exchange: Exchange::default(),
+        inbound: Inbound::default(),
+        to_server: HeldBack::default(),
+        prepared: Prepared::default(),
+        cancel: None,
+        is_spoiled: false,
+        opened_at: clock::now(),
+    };
+    greet(&mut server, &identity, nonce).await?;
+    if server.way.is_writer && is_in_recovery(&mut server).await? {
+        return Err(OpenFailed::InRecovery);
+    }
+    if server.seat.notice().is_some() {
+        return Err(OpenFailed::LaneCut);
+    }
+    let reported = server.reported.iter().map(|(n, v)| (&**n, &**v));
+    server.settings = Arc::new(Settings::reported(reported));
+    Ok(server)
+}
+
+async fn greet(
+    server: &mut Server,
+    identity: &Identity,
+    nonce: [u8; RANDOM_BYTES],
+) -> Result<(), OpenFailed> {
+    let broken = |_: io::Error| OpenFailed::Broken;
+    let packet = messages::startup(&[("user", &identity.user), ("database", &identity.database)]);
+    server.stream.write_all(&packet).await.map_err(broken)?;
+    let mut login = ClientSide::new(&identity.user, identity.credential.clone(), nonce);
+    let mut is_in = false;
+    let mut bytes = Vec::with_capacity(2048);
+    loop {
+        while let Some((kind, length)) = head(&bytes).map_err(|_| OpenFailed::Broken)? {
+            if length > MAX_READ_WHOLE {
+                return Err(OpenFailed::Broken);
+            }
+            if bytes.len() < length {
+                break;
+            }
+            let body = &bytes[5..length];
+            match (kind, is_in) {
+                (b'R', false) => match login.answer(body)? {
+                    Reply::Send(message) => {
+                        server.stream.write_all(&message).await.map_err(broken)?;
+                    }
+                    Reply::Wait => {}
+                    Reply::Done => is_in = true,
+                },
+                (b'E', _) => return Err(OpenFailed::Refused(Complaint::read(body))),
+                (b'N', _) => {}
+                (b'S', true) => server.note_report(body),
+                (b'K', true) if body.len() >= 8 => {
+                    let (process, secret) = body.split_at(4);
+                    server.key = CancelKey {
+                        process: process.try_into().map_or(0, u32::from_be_bytes),
+                        secret: secret.to_vec(),
+                    };
+                }
+                (b'Z', true) if body == b"I" && bytes.len() == length => return Ok(()),
+                _ => return Err(OpenFailed::Broken),
+            }
+            bytes.drain(..length);
+        }
+        match server.stream.read_buf(&mut bytes).await {
+            Ok(0) | Err(_) => return Err(OpenFailed::Broken),
+            Ok(_) => {}
+        }
+    }
+}
+
+/// PostgreSQL reports it from 14 on; before, it is asked.
+async fn is_in_recovery(server: &mut Server) -> Result<bool, OpenFailed> {
+    if let Some(value) = server.reported.get("in_hot_standby") {
+        return Ok(&**value == "on");
+    }
+    match server.run("SELECT pg_catalog.pg_is_in_recovery()").await {
+        Ok(value) => Ok(value.as_deref() != Some("f")),
+        Err(QueryFailed::Refused(complaint)) => Err(OpenFailed::Refused(complaint)),
+        Err(QueryFailed::Lost) => Err(OpenFailed::Broken),
+    }
+}
+
+/// Connects to the first of the places that answers.
+pub async fn connect_to(places: &[SocketAddr]) -> io::Result<TcpStream> {
+    let mut last = io::Error::new(io::ErrorKind::NotFound, "the address has not been resolved");
+    for place in places {
+        match timeout(CONNECT_TIME, TcpStream::connect(place)).await {
+            Ok(Ok(server)) => {
+                tune(&server)?;
+                return Ok(server);
+            }
+            Ok(Err(error)) => last = error,
+            Err(_) => last = io::Error::from(io::ErrorKind::TimedOut),
+        }
+    }
+    Err(last)
+}
+
+/// Sets what both sockets of a session get: no delay, and keep-alives that find a dead peer.
+pub fn tune(stream: &TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let keepalive = TcpKeepalive::new()
+        .with_time(KEEPALIVE.0)
+        .with_interval(KEEPALIVE.1)
+        .with_retries(3);
+    SockRef::from(stream).set_tcp_keepalive(&keepalive)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_tuned_socket_waits_for_nothing_and_finds_a_dead_peer() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let stream = TcpStream::connect(address).await.unwrap();
+        tune(&stream).unwrap();
+        let socket = SockRef::from(&stream);
+        assert!(stream.nodelay().unwrap() && socket.keepalive().unwrap());
+    }
+}

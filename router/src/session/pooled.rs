@@ -1,0 +1,317 @@
+//! A client of a pooled listener, from its log-in to its end: it borrows a server when it asks something, and
+//! gives it back as soon as nothing of it is left there.
+//!
+//! One engine for the three modes: in session mode a client is pinned to its server from the start, in
+//! statement mode a transaction block is an error. Reading goes through one buffer per thread; what needs no
+//! change is written on from there, in one piece per burst.
+
+use std::cell::RefCell;
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::io::{AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::config::pooling::Mode;
+use crate::error::SessionError;
+use crate::held_back::HeldBack;
+use crate::lanes::Notice;
+use crate::pool::registry::{Entered, Mailbox};
+use crate::pool::{Lease, PoolId};
+use crate::protocol::settings::Settings;
+use crate::session::carry_over::look::PinReason;
+use crate::session::carry_over::{Shared, Statements};
+use crate::session::pooled::door::Door;
+use crate::session::relay::{BUFFER_BYTES, say};
+use crate::session::stranded::Stranded;
+
+mod acquire;
+mod client_side;
+pub(super) mod door;
+mod ends;
+pub(super) mod login;
+mod server_side;
+
+/// How long a client may take for the last bytes that it is sent.
+const FLUSH_TIME: Duration = Duration::from_millis(500);
+
+/// What a thread's sessions read into and write from.
+pub(super) struct Buffers {
+    input: Box<[u8]>,
+    out: Vec<u8>,
+}
+
+thread_local! {
+    static BUFFERS: RefCell<Buffers> = RefCell::new(Buffers {
+        input: vec![0; BUFFER_BYTES].into_boxed_slice(),
+        out: Vec::new(),
+    });
+}
+
+/// What clients have prepared, on all cores: a server that changes cores keeps what is prepared on it. Locked
+/// when a client prepares a named statement, not when it uses one.
+static STATEMENTS: Mutex<Shared> = Mutex::new(Shared::new());
+
+/// A client's own statements, made when it first prepares one.
+#[derive(Default)]
+pub(super) struct Own(Option<Box<Statements>>);
+
+impl Own {
+    fn get(&self) -> Option<&Statements> {
+        self.0.as_deref()
+    }
+
+    fn get_mut(&mut self) -> &mut Statements {
+        self.0.get_or_insert_default()
+    }
+}
+
+/// What the engine cannot do while it is polled.
+#[derive(Debug)]
+enum Turn {
+    /// The client asks something and no server is at hand.
+    NeedServer,
+    /// The server has other settings than the client.
+    NeedSettings,
+    /// A cancel request came.
+    Mail,
+    /// The server's lane was cut.
+    Cut(Notice),
+    /// The server has closed the connection.
+    ServerGone,
+    /// The client said Terminate, or closed.
+    ClientLeft,
+    /// The session is over with this error.
+    Over(SessionError),
+}
+
+/// What a direction came to for now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    /// Something moved.
+    Moved,
+    /// Nothing more to do until a socket wakes the task.
+    Waits,
+}
+
+/// One logged-in client.
+pub(super) struct Pooled {
+    client: TcpStream,
+    door: Arc<Door>,
+    mailbox: Arc<Mailbox>,
+    entered: Option<Entered>,
+    /// What the client would not take yet.
+    to_client: HeldBack,
+    /// Bytes of the client that are not dealt with: the beginning of a message, or a request that waits.
+    carry: Vec<u8>,
+    /// So many bytes must be in `carry` before it is worth looking again.
+    need: usize,
+    /// `carry` is looked at before anything is read.
+    is_unread: bool,
+    /// Bytes of the client's current message that have not come.
+    left: usize,
+    /// They go nowhere.
+    discards: bool,
+    server: Option<Lease>,
+    /// The server's seat knows the task, and the server has the client's settings.
+    is_seated: bool,
+    /// The unnamed statement on the server is the client's.
+    has_unnamed: bool,
+    settings: Arc<Settings>,
+    statements: Own,
+    stranded: Option<Box<Stranded>>,
+    pinned: Option<PinReason>,
+    /// The table's version and the pool that it led to.
+    route: Option<(u64, PoolId)>,
+    is_registered: bool,
+    /// The server has said itself why it ends the session.
+    is_explained: bool,
+}
+
+impl Pooled {
+    fn new(client: TcpStream, door: Arc<Door>) -> Self {
+        let pinned = (door.mode == Mode::Session).then_some(PinReason::SessionMode);
+        Self {
+            client,
+            door,
+            mailbox: Arc::default(),
+            entered: None,
+            to_client: HeldBack::default(),
+            carry: Vec::new(),
+            need: 0,
+            is_unread: false,
+            left: 0,
+            discards: false,
+            server: None,
+            is_seated: false,
+            has_unnamed: false,
+            settings: Arc::default(),
+            statements: Own::default(),
+            stranded: None,
+            pinned,
+            route: None,
+            is_registered: false,
+            is_explained: false,
+        }
+    }
+
+    /// Carries the session to its end.
+    pub(super) async fn run(mut self) -> Result<(), SessionError> {
+        loop {
+            let turn = poll_fn(|cx| self.poll_turn(cx)).await;
+            let outcome = match turn {
+                Turn::NeedServer => Box::pin(self.acquire()).await,
+                Turn::NeedSettings => Box::pin(self.carry_settings()).await,
+                Turn::Mail => self.read_mail(),
+                Turn::Cut(notice) => self.cut(notice),
+                Turn::ServerGone => self.server_gone(),
+                Turn::ClientLeft => {
+                    self.leave();
+                    return Ok(());
+                }
+                Turn::Over(error) => Err(error),
+            };
+            if let Err(error) = outcome {
+                return Box::pin(self.end(error)).await;
+            }
+        }
+    }
+
+    fn poll_turn(&mut self, cx: &mut Context<'_>) -> Poll<Turn> {
+        if !self.is_registered {
+            self.mailbox.register(cx);
+            self.is_registered = true;
+        }
+        if self.mailbox.has_mail() {
+            return Poll::Ready(Turn::Mail);
+        }
+        BUFFERS.with_borrow_mut(|buffers| self.poll_both(cx, buffers))
+    }
+
+    fn poll_both(&mut self, cx: &mut Context<'_>, buffers: &mut Buffers) -> Poll<Turn> {
+        loop {
+            if let Some(server) = &self.server {
+                if !self.is_seated {
+                    server.seat.register(cx);
+                    self.is_seated = true;
+                }
+                if let Some(notice) = server.seat.notice() {
+                    return Poll::Ready(Turn::Cut(notice));
+                }
+            }
+            let towards = match self.poll_client(cx, buffers) {
+                Ok(step) => step,
+                Err(turn) => return Poll::Ready(turn),
+            };
+            let back = match self.poll_server(cx, buffers) {
+                Ok(step) => step,
+                Err(turn) => return Poll::Ready(turn),
+            };
+            if towards == Step::Waits && back == Step::Waits {
+                return Poll::Pending;
+            }
+        }
+    }
+
+    /// Writes what is held back for the client. Whether nothing is left.
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Result<bool, Turn> {
+        flush(&mut self.client, &mut self.to_client, cx).map_err(|_| Turn::ClientLeft)
+    }
+
+    /// Whether nothing of the client is left on its server.
+    fn may_release(&self) -> bool {
+        self.pinned.is_none()
+            && self.left == 0
+            && self.server.as_ref().is_some_and(|server| {
+                server.exchange.is_idle()
+                    && server.to_server.is_empty()
+                    && server.inbound.left == 0
+                    && server.inbound.carry.is_empty()
+            })
+    }
+
+    fn release(&mut self) {
+        self.is_seated = false;
+        self.has_unnamed = false;
+        if let Some(server) = self.server.take() {
+            server.checkin();
+        }
+    }
+
+    fn read_mail(&mut self) -> Result<(), SessionError> {
+        let mail = self.mailbox.take();
+        if mail.is_cancel
+            && let Some(server) = &mut self.server
+            && !server.exchange.is_quiet()
+            && server
+                .cancel
+                .as_ref()
+                .is_none_or(|cancel| cancel.is_finished())
+        {
+            let (way, key) = (server.way.clone(), server.key.clone());
+            server.cancel = Some(tokio::spawn(crate::server::cancel(way, key)));
+        }
+        if mail.is_end && self.server.is_none() {
+            return Err(SessionError::Ended {
+                ending: crate::lanes::Ending::RouterStops,
+                has_outstanding: false,
+            });
+        }
+        Ok(())
+    }
+
+    /// Tells the client why its session is over, if its stream stands at a boundary.
+    async fn end(mut self, error: SessionError) -> Result<(), SessionError> {
+        let is_at_boundary = self.is_at_boundary();
+        self.server = None;
+        let rest = std::mem::take(&mut self.to_client);
+        let flushed = tokio::time::timeout(FLUSH_TIME, self.client.write_all(rest.rest())).await;
+        if is_at_boundary && !self.is_explained && matches!(flushed, Ok(Ok(()))) {
+            say(&mut self.client, &error).await;
+        }
+        Err(error)
+    }
+
+    /// Whether a message of the router's own may follow what was written for the client so far.
+    fn is_at_boundary(&self) -> bool {
+        let server = self.server.as_ref();
+        server.is_none_or(|server| server.inbound.left == 0 || server.inbound.is_hidden)
+    }
+}
+
+/// Writes as much as the peer takes. Whether nothing is left.
+fn flush(stream: &mut TcpStream, held: &mut HeldBack, cx: &mut Context<'_>) -> io::Result<bool> {
+    while !held.is_empty() {
+        match Pin::new(&mut *stream).poll_write(cx, held.rest()) {
+            Poll::Ready(Ok(count)) => held.take(count),
+            Poll::Ready(Err(error)) => return Err(error),
+            Poll::Pending => return Ok(false),
+        }
+    }
+    Ok(true)
+}
+
+/// Writes bytes, and holds back what the peer does not take.
+fn write_on(
+    stream: &mut TcpStream,
+    held: &mut HeldBack,
+    bytes: &[u8],
+    cx: &mut Context<'_>,
+) -> io::Result<()> {
+    let mut taken = 0;
+    if held.is_empty() && !bytes.is_empty() {
+        match Pin::new(&mut *stream).poll_write(cx, bytes) {
+            Poll::Ready(Ok(count)) => taken = count,
+            Poll::Ready(Err(error)) => return Err(error),
+            Poll::Pending => {}
+        }
+    }
+    if taken < bytes.len() {
+        held.push(&bytes[taken..]);
+    }
+    Ok(())
+}

@@ -1,0 +1,235 @@
+//! A server for a client that asks something: at once if one is idle, else as long as the client may wait.
+
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::time::sleep;
+use trunkline_shared::service::clock;
+
+use super::Pooled;
+use super::door::interned;
+use crate::error::{RequestError, SessionError};
+use crate::pool::{self, Checkout, Lease, NoServer, PoolId, Ticket};
+use crate::protocol::messages;
+use crate::protocol::settings::{Settings, tracked};
+use crate::protocol::sqlstate;
+use crate::route::{Awaited, NoRoute, RouteRequest, TargetKind, route};
+use crate::server::login::OpenFailed;
+use crate::server::{QueryFailed, Way};
+use crate::session::reach::gone;
+use crate::session::stranded::Stranded;
+
+/// Pause before a pool whose lane is cut is looked for again; the next table is a moment away.
+const NEXT_TABLE: Duration = Duration::from_millis(20);
+
+impl Pooled {
+    /// Takes a server if one is idle.
+    pub(super) fn quick_server(&mut self, cx: &Context<'_>) {
+        let version = self.door.listening.cluster.version();
+        let Some((_, pool)) = self.route.filter(|(known, _)| *known == version) else {
+            return;
+        };
+        if !pool::has_idle(pool) {
+            return;
+        }
+        if let Checkout::Ready(lease) = pool::checkout(pool, || cx.waker().clone()) {
+            self.server = Some(lease);
+        }
+    }
+
+    /// Waits for a server: for a leader within `hold_timeout`, for its servers within `query_wait_timeout`.
+    pub(super) async fn acquire(&mut self) -> Result<(), SessionError> {
+        loop {
+            let pool = self.find_pool().await?;
+            let waker = poll_fn(|cx| Poll::Ready(cx.waker().clone())).await;
+            let granted = match pool::checkout(pool, || waker) {
+                Checkout::Ready(lease) => Ok(lease),
+                Checkout::Closed => Err(NoServer::PoolClosed),
+                Checkout::Wait(ticket) => match self.wait(ticket).await? {
+                    Some(granted) => granted,
+                    // Cancelled, and answered.
+                    None => return Ok(()),
+                },
+            };
+            match granted {
+                Ok(lease) => {
+                    self.server = Some(lease);
+                    self.is_seated = false;
+                    return Ok(());
+                }
+                Err(NoServer::Refused(why)) => return Err(rejected(why)),
+                Err(NoServer::PoolClosed) => {
+                    let known = self.route.take().map(|(version, _)| version);
+                    if known == Some(self.door.listening.cluster.version()) {
+                        sleep(NEXT_TABLE).await;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Waits in a pool's queue. `None`: the client has cancelled its request.
+    async fn wait(
+        &mut self,
+        mut ticket: Ticket,
+    ) -> Result<Option<Result<Lease, NoServer>>, SessionError> {
+        let limit = self.door.config.pool.query_wait_timeout;
+        let (client, mailbox) = (&self.client, &self.mailbox);
+        let cancelled = poll_fn(|_| match mailbox.has_mail() && mailbox.take().is_cancel {
+            true => Poll::Ready(()),
+            false => Poll::Pending,
+        });
+        let over = async {
+            match limit.is_zero() {
+                true => std::future::pending().await,
+                false => sleep(limit).await,
+            }
+        };
+        tokio::select! {
+            biased;
+            granted = poll_fn(|cx| ticket.poll(cx)) => Ok(Some(granted)),
+            () = cancelled => {
+                self.answer_cancel();
+                Ok(None)
+            }
+            () = gone(client) => Err(SessionError::ClientGone),
+            () = over => Err(SessionError::NoFreeServer {
+                database: self.door.database.to_string(),
+                user: self.door.user.to_string(),
+                limit,
+            }),
+        }
+    }
+
+    /// The request that waits was never sent: it is answered here.
+    fn answer_cancel(&mut self) {
+        let (own, _) = Stranded::begin(RequestError::Canceled, false, (0, false), &mut Vec::new());
+        self.stranded = Some(Box::new(own));
+    }
+
+    /// The pool of the client's target, however long it is held for one.
+    async fn find_pool(&mut self) -> Result<PoolId, SessionError> {
+        let listening = self.door.listening.clone();
+        let began = clock::now();
+        let limit = listening.hold_timeout();
+        loop {
+            let version = listening.cluster.version();
+            if let Some((known, pool)) = self.route
+                && known == version
+            {
+                return Ok(pool);
+            }
+            let mut changed = listening.cluster.changes();
+            let why = match self.route_now() {
+                Ok(way) => {
+                    let spec = self.door.spec(way.lane);
+                    let pool = pool::ensure(&spec, &Arc::new(way));
+                    self.route = Some((version, pool));
+                    return Ok(pool);
+                }
+                Err(why) => why,
+            };
+            let waited = clock::now().since(began);
+            let is_held = matches!(why, NoRoute::Hold(_));
+            if !is_held || waited >= limit {
+                return Err(SessionError::no_route(&listening.cluster.name, why, waited));
+            }
+            listening.metrics.held.increment(1);
+            let outcome = tokio::select! {
+                _ = changed.changed() => Ok(()),
+                () = sleep(limit - waited) => Ok(()),
+                () = gone(&self.client) => Err(SessionError::ClientGone),
+            };
+            listening.metrics.held.decrement(1);
+            outcome?;
+        }
+    }
+
+    fn route_now(&self) -> Result<Way, NoRoute> {
+        let listening = &self.door.listening;
+        let cluster = &listening.cluster;
+        let published = cluster.published();
+        let request = RouteRequest {
+            kind: listening.kind(),
+            tried: &[],
+        };
+        let target = route(&request, &published.table, &|lane| cluster.lanes.load(lane))?;
+        let places = published.places(&target.address);
+        if places.is_empty() {
+            return Err(NoRoute::Hold(Awaited::Reachable(target.member)));
+        }
+        Ok(Way {
+            lanes: cluster.lanes.clone(),
+            lane: target.lane,
+            member: target.member,
+            places,
+            address: target.address,
+            is_writer: listening.kind() == TargetKind::Primary,
+            limits: listening.limits.clone(),
+        })
+    }
+
+    /// Gives the server the client's settings.
+    pub(super) async fn carry_settings(&mut self) -> Result<(), SessionError> {
+        let Some(server) = &mut self.server else {
+            return Ok(());
+        };
+        let sql = server.settings.change_to(&self.settings);
+        if sql.is_empty() {
+            server.settings = self.settings.clone();
+            return Ok(());
+        }
+        match server.run(&sql).await {
+            Ok(_) => {}
+            Err(QueryFailed::Refused(complaint)) => {
+                if let Some(server) = self.server.take() {
+                    server.checkin();
+                }
+                return Err(SessionError::Rejected {
+                    code: complaint.code,
+                    message: complaint.message,
+                });
+            }
+            Err(QueryFailed::Lost) => {
+                // Nothing of the client's was sent: another server will do.
+                self.server = None;
+                self.is_seated = false;
+                return Ok(());
+            }
+        }
+        // PostgreSQL spells some values in its own way, and the client hears of that.
+        let mut settled = Settings::clone(&self.settings);
+        let mut told = Vec::new();
+        for (name, value) in &server.reported {
+            let is_other = tracked(name).is_some() && settled.value(name) != Some(value);
+            if is_other {
+                settled.set(name, value);
+                messages::parameter_status(&mut told, name, value);
+            }
+        }
+        let settled = interned(settled);
+        server.settings = settled.clone();
+        self.settings = settled;
+        self.to_client.push(&told);
+        Ok(())
+    }
+}
+
+/// What a client hears when PostgreSQL does not let the router in.
+fn rejected(why: OpenFailed) -> SessionError {
+    let code = match &why {
+        OpenFailed::Refused(complaint) => complaint.code.clone(),
+        OpenFailed::NoLogin(_) => sqlstate::INVALID_AUTHORIZATION.to_owned(),
+        OpenFailed::LaneCut
+        | OpenFailed::Unreachable(_)
+        | OpenFailed::TooSlow
+        | OpenFailed::InRecovery
+        | OpenFailed::Broken => sqlstate::CANNOT_CONNECT_NOW.to_owned(),
+    };
+    SessionError::Rejected {
+        code,
+        message: why.to_string(),
+    }
+}

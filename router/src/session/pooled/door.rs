@@ -1,0 +1,131 @@
+//! What all sessions of one user in one database on one listener have in common.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use arc_swap::ArcSwap;
+
+use crate::auth::Credential;
+use crate::config::pooling::{DatabaseConfig, Mode, PoolingConfig};
+use crate::listener::Listening;
+use crate::pool::Spec;
+use crate::pool::registry::Registry;
+use crate::protocol::settings::Settings;
+use crate::topology::routing_table::LaneId;
+
+/// Above this many, what nobody uses any more is dropped.
+const SWEEP_FROM: usize = 64;
+
+/// What a session knows of its place.
+pub(in crate::session) struct Door {
+    pub(super) listening: Arc<Listening>,
+    pub(super) registry: Arc<Registry>,
+    pub(super) config: Arc<PoolingConfig>,
+    pub(super) mode: Mode,
+    /// As the client calls it.
+    pub(super) database: Box<str>,
+    pub(super) user: Box<str>,
+    rules: DatabaseConfig,
+    credential: Arc<ArcSwap<Credential>>,
+    /// Statements that are prepared on a server at most.
+    pub(super) limit: usize,
+    specs: Mutex<BTreeMap<u64, Arc<Spec>>>,
+}
+
+/// Listener, database, user.
+type Key = (Box<str>, Box<str>, Box<str>);
+
+thread_local! {
+    static DOORS: RefCell<BTreeMap<Key, Arc<Door>>> = RefCell::default();
+    static SETTINGS: RefCell<BTreeSet<Arc<Settings>>> = RefCell::default();
+}
+
+impl Door {
+    /// The one of this core, or a new one.
+    pub(super) fn find(
+        listening: &Arc<Listening>,
+        registry: &Arc<Registry>,
+        (database, user): (&str, &str),
+        rules: DatabaseConfig,
+        credential: Arc<ArcSwap<Credential>>,
+    ) -> Arc<Door> {
+        let config = registry.config();
+        let key: Key = (
+            listening.address.as_str().into(),
+            database.into(),
+            user.into(),
+        );
+        DOORS.with_borrow_mut(|doors| {
+            if let Some(door) = doors.get(&key)
+                && Arc::ptr_eq(&door.config, &config)
+                && Arc::ptr_eq(&door.listening, listening)
+            {
+                return door.clone();
+            }
+            if doors.len() >= SWEEP_FROM {
+                doors.retain(|_, door| Arc::strong_count(door) > 1);
+            }
+            let door = Arc::new(Door {
+                listening: listening.clone(),
+                registry: registry.clone(),
+                mode: listening.mode,
+                database: database.into(),
+                user: user.into(),
+                rules,
+                credential,
+                limit: config.pool.max_prepared_statements,
+                config,
+                specs: Mutex::default(),
+            });
+            doors.insert(key, door.clone());
+            door
+        })
+    }
+
+    /// The spec of the pool on this lane. Those of other lanes are forgotten when it is a new one.
+    pub(super) fn spec(&self, lane: LaneId) -> Arc<Spec> {
+        let mut specs = self.specs.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(spec) = specs.get(&lane.0) {
+            return spec.clone();
+        }
+        if specs.len() >= SWEEP_FROM {
+            specs.clear();
+        }
+        let place = (
+            self.listening.cluster.name.as_str(),
+            &*self.database,
+            &*self.user,
+        );
+        let spec = self
+            .registry
+            .spec(place, &self.rules, lane.0, self.credential.clone());
+        let spec = Arc::new(spec);
+        specs.insert(lane.0, spec.clone());
+        spec
+    }
+
+    /// Its name in the registry.
+    pub(super) fn place(&self) -> (&str, &str, &str) {
+        (
+            self.listening.cluster.name.as_str(),
+            &self.database,
+            &self.user,
+        )
+    }
+}
+
+/// These settings, shared by all sessions of this core that have the same.
+pub(super) fn interned(settings: Settings) -> Arc<Settings> {
+    SETTINGS.with_borrow_mut(|known| {
+        if let Some(same) = known.get(&settings) {
+            return same.clone();
+        }
+        if known.len() >= SWEEP_FROM {
+            known.retain(|settings| Arc::strong_count(settings) > 1);
+        }
+        let settings = Arc::new(settings);
+        known.insert(settings.clone());
+        settings
+    })
+}

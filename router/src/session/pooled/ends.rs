@@ -1,0 +1,122 @@
+//! How a client and its server part: by the client's leave, by the loss of the server, by the order of the
+//! cluster.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use socket2::SockRef;
+
+use super::Pooled;
+use super::door::interned;
+use crate::error::{RequestError, SessionError};
+use crate::lanes::Notice;
+use crate::pool::Lease;
+use crate::protocol::exchange::{Fate, Status};
+use crate::protocol::settings::Settings;
+use crate::session::stranded::{Next, Stranded};
+
+impl Pooled {
+    /// The client is gone, or says so. What it leaves on its server is cleaned up, if that is possible.
+    pub(super) fn leave(&mut self) {
+        let Some(server) = self.server.take() else {
+            return;
+        };
+        let is_clean = server.exchange.is_quiet()
+            && server.to_server.is_empty()
+            && server.inbound.left == 0
+            && server.inbound.carry.is_empty()
+            && self.left == 0;
+        if !is_clean {
+            // Dropped: what was asked may run on there, and what it answers is nobody's.
+            return;
+        }
+        let reset = match (
+            self.pinned,
+            self.door.config.pool.server_reset_query.as_str(),
+        ) {
+            (None, _) => None,
+            // Without a query that resets it, nobody else may have it.
+            (Some(_), "") => return,
+            (Some(_), query) => Some(query.to_owned()),
+        };
+        tokio::spawn(clean(server, reset));
+    }
+
+    /// The server closed, broke, or said something that cannot be.
+    pub(super) fn server_gone(&mut self) -> Result<(), SessionError> {
+        let Some(server) = &self.server else {
+            return Ok(());
+        };
+        let error = SessionError::ServerLost {
+            member: server.way.member.clone(),
+            has_outstanding: server.exchange.fate() == Fate::Unknown,
+        };
+        self.strand(error)
+    }
+
+    /// The lane was cut: nothing more goes to the server.
+    pub(super) fn cut(&mut self, notice: Notice) -> Result<(), SessionError> {
+        let Some(server) = &self.server else {
+            return Ok(());
+        };
+        // What the kernel still holds for the old member must not reach it: a reset, not a close.
+        let _ = SockRef::from(&server.stream).set_linger(Some(Duration::ZERO));
+        let error = SessionError::Ended {
+            ending: notice.ending,
+            has_outstanding: server.exchange.fate() == Fate::Unknown,
+        };
+        let outcome = self.strand(error);
+        let metrics = &self.door.listening.metrics;
+        let now = trunkline_shared::service::clock::now();
+        metrics.cut_seconds.record(now.since(notice.since));
+        outcome
+    }
+
+    /// Goes on without the server, where the client can.
+    fn strand(&mut self, error: SessionError) -> Result<(), SessionError> {
+        if self.pinned.is_some() || !self.is_at_boundary() {
+            return Err(error);
+        }
+        self.is_seated = false;
+        self.has_unnamed = false;
+        // Parts of a message that went to the lost server are followed by the rest of it.
+        self.discards = self.left > 0;
+        let Some(server) = self.server.take() else {
+            return Ok(());
+        };
+        let why: Arc<str> = error.to_string().into();
+        let (error, is_failed) = match server.exchange.fate() {
+            Fate::Nothing => return Ok(()),
+            Fate::Undone => (RequestError::TransactionLost { why }, true),
+            Fate::Unknown => (RequestError::OutcomeUnknown { why }, false),
+        };
+        let mut told = Vec::new();
+        let unanswered = server.exchange.unanswered();
+        let (stranded, next) = Stranded::begin(error, is_failed, unanswered, &mut told);
+        self.to_client.push(&told);
+        if next == Next::Stays {
+            self.stranded = Some(Box::new(stranded));
+        }
+        Ok(())
+    }
+}
+
+/// Ends what a client has left open, and gives the server back.
+async fn clean(mut server: Lease, reset: Option<String>) {
+    if server.exchange.status() != Status::Idle {
+        if server.run("ROLLBACK").await.is_err() {
+            return;
+        }
+        server.exchange = Default::default();
+    }
+    if let Some(query) = reset {
+        if server.run(&query).await.is_err() {
+            return;
+        }
+        server.prepared.clear();
+        let reported = server.reported.iter().map(|(n, v)| (&**n, &**v));
+        let plain = interned(Settings::reported(reported));
+        server.settings = plain;
+    }
+    server.checkin();
+}

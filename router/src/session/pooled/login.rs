@@ -1,0 +1,322 @@
+//! The log-in of a client at a pooled listener: start-up packet, authentication, greeting.
+
+use std::sync::Arc;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::timeout;
+
+use super::Pooled;
+use super::door::{Door, interned};
+use crate::auth::scram::MAX_MESSAGE;
+use crate::auth::{Malformed, Proven, ServerSide, Step};
+use crate::cancel;
+use crate::config::pooling::Mode;
+use crate::error::SessionError;
+use crate::listener::Listening;
+use crate::pool::registry::{NoRandomness, Registry, Report};
+use crate::protocol::messages::{self, AUTHENTICATION_OK, ENCRYPTION_REFUSED};
+use crate::protocol::settings::{Settings, tracked};
+use crate::protocol::splice::head;
+use crate::protocol::startup::{First, Parameters, parameters};
+use crate::route::TargetKind;
+use crate::session::{Client, first_packet, in_startup_time, meet, send};
+
+/// The newest minor version of the protocol that is spoken.
+const MINOR: u16 = 2;
+
+/// The longest message of a client that logs in, bytes.
+const MAX_ANSWER: usize = MAX_MESSAGE + 128;
+
+/// Leads a client from its first byte to its first ReadyForQuery. `None`: there is nothing more to do.
+pub(in crate::session) async fn login(
+    listening: &Arc<Listening>,
+    registry: &Arc<Registry>,
+    mut client: Client,
+    has_place: bool,
+    peer: &mut std::net::SocketAddr,
+) -> Result<Option<Pooled>, SessionError> {
+    let began = begin(listening, registry, &mut client, has_place).await;
+    *peer = client.peer;
+    let told = match began {
+        Ok(Some(begun)) => begun,
+        Ok(None) => return Ok(None),
+        Err(error) => {
+            crate::session::relay::say(&mut client.stream, &error).await;
+            return Err(error);
+        }
+    };
+    let Begun {
+        door,
+        asked,
+        greeting,
+    } = told;
+    let Client {
+        stream,
+        bytes,
+        newcomer,
+        ..
+    } = client;
+    drop(newcomer);
+    let mut pooled = Pooled::new(stream, door);
+    pooled.is_unread = !bytes.is_empty();
+    pooled.carry = bytes;
+    match pooled.greet(asked, greeting).await {
+        Ok(()) => Ok(Some(pooled)),
+        Err(error) => {
+            pooled.is_explained = false;
+            pooled.end(error).await.map(|()| None)
+        }
+    }
+}
+
+/// A client that has proved who it is.
+struct Begun {
+    door: Arc<Door>,
+    asked: Parameters,
+    /// What is to be sent before anything else.
+    greeting: Vec<u8>,
+}
+
+async fn begin(
+    listening: &Arc<Listening>,
+    registry: &Arc<Registry>,
+    client: &mut Client,
+    has_place: bool,
+) -> Result<Option<Begun>, SessionError> {
+    meet(listening, client).await?;
+    let Some((minor, asked)) = startup(listening, registry, client).await? else {
+        return Ok(None);
+    };
+    if !has_place {
+        return Err(SessionError::TooManyClients {
+            listener: listening.address.clone(),
+            limit: listening.max_client_conn(),
+        });
+    }
+    if asked.is_replication {
+        return Err(SessionError::NotPooled("a replication connection"));
+    }
+    if minor > MINOR || !asked.unknown_options.is_empty() {
+        let mut negotiation = Vec::new();
+        messages::negotiate(&mut negotiation, minor.min(MINOR), &asked.unknown_options);
+        send(&mut client.stream, &negotiation).await?;
+    }
+    let limit = registry.config().pool.client_login_timeout;
+    let proving = timeout(limit, authenticate(registry, client, &asked.user));
+    let (proven, mut greeting) = proving
+        .await
+        .unwrap_or(Err(SessionError::LoginTooSlow(limit)))?;
+    let rules = registry.config().database(&asked.database);
+    let Some(rules) = rules else {
+        return Err(SessionError::UnknownDatabase(asked.database));
+    };
+    let credential = registry.credential(&asked.user, proven);
+    let names = (asked.database.as_str(), asked.user.as_str());
+    let door = Door::find(listening, registry, names, rules, credential);
+    greeting.extend_from_slice(AUTHENTICATION_OK);
+    Ok(Some(Begun {
+        door,
+        asked,
+        greeting,
+    }))
+}
+
+/// The start-up packet; `None` for a cancel request.
+async fn startup(
+    listening: &Arc<Listening>,
+    registry: &Arc<Registry>,
+    client: &mut Client,
+) -> Result<Option<(u16, Parameters)>, SessionError> {
+    let mut asked = [false; 2];
+    loop {
+        let (first, length) = in_startup_time(first_packet(client)).await?;
+        let packet: Vec<u8> = client.bytes.drain(..length).collect();
+        match first {
+            First::Ssl | First::Gss => {
+                let kind = usize::from(first == First::Gss);
+                if std::mem::replace(&mut asked[kind], true) {
+                    return Err(SessionError::EncryptionTwice);
+                }
+                send(&mut client.stream, ENCRYPTION_REFUSED).await?;
+            }
+            First::DirectTls => return Err(SessionError::NotPooled("TLS")),
+            First::OldProtocol { major, minor } => {
+                return Err(SessionError::OldProtocol { major, minor });
+            }
+            First::Cancel => {
+                cancel_one(listening, registry, &packet).await;
+                return Ok(None);
+            }
+            First::Startup { minor } => return Ok(Some((minor, parameters(&packet)?))),
+        }
+    }
+}
+
+/// A key that a session here was given reaches that session; in session mode another one may be a server's.
+async fn cancel_one(listening: &Arc<Listening>, registry: &Registry, packet: &[u8]) {
+    let Ok(_permit) = listening.limits.cancels.try_acquire() else {
+        return;
+    };
+    listening.metrics.cancels.increment(1);
+    let process = packet.get(8..12).and_then(|four| four.try_into().ok());
+    let (Some(process), Some(secret)) = (process.map(u32::from_be_bytes), packet.get(12..)) else {
+        return;
+    };
+    if !registry.cancel(process, secret) && listening.mode == Mode::Session {
+        cancel::pass_on(&listening.cluster, listening.kind(), packet).await;
+    }
+}
+
+/// The exchange. Returns what was proved, and a message that goes before AuthenticationOk.
+async fn authenticate(
+    registry: &Registry,
+    client: &mut Client,
+    user: &str,
+) -> Result<(Proven, Vec<u8>), SessionError> {
+    let config = registry.config();
+    let random = registry.random().map_err(no_randomness)?;
+    let (mut exchange, mut step) =
+        ServerSide::begin(config.method, &config.users, user, &random, registry.mock());
+    loop {
+        match step {
+            Step::Ask(message) => send(&mut client.stream, &message).await?,
+            Step::Proven(proven, last) => return Ok((proven, last)),
+            Step::Refused => {
+                return Err(SessionError::WrongPassword {
+                    user: user.to_owned(),
+                });
+            }
+        }
+        let answer = read_answer(client).await?;
+        step = exchange.answer(&answer)?;
+    }
+}
+
+fn no_randomness(_: NoRandomness) -> SessionError {
+    SessionError::TooMuch("the router has no random numbers to authenticate with")
+}
+
+/// The body of the client's next message, which must be one of authentication.
+async fn read_answer(client: &mut Client) -> Result<Vec<u8>, SessionError> {
+    loop {
+        let header =
+            head(&client.bytes).map_err(|_| Malformed("a message of an impossible length"))?;
+        if let Some((kind, length)) = header {
+            if kind != b'p' {
+                return Err(Malformed("a message that is no answer to it").into());
+            }
+            if length > MAX_ANSWER {
+                return Err(Malformed("a message that is too long").into());
+            }
+            if client.bytes.len() >= length {
+                let message: Vec<u8> = client.bytes.drain(..length).collect();
+                return Ok(message[5..].to_vec());
+            }
+        }
+        client.bytes.reserve(256);
+        match client.stream.read_buf(&mut client.bytes).await {
+            Ok(0) | Err(_) => return Err(SessionError::ClientGone),
+            Ok(_) => {}
+        }
+    }
+}
+
+impl Pooled {
+    /// Sends what a client hears before it may ask: parameters, its key, ReadyForQuery.
+    async fn greet(
+        &mut self,
+        asked: Parameters,
+        mut greeting: Vec<u8>,
+    ) -> Result<(), SessionError> {
+        // The client learns that it is in before it waits for a server.
+        self.send(&greeting).await?;
+        greeting.clear();
+        let (report, key) = match self.door.mode {
+            Mode::Session => self.own_server(&asked).await?,
+            Mode::Tcp | Mode::Transaction | Mode::Statement => self.any_report(&asked).await?,
+        };
+        let mut settings = Settings::clone(&self.settings);
+        for (name, value) in report.iter() {
+            let own = tracked(name).and_then(|name| settings.value(name));
+            messages::parameter_status(&mut greeting, name, own.unwrap_or(value));
+            if tracked(name).is_some() && own.is_none() {
+                settings.set(name, value);
+            }
+        }
+        self.settings = interned(settings);
+        let (process, secret) = key;
+        messages::backend_key(&mut greeting, process, &secret);
+        messages::ready(&mut greeting, b'I');
+        let registry = &self.door.registry;
+        self.entered = Some(registry.enter(process, &secret, self.mailbox.clone()));
+        self.send(&greeting).await
+    }
+
+    async fn send(&mut self, bytes: &[u8]) -> Result<(), SessionError> {
+        let sent = self.client.write_all(bytes).await;
+        sent.map_err(|_| SessionError::ClientGone)
+    }
+
+    /// The client's own server, with its settings; what it reports, and its key.
+    async fn own_server(&mut self, asked: &Parameters) -> Result<(Report, Key), SessionError> {
+        loop {
+            if self.server.is_none() {
+                self.acquire().await?;
+                continue;
+            }
+            let Some(server) = &self.server else { continue };
+            let settings = self.wanted(asked, Settings::clone(&server.settings));
+            self.settings = interned(settings);
+            self.carry_settings().await?;
+            if let Some(server) = &self.server {
+                self.to_client = Default::default();
+                let key = (server.key.process, server.key.secret.clone());
+                return Ok((Arc::new(server.reported.clone()), key));
+            }
+        }
+    }
+
+    /// What any server of this database reports, and a key of the router's own.
+    async fn any_report(&mut self, asked: &Parameters) -> Result<(Report, Key), SessionError> {
+        let is_writer = self.door.listening.kind() == TargetKind::Primary;
+        let known = self.door.registry.report(self.door.place(), is_writer);
+        let report = match known {
+            Some(report) => report,
+            None => self.first_report(is_writer).await?,
+        };
+        let base = Settings::reported(report.iter().map(|(n, v)| (&**n, &**v)));
+        self.settings = interned(self.wanted(asked, base));
+        let (process, secret) = self.door.registry.new_key().map_err(no_randomness)?;
+        Ok((report, (process, secret.to_vec())))
+    }
+
+    /// Nobody knows this database yet: a server is asked.
+    async fn first_report(&mut self, is_writer: bool) -> Result<Report, SessionError> {
+        loop {
+            self.acquire().await?;
+            let Some(server) = self.server.take() else {
+                continue;
+            };
+            let report: Report = Arc::new(server.reported.clone());
+            let (registry, place) = (&self.door.registry, self.door.place());
+            registry.set_report(place, is_writer, report.clone());
+            self.is_seated = false;
+            server.checkin();
+            return Ok(report);
+        }
+    }
+
+    /// The settings of a client that asks for these, on top of what a server begins with.
+    fn wanted(&self, asked: &Parameters, mut base: Settings) -> Settings {
+        let ignored = &self.door.config.pool.ignore_startup_parameters;
+        for (name, value) in &asked.settings {
+            if !ignored.iter().any(|known| known.eq_ignore_ascii_case(name)) {
+                base.set(name, value);
+            }
+        }
+        base
+    }
+}
+
+/// A cancel key: process and secret.
+type Key = (u32, Vec<u8>);

@@ -1,0 +1,264 @@
+//! From the server to its client: what it answers, what of it the client never asked for, and when nothing of
+//! the client is left there.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use tokio::io::{AsyncRead, ReadBuf};
+
+use super::door::interned;
+use super::{Buffers, Own, Pooled, Step, Turn, write_on};
+use crate::config::pooling::Mode;
+use crate::error::SessionError;
+use crate::protocol::exchange::{Status, Verdict};
+use crate::protocol::settings::{Settings, tracked};
+use crate::protocol::splice::{Splice, head};
+use crate::protocol::sqlstate;
+use crate::server::{Complaint, MAX_READ_WHOLE, Server, report};
+use crate::session::carry_over::{NO_UNNAMED, UNKNOWN};
+
+/// A completion's tag is in its first bytes.
+const TAG: usize = 128;
+
+impl Pooled {
+    pub(super) fn poll_server(
+        &mut self,
+        cx: &mut Context<'_>,
+        buffers: &mut Buffers,
+    ) -> Result<Step, Turn> {
+        if self.server.is_none() || !self.poll_flush(cx)? {
+            return Ok(Step::Waits);
+        }
+        let Some(server) = &mut self.server else {
+            return Ok(Step::Waits);
+        };
+        let server: &mut Server = server;
+        let Buffers { input, out } = buffers;
+        let mut read = ReadBuf::new(input);
+        match Pin::new(&mut server.stream).poll_read(cx, &mut read) {
+            Poll::Pending => return Ok(Step::Waits),
+            Poll::Ready(Err(_)) => return Err(Turn::ServerGone),
+            Poll::Ready(Ok(())) => {}
+        }
+        let count = read.filled().len();
+        // A read that did not fill the buffer has emptied the socket.
+        let is_drained = count < input.len();
+        if count == 0 {
+            return Err(Turn::ServerGone);
+        }
+        if server.inbound.carry.is_empty() {
+            self.answer(&input[..count], out, cx)?;
+        } else {
+            let mut bytes = std::mem::take(&mut server.inbound.carry);
+            bytes.extend_from_slice(&input[..count]);
+            self.answer(&bytes, out, cx)?;
+        }
+        if is_drained && self.may_release() {
+            self.release();
+        }
+        Ok(Step::Moved)
+    }
+
+    fn answer(
+        &mut self,
+        bytes: &[u8],
+        out: &mut Vec<u8>,
+        cx: &mut Context<'_>,
+    ) -> Result<(), Turn> {
+        let Some(server) = &mut self.server else {
+            return Ok(());
+        };
+        let server: &mut Server = server;
+        let mut scan = Scan {
+            server,
+            statements: &mut self.statements,
+            settings: &mut self.settings,
+            is_pinned: self.pinned.is_some(),
+            is_statement_mode: self.door.mode == Mode::Statement,
+            door: &self.door,
+            is_explained: &mut self.is_explained,
+        };
+        let mut splice = Splice::new(bytes, out);
+        let outcome = scan.scan(bytes, &mut splice);
+        let end = outcome.end;
+        server.inbound.carry = bytes[end..].to_vec();
+        let onwards = splice.finish(end);
+        let told = write_on(&mut self.client, &mut self.to_client, onwards, cx);
+        told.map_err(|_| Turn::ClientLeft)?;
+        match outcome.trouble {
+            None => Ok(()),
+            Some(Trouble::Lost) => Err(Turn::ServerGone),
+            Some(Trouble::TransactionBlock) => Err(Turn::Over(SessionError::TransactionBlock)),
+        }
+    }
+}
+
+enum Trouble {
+    /// The server is not to be trusted any more, or says that it ends.
+    Lost,
+    /// A transaction block in statement mode.
+    TransactionBlock,
+}
+
+/// How far a scan came.
+struct Outcome {
+    end: usize,
+    trouble: Option<Trouble>,
+}
+
+/// One look over bytes of the server.
+struct Scan<'a> {
+    server: &'a mut Server,
+    statements: &'a mut Own,
+    settings: &'a mut Arc<Settings>,
+    is_pinned: bool,
+    is_statement_mode: bool,
+    door: &'a super::door::Door,
+    is_explained: &'a mut bool,
+}
+
+impl Scan<'_> {
+    fn scan(&mut self, bytes: &[u8], splice: &mut Splice<'_>) -> Outcome {
+        let mut at = 0;
+        let stop = |end, trouble| Outcome { end, trouble };
+        while at < bytes.len() {
+            let inbound = &mut self.server.inbound;
+            if inbound.left > 0 {
+                let step = inbound.left.min(bytes.len() - at);
+                if inbound.is_hidden {
+                    splice.replace(at, at + step);
+                }
+                inbound.left -= step;
+                at += step;
+                continue;
+            }
+            let rest = &bytes[at..];
+            let Ok(header) = head(rest) else {
+                return stop(at, Some(Trouble::Lost));
+            };
+            let Some((kind, total)) = header else {
+                return stop(at, None);
+            };
+            if rest.len() < needs(kind, total) {
+                return stop(at, None);
+            }
+            let have = total.min(rest.len());
+            if self.server.exchange.owes() && !matches!(kind, b'N' | b'A' | b'S') {
+                self.server.exchange.settle(splice.replace(at, at));
+            }
+            let verdict = match self.message(kind, &rest[5..have]) {
+                Ok(verdict) => verdict,
+                Err(trouble) => return stop(at, Some(trouble)),
+            };
+            let inbound = &mut self.server.inbound;
+            inbound.is_hidden = verdict == Verdict::Hide;
+            inbound.left = total - have;
+            if inbound.is_hidden {
+                splice.replace(at, at + have);
+            }
+            at += have;
+        }
+        stop(at, None)
+    }
+
+    /// Judges one message, of which at least what it needs is there.
+    fn message(&mut self, kind: u8, body: &[u8]) -> Result<Verdict, Trouble> {
+        let verdict = match kind {
+            b'Z' => {
+                let status = body.first().and_then(|letter| Status::from_letter(*letter));
+                let status = status.filter(|_| body.len() == 1).ok_or(Trouble::Lost)?;
+                if self.is_statement_mode && status != Status::Idle {
+                    return Err(Trouble::TransactionBlock);
+                }
+                self.server.exchange.ready(status)
+            }
+            b'E' => {
+                self.error(body)?;
+                let Server {
+                    exchange, prepared, ..
+                } = &mut *self.server;
+                exchange.answered(kind, |statement| prepared.forget(statement))
+            }
+            _ => {
+                match kind {
+                    b'S' => self.reported(body),
+                    b'C' => self.completed(body),
+                    _ => {}
+                }
+                self.server.exchange.answered(kind, |_| {})
+            }
+        };
+        match verdict {
+            Verdict::Lost => Err(Trouble::Lost),
+            Verdict::Pass | Verdict::Hide => Ok(verdict),
+        }
+    }
+
+    fn error(&mut self, body: &[u8]) -> Result<(), Trouble> {
+        let complaint = Complaint::read(body);
+        if complaint.is_fatal {
+            if !self.is_pinned {
+                // What the client hears is not that its connection is over.
+                return Err(Trouble::Lost);
+            }
+            *self.is_explained = true;
+        }
+        let is_stale = complaint.code == sqlstate::FEATURE_NOT_SUPPORTED
+            && complaint.message.contains("cached plan");
+        // Only one that a server should have had is the router's to mend.
+        let is_missing = complaint.code == sqlstate::INVALID_STATEMENT_NAME
+            && complaint.message.contains("trunkline_")
+            && !complaint.message.contains(UNKNOWN)
+            && !complaint.message.contains(NO_UNNAMED);
+        if is_stale || is_missing {
+            // Under new numbers they are prepared anew, wherever they are used next.
+            self.server.is_spoiled = true;
+            for statement in self.statements.get().into_iter().flat_map(|own| own.all()) {
+                statement.renumber(self.door.registry.statement_number());
+            }
+        }
+        Ok(())
+    }
+
+    /// A setting has changed: it is the client's from here on, and the server's.
+    fn reported(&mut self, body: &[u8]) {
+        self.server.note_report(body);
+        let Some((name, value)) = report(body).filter(|(name, _)| tracked(name).is_some()) else {
+            return;
+        };
+        let mut changed = Settings::clone(self.settings);
+        changed.set(name, value);
+        let changed = interned(changed);
+        self.server.settings = changed.clone();
+        *self.settings = changed;
+    }
+
+    fn completed(&mut self, body: &[u8]) {
+        // Most tags begin with another letter.
+        if !matches!(body.first(), Some(b'D' | b'R')) {
+            return;
+        }
+        if matches!(body, b"DISCARD ALL\0" | b"DEALLOCATE ALL\0") {
+            self.server.prepared.clear();
+            if let Some(own) = &mut self.statements.0 {
+                own.clear();
+            }
+        }
+        if matches!(body, b"DISCARD ALL\0" | b"RESET\0") {
+            // Settings that are not reported are what the session began with, or may be.
+            let plain = interned(self.settings.only_tracked());
+            self.server.settings = plain.clone();
+            *self.settings = plain;
+        }
+    }
+}
+
+/// How many bytes of a message must be there.
+fn needs(kind: u8, total: usize) -> usize {
+    match kind {
+        b'Z' | b'S' | b'E' => total.min(MAX_READ_WHOLE),
+        b'C' => total.min(TAG),
+        _ => 5,
+    }
+}
