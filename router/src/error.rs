@@ -144,7 +144,7 @@ pub enum SessionError {
     #[error("{0} is not supported in pooled modes; connect to a listener in tcp mode for it")]
     NotPooled(&'static str),
     /// No server came free in time.
-    #[error("no server of database \"{database}\" came free for user \"{user}\" within {} (query_wait_timeout)", seconds(.limit))]
+    #[error("no server of database \"{database}\" came free for user \"{user}\" within {} (query_wait_timeout){why}", seconds(.limit))]
     NoFreeServer {
         /// Whose pool.
         database: String,
@@ -152,6 +152,8 @@ pub enum SessionError {
         user: String,
         /// How long.
         limit: Duration,
+        /// Why the last one could not be opened, after a colon; empty if that is not known.
+        why: String,
     },
     /// PostgreSQL refuses the router's log-in, or a setting of the client.
     #[error("{message}")]

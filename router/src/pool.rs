@@ -112,6 +112,11 @@ pub fn has_idle(pool: PoolId) -> bool {
     POOLS.with_borrow_mut(|pools| pools.get(pool).is_some_and(|pool| !pool.parked.is_empty()))
 }
 
+/// Why the last server of this pool could not be opened, if none was since.
+pub fn failure(pool: PoolId) -> Option<OpenFailed> {
+    POOLS.with_borrow_mut(|pools| pools.get(pool)?.failure.clone())
+}
+
 /// A server in somebody's hands. One that is dropped is closed; [`Lease::checkin`] gives it back.
 pub struct Lease {
     /// Present until it is given back.

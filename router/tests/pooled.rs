@@ -14,6 +14,7 @@ use support::client::{Client, SSL_REQUEST};
 use support::fake_postgres::FakePostgres;
 use support::stack::{Setup, Stack, startup};
 use trunkline_router::config::pooling::Mode;
+use trunkline_shared::service::clock;
 
 /// Everybody is trusted, and there is one server.
 const ONE: &str = "\"app\" \"secret\"\n\"other\" \"secret\"\n---\n\
@@ -399,6 +400,17 @@ async fn an_unanswered_commit_hears_08007_and_its_session_goes_on() {
         assert_eq!(error(&mut one).await, code, "{statements:?}");
         assert_eq!(answer(&mut one).await, status, "{statements:?}");
     }
+}
+
+#[tokio::test]
+async fn a_client_in_a_transaction_hears_that_the_router_stops() {
+    let (stack, _a) = led(Mode::Transaction).await;
+    let mut one = stack.session().await;
+    ask(&mut one, "begin").await;
+    stack.cluster.lanes.end_all(clock::now());
+    let (code, message) = one.fatal().await;
+    assert_eq!(code, "57P01");
+    assert!(message.contains("router is stopping"), "{message}");
 }
 
 #[tokio::test]

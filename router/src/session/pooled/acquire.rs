@@ -76,6 +76,7 @@ impl Pooled {
         mut ticket: Ticket,
     ) -> Result<Option<Result<Lease, NoServer>>, SessionError> {
         let limit = self.door.config.pool.query_wait_timeout;
+        let pool = self.route.map(|(_, pool)| pool);
         let (client, mailbox) = (&self.client, &self.mailbox);
         let cancelled = poll_fn(|_| match mailbox.has_mail() && mailbox.take().is_cancel {
             true => Poll::Ready(()),
@@ -99,6 +100,7 @@ impl Pooled {
                 database: self.door.database.to_string(),
                 user: self.door.user.to_string(),
                 limit,
+                why: pool.and_then(pool::failure).map_or_else(String::new, |why| format!(": {why}")),
             }),
         }
     }

@@ -9,7 +9,7 @@ use socket2::SockRef;
 use super::Pooled;
 use super::door::interned;
 use crate::error::{RequestError, SessionError};
-use crate::lanes::Notice;
+use crate::lanes::{Ending, Notice};
 use crate::pool::Lease;
 use crate::protocol::exchange::{Fate, Status};
 use crate::protocol::settings::Settings;
@@ -65,7 +65,11 @@ impl Pooled {
             ending: notice.ending,
             has_outstanding: server.exchange.fate() == Fate::Unknown,
         };
-        let outcome = self.strand(error);
+        let outcome = match notice.ending {
+            Ending::Lane(_) => self.strand(error),
+            // There will be no other server.
+            Ending::RouterStops => Err(error),
+        };
         let metrics = &self.door.listening.metrics;
         let now = trunkline_shared::service::clock::now();
         metrics.cut_seconds.record(now.since(notice.since));

@@ -78,6 +78,7 @@ impl Pooled {
             is_statement_mode: self.door.mode == Mode::Statement,
             door: &self.door,
             is_explained: &mut self.is_explained,
+            has_unnamed: &mut self.has_unnamed,
         };
         let mut splice = Splice::new(bytes, out);
         let outcome = scan.scan(bytes, &mut splice);
@@ -116,6 +117,7 @@ struct Scan<'a> {
     is_statement_mode: bool,
     door: &'a super::door::Door,
     is_explained: &'a mut bool,
+    has_unnamed: &'a mut bool,
 }
 
 impl Scan<'_> {
@@ -142,6 +144,9 @@ impl Scan<'_> {
             };
             if rest.len() < needs(kind, total) {
                 return stop(at, None);
+            }
+            if kind == b'S' && total > MAX_READ_WHOLE {
+                return stop(at, Some(Trouble::Lost));
             }
             let have = total.min(rest.len());
             if self.server.exchange.owes() && !matches!(kind, b'N' | b'A' | b'S') {
@@ -196,6 +201,8 @@ impl Scan<'_> {
     }
 
     fn error(&mut self, body: &[u8]) -> Result<(), Trouble> {
+        // A Parse after what failed was skipped: what the server has may be another client's.
+        *self.has_unnamed = false;
         let complaint = Complaint::read(body);
         if complaint.is_fatal {
             if !self.is_pinned {
