@@ -30,6 +30,7 @@ use crate::session::relay::{BUFFER_BYTES, say};
 use crate::session::stranded::Stranded;
 
 mod acquire;
+mod asked;
 mod client_side;
 pub(super) mod door;
 mod ends;

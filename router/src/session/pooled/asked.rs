@@ -1,0 +1,382 @@
+//! One look over bytes of a client: what is asked, and what of it must be changed on the way.
+
+use std::sync::PoisonError;
+
+use super::client_side::{WHOLE, bad_length};
+use super::{Own, STATEMENTS};
+use crate::error::SessionError;
+use crate::pool::registry::Registry;
+use crate::protocol::exchange::Expect;
+use crate::protocol::messages::frame;
+use crate::protocol::splice::{Splice, head, text};
+use crate::server::Server;
+use crate::session::carry_over::look::{Look, PinReason, look};
+use crate::session::carry_over::{NO_UNNAMED, Statement, UNKNOWN, is_reserved, server_name};
+
+/// The longest message of a kind that carries no data, bytes: PostgreSQL's `PQ_SMALL_MESSAGE_LIMIT`.
+const SMALL: usize = 10_000;
+/// Names in a Bind must be in its first bytes.
+const NAMES: usize = 4096;
+
+/// Where a scan stopped.
+pub(super) enum Stop {
+    /// At the end of the bytes.
+    End,
+    /// Before a message of which so many bytes must be there.
+    Need(usize),
+    /// Before the client's Terminate.
+    Terminate,
+}
+
+/// One look over bytes of the client.
+pub(super) struct Scan<'a> {
+    /// The most statements that are prepared on a server; 0: names go on as they are.
+    pub(super) limit: usize,
+    pub(super) registry: &'a Registry,
+    pub(super) server: &'a mut Server,
+    pub(super) statements: &'a mut Own,
+    pub(super) left: &'a mut usize,
+    pub(super) pinned: &'a mut Option<PinReason>,
+    pub(super) has_unnamed: &'a mut bool,
+    /// Where in the bytes the unnamed statement stands that nothing in them has bound.
+    pub(super) unnamed: Option<(usize, usize)>,
+    pub(super) has_flushed: bool,
+}
+
+impl Scan<'_> {
+    /// Looks at every message. Returns how far it came.
+    pub(super) fn scan(
+        &mut self,
+        bytes: &[u8],
+        splice: &mut Splice<'_>,
+    ) -> Result<(usize, Stop), SessionError> {
+        let mut at = 0;
+        while at < bytes.len() {
+            if *self.left > 0 {
+                let step = (*self.left).min(bytes.len() - at);
+                *self.left -= step;
+                at += step;
+                continue;
+            }
+            let rest = &bytes[at..];
+            let Some((kind, total)) = head(rest).map_err(bad_length)? else {
+                return Ok((at, Stop::Need(5)));
+            };
+            let have = total.min(rest.len());
+            let need = self.needs(kind, total, &rest[5..have])?;
+            if let Some(need) = need.filter(|need| rest.len() < *need) {
+                return Ok((at, Stop::Need(need)));
+            }
+            if kind == b'X' {
+                return Ok((at, Stop::Terminate));
+            }
+            self.message(kind, total, at, &rest[..have], splice)?;
+            *self.left = total - have;
+            at += have;
+        }
+        Ok((at, Stop::End))
+    }
+
+    /// How many bytes of a message must be there before it can be dealt with; `None`: its header is enough.
+    fn needs(&self, kind: u8, total: usize, body: &[u8]) -> Result<Option<usize>, SessionError> {
+        let is_mapped = self.is_mapping();
+        let is_looked_at = self.pinned.is_none();
+        let bad = SessionError::BadMessage {
+            kind: char::from(kind),
+            length: u32::try_from(total - 1).unwrap_or(u32::MAX),
+        };
+        match kind {
+            b'Q' if is_looked_at && total <= WHOLE => Ok(Some(total)),
+            b'P' if (is_looked_at || is_mapped) && total <= WHOLE => Ok(Some(total)),
+            b'Q' | b'P' | b'F' | b'd' => Ok(None),
+            b'B' if is_mapped => {
+                let names = text(body).and_then(|(_, rest)| text(rest));
+                match names {
+                    Some(_) => Ok(None),
+                    None if body.len() >= NAMES || body.len() + 5 >= total => Err(bad),
+                    None => Ok(Some(total.min(body.len() + 6))),
+                }
+            }
+            b'B' => Ok(None),
+            b'D' | b'C' | b'E' | b'H' | b'S' | b'X' | b'c' | b'f' if total <= SMALL => {
+                Ok(Some(total))
+            }
+            _ => Err(bad),
+        }
+    }
+
+    fn is_mapping(&self) -> bool {
+        self.limit > 0 && *self.pinned != Some(PinReason::SessionMode)
+    }
+
+    /// Deals with one message, of which at least what it needs is there.
+    fn message(
+        &mut self,
+        kind: u8,
+        total: usize,
+        at: usize,
+        message: &[u8],
+        splice: &mut Splice<'_>,
+    ) -> Result<(), SessionError> {
+        let body = &message[5..];
+        let is_mapping = self.is_mapping();
+        let talk = &mut self.server.exchange;
+        match kind {
+            b'Q' => {
+                // A simple query ends the unnamed statement.
+                *self.has_unnamed = false;
+                self.unnamed = None;
+                let seen = self.look(body, total == message.len());
+                self.server.exchange.asked(seen.begins, seen.ends);
+                self.server.exchange.sent(Expect::Query);
+            }
+            b'P' => return self.parse(total, at, message, splice),
+            b'B' => return self.bind(total, at, message, splice),
+            b'D' => match body {
+                [b'S', name @ ..] if is_mapping => {
+                    return self.describe(at, message, name, splice);
+                }
+                _ => talk.sent(Expect::Describe),
+            },
+            b'C' => match body {
+                [b'S', name @ .., 0] if is_mapping && !name.is_empty() => {
+                    let is_known = self.statements.get_mut().close(name);
+                    if is_known && !talk.is_skipping() {
+                        splice.replace(at, at + message.len());
+                        talk.sent(Expect::OwedClose);
+                    } else {
+                        talk.sent(Expect::Close { is_hidden: false });
+                    }
+                }
+                _ => talk.sent(Expect::Close { is_hidden: false }),
+            },
+            b'E' => talk.sent(Expect::Execute),
+            b'S' => talk.sent(Expect::Sync),
+            b'F' => talk.sent(Expect::Function),
+            b'c' | b'f' => talk.sent(Expect::CopyEnd),
+            b'H' => self.has_flushed = true,
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Looks at a text, and pins the client where it leaves something behind.
+    fn look(&mut self, text: &[u8], is_whole: bool) -> Look {
+        let text = text.split(|b| *b == 0).next().unwrap_or_default();
+        if *self.pinned == Some(PinReason::SessionMode) {
+            return Look::default();
+        }
+        let seen = look(text);
+        if !is_whole && !is_plain(text) {
+            *self.pinned = self.pinned.or(Some(PinReason::LongText));
+        }
+        *self.pinned = self.pinned.or(seen.pins);
+        seen
+    }
+
+    fn parse(
+        &mut self,
+        total: usize,
+        at: usize,
+        message: &[u8],
+        splice: &mut Splice<'_>,
+    ) -> Result<(), SessionError> {
+        let Some((name, tail)) = text(&message[5..]) else {
+            return self.unreadable(b'P', total);
+        };
+        let is_whole = total == message.len();
+        let is_skipping = self.server.exchange.is_skipping();
+        if name.is_empty() || !self.is_mapping() || !is_whole || is_skipping {
+            let seen = self.look(tail, is_whole);
+            self.server.exchange.asked(seen.begins, seen.ends);
+            self.server.exchange.sent(Expect::Parse {
+                statement: 0,
+                is_hidden: false,
+            });
+            if name.is_empty() && !is_skipping {
+                *self.has_unnamed = true;
+                // A longer one is bound in its own batch or not at all.
+                self.unnamed = is_whole.then_some((at + 6, at + message.len()));
+                if let Some(own) = &mut self.statements.0 {
+                    own.unnamed = None;
+                }
+            }
+            return Ok(());
+        }
+        let registry = self.registry;
+        let statement = {
+            let mut shared = STATEMENTS.lock().unwrap_or_else(PoisonError::into_inner);
+            shared.intern(tail, || registry.statement_number())
+        };
+        *self.pinned = self.pinned.or(statement.look.pins);
+        if !self.statements.get_mut().name(name, statement.clone()) {
+            return Err(SessionError::TooMuch(
+                "too many prepared statements in one session",
+            ));
+        }
+        self.server
+            .exchange
+            .asked(statement.look.begins, statement.look.ends);
+        let out = splice.replace(at, at + message.len());
+        if self.server.prepared.touch(statement.number()) {
+            self.server.exchange.sent(Expect::OwedParse);
+        } else {
+            self.prepare(&statement, false, out);
+        }
+        Ok(())
+    }
+
+    /// Writes a Parse, after the Close of a statement that has to give way.
+    fn prepare(&mut self, statement: &Statement, is_hidden: bool, out: &mut Vec<u8>) {
+        let number = statement.number();
+        if let Some(old) = self.server.prepared.add(number, self.limit) {
+            frame(out, b'C', |body| {
+                body.push(b'S');
+                server_name(body, old);
+                body.push(0);
+            });
+            self.server.exchange.sent(Expect::Close { is_hidden: true });
+        }
+        frame(out, b'P', |body| {
+            server_name(body, number);
+            body.push(0);
+            body.extend_from_slice(statement.tail());
+        });
+        self.server.exchange.sent(Expect::Parse {
+            statement: number,
+            is_hidden,
+        });
+    }
+
+    /// Makes sure that a named or unnamed statement is on the server. The name it has there, if another.
+    fn provide(&mut self, name: &[u8], at: usize, splice: &mut Splice<'_>) -> Option<Vec<u8>> {
+        if name.is_empty() {
+            self.unnamed = None;
+            if *self.has_unnamed {
+                return None;
+            }
+            let saved = self.statements.get().and_then(|own| own.unnamed.clone());
+            let Some(tail) = saved else {
+                // Another client's may be there.
+                return Some(NO_UNNAMED.as_bytes().to_vec());
+            };
+            frame(splice.replace(at, at), b'P', |body| {
+                body.push(0);
+                body.extend_from_slice(&tail);
+            });
+            *self.has_unnamed = true;
+            self.server.exchange.sent(Expect::Parse {
+                statement: 0,
+                is_hidden: true,
+            });
+            return None;
+        }
+        let known = self
+            .statements
+            .get()
+            .and_then(|own| own.find(name))
+            .cloned();
+        let Some(statement) = known else {
+            // PostgreSQL says that there is no such one; it must not find the router's.
+            return is_reserved(name).then(|| UNKNOWN.as_bytes().to_vec());
+        };
+        let (begins, ends) = (statement.look.begins, statement.look.ends);
+        self.server.exchange.asked(begins, ends);
+        *self.pinned = self.pinned.or(statement.look.pins);
+        if !self.server.prepared.touch(statement.number()) {
+            let out = splice.replace(at, at);
+            self.prepare(&statement, true, out);
+        }
+        let mut own = Vec::with_capacity(24);
+        server_name(&mut own, statement.number());
+        Some(own)
+    }
+
+    fn bind(
+        &mut self,
+        total: usize,
+        at: usize,
+        message: &[u8],
+        splice: &mut Splice<'_>,
+    ) -> Result<(), SessionError> {
+        if !self.is_mapping() || self.server.exchange.is_skipping() {
+            self.server.exchange.sent(Expect::Bind);
+            return Ok(());
+        }
+        let names = text(&message[5..]).and_then(|(portal, rest)| Some((portal, text(rest)?)));
+        let Some((portal, (name, _))) = names else {
+            return self.unreadable(b'B', total);
+        };
+        if let Some(own) = self.provide(name, at, splice) {
+            let length = u32::try_from(total - 1 - name.len() + own.len());
+            let Ok(length) = length else {
+                return self.unreadable(b'B', total);
+            };
+            let after = at + 5 + portal.len() + 1 + name.len();
+            let out = splice.replace(at, after);
+            out.push(b'B');
+            out.extend_from_slice(&length.to_be_bytes());
+            out.extend_from_slice(portal);
+            out.push(0);
+            out.extend_from_slice(&own);
+        }
+        self.server.exchange.sent(Expect::Bind);
+        Ok(())
+    }
+
+    fn describe(
+        &mut self,
+        at: usize,
+        message: &[u8],
+        name: &[u8],
+        splice: &mut Splice<'_>,
+    ) -> Result<(), SessionError> {
+        let name = name.strip_suffix(b"\0").unwrap_or(name);
+        if !self.server.exchange.is_skipping()
+            && let Some(own) = self.describes(name, at, splice)
+        {
+            frame(splice.replace(at, at + message.len()), b'D', |body| {
+                body.push(b'S');
+                body.extend_from_slice(&own);
+                body.push(0);
+            });
+        }
+        self.server.exchange.sent(Expect::Describe);
+        Ok(())
+    }
+
+    /// As [`Scan::provide`]; a description binds nothing, so an unnamed statement stays to be remembered.
+    fn describes(&mut self, name: &[u8], at: usize, splice: &mut Splice<'_>) -> Option<Vec<u8>> {
+        let unnamed = self.unnamed;
+        let own = self.provide(name, at, splice);
+        self.unnamed = unnamed;
+        own
+    }
+
+    fn unreadable(&self, kind: u8, total: usize) -> Result<(), SessionError> {
+        Err(SessionError::BadMessage {
+            kind: char::from(kind),
+            length: u32::try_from(total - 1).unwrap_or(u32::MAX),
+        })
+    }
+}
+
+/// Whether the beginning of a long text promises one statement of data.
+fn is_plain(text: &[u8]) -> bool {
+    let text = text.trim_ascii_start();
+    let is_data = [
+        &b"insert"[..],
+        b"select",
+        b"update",
+        b"delete",
+        b"with",
+        b"values",
+        b"copy",
+    ]
+    .iter()
+    .any(|word| {
+        text.get(..word.len())
+            .is_some_and(|w| w.eq_ignore_ascii_case(word))
+    });
+    is_data && !look(text).is_several
+}
