@@ -31,6 +31,43 @@ impl Status {
     }
 }
 
+/// What something that is executed does to the transaction block it runs in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Block {
+    /// It is a BEGIN and nothing else.
+    Begins,
+    /// It ends no transaction that was open before it.
+    Stays,
+    /// It ends one, or nobody knows what it does.
+    MayEnd,
+}
+
+/// What something that is executed does, as far as its text was seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Act {
+    /// To the transaction block.
+    pub block: Block,
+    /// It may drop every prepared statement of the session.
+    pub drops: bool,
+}
+
+impl Act {
+    /// Of a text that was not seen, or not whole.
+    pub const UNKNOWN: Act = Act {
+        block: Block::MayEnd,
+        drops: false,
+    };
+
+    /// What is certain when it may be this one or the other one.
+    pub fn or(self, other: Act) -> Act {
+        let is_same = self.block == other.block;
+        Act {
+            block: if is_same { self.block } else { Block::MayEnd },
+            drops: self.drops || other.drops,
+        }
+    }
+}
+
 /// One message whose answer is to come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Expect {
@@ -50,12 +87,12 @@ pub enum Expect {
         /// The client is not told.
         is_hidden: bool,
     },
-    /// Execute.
-    Execute,
+    /// Execute, and what is executed.
+    Execute(Act),
     /// Sync.
     Sync,
-    /// A simple query.
-    Query,
+    /// A simple query, and what it does.
+    Query(Act),
     /// A function call.
     Function,
     /// The end of copied data, or its failure. Answered by nothing; a Sync before it is swallowed by COPY.
@@ -88,6 +125,41 @@ pub enum Fate {
     Unknown,
 }
 
+/// Where what was asked stands in a transaction block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    /// In none; nothing was executed since the last ReadyForQuery.
+    Outside,
+    /// In the one that a BEGIN of the same batch opens. If that fails, the rest of the batch is skipped.
+    Begun,
+    /// In one, if the BEGIN of an earlier batch has not failed. If it has, what follows is on its own.
+    Supposed,
+    /// In one, as ReadyForQuery has said.
+    Inside,
+    /// Something may have been committed.
+    Unknown,
+}
+
+impl Place {
+    fn after(self, block: Block) -> Place {
+        match (self, block) {
+            (Place::Outside, Block::Begins) => Place::Begun,
+            (Place::Begun | Place::Inside, Block::Begins | Block::Stays) => self,
+            (Place::Outside | Place::Begun | Place::Inside, Block::Stays | Block::MayEnd)
+            | (Place::Supposed | Place::Unknown, Block::Begins | Block::Stays | Block::MayEnd) => {
+                Place::Unknown
+            }
+        }
+    }
+
+    fn next_batch(self) -> Place {
+        match self {
+            Place::Begun => Place::Supposed,
+            Place::Outside | Place::Supposed | Place::Inside | Place::Unknown => self,
+        }
+    }
+}
+
 /// The conversation with one server.
 #[derive(Debug)]
 pub struct Exchange {
@@ -97,10 +169,8 @@ pub struct Exchange {
     is_ready: bool,
     /// The server ignores everything until a Sync that was not sent yet.
     is_skipping: bool,
-    /// Something outstanding may end the transaction.
-    may_end: bool,
-    /// The first of what is outstanding opens a transaction block.
-    begins: bool,
+    /// What was executed and answered since the last ReadyForQuery has led here.
+    place: Place,
 }
 
 impl Default for Exchange {
@@ -111,8 +181,7 @@ impl Default for Exchange {
             status: Status::Idle,
             is_ready: true,
             is_skipping: false,
-            may_end: false,
-            begins: false,
+            place: Place::Outside,
         }
     }
 }
@@ -130,14 +199,6 @@ impl Exchange {
         self.queue.push_back(expect);
     }
 
-    /// Notes what a text that goes to the server may do to the transaction.
-    pub fn asked(&mut self, begins: bool, ends: bool) {
-        self.may_end |= ends;
-        if begins && self.is_ready && self.status == Status::Idle {
-            self.begins = true;
-        }
-    }
-
     /// Writes the answers that are owed before the next one of the server.
     pub fn settle(&mut self, out: &mut Vec<u8>) {
         while let Some(head) = self.queue.front() {
@@ -149,9 +210,9 @@ impl Exchange {
                 | Expect::Bind
                 | Expect::Describe
                 | Expect::Close { .. }
-                | Expect::Execute
+                | Expect::Execute(_)
                 | Expect::Sync
-                | Expect::Query
+                | Expect::Query(_)
                 | Expect::Function => return,
             }
             self.queue.pop_front();
@@ -164,12 +225,6 @@ impl Exchange {
             self.queue.front(),
             Some(Expect::OwedParse | Expect::OwedClose | Expect::CopyEnd)
         )
-    }
-
-    /// Whether only answers that are owed are outstanding: the server has nothing to say to them.
-    pub fn only_owes(&self) -> bool {
-        let mut queue = self.queue.iter();
-        !self.queue.is_empty() && queue.all(|e| matches!(e, Expect::OwedParse | Expect::OwedClose))
     }
 
     /// Notes a message of the server, but for ReadyForQuery. `forget` hears of statements that were sent to
@@ -193,21 +248,24 @@ impl Exchange {
                     Verdict::Pass
                 }
             }
-            (b'2', Some(Expect::Bind))
-            | (b'T' | b'n', Some(Expect::Describe))
-            | (b'C' | b'I' | b's', Some(Expect::Execute)) => {
+            (b'2', Some(Expect::Bind)) | (b'T' | b'n', Some(Expect::Describe)) => {
                 self.queue.pop_front();
                 Verdict::Pass
             }
+            (b'C' | b'I' | b's', Some(Expect::Execute(act))) => {
+                self.queue.pop_front();
+                self.place = self.place.after(act.block);
+                Verdict::Pass
+            }
             (b't', Some(Expect::Describe))
-            | (b'D' | b'H' | b'd' | b'c', Some(Expect::Execute | Expect::Query))
-            | (b'T' | b'C' | b'I', Some(Expect::Query))
+            | (b'D' | b'H' | b'd' | b'c', Some(Expect::Execute(_) | Expect::Query(_)))
+            | (b'T' | b'C' | b'I', Some(Expect::Query(_)))
             | (b'V', Some(Expect::Function)) => Verdict::Pass,
-            (b'G', Some(Expect::Execute | Expect::Query)) => {
+            (b'G', Some(Expect::Execute(_) | Expect::Query(_))) => {
                 self.swallow();
                 Verdict::Pass
             }
-            (b'E', Some(Expect::Query | Expect::Function | Expect::Sync)) => Verdict::Pass,
+            (b'E', Some(Expect::Query(_) | Expect::Function | Expect::Sync)) => Verdict::Pass,
             (b'E', Some(_)) => {
                 self.skip(&mut forget);
                 Verdict::Pass
@@ -220,18 +278,21 @@ impl Exchange {
 
     /// Notes a ReadyForQuery.
     pub fn ready(&mut self, status: Status) -> Verdict {
-        let Some(Expect::Sync | Expect::Query | Expect::Function) = self.queue.pop_front() else {
+        let Some(Expect::Sync | Expect::Query(_) | Expect::Function) = self.queue.pop_front()
+        else {
             return Verdict::Lost;
         };
         self.status = status;
+        self.place = match status {
+            Status::Idle => Place::Outside,
+            Status::Transaction | Status::Failed => Place::Inside,
+        };
         self.is_skipping = false;
         while self.queue.front() == Some(&Expect::CopyEnd) {
             self.queue.pop_front();
         }
         if self.queue.is_empty() {
             self.is_ready = true;
-            self.may_end = false;
-            self.begins = false;
         }
         Verdict::Pass
     }
@@ -254,8 +315,8 @@ impl Exchange {
                 Expect::Bind
                 | Expect::Describe
                 | Expect::Close { .. }
-                | Expect::Execute
-                | Expect::Query
+                | Expect::Execute(_)
+                | Expect::Query(_)
                 | Expect::Function
                 | Expect::CopyEnd
                 | Expect::OwedParse
@@ -293,18 +354,38 @@ impl Exchange {
 
     /// What becomes of what was asked, if the server is lost now.
     pub fn fate(&self) -> Fate {
-        let is_inside = self.status != Status::Idle || self.begins;
-        match (self.is_quiet(), is_inside) {
-            (true, false) => Fate::Nothing,
-            (true, true) => Fate::Undone,
-            (false, true) if !self.may_end => Fate::Undone,
-            (false, _) => Fate::Unknown,
+        if self.is_quiet() {
+            return match self.status {
+                Status::Idle => Fate::Nothing,
+                Status::Transaction | Status::Failed => Fate::Undone,
+            };
+        }
+        let led = self
+            .queue
+            .iter()
+            .fold(self.place, |place, asked| match asked {
+                Expect::Execute(act) => place.after(act.block),
+                Expect::Query(act) => place.after(act.block).next_batch(),
+                Expect::Function => place.after(Block::Stays).next_batch(),
+                Expect::Sync => place.next_batch(),
+                Expect::Parse { .. }
+                | Expect::Bind
+                | Expect::Describe
+                | Expect::Close { .. }
+                | Expect::CopyEnd
+                | Expect::OwedParse
+                | Expect::OwedClose => place,
+            });
+        match led {
+            Place::Begun | Place::Supposed | Place::Inside => Fate::Undone,
+            Place::Outside | Place::Unknown => Fate::Unknown,
         }
     }
 
     /// How many requests wait for their ReadyForQuery, and whether a batch is open after the last of them.
     pub fn unanswered(&self) -> (usize, bool) {
-        let is_request = |e: &Expect| matches!(e, Expect::Sync | Expect::Query | Expect::Function);
+        let is_request =
+            |e: &Expect| matches!(e, Expect::Sync | Expect::Query(_) | Expect::Function);
         let count = self.queue.iter().filter(|e| is_request(e)).count();
         let is_open = !self.is_quiet() && !self.queue.back().is_some_and(is_request);
         (count, is_open)

@@ -17,6 +17,8 @@ pub const CLOSE_COMPLETE: &[u8] = b"3\0\0\0\x04";
 pub const NO_DATA: &[u8] = b"n\0\0\0\x04";
 /// AuthenticationOk.
 pub const AUTHENTICATION_OK: &[u8] = b"R\0\0\0\x08\0\0\0\0";
+/// Flush, of a client.
+pub const FLUSH: &[u8] = b"H\0\0\0\x04";
 /// Terminate, of a client.
 pub const TERMINATE: &[u8] = b"X\0\0\0\x04";
 

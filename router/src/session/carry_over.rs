@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::session::carry_over::look::{Look, look};
 
+pub mod executed;
 pub mod look;
 
 /// What every name of a statement on a server begins with.

@@ -23,6 +23,7 @@ use crate::lanes::Notice;
 use crate::pool::registry::{Entered, Mailbox};
 use crate::pool::{Lease, PoolId};
 use crate::protocol::settings::Settings;
+use crate::session::carry_over::executed::Executed;
 use crate::session::carry_over::look::PinReason;
 use crate::session::carry_over::{Shared, Statements};
 use crate::session::pooled::door::Door;
@@ -122,6 +123,8 @@ pub(super) struct Pooled {
     is_seated: bool,
     /// The unnamed statement on the server is the client's.
     has_unnamed: bool,
+    /// What its statements and portals do.
+    executed: Executed,
     settings: Arc<Settings>,
     statements: Own,
     stranded: Option<Box<Stranded>>,
@@ -150,6 +153,7 @@ impl Pooled {
             server: None,
             is_seated: false,
             has_unnamed: false,
+            executed: Executed::default(),
             settings: Arc::default(),
             statements: Own::default(),
             stranded: None,

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 /// No wait takes longer than this.
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -37,6 +37,7 @@ pub struct FakePostgres {
 struct Notes {
     sender: Arc<Mutex<watch::Sender<Seen>>>,
     speaks_tls: bool,
+    doom: Arc<Notify>,
 }
 
 impl Notes {
@@ -54,6 +55,7 @@ impl FakePostgres {
         let notes = Notes {
             sender: Arc::new(Mutex::new(sender)),
             speaks_tls,
+            doom: Arc::default(),
         };
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
@@ -97,6 +99,7 @@ async fn serve(mut stream: TcpStream, notes: &Notes) -> std::io::Result<()> {
             80_877_103 | 80_877_104 => stream.write_all(b"N").await?,
             80_877_102 => {
                 notes.note(|seen| seen.cancels.push(packet));
+                notes.doom.notify_one();
                 return Ok(());
             }
             _ => {
@@ -127,26 +130,48 @@ const GREETING: &[u8] = b"R\0\0\0\x08\0\0\0\0\
     S\0\0\0\x17in_hot_standby\0off\0S\0\0\0\x11TimeZone\0UTC\0\
     K\0\0\0\x0c\0\0\0\x09\x01\x02\x03\x04Z\0\0\0\x05I";
 
+/// The answer to a message of the extended protocol.
+fn extended(kind: u8, status: u8) -> Vec<u8> {
+    match kind {
+        b'P' => b"1\0\0\0\x04".to_vec(),
+        b'B' => b"2\0\0\0\x04".to_vec(),
+        b'C' => b"3\0\0\0\x04".to_vec(),
+        b'D' => b"n\0\0\0\x04".to_vec(),
+        b'E' => b"C\0\0\0\x09DONE\0".to_vec(),
+        b'S' => vec![b'Z', 0, 0, 0, 5, status],
+        _ => Vec::new(),
+    }
+}
+
+/// The report of a setting that a query changes.
+fn report(query: &str) -> Vec<u8> {
+    let zone = query.strip_prefix("SELECT pg_catalog.set_config(E'TimeZone', E'");
+    let Some(zone) = zone.and_then(|rest| rest.split('\'').next()) else {
+        return Vec::new();
+    };
+    let report = format!("TimeZone\0{zone}\0");
+    let length = u32::try_from(report.len() + 4).unwrap().to_be_bytes();
+    [b"S", &length[..], report.as_bytes()].concat()
+}
+
 async fn talk(mut stream: TcpStream, notes: &Notes) -> std::io::Result<()> {
     stream.write_all(GREETING).await?;
     let mut status = b'I';
+    let mut is_hanging = false;
     loop {
         let kind = stream.read_u8().await?;
         let length = stream.read_u32().await? as usize;
         let mut body = vec![0; length - 4];
         stream.read_exact(&mut body).await?;
         if kind != b'Q' {
+            if kind == b'P' {
+                is_hanging = body.windows(4).any(|word| word == b"hang");
+            }
             notes.note(|seen| seen.messages.push((char::from(kind), body)));
-            let answer: &[u8] = match kind {
-                b'P' => b"1\0\0\0\x04",
-                b'B' => b"2\0\0\0\x04",
-                b'C' => b"3\0\0\0\x04",
-                b'D' => b"n\0\0\0\x04",
-                b'E' => b"C\0\0\0\x09DONE\0",
-                b'S' => &[b'Z', 0, 0, 0, 5, status],
-                _ => b"",
-            };
-            stream.write_all(answer).await?;
+            if is_hanging && kind == b'E' {
+                return std::future::pending().await;
+            }
+            stream.write_all(&extended(kind, status)).await?;
             continue;
         }
         let query = String::from_utf8_lossy(&body[..body.len() - 1]).into_owned();
@@ -168,6 +193,14 @@ async fn talk(mut stream: TcpStream, notes: &Notes) -> std::io::Result<()> {
                     .await?;
                 return Ok(());
             }
+            // An answer, and at the next cancel a reset.
+            "doom" => {
+                stream.write_all(b"C\0\0\0\x09DONE\0").await?;
+                stream.write_all(&[b'Z', 0, 0, 0, 5, status]).await?;
+                notes.doom.notified().await;
+                socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
+                return Ok(());
+            }
             // More than was asked for.
             "babble" => {
                 stream
@@ -186,14 +219,7 @@ async fn talk(mut stream: TcpStream, notes: &Notes) -> std::io::Result<()> {
                 stream.write_all(b"Z\0\0\0\x05I").await?;
             }
             _ => {
-                let zone = query.strip_prefix("SELECT pg_catalog.set_config(E'TimeZone', E'");
-                if let Some(zone) = zone.and_then(|rest| rest.split('\'').next()) {
-                    let report = format!("TimeZone\0{zone}\0");
-                    let length = u32::try_from(report.len() + 4).unwrap().to_be_bytes();
-                    stream
-                        .write_all(&[b"S", &length[..], report.as_bytes()].concat())
-                        .await?;
-                }
+                stream.write_all(&report(query.as_str())).await?;
                 stream.write_all(b"C\0\0\0\x09DONE\0").await?;
                 stream.write_all(&[b'Z', 0, 0, 0, 5, status]).await?;
             }

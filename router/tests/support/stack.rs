@@ -35,7 +35,8 @@ pub struct Stack {
     pub listening: Arc<Listening>,
     /// Where clients connect.
     pub address: SocketAddr,
-    _cores: Arc<Cores>,
+    /// What carries its sessions.
+    pub _cores: Arc<Cores>,
     _rules: watch::Sender<Rules>,
 }
 

@@ -9,6 +9,19 @@ const HIDDEN: Expect = Expect::Parse {
     is_hidden: true,
 };
 
+const STAYS: Act = act(Block::Stays);
+const BEGINS: Act = act(Block::Begins);
+const ENDS: Act = act(Block::MayEnd);
+const EXECUTE: Expect = Expect::Execute(STAYS);
+const QUERY: Expect = Expect::Query(STAYS);
+
+const fn act(block: Block) -> Act {
+    Act {
+        block,
+        drops: false,
+    }
+}
+
 fn asked(expects: &[Expect]) -> Exchange {
     let mut talk = Exchange::default();
     expects.iter().for_each(|e| talk.sent(*e));
@@ -42,7 +55,7 @@ fn hear(talk: &mut Exchange, kinds: &[u8]) -> String {
 
 #[test]
 fn a_simple_query_is_over_with_its_ready_for_query() {
-    let mut talk = asked(&[Expect::Query]);
+    let mut talk = asked(&[QUERY]);
     assert!(!talk.is_idle());
     assert_eq!(hear(&mut talk, b"TDDCTDC"), "TDDCTDC");
     assert!(!talk.is_idle());
@@ -56,7 +69,7 @@ fn what_the_router_asked_is_hidden_and_what_it_owes_comes_in_its_place() {
         HIDDEN,
         Expect::Bind,
         Expect::OwedParse,
-        Expect::Execute,
+        EXECUTE,
         Expect::OwedClose,
         Expect::Sync,
     ]);
@@ -84,10 +97,10 @@ fn after_an_error_nothing_is_owed_until_the_sync() {
 
 #[test]
 fn an_error_before_the_sync_was_sent_swallows_what_follows() {
-    let mut talk = asked(&[Expect::Bind, Expect::Execute]);
+    let mut talk = asked(&[Expect::Bind, EXECUTE]);
     hear(&mut talk, b"E");
     talk.sent(Expect::Bind);
-    talk.sent(Expect::Query);
+    talk.sent(QUERY);
     assert!(!talk.is_idle());
     talk.sent(Expect::Sync);
     assert_eq!(hear(&mut talk, b"Z"), "Z");
@@ -96,18 +109,18 @@ fn an_error_before_the_sync_was_sent_swallows_what_follows() {
 
 #[test]
 fn a_sync_before_the_end_of_copied_data_is_swallowed_and_one_after_it_is_not() {
-    let mut talk = asked(&[Expect::Execute, Expect::Sync]);
+    let mut talk = asked(&[EXECUTE, Expect::Sync]);
     hear(&mut talk, b"G");
     talk.sent(Expect::CopyEnd);
     talk.sent(Expect::Sync);
     assert_eq!(hear(&mut talk, b"CZ"), "CZ");
     assert!(talk.is_idle());
     // All sent ahead.
-    let mut talk = asked(&[Expect::Execute, Expect::CopyEnd, Expect::Sync]);
+    let mut talk = asked(&[EXECUTE, Expect::CopyEnd, Expect::Sync]);
     assert_eq!(hear(&mut talk, b"GCZ"), "GCZ");
     assert!(talk.is_idle());
     // A COPY that fails.
-    let mut talk = asked(&[Expect::Execute, Expect::Sync]);
+    let mut talk = asked(&[EXECUTE, Expect::Sync]);
     hear(&mut talk, b"GE");
     assert!(!talk.is_idle());
     talk.sent(Expect::CopyEnd);
@@ -115,7 +128,7 @@ fn a_sync_before_the_end_of_copied_data_is_swallowed_and_one_after_it_is_not() {
     assert_eq!(hear(&mut talk, b"Z"), "Z");
     assert!(talk.is_idle());
     // Of a simple query.
-    let mut talk = asked(&[Expect::Query]);
+    let mut talk = asked(&[QUERY]);
     hear(&mut talk, b"G");
     talk.sent(Expect::CopyEnd);
     assert_eq!(hear(&mut talk, b"CZ"), "CZ");
@@ -144,24 +157,54 @@ fn without_a_sync_a_batch_is_not_over_when_all_is_answered() {
 fn the_fate_is_known_where_no_end_was_asked_for() {
     let mut talk = Exchange::default();
     assert_eq!(talk.fate(), Fate::Nothing);
-    talk.sent(Expect::Query);
+    talk.sent(QUERY);
     assert_eq!(talk.fate(), Fate::Unknown, "a statement of its own");
     hear(&mut talk, b"CZ");
-    talk.asked(true, false);
-    talk.sent(Expect::Query);
+    talk.sent(Expect::Query(BEGINS));
     assert_eq!(talk.fate(), Fate::Undone, "BEGIN");
     hear(&mut talk, b"Cz");
     assert_eq!(talk.fate(), Fate::Undone);
-    talk.sent(Expect::Query);
+    talk.sent(QUERY);
     assert_eq!(talk.fate(), Fate::Undone);
-    talk.asked(false, true);
-    talk.sent(Expect::Query);
+    talk.sent(Expect::Query(ENDS));
     assert_eq!(talk.fate(), Fate::Unknown, "COMMIT");
     assert_eq!(talk.unanswered(), (2, false));
     hear(&mut talk, b"CzCZ");
     assert_eq!(talk.fate(), Fate::Nothing);
-    talk.sent(Expect::Query);
-    talk.asked(true, false);
-    talk.sent(Expect::Query);
+    talk.sent(QUERY);
+    talk.sent(Expect::Query(BEGINS));
     assert_eq!(talk.fate(), Fate::Unknown, "something ran before the BEGIN");
+}
+
+#[test]
+fn a_begin_protects_its_own_batch_and_only_once_it_is_executed() {
+    let begun = [PARSE, Expect::Bind, Expect::Execute(BEGINS), EXECUTE];
+    assert_eq!(asked(&begun).fate(), Fate::Undone);
+    assert_eq!(asked(&[PARSE, Expect::Bind]).fate(), Fate::Unknown);
+    // If the BEGIN fails, the statement of the next batch runs on its own.
+    let mut talk = asked(&begun);
+    talk.sent(Expect::Sync);
+    assert_eq!(talk.fate(), Fate::Undone);
+    talk.sent(EXECUTE);
+    assert_eq!(talk.fate(), Fate::Unknown);
+    // Answered parts of a batch count as much as those to come.
+    let mut talk = asked(&begun);
+    hear(&mut talk, b"12C");
+    assert_eq!(talk.fate(), Fate::Undone);
+    talk.sent(Expect::Execute(ENDS));
+    hear(&mut talk, b"CC");
+    assert_eq!(talk.fate(), Fate::Unknown, "a COMMIT that is answered");
+    // What an earlier transaction began says nothing about what comes after its end.
+    let mut talk = asked(&[Expect::Query(BEGINS)]);
+    talk.sent(Expect::Query(ENDS));
+    talk.sent(QUERY);
+    hear(&mut talk, b"CzCZ");
+    assert_eq!(talk.fate(), Fate::Unknown);
+}
+
+#[test]
+fn what_may_be_one_of_two_is_only_known_where_both_are_alike() {
+    assert_eq!(STAYS.or(STAYS), STAYS);
+    assert_eq!(STAYS.or(ENDS), ENDS);
+    assert_eq!(BEGINS.or(STAYS), ENDS);
 }

@@ -2,6 +2,7 @@
 //! first words of each statement, and calls of a few functions. What functions, DO blocks and rules do inside
 //! cannot be seen here.
 
+use crate::protocol::exchange::{Act, Block};
 use crate::protocol::settings::tracked;
 
 /// Why a client keeps its server until it leaves.
@@ -57,6 +58,21 @@ pub struct Look {
     pub pins: Option<PinReason>,
     /// It holds more than one statement.
     pub is_several: bool,
+}
+
+impl Look {
+    /// What it does when it is executed.
+    pub fn act(&self) -> Act {
+        let block = match (self.ends, self.begins) {
+            (true, _) => Block::MayEnd,
+            (false, true) => Block::Begins,
+            (false, false) => Block::Stays,
+        };
+        Act {
+            block,
+            drops: false,
+        }
+    }
 }
 
 /// Looks at a text.

@@ -6,11 +6,12 @@ use super::client_side::{WHOLE, bad_length};
 use super::{Own, STATEMENTS};
 use crate::error::SessionError;
 use crate::pool::registry::Registry;
-use crate::protocol::exchange::Expect;
+use crate::protocol::exchange::{Act, Expect};
 use crate::protocol::messages::frame;
 use crate::protocol::splice::{Splice, head, text};
 use crate::server::Server;
-use crate::session::carry_over::look::{Look, PinReason, look};
+use crate::session::carry_over::executed::Executed;
+use crate::session::carry_over::look::{PinReason, look};
 use crate::session::carry_over::{NO_UNNAMED, Statement, UNKNOWN, is_reserved, server_name};
 
 /// The longest message of a kind that carries no data, bytes: PostgreSQL's `PQ_SMALL_MESSAGE_LIMIT`.
@@ -38,6 +39,7 @@ pub(super) struct Scan<'a> {
     pub(super) left: &'a mut usize,
     pub(super) pinned: &'a mut Option<PinReason>,
     pub(super) has_unnamed: &'a mut bool,
+    pub(super) executed: &'a mut Executed,
     /// Where in the bytes the unnamed statement stands that nothing in them has bound.
     pub(super) unnamed: Option<(usize, usize)>,
     pub(super) has_flushed: bool,
@@ -79,25 +81,24 @@ impl Scan<'_> {
 
     /// How many bytes of a message must be there before it can be dealt with; `None`: its header is enough.
     fn needs(&self, kind: u8, total: usize, body: &[u8]) -> Result<Option<usize>, SessionError> {
-        let is_mapped = self.is_mapping();
-        let is_looked_at = self.pinned.is_none();
         let bad = SessionError::BadMessage {
             kind: char::from(kind),
             length: u32::try_from(total - 1).unwrap_or(u32::MAX),
         };
         match kind {
-            b'Q' if is_looked_at && total <= WHOLE => Ok(Some(total)),
-            b'P' if (is_looked_at || is_mapped) && total <= WHOLE => Ok(Some(total)),
+            b'Q' | b'P' if total <= WHOLE => Ok(Some(total)),
             b'Q' | b'P' | b'F' | b'd' => Ok(None),
-            b'B' if is_mapped => {
+            b'B' => {
                 let names = text(body).and_then(|(_, rest)| text(rest));
+                let is_all = body.len() >= NAMES || body.len() + 5 >= total;
                 match names {
                     Some(_) => Ok(None),
-                    None if body.len() >= NAMES || body.len() + 5 >= total => Err(bad),
+                    None if is_all && self.is_mapping() => Err(bad),
+                    // PostgreSQL judges it.
+                    None if is_all => Ok(None),
                     None => Ok(Some(total.min(body.len() + 6))),
                 }
             }
-            b'B' => Ok(None),
             b'D' | b'C' | b'E' | b'H' | b'S' | b'X' | b'c' | b'f' if total <= SMALL => {
                 Ok(Some(total))
             }
@@ -126,9 +127,9 @@ impl Scan<'_> {
                 // A simple query ends the unnamed statement.
                 *self.has_unnamed = false;
                 self.unnamed = None;
-                let seen = self.look(body, total == message.len());
-                self.server.exchange.asked(seen.begins, seen.ends);
-                self.server.exchange.sent(Expect::Query);
+                self.executed.doubt_unnamed();
+                let act = self.look(body, total == message.len());
+                self.server.exchange.sent(Expect::Query(act));
             }
             b'P' => return self.parse(total, at, message, splice),
             b'B' => return self.bind(total, at, message, splice),
@@ -150,7 +151,10 @@ impl Scan<'_> {
                 }
                 _ => talk.sent(Expect::Close { is_hidden: false }),
             },
-            b'E' => talk.sent(Expect::Execute),
+            b'E' => {
+                let portal = text(body).map(|(name, _)| self.executed.portal(name));
+                talk.sent(Expect::Execute(portal.unwrap_or(Act::UNKNOWN)));
+            }
             b'S' => talk.sent(Expect::Sync),
             b'F' => talk.sent(Expect::Function),
             b'c' | b'f' => talk.sent(Expect::CopyEnd),
@@ -160,18 +164,15 @@ impl Scan<'_> {
         Ok(())
     }
 
-    /// Looks at a text, and pins the client where it leaves something behind.
-    fn look(&mut self, text: &[u8], is_whole: bool) -> Look {
-        let text = text.split(|b| *b == 0).next().unwrap_or_default();
-        if *self.pinned == Some(PinReason::SessionMode) {
-            return Look::default();
-        }
-        let seen = look(text);
-        if !is_whole && !is_plain(text) {
+    /// Looks at a text, and pins the client where it leaves something behind, or may.
+    fn look(&mut self, text: &[u8], is_whole: bool) -> Act {
+        if !is_whole {
             *self.pinned = self.pinned.or(Some(PinReason::LongText));
+            return Act::UNKNOWN;
         }
+        let seen = look(text.split(|b| *b == 0).next().unwrap_or_default());
         *self.pinned = self.pinned.or(seen.pins);
-        seen
+        seen.act()
     }
 
     fn parse(
@@ -187,8 +188,10 @@ impl Scan<'_> {
         let is_whole = total == message.len();
         let is_skipping = self.server.exchange.is_skipping();
         if name.is_empty() || !self.is_mapping() || !is_whole || is_skipping {
-            let seen = self.look(tail, is_whole);
-            self.server.exchange.asked(seen.begins, seen.ends);
+            let act = self.look(tail, is_whole);
+            if !is_skipping {
+                self.executed.parsed(name, act);
+            }
             self.server.exchange.sent(Expect::Parse {
                 statement: 0,
                 is_hidden: false,
@@ -214,9 +217,6 @@ impl Scan<'_> {
                 "too many prepared statements in one session",
             ));
         }
-        self.server
-            .exchange
-            .asked(statement.look.begins, statement.look.ends);
         let out = splice.replace(at, at + message.len());
         if self.server.prepared.touch(statement.number()) {
             self.server.exchange.sent(Expect::OwedParse);
@@ -280,8 +280,6 @@ impl Scan<'_> {
             // PostgreSQL says that there is no such one; it must not find the router's.
             return is_reserved(name).then(|| UNKNOWN.as_bytes().to_vec());
         };
-        let (begins, ends) = (statement.look.begins, statement.look.ends);
-        self.server.exchange.asked(begins, ends);
         *self.pinned = self.pinned.or(statement.look.pins);
         if !self.server.prepared.touch(statement.number()) {
             let out = splice.replace(at, at);
@@ -292,6 +290,15 @@ impl Scan<'_> {
         Some(own)
     }
 
+    /// What a statement of the client does.
+    fn does(&self, name: &[u8]) -> Act {
+        let mapped = self.statements.get().and_then(|own| own.find(name));
+        match mapped {
+            Some(statement) => statement.look.act(),
+            None => self.executed.statement(name),
+        }
+    }
+
     fn bind(
         &mut self,
         total: usize,
@@ -299,14 +306,23 @@ impl Scan<'_> {
         message: &[u8],
         splice: &mut Splice<'_>,
     ) -> Result<(), SessionError> {
-        if !self.is_mapping() || self.server.exchange.is_skipping() {
+        let names = text(&message[5..]).and_then(|(portal, rest)| Some((portal, text(rest)?)));
+        let is_mapping = self.is_mapping();
+        let Some((portal, (name, _))) = names else {
+            if is_mapping {
+                return self.unreadable(b'B', total);
+            }
+            self.server.exchange.sent(Expect::Bind);
+            return Ok(());
+        };
+        if self.server.exchange.is_skipping() {
+            return Ok(());
+        }
+        self.executed.bound(portal, self.does(name));
+        if !is_mapping {
             self.server.exchange.sent(Expect::Bind);
             return Ok(());
         }
-        let names = text(&message[5..]).and_then(|(portal, rest)| Some((portal, text(rest)?)));
-        let Some((portal, (name, _))) = names else {
-            return self.unreadable(b'B', total);
-        };
         if let Some(own) = self.provide(name, at, splice) {
             let length = u32::try_from(total - 1 - name.len() + own.len());
             let Ok(length) = length else {
@@ -359,24 +375,4 @@ impl Scan<'_> {
             length: u32::try_from(total - 1).unwrap_or(u32::MAX),
         })
     }
-}
-
-/// Whether the beginning of a long text promises one statement of data.
-fn is_plain(text: &[u8]) -> bool {
-    let text = text.trim_ascii_start();
-    let is_data = [
-        &b"insert"[..],
-        b"select",
-        b"update",
-        b"delete",
-        b"with",
-        b"values",
-        b"copy",
-    ]
-    .iter()
-    .any(|word| {
-        text.get(..word.len())
-            .is_some_and(|w| w.eq_ignore_ascii_case(word))
-    });
-    is_data && !look(text).is_several
 }

@@ -9,6 +9,7 @@ use tokio::io::{AsyncRead, ReadBuf};
 use super::asked::{Scan, Stop};
 use super::{Buffers, Pooled, Step, Turn, flush, write_on};
 use crate::error::SessionError;
+use crate::protocol::messages::FLUSH;
 use crate::protocol::splice::{BadLength, Splice, head, text};
 use crate::server::Server;
 use crate::session::stranded::Next;
@@ -28,8 +29,10 @@ impl Pooled {
         }
         if let Some(server) = &mut self.server {
             let server: &mut Server = server;
+            // A message that was begun is finished: the server answers nothing before.
+            let is_full = self.left == 0 && server.exchange.is_full();
             let flushed = flush(&mut server.stream, &mut server.to_server, cx);
-            if !flushed.map_err(|_| Turn::ServerGone)? || server.exchange.is_full() {
+            if !flushed.map_err(|_| Turn::ServerGone)? || is_full {
                 return Ok(Step::Waits);
             }
         }
@@ -126,6 +129,7 @@ impl Pooled {
             left: &mut self.left,
             pinned: &mut self.pinned,
             has_unnamed: &mut self.has_unnamed,
+            executed: &mut self.executed,
             unnamed: None,
             has_flushed: false,
         };
@@ -141,22 +145,43 @@ impl Pooled {
         let has_flushed = scan.has_flushed;
         let onwards = splice.finish(end);
         let written = write_on(&mut server.stream, &mut server.to_server, onwards, cx);
-        written.map_err(|_| Turn::ServerGone)?;
-        if has_flushed && server.exchange.only_owes() {
-            // The server has nothing to say to this, and the client waits for it.
-            out.clear();
-            server.exchange.settle(out);
-            let told = write_on(&mut self.client, &mut self.to_client, out, cx);
-            told.map_err(|_| Turn::ClientLeft)?;
-        }
+        // What is left of the bytes is the client's, whatever has become of its server.
         match stop {
             Stop::End => {}
             Stop::Need(need) => self.keep(&bytes[end..], need, false),
             Stop::Terminate => return Err(Turn::ClientLeft),
         }
+        written.map_err(|_| Turn::ServerGone)?;
+        self.settle(has_flushed, out, cx)?;
         // Something that is answered by nothing, and nothing else, needs no server any longer.
         if self.may_release() {
             self.release();
+        }
+        Ok(())
+    }
+
+    /// Writes what the client is owed, where the server has nothing to say before it.
+    fn settle(
+        &mut self,
+        has_flushed: bool,
+        out: &mut Vec<u8>,
+        cx: &mut Context<'_>,
+    ) -> Result<(), Turn> {
+        let Some(server) = &mut self.server else {
+            return Ok(());
+        };
+        let server: &mut Server = server;
+        let is_full = server.exchange.is_full();
+        if (has_flushed || is_full) && server.exchange.owes() {
+            out.clear();
+            server.exchange.settle(out);
+            let told = write_on(&mut self.client, &mut self.to_client, out, cx);
+            told.map_err(|_| Turn::ClientLeft)?;
+        }
+        if is_full && self.left == 0 {
+            // The client is not read before some of it is answered, and the server may wait for a Sync.
+            let asked = write_on(&mut server.stream, &mut server.to_server, FLUSH, cx);
+            asked.map_err(|_| Turn::ServerGone)?;
         }
         Ok(())
     }

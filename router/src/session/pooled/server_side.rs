@@ -16,6 +16,7 @@ use crate::protocol::settings::{Settings, tracked};
 use crate::protocol::splice::{Splice, head};
 use crate::protocol::sqlstate;
 use crate::server::{Complaint, MAX_READ_WHOLE, Server, report};
+use crate::session::carry_over::executed::Executed;
 use crate::session::carry_over::{NO_UNNAMED, UNKNOWN};
 
 /// A completion's tag is in its first bytes.
@@ -79,6 +80,7 @@ impl Pooled {
             door: &self.door,
             is_explained: &mut self.is_explained,
             has_unnamed: &mut self.has_unnamed,
+            executed: &mut self.executed,
         };
         let mut splice = Splice::new(bytes, out);
         let outcome = scan.scan(bytes, &mut splice);
@@ -118,6 +120,7 @@ struct Scan<'a> {
     door: &'a super::door::Door,
     is_explained: &'a mut bool,
     has_unnamed: &'a mut bool,
+    executed: &'a mut Executed,
 }
 
 impl Scan<'_> {
@@ -133,6 +136,7 @@ impl Scan<'_> {
                 }
                 inbound.left -= step;
                 at += step;
+                self.settle(at, splice);
                 continue;
             }
             let rest = &bytes[at..];
@@ -163,8 +167,16 @@ impl Scan<'_> {
                 splice.replace(at, at + have);
             }
             at += have;
+            self.settle(at, splice);
         }
         stop(at, None)
+    }
+
+    /// Writes what is owed, once a message is over: the server may have nothing more to say before it.
+    fn settle(&mut self, at: usize, splice: &mut Splice<'_>) {
+        if self.server.inbound.left == 0 && self.server.exchange.owes() {
+            self.server.exchange.settle(splice.replace(at, at));
+        }
     }
 
     /// Judges one message, of which at least what it needs is there.
@@ -203,6 +215,7 @@ impl Scan<'_> {
     fn error(&mut self, body: &[u8]) -> Result<(), Trouble> {
         // A Parse after what failed was skipped: what the server has may be another client's.
         *self.has_unnamed = false;
+        self.executed.doubt_unnamed();
         let complaint = Complaint::read(body);
         if complaint.is_fatal {
             if !self.is_pinned {
