@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 /// Settings that PostgreSQL reports whenever they change, and that a session may set: they are carried from
-/// server to server. `search_path` is reported from PostgreSQL 18 on, `default_transaction_read_only` from 14.
+/// server to server where the server does report them. `search_path` is reported from PostgreSQL 18 on,
+/// `default_transaction_read_only` from 14.
 const TRACKED: [&str; 8] = [
     "application_name",
     "client_encoding",
@@ -20,6 +21,24 @@ pub fn tracked(name: &str) -> Option<&'static str> {
     TRACKED
         .into_iter()
         .find(|known| known.eq_ignore_ascii_case(name))
+}
+
+/// Some of the settings that are carried.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SettingsSeen(u8);
+
+impl SettingsSeen {
+    /// Adds one by its reported spelling.
+    pub fn note(&mut self, name: &str) {
+        let at = TRACKED.iter().position(|known| *known == name);
+        self.0 |= at.map_or(0, |at| 1 << at);
+    }
+
+    /// Whether this is so of each of them.
+    pub fn all(self, is_so: impl Fn(&str) -> bool) -> bool {
+        let mut names = TRACKED.iter().enumerate();
+        names.all(|(at, name)| self.0 & (1 << at) == 0 || is_so(name))
+    }
 }
 
 /// Settings of a session, by name.

@@ -3,7 +3,7 @@
 //! cannot be seen here.
 
 use crate::protocol::exchange::{Act, Block};
-use crate::protocol::settings::tracked;
+use crate::protocol::settings::{SettingsSeen, tracked};
 
 /// Why a client keeps its server until it leaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,6 +26,8 @@ pub enum PinReason {
     Load,
     /// A text too long to be looked at as a whole.
     LongText,
+    /// A text that PostgreSQL may read in another way than the router does.
+    Unclear,
 }
 
 impl PinReason {
@@ -41,6 +43,7 @@ impl PinReason {
             PinReason::AdvisoryLock => "advisory lock",
             PinReason::Load => "load",
             PinReason::LongText => "long text",
+            PinReason::Unclear => "unclear text",
         }
     }
 }
@@ -58,9 +61,19 @@ pub struct Look {
     pub pins: Option<PinReason>,
     /// It holds more than one statement.
     pub is_several: bool,
+    /// Settings that move with the client where its server reports them, a bit each.
+    pub sets: SettingsSeen,
+    /// It may drop every prepared statement.
+    pub drops: bool,
 }
 
 impl Look {
+    /// Why the client stays with a server that reports these settings.
+    pub fn pins_on(&self, is_reported: impl Fn(&str) -> bool) -> Option<PinReason> {
+        let is_left = !self.sets.all(is_reported);
+        self.pins.or(is_left.then_some(PinReason::Set))
+    }
+
     /// What it does when it is executed.
     pub fn act(&self) -> Act {
         let block = match (self.ends, self.begins) {
@@ -70,8 +83,18 @@ impl Look {
         };
         Act {
             block,
-            drops: false,
+            drops: self.drops,
         }
+    }
+
+    fn pin(&mut self, why: PinReason) {
+        self.pins = self.pins.or(Some(why));
+    }
+
+    /// Whatever it does, nothing of it is certain.
+    fn is_unclear(&mut self) {
+        self.ends = true;
+        self.pin(PinReason::Unclear);
     }
 }
 
@@ -101,7 +124,7 @@ pub fn look(sql: &[u8]) -> Look {
 fn skip_blank(sql: &[u8], mut at: usize) -> Option<usize> {
     loop {
         match sql.get(at)? {
-            letter if letter.is_ascii_whitespace() => at += 1,
+            b' ' | b'\t' | b'\n' | b'\r' | b'\x0b' | b'\x0c' => at += 1,
             b'-' if sql.get(at + 1) == Some(&b'-') => at = line_end(sql, at),
             b'/' if sql.get(at + 1) == Some(&b'*') => at = comment_end(sql, at),
             _ => return Some(at),
@@ -110,7 +133,7 @@ fn skip_blank(sql: &[u8], mut at: usize) -> Option<usize> {
 }
 
 fn line_end(sql: &[u8], at: usize) -> usize {
-    memchr::memchr(b'\n', &sql[at..]).map_or(sql.len(), |end| at + end + 1)
+    memchr::memchr2(b'\n', b'\r', &sql[at..]).map_or(sql.len(), |end| at + end + 1)
 }
 
 /// Comments nest.
@@ -134,6 +157,18 @@ struct Words<'a> {
 }
 
 impl Words<'_> {
+    /// Whether the last word stood in quotes.
+    fn was_quoted(&self) -> bool {
+        self.at
+            .checked_sub(1)
+            .is_some_and(|last| self.sql.get(last) == Some(&b'"'))
+    }
+
+    /// Whether the next thing is this letter.
+    fn stands_before(&self, letter: u8) -> bool {
+        skip_blank(self.sql, self.at).is_some_and(|next| self.sql[next] == letter)
+    }
+
     /// The next word, cut at sixty-four letters; empty at the end or before something else.
     fn next(&mut self) -> String {
         let Some(start) = skip_blank(self.sql, self.at) else {
@@ -156,25 +191,19 @@ fn is_name(letter: u8) -> bool {
 
 /// Judges a statement by its first words.
 fn begin(sql: &[u8], seen: &mut Look) {
+    if !sql[0].is_ascii_alphabetic() && sql[0] != b'(' {
+        return seen.is_unclear();
+    }
     // Most statements are none of these, and a first letter tells.
     if !matches!(sql[0] | 0x20, b'a'..=b'e' | b'l' | b'p' | b'r' | b's') {
         return;
     }
     let mut words = Words { sql, at: 0 };
-    let first = words.next();
-    let pin = match first.as_str() {
-        "begin" => {
-            seen.begins = true;
-            None
-        }
-        "start" => {
-            seen.begins = true;
-            None
-        }
+    match words.next().as_str() {
+        "begin" | "start" => seen.begins = true,
         "commit" | "end" | "abort" => {
             seen.ends = true;
             seen.only_ends = true;
-            None
         }
         "rollback" => {
             let to_savepoint = {
@@ -184,39 +213,52 @@ fn begin(sql: &[u8], seen: &mut Look) {
             };
             seen.ends |= !to_savepoint;
             seen.only_ends = !to_savepoint;
-            None
         }
-        "prepare" if words.next() == "transaction" => {
-            seen.ends = true;
-            None
+        "prepare" if words.next() == "transaction" => seen.ends = true,
+        "prepare" => seen.pin(PinReason::Prepare),
+        "listen" => seen.pin(PinReason::Listen),
+        "load" => seen.pin(PinReason::Load),
+        "set" => set(&mut words, seen),
+        // Of one setting the server's own value is not known here; RESET ALL is.
+        "reset" if words.next() != "all" => seen.pin(PinReason::Set),
+        "discard" => seen.drops |= words.next() == "all",
+        "deallocate" => {
+            let mut what = words.next();
+            if what == "prepare" {
+                what = words.next();
+            }
+            seen.drops |= what == "all";
         }
-        "prepare" => Some(PinReason::Prepare),
-        "listen" => Some(PinReason::Listen),
-        "load" => Some(PinReason::Load),
-        "set" => set(&mut words),
-        "declare" => holds(sql).then_some(PinReason::HoldCursor),
-        "create" => is_temporary(&mut words).then_some(PinReason::TemporaryTable),
-        _ => None,
-    };
-    seen.pins = seen.pins.or(pin);
+        "declare" if holds(sql) => seen.pin(PinReason::HoldCursor),
+        _ => {}
+    }
 }
 
-fn set(words: &mut Words<'_>) -> Option<PinReason> {
+fn set(words: &mut Words<'_>, seen: &mut Look) {
     let mut name = words.next();
     if name == "session" {
         name = words.next();
-        if name == "characteristics" || name == "authorization" {
-            return Some(PinReason::Set);
-        }
     }
-    match name.as_str() {
+    let is_quoted = words.was_quoted();
+    let name = match name.as_str() {
+        // The first part of a longer name.
+        _ if words.stands_before(b'.') => return seen.pin(PinReason::Set),
         // For this transaction only.
-        "local" | "transaction" | "constraints" => None,
-        // TIME ZONE and NAMES are tracked under other names.
-        "time" | "names" => None,
-        name if tracked(name).is_some() => None,
-        _ => Some(PinReason::Set),
+        "local" | "transaction" | "constraints" if !is_quoted => return,
+        "time" if !is_quoted => "timezone",
+        "names" if !is_quoted => "client_encoding",
+        name => name,
+    };
+    // A path through a schema of temporary tables makes every table one.
+    let is_temporary = name == "search_path" && find(&words.sql[words.at..], b"pg_temp");
+    match tracked(name) {
+        Some(name) if !is_temporary => seen.sets.note(name),
+        Some(_) | None => seen.pin(PinReason::Set),
     }
+}
+
+fn find(text: &[u8], word: &[u8]) -> bool {
+    memchr::memmem::find(&text.to_ascii_lowercase(), word).is_some()
 }
 
 /// TEMP stands before the kind of what is created; after it comes the name.
@@ -253,26 +295,67 @@ fn holds(sql: &[u8]) -> bool {
 /// Goes over a statement to its end; returns the place after it.
 fn body(sql: &[u8], start: usize, seen: &mut Look) -> usize {
     let mut at = start;
+    let mut updates = false;
     while let Some(letter) = sql.get(at) {
         match letter {
             b';' => return at + 1,
-            b'\'' => at = text_end(sql, at),
-            b'"' => at = after(sql, at + 1, b'"'),
+            b'\'' => at = text_end(sql, at, seen),
+            b'"' => {
+                let end = after(sql, at + 1, b'"');
+                word(
+                    sql,
+                    (at + 1, end.saturating_sub(1)),
+                    end,
+                    &mut updates,
+                    seen,
+                );
+                at = end;
+            }
             b'-' if sql.get(at + 1) == Some(&b'-') => at = line_end(sql, at),
             b'/' if sql.get(at + 1) == Some(&b'*') => at = comment_end(sql, at),
             b'$' => at = dollar_end(sql, at),
-            b'(' => {
-                call(sql, at, seen);
-                at += 1;
-            }
-            b'i' | b'I' if is_into_temporary(sql, at) => {
-                seen.pins = seen.pins.or(Some(PinReason::TemporaryTable));
-                at += 1;
+            letter if is_name(*letter) && !letter.is_ascii_digit() => {
+                let length = sql[at..].iter().position(|b| !is_name(*b));
+                let end = length.map_or(sql.len(), |length| at + length);
+                word(sql, (at, end), end, &mut updates, seen);
+                at = end;
             }
             _ => at += 1,
         }
     }
     sql.len()
+}
+
+/// Judges a word, quoted or not, after which the text goes on at `next`.
+fn word(sql: &[u8], (from, to): (usize, usize), next: usize, updates: &mut bool, seen: &mut Look) {
+    let word = sql.get(from..to).unwrap_or_default();
+    let is = |known: &[u8]| word.eq_ignore_ascii_case(known);
+    let begins = |known: &[u8]| {
+        let start = word.get(..known.len());
+        start.is_some_and(|start| start.eq_ignore_ascii_case(known))
+    };
+    let rest = || Words { sql, at: next };
+    match word.first().map(|letter| letter | 0x20) {
+        Some(b'c') if is(b"create") && is_temporary(&mut rest()) => {
+            seen.pin(PinReason::TemporaryTable);
+        }
+        Some(b'i') if is(b"into") && is_into_temporary(&mut rest()) => {
+            seen.pin(PinReason::TemporaryTable);
+        }
+        Some(b's') if is(b"set_config") && !is_local(sql, next) => seen.pin(PinReason::Set),
+        Some(b'u') if is(b"update") => *updates = true,
+        // A name by the numbers of its letters.
+        Some(b'u') if is(b"u") && sql.get(next..next + 2) == Some(b"&\"") => seen.is_unclear(),
+        Some(b'd') if begins(b"dblink_connect") => seen.pin(PinReason::Unclear),
+        Some(b't') if begins(b"trunkline_") => seen.pin(PinReason::Prepare),
+        Some(b'p') if begins(b"pg_temp") => seen.pin(PinReason::TemporaryTable),
+        Some(b'p') if *updates && is(b"pg_settings") => seen.pin(PinReason::Set),
+        Some(b'p') if begins(b"pg_advisory_lock") || begins(b"pg_try_advisory_lock") => {
+            seen.pin(PinReason::AdvisoryLock);
+        }
+        Some(b'p') if begins(b"pg_replication_origin_") => seen.pin(PinReason::Unclear),
+        Some(_) | None => {}
+    }
 }
 
 fn after(sql: &[u8], at: usize, letter: u8) -> usize {
@@ -281,19 +364,29 @@ fn after(sql: &[u8], at: usize, letter: u8) -> usize {
 }
 
 /// The place after a text in quotes. A doubled quote begins the next one at once. Backslashes count in
-/// `E'...'`; a session without `standard_conforming_strings` is not looked into any deeper.
-fn text_end(sql: &[u8], at: usize) -> usize {
+/// `E'...'`; before a quote in another text they count in a session without `standard_conforming_strings`.
+fn text_end(sql: &[u8], at: usize, seen: &mut Look) -> usize {
     let has_escapes = at.checked_sub(1).is_some_and(|before| {
         let is_own = before.checked_sub(1).is_none_or(|b| !is_name(sql[b]));
         sql[before] | 0x20 == b'e' && is_own
     });
     if !has_escapes {
-        return after(sql, at + 1, b'\'');
+        let end = after(sql, at + 1, b'\'');
+        if end >= 2 && sql.get(end - 2) == Some(&b'\\') {
+            seen.is_unclear();
+        }
+        return end;
     }
     let mut at = at + 1;
     while let Some(letter) = sql.get(at) {
         match letter {
-            b'\\' => at += 2,
+            b'\\' => {
+                // In some encodings it is the second half of a letter.
+                if sql[at - 1] >= 0x80 {
+                    seen.is_unclear();
+                }
+                at += 2;
+            }
             b'\'' => return at + 1,
             _ => at += 1,
         }
@@ -317,44 +410,29 @@ fn dollar_end(sql: &[u8], at: usize) -> usize {
     memchr::memmem::find(&sql[inside..], quote).map_or(sql.len(), |end| inside + end + quote.len())
 }
 
-/// Judges the function that is called with the parenthesis at `at`.
-fn call(sql: &[u8], at: usize, seen: &mut Look) {
-    let before = sql[..at].trim_ascii_end();
-    let before = before.strip_suffix(b"\"").unwrap_or(before);
-    let start = before
-        .iter()
-        .rposition(|b| !is_name(*b))
-        .map_or(0, |p| p + 1);
-    let name = &before[start..];
-    let is = |known: &[u8]| name.eq_ignore_ascii_case(known);
-    let pin = match name.len() {
-        10 if is(b"set_config") => (!is_local(&sql[at..])).then_some(PinReason::Set),
-        16 if is(b"pg_advisory_lock") => Some(PinReason::AdvisoryLock),
-        20 if is(b"pg_try_advisory_lock") => Some(PinReason::AdvisoryLock),
-        23 if is(b"pg_advisory_lock_shared") => Some(PinReason::AdvisoryLock),
-        27 if is(b"pg_try_advisory_lock_shared") => Some(PinReason::AdvisoryLock),
-        _ => None,
-    };
-    seen.pins = seen.pins.or(pin);
-}
-
-/// Whether the last argument of `set_config` is a plain true.
-fn is_local(arguments: &[u8]) -> bool {
-    let end = memchr::memchr(b')', arguments).unwrap_or(arguments.len());
-    let arguments = arguments[..end].trim_ascii_end();
-    let last = arguments.rsplit(|b| *b == b',').next().unwrap_or_default();
-    last.trim_ascii().eq_ignore_ascii_case(b"true")
-}
-
-fn is_into_temporary(sql: &[u8], at: usize) -> bool {
-    let is_word = at > 0 && sql[at - 1].is_ascii_whitespace();
-    let is_into = sql
-        .get(at..at + 4)
-        .is_some_and(|w| w.eq_ignore_ascii_case(b"into"));
-    if !is_word || !is_into {
+/// Whether what follows `set_config` are three arguments, of which the last is a plain true.
+fn is_local(sql: &[u8], at: usize) -> bool {
+    let Some(open) = skip_blank(sql, at).filter(|open| sql[*open] == b'(') else {
         return false;
+    };
+    let (mut at, mut commas, mut last) = (open + 1, 0, open + 1);
+    while let Some(letter) = sql.get(at) {
+        match letter {
+            b'\'' => at = after(sql, at + 1, b'\''),
+            b',' => (at, commas, last) = (at + 1, commas + 1, at + 1),
+            b')' => {
+                let flag = sql[last..at].trim_ascii();
+                return commas == 2 && flag.eq_ignore_ascii_case(b"true");
+            }
+            // Whatever this is, where it ends is another question.
+            b'(' | b'"' | b'-' | b'/' | b'\\' | b'[' => return false,
+            _ => at += 1,
+        }
     }
-    let mut words = Words { sql, at: at + 4 };
+    false
+}
+
+fn is_into_temporary(words: &mut Words<'_>) -> bool {
     let mut word = words.next();
     if word == "local" || word == "global" {
         word = words.next();
@@ -422,6 +500,52 @@ mod tests {
     }
 
     #[test]
+    fn no_spelling_hides_what_pins() {
+        for (sql, reason) in [
+            ("-- x\rSET role y", PinReason::Set),
+            ("\x0bset role y", PinReason::Set),
+            ("set\x0brole y", PinReason::Set),
+            ("set local . x = 1", PinReason::Set),
+            ("set \"local\".x = 1", PinReason::Set),
+            ("set timezone.x = 1", PinReason::Set),
+            ("set search_path = 'pg_temp'", PinReason::Set),
+            ("reset work_mem", PinReason::Set),
+            ("update pg_settings set setting = 1", PinReason::Set),
+            (
+                "with x as (select 1) update pg_catalog.\"pg_settings\" set setting = 1",
+                PinReason::Set,
+            ),
+            (
+                "create function pg_temp.f() returns int",
+                PinReason::TemporaryTable,
+            ),
+            ("SELECT(1)INTO TEMP t", PinReason::TemporaryTable),
+            (
+                "explain analyze create temp table t as select 1",
+                PinReason::TemporaryTable,
+            ),
+            (
+                "select set_config('x.y', f(1, true), false)",
+                PinReason::Set,
+            ),
+            (
+                "select set_config /* x */ ('x.y', '1', false)",
+                PinReason::Set,
+            ),
+            ("select \"set_config\"('x.y', '1', false)", PinReason::Set),
+            ("select dblink_connect('x')", PinReason::Unclear),
+            (
+                "select U&\"set\\005fconfig\"('x.y', '1', false)",
+                PinReason::Unclear,
+            ),
+            ("select 'x\\'; set role y; --'", PinReason::Unclear),
+            ("deallocate trunkline_5", PinReason::Prepare),
+        ] {
+            assert_eq!(pins(sql), Some(reason), "{sql}");
+        }
+    }
+
+    #[test]
     fn what_ends_with_its_transaction_or_is_tracked_does_not() {
         for sql in [
             "",
@@ -444,11 +568,32 @@ mod tests {
             "create table temporary_things(x int)",
             "insert into temperature select 1",
             "declare c cursor for select hold from with_hold",
+            "reset all",
+            "select * from pg_settings",
+            "update t set x = 1",
+            "select set_config('a,b', 'x)', true)",
+            "select E'a\\'b'",
             "select temp from x",
             "update x set work_mem = 1",
             "deallocate all",
         ] {
             assert_eq!(pins(sql), None, "{sql}");
+        }
+    }
+
+    #[test]
+    fn a_setting_that_is_not_reported_pins() {
+        for (sql, name) in [
+            ("set search_path = x", "search_path"),
+            ("set session \"timezone\" to 'UTC'", "TimeZone"),
+            ("set time zone 'UTC'", "TimeZone"),
+            ("set names 'utf8'", "client_encoding"),
+            ("select 1; set application_name = 'x'", "application_name"),
+        ] {
+            let seen = look(sql.as_bytes());
+            assert_eq!(seen.pins_on(|reported| reported == name), None, "{sql}");
+            let without = seen.pins_on(|reported| reported != name);
+            assert_eq!(without, Some(PinReason::Set), "{sql}");
         }
     }
 

@@ -11,7 +11,7 @@ use crate::protocol::messages::frame;
 use crate::protocol::splice::{Splice, head, text};
 use crate::server::Server;
 use crate::session::carry_over::executed::Executed;
-use crate::session::carry_over::look::{PinReason, look};
+use crate::session::carry_over::look::{Look, PinReason, look};
 use crate::session::carry_over::{NO_UNNAMED, Statement, UNKNOWN, is_reserved, server_name};
 
 /// The longest message of a kind that carries no data, bytes: PostgreSQL's `PQ_SMALL_MESSAGE_LIMIT`.
@@ -171,8 +171,14 @@ impl Scan<'_> {
             return Act::UNKNOWN;
         }
         let seen = look(text.split(|b| *b == 0).next().unwrap_or_default());
-        *self.pinned = self.pinned.or(seen.pins);
+        self.pin(&seen);
         seen.act()
+    }
+
+    fn pin(&mut self, seen: &Look) {
+        if self.pinned.is_none() {
+            *self.pinned = seen.pins_on(|name| self.server.reported.contains_key(name));
+        }
     }
 
     fn parse(
@@ -211,7 +217,7 @@ impl Scan<'_> {
             let mut shared = STATEMENTS.lock().unwrap_or_else(PoisonError::into_inner);
             shared.intern(tail, || registry.statement_number())
         };
-        *self.pinned = self.pinned.or(statement.look.pins);
+        self.pin(&statement.look);
         if !self.statements.get_mut().name(name, statement.clone()) {
             return Err(SessionError::TooMuch(
                 "too many prepared statements in one session",
@@ -280,7 +286,7 @@ impl Scan<'_> {
             // PostgreSQL says that there is no such one; it must not find the router's.
             return is_reserved(name).then(|| UNKNOWN.as_bytes().to_vec());
         };
-        *self.pinned = self.pinned.or(statement.look.pins);
+        self.pin(&statement.look);
         if !self.server.prepared.touch(statement.number()) {
             let out = splice.replace(at, at);
             self.prepare(&statement, true, out);
