@@ -119,6 +119,8 @@ pub struct Server {
     pub key: CancelKey,
     /// What it reports of itself, by name, as last heard.
     pub reported: BTreeMap<Box<str>, Box<str>>,
+    /// What it reported when it was opened, as far as that moves with clients.
+    pub initial: Arc<Settings>,
     /// The settings that were given to it, as far as they move with clients.
     pub settings: Arc<Settings>,
     /// What it was asked and has not answered.
@@ -242,6 +244,13 @@ impl Server {
         }
     }
 
+    /// What it reports now, by name.
+    pub fn report(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.reported
+            .iter()
+            .map(|(name, value)| (&**name, &**value))
+    }
+
     /// Says goodbye, as far as the socket takes it at once, and closes.
     pub fn close(self) {
         if self.exchange.is_quiet() && self.to_server.is_empty() {
@@ -261,6 +270,7 @@ pub struct Parcel {
     way: Arc<Way>,
     key: CancelKey,
     reported: BTreeMap<Box<str>, Box<str>>,
+    initial: Arc<Settings>,
     settings: Arc<Settings>,
     prepared: Prepared,
     opened_at: Moment,
@@ -278,6 +288,7 @@ impl Parcel {
             way: server.way,
             key: server.key,
             reported: server.reported,
+            initial: server.initial,
             settings: server.settings,
             prepared: server.prepared,
             opened_at: server.opened_at,
@@ -295,6 +306,7 @@ impl Parcel {
             way: self.way,
             key: self.key,
             reported: self.reported,
+            initial: self.initial,
             settings: self.settings,
             exchange: Exchange::default(),
             inbound: Inbound::default(),

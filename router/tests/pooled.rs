@@ -215,6 +215,95 @@ async fn settings_move_with_their_client() {
     );
 }
 
+fn with_settings(settings: &str) -> Vec<u8> {
+    let body = format!("user\0app\0database\0app\0{settings}\0\0");
+    let length = u32::try_from(body.len() + 8).unwrap().to_be_bytes();
+    [&length[..], &[0, 3, 0, 0], body.as_bytes()].concat()
+}
+
+#[tokio::test]
+async fn a_server_is_given_again_what_it_was_reset_from() {
+    const GIVEN: &str = "SELECT pg_catalog.set_config(E'statement_timeout', E'5s', false)";
+    const TAKEN: &str = "SELECT pg_catalog.set_config(E'statement_timeout', NULL, false)";
+    let (stack, mut a) = led(Mode::Transaction).await;
+    let mut one = stack.client().await;
+    one.send(&with_settings("statement_timeout\x005s")).await;
+    one.ready().await;
+    ask(&mut one, "select 1").await;
+    ask(&mut one, "reset all").await;
+    ask(&mut one, "select 2").await;
+    let mut two = stack.session().await;
+    ask(&mut two, "select 3").await;
+    ask(&mut two, "reset work_mem").await;
+    two.send(&message(b'X', b"")).await;
+    ask(&mut one, "select 4").await;
+    let seen = a.until(|seen| seen.queries.len() == 11).await;
+    assert_eq!(
+        seen.queries,
+        [
+            GIVEN,
+            "select 1",
+            "reset all",
+            GIVEN,
+            "select 2",
+            TAKEN,
+            "select 3",
+            "reset work_mem",
+            "DISCARD ALL",
+            GIVEN,
+            "select 4"
+        ]
+    );
+}
+
+#[tokio::test]
+async fn what_a_rolled_back_transaction_had_set_is_not_taken_for_set() {
+    let (stack, mut a) = led(Mode::Transaction).await;
+    let mut one = stack.session().await;
+    ask(&mut one, "begin").await;
+    ask(&mut one, "set timezone = 'Asia/Tokyo'").await;
+    drop(one);
+    // One that wants that zone is given it, and one that does not finds its own.
+    let mut two = stack.client().await;
+    two.send(&with_settings("TimeZone\0Asia/Tokyo")).await;
+    two.ready().await;
+    ask(&mut two, "select 2").await;
+    let seen = a.until(|seen| seen.queries.len() == 5).await;
+    assert_eq!(
+        seen.queries[2..],
+        [
+            "ROLLBACK",
+            "SELECT pg_catalog.set_config(E'TimeZone', E'Asia/Tokyo', false)",
+            "select 2"
+        ]
+    );
+}
+
+#[tokio::test]
+async fn no_client_closes_a_statement_of_another_by_its_name_on_the_server() {
+    let (stack, mut a) = led(Mode::Transaction).await;
+    let mut one = stack.session().await;
+    one.send(&[message(b'C', b"Strunkline_1\0"), sync()].concat())
+        .await;
+    assert_eq!(answer(&mut one).await, "3ZI");
+    let seen = a.until(|seen| seen.messages.len() == 2).await;
+    assert_eq!(seen.messages[0].1, b"Strunkline_unknown\0");
+}
+
+#[tokio::test]
+async fn a_path_that_is_not_reported_pins() {
+    let (stack, mut a) = led(Mode::Transaction).await;
+    let mut one = stack.session().await;
+    ask(&mut one, "set search_path = x").await;
+    let mut two = stack.session().await;
+    two.query("select 2").await;
+    ask(&mut one, "select 1").await;
+    one.send(&message(b'X', b"")).await;
+    assert_eq!(answer(&mut two).await, "CZI");
+    let seen = a.until(|seen| seen.queries.len() == 4).await;
+    assert_eq!(seen.queries[1..], ["select 1", "DISCARD ALL", "select 2"]);
+}
+
 #[tokio::test]
 async fn what_cannot_be_shared_pins_its_client_and_is_reset_when_that_leaves() {
     let (stack, mut a) = led(Mode::Transaction).await;

@@ -59,10 +59,11 @@ impl Settings {
         self.0.insert(name.into(), value.into());
     }
 
-    /// Without those that are not tracked.
-    pub fn only_tracked(&self) -> Settings {
-        let kept = self.0.iter().filter(|(name, _)| tracked(name).is_some());
-        Settings(kept.map(|(n, v)| (n.clone(), v.clone())).collect())
+    /// These, with what a server reports in the place of what they say of that.
+    pub fn under<'a>(&self, report: impl Iterator<Item = (&'a str, &'a str)>) -> Settings {
+        let mut own = self.clone();
+        own.0.extend(Self::reported(report).0);
+        own
     }
 
     /// One by its name.
@@ -113,6 +114,17 @@ fn quote(sql: &mut String, text: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_server_reports_is_believed_before_what_it_was_given() {
+        let mut given = Settings::default();
+        given.set("TimeZone", "Asia/Tokyo");
+        given.set("statement_timeout", "5s");
+        let now = given.under([("TimeZone", "UTC"), ("server_version", "15")].into_iter());
+        assert_eq!(now.value("TimeZone"), Some("UTC"));
+        assert_eq!(now.value("statement_timeout"), Some("5s"));
+        assert_eq!(now.value("server_version"), None);
+    }
 
     #[test]
     fn a_server_is_changed_only_where_it_differs() {

@@ -105,6 +105,7 @@ pub async fn open(
         way,
         key: CancelKey::default(),
         reported: BTreeMap::new(),
+        initial: Arc::default(),
         settings: Arc::default(),
         exchange: Exchange::default(),
         inbound: Inbound::default(),
@@ -121,8 +122,8 @@ pub async fn open(
     if server.seat.notice().is_some() {
         return Err(OpenFailed::LaneCut);
     }
-    let reported = server.reported.iter().map(|(n, v)| (&**n, &**v));
-    server.settings = Arc::new(Settings::reported(reported));
+    server.initial = Arc::new(Settings::reported(server.report()));
+    server.settings = server.initial.clone();
     Ok(server)
 }
 

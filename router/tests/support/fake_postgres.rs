@@ -143,12 +143,28 @@ fn extended(kind: u8, status: u8) -> Vec<u8> {
     }
 }
 
+/// As many rows as the query says.
+async fn rows(stream: &mut TcpStream, query: &str) -> std::io::Result<()> {
+    let count: usize = query[5..].parse().unwrap();
+    let mut row = vec![b'D'];
+    row.extend_from_slice(&4100u32.to_be_bytes());
+    row.resize(4101, b'x');
+    for _ in 0..count {
+        stream.write_all(&row).await?;
+    }
+    stream.write_all(b"Z\0\0\0\x05I").await
+}
+
 /// The report of a setting that a query changes.
 fn report(query: &str) -> Vec<u8> {
     let zone = query.strip_prefix("SELECT pg_catalog.set_config(E'TimeZone', E'");
     let Some(zone) = zone.and_then(|rest| rest.split('\'').next()) else {
         return Vec::new();
     };
+    self::zone(zone)
+}
+
+fn zone(zone: &str) -> Vec<u8> {
     let report = format!("TimeZone\0{zone}\0");
     let length = u32::try_from(report.len() + 4).unwrap().to_be_bytes();
     [b"S", &length[..], report.as_bytes()].concat()
@@ -158,6 +174,7 @@ async fn talk(mut stream: TcpStream, notes: &Notes) -> std::io::Result<()> {
     stream.write_all(GREETING).await?;
     let mut status = b'I';
     let mut is_hanging = false;
+    let mut is_elsewhere = false;
     loop {
         let kind = stream.read_u8().await?;
         let length = stream.read_u32().await? as usize;
@@ -176,6 +193,12 @@ async fn talk(mut stream: TcpStream, notes: &Notes) -> std::io::Result<()> {
         }
         let query = String::from_utf8_lossy(&body[..body.len() - 1]).into_owned();
         notes.note(|seen| seen.queries.push(query.clone()));
+        if query == "set timezone = 'Asia/Tokyo'" {
+            is_elsewhere = status == b'T';
+            stream.write_all(&zone("Asia/Tokyo")).await?;
+        } else if query == "ROLLBACK" && std::mem::take(&mut is_elsewhere) {
+            stream.write_all(&zone("UTC")).await?;
+        }
         match query.as_str() {
             "begin" => status = b'T',
             "commit" | "rollback" | "ROLLBACK" => status = b'I',
@@ -208,19 +231,14 @@ async fn talk(mut stream: TcpStream, notes: &Notes) -> std::io::Result<()> {
                     .await?;
             }
             "lie" => stream.write_all(b"Z\xff\xff\xff\xff").await?,
-            query if query.starts_with("rows ") => {
-                let count: usize = query[5..].parse().unwrap();
-                let mut row = vec![b'D'];
-                row.extend_from_slice(&4100u32.to_be_bytes());
-                row.resize(4101, b'x');
-                for _ in 0..count {
-                    stream.write_all(&row).await?;
-                }
-                stream.write_all(b"Z\0\0\0\x05I").await?;
-            }
-            _ => {
-                stream.write_all(&report(query.as_str())).await?;
-                stream.write_all(b"C\0\0\0\x09DONE\0").await?;
+            query if query.starts_with("rows ") => rows(&mut stream, query).await?,
+            query => {
+                stream.write_all(&report(query)).await?;
+                let tag: &[u8] = match query {
+                    "reset all" => b"C\0\0\0\x0aRESET\0",
+                    _ => b"C\0\0\0\x09DONE\0",
+                };
+                stream.write_all(tag).await?;
                 stream.write_all(&[b'Z', 0, 0, 0, 5, status]).await?;
             }
         }

@@ -145,6 +145,14 @@ impl Scan<'_> {
                     if is_known && !talk.is_skipping() {
                         splice.replace(at, at + message.len());
                         talk.sent(Expect::OwedClose);
+                    } else if is_reserved(name) && !talk.is_skipping() {
+                        // It may be another client's.
+                        frame(splice.replace(at, at + message.len()), b'C', |body| {
+                            body.push(b'S');
+                            body.extend_from_slice(UNKNOWN.as_bytes());
+                            body.push(0);
+                        });
+                        talk.sent(Expect::Close { is_hidden: false });
                     } else {
                         talk.sent(Expect::Close { is_hidden: false });
                     }

@@ -112,15 +112,15 @@ async fn clean(mut server: Lease, reset: Option<String>) {
             return;
         }
         server.exchange = Default::default();
+        // What was set in the transaction is not set any more.
+        server.settings = interned(server.settings.under(server.report()));
     }
     if let Some(query) = reset {
         if server.run(&query).await.is_err() {
             return;
         }
         server.prepared.clear();
-        let reported = server.reported.iter().map(|(n, v)| (&**n, &**v));
-        let plain = interned(Settings::reported(reported));
-        server.settings = plain;
+        server.settings = interned(Settings::reported(server.report()));
     }
     server.checkin();
 }

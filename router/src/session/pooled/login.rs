@@ -265,7 +265,7 @@ impl Pooled {
                 continue;
             }
             let Some(server) = &self.server else { continue };
-            let settings = self.wanted(asked, Settings::clone(&server.settings));
+            let settings = self.wanted(asked, Settings::clone(&server.initial));
             self.settings = interned(settings);
             self.carry_settings().await?;
             if let Some(server) = &self.server {
@@ -297,7 +297,14 @@ impl Pooled {
             let Some(server) = self.server.take() else {
                 continue;
             };
-            let report: Report = Arc::new(server.reported.clone());
+            // Another client may have changed some of it.
+            let mut begun = server.reported.clone();
+            for (name, value) in &mut begun {
+                if let Some(own) = tracked(name).and_then(|name| server.initial.value(name)) {
+                    *value = own.into();
+                }
+            }
+            let report: Report = Arc::new(begun);
             let (registry, place) = (&self.door.registry, self.door.place());
             registry.set_report(place, is_writer, report.clone());
             self.is_seated = false;

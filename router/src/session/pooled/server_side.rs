@@ -38,7 +38,13 @@ impl Pooled {
         let Buffers { input, out } = buffers;
         let mut read = ReadBuf::new(input);
         match Pin::new(&mut server.stream).poll_read(cx, &mut read) {
-            Poll::Pending => return Ok(Step::Waits),
+            Poll::Pending => {
+                // An answer that filled the buffer to its last byte was not known to be all.
+                if self.may_release() {
+                    self.release();
+                }
+                return Ok(Step::Waits);
+            }
             Poll::Ready(Err(_)) => return Err(Turn::ServerGone),
             Poll::Ready(Ok(())) => {}
         }
@@ -265,11 +271,11 @@ impl Scan<'_> {
                 own.clear();
             }
         }
-        if matches!(body, b"DISCARD ALL\0" | b"RESET\0") {
-            // Settings that are not reported are what the session began with, or may be.
-            let plain = interned(self.settings.only_tracked());
-            self.server.settings = plain.clone();
-            *self.settings = plain;
+        // RESET of one setting pins, so this is RESET ALL where no pin is.
+        if matches!(body, b"DISCARD ALL\0") || !self.is_pinned && matches!(body, b"RESET\0") {
+            // What is not reported is what the server began with. The client began with its own, and is given
+            // them again before it asks anything.
+            self.server.settings = interned(Settings::reported(self.server.report()));
         }
     }
 }
