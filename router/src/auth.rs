@@ -14,7 +14,7 @@ use subtle::ConstantTimeEq;
 
 use crate::auth::md5::Md5Secret;
 use crate::auth::scram::{ClientExchange, Keys, MAX_ITERATIONS, ServerExchange, Verifier};
-use crate::auth::users::Users;
+use crate::auth::users::{Look, Users};
 use crate::protocol::messages;
 
 pub mod md5;
@@ -43,6 +43,8 @@ pub enum Secret {
     Md5(Md5Secret),
     /// PostgreSQL's `SCRAM-SHA-256$...`.
     Scram(Arc<Verifier>),
+    /// None: the user can only be trusted.
+    Empty,
 }
 
 impl fmt::Debug for Secret {
@@ -51,6 +53,7 @@ impl fmt::Debug for Secret {
             Secret::Plain(_) => "Secret(plain)",
             Secret::Md5(_) => "Secret(md5)",
             Secret::Scram(_) => "Secret(scram)",
+            Secret::Empty => "Secret(empty)",
         })
     }
 }
@@ -104,11 +107,8 @@ impl ServerSide {
         mock: &[u8; 32],
     ) -> (Self, Step) {
         let user = users.find(name);
-        let scram = |verifier: Option<Arc<Verifier>>| {
-            let exchange = match verifier {
-                Some(verifier) => ServerExchange::new(verifier, true, random),
-                None => ServerExchange::new(Arc::new(Verifier::mock(name, mock)), false, random),
-            };
+        let scram = |verifier: Arc<Verifier>, is_known: bool| {
+            let exchange = ServerExchange::new(verifier, is_known, random);
             let state = State::ScramFirst(Box::new(exchange));
             (Self { state }, Step::Ask(messages::ask_sasl()))
         };
@@ -117,6 +117,10 @@ impl ServerSide {
             let salt = [a, b, c, d];
             let state = State::Md5 { secret, salt };
             (Self { state }, Step::Ask(messages::ask_md5(salt)))
+        };
+        let nobody = || match users.mock_look(method, name, mock) {
+            Look::Md5 => md5(None),
+            Look::Scram(shape) => scram(Arc::new(Verifier::mock(name, mock, shape)), false),
         };
         match (method, user) {
             (Method::Trust, user) => {
@@ -127,11 +131,14 @@ impl ServerSide {
                 };
                 (Self { state }, step)
             }
-            (Method::ScramSha256, user) => scram(user.and_then(|user| user.verifier(mock))),
-            (Method::Md5, None) if users.has_scram() => scram(None),
-            (Method::Md5, None) => md5(None),
+            (Method::ScramSha256, user) => match user.and_then(|user| user.verifier(name, mock)) {
+                Some(verifier) => scram(verifier, true),
+                None => nobody(),
+            },
+            (Method::Md5, None) => nobody(),
             (Method::Md5, Some(user)) => match user.secret() {
-                Secret::Scram(verifier) => scram(Some(verifier.clone())),
+                Secret::Empty => nobody(),
+                Secret::Scram(verifier) => scram(verifier.clone(), true),
                 Secret::Md5(secret) => md5(Some(*secret)),
                 Secret::Plain(password) => {
                     md5(Some(Md5Secret::derive(name, password.expose_secret())))

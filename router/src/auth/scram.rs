@@ -24,6 +24,10 @@ pub const ITERATIONS: u32 = 4096;
 pub const MAX_MESSAGE: usize = 1024;
 /// The longest salt, bytes.
 const MAX_SALT: usize = 256;
+/// The salt of verifiers made here, bytes: PostgreSQL's.
+pub const SALT: usize = 16;
+/// What every stored verifier begins with.
+pub const STORED_PREFIX: &str = "SCRAM-SHA-256$";
 
 type Hash = [u8; 32];
 
@@ -58,7 +62,7 @@ impl fmt::Debug for Verifier {
 impl Verifier {
     /// Reads PostgreSQL's stored form.
     pub fn parse(stored: &str) -> Option<Self> {
-        let rest = stored.strip_prefix("SCRAM-SHA-256$")?;
+        let rest = stored.strip_prefix(STORED_PREFIX)?;
         let (cost, keys) = rest.split_once('$')?;
         let (iterations, salt) = cost.split_once(':')?;
         let (stored, server) = keys.split_once(':')?;
@@ -75,7 +79,7 @@ impl Verifier {
 
     /// Makes one from a password. Costs [`ITERATIONS`] hashes.
     pub fn derive(password: &str, salt: &[u8]) -> Self {
-        let iterations = NonZeroU32::new(ITERATIONS).unwrap_or(NonZeroU32::MIN);
+        let iterations = Shape::default().iterations;
         let keys = Keys::derive(password, salt, iterations);
         Self {
             iterations,
@@ -87,23 +91,67 @@ impl Verifier {
 
     /// What an unknown user is answered with: the same at every attempt, so that it looks like a user, and
     /// proved by nothing.
-    pub fn mock(user: &str, secret: &[u8; 32]) -> Self {
-        let salted = sign(secret, user.as_bytes());
+    pub fn mock(user: &str, secret: &[u8; 32], shape: Shape) -> Self {
         Self {
-            iterations: NonZeroU32::new(ITERATIONS).unwrap_or(NonZeroU32::MIN),
-            salt: salted[..16].to_vec(),
-            stored: sign(secret, &salted),
-            server: sign(&salted, user.as_bytes()),
+            iterations: shape.iterations,
+            salt: salt_for(user, secret, shape.salt_length),
+            stored: labelled(secret, "stored", user),
+            server: labelled(secret, "server", user),
+        }
+    }
+
+    /// What a client sees of it before it has proved anything.
+    pub fn shape(&self) -> Shape {
+        Shape {
+            iterations: self.iterations,
+            salt_length: self.salt.len(),
         }
     }
 }
 
+/// What a verifier shows of itself to anybody who names its user. Mocks take theirs from the users of the
+/// file, or those who differ from PostgreSQL's default would be known for real.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Shape {
+    iterations: NonZeroU32,
+    salt_length: usize,
+}
+
+impl Default for Shape {
+    /// PostgreSQL's, and that of verifiers made here.
+    fn default() -> Self {
+        Self {
+            iterations: NonZeroU32::new(ITERATIONS).unwrap_or(NonZeroU32::MIN),
+            salt_length: SALT,
+        }
+    }
+}
+
+/// The salt of a user whose verifier is made here or does not exist: by one rule, so that it tells nothing.
+pub fn salt_for(user: &str, secret: &[u8; 32], length: usize) -> Vec<u8> {
+    let mut salt = labelled(secret, "salt", user).to_vec();
+    while salt.len() < length {
+        let more = sign(secret, &salt);
+        salt.extend_from_slice(&more);
+    }
+    salt.truncate(length);
+    salt
+}
+
+/// A hash of a name that nobody without the secret can make, another for each label. No label is the
+/// beginning of another.
+pub fn labelled(secret: &[u8; 32], label: &str, name: &str) -> Hash {
+    sign(secret, format!("{label}:{name}").as_bytes())
+}
+
 impl Keys {
     fn derive(password: &str, salt: &[u8], iterations: NonZeroU32) -> Self {
-        // As PostgreSQL: what cannot be normalised is used as it is.
-        let password = stringprep::saslprep(password);
+        // As PostgreSQL and libpq: what cannot be normalised, or of which nothing would be left, is used as
+        // it is.
+        let normal = stringprep::saslprep(password);
+        let normal = normal.ok().filter(|normal| !normal.is_empty());
+        let normal = normal.as_deref().unwrap_or(password).as_bytes();
         let mut salted = [0; 32];
-        let normal = password.as_deref().unwrap_or_default().as_bytes();
         pbkdf2::derive(
             pbkdf2::PBKDF2_HMAC_SHA256,
             iterations,

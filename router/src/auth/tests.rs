@@ -117,3 +117,74 @@ fn a_client_that_answers_something_else_is_named() {
     assert!(matches!(over.answer(b"md5\0"), Ok(Step::Refused)));
     assert!(over.answer(b"md5\0").is_err());
 }
+
+#[test]
+fn an_empty_secret_lets_nobody_in() {
+    // The second is the MD5 of no password and the name.
+    for list in [
+        "\"p\" \"\"\n",
+        "\"p\" \"md583878c91171338902e0fe0fb97a8c47a\"\n",
+    ] {
+        for method in [Method::ScramSha256, Method::Md5] {
+            let known = login(method, list, "p", "");
+            assert_eq!(known, login(method, list, "nobody", ""), "{method:?}");
+            assert!(!known.1);
+        }
+    }
+}
+
+/// The first answer that says something of the user: to SCRAM's first message, or the request for MD5.
+fn first_answer(method: Method, users: &Users, name: &str) -> String {
+    let (mut server, step) = ServerSide::begin(method, users, name, &RANDOM, &MOCK);
+    let Step::Ask(message) = step else {
+        panic!("nothing is asked");
+    };
+    let credential = Arc::new(Credential::Plain("pw".to_owned().into()));
+    let mut client = ClientSide::new(name, credential, [7; RANDOM_BYTES]);
+    let Reply::Send(first) = client.answer(&message[5..]).unwrap() else {
+        panic!("the client had nothing to say");
+    };
+    if !first.ends_with(b"\0") {
+        let Step::Ask(reply) = server.answer(&first[5..]).unwrap() else {
+            panic!("no salt");
+        };
+        let reply = String::from_utf8(reply[9..].to_vec()).unwrap();
+        return reply.split_once(",s=").unwrap().1.to_owned();
+    }
+    "md5".to_owned()
+}
+
+#[test]
+fn the_answers_to_those_who_have_proved_nothing_tell_nobody_from_a_user() {
+    let plain = Users::parse("\"p\" \"pw\"\n\"q\" \"pw\"\n").unwrap();
+    let salt = |users: &Users, name: &str| first_answer(Method::ScramSha256, users, name);
+    // One salt for all who are known by a password would tell them from all others.
+    assert_ne!(salt(&plain, "p"), salt(&plain, "q"));
+    // The same rule for a name, whether it is in the file or not.
+    let other = Users::parse("\"x\" \"pw\"\n").unwrap();
+    assert_eq!(salt(&plain, "p"), salt(&other, "p"));
+    // Nothing of the secret itself is in it.
+    assert!(!salt(&plain, "p").starts_with("BgYG"));
+    // Where all users have other iterations and salts, so have those who are none.
+    let odd = "SCRAM-SHA-256$8192:c2FsdHNhbHRzYWx0c2FsdHNhbHRzYWx0c2FsdHNhbHRzYWx0c2FsdA==$\
+               WG5d8oPm3OtcPnkdi4Uo7BkeZkBFzpcXkuLmtbsT4qY=:wfPLwcE6nTWhTAmQ7tl2KeoiWGPlZqQxSrmfPwDl2dU=";
+    let odd = Users::parse(&format!("\"p\" \"{odd}\"\n")).unwrap();
+    let (known, unknown) = (salt(&odd, "p"), salt(&odd, "nobody"));
+    assert!(
+        known.ends_with("i=8192") && unknown.ends_with("i=8192"),
+        "{unknown}"
+    );
+    assert_eq!(known.len(), unknown.len());
+}
+
+#[test]
+fn unknown_users_are_asked_by_both_methods_where_known_ones_are() {
+    let verifier = "SCRAM-SHA-256$4096:W22ZaJ0SNY7soEsUEjb6gQ==$\
+               WG5d8oPm3OtcPnkdi4Uo7BkeZkBFzpcXkuLmtbsT4qY=:wfPLwcE6nTWhTAmQ7tl2KeoiWGPlZqQxSrmfPwDl2dU=";
+    let users = format!("\"p\" \"pw\"\n\"q\" \"{verifier}\"\n");
+    let users = Users::parse(&users).unwrap();
+    let names = (0..64).map(|number| format!("nobody{number}"));
+    let asked = names.map(|name| first_answer(Method::Md5, &users, &name) == "md5");
+    let count = asked.filter(|is_md5| *is_md5).count();
+    assert!((1..64).contains(&count), "{count} of 64 by MD5");
+}

@@ -5,9 +5,9 @@ use std::sync::{Arc, OnceLock};
 
 use secrecy::ExposeSecret;
 
-use crate::auth::Secret;
 use crate::auth::md5::Md5Secret;
-use crate::auth::scram::Verifier;
+use crate::auth::scram::{SALT, STORED_PREFIX, Shape, Verifier, labelled, salt_for};
+use crate::auth::{Method, Secret};
 
 /// The longest name, bytes: PostgreSQL's NAMEDATALEN less one, with room for PgBouncer's longer ones.
 const MAX_NAME: usize = 127;
@@ -35,25 +35,49 @@ impl User {
         &self.secret
     }
 
-    /// What a SCRAM exchange is checked against; `None` for an MD5 secret. The salt of one that is made here
-    /// comes from this process's own secret.
-    pub fn verifier(&self, salt_from: &[u8; 32]) -> Option<Arc<Verifier>> {
+    /// What a SCRAM exchange is checked against; `None` where there is nothing to check. The salt of one that
+    /// is made here comes from the name and this process's own secret.
+    pub fn verifier(&self, name: &str, mock: &[u8; 32]) -> Option<Arc<Verifier>> {
         match &self.secret {
             Secret::Scram(verifier) => Some(verifier.clone()),
-            Secret::Md5(_) => None,
+            Secret::Md5(_) | Secret::Empty => None,
             Secret::Plain(password) => {
-                let make =
-                    || Arc::new(Verifier::derive(password.expose_secret(), &salt_from[..16]));
+                let make = || {
+                    let salt = salt_for(name, mock, SALT);
+                    Arc::new(Verifier::derive(password.expose_secret(), &salt))
+                };
                 Some(self.verifier.get_or_init(make).clone())
             }
         }
     }
+
+    /// How the user's exchange looks to somebody who has proved nothing: `None` if as that of nobody.
+    fn look(&self, method: Method) -> Option<Look> {
+        match (method, &self.secret) {
+            (Method::Trust, _) | (_, Secret::Empty) => None,
+            (Method::ScramSha256, Secret::Md5(_)) => None,
+            (Method::ScramSha256, Secret::Plain(_)) => Some(Look::Scram(Shape::default())),
+            (Method::Md5, Secret::Md5(_) | Secret::Plain(_)) => Some(Look::Md5),
+            (_, Secret::Scram(verifier)) => Some(Look::Scram(verifier.shape())),
+        }
+    }
+}
+
+/// How an exchange looks to somebody who has proved nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Look {
+    /// A salt of four random bytes.
+    Md5,
+    /// The user's salt and iterations.
+    Scram(Shape),
 }
 
 /// All users, by name.
 #[derive(Debug, Default)]
 pub struct Users {
     by_name: BTreeMap<Box<str>, Arc<User>>,
+    /// How the exchanges of the users look by `md5` and by `scram-sha-256`, in order.
+    looks: [Vec<Look>; 2],
 }
 
 /// A line of the file cannot be read. The line is not shown: it holds a secret.
@@ -80,33 +104,79 @@ impl Users {
                 continue;
             }
             let (name, secret) = fields(line).map_err(|why| BadLine { line: at + 1, why })?;
-            users
-                .by_name
-                .insert(name.into(), Arc::new(User::new(kind_of(secret))));
+            let secret = kind_of(&name, secret).map_err(|why| BadLine { line: at + 1, why })?;
+            let user = Arc::new(User::new(secret));
+            users.by_name.insert(name.into(), user);
         }
+        users.looks = [Method::Md5, Method::ScramSha256].map(|method| {
+            let each = users.by_name.values();
+            let mut looks: Vec<Look> = each.filter_map(|user| user.look(method)).collect();
+            looks.sort_unstable();
+            looks
+        });
         Ok(users)
+    }
+
+    /// Makes what log-ins by `scram-sha-256` are checked against, before anybody comes: the first log-in of a
+    /// user must not take longer than that of nobody. What `earlier` has made of the same passwords is taken
+    /// over; each other one costs about a millisecond.
+    pub fn derive(&self, mock: &[u8; 32], earlier: Option<&Self>) {
+        for (name, user) in &self.by_name {
+            let Secret::Plain(password) = &user.secret else {
+                continue;
+            };
+            let before = earlier.and_then(|earlier| earlier.find(name));
+            let before = before.filter(|before| match &before.secret {
+                Secret::Plain(old) => old.expose_secret() == password.expose_secret(),
+                Secret::Md5(_) | Secret::Scram(_) | Secret::Empty => false,
+            });
+            if let Some(made) = before.and_then(|before| before.verifier.get()) {
+                // One that is there already is the same one.
+                let _ = user.verifier.set(made.clone());
+            }
+            user.verifier(name, mock);
+        }
+    }
+
+    /// How the exchange of a user who is not in the file looks: as that of one who is, chosen by the name and
+    /// in the proportions of the file. A file that changes a little changes few of these answers.
+    pub fn mock_look(&self, method: Method, name: &str, mock: &[u8; 32]) -> Look {
+        let (looks, none) = match method {
+            Method::Md5 => (&self.looks[0], Look::Md5),
+            Method::ScramSha256 | Method::Trust => (&self.looks[1], Look::Scram(Shape::default())),
+        };
+        let [a, b, c, d, ..] = labelled(mock, "look", name);
+        let chosen = u64::from(u32::from_be_bytes([a, b, c, d]));
+        let count = u64::try_from(looks.len()).unwrap_or(u64::MAX);
+        let at = usize::try_from(chosen.saturating_mul(count) >> 32).unwrap_or(usize::MAX);
+        looks.get(at).copied().unwrap_or(none)
     }
 
     /// The user of this name.
     pub fn find(&self, name: &str) -> Option<&Arc<User>> {
         self.by_name.get(name)
     }
-
-    /// Whether any secret is a SCRAM verifier.
-    pub fn has_scram(&self) -> bool {
-        let mut users = self.by_name.values();
-        users.any(|user| matches!(user.secret, Secret::Scram(_)))
-    }
 }
 
-fn kind_of(secret: String) -> Secret {
-    if let Some(md5) = Md5Secret::parse(&secret) {
-        Secret::Md5(md5)
+fn kind_of(name: &str, secret: String) -> Result<Secret, &'static str> {
+    // PostgreSQL keeps no empty password, hashed or not, and lets nobody in by one.
+    Ok(if secret.is_empty() {
+        Secret::Empty
+    } else if let Some(md5) = Md5Secret::parse(&secret) {
+        match md5 == Md5Secret::derive(name, "") {
+            true => Secret::Empty,
+            false => Secret::Md5(md5),
+        }
     } else if let Some(verifier) = Verifier::parse(&secret) {
         Secret::Scram(Arc::new(verifier))
+    } else if secret.starts_with(STORED_PREFIX) {
+        // Taken for a password, the verifier itself would let its reader in.
+        return Err(
+            "the secret begins as a SCRAM-SHA-256 verifier and is none with at most 100000 iterations",
+        );
     } else {
         Secret::Plain(secret.into())
-    }
+    })
 }
 
 fn fields(line: &str) -> Result<(String, String), &'static str> {
@@ -149,12 +219,12 @@ mod tests {
         let users = Users::parse(text).unwrap();
         let plain = |name: &str| match users.find(name).unwrap().secret() {
             Secret::Plain(password) => password.expose_secret().to_owned(),
-            other @ (Secret::Md5(_) | Secret::Scram(_)) => format!("{other:?}"),
+            other @ (Secret::Md5(_) | Secret::Scram(_) | Secret::Empty) => format!("{other:?}"),
         };
         assert_eq!(plain("app"), "later");
         assert_eq!(plain("we\"ird"), "p\"w");
         assert_eq!(plain("old"), "Secret(md5)");
-        assert!(users.find("nobody").is_none() && !users.has_scram());
+        assert!(users.find("nobody").is_none());
     }
 
     #[test]
@@ -164,6 +234,10 @@ mod tests {
             ("\"app\" hunter2\n", "line 1: the secret is not"),
             ("\n\"app\" \"hunter2\n", "line 2: the secret is not"),
             ("\"\" \"hunter2\"\n", "line 1: the name is empty"),
+            (
+                "\"app\" \"SCRAM-SHA-256$200000:hunter2\"\n",
+                "line 1: the secret begins as a SCRAM-SHA-256 verifier",
+            ),
         ] {
             let error = Users::parse(text).unwrap_err().to_string();
             assert!(error.starts_with(said), "{error}");
@@ -174,7 +248,22 @@ mod tests {
     #[test]
     fn nothing_of_a_secret_is_in_the_debug_form() {
         let users = Users::parse("\"app\" \"hunter2\"\n").unwrap();
-        users.find("app").unwrap().verifier(&[7; 32]);
+        users.find("app").unwrap().verifier("app", &[7; 32]);
         assert!(!format!("{users:?}").contains("hunter2"));
+    }
+
+    #[test]
+    fn what_log_ins_are_checked_against_is_made_before_anybody_comes() {
+        let users = Users::parse("\"p\" \"pw\"\n\"q\" \"old\"\n").unwrap();
+        users.derive(&[7; 32], None);
+        let made = |users: &Users, name: &str| {
+            let user = users.find(name).unwrap();
+            user.verifier.get().cloned().unwrap()
+        };
+        let reloaded = Users::parse("\"p\" \"pw\"\n\"q\" \"new\"\n").unwrap();
+        reloaded.derive(&[7; 32], Some(&users));
+        // Not made again of the same password, and not kept of another.
+        assert!(Arc::ptr_eq(&made(&users, "p"), &made(&reloaded, "p")));
+        assert!(made(&users, "q") != made(&reloaded, "q"));
     }
 }

@@ -11,7 +11,7 @@ use arc_swap::ArcSwap;
 use ring::rand::{SecureRandom, SystemRandom};
 use secrecy::ExposeSecret;
 
-use crate::auth::{Credential, Proven, RANDOM_BYTES, Secret};
+use crate::auth::{Credential, Method, Proven, RANDOM_BYTES, Secret};
 use crate::config::pooling::{DatabaseConfig, PoolingConfig};
 use crate::pool::Spec;
 use crate::pool::budget::{Budget, Budgets};
@@ -62,6 +62,9 @@ impl Registry {
         let random = SystemRandom::new();
         let mut mock = [0; 32];
         random.fill(&mut mock).map_err(|_| NoRandomness)?;
+        if config.method == Method::ScramSha256 {
+            config.users.derive(&mock, None);
+        }
         Ok(Self {
             config: ArcSwap::from_pointee(config),
             mock,
@@ -79,6 +82,10 @@ impl Registry {
 
     /// Takes over a new file. Open pools keep their rules until they are made anew.
     pub fn reload(&self, config: PoolingConfig) {
+        if config.method == Method::ScramSha256 {
+            let before = self.config();
+            config.users.derive(&self.mock, Some(&before.users));
+        }
         self.config.store(Arc::new(config));
     }
 
@@ -117,7 +124,7 @@ impl Registry {
             }
             (Some(Secret::Md5(secret)), _) => Credential::Md5(*secret),
             (Some(Secret::Scram(_)), Some(keys)) => Credential::Keys(keys),
-            (Some(Secret::Scram(_)) | None, _) => Credential::Nothing,
+            (Some(Secret::Scram(_) | Secret::Empty) | None, _) => Credential::Nothing,
         };
         let mut credentials = locked(&self.credentials);
         match credentials.get(user) {

@@ -33,6 +33,26 @@ fn the_exchange_of_the_rfc_vector_is_proved() {
     assert_eq!(reply, "v=6rriTRBi23WpRR/wtup+mMhUZUn/dB5nLTJRsjl95G4=");
 }
 
+#[test]
+fn what_cannot_be_normalised_is_the_password_as_it_is() {
+    // A control character, a private one, unassigned, both directions, and one of which nothing is left.
+    for odd in [
+        "pa\tss",
+        "\u{e000}",
+        "\u{378}",
+        "\u{5d0}a\u{5d0}b",
+        "\u{ad}",
+    ] {
+        let verifier = Verifier::derive(odd, b"salt");
+        assert!(verifier != Verifier::derive("", b"salt"), "{odd:?}");
+        assert!(verifier != Verifier::derive("other\t", b"salt"), "{odd:?}");
+        let client = ClientExchange::with_password(odd, &[2; RANDOM_BYTES]);
+        assert!(talk(verifier, true, client).is_some(), "{odd:?}");
+    }
+    // What can be is the same password.
+    assert!(Verifier::derive("I\u{ad}X", b"salt") == Verifier::derive("IX", b"salt"));
+}
+
 /// Both sides with each other: what the server learns of the client's keys, if all is well.
 fn talk(verifier: Verifier, is_known: bool, mut client: ClientExchange) -> Option<(Keys, bool)> {
     let mut server = ServerExchange::new(Arc::new(verifier), is_known, &[1; RANDOM_BYTES]);
@@ -59,9 +79,9 @@ fn keys_taken_from_a_proof_log_in_without_the_password() {
 fn a_wrong_password_and_an_unknown_user_fail_at_the_same_place() {
     let client = |password| ClientExchange::with_password(password, &[2; RANDOM_BYTES]);
     assert!(talk(Verifier::derive("secret", b"salt"), true, client("wrong")).is_none());
-    let mock = Verifier::mock("nobody", &[9; 32]);
+    let mock = Verifier::mock("nobody", &[9; 32], Shape::default());
     assert!(
-        mock == Verifier::mock("nobody", &[9; 32]),
+        mock == Verifier::mock("nobody", &[9; 32], Shape::default()),
         "the same salt at every attempt"
     );
     assert!(talk(mock, false, client("secret")).is_none());
