@@ -13,7 +13,9 @@ use secrecy::{ExposeSecret, SecretString};
 use subtle::ConstantTimeEq;
 
 use crate::auth::md5::Md5Secret;
-use crate::auth::scram::{ClientExchange, Keys, MAX_ITERATIONS, ServerExchange, Verifier};
+use crate::auth::scram::{
+    ClientExchange, Keys, MAX_ITERATIONS, Password, ServerExchange, Verifier,
+};
 use crate::auth::users::{Look, Users};
 use crate::protocol::messages;
 
@@ -208,11 +210,27 @@ pub enum Credential {
     /// Nothing: PostgreSQL must trust it.
     Nothing,
     /// The password.
-    Plain(SecretString),
+    Plain(Password),
     /// PostgreSQL's `md5...`.
     Md5(Md5Secret),
     /// What a client's SCRAM exchange left.
     Keys(Keys),
+}
+
+impl Credential {
+    /// Whether both are the same password: then what was derived of it is kept.
+    pub fn is_same_password(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Credential::Plain(own), Credential::Plain(other)) => own.expose() == other.expose(),
+            (
+                Credential::Nothing
+                | Credential::Plain(_)
+                | Credential::Md5(_)
+                | Credential::Keys(_),
+                _,
+            ) => false,
+        }
+    }
 }
 
 impl fmt::Debug for Credential {
@@ -262,6 +280,7 @@ pub struct ClientSide {
     user: String,
     credential: Arc<Credential>,
     nonce: [u8; RANDOM_BYTES],
+    has_begun: bool,
     scram: Option<Box<ClientExchange>>,
     is_verified: bool,
 }
@@ -273,8 +292,26 @@ impl ClientSide {
             user: user.to_owned(),
             credential,
             nonce,
+            has_begun: false,
             scram: None,
             is_verified: false,
+        }
+    }
+
+    /// Whether the answer to this body costs thousands of hashes.
+    pub fn is_costly(&self, body: &[u8]) -> bool {
+        let (Some(exchange), Some(data)) = (&self.scram, body.strip_prefix(b"\0\0\0\x0b")) else {
+            return false;
+        };
+        exchange.is_costly(data, MAX_ITERATIONS)
+    }
+
+    /// Each method and each of its messages is taken once, in their order: what a server may make the router
+    /// compute has an end.
+    fn begins(&mut self) -> Result<(), NoLogin> {
+        match std::mem::replace(&mut self.has_begun, true) {
+            true => Err(NoLogin::Untrustworthy("it began the exchange twice")),
+            false => Ok(()),
         }
     }
 
@@ -303,11 +340,12 @@ impl ClientSide {
         }
     }
 
-    fn md5(&self, salt: &[u8]) -> Result<Reply, NoLogin> {
+    fn md5(&mut self, salt: &[u8]) -> Result<Reply, NoLogin> {
+        self.begins()?;
         let salt = <[u8; 4]>::try_from(salt)
             .map_err(|_| NoLogin::Untrustworthy("a salt of another length than four bytes"))?;
         let secret = match &*self.credential {
-            Credential::Plain(password) => Md5Secret::derive(&self.user, password.expose_secret()),
+            Credential::Plain(password) => Md5Secret::derive(&self.user, password.expose()),
             Credential::Md5(secret) => *secret,
             Credential::Nothing | Credential::Keys(_) => {
                 return Err(NoLogin::NoSecret { wanted: "md5" });
@@ -319,15 +357,13 @@ impl ClientSide {
     }
 
     fn sasl(&mut self, mechanisms: &[u8]) -> Result<Reply, NoLogin> {
-        if self.scram.is_some() {
-            return Err(NoLogin::Untrustworthy("it began the exchange twice"));
-        }
+        self.begins()?;
         if !mechanisms.split(|b| *b == 0).any(|m| m == b"SCRAM-SHA-256") {
             return Err(NoLogin::Method("SASL without SCRAM-SHA-256"));
         }
         let exchange = match &*self.credential {
             Credential::Plain(password) => {
-                ClientExchange::with_password(password.expose_secret(), &self.nonce)
+                ClientExchange::with_password(password.clone(), &self.nonce)
             }
             Credential::Keys(keys) => ClientExchange::with_keys(keys.clone(), &self.nonce),
             Credential::Nothing | Credential::Md5(_) => {
@@ -350,6 +386,9 @@ impl ClientSide {
     }
 
     fn sasl_final(&mut self, data: &[u8]) -> Result<Reply, NoLogin> {
+        if self.is_verified {
+            return Err(NoLogin::Untrustworthy("it ended the exchange twice"));
+        }
         let is_right = self.scram.as_ref().is_some_and(|e| e.verify(data));
         if !is_right {
             return Err(NoLogin::Untrustworthy(

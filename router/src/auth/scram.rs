@@ -6,11 +6,12 @@
 
 use std::fmt;
 use std::num::NonZeroU32;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use ring::{digest, hmac, pbkdf2};
+use secrecy::{ExposeSecret, SecretString};
 use subtle::ConstantTimeEq;
 
 use crate::auth::{Malformed, RANDOM_BYTES};
@@ -263,16 +264,83 @@ impl ServerExchange {
     }
 }
 
-enum Known {
-    Password(secrecy::SecretString),
+/// A password, and the keys that were last derived of it: PostgreSQL gives a user the same salt every time.
+#[derive(Clone)]
+pub struct Password(Arc<Known>);
+
+struct Known {
+    text: SecretString,
+    derived: Mutex<Option<Derived>>,
+}
+
+struct Derived {
+    salt: Vec<u8>,
+    iterations: NonZeroU32,
+    keys: Keys,
+}
+
+impl From<String> for Password {
+    fn from(text: String) -> Self {
+        Self(Arc::new(Known {
+            text: text.into(),
+            derived: Mutex::default(),
+        }))
+    }
+}
+
+impl Password {
+    /// The password itself.
+    pub fn expose(&self) -> &str {
+        self.0.text.expose_secret()
+    }
+
+    fn known_keys(&self, offer: &Offer<'_>) -> Option<Keys> {
+        let derived = self
+            .0
+            .derived
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let derived = derived.as_ref()?;
+        let is_same = derived.salt == offer.salt && derived.iterations == offer.iterations;
+        is_same.then(|| derived.keys.clone())
+    }
+
+    fn keys(&self, offer: &Offer<'_>) -> Keys {
+        if let Some(keys) = self.known_keys(offer) {
+            return keys;
+        }
+        let keys = Keys::derive(self.expose(), &offer.salt, offer.iterations);
+        let mut derived = self
+            .0
+            .derived
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        *derived = Some(Derived {
+            salt: offer.salt.clone(),
+            iterations: offer.iterations,
+            keys: keys.clone(),
+        });
+        keys
+    }
+}
+
+enum Means {
+    Password(Password),
     Keys(Keys),
+}
+
+/// What a server's first message says.
+struct Offer<'a> {
+    nonce: &'a str,
+    salt: Vec<u8>,
+    iterations: NonZeroU32,
 }
 
 /// One exchange, on the side of the client.
 pub struct ClientExchange {
-    known: Known,
+    means: Means,
     nonce: String,
-    /// What the server's last message must be.
+    /// What the server's last message must be; absent until its first one was answered.
     expected: Option<Hash>,
 }
 
@@ -282,18 +350,18 @@ pub struct Suspicious(pub &'static str);
 
 impl ClientExchange {
     /// Begins with a password.
-    pub fn with_password(password: &str, random: &[u8; RANDOM_BYTES]) -> Self {
-        Self::new(Known::Password(password.to_owned().into()), random)
+    pub fn with_password(password: Password, random: &[u8; RANDOM_BYTES]) -> Self {
+        Self::new(Means::Password(password), random)
     }
 
     /// Begins with the keys that an exchange with a client left.
     pub fn with_keys(keys: Keys, random: &[u8; RANDOM_BYTES]) -> Self {
-        Self::new(Known::Keys(keys), random)
+        Self::new(Means::Keys(keys), random)
     }
 
-    fn new(known: Known, random: &[u8; RANDOM_BYTES]) -> Self {
+    fn new(means: Means, random: &[u8; RANDOM_BYTES]) -> Self {
         Self {
-            known,
+            means,
             nonce: STANDARD.encode(random),
             expected: None,
         }
@@ -304,12 +372,23 @@ impl ClientExchange {
         format!("n,,n=,r={}", self.nonce)
     }
 
-    /// Takes the server's first message and returns the last one of the client.
-    ///
-    /// # Errors
-    /// It is not such a message, or asks for more than `max_iterations`.
-    pub fn answer(&mut self, message: &[u8], max_iterations: u32) -> Result<String, Suspicious> {
-        let first = text(message).map_err(|why| Suspicious(why.0))?;
+    /// Whether the answer to the server's first message must be derived of the password.
+    pub fn is_costly(&self, message: &[u8], max_iterations: u32) -> bool {
+        let offer = text(message).map_err(|why| Suspicious(why.0));
+        match (
+            offer.and_then(|first| self.offer(first, max_iterations)),
+            &self.means,
+        ) {
+            (Ok(offer), Means::Password(password)) => password.known_keys(&offer).is_none(),
+            (Err(_), _) | (_, Means::Keys(_)) => false,
+        }
+    }
+
+    fn offer<'a>(&self, first: &'a str, max_iterations: u32) -> Result<Offer<'a>, Suspicious> {
+        // Each answer may cost `max_iterations` hashes.
+        if self.expected.is_some() {
+            return Err(Suspicious("it asks for a second proof"));
+        }
         let mut attributes = first.split(',');
         let mut next = |name: &str| attributes.next().and_then(|a| a.strip_prefix(name));
         let nonce = next("r=").filter(|nonce| is_nonce(nonce));
@@ -325,13 +404,25 @@ impl ClientExchange {
         if iterations.get() > max_iterations {
             return Err(Suspicious("it asks for too many iterations"));
         }
-        let keys = match &self.known {
-            Known::Password(password) => {
-                let password = secrecy::ExposeSecret::expose_secret(password);
-                Keys::derive(password, &salt, iterations)
-            }
-            Known::Keys(keys) => keys.clone(),
+        Ok(Offer {
+            nonce,
+            salt,
+            iterations,
+        })
+    }
+
+    /// Takes the server's first message and returns the last one of the client.
+    ///
+    /// # Errors
+    /// It is not such a message, comes a second time, or asks for more than `max_iterations`.
+    pub fn answer(&mut self, message: &[u8], max_iterations: u32) -> Result<String, Suspicious> {
+        let first = text(message).map_err(|why| Suspicious(why.0))?;
+        let offer = self.offer(first, max_iterations)?;
+        let keys = match &self.means {
+            Means::Password(password) => password.keys(&offer),
+            Means::Keys(keys) => keys.clone(),
         };
+        let nonce = offer.nonce;
         let unproved = format!("c=biws,r={nonce}");
         let spoken = format!("n=,r={},{first},{unproved}", self.nonce);
         let signature = sign(&sha256(&keys.client), spoken.as_bytes());

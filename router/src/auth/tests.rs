@@ -188,3 +188,20 @@ fn unknown_users_are_asked_by_both_methods_where_known_ones_are() {
     let count = asked.filter(|is_md5| *is_md5).count();
     assert!((1..64).contains(&count), "{count} of 64 by MD5");
 }
+
+#[test]
+fn a_server_keeps_to_one_method_and_the_order_of_its_messages() {
+    let begin = b"\0\0\0\x0aSCRAM-SHA-256\0\0";
+    let md5 = b"\0\0\0\x05salt";
+    for second in [&begin[..], &md5[..], b"\0\0\0\x0cv=AAAA"] {
+        for first in [&begin[..], &md5[..]] {
+            let credential = Arc::new(Credential::Plain("pw".to_owned().into()));
+            let mut client = ClientSide::new("p", credential, RANDOM);
+            assert!(matches!(client.answer(first), Ok(Reply::Send(_))));
+            assert!(
+                matches!(client.answer(second), Err(NoLogin::Untrustworthy(_))),
+                "{second:?}"
+            );
+        }
+    }
+}

@@ -130,7 +130,8 @@ impl Registry {
         match credentials.get(user) {
             Some(own) => {
                 // One who was trusted proves nothing, and takes nothing away.
-                if !matches!(credential, Credential::Nothing) {
+                let is_nothing = matches!(credential, Credential::Nothing);
+                if !is_nothing && !own.load().is_same_password(&credential) {
                     own.store(Arc::new(credential));
                 }
                 own.clone()

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 use trunkline_shared::service::clock;
 
@@ -148,13 +149,17 @@ async fn greet(
             }
             let body = &bytes[5..length];
             match (kind, is_in) {
-                (b'R', false) => match login.answer(body)? {
-                    Reply::Send(message) => {
-                        server.stream.write_all(&message).await.map_err(broken)?;
+                (b'R', false) => {
+                    let reply;
+                    (login, reply) = prove(login, body).await?;
+                    match reply {
+                        Reply::Send(message) => {
+                            server.stream.write_all(&message).await.map_err(broken)?;
+                        }
+                        Reply::Wait => {}
+                        Reply::Done => is_in = true,
                     }
-                    Reply::Wait => {}
-                    Reply::Done => is_in = true,
-                },
+                }
                 (b'E', _) => return Err(OpenFailed::Refused(Complaint::read(body))),
                 (b'N', _) => {}
                 (b'S', true) => server.note_report(body),
@@ -175,6 +180,20 @@ async fn greet(
             Ok(_) => {}
         }
     }
+}
+
+/// Answers an authentication message: aside where that takes long, since a core carries many sessions.
+async fn prove(mut login: ClientSide, body: &[u8]) -> Result<(ClientSide, Reply), OpenFailed> {
+    if !login.is_costly(body) {
+        let reply = login.answer(body)?;
+        return Ok((login, reply));
+    }
+    let body = body.to_vec();
+    let proving = spawn_blocking(move || {
+        let reply = login.answer(&body)?;
+        Ok::<_, NoLogin>((login, reply))
+    });
+    Ok(proving.await.map_err(|_| OpenFailed::Broken)??)
 }
 
 /// PostgreSQL reports it from 14 on; before, it is asked.

@@ -46,7 +46,7 @@ fn what_cannot_be_normalised_is_the_password_as_it_is() {
         let verifier = Verifier::derive(odd, b"salt");
         assert!(verifier != Verifier::derive("", b"salt"), "{odd:?}");
         assert!(verifier != Verifier::derive("other\t", b"salt"), "{odd:?}");
-        let client = ClientExchange::with_password(odd, &[2; RANDOM_BYTES]);
+        let client = ClientExchange::with_password(odd.to_owned().into(), &[2; RANDOM_BYTES]);
         assert!(talk(verifier, true, client).is_some(), "{odd:?}");
     }
     // What can be is the same password.
@@ -65,7 +65,8 @@ fn talk(verifier: Verifier, is_known: bool, mut client: ClientExchange) -> Optio
 #[test]
 fn keys_taken_from_a_proof_log_in_without_the_password() {
     let verifier = Verifier::derive("secret", b"salt");
-    let with_password = ClientExchange::with_password("secret", &[2; RANDOM_BYTES]);
+    let with_password =
+        ClientExchange::with_password("secret".to_owned().into(), &[2; RANDOM_BYTES]);
     let (keys, is_mutual) = talk(verifier.clone(), true, with_password).unwrap();
     assert!(is_mutual);
     let with_keys = ClientExchange::with_keys(keys, &[3; RANDOM_BYTES]);
@@ -77,7 +78,9 @@ fn keys_taken_from_a_proof_log_in_without_the_password() {
 
 #[test]
 fn a_wrong_password_and_an_unknown_user_fail_at_the_same_place() {
-    let client = |password| ClientExchange::with_password(password, &[2; RANDOM_BYTES]);
+    let client = |password: &str| {
+        ClientExchange::with_password(password.to_owned().into(), &[2; RANDOM_BYTES])
+    };
     assert!(talk(Verifier::derive("secret", b"salt"), true, client("wrong")).is_none());
     let mock = Verifier::mock("nobody", &[9; 32], Shape::default());
     assert!(
@@ -135,7 +138,8 @@ fn what_a_client_may_not_say_is_named() {
 #[test]
 fn what_a_malicious_server_asks_is_refused_before_it_costs_anything() {
     let answer = |message: &str| {
-        let mut client = ClientExchange::with_password("secret", &[2; RANDOM_BYTES]);
+        let mut client =
+            ClientExchange::with_password("secret".to_owned().into(), &[2; RANDOM_BYTES]);
         let message = message.replace("NONCE", &client.nonce);
         let answer = client.answer(message.as_bytes(), MAX_ITERATIONS);
         answer.map(|_| ()).map_err(|why| why.0)
@@ -153,7 +157,7 @@ fn what_a_malicious_server_asks_is_refused_before_it_costs_anything() {
         let why = answer(message).unwrap_err();
         assert!(why.contains(said), "{why}");
     }
-    let mut client = ClientExchange::with_password("secret", &[2; RANDOM_BYTES]);
+    let mut client = ClientExchange::with_password("secret".to_owned().into(), &[2; RANDOM_BYTES]);
     assert!(!client.verify(b"v=AAAA"), "nothing was answered yet");
     let first = format!("r={}x,s=c2FsdA==,i=1", client.nonce);
     client.answer(first.as_bytes(), MAX_ITERATIONS).unwrap();
@@ -166,14 +170,38 @@ fn what_a_malicious_server_asks_is_refused_before_it_costs_anything() {
     }
 }
 
+#[test]
+fn a_server_gets_one_proof_and_one_derivation_per_salt() {
+    let password = Password::from("secret".to_owned());
+    let client = || ClientExchange::with_password(password.clone(), &[2; RANDOM_BYTES]);
+    let mut first = client();
+    let offer = format!("r={}more,s=c2FsdA==,i=4096", first.nonce);
+    assert!(first.is_costly(offer.as_bytes(), MAX_ITERATIONS));
+    let proof = first.answer(offer.as_bytes(), MAX_ITERATIONS).unwrap();
+    let again = first.answer(offer.as_bytes(), MAX_ITERATIONS);
+    assert_eq!(again, Err(Suspicious("it asks for a second proof")));
+    // The next log-in with the same salt has the keys at hand.
+    let mut next = client();
+    assert!(!next.is_costly(offer.as_bytes(), MAX_ITERATIONS));
+    assert_eq!(next.answer(offer.as_bytes(), MAX_ITERATIONS), Ok(proof));
+    for other in [offer.replace("4096", "4097"), offer.replace("c2Fs", "c2Es")] {
+        assert!(
+            client().is_costly(other.as_bytes(), MAX_ITERATIONS),
+            "{other}"
+        );
+    }
+    let too_much = offer.replace("4096", "100001");
+    assert!(!client().is_costly(too_much.as_bytes(), MAX_ITERATIONS));
+}
+
 impl ClientExchange {
     fn clone_for_test(&self) -> Self {
-        let known = match &self.known {
-            Known::Password(password) => Known::Password(password.clone()),
-            Known::Keys(keys) => Known::Keys(keys.clone()),
+        let means = match &self.means {
+            Means::Password(password) => Means::Password(password.clone()),
+            Means::Keys(keys) => Means::Keys(keys.clone()),
         };
         Self {
-            known,
+            means,
             nonce: self.nonce.clone(),
             expected: None,
         }
