@@ -21,7 +21,7 @@ use crate::pool::budget::Budgets;
 use crate::pool::local::{Outcome, Pool};
 use crate::pool::state::{Effect, Failure, PoolState, Rules, ServerId, WaiterId};
 use crate::server::login::OpenFailed;
-use crate::server::{Parcel, Server, Way};
+use crate::server::{Cancelled, Parcel, Server, Way};
 
 pub mod budget;
 mod local;
@@ -131,14 +131,13 @@ impl Lease {
         let Some(mut server) = self.server.take() else {
             return;
         };
-        let cancel = server.cancel.take().filter(|cancel| !cancel.is_finished());
-        match cancel {
+        match server.cancel.take() {
             None => checkin(self.pool, self.id, server),
             Some(cancel) => {
                 let (pool, id) = (self.pool, self.id);
                 tokio::spawn(async move {
-                    // However it ended, it cannot reach anybody any more.
-                    let _ = cancel.await;
+                    // One that may still come must not reach the next client.
+                    server.is_spoiled |= !matches!(cancel.await, Ok(Cancelled::Over));
                     checkin(pool, id, server);
                 });
             }

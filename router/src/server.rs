@@ -131,8 +131,9 @@ pub struct Server {
     pub to_server: HeldBack,
     /// What is prepared on it.
     pub prepared: Prepared,
-    /// A cancel on its way: it is not another client's server before that is over.
-    pub cancel: Option<JoinHandle<()>>,
+    /// A cancel on its way: before that is over it is not another client's server, and its own client asks
+    /// nothing more.
+    pub cancel: Option<JoinHandle<Cancelled>>,
     /// Something on it is out of date: it is not used again.
     pub is_spoiled: bool,
     /// When it was opened.
@@ -335,17 +336,33 @@ fn first_value(body: &[u8]) -> Option<String> {
     Some(String::from_utf8_lossy(text).into_owned())
 }
 
-/// Sends a cancel request and waits until the server has dealt with it.
-pub async fn cancel(way: Arc<Way>, key: CancelKey) {
+/// What is known of a cancel request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cancelled {
+    /// It was dealt with, or never sent: nothing comes of it any more.
+    Over,
+    /// It may still end whatever its server does next.
+    Doubtful,
+}
+
+/// Sends a cancel request and waits until the server has dealt with it, for two times [`CONNECT_TIME`] at most
+/// where one of its addresses answers.
+pub async fn cancel(way: Arc<Way>, key: CancelKey) -> Cancelled {
     let request = messages::cancel(key.process, &key.secret);
     for place in &way.places {
         let connected = timeout(CONNECT_TIME, TcpStream::connect(place)).await;
-        if let Ok(Ok(mut stream)) = connected {
-            if stream.write_all(&request).await.is_ok() {
-                // The signal is sent when the connection closes.
-                let _ = timeout(CONNECT_TIME, stream.read_u8()).await;
-            }
-            return;
+        let Ok(Ok(mut stream)) = connected else {
+            continue;
+        };
+        if stream.write_all(&request).await.is_err() {
+            return Cancelled::Doubtful;
         }
+        // PostgreSQL says nothing, and closes the connection once it has sent the signal.
+        let ended = timeout(CONNECT_TIME, stream.read(&mut [0])).await;
+        return match ended {
+            Ok(Ok(0)) => Cancelled::Over,
+            Ok(Ok(_) | Err(_)) | Err(_) => Cancelled::Doubtful,
+        };
     }
+    Cancelled::Over
 }

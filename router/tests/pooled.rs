@@ -14,6 +14,7 @@ use support::client::{Client, SSL_REQUEST};
 use support::fake_postgres::FakePostgres;
 use support::stack::{Setup, Stack, startup};
 use trunkline_router::config::pooling::Mode;
+use trunkline_router::listener::limits::CONNECT_TIME;
 use trunkline_shared::service::clock;
 
 /// Everybody is trusted, and there is one server.
@@ -397,6 +398,88 @@ async fn a_cancel_reaches_the_server_of_the_session_and_only_while_it_works() {
     );
 }
 
+/// A client that is logged in, and its cancel key.
+async fn keyed(stack: &Stack) -> (Client, Vec<u8>) {
+    let mut client = stack.client().await;
+    client.send(&startup("app")).await;
+    let key = loop {
+        let (kind, body) = client.message().await;
+        if kind == b'K' {
+            break body;
+        }
+    };
+    client.ready().await;
+    (client, key)
+}
+
+/// Sends a cancel request and waits for its end.
+async fn cancel(stack: &Stack, key: &[u8]) {
+    let mut canceller = stack.client().await;
+    let request = [&[0, 0, 0, 16, 4, 210, 22, 46][..], key].concat();
+    canceller.send(&request).await;
+    assert_eq!(canceller.rest().await, b"");
+}
+
+#[tokio::test]
+async fn the_key_of_a_session_that_is_over_reaches_nobody() {
+    let (stack, mut a) = led(Mode::Session).await;
+    let (mut one, key) = keyed(&stack).await;
+    one.send(&message(b'X', b"")).await;
+    // The same server, whose own secret no client has seen.
+    let (mut two, own) = keyed(&stack).await;
+    assert!(key != own && key[4..] != [1, 2, 3, 4]);
+    two.query("wait").await;
+    a.until(|seen| seen.queries.iter().any(|q| q == "wait"))
+        .await;
+    cancel(&stack, &key).await;
+    cancel(&stack, &[0, 0, 0, 9, 1, 2, 3, 4]).await;
+    // Those before it would have come first.
+    cancel(&stack, &own).await;
+    assert_eq!(error(&mut two).await, "57014");
+    assert_eq!(answer(&mut two).await, "ZI");
+    let seen = a.until(|seen| !seen.cancels.is_empty()).await;
+    assert_eq!((seen.startups.len(), seen.cancels.len()), (1, 1));
+}
+
+#[tokio::test]
+async fn a_server_whose_cancel_did_not_end_is_nobody_elses() {
+    let (stack, mut a) = led(Mode::Transaction).await;
+    let (mut one, key) = keyed(&stack).await;
+    one.query("wait long").await;
+    a.until(|seen| seen.queries.len() == 1).await;
+    cancel(&stack, &key).await;
+    assert_eq!(error(&mut one).await, "57014");
+    assert_eq!(answer(&mut one).await, "ZI");
+    let mut two = stack.session().await;
+    assert_eq!(ask(&mut two, "select 2").await, "CZI");
+    let seen = a.until(|seen| seen.queries.len() == 2).await;
+    assert_eq!(seen.startups.len(), 2, "it was given to the next client");
+}
+
+#[tokio::test]
+async fn what_a_client_asks_after_its_cancel_waits_for_the_end_of_it() {
+    let mut a = FakePostgres::start(false).await;
+    let two_servers = ONE.replace("size: 1", "size: 2");
+    let stack = stack(Mode::Session, &two_servers).await;
+    stack.lead("a", a.address).await;
+    let mut other = stack.session().await;
+    let (mut one, key) = keyed(&stack).await;
+    one.query("wait long").await;
+    a.until(|seen| seen.queries.len() == 1).await;
+    let began = clock::now();
+    cancel(&stack, &key).await;
+    assert_eq!(error(&mut one).await, "57014");
+    assert_eq!(answer(&mut one).await, "ZI");
+    one.query("select next").await;
+    assert_eq!(ask(&mut other, "now").await, "CZI");
+    assert_eq!(answer(&mut one).await, "CZI");
+    let seen = a.until(|seen| seen.queries.len() == 3).await;
+    // Later than this the router has given the cancel up, and the server with it.
+    if clock::now().since(began) < CONNECT_TIME {
+        assert_eq!(seen.queries, ["wait long", "now", "select next"]);
+    }
+}
+
 #[tokio::test]
 async fn a_request_that_waits_for_a_server_is_cancelled_here() {
     let (stack, a) = led(Mode::Transaction).await;
@@ -678,18 +761,10 @@ async fn a_client_pinned_to_a_lost_leader_hears_what_session_mode_says() {
 }
 
 #[tokio::test]
-async fn in_session_mode_the_client_gets_the_servers_own_key_and_a_clean_server() {
+async fn in_session_mode_the_client_gets_the_servers_process_and_a_clean_server() {
     let (stack, mut a) = led(Mode::Session).await;
-    let mut one = stack.client().await;
-    one.send(&startup("app")).await;
-    let key = loop {
-        let (kind, body) = one.message().await;
-        if kind == b'K' {
-            break body;
-        }
-    };
-    assert_eq!(key, [0, 0, 0, 9, 1, 2, 3, 4]);
-    one.ready().await;
+    let (mut one, key) = keyed(&stack).await;
+    assert_eq!(key[..4], [0, 0, 0, 9]);
     assert_eq!(ask(&mut one, "set work_mem = 1").await, "CZI");
     one.send(&message(b'X', b"")).await;
     let mut two = stack.session().await;

@@ -3,6 +3,7 @@
 //! never on the way of a transaction.
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Waker};
@@ -10,6 +11,7 @@ use std::task::{Context, Waker};
 use arc_swap::ArcSwap;
 use ring::rand::{SecureRandom, SystemRandom};
 use secrecy::ExposeSecret;
+use tokio::sync::oneshot;
 
 use crate::auth::{Credential, Method, Proven, RANDOM_BYTES, Secret};
 use crate::config::pooling::{DatabaseConfig, PoolingConfig};
@@ -209,11 +211,20 @@ impl Registry {
     /// # Errors
     /// The system gives no randomness.
     pub fn new_key(&self) -> Result<(u32, [u8; 4]), NoRandomness> {
-        let mut secret = [0; 4];
-        self.random.fill(&mut secret).map_err(|_| NoRandomness)?;
         // Clients take it for a process number: positive.
         let process = self.next_process.fetch_add(1, Ordering::Relaxed) & 0x7FFF_FFFF;
-        Ok((process.max(1), secret))
+        Ok((process.max(1), self.new_secret()?))
+    }
+
+    /// The secret of a cancel key of the router's own. A server's own one is told to nobody: it would go on to
+    /// cancel for the clients that have the server later.
+    ///
+    /// # Errors
+    /// The system gives no randomness.
+    pub fn new_secret(&self) -> Result<[u8; 4], NoRandomness> {
+        let mut secret = [0; 4];
+        self.random.fill(&mut secret).map_err(|_| NoRandomness)?;
+        Ok(secret)
     }
 
     /// From here on the session with this key can be cancelled, until the entry is dropped.
@@ -233,14 +244,15 @@ impl Registry {
         }
     }
 
-    /// Hands a cancel request to the session it names; whether there is one.
-    pub fn cancel(&self, process: u32, secret: &[u8]) -> bool {
+    /// Hands a cancel request to the session it names, if there is one. What it returns ends with an error
+    /// once the session has dealt with the request.
+    pub fn cancel(&self, process: u32, secret: &[u8]) -> Option<oneshot::Receiver<Infallible>> {
         let key = (process, Box::from(secret));
-        let mailbox = locked(&self.mailboxes).get(&key).cloned();
-        if let Some(mailbox) = &mailbox {
-            mailbox.put(CANCEL);
-        }
-        mailbox.is_some()
+        let mailbox = locked(&self.mailboxes).get(&key).cloned()?;
+        let (canceller, over) = oneshot::channel();
+        locked(&mailbox.cancellers).push(canceller);
+        mailbox.put(CANCEL);
+        Some(over)
     }
 }
 
@@ -259,16 +271,23 @@ fn budget<K: Ord>(budgets: &mut BTreeMap<K, Arc<Budget>>, key: K, limit: usize) 
 pub struct Mailbox {
     mail: AtomicU8,
     waker: Mutex<Option<Waker>>,
+    /// Connections that wait for the end of the cancel they asked for; `MAX_CANCELS` at most.
+    cancellers: Mutex<Vec<Canceller>>,
 }
+
+/// Dropped when a cancel is over.
+pub type Canceller = oneshot::Sender<Infallible>;
 
 const CANCEL: u8 = 1;
 const END: u8 = 2;
 
 /// What came since the last look.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub struct Mail {
     /// The request that runs is to be cancelled.
     pub is_cancel: bool,
+    /// Who waits for the end of that.
+    pub cancellers: Vec<Canceller>,
     /// The session is to end, once it holds no server.
     pub is_end: bool,
 }
@@ -294,8 +313,13 @@ impl Mailbox {
     /// Looks.
     pub fn take(&self) -> Mail {
         let mail = self.mail.swap(0, Ordering::Acquire);
+        let cancellers = match mail & CANCEL != 0 {
+            true => std::mem::take(&mut *locked(&self.cancellers)),
+            false => Vec::new(),
+        };
         Mail {
             is_cancel: mail & CANCEL != 0,
+            cancellers,
             is_end: mail & END != 0,
         }
     }

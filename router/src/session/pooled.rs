@@ -6,7 +6,7 @@
 //! change is written on from there, in one piece per burst.
 
 use std::cell::RefCell;
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
@@ -23,6 +23,7 @@ use crate::lanes::Notice;
 use crate::pool::registry::{Entered, Mailbox};
 use crate::pool::{Lease, PoolId};
 use crate::protocol::settings::Settings;
+use crate::server::Cancelled;
 use crate::session::carry_over::executed::Executed;
 use crate::session::carry_over::look::PinReason;
 use crate::session::carry_over::{Shared, Statements};
@@ -208,7 +209,11 @@ impl Pooled {
                     return Poll::Ready(Turn::Cut(notice));
                 }
             }
-            let towards = match self.poll_client(cx, buffers) {
+            let towards = match self.is_cancelling(cx) {
+                true => Ok(Step::Waits),
+                false => self.poll_client(cx, buffers),
+            };
+            let towards = match towards {
                 Ok(step) => step,
                 Err(turn) => return Poll::Ready(turn),
             };
@@ -220,6 +225,22 @@ impl Pooled {
                 return Poll::Pending;
             }
         }
+    }
+
+    /// Whether a cancel is under way: what the client asks next must not be what it ends.
+    fn is_cancelling(&mut self, cx: &mut Context<'_>) -> bool {
+        let Some(server) = &mut self.server else {
+            return false;
+        };
+        let Some(cancel) = &mut server.cancel else {
+            return false;
+        };
+        let Poll::Ready(outcome) = Pin::new(cancel).poll(cx) else {
+            return true;
+        };
+        server.cancel = None;
+        server.is_spoiled |= !matches!(outcome, Ok(Cancelled::Over));
+        false
     }
 
     /// Writes what is held back for the client. Whether nothing is left.
@@ -258,7 +279,11 @@ impl Pooled {
                 .is_none_or(|cancel| cancel.is_finished())
         {
             let (way, key) = (server.way.clone(), server.key.clone());
-            server.cancel = Some(tokio::spawn(crate::server::cancel(way, key)));
+            server.cancel = Some(tokio::spawn(async move {
+                let outcome = crate::server::cancel(way, key).await;
+                drop(mail.cancellers);
+                outcome
+            }));
         }
         if mail.is_end && self.server.is_none() {
             return Err(SessionError::Ended {

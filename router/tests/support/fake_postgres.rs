@@ -41,6 +41,13 @@ struct Notes {
 }
 
 impl Notes {
+    /// Waits until this was seen.
+    async fn until(&self, is_so: impl FnMut(&Seen) -> bool) {
+        let mut seen = self.sender.lock().unwrap().subscribe();
+        // The sender lives as long as the notes.
+        let _ = seen.wait_for(is_so).await;
+    }
+
     fn note(&self, change: impl FnOnce(&mut Seen)) {
         self.sender.lock().unwrap().send_modify(change);
     }
@@ -100,6 +107,10 @@ async fn serve(mut stream: TcpStream, notes: &Notes) -> std::io::Result<()> {
             80_877_102 => {
                 notes.note(|seen| seen.cancels.push(packet));
                 notes.doom.notify_one();
+                let had = |seen: &Seen, text: &str| seen.queries.iter().any(|query| query == text);
+                notes
+                    .until(|seen| !had(seen, "wait long") || had(seen, "now"))
+                    .await;
                 return Ok(());
             }
             _ => {
@@ -170,6 +181,12 @@ fn zone(zone: &str) -> Vec<u8> {
     [b"S", &length[..], report.as_bytes()].concat()
 }
 
+async fn end_by_cancel(stream: &mut TcpStream, notes: &Notes, status: u8) -> std::io::Result<()> {
+    notes.until(|seen| !seen.cancels.is_empty()).await;
+    let error = b"E\0\0\0\x1aSERROR\0VERROR\0C57014\0\0Z\0\0\0\x05";
+    stream.write_all(&[&error[..], &[status]].concat()).await
+}
+
 async fn talk(mut stream: TcpStream, notes: &Notes) -> std::io::Result<()> {
     stream.write_all(GREETING).await?;
     let mut status = b'I';
@@ -206,6 +223,8 @@ async fn talk(mut stream: TcpStream, notes: &Notes) -> std::io::Result<()> {
         }
         match query.as_str() {
             query if query.ends_with("hang") => {}
+            // A query that only a cancel ends; after a long one a cancel's connection ends at the query `now`.
+            "wait" | "wait long" => end_by_cancel(&mut stream, notes, status).await?,
             // A message that never ends.
             "half" => stream.write_all(b"D\0\0\x10\0half").await?,
             "die" => return Ok(()),

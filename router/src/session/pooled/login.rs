@@ -1,6 +1,7 @@
 //! The log-in of a client at a pooled listener: start-up packet, authentication, greeting.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
@@ -9,7 +10,6 @@ use super::Pooled;
 use super::door::{Door, interned};
 use crate::auth::scram::MAX_MESSAGE;
 use crate::auth::{Malformed, Proven, ServerSide, Step};
-use crate::cancel;
 use crate::config::pooling::Mode;
 use crate::error::SessionError;
 use crate::listener::Listening;
@@ -23,6 +23,9 @@ use crate::session::{Client, first_packet, in_startup_time, meet, send};
 
 /// The newest minor version of the protocol that is spoken.
 const MINOR: u16 = 2;
+
+/// How long a cancel request waits for its end: a session that waits for a leader looks at its mail later.
+const CANCEL_TIME: Duration = Duration::from_secs(1);
 
 /// The longest message of a client that logs in, bytes.
 const MAX_ANSWER: usize = MAX_MESSAGE + 128;
@@ -152,7 +155,8 @@ async fn startup(
     }
 }
 
-/// A key that a session here was given reaches that session; in session mode another one may be a server's.
+/// A key that a session here was given reaches that session. Any other goes nowhere: PostgreSQL's own keys are
+/// told to no client. As PostgreSQL does, the connection closes when the cancel is over.
 async fn cancel_one(listening: &Arc<Listening>, registry: &Registry, packet: &[u8]) {
     let Ok(_permit) = listening.limits.cancels.try_acquire() else {
         return;
@@ -162,8 +166,9 @@ async fn cancel_one(listening: &Arc<Listening>, registry: &Registry, packet: &[u
     let (Some(process), Some(secret)) = (process.map(u32::from_be_bytes), packet.get(12..)) else {
         return;
     };
-    if !registry.cancel(process, secret) && listening.mode == Mode::Session {
-        cancel::pass_on(&listening.cluster, listening.kind(), packet).await;
+    if let Some(over) = registry.cancel(process, secret) {
+        // It ends by an error: nothing is ever sent.
+        let _ = timeout(CANCEL_TIME, over).await;
     }
 }
 
@@ -270,7 +275,9 @@ impl Pooled {
             self.carry_settings().await?;
             if let Some(server) = &self.server {
                 self.to_client = Default::default();
-                let key = (server.key.process, server.key.secret.clone());
+                // The process is the one of `pg_stat_activity`; the secret is good for this session only.
+                let secret = self.door.registry.new_secret().map_err(no_randomness)?;
+                let key = (server.key.process, secret.to_vec());
                 return Ok((Arc::new(server.reported.clone()), key));
             }
         }
