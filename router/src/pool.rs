@@ -61,8 +61,8 @@ pub struct Spec {
 type Key = (Box<str>, u64, Box<str>, Arc<str>);
 
 /// A pool of this core. Numbers are not used twice.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PoolId(u32);
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PoolId(u64);
 
 /// Why there is no server.
 #[derive(Clone, Debug)]
@@ -85,7 +85,8 @@ pub enum Checkout {
 
 #[derive(Default)]
 struct Pools {
-    pools: Vec<Option<Box<Pool>>>,
+    pools: BTreeMap<PoolId, Box<Pool>>,
+    next_pool: u64,
     by_key: BTreeMap<Key, PoolId>,
     next_waiter: u64,
     /// Kept, so that none is made per transaction.
@@ -110,6 +111,11 @@ pub fn checkout(pool: PoolId, waker: impl FnOnce() -> Waker) -> Checkout {
 /// Whether a server is idle in this pool.
 pub fn has_idle(pool: PoolId) -> bool {
     POOLS.with_borrow_mut(|pools| pools.get(pool).is_some_and(|pool| !pool.parked.is_empty()))
+}
+
+/// Whether there still is this pool: one that nobody used for long is gone.
+pub fn is_there(pool: PoolId) -> bool {
+    POOLS.with_borrow(|pools| pools.pools.contains_key(&pool))
 }
 
 /// Why the last server of this pool could not be opened, if none was since.
@@ -230,7 +236,7 @@ impl Drop for Ticket {
 
 impl Pools {
     fn get(&mut self, pool: PoolId) -> Option<&mut Pool> {
-        self.pools.get_mut(pool.0 as usize)?.as_deref_mut()
+        self.pools.get_mut(&pool).map(Box::as_mut)
     }
 
     fn ensure(&mut self, spec: &Arc<Spec>, way: &Arc<Way>) -> PoolId {
@@ -246,12 +252,13 @@ impl Pools {
             pool.way = way.clone();
             return id;
         }
-        let id = PoolId(u32::try_from(self.pools.len()).unwrap_or(u32::MAX));
+        self.next_pool += 1;
+        let id = PoolId(self.next_pool);
         // The minimum is one core's to keep.
         let is_first = cores::peers().is_none_or(|peers| peers.own == 0);
         let mut rules = spec.rules.clone();
         rules.min_size = if is_first { rules.min_size } else { 0 };
-        self.pools.push(Some(Box::new(Pool {
+        let pool = Pool {
             spec: spec.clone(),
             way: way.clone(),
             state: PoolState::new(rules, spec.budgets.clone()),
@@ -260,7 +267,8 @@ impl Pools {
             failure: None,
             hungry: Vec::new(),
             has_asked: false,
-        })));
+        };
+        self.pools.insert(id, Box::new(pool));
         self.by_key.insert(key, id);
         if !std::mem::replace(&mut self.has_janitor, true) {
             tokio::spawn(janitor());
@@ -413,11 +421,10 @@ impl Pools {
     /// Closes an idle server of another pool that counts in the same database's or user's budget.
     fn evict_for(&mut self, spec: &Spec, own: PoolId) -> bool {
         let mut effects = Vec::new();
-        for (at, pool) in self.pools.iter_mut().enumerate() {
-            let Some(pool) = pool else { continue };
+        for (id, pool) in &mut self.pools {
             let is_related = pool.spec.cluster == spec.cluster
                 && (pool.spec.database == spec.database || pool.spec.user == spec.user);
-            if at == own.0 as usize || !is_related || !pool.state.evict(&mut effects) {
+            if *id == own || !is_related || !pool.state.evict(&mut effects) {
                 continue;
             }
             for effect in effects.drain(..) {
@@ -480,12 +487,16 @@ impl Pools {
     }
 
     fn maintain(&mut self) {
-        for at in 0..self.pools.len() {
-            let id = PoolId(u32::try_from(at).unwrap_or(u32::MAX));
+        let now = clock::now();
+        let all: Vec<PoolId> = self.pools.keys().copied().collect();
+        for id in all {
             self.maintain_one(id);
-            let is_over = self.get(id).is_some_and(|pool| pool.state.is_over());
+            // Who was told and has not looked yet is still to hear it from this pool.
+            let is_over = self
+                .get(id)
+                .is_some_and(|pool| pool.state.is_over(now) && pool.waiters.is_empty());
             if is_over {
-                self.pools[at] = None;
+                self.pools.remove(&id);
                 self.by_key.retain(|_, known| *known != id);
             }
         }
@@ -505,7 +516,7 @@ async fn janitor() {
 /// counts.
 pub fn counts() -> Vec<(Box<str>, Arc<str>, state::Counts)> {
     POOLS.with_borrow(|pools| {
-        let open = pools.pools.iter().flatten();
+        let open = pools.pools.values();
         open.map(|pool| {
             (
                 pool.spec.database.clone(),

@@ -109,20 +109,19 @@ impl Runner for Script {
             "lost" => state.lost(ServerId(number()), now, &mut effects),
             "connected" => state.connected(ServerId(number()), now, &mut effects),
             "failed" => {
-                let failure = match args.next_pos().unwrap() {
-                    "lasting" => Failure::Lasting,
-                    _ => Failure::Passing,
-                };
+                let is_lasting = args.next_pos() == Some("lasting");
+                let failure = [Failure::Passing, Failure::Lasting][usize::from(is_lasting)];
                 state.connect_failed(ServerId(number()), failure, now, &mut effects);
             }
             "maintain" => state.maintain(now, &mut effects),
             "evict" => said.push(state.evict(&mut effects).to_string()),
             "hand_away" => said.push(format!("{:?}", state.hand_away().map(|s| s.0))),
             "adopt" => {
-                let server = state.adopt(now, now, &mut effects);
-                said.push(format!("adopted as s{}", server.0));
+                let server = state.adopt(now, now, &mut effects).0;
+                said.push(format!("adopted as s{server}"));
             }
             "close" => state.close_all(&mut effects),
+            "over" => said.push(state.is_over(now).to_string()),
             "counts" => said.push(format!("{:?}", state.counts())),
             other => return Err(format!("no such command: {other}").into()),
         }

@@ -20,6 +20,9 @@ pub const PARALLEL_CONNECTS: usize = 4;
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 /// The longest such pause.
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// A pool in which nobody has waited and no server was for this long is taken down: clients choose the names
+/// of databases.
+pub const EMPTY_FOR: Duration = Duration::from_secs(60);
 
 /// A server of one pool on one core.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -145,6 +148,10 @@ pub struct PoolState {
     pause: Duration,
     retry_at: Moment,
     is_closed: bool,
+    /// PostgreSQL refused the last log-in: only clients who ask for one bring about another.
+    is_refused: bool,
+    /// Since when there is nobody and nothing.
+    empty_since: Option<Moment>,
 }
 
 impl PoolState {
@@ -161,6 +168,8 @@ impl PoolState {
             pause: Duration::ZERO,
             retry_at: Moment::default(),
             is_closed: false,
+            is_refused: false,
+            empty_since: None,
         }
     }
 
@@ -176,6 +185,7 @@ impl PoolState {
         now: Moment,
         effects: &mut Vec<Effect>,
     ) -> Option<ServerId> {
+        self.empty_since = None;
         if let Some(server) = self.idle.pop() {
             self.mark(server, Condition::Active, now);
             return Some(server);
@@ -235,6 +245,7 @@ impl PoolState {
         self.connecting -= 1;
         self.pause = Duration::ZERO;
         self.retry_at = Moment::default();
+        self.is_refused = false;
         self.checkin(server, now, effects);
         self.open(now, effects);
     }
@@ -256,6 +267,7 @@ impl PoolState {
             Failure::Lasting => LONGEST_PAUSE,
         };
         self.retry_at = now + self.pause;
+        self.is_refused = failure == Failure::Lasting;
         match failure {
             Failure::Lasting => self.refuse_all(Refusal::Rejected, effects),
             Failure::Passing if self.waiting.is_empty() => {}
@@ -328,10 +340,17 @@ impl PoolState {
         while self.servers.len() < self.rules.min_size
             && self.connecting < PARALLEL_CONNECTS
             && !has_paused
+            && !self.is_refused
             && self.budgets.take(0)
         {
             self.connect(now, effects);
         }
+        let is_kept = self.rules.min_size > 0 && !self.is_refused;
+        let is_empty = self.servers.is_empty() && self.waiting.is_empty() && !is_kept;
+        self.empty_since = match is_empty {
+            true => self.empty_since.or(Some(now)),
+            false => None,
+        };
     }
 
     fn expired(&self, server: ServerId, left: usize, now: Moment) -> Option<CloseReason> {
@@ -354,9 +373,13 @@ impl PoolState {
         self.refuse_all(Refusal::PoolClosed, effects);
     }
 
-    /// Whether nothing is left of a closed pool.
-    pub fn is_over(&self) -> bool {
-        self.is_closed && self.servers.is_empty() && self.waiting.is_empty()
+    /// Whether nothing is left of a closed pool, or nobody has used this one for [`EMPTY_FOR`].
+    pub fn is_over(&self, now: Moment) -> bool {
+        let is_empty = self.servers.is_empty() && self.waiting.is_empty();
+        let is_unused = self
+            .empty_since
+            .is_some_and(|since| now.since(since) >= EMPTY_FOR);
+        is_empty && (self.is_closed || is_unused)
     }
 
     /// How many there are.

@@ -120,6 +120,7 @@ impl Pooled {
             let version = listening.cluster.version();
             if let Some((known, pool)) = self.route
                 && known == version
+                && pool::is_there(pool)
             {
                 return Ok(pool);
             }
