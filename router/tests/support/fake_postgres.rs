@@ -187,6 +187,17 @@ async fn end_by_cancel(stream: &mut TcpStream, notes: &Notes, status: u8) -> std
     stream.write_all(&[&error[..], &[status]].concat()).await
 }
 
+/// An answer without rows, with what it reports.
+async fn done(stream: &mut TcpStream, query: &str, status: u8) -> std::io::Result<()> {
+    stream.write_all(&report(query)).await?;
+    let tag: &[u8] = match query {
+        "reset all" => b"C\0\0\0\x0aRESET\0",
+        _ => b"C\0\0\0\x09DONE\0",
+    };
+    stream.write_all(tag).await?;
+    stream.write_all(&[b'Z', 0, 0, 0, 5, status]).await
+}
+
 async fn talk(mut stream: TcpStream, notes: &Notes) -> std::io::Result<()> {
     stream.write_all(GREETING).await?;
     let mut status = b'I';
@@ -251,15 +262,7 @@ async fn talk(mut stream: TcpStream, notes: &Notes) -> std::io::Result<()> {
             }
             "lie" => stream.write_all(b"Z\xff\xff\xff\xff").await?,
             query if query.starts_with("rows ") => rows(&mut stream, query).await?,
-            query => {
-                stream.write_all(&report(query)).await?;
-                let tag: &[u8] = match query {
-                    "reset all" => b"C\0\0\0\x0aRESET\0",
-                    _ => b"C\0\0\0\x09DONE\0",
-                };
-                stream.write_all(tag).await?;
-                stream.write_all(&[b'Z', 0, 0, 0, 5, status]).await?;
-            }
+            query => done(&mut stream, query, status).await?,
         }
     }
 }
