@@ -187,7 +187,7 @@ fn make_pipe(path: &Path) {
 }
 
 async fn fires_in_silence(fence: &Fenced, door: &Postgres, pipe: &mut File) {
-    // It counts 4 s, so with 3 s left it is told to count less, and in the last second it is not pinged any more.
+    // It counts 4 s, so with 3 s left it is told to count less, and at last a second, which the lease's reserve is for.
     let deadline = clock::now() + Duration::from_secs(3);
     fence.0.arm(deadline).unwrap();
     let armed = clock::now();
@@ -209,10 +209,13 @@ async fn fires_in_silence(fence: &Fenced, door: &Postgres, pipe: &mut File) {
         door.is_dead().await.then_some(())
     })
     .await;
-    let stopped = wait_for("the magic close", String::new, async || {
-        Some(got(pipe)).filter(|bytes| !bytes.is_empty())
-    });
-    assert_eq!(stopped.await, "V");
+    let mut last = String::new();
+    wait_for("the magic close", String::new, async || {
+        last.push_str(&got(pipe));
+        last.ends_with('V').then_some(())
+    })
+    .await;
+    assert_eq!(last.trim_start_matches('1'), "V");
 }
 
 #[test]
