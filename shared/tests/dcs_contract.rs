@@ -298,9 +298,10 @@ async fn follows_a_cluster(dcs: Arc<dyn Dcs>) {
     assert!(view.is_complete && view.read_at.is_some() && view.went_back.is_none());
 
     // The last good settings stand while the text is unusable, and the view says so.
-    write(&*dcs, "/service/demo/config", r#"{"ttl":"x"}"#).await;
+    write(&*dcs, "/service/demo/config", "no JSON").await;
     let view = follow.refresh.now().await.unwrap();
     assert_eq!(view.topology.settings_or_default().ttl.as_secs(), 7);
+    assert!(view.topology.is_config_unreadable);
     assert_eq!(view.unreadable.len(), 1);
 
     let delete = txn(
