@@ -2,9 +2,16 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "pooled/cancels.rs"]
+mod cancels;
+#[path = "pooled/lost_leader.rs"]
+mod lost_leader;
 mod support {
+    #[path = "../support/client.rs"]
     pub mod client;
+    #[path = "../support/fake_postgres.rs"]
     pub mod fake_postgres;
+    #[path = "../support/stack.rs"]
     pub mod stack;
 }
 
@@ -367,37 +374,6 @@ async fn a_server_that_says_what_was_not_asked_is_nobodys() {
     assert_eq!(seen.startups.len(), 3);
 }
 
-#[tokio::test]
-async fn a_cancel_reaches_the_server_of_the_session_and_only_while_it_works() {
-    let (stack, mut a) = led(Mode::Transaction).await;
-    let mut one = stack.client().await;
-    one.send(&startup("app")).await;
-    let key = loop {
-        let (kind, body) = one.message().await;
-        if kind == b'K' {
-            break body;
-        }
-    };
-    one.ready().await;
-    let request = [&[0, 0, 0, 16, 4, 210, 22, 46][..], &key].concat();
-    let cancel = async || {
-        let mut canceller = stack.client().await;
-        canceller.send(&request).await;
-        assert_eq!(canceller.rest().await, b"");
-    };
-    cancel().await;
-    assert_eq!(ask(&mut one, "select 1").await, "CZI");
-    one.query("hang").await;
-    a.until(|seen| seen.queries.len() == 2).await;
-    cancel().await;
-    let seen = a.until(|seen| !seen.cancels.is_empty()).await;
-    // With the server's own key, which the client never saw.
-    assert_eq!(
-        seen.cancels,
-        [[0, 0, 0, 16, 4, 210, 22, 46, 0, 0, 0, 9, 1, 2, 3, 4].to_vec()]
-    );
-}
-
 /// A client that is logged in, and its cancel key.
 async fn keyed(stack: &Stack) -> (Client, Vec<u8>) {
     let mut client = stack.client().await;
@@ -410,168 +386,6 @@ async fn keyed(stack: &Stack) -> (Client, Vec<u8>) {
     };
     client.ready().await;
     (client, key)
-}
-
-/// Sends a cancel request and waits for its end.
-async fn cancel(stack: &Stack, key: &[u8]) {
-    let mut canceller = stack.client().await;
-    let request = [&[0, 0, 0, 16, 4, 210, 22, 46][..], key].concat();
-    canceller.send(&request).await;
-    assert_eq!(canceller.rest().await, b"");
-}
-
-#[tokio::test]
-async fn the_key_of_a_session_that_is_over_reaches_nobody() {
-    let (stack, mut a) = led(Mode::Session).await;
-    let (mut one, key) = keyed(&stack).await;
-    one.send(&message(b'X', b"")).await;
-    // The same server, whose own secret no client has seen.
-    let (mut two, own) = keyed(&stack).await;
-    assert!(key != own && key[4..] != [1, 2, 3, 4]);
-    two.query("wait").await;
-    a.until(|seen| seen.queries.iter().any(|q| q == "wait"))
-        .await;
-    cancel(&stack, &key).await;
-    cancel(&stack, &[0, 0, 0, 9, 1, 2, 3, 4]).await;
-    // Those before it would have come first.
-    cancel(&stack, &own).await;
-    assert_eq!(error(&mut two).await, "57014");
-    assert_eq!(answer(&mut two).await, "ZI");
-    let seen = a.until(|seen| !seen.cancels.is_empty()).await;
-    assert_eq!((seen.startups.len(), seen.cancels.len()), (1, 1));
-}
-
-#[tokio::test]
-async fn a_server_whose_cancel_did_not_end_is_nobody_elses() {
-    let (stack, mut a) = led(Mode::Transaction).await;
-    let (mut one, key) = keyed(&stack).await;
-    one.query("wait long").await;
-    a.until(|seen| seen.queries.len() == 1).await;
-    cancel(&stack, &key).await;
-    assert_eq!(error(&mut one).await, "57014");
-    assert_eq!(answer(&mut one).await, "ZI");
-    let mut two = stack.session().await;
-    assert_eq!(ask(&mut two, "select 2").await, "CZI");
-    let seen = a.until(|seen| seen.queries.len() == 2).await;
-    assert_eq!(seen.startups.len(), 2, "it was given to the next client");
-}
-
-#[tokio::test]
-async fn what_a_client_asks_after_its_cancel_waits_for_the_end_of_it() {
-    let mut a = FakePostgres::start(false).await;
-    let two_servers = ONE.replace("size: 1", "size: 2");
-    let stack = stack(Mode::Session, &two_servers).await;
-    stack.lead("a", a.address).await;
-    let mut other = stack.session().await;
-    let (mut one, key) = keyed(&stack).await;
-    one.query("wait long").await;
-    a.until(|seen| seen.queries.len() == 1).await;
-    let began = clock::now();
-    cancel(&stack, &key).await;
-    assert_eq!(error(&mut one).await, "57014");
-    assert_eq!(answer(&mut one).await, "ZI");
-    one.query("select next").await;
-    assert_eq!(ask(&mut other, "now").await, "CZI");
-    assert_eq!(answer(&mut one).await, "CZI");
-    let seen = a.until(|seen| seen.queries.len() == 3).await;
-    // Later than this the router has given the cancel up, and the server with it.
-    if clock::now().since(began) < CONNECT_TIME {
-        assert_eq!(seen.queries, ["wait long", "now", "select next"]);
-    }
-}
-
-#[tokio::test]
-async fn a_request_that_waits_for_a_server_is_cancelled_here() {
-    let (stack, a) = led(Mode::Transaction).await;
-    let mut one = stack.session().await;
-    ask(&mut one, "begin").await;
-    let mut two = stack.client().await;
-    two.send(&startup("app")).await;
-    let key = loop {
-        let (kind, body) = two.message().await;
-        if kind == b'K' {
-            break body;
-        }
-    };
-    two.ready().await;
-    two.query("select 2").await;
-    // Sent again until the request has come to wait.
-    let mut canceller = stack.client().await;
-    let request = [&[0, 0, 0, 16, 4, 210, 22, 46][..], &key].concat();
-    canceller.send(&request).await;
-    let answered = async {
-        let mut looks = tokio::time::interval(Duration::from_millis(50));
-        loop {
-            tokio::select! {
-                code = error(&mut two) => return code,
-                _ = looks.tick() => {
-                    let mut canceller = stack.client().await;
-                    canceller.send(&request).await;
-                }
-            }
-        }
-    };
-    assert_eq!(answered.await, "57014");
-    assert_eq!(answer(&mut two).await, "ZI");
-    ask(&mut one, "commit").await;
-    assert_eq!(ask(&mut two, "select 3").await, "CZI");
-    drop(a);
-}
-
-#[tokio::test]
-async fn an_idle_client_does_not_notice_a_change_of_leader() {
-    let (stack, mut a) = led(Mode::Transaction).await;
-    let mut b = FakePostgres::start(false).await;
-    let mut one = stack.session().await;
-    assert_eq!(ask(&mut one, "select 1").await, "CZI");
-    stack.put("leader", "b").await;
-    a.until(|seen| seen.ended == 1).await;
-    one.query("select 2").await;
-    stack.member("b", b.address, "primary").await;
-    assert_eq!(answer(&mut one).await, "CZI");
-    b.until(|seen| seen.queries == ["select 2"]).await;
-}
-
-#[tokio::test]
-async fn a_transaction_on_a_lost_leader_hears_40001_and_its_session_goes_on() {
-    let (stack, mut a) = led(Mode::Transaction).await;
-    let b = FakePostgres::start(false).await;
-    let mut one = stack.session().await;
-    ask(&mut one, "begin").await;
-    stack.put("leader", "b").await;
-    a.until(|seen| seen.ended == 1).await;
-    stack.member("b", b.address, "primary").await;
-    one.query("select 1").await;
-    assert_eq!(error(&mut one).await, "40001");
-    assert_eq!(answer(&mut one).await, "ZE");
-    one.query("select 2").await;
-    assert_eq!(error(&mut one).await, "25P02");
-    assert_eq!(answer(&mut one).await, "ZE");
-    assert_eq!(ask(&mut one, "commit").await, "CZI");
-    assert_eq!(ask(&mut one, "select 3").await, "CZI");
-}
-
-#[tokio::test]
-async fn an_unanswered_commit_hears_08007_and_its_session_goes_on() {
-    for (statements, code, status) in [
-        (&["hang"][..], "08007", "ZI"),
-        (&["begin", "hang"], "40001", "ZE"),
-        (&["begin", "commit; hang"], "08007", "ZI"),
-        (&["stop"], "08007", "ZI"),
-        (&["begin", "stop"], "40001", "ZE"),
-    ] {
-        let (stack, mut a) = led(Mode::Transaction).await;
-        let mut one = stack.session().await;
-        let (last, before) = statements.split_last().unwrap();
-        for sql in before {
-            ask(&mut one, sql).await;
-        }
-        one.query(last).await;
-        a.until(|seen| seen.queries.iter().any(|q| q == last)).await;
-        stack.delete("leader").await;
-        assert_eq!(error(&mut one).await, code, "{statements:?}");
-        assert_eq!(answer(&mut one).await, status, "{statements:?}");
-    }
 }
 
 fn parse(name: &str, sql: &str) -> Vec<u8> {
@@ -594,123 +408,6 @@ fn query(sql: &str) -> Vec<u8> {
     message(b'Q', format!("{sql}\0").as_bytes())
 }
 
-/// What a client hears whose leader is lost after these batches, of which the last is not answered.
-async fn told_after(mode: Mode, pooling: &str, batches: &[Vec<u8>]) -> String {
-    let mut a = FakePostgres::start(false).await;
-    let stack = stack(mode, pooling).await;
-    stack.lead("a", a.address).await;
-    let mut one = stack.session().await;
-    let (last, before) = batches.split_last().unwrap();
-    for batch in before {
-        one.send(batch).await;
-        answer(&mut one).await;
-    }
-    // Header and rest come apart.
-    one.send(&last[..5]).await;
-    let mut other = stack.client().await;
-    other.send(&SSL_REQUEST).await;
-    other.expect(b"N").await;
-    one.send(&last[5..]).await;
-    a.until(|seen| {
-        let is_hanging = |query: &String| query.ends_with("hang");
-        let is_execute = |(kind, _): &(char, Vec<u8>)| *kind == 'E';
-        seen.queries.iter().any(is_hanging) || seen.messages.iter().any(is_execute)
-    })
-    .await;
-    stack.delete("leader").await;
-    loop {
-        let (kind, body) = one.message().await;
-        if kind == b'E' {
-            let code = body.split(|b| *b == 0).find(|f| f.first() == Some(&b'C'));
-            return String::from_utf8_lossy(&code.unwrap()[1..]).into_owned();
-        }
-    }
-}
-
-#[tokio::test]
-async fn whatever_may_have_committed_is_told_08007() {
-    let unprepared = ONE.replace("size: 1", "size: 1, max_prepared_statements: 0");
-    let (commit, insert) = ("commit -- hang", "insert into t values (1) -- hang");
-    let prepared = |name: &str, sql: &str| [parse(name, sql), sync()].concat();
-    let run = |name: &str| [bind("", name), execute(""), sync()].concat();
-    let (begin, listen) = (query("begin"), query("listen x"));
-    let bound = [bind("p", "c"), sync()].concat();
-    let ported = [execute("p"), sync()].concat();
-    let unasked = [parse("", "begin"), sync(), query(insert)].concat();
-    let long = query(&format!("commit /* {} */ -- hang", "x".repeat(1 << 20)));
-    let (mode, other) = (Mode::Transaction, Mode::Session);
-    let first = || begin.clone();
-    let held = vec![first(), prepared("c", commit), bound, ported];
-    let named = |sql: &str| vec![first(), prepared("c", sql), run("c")];
-    let unnamed = |sql: &str| vec![first(), prepared("", sql), run("")];
-    for (mode, pooling, batches, code) in [
-        (other, ONE, vec![first(), query(commit)], "08007"),
-        (other, ONE, vec![first(), query(insert)], "57P01"),
-        (other, ONE, named(commit), "08007"),
-        (other, ONE, named(insert), "57P01"),
-        (other, ONE, vec![first(), long], "08007"),
-        (mode, ONE, vec![listen, first(), query(commit)], "08007"),
-        (mode, ONE, unnamed(commit), "08007"),
-        (mode, ONE, unnamed(insert), "40001"),
-        (mode, &unprepared, named(commit), "08007"),
-        (mode, ONE, held, "08007"),
-        (mode, ONE, vec![unasked], "08007"),
-    ] {
-        let told = told_after(mode, pooling, &batches).await;
-        let said: Vec<_> = batches.iter().map(|b| String::from_utf8_lossy(b)).collect();
-        let said: Vec<String> = said.iter().map(|s| s.chars().take(80).collect()).collect();
-        assert_eq!(told, code, "{mode:?} {said:?}");
-    }
-}
-
-/// Stops both cores until what it returns is dropped: what happens meanwhile they find all at once.
-async fn hold_cores(stack: &Stack) -> Vec<std::sync::mpsc::Sender<()>> {
-    let (held, mut threads) = tokio::sync::mpsc::unbounded_channel();
-    let mut holds = Vec::new();
-    // Each goes to the core with the fewest sessions, which are as many on both or one more.
-    for _ in 0..4 {
-        let (hold, until) = std::sync::mpsc::channel();
-        let held = held.clone();
-        stack._cores.spawn(async move {
-            let _ = held.send(std::thread::current().id());
-            let _ = until.recv();
-        });
-        holds.push(hold);
-    }
-    let stopped = async {
-        let first = threads.recv().await;
-        while threads.recv().await == first {}
-    };
-    let stopped = tokio::time::timeout(Duration::from_secs(20), stopped).await;
-    stopped.unwrap();
-    holds
-}
-
-#[tokio::test]
-async fn a_request_that_was_begun_when_its_server_was_lost_is_read_to_its_end() {
-    let (stack, mut a) = led(Mode::Transaction).await;
-    let mut one = stack.session().await;
-    ask(&mut one, "begin").await;
-    ask(&mut one, "doom").await;
-    let hold = hold_cores(&stack).await;
-    let second = query("select 2, 'Q and what else looks like a header'");
-    let (half, rest) = second.split_at(20);
-    one.send(&[query("select 1"), half.to_vec()].concat()).await;
-    let mut cancel = tokio::net::TcpStream::connect(a.address).await.unwrap();
-    let request = [&[0, 0, 0, 16, 4, 210, 22, 46][..], &[0; 8]].concat();
-    tokio::io::AsyncWriteExt::write_all(&mut cancel, &request)
-        .await
-        .unwrap();
-    a.until(|seen| seen.ended == 1).await;
-    drop(hold);
-    assert_eq!(error(&mut one).await, "40001");
-    assert_eq!(answer(&mut one).await, "ZE");
-    one.send(rest).await;
-    assert_eq!(error(&mut one).await, "25P02");
-    assert_eq!(answer(&mut one).await, "ZE");
-    assert_eq!(ask(&mut one, "rollback").await, "CZI");
-}
-
 #[tokio::test]
 async fn what_the_router_answers_itself_waits_for_nothing_after_a_flush() {
     let (stack, _a) = led(Mode::Transaction).await;
@@ -728,36 +425,6 @@ async fn what_the_router_answers_itself_waits_for_nothing_after_a_flush() {
     let many = parse("t", "select 1").repeat(70_000);
     one.send(&[many, sync()].concat()).await;
     assert_eq!(answer(&mut one).await.len(), 70_002);
-}
-
-#[tokio::test]
-async fn a_client_in_a_transaction_hears_that_the_router_stops() {
-    let (stack, _a) = led(Mode::Transaction).await;
-    let mut one = stack.session().await;
-    ask(&mut one, "begin").await;
-    stack.cluster.lanes.end_all(clock::now());
-    let (code, message) = one.fatal().await;
-    assert_eq!(code, "57P01");
-    assert!(message.contains("router is stopping"), "{message}");
-}
-
-#[tokio::test]
-async fn a_client_pinned_to_a_lost_leader_hears_what_session_mode_says() {
-    for (mode, first) in [(Mode::Transaction, "listen x"), (Mode::Session, "select 1")] {
-        let (stack, _a) = led(mode).await;
-        let mut one = stack.session().await;
-        ask(&mut one, first).await;
-        stack.delete("leader").await;
-        assert_eq!(one.fatal().await.0, "57P01");
-        let (stack, mut a) = led(mode).await;
-        let mut one = stack.session().await;
-        ask(&mut one, first).await;
-        one.query("hang").await;
-        a.until(|seen| seen.queries.iter().any(|q| q == "hang"))
-            .await;
-        stack.delete("leader").await;
-        assert_eq!(one.fatal().await.0, "08007");
-    }
 }
 
 #[tokio::test]
