@@ -100,7 +100,8 @@ struct Race<'a, T> {
     /// The endpoints of another store, or of one without its memory, each with what it said.
     went_back: Vec<(usize, String)>,
     gone: u32,
-    last_failure: String,
+    /// The last cause that an attempt named, else that it was not answered.
+    last_failure: Option<String>,
 }
 
 /// Asks the endpoints in their order until one answers.
@@ -120,7 +121,7 @@ pub(super) async fn race<T: Send + 'static>(
         lost: None,
         went_back: Vec::new(),
         gone: 0,
-        last_failure: "no attempt was made".to_owned(),
+        last_failure: None,
     };
     race.run().await
 }
@@ -201,11 +202,11 @@ impl<T: Send + 'static> Race<'_, T> {
         match failure {
             Failure::NotExecuted(why) => {
                 self.endpoints.failed(index, &why);
-                self.last_failure = why;
+                self.last_failure = Some(why);
             }
             Failure::Unknown(why) => {
                 self.endpoints.failed(index, &why);
-                self.last_failure.clone_from(&why);
+                self.last_failure.get_or_insert_with(|| why.clone());
                 if self.plan.is_write && !self.plan.is_repeatable {
                     return Err(self.unknown(index, why));
                 }
@@ -223,7 +224,7 @@ impl<T: Send + 'static> Race<'_, T> {
                 if !self.went_back.iter().any(|(other, _)| *other == index) {
                     self.went_back.push((index, why.clone()));
                 }
-                self.last_failure = why;
+                self.last_failure = Some(why);
             }
             Failure::Final(error) => return Err(self.definite(index, error)),
         }
@@ -276,11 +277,36 @@ impl<T: Send + 'static> Race<'_, T> {
             .collect();
         DcsError::Unreachable {
             tried: tried.join(", "),
-            why: if self.in_flight.is_empty() {
-                self.last_failure.clone()
-            } else {
-                format!("no answer within {budget:?}")
-            },
+            // Of a cause that is known more can be learned than of an attempt that was under way at the end.
+            why: self
+                .last_failure
+                .take()
+                .unwrap_or_else(|| format!("no answer within {budget:?}")),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::*;
+    use crate::dcs::etcd::EtcdConfig;
+
+    #[tokio::test]
+    async fn a_cause_is_told_although_a_later_attempt_was_under_way_at_the_end() {
+        let config = serde_json::json!({"hosts": "127.0.0.1:1"});
+        let config: EtcdConfig = serde_json::from_value(config).unwrap();
+        let endpoints = Endpoints::new(&config).unwrap();
+        let has_failed = Arc::new(AtomicBool::new(false));
+        let request = |_: Arc<Endpoint>| -> Attempt<()> {
+            match has_failed.swap(true, Ordering::Relaxed) {
+                false => Box::pin(async { Err(Failure::NotExecuted("a certificate".into())) }),
+                true => Box::pin(std::future::pending()),
+            }
+        };
+        let plan = Plan::repeatable(Duration::from_millis(200));
+        let error = race(&endpoints, plan, &request).await.err().unwrap();
+        assert!(error.to_string().ends_with("a certificate"), "{error}");
     }
 }
