@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinHandle;
 use trunkline_shared::cluster::topology::FactKey;
-use trunkline_shared::cluster::{Lsn, MemberName, Moment};
+use trunkline_shared::cluster::{Lsn, MemberName, Moment, Topology};
 use trunkline_shared::dcs::keys::Keys;
 use trunkline_shared::dcs::watch::{Remembered, View};
 
@@ -96,12 +96,7 @@ impl StoreBeside {
             return;
         }
         let now = Kept::of(view, &self.keys, &self.name);
-        let kept = self
-            .written
-            .as_ref()
-            .map_or(Lsn(0), |(kept, _)| kept.optime);
-        let is_overtaken = seen.local.is_behind_unrecorded(&view.topology, kept);
-        if !is_overtaken && !self.is_due(&now, seen.now) {
+        if !self.is_due(&now, (&seen.local, &view.topology), seen.now) {
             return;
         }
         let Ok(text) = serde_json::to_string(&now) else {
@@ -116,9 +111,10 @@ impl StoreBeside {
         });
     }
 
-    fn is_due(&self, now: &Kept, at: Moment) -> bool {
+    fn is_due(&self, now: &Kept, (local, shown): (&Local, &Topology), at: Moment) -> bool {
         match &self.written {
             None => true,
+            Some((written, _)) if local.is_behind_unrecorded(shown, written.optime) => true,
             Some((written, since)) if written.decides(&self.keys) == now.decides(&self.keys) => {
                 written.store.revision < now.store.revision && at.since(*since) > REVISION_LAG
             }
@@ -168,7 +164,7 @@ mod tests {
     use trunkline_shared::cluster::sync_state::SyncState;
     use trunkline_shared::cluster::timeline::TimelineEnd;
     use trunkline_shared::cluster::topology::{ClaimedTimeline, Initialize};
-    use trunkline_shared::cluster::{ClusterName, SystemId, Timeline, TimelineHistory, Topology};
+    use trunkline_shared::cluster::{ClusterName, SystemId, Timeline, TimelineHistory};
     use trunkline_shared::dcs::belief::Belief;
     use trunkline_shared::dcs::{Header, Revision};
 
@@ -242,18 +238,26 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (mut beside, _) = StoreBeside::open(dir.path(), &keys, &name);
         let at = |seconds| Moment(0) + Duration::from_secs(seconds);
-        assert!(beside.is_due(&kept(100, 90), at(100)));
+        let due_by = |beside: &StoreBeside, view: &View, seconds| {
+            let now = Kept::of(view, &keys, &name);
+            beside.is_due(&now, (&Local::Empty, &view.topology), at(seconds))
+        };
+        let due = |beside: &StoreBeside, revision, sync, seconds| {
+            due_by(beside, &view(revision, sync), seconds)
+        };
+        assert!(due(&beside, 100, 90, 100));
         beside.written = Some((kept(100, 90), at(100)));
-        assert!(!beside.is_due(&kept(120, 90), at(110)));
-        assert!(beside.is_due(&kept(120, 90), at(131)));
-        assert!(!beside.is_due(&kept(100, 90), at(131)), "nothing is new");
-        assert!(beside.is_due(&kept(120, 120), at(101)));
+        assert!(!due(&beside, 120, 90, 110));
+        assert!(due(&beside, 120, 90, 131));
+        assert!(!due(&beside, 100, 90, 131), "nothing is new");
+        assert!(due(&beside, 120, 120, 101));
         let mut moved = view(120, 90);
         Arc::make_mut(&mut Arc::make_mut(&mut moved.topology).status).optime = Lsn(5);
-        assert!(!beside.is_due(&Kept::of(&moved, &keys, &name), at(110)));
+        assert!(!due_by(&beside, &moved, 110));
         beside.data_replaced();
-        assert!(beside.is_due(&kept(120, 90), at(110)));
+        assert!(due(&beside, 120, 90, 110));
     }
+
     #[test]
     fn that_it_lacks_too_much_is_written_while_it_would_not_show() {
         let local = Local::Stopped(Stopped {
@@ -267,11 +271,21 @@ mod tests {
             is_half_rewound: false,
             crashed_at: None,
         });
-        let overtaken = |published: u64, kept: u64| {
+        let keys = Keys::new("service", &ClusterName::new("demo"));
+        let name = MemberName::new("a");
+        let shows = |optime: u64| {
             let mut view = view(100, 90);
             let topology = Arc::make_mut(&mut view.topology);
-            Arc::make_mut(&mut topology.status).optime = Lsn(published);
-            local.is_behind_unrecorded(&view.topology, Lsn(kept))
+            Arc::make_mut(&mut topology.status).optime = Lsn(optime);
+            view
+        };
+        let dir = tempfile::tempdir().unwrap();
+        let (mut beside, _) = StoreBeside::open(dir.path(), &keys, &name);
+        let mut overtaken = |published: u64, kept: u64| {
+            beside.written = Some((Kept::of(&shows(kept), &keys, &name), Moment(0)));
+            let view = shows(published);
+            let now = Kept::of(&view, &keys, &name);
+            beside.is_due(&now, (&local, &view.topology), Moment(0))
         };
         let limit = 1_048_576;
         assert!(!overtaken(5_000_000 + limit, 0), "it may lead");
@@ -279,7 +293,7 @@ mod tests {
         assert!(overtaken(9_000_000, 5_000_000 + limit));
         assert!(!overtaken(9_000_000, 5_000_001 + limit), "that says enough");
         // What it wrote beyond the point where the newest history left its own is nobody's.
-        let mut view = view(100, 90);
+        let mut view = shows(4_500_000);
         let topology = Arc::make_mut(&mut view.topology);
         topology.claimed = ClaimedTimeline {
             timeline: Timeline(2),
@@ -290,7 +304,6 @@ mod tests {
             end: Lsn(3_000_000),
         };
         topology.history = Arc::new(TimelineHistory::new(vec![ended]));
-        Arc::make_mut(&mut topology.status).optime = Lsn(4_500_000);
         assert!(local.is_behind_unrecorded(&view.topology, Lsn(3_500_000)));
     }
 }

@@ -1,11 +1,16 @@
 //! Files as sites that run Patroni have them, but for addresses and paths, and for the store where they name another.
 
+use std::time::Duration;
+
 use rustix::process::Signal;
+use trunkline_agent::lease::state::margin;
 use trunkline_agent::postgres::{Postgres, PostgresConfig};
+use trunkline_agent::watchdog::RESERVE;
+use trunkline_shared::service::clock;
 
 use super::agents::Agents;
 use super::servers::{Servers, on_every_major};
-use super::{answer, leads, wait_for};
+use super::{answer, deadline, leads, wait_for};
 
 /// Three machines with everything at its defaults: names and addresses are placeholders that the environment
 /// overrides, the socket lies in the data directory, everybody comes in by password, and what the cluster is made with
@@ -239,6 +244,21 @@ fn a_member_that_requires_a_watchdog_does_not_lead_without_and_says_so_until_the
             agents.write(1, &text.replace("mode: required", "mode: automatic"));
             agents.signal(1, Signal::HUP);
             leads(&agents, &primary, 1).await;
+            // The lease leaves a device its time, which shows best right after a renewal.
+            let before = deadline(&agents, 1);
+            let left = wait_for(
+                "a renewal",
+                || agents.told(),
+                async || {
+                    let now = deadline(&agents, 1);
+                    now.filter(|_| now != before)
+                        .map(|at| at.since(clock::now()))
+                },
+            )
+            .await;
+            let ttl = Duration::from_secs(5);
+            let most = ttl - margin(ttl) - RESERVE;
+            assert!(left <= most, "{left:?}");
         },
     );
 }

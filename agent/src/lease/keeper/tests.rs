@@ -23,6 +23,7 @@ struct Bench {
     dcs: Arc<MemoryDcs>,
     keys: Keys,
     dir: tempfile::TempDir,
+    reserve: Duration,
 }
 
 impl Bench {
@@ -31,6 +32,7 @@ impl Bench {
             dcs: Arc::new(MemoryDcs::new()),
             keys: Keys::new("service", &ClusterName::new("demo")),
             dir: tempfile::tempdir().unwrap(),
+            reserve: Duration::ZERO,
         }
     }
 
@@ -58,7 +60,7 @@ impl Bench {
             authority: self.dir.path().join(format!("{name}.authority")),
             speaker: Speaker::default(),
             settled: None,
-            reserve: Duration::ZERO,
+            reserve: self.reserve,
         };
         spawn(config, arming, move || Some(dcs)).unwrap()
     }
@@ -261,6 +263,21 @@ async fn a_free_key_is_not_taken_by_who_missed_the_last_claim() {
 struct Lossy {
     dcs: Arc<MemoryDcs>,
     loses: std::sync::Mutex<Option<bool>>,
+    /// Told of a write of [`STUCK`], which is never answered.
+    stuck: Notify,
+}
+
+/// A value whose write gets stuck.
+const STUCK: &str = "stuck";
+
+impl Lossy {
+    fn new(dcs: &Arc<MemoryDcs>) -> Arc<Self> {
+        Arc::new(Self {
+            dcs: dcs.clone(),
+            loses: std::sync::Mutex::new(None),
+            stuck: Notify::new(),
+        })
+    }
 }
 
 #[async_trait::async_trait]
@@ -270,6 +287,11 @@ impl Dcs for Lossy {
     }
 
     async fn commit(&self, txn: &Txn) -> Result<Committed, DcsError> {
+        let is_stuck = |operation: &Operation| matches!(operation, Operation::Put { value, .. } if value == STUCK.as_bytes());
+        if txn.then.iter().any(is_stuck) {
+            self.stuck.notify_one();
+            std::future::pending::<()>().await;
+        }
         let lost = if txn.when.is_empty() {
             None
         } else {
@@ -304,10 +326,7 @@ impl Dcs for Lossy {
 async fn a_move_onto_another_lease_survives_a_lost_answer_without_a_moment_unheld() {
     for is_executed in [true, false] {
         let bench = Bench::new();
-        let lossy = Arc::new(Lossy {
-            dcs: bench.dcs.clone(),
-            loses: std::sync::Mutex::new(None),
-        });
+        let lossy = Lossy::new(&bench.dcs);
         let a = bench.member_on("a", lossy.clone());
         a.acquire(AsSeen::default()).await.unwrap();
         let old = session(&a).await;
@@ -329,10 +348,7 @@ async fn a_move_onto_another_lease_survives_a_lost_answer_without_a_moment_unhel
 #[tokio::test]
 async fn a_move_onto_a_shorter_lease_leaves_no_later_deadline_whatever_becomes_of_its_answer() {
     let bench = Bench::new();
-    let lossy = Arc::new(Lossy {
-        dcs: bench.dcs.clone(),
-        loses: std::sync::Mutex::new(None),
-    });
+    let lossy = Lossy::new(&bench.dcs);
     let arming = Arc::new(Arming::new(None, Box::new(|_| Ok(())), Box::new(|| true)));
     let a = bench.member_armed_by("a", lossy.clone(), TTL * 12, arming.clone());
     a.acquire(AsSeen::default()).await.unwrap();
@@ -416,4 +432,36 @@ async fn a_lease_that_is_let_go_or_whose_loop_stands_still_lapses() {
         assert!(renewed.is_some_and(|at| clock::now().since(at) < ttl * 3));
         assert_eq!(status.borrow().lease, lease, "nothing new is asked for");
     }
+}
+
+#[tokio::test]
+async fn a_record_does_not_wait_for_the_answer_to_the_one_before() {
+    let bench = Bench::new();
+    let lossy = Lossy::new(&bench.dcs);
+    let arming = Arming::new(None, Box::new(|_| Ok(())), Box::new(|| true));
+    // An answer is waited for up to two fifths of that.
+    let a = bench.member_armed_by("a", lossy.clone(), SOON * 10, Arc::new(arming));
+    a.put_member(STUCK.to_owned());
+    timeout(SOON, lossy.stuck.notified()).await.unwrap();
+    a.put_member("newer".to_owned());
+    let path = FactKey::Member(MemberName::new("a"));
+    let written = async {
+        while bench.get(&path).await.is_none_or(|e| e.value != b"newer") {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(SOON, written).await.unwrap();
+}
+
+#[tokio::test]
+async fn what_a_watchdog_needs_of_a_lease_is_left_unused() {
+    let reserve = Duration::from_secs(1);
+    let bench = Bench {
+        reserve,
+        ..Bench::new()
+    };
+    let a = bench.member("a");
+    a.acquire(AsSeen::default()).await.unwrap();
+    let most = TTL - state::margin(TTL) - reserve;
+    assert!(held(&a).deadline <= clock::now() + most);
 }
