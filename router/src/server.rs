@@ -16,7 +16,7 @@ use trunkline_shared::cluster::{MemberName, Moment};
 use crate::held_back::HeldBack;
 use crate::lanes::{Lanes, Seat};
 use crate::listener::limits::{CONNECT_TIME, Limits};
-use crate::protocol::exchange::Exchange;
+use crate::protocol::exchange::{Exchange, Skipped};
 use crate::protocol::messages::{self, TERMINATE};
 use crate::protocol::settings::Settings;
 use crate::protocol::splice::head;
@@ -96,9 +96,17 @@ impl Prepared {
         Some(oldest)
     }
 
-    /// It was not prepared after all.
-    pub fn forget(&mut self, statement: u32) {
-        self.used.remove(&statement);
+    /// Something was not done after all.
+    pub fn take_back(&mut self, skipped: Skipped) {
+        match skipped {
+            Skipped::Parse(statement) => {
+                self.used.remove(&statement);
+            }
+            // It is the first to give way again.
+            Skipped::Close(statement) => {
+                self.used.insert(statement, 0);
+            }
+        }
     }
 
     /// Nothing is prepared any more.
@@ -147,6 +155,8 @@ pub struct Complaint {
     pub code: String,
     /// The message.
     pub message: String,
+    /// The function of PostgreSQL that says so: the same in every language.
+    pub routine: String,
     /// The connection is over.
     pub is_fatal: bool,
 }
@@ -157,6 +167,7 @@ impl Complaint {
         let mut own = Self {
             code: String::new(),
             message: String::new(),
+            routine: String::new(),
             is_fatal: false,
         };
         for field in body.split(|b| *b == 0) {
@@ -167,6 +178,7 @@ impl Complaint {
             match code {
                 b'C' => own.code = text(),
                 b'M' => own.message = text(),
+                b'R' => own.routine = text(),
                 // The severity that is never translated.
                 b'V' => own.is_fatal = field != b"VERROR",
                 _ => {}

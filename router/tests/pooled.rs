@@ -11,6 +11,8 @@ mod support {
     pub mod client;
     #[path = "../support/fake_postgres.rs"]
     pub mod fake_postgres;
+    #[path = "../support/messages.rs"]
+    pub mod messages;
     #[path = "../support/stack.rs"]
     pub mod stack;
 }
@@ -19,6 +21,7 @@ use std::time::Duration;
 
 use support::client::{Client, SSL_REQUEST};
 use support::fake_postgres::FakePostgres;
+use support::messages::{answer, message};
 use support::stack::{Setup, Stack, startup};
 use trunkline_router::config::pooling::Mode;
 use trunkline_router::listener::limits::CONNECT_TIME;
@@ -43,26 +46,6 @@ async fn led(mode: Mode) -> (Stack, FakePostgres) {
     let stack = stack(mode, ONE).await;
     stack.lead("a", a.address).await;
     (stack, a)
-}
-
-fn message(kind: u8, body: &[u8]) -> Vec<u8> {
-    let mut bytes = vec![kind];
-    bytes.extend_from_slice(&u32::try_from(body.len() + 4).unwrap().to_be_bytes());
-    bytes.extend_from_slice(body);
-    bytes
-}
-
-/// Kinds of the messages up to ReadyForQuery, with its status.
-async fn answer(client: &mut Client) -> String {
-    let mut kinds = String::new();
-    loop {
-        let (kind, body) = client.message().await;
-        kinds.push(char::from(kind));
-        if kind == b'Z' {
-            kinds.push(char::from(body[0]));
-            return kinds;
-        }
-    }
 }
 
 /// SQLSTATE of an ErrorResponse, which must be next.

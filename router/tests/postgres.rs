@@ -7,8 +7,15 @@
     reason = "a test fails by panicking"
 )]
 
+#[path = "postgres/statements.rs"]
+mod statements;
 #[expect(dead_code, reason = "other tests use more of it")]
 mod support {
+    #[path = "../support/client.rs"]
+    pub mod client;
+    #[path = "../support/messages.rs"]
+    pub mod messages;
+    #[path = "../support/stack.rs"]
     pub mod stack;
 }
 

@@ -82,8 +82,10 @@ pub enum Expect {
     Bind,
     /// Describe.
     Describe,
-    /// Close. Hidden as above.
+    /// Close, of a statement by its number or 0. Hidden as above.
     Close {
+        /// Its number.
+        statement: u32,
         /// The client is not told.
         is_hidden: bool,
     },
@@ -103,6 +105,23 @@ pub enum Expect {
     OwedClose,
 }
 
+impl Expect {
+    fn drops(&self) -> bool {
+        match self {
+            Expect::Execute(act) | Expect::Query(act) => act.drops,
+            Expect::Parse { .. }
+            | Expect::Bind
+            | Expect::Describe
+            | Expect::Close { .. }
+            | Expect::Sync
+            | Expect::Function
+            | Expect::CopyEnd
+            | Expect::OwedParse
+            | Expect::OwedClose => false,
+        }
+    }
+}
+
 /// What to do with a message of the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
@@ -112,6 +131,15 @@ pub enum Verdict {
     Hide,
     /// It answers nothing that was asked: this stream cannot be trusted any more.
     Lost,
+}
+
+/// What the server was sent about a statement, and skips because of an error before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Skipped {
+    /// This one is not prepared.
+    Parse(u32),
+    /// This one is prepared still.
+    Close(u32),
 }
 
 /// What has become of the requests of a server that is lost.
@@ -171,6 +199,8 @@ pub struct Exchange {
     is_skipping: bool,
     /// What was executed and answered since the last ReadyForQuery has led here.
     place: Place,
+    /// Something that may drop prepared statements was sent, and is outstanding unless it was looked at.
+    has_dropping: bool,
 }
 
 impl Default for Exchange {
@@ -182,6 +212,7 @@ impl Default for Exchange {
             is_ready: true,
             is_skipping: false,
             place: Place::Outside,
+            has_dropping: false,
         }
     }
 }
@@ -196,6 +227,7 @@ impl Exchange {
             return;
         }
         self.is_ready = false;
+        self.has_dropping |= expect.drops();
         self.queue.push_back(expect);
     }
 
@@ -227,9 +259,9 @@ impl Exchange {
         )
     }
 
-    /// Notes a message of the server, but for ReadyForQuery. `forget` hears of statements that were sent to
-    /// be prepared and are not.
-    pub fn answered(&mut self, kind: u8, mut forget: impl FnMut(u32)) -> Verdict {
+    /// Notes a message of the server, but for ReadyForQuery. `skipped` hears what does not happen after all,
+    /// the last first.
+    pub fn answered(&mut self, kind: u8, mut skipped: impl FnMut(Skipped)) -> Verdict {
         let head = self.queue.front().copied();
         match (kind, head) {
             (b'1', Some(Expect::Parse { is_hidden, .. })) => {
@@ -240,7 +272,7 @@ impl Exchange {
                     Verdict::Pass
                 }
             }
-            (b'3', Some(Expect::Close { is_hidden })) => {
+            (b'3', Some(Expect::Close { is_hidden, .. })) => {
                 self.queue.pop_front();
                 if is_hidden {
                     Verdict::Hide
@@ -267,7 +299,7 @@ impl Exchange {
             }
             (b'E', Some(Expect::Query(_) | Expect::Function | Expect::Sync)) => Verdict::Pass,
             (b'E', Some(_)) => {
-                self.skip(&mut forget);
+                self.skip(&mut skipped);
                 Verdict::Pass
             }
             // What a server says unasked; an error unasked is its last word.
@@ -307,24 +339,39 @@ impl Exchange {
     }
 
     /// An error in the extended protocol: the server ignores everything until the next Sync.
-    fn skip(&mut self, forget: &mut impl FnMut(u32)) {
-        while let Some(head) = self.queue.front() {
-            match head {
-                Expect::Sync => return,
-                Expect::Parse { statement, .. } => forget(*statement),
-                Expect::Bind
-                | Expect::Describe
+    fn skip(&mut self, skipped: &mut impl FnMut(Skipped)) {
+        let sync = self.queue.iter().position(|asked| *asked == Expect::Sync);
+        let until = sync.unwrap_or(self.queue.len());
+        // From the last to the first, for one statement may be closed and prepared anew.
+        for asked in self.queue.drain(..until).rev() {
+            match asked {
+                Expect::Parse { statement, .. } if statement > 0 => {
+                    skipped(Skipped::Parse(statement));
+                }
+                Expect::Close { statement, .. } if statement > 0 => {
+                    skipped(Skipped::Close(statement));
+                }
+                Expect::Parse { .. }
                 | Expect::Close { .. }
+                | Expect::Bind
+                | Expect::Describe
                 | Expect::Execute(_)
+                | Expect::Sync
                 | Expect::Query(_)
                 | Expect::Function
                 | Expect::CopyEnd
                 | Expect::OwedParse
                 | Expect::OwedClose => {}
             }
-            self.queue.pop_front();
         }
-        self.is_skipping = true;
+        self.is_skipping = sync.is_none();
+    }
+
+    /// Whether something is under way that may drop every prepared statement: what is to be sent next depends
+    /// on what becomes of it.
+    pub fn may_drop(&mut self) -> bool {
+        self.has_dropping = self.has_dropping && self.queue.iter().any(Expect::drops);
+        self.has_dropping
     }
 
     /// Whether the server stands between two transactions with nothing outstanding.

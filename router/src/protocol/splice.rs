@@ -31,6 +31,11 @@ impl<'a> Splice<'a> {
         self.out
     }
 
+    /// How much of the output stands in the buffer, bytes.
+    pub fn written(&self) -> usize {
+        self.out.len()
+    }
+
     /// The output for the input up to `end`.
     pub fn finish(self, end: usize) -> &'a [u8] {
         if !self.is_changed {

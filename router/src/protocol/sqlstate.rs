@@ -28,3 +28,5 @@ pub const PROGRAM_LIMIT_EXCEEDED: &str = "54000";
 pub const INVALID_AUTHORIZATION: &str = "28000";
 /// `invalid_sql_statement_name`: no such prepared statement.
 pub const INVALID_STATEMENT_NAME: &str = "26000";
+/// `duplicate_prepared_statement`.
+pub const DUPLICATE_STATEMENT: &str = "42P05";

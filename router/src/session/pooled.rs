@@ -9,7 +9,7 @@ use std::cell::RefCell;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -20,14 +20,15 @@ use crate::config::pooling::Mode;
 use crate::error::SessionError;
 use crate::held_back::HeldBack;
 use crate::lanes::Notice;
-use crate::pool::registry::{Entered, Mailbox};
+use crate::pool::registry::{Entered, Mailbox, Registry};
 use crate::pool::{Lease, PoolId};
 use crate::protocol::settings::Settings;
 use crate::server::Cancelled;
 use crate::session::carry_over::executed::Executed;
 use crate::session::carry_over::look::PinReason;
-use crate::session::carry_over::{Shared, Statements};
+use crate::session::carry_over::{Shared, Statement, Statements};
 use crate::session::pooled::door::Door;
+use crate::session::pooled::hoard::Hoard;
 use crate::session::relay::{BUFFER_BYTES, say};
 use crate::session::stranded::Stranded;
 
@@ -36,11 +37,15 @@ mod asked;
 mod client_side;
 pub(super) mod door;
 mod ends;
+mod hoard;
 pub(super) mod login;
 mod server_side;
 
 /// How long a client may take for the last bytes that it is sent.
 const FLUSH_TIME: Duration = Duration::from_millis(500);
+
+/// The buffer for what is changed on its way stays as long as this, bytes.
+const MAX_OUT: usize = 512 * 1024;
 
 /// What a thread's sessions read into and write from.
 pub(super) struct Buffers {
@@ -70,6 +75,15 @@ impl Own {
 
     fn get_mut(&mut self) -> &mut Statements {
         self.0.get_or_insert_default()
+    }
+
+    /// A statement that servers get to know by a number, under the client's name for it, if there is room for it.
+    fn keep(&mut self, name: &[u8], tail: &[u8], registry: &Registry) -> Option<Arc<Statement>> {
+        let interned = {
+            let mut shared = STATEMENTS.lock().unwrap_or_else(PoisonError::into_inner);
+            shared.intern(tail, || registry.statement_number())
+        };
+        interned.filter(|it| self.get_mut().name(name, it.clone()))
     }
 }
 
@@ -119,6 +133,8 @@ pub(super) struct Pooled {
     left: usize,
     /// They go nowhere.
     discards: bool,
+    /// The right to have a long text of the client waited for.
+    hoard: Option<Hoard>,
     server: Option<Lease>,
     /// The server's seat knows the task, and the server has the client's settings.
     is_seated: bool,
@@ -151,6 +167,7 @@ impl Pooled {
             is_unread: false,
             left: 0,
             discards: false,
+            hoard: None,
             server: None,
             is_seated: false,
             has_unnamed: false,
@@ -195,7 +212,13 @@ impl Pooled {
         if self.mailbox.has_mail() {
             return Poll::Ready(Turn::Mail);
         }
-        BUFFERS.with_borrow_mut(|buffers| self.poll_both(cx, buffers))
+        BUFFERS.with_borrow_mut(|buffers| {
+            let turn = self.poll_both(cx, buffers);
+            // What one client has blown up is not kept for the others.
+            buffers.out.clear();
+            buffers.out.shrink_to(MAX_OUT);
+            turn
+        })
     }
 
     fn poll_both(&mut self, cx: &mut Context<'_>, buffers: &mut Buffers) -> Poll<Turn> {

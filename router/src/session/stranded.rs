@@ -129,20 +129,30 @@ impl Stranded {
                     .and_then(|(_, rest)| text(rest))
                     .map(|(sql, _)| sql);
                 self.is_end_bound = sql.is_some_and(|sql| look(sql).only_ends);
-                match self.is_failed && self.is_end_bound {
+                match self.has_end_at_hand() {
                     true => out.extend_from_slice(PARSE_COMPLETE),
                     false => self.fail(out),
                 }
             }
-            b'B' if self.is_failed && self.is_end_bound => out.extend_from_slice(BIND_COMPLETE),
-            b'D' if self.is_failed && self.is_end_bound => out.extend_from_slice(NO_DATA),
-            b'E' if self.is_failed && self.is_end_bound => self.end(out),
+            b'B' if self.has_end_at_hand() => out.extend_from_slice(BIND_COMPLETE),
+            b'D' if self.has_end_at_hand() => out.extend_from_slice(NO_DATA),
+            b'E' if self.has_end_at_hand() => self.end(out),
             b'C' => out.extend_from_slice(CLOSE_COMPLETE),
             b'B' | b'D' | b'E' => self.fail(out),
             // Flush, and the data of a COPY that failed.
             _ => {}
         }
         Next::Stays
+    }
+
+    /// Whether the next message is answered, not skipped.
+    pub fn listens(&self) -> bool {
+        !self.is_skipping
+    }
+
+    /// Whether the statement that was prepared or bound last is there, and ends the transaction.
+    pub fn has_end_at_hand(&self) -> bool {
+        self.is_failed && self.is_end_bound
     }
 
     /// The client binds a statement that it has named before: whether that ends a transaction.

@@ -36,6 +36,34 @@ async fn a_transaction_on_a_lost_leader_hears_40001_and_its_session_goes_on() {
 }
 
 #[tokio::test]
+async fn the_end_of_a_lost_transaction_may_be_prepared_under_a_name_and_used_again() {
+    let (stack, mut a) = led(Mode::Transaction).await;
+    let mut b = FakePostgres::start(false).await;
+    let mut one = stack.session().await;
+    ask(&mut one, "begin").await;
+    stack.put("leader", "b").await;
+    a.until(|seen| seen.ended == 1).await;
+    stack.member("b", b.address, "primary").await;
+    let run = [
+        message(b'B', b"\0end\0\0\0\0\0\0\0"),
+        message(b'E', b"\0\0\0\0\0"),
+        message(b'S', b""),
+    ]
+    .concat();
+    one.query("select 1").await;
+    assert_eq!(error(&mut one).await, "40001");
+    assert_eq!(answer(&mut one).await, "ZE");
+    let prepared = [message(b'P', b"end\0commit\0\0\0"), run.clone()].concat();
+    one.send(&prepared).await;
+    assert_eq!(answer(&mut one).await, "12CZI");
+    // The new server gets to know it when it is asked to.
+    one.send(&run).await;
+    assert_eq!(answer(&mut one).await, "2CZI");
+    b.until(|seen| seen.messages.iter().any(|(kind, _)| *kind == 'P'))
+        .await;
+}
+
+#[tokio::test]
 async fn an_unanswered_commit_hears_08007_and_its_session_goes_on() {
     for (statements, code, status) in [
         (&["hang"][..], "08007", "ZI"),

@@ -90,7 +90,7 @@ fn after_an_error_nothing_is_owed_until_the_sync() {
     talk.sent(Expect::Sync);
     let mut forgotten = Vec::new();
     assert_eq!(talk.answered(b'E', |s| forgotten.push(s)), Verdict::Pass);
-    assert_eq!(forgotten, [7, 8]);
+    assert_eq!(forgotten, [Skipped::Parse(8), Skipped::Parse(7)]);
     assert_eq!(hear(&mut talk, b"ZZ"), "Z1Z");
     assert!(talk.is_idle());
 }
@@ -207,4 +207,43 @@ fn what_may_be_one_of_two_is_only_known_where_both_are_alike() {
     assert_eq!(STAYS.or(STAYS), STAYS);
     assert_eq!(STAYS.or(ENDS), ENDS);
     assert_eq!(BEGINS.or(STAYS), ENDS);
+}
+
+#[test]
+fn what_an_error_skips_is_taken_back_from_the_last_to_the_first() {
+    let close = Expect::Close {
+        statement: 8,
+        is_hidden: true,
+    };
+    // 8 gives way to 7, is closed and comes back in the place of another one: the server has done none of it.
+    let mut talk = asked(&[Expect::Bind, close, PARSE, HIDDEN, Expect::Sync]);
+    let mut back = Vec::new();
+    talk.answered(b'E', |skipped| back.push(skipped));
+    let all = [Skipped::Parse(8), Skipped::Parse(7), Skipped::Close(8)];
+    assert_eq!(back, all);
+    assert!(!talk.is_skipping());
+    let mut prepared = crate::server::Prepared::default();
+    prepared.add(8, 10);
+    back.drain(..)
+        .for_each(|skipped| prepared.take_back(skipped));
+    assert!(prepared.touch(8) && !prepared.touch(7));
+}
+
+#[test]
+fn what_may_drop_every_statement_is_waited_for() {
+    let drops = Act {
+        drops: true,
+        ..STAYS
+    };
+    let mut talk = asked(&[QUERY, Expect::Query(drops)]);
+    assert!(talk.may_drop());
+    hear(&mut talk, b"CZC");
+    assert!(talk.may_drop());
+    hear(&mut talk, b"Z");
+    assert!(!talk.may_drop());
+    talk.sent(Expect::Bind);
+    talk.sent(Expect::Execute(drops));
+    assert!(talk.may_drop());
+    talk.answered(b'E', |_| {});
+    assert!(!talk.may_drop() && talk.is_skipping());
 }

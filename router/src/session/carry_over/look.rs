@@ -28,6 +28,9 @@ pub enum PinReason {
     LongText,
     /// A text that PostgreSQL may read in another way than the router does.
     Unclear,
+    /// A named statement of the protocol that is not kept for the client: `max_prepared_statements` is 0, or it
+    /// has too many.
+    Statement,
 }
 
 impl PinReason {
@@ -44,6 +47,7 @@ impl PinReason {
             PinReason::Load => "load",
             PinReason::LongText => "long text",
             PinReason::Unclear => "unclear text",
+            PinReason::Statement => "prepared statement",
         }
     }
 }

@@ -1,9 +1,8 @@
 //! One look over bytes of a client: what is asked, and what of it must be changed on the way.
 
-use std::sync::PoisonError;
-
+use super::Own;
 use super::client_side::{WHOLE, bad_length};
-use super::{Own, STATEMENTS};
+use super::hoard::Hoard;
 use crate::error::SessionError;
 use crate::pool::registry::Registry;
 use crate::protocol::exchange::{Act, Expect};
@@ -18,6 +17,15 @@ use crate::session::carry_over::{NO_UNNAMED, Statement, UNKNOWN, is_reserved, se
 const SMALL: usize = 10_000;
 /// Names in a Bind must be in its first bytes.
 const NAMES: usize = 4096;
+/// When so much is to go to the server at once, bytes, the rest waits: a Bind of a few bytes may have to be preceded
+/// by the text of its statement.
+const ENOUGH: usize = 256 * 1024;
+
+/// A Close of the client's own.
+const CLOSE: Expect = Expect::Close {
+    statement: 0,
+    is_hidden: false,
+};
 
 /// Where a scan stopped.
 pub(super) enum Stop {
@@ -27,6 +35,8 @@ pub(super) enum Stop {
     Need(usize),
     /// Before the client's Terminate.
     Terminate,
+    /// Before a message that is to wait for what goes to the server, or comes from it.
+    Later,
 }
 
 /// One look over bytes of the client.
@@ -43,6 +53,7 @@ pub(super) struct Scan<'a> {
     /// Where in the bytes the unnamed statement stands that nothing in them has bound.
     pub(super) unnamed: Option<(usize, usize)>,
     pub(super) has_flushed: bool,
+    pub(super) hoard: &'a mut Option<Hoard>,
 }
 
 impl Scan<'_> {
@@ -59,6 +70,9 @@ impl Scan<'_> {
                 *self.left -= step;
                 at += step;
                 continue;
+            }
+            if self.must_wait(splice) {
+                return Ok((at, Stop::Later));
             }
             let rest = &bytes[at..];
             let Some((kind, total)) = head(rest).map_err(bad_length)? else {
@@ -79,14 +93,25 @@ impl Scan<'_> {
         Ok((at, Stop::End))
     }
 
+    /// Whether the next message is not to be looked at yet. What may drop every statement is waited for: whether what
+    /// follows has to be prepared anew depends on what becomes of it.
+    fn must_wait(&mut self, splice: &Splice<'_>) -> bool {
+        splice.written() >= ENOUGH || self.is_mapping() && self.server.exchange.may_drop()
+    }
+
     /// How many bytes of a message must be there before it can be dealt with; `None`: its header is enough.
-    fn needs(&self, kind: u8, total: usize, body: &[u8]) -> Result<Option<usize>, SessionError> {
+    fn needs(
+        &mut self,
+        kind: u8,
+        total: usize,
+        body: &[u8],
+    ) -> Result<Option<usize>, SessionError> {
         let bad = SessionError::BadMessage {
             kind: char::from(kind),
             length: u32::try_from(total - 1).unwrap_or(u32::MAX),
         };
         match kind {
-            b'Q' | b'P' if total <= WHOLE => Ok(Some(total)),
+            b'Q' | b'P' if total <= WHOLE && Hoard::is_room(self.hoard, total) => Ok(Some(total)),
             b'Q' | b'P' | b'F' | b'd' => Ok(None),
             b'B' => {
                 let names = text(body).and_then(|(_, rest)| text(rest));
@@ -152,12 +177,12 @@ impl Scan<'_> {
                             body.extend_from_slice(UNKNOWN.as_bytes());
                             body.push(0);
                         });
-                        talk.sent(Expect::Close { is_hidden: false });
+                        talk.sent(CLOSE);
                     } else {
-                        talk.sent(Expect::Close { is_hidden: false });
+                        talk.sent(CLOSE);
                     }
                 }
-                _ => talk.sent(Expect::Close { is_hidden: false }),
+                _ => talk.sent(CLOSE),
             },
             b'E' => {
                 let portal = text(body).map(|(name, _)| self.executed.portal(name));
@@ -201,36 +226,17 @@ impl Scan<'_> {
         };
         let is_whole = total == message.len();
         let is_skipping = self.server.exchange.is_skipping();
-        if name.is_empty() || !self.is_mapping() || !is_whole || is_skipping {
-            let act = self.look(tail, is_whole);
-            if !is_skipping {
-                self.executed.parsed(name, act);
-            }
-            self.server.exchange.sent(Expect::Parse {
-                statement: 0,
-                is_hidden: false,
-            });
-            if name.is_empty() && !is_skipping {
-                *self.has_unnamed = true;
-                // A longer one is bound in its own batch or not at all.
-                self.unnamed = is_whole.then_some((at + 6, at + message.len()));
-                if let Some(own) = &mut self.statements.0 {
-                    own.unnamed = None;
-                }
+        let is_kept = !name.is_empty() && self.is_mapping() && is_whole && !is_skipping;
+        let registry = self.registry;
+        let kept = is_kept.then(|| self.statements.keep(name, tail, registry));
+        let Some(statement) = kept.flatten() else {
+            self.parse_as_it_is(name, tail, is_whole);
+            if name.is_empty() && is_whole && !is_skipping {
+                self.unnamed = Some((at + 6, at + message.len()));
             }
             return Ok(());
-        }
-        let registry = self.registry;
-        let statement = {
-            let mut shared = STATEMENTS.lock().unwrap_or_else(PoisonError::into_inner);
-            shared.intern(tail, || registry.statement_number())
         };
         self.pin(&statement.look);
-        if !self.statements.get_mut().name(name, statement.clone()) {
-            return Err(SessionError::TooMuch(
-                "too many prepared statements in one session",
-            ));
-        }
         let out = splice.replace(at, at + message.len());
         if self.server.prepared.touch(statement.number()) {
             self.server.exchange.sent(Expect::OwedParse);
@@ -238,6 +244,31 @@ impl Scan<'_> {
             self.prepare(&statement, false, out);
         }
         Ok(())
+    }
+
+    /// A Parse whose name the server gets to know. If it has one, it stays there: no other client may find it.
+    fn parse_as_it_is(&mut self, name: &[u8], tail: &[u8], is_whole: bool) {
+        let act = self.look(tail, is_whole);
+        self.server.exchange.sent(Expect::Parse {
+            statement: 0,
+            is_hidden: false,
+        });
+        if self.server.exchange.is_skipping() {
+            return;
+        }
+        self.executed.parsed(name, act);
+        if name.is_empty() {
+            *self.has_unnamed = true;
+            self.unnamed = None;
+            if let Some(own) = &mut self.statements.0 {
+                own.unnamed = None;
+            }
+        } else {
+            *self.pinned = self.pinned.or(Some(PinReason::Statement));
+            if let Some(own) = &mut self.statements.0 {
+                own.close(name);
+            }
+        }
     }
 
     /// Writes a Parse, after the Close of a statement that has to give way.
@@ -249,7 +280,10 @@ impl Scan<'_> {
                 server_name(body, old);
                 body.push(0);
             });
-            self.server.exchange.sent(Expect::Close { is_hidden: true });
+            self.server.exchange.sent(Expect::Close {
+                statement: old,
+                is_hidden: true,
+            });
         }
         frame(out, b'P', |body| {
             server_name(body, number);

@@ -7,15 +7,23 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, ReadBuf};
 
 use super::asked::{Scan, Stop};
-use super::{Buffers, Pooled, Step, Turn, flush, write_on};
+use super::hoard::SHORT;
+use super::{Buffers, Own, Pooled, Step, Turn, flush, write_on};
 use crate::error::SessionError;
+use crate::pool::registry::Registry;
 use crate::protocol::messages::FLUSH;
 use crate::protocol::splice::{BadLength, Splice, head, text};
 use crate::server::Server;
-use crate::session::stranded::Next;
+use crate::session::carry_over::look::PinReason;
+use crate::session::stranded::{Next, Stranded};
 
 /// A message up to this long is looked at as a whole, bytes; of a longer one the beginning.
 pub(super) const WHOLE: usize = 1 << 20;
+/// An unnamed statement up to this long is remembered for a Bind that comes after its batch, bytes; with a longer one
+/// the client keeps its server.
+const MAX_UNNAMED: usize = 64 * 1024;
+/// Answering in the place of a server, of a longer message the beginning is looked at, bytes.
+const WHOLE_HERE: usize = 64 * 1024;
 
 impl Pooled {
     pub(super) fn poll_client(
@@ -30,7 +38,9 @@ impl Pooled {
         if let Some(server) = &mut self.server {
             let server: &mut Server = server;
             // A message that was begun is finished: the server answers nothing before.
-            let is_full = self.left == 0 && server.exchange.is_full();
+            let is_mapping = self.door.limit > 0 && self.pinned != Some(PinReason::SessionMode);
+            let is_full = self.left == 0
+                && (server.exchange.is_full() || is_mapping && server.exchange.may_drop());
             let flushed = flush(&mut server.stream, &mut server.to_server, cx);
             if !flushed.map_err(|_| Turn::ServerGone)? || is_full {
                 return Ok(Step::Waits);
@@ -132,6 +142,7 @@ impl Pooled {
             executed: &mut self.executed,
             unnamed: None,
             has_flushed: false,
+            hoard: &mut self.hoard,
         };
         let mut splice = Splice::new(bytes, out);
         let scanned = scan.scan(bytes, &mut splice);
@@ -139,16 +150,24 @@ impl Pooled {
             Ok((end, stop)) => (end, stop),
             Err(error) => return Err(Turn::Over(error)),
         };
-        if let Some((from, to)) = scan.unnamed {
-            scan.statements.get_mut().unnamed = Some(bytes[from..to].into());
+        match scan.unnamed {
+            None => {}
+            Some((from, to)) if to - from <= MAX_UNNAMED => {
+                scan.statements.get_mut().unnamed = Some(bytes[from..to].into());
+            }
+            Some(_) => *scan.pinned = scan.pinned.or(Some(PinReason::LongText)),
         }
         let has_flushed = scan.has_flushed;
         let onwards = splice.finish(end);
         let written = write_on(&mut server.stream, &mut server.to_server, onwards, cx);
         // What is left of the bytes is the client's, whatever has become of its server.
+        if !matches!(stop, Stop::Need(need) if need > SHORT) {
+            self.hoard = None;
+        }
         match stop {
             Stop::End => {}
             Stop::Need(need) => self.keep(&bytes[end..], need, false),
+            Stop::Later => self.keep(&bytes[end..], 0, true),
             Stop::Terminate => return Err(Turn::ClientLeft),
         }
         written.map_err(|_| Turn::ServerGone)?;
@@ -171,7 +190,8 @@ impl Pooled {
             return Ok(());
         };
         let server: &mut Server = server;
-        let is_full = server.exchange.is_full();
+        let is_mapping = self.door.limit > 0 && self.pinned != Some(PinReason::SessionMode);
+        let is_full = server.exchange.is_full() || is_mapping && server.exchange.may_drop();
         if (has_flushed || is_full) && server.exchange.owes() {
             out.clear();
             server.exchange.settle(out);
@@ -216,19 +236,19 @@ impl Pooled {
             if kind == b'X' {
                 return Err(Turn::ClientLeft);
             }
-            if rest.len() < total && total <= WHOLE {
+            if rest.len() < total && total <= WHOLE_HERE {
                 break;
             }
             let body = &rest[5..total.min(rest.len())];
-            if kind == b'B' {
-                let named = text(body).and_then(|(_, rest)| text(rest));
-                let named = named.filter(|(name, _)| !name.is_empty());
-                let known = named.and_then(|(name, _)| self.statements.get()?.find(name));
-                if let Some(known) = known {
-                    stranded.binds(known.look.only_ends);
-                }
-            }
-            if stranded.answer(kind, body, out) == Next::Over {
+            let told = stand_in(
+                stranded,
+                kind,
+                body,
+                &mut self.statements,
+                &self.door.registry,
+                out,
+            );
+            if told == Next::Over {
                 self.stranded = None;
             }
             at += total.min(rest.len());
@@ -242,6 +262,42 @@ impl Pooled {
         }
         Ok(())
     }
+}
+
+/// Answers one message in the place of a server, and keeps the names that are given and taken away by it.
+fn stand_in(
+    stranded: &mut Stranded,
+    kind: u8,
+    body: &[u8],
+    own: &mut Own,
+    registry: &Registry,
+    out: &mut Vec<u8>,
+) -> Next {
+    if !stranded.listens() {
+        return stranded.answer(kind, body, out);
+    }
+    match (kind, body) {
+        (b'B', body) => {
+            let named = text(body).and_then(|(_, rest)| text(rest));
+            let named = named.filter(|(name, _)| !name.is_empty());
+            let known = named.and_then(|(name, _)| own.get()?.find(name));
+            if let Some(known) = known {
+                stranded.binds(known.look.only_ends);
+            }
+        }
+        (b'C', [b'S', name @ .., 0]) => {
+            own.get_mut().close(name);
+        }
+        _ => {}
+    }
+    let next = stranded.answer(kind, body, out);
+    if let (b'P', Some((name, tail))) = (kind, text(body))
+        && !name.is_empty()
+        && stranded.has_end_at_hand()
+    {
+        own.keep(name, tail, registry);
+    }
+    next
 }
 
 pub(super) fn bad_length(bad: BadLength) -> SessionError {

@@ -17,7 +17,7 @@ use crate::protocol::splice::{Splice, head};
 use crate::protocol::sqlstate;
 use crate::server::{Complaint, MAX_READ_WHOLE, Server, report};
 use crate::session::carry_over::executed::Executed;
-use crate::session::carry_over::{NO_UNNAMED, UNKNOWN};
+use crate::session::carry_over::{NO_UNNAMED, PREFIX, UNKNOWN};
 
 /// A completion's tag is in its first bytes.
 const TAG: usize = 128;
@@ -201,7 +201,7 @@ impl Scan<'_> {
                 let Server {
                     exchange, prepared, ..
                 } = &mut *self.server;
-                exchange.answered(kind, |statement| prepared.forget(statement))
+                exchange.answered(kind, |skipped| prepared.take_back(skipped))
             }
             _ => {
                 match kind {
@@ -231,13 +231,15 @@ impl Scan<'_> {
             *self.is_explained = true;
         }
         let is_stale = complaint.code == sqlstate::FEATURE_NOT_SUPPORTED
-            && complaint.message.contains("cached plan");
-        // Only one that a server should have had is the router's to mend.
-        let is_missing = complaint.code == sqlstate::INVALID_STATEMENT_NAME
-            && complaint.message.contains("trunkline_")
+            && complaint.routine == "RevalidateCachedQuery";
+        // One that a server should have had, or should not, is the router's to mend.
+        let is_of_the_router = matches!(
+            complaint.code.as_str(),
+            sqlstate::INVALID_STATEMENT_NAME | sqlstate::DUPLICATE_STATEMENT
+        ) && complaint.message.contains(PREFIX)
             && !complaint.message.contains(UNKNOWN)
             && !complaint.message.contains(NO_UNNAMED);
-        if is_stale || is_missing {
+        if is_stale || is_of_the_router {
             // Under new numbers they are prepared anew, wherever they are used next.
             self.server.is_spoiled = true;
             for statement in self.statements.get().into_iter().flat_map(|own| own.all()) {

@@ -1,0 +1,137 @@
+//! What the router remembers of prepared statements is what PostgreSQL has, whatever happens to a batch.
+
+use super::support::client::Client;
+use super::support::messages::{answer, message};
+use super::*;
+
+/// A router that trusts its clients, with these settings of the pool.
+async fn trusting(server: &Postgres, pool: &str) -> Stack {
+    let pooling =
+        format!("\"app\" \"secret\"\n---\nauth: {{type: trust, file: x}}\npool: {{{pool}}}\n");
+    let stack = Stack::start(Setup {
+        mode: Mode::Transaction,
+        pooling: Some(pooling),
+        ..Setup::default()
+    })
+    .await;
+    let address = SocketAddr::from(([127, 0, 0, 1], server.port));
+    stack.lead("a", address).await;
+    stack
+}
+
+fn parse(name: &str, sql: &str) -> Vec<u8> {
+    message(b'P', format!("{name}\0{sql}\0\0\0").as_bytes())
+}
+
+/// Bind to the unnamed portal, and Execute.
+fn run(name: &str) -> Vec<u8> {
+    let bind = message(b'B', format!("\0{name}\0\0\0\0\0\0\0").as_bytes());
+    [bind, message(b'E', b"\0\0\0\0\0")].concat()
+}
+
+fn sync() -> Vec<u8> {
+    message(b'S', b"")
+}
+
+fn query(sql: &str) -> Vec<u8> {
+    message(b'Q', format!("{sql}\0").as_bytes())
+}
+
+/// Kinds of all answers to this.
+async fn ask(client: &mut Client, messages: &[Vec<u8>]) -> String {
+    client.send(&messages.concat()).await;
+    answer(client).await
+}
+
+#[test]
+fn a_batch_that_fails_takes_back_what_gave_way() {
+    as_postgres(
+        "statements::a_batch_that_fails_takes_back_what_gave_way",
+        async || {
+            let server = Postgres::start();
+            let one_at_a_time = "default_pool_size: 1, max_prepared_statements: 1";
+            let stack = trusting(&server, one_at_a_time).await;
+            let mut one = stack.session().await;
+            assert_eq!(
+                ask(&mut one, &[parse("s1", "select 1"), sync()]).await,
+                "1ZI"
+            );
+            // PostgreSQL skips the Close of the first statement and the Parse of the second.
+            let failing = [run("nobody"), parse("s2", "select 2"), sync()];
+            assert_eq!(ask(&mut one, &failing).await, "EZI");
+            for name in ["s1", "s2", "s1"] {
+                assert_eq!(ask(&mut one, &[run(name), sync()]).await, "2DCZI", "{name}");
+            }
+        },
+    );
+}
+
+#[test]
+fn what_follows_a_deallocate_all_in_its_pipeline_is_there() {
+    as_postgres(
+        "statements::what_follows_a_deallocate_all_in_its_pipeline_is_there",
+        async || {
+            let server = Postgres::start();
+            let stack = trusting(&server, "default_pool_size: 1").await;
+            let mut one = stack.session().await;
+            let first = [parse("s1", "select 1"), sync()];
+            assert_eq!(ask(&mut one, &first).await, "1ZI");
+            let again = [parse("s2", "select 1"), run("s2"), sync()].concat();
+            for dropping in ["deallocate all", "discard all"] {
+                let drop = query(dropping);
+                assert_eq!(ask(&mut one, &[drop, again.clone()]).await, "CZI");
+                assert_eq!(answer(&mut one).await, "12DCZI", "{dropping}");
+                let unnamed = [parse("", dropping), run(""), again.clone()];
+                assert_eq!(ask(&mut one, &unnamed).await, "12C12DCZI", "{dropping}");
+            }
+            // It is the client's own from here on, and what went before is gone.
+            assert_eq!(ask(&mut one, &[run("s2"), sync()]).await, "2DCZI");
+            assert_eq!(ask(&mut one, &[run("s1"), sync()]).await, "EZI");
+        },
+    );
+}
+
+#[test]
+fn a_statement_that_is_not_kept_for_its_client_is_no_other_clients() {
+    as_postgres(
+        "statements::a_statement_that_is_not_kept_for_its_client_is_no_other_clients",
+        async || {
+            let server = Postgres::start();
+            let none = "default_pool_size: 1, max_prepared_statements: 0, query_wait_timeout: 0";
+            let stack = trusting(&server, none).await;
+            let mut one = stack.session().await;
+            let mut two = stack.session().await;
+            assert_eq!(
+                ask(&mut one, &[parse("s", "select 1"), sync()]).await,
+                "1ZI"
+            );
+            two.send(&[run("s"), sync()].concat()).await;
+            // It keeps its only server, as long as it is there.
+            assert_eq!(ask(&mut one, &[run("s"), sync()]).await, "2DCZI");
+            one.send(&message(b'X', b"")).await;
+            assert_eq!(answer(&mut two).await, "EZI");
+        },
+    );
+}
+
+#[test]
+fn many_long_statements_are_prepared_again_piece_by_piece() {
+    as_postgres(
+        "statements::many_long_statements_are_prepared_again_piece_by_piece",
+        async || {
+            let server = Postgres::start();
+            let one_at_a_time = "default_pool_size: 1, max_prepared_statements: 1";
+            let stack = trusting(&server, one_at_a_time).await;
+            let mut one = stack.session().await;
+            let long = |n: usize| format!("select {n} /* {} */", "x".repeat(100_000));
+            for n in 0..4 {
+                let parsing = [parse(&n.to_string(), &long(n)), sync()];
+                assert_eq!(ask(&mut one, &parsing).await, "1ZI");
+            }
+            // A kilobyte of the client's is ten megabytes to the server.
+            let mut bound: Vec<Vec<u8>> = (0..100).map(|n| run(&(n % 4).to_string())).collect();
+            bound.push(sync());
+            assert_eq!(ask(&mut one, &bound).await, "2DC".repeat(100) + "ZI");
+        },
+    );
+}
