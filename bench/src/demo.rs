@@ -10,6 +10,7 @@ use trunkline_shared::service::clock;
 
 use crate::load::writers::{self, Shared, Writers};
 use crate::report::{Progress, say};
+use crate::stack::router::Entrance;
 use crate::stack::{APP, APP_PASSWORD, Layout, Plan, Stack};
 
 /// The address of the router's ports, whatever number the stack has.
@@ -39,7 +40,7 @@ pub async fn run(options: &DemoOptions) -> Result<()> {
     let began = clock::now();
     let (write_port, read_port) = free_ports()?;
     let plan = Plan {
-        router: Some((ADDRESS.to_owned(), write_port, read_port)),
+        router: Some(Entrance::new(ADDRESS.to_owned(), write_port, read_port)),
         postgresql: options.pg_bin.clone(),
         ..Plan::new(Layout::Loopback)
     };

@@ -30,12 +30,22 @@ enum Command {
     Simulate(simulation::command::SimulateOptions),
     /// What an idle leader's agent costs, quiet and under health checks
     Soak(soak::SoakOptions),
-    /// Router and HAProxy in turn: throughput and CPU per transaction
+    /// The router and its rivals in turn: throughput, CPU per transaction, memory per idle client
     Throughput(throughput::ThroughputOptions),
+    /// The null relay that throughput measures beside
+    #[command(hide = true)]
+    Relay(throughput::relay::RelayOptions),
 }
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    if let Command::Relay(options) = &arguments.command {
+        let Err(error) = throughput::relay::run(options) else {
+            return ExitCode::SUCCESS;
+        };
+        report::complain(format!("{error:#}"));
+        return ExitCode::FAILURE;
+    }
     let runtime = match tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -71,6 +81,8 @@ async fn run(command: Command) -> Result<bool> {
             Command::Simulate(options) => Ok(simulation::command::run(options)),
             Command::Soak(options) => soak::run(options).await,
             Command::Throughput(options) => throughput::run(options).await.map(|()| true),
+            // It runs before there is a runtime.
+            Command::Relay(_) => Ok(true),
         }
     };
     tokio::select! {

@@ -16,7 +16,7 @@ use member::{Home, Member, SCOPE, Timing};
 use place::Place;
 use process::{Launch, args};
 use programs::Programs;
-use router::Router;
+use router::{Entrance, Router};
 
 pub mod etcd;
 pub mod http;
@@ -57,8 +57,10 @@ pub struct Plan {
     pub etcd_members: usize,
     /// The cluster's timing.
     pub timing: Timing,
-    /// The router's address, write port and read port, if not the stack's own.
-    pub router: Option<(String, u16, u16)>,
+    /// Where the router listens, if not at the stack's own address.
+    pub router: Option<Entrance>,
+    /// The port of a listener whose sessions share servers of the leader, if there is to be one.
+    pub pooled_port: Option<u16>,
     /// The folder of PostgreSQL's programs, if not the newest found.
     pub postgresql: Option<std::path::PathBuf>,
 }
@@ -72,6 +74,7 @@ impl Plan {
             etcd_members: 3,
             timing,
             router: None,
+            pooled_port: None,
             postgresql: None,
         }
     }
@@ -177,7 +180,12 @@ impl Stack {
             };
             members.push(Member::new(&place, &programs, home, &hosts, &plan.timing)?);
         }
-        let at = plan.router.clone().unwrap_or((address(4), 5432, 5433));
+        let at = plan.router.clone();
+        let at = at.unwrap_or_else(|| Entrance::new(address(4), 5432, 5433));
+        let at = Entrance {
+            pooled_port: plan.pooled_port,
+            ..at
+        };
         let router = Router::new(&place, &programs, at, &address(4), namespace("r1"), &hosts)?;
         let (layout, timing) = (plan.layout, plan.timing.clone());
         Ok(Stack {

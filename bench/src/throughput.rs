@@ -1,25 +1,25 @@
-//! `trunkline-bench throughput`: the router and HAProxy in turn before the same server, by the same client.
+//! `trunkline-bench throughput`: the router, its rivals and a null relay in turn before the same server, by the same
+//! client.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use clap::Args;
 use serde::Serialize;
-use trunkline_shared::service::clock;
 
 use crate::load::writers;
 use crate::report::{self, Progress, say};
-use crate::stack::proc::ProcessId;
-use crate::stack::process::{Launch, Process, args, find};
 use crate::stack::{APP, Layout, Plan, Stack};
+use cell::{Cell, Kind, Measured, cells};
+use ways::{POOLED_PORT, Way};
 
-/// HAProxy's threads: as many as the router's on the two cores of the reference machine.
-const THREADS: usize = 2;
-/// HAProxy's port.
-const HAPROXY_PORT: u16 = 5440;
+mod cell;
+mod idle;
+pub mod relay;
+mod ways;
+
 const LIMIT: Duration = Duration::from_secs(60);
-const LOOK: Duration = Duration::from_millis(50);
 
 /// The options of `throughput`.
 #[derive(Args, Debug)]
@@ -31,11 +31,20 @@ pub struct ThroughputOptions {
     #[arg(long, default_value_t = 5)]
     seconds: u64,
     /// Client connections
-    #[arg(long, default_value_t = 16)]
-    clients: usize,
-    /// pgbench's protocol: simple, extended, prepared
-    #[arg(long, default_value = "simple")]
-    mode: String,
+    #[arg(long, value_delimiter = ',', default_value = "1,16,64")]
+    clients: Vec<usize>,
+    /// What they do; all of it if not said
+    #[arg(long, value_delimiter = ',')]
+    kinds: Vec<Kind>,
+    /// Only the ways whose name holds one of these words
+    #[arg(long, value_delimiter = ',')]
+    ways: Vec<String>,
+    /// Idle clients whose memory is measured; 0: none
+    #[arg(long, default_value_t = 1000)]
+    idle: usize,
+    /// The folder of the rivals' programs (deploy/rivals), before those of this system; TRUNKLINE_RIVALS if not said
+    #[arg(long)]
+    rivals: Option<PathBuf>,
     /// Write the results to this file as JSON
     #[arg(long)]
     json: Option<PathBuf>,
@@ -44,208 +53,188 @@ pub struct ThroughputOptions {
     pg_bin: Option<PathBuf>,
 }
 
-/// One way to the server.
-#[derive(Debug)]
-struct Way {
-    name: &'static str,
-    host: String,
-    port: u16,
-    process: Option<ProcessId>,
-    tps: Vec<f64>,
-    cpu_us: Vec<f64>,
+/// Of one cell and one way: medians.
+#[derive(Debug, Serialize)]
+struct Line {
+    #[serde(flatten)]
+    cell: Cell,
+    way: String,
+    tps: f64,
+    ratio_to_first: f64,
+    cpu_us_per_transaction: Option<f64>,
+}
+
+/// Of one way: bytes for each idle client.
+#[derive(Debug, Serialize)]
+struct Idle {
+    way: String,
+    bytes: f64,
 }
 
 #[derive(Debug, Serialize)]
-struct Line {
-    way: &'static str,
-    tps: f64,
-    ratio_to_direct: f64,
-    cpu_us_per_transaction: f64,
-    ratio_to_haproxy: f64,
+struct Results {
+    machine: String,
+    rounds: usize,
+    seconds: u64,
+    lines: Vec<Line>,
+    idle: Vec<Idle>,
 }
 
 /// Measures and prints.
 pub async fn run(options: &ThroughputOptions) -> Result<()> {
-    let program = find("haproxy").context("haproxy is missing: apt-get install haproxy")?;
     let progress = Progress::new();
-    let plan = Plan {
-        postgresql: options.pg_bin.clone(),
-        ..Plan::new(Layout::Loopback)
-    };
-    let stack = Stack::start(&plan, &progress).await?;
+    let stack = start(options, &progress).await?;
     let leader = stack.leader().await?;
     writers::prepare(&stack, leader).await?;
-    let haproxy = start_haproxy(&stack, program).await?;
-    let direct = stack.members[leader].address.clone();
     progress.step("filling the tables");
-    let port = "5432";
-    let fill = [
-        "-h", &direct, "-p", port, "-U", APP, "-i", "-q", "-s", "10", APP,
-    ];
+    let server = &stack.members[leader].address;
+    let fill = ["-h", server, "-U", APP, "-i", "-q", "-s", "10", APP];
     stack.client_program("pgbench", &fill).finish(LIMIT).await?;
-    let way = |name, host: &str, port, process| Way {
-        name,
-        host: host.to_owned(),
-        port,
-        process,
-        tps: Vec::new(),
-        cpu_us: Vec::new(),
+    progress.step("starting the rivals");
+    let named = std::env::var_os("TRUNKLINE_RIVALS").map(PathBuf::from);
+    let rivals = options.rivals.clone().or(named);
+    let mut ways = ways::start(&stack, leader, rivals.as_deref()).await?;
+    ways.retain(|way| is_wanted(&options.ways, &way.name));
+    if ways.is_empty() {
+        bail!("--ways {}: no way has such a name", options.ways.join(","));
+    }
+    let mut results = Results {
+        machine: report::machine(),
+        rounds: options.rounds,
+        seconds: options.seconds,
+        lines: Vec::new(),
+        idle: Vec::new(),
     };
-    let router = &stack.router;
-    let mut ways = [
-        way("direct", &direct, 5432, None),
-        way("haproxy", &router.address, HAPROXY_PORT, Some(haproxy.id())),
-        way(
-            "trunkline-router",
-            &router.address,
-            router.write_port,
-            Some(router.id()?),
-        ),
-    ];
-    for round in 1..=options.rounds {
-        for way in &mut ways {
-            progress.step(format!("round {round} of {}: {}", options.rounds, way.name));
-            measure(&stack, options, way).await?;
+    say(format!(
+        "pgbench, {} s a run, medians of {} rounds; {}",
+        options.seconds, options.rounds, results.machine
+    ));
+    let kinds = match options.kinds[..] {
+        [] => clap::ValueEnum::value_variants().to_vec(),
+        _ => options.kinds.clone(),
+    };
+    for cell in cells(&kinds, &options.clients) {
+        let measured = measure(&stack, options, cell, &ways, &progress).await?;
+        let lines = lines(cell, &ways, &measured);
+        progress.line(table(cell, &lines));
+        results.lines.extend(lines);
+    }
+    for way in ways.iter().filter(|_| options.idle > 0) {
+        progress.step(format!("{} idle clients: {}", options.idle, way.name));
+        // Without a pool each has a server of its own, and PostgreSQL would have to hold them all.
+        if is_pooler(&way.name)
+            && let Some(bytes) = idle::bytes_per_client(way, options.idle).await?
+        {
+            let way = way.name.clone();
+            results.idle.push(Idle { way, bytes });
         }
     }
     progress.done();
-    drop(haproxy);
-    print(options, &ways)
-}
-
-/// One run of pgbench and what it cost the process in the middle.
-async fn measure(stack: &Stack, options: &ThroughputOptions, way: &mut Way) -> Result<()> {
-    let (port, clients) = (way.port.to_string(), options.clients.to_string());
-    let seconds = options.seconds.to_string();
-    let words = [
-        "-h",
-        &way.host,
-        "-p",
-        &port,
-        "-U",
-        APP,
-        "-n",
-        "-S",
-        "-c",
-        &clients,
-        "-j",
-        "1",
-        "-T",
-        &seconds,
-        "-M",
-        &options.mode,
-        APP,
-    ];
-    let cpu = |process: &Option<ProcessId>| process.and_then(ProcessId::cpu_us).unwrap_or(0);
-    let before = cpu(&way.process);
-    let limit = Duration::from_secs(options.seconds) + LIMIT;
-    let said = stack
-        .client_program("pgbench", &words)
-        .finish(limit)
-        .await?;
-    let used = cpu(&way.process).saturating_sub(before);
-    let number = |label: &str| {
-        let line = said.lines().find_map(|line| line.strip_prefix(label));
-        let word = line.and_then(|line| line.split([' ', '/']).find(|word| !word.is_empty()));
-        word.and_then(|word| word.parse::<f64>().ok())
-    };
-    let tps = number("tps = ").with_context(|| format!("pgbench printed no tps: {said}"))?;
-    let count = number("number of transactions actually processed: ")
-        .with_context(|| format!("pgbench printed no count: {said}"))?;
-    way.tps.push(tps);
-    way.cpu_us.push(used as f64 / count.max(1.0));
+    drop(ways);
+    say(idle_table(&results.idle));
+    if let Some(file) = &options.json {
+        std::fs::write(file, serde_json::to_string_pretty(&results)?)?;
+    }
     Ok(())
 }
 
-fn print(options: &ThroughputOptions, ways: &[Way]) -> Result<()> {
-    let middle = |values: &[f64]| report::median(values).unwrap_or(f64::NAN);
-    let direct = middle(&ways[0].tps);
-    let haproxy = middle(&ways[1].cpu_us);
-    let lines: Vec<_> = ways
-        .iter()
-        .map(|way| Line {
-            way: way.name,
-            tps: middle(&way.tps),
-            ratio_to_direct: middle(&way.tps) / direct,
-            cpu_us_per_transaction: middle(&way.cpu_us),
-            ratio_to_haproxy: middle(&way.cpu_us) / haproxy,
-        })
-        .collect();
+async fn start(options: &ThroughputOptions, progress: &Progress) -> Result<Stack> {
+    let plan = Plan {
+        postgresql: options.pg_bin.clone(),
+        pooled_port: Some(POOLED_PORT),
+        ..Plan::new(Layout::Loopback)
+    };
+    Stack::start(&plan, progress).await
+}
+
+fn is_wanted(words: &[String], name: &str) -> bool {
+    let name = name.to_lowercase();
+    words.is_empty() || words.iter().any(|word| name.contains(&word.to_lowercase()))
+}
+
+fn is_pooler(name: &str) -> bool {
+    let others = ["direct", "router tcp", "null relay", "HAProxy"];
+    !others.iter().any(|other| name.starts_with(other))
+}
+
+/// Every way in turn, round by round, so that what else the machine does meets all of them.
+async fn measure(
+    stack: &Stack,
+    options: &ThroughputOptions,
+    cell: Cell,
+    ways: &[Way],
+    progress: &Progress,
+) -> Result<Vec<Vec<Measured>>> {
+    let mut measured = vec![Vec::new(); ways.len()];
+    for round in 1..=options.rounds {
+        for (way, measured) in ways.iter().zip(&mut measured) {
+            let name = cell.name();
+            progress.step(format!(
+                "{name}, round {round} of {}: {}",
+                options.rounds, way.name
+            ));
+            match cell.measure(stack, way, options.seconds).await {
+                Ok(one) => measured.push(one),
+                Err(error) if way.is_ours => return Err(error),
+                // PgBouncer before 1.21 knows no prepared statements, say.
+                Err(error) => complain(progress, &error),
+            }
+        }
+    }
+    Ok(measured)
+}
+
+/// What a rival said when it could not do it: the first line.
+fn complain(progress: &Progress, error: &anyhow::Error) {
+    let text = format!("{error:#}");
+    progress.line(text.lines().next().unwrap_or_default());
+}
+
+fn lines(cell: Cell, ways: &[Way], measured: &[Vec<Measured>]) -> Vec<Line> {
+    let middle = |of: &[Measured], value: fn(&Measured) -> f64| {
+        let values: Vec<f64> = of.iter().map(value).collect();
+        report::median(&values).unwrap_or(f64::NAN)
+    };
+    let first = middle(&measured[0], |m| m.tps);
+    let line = |(way, measured): (&Way, &Vec<Measured>)| {
+        let tps = middle(measured, |m| m.tps);
+        Line {
+            cell,
+            way: way.name.clone(),
+            tps,
+            ratio_to_first: tps / first,
+            cpu_us_per_transaction: way.process.map(|_| middle(measured, |m| m.cpu_us)),
+        }
+    };
+    ways.iter().zip(measured).map(line).collect()
+}
+
+fn table(cell: Cell, lines: &[Line]) -> String {
     let rows: Vec<_> = lines
         .iter()
-        .zip(ways)
-        .map(|(line, way)| {
-            let is_proxy = way.process.is_some();
-            let only = |text: String| if is_proxy { text } else { "-".to_owned() };
+        .map(|line| {
+            let cpu = line.cpu_us_per_transaction;
             vec![
-                line.way.to_owned(),
-                format!("{:.0}", line.tps),
-                format!("{:.2}", line.ratio_to_direct),
-                only(format!("{:.1}", line.cpu_us_per_transaction)),
-                only(format!("{:.2}", line.ratio_to_haproxy)),
+                line.way.clone(),
+                number(Some(line.tps), 0),
+                number(Some(line.ratio_to_first), 2),
+                number(cpu, 1),
             ]
         })
         .collect();
-    say(format!(
-        "pgbench -S -M {}, {} clients, {} s, medians of {} rounds; {}",
-        options.mode,
-        options.clients,
-        options.seconds,
-        options.rounds,
-        report::machine()
-    ));
-    let head = [
-        "way",
-        "tps",
-        "to direct",
-        "CPU us/transaction",
-        "to HAProxy",
-    ];
-    say(report::table(&head, &rows));
-    if let Some(file) = &options.json {
-        std::fs::write(file, serde_json::to_string_pretty(&lines)?)?;
-    }
-    Ok(())
+    let name = cell.name();
+    let head = [name.as_str(), "tps", "to the first", "CPU us a transaction"];
+    report::table(&head, &rows)
 }
 
-/// HAProxy as it stands before a Patroni cluster, on the router's address.
-async fn start_haproxy(stack: &Stack, program: PathBuf) -> Result<Process> {
-    let address = &stack.router.address;
-    let mut text = format!(
-        "global\n  maxconn 5000\n  nbthread {THREADS}\ndefaults\n  mode tcp\n  timeout client 30m\n  \
-         timeout connect 1s\n  timeout server 30m\n  timeout check 1s\nlisten postgres_write\n  \
-         bind {address}:{HAPROXY_PORT}\n  option httpchk OPTIONS /primary\n  http-check expect status 200\n  \
-         default-server inter 1s fall 1 rise 1 on-marked-down shutdown-sessions\n"
-    );
-    for member in &stack.members {
-        text += &format!(
-            "  server {0} {1}:5432 check port 8008\n",
-            member.name, member.address
-        );
-    }
-    let file = stack.folder().join("haproxy.cfg");
-    std::fs::write(&file, text)?;
-    let launch = Launch {
-        program,
-        args: args(["-db", "-f", &file.to_string_lossy()]),
-        log: stack.folder().join("haproxy.log"),
-        folder: stack.folder().to_owned(),
-        ..Launch::default()
-    };
-    let mut process = launch.start("haproxy")?;
-    let deadline = clock::now() + LIMIT;
-    let config = writers::client_config(address, HAPROXY_PORT);
-    loop {
-        process.must_live()?;
-        if config.connect(tokio_postgres::NoTls).await.is_ok() {
-            return Ok(process);
-        }
-        if clock::now() >= deadline {
-            bail!(
-                "no session through HAProxy within {LIMIT:?}:\n{}",
-                process.tail()
-            );
-        }
-        tokio::time::sleep(LOOK).await;
-    }
+/// With so many decimals; what was not measured is a dash.
+fn number(value: Option<f64>, decimals: usize) -> String {
+    let value = value.filter(|value| value.is_finite());
+    value.map_or("-".to_owned(), |value| format!("{value:.decimals$}"))
+}
+
+fn idle_table(idle: &[Idle]) -> String {
+    let row = |idle: &Idle| vec![idle.way.clone(), format!("{:.0}", idle.bytes)];
+    let rows: Vec<_> = idle.iter().map(row).collect();
+    report::table(&["idle", "bytes a client"], &rows)
 }

@@ -61,6 +61,13 @@ impl ProcessId {
         self.is_alive().then_some(pages * page / 1024)
     }
 
+    /// Memory that is its own, and its part of what it shares, in kB: `Pss` of `smaps_rollup`.
+    pub fn proportional_kb(self) -> Option<u64> {
+        let text = fs::read_to_string(format!("/proc/{}/smaps_rollup", self.pid)).ok()?;
+        let line = text.lines().find_map(|line| line.strip_prefix("Pss:"))?;
+        line.split_whitespace().next()?.parse().ok()
+    }
+
     /// The program and arguments it was started with.
     pub fn arguments(self) -> Vec<String> {
         let raw = fs::read(format!("/proc/{}/cmdline", self.pid)).unwrap_or_default();

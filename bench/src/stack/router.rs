@@ -1,6 +1,6 @@
 //! The router as a child process.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -12,6 +12,32 @@ use super::place::Place;
 use super::proc::ProcessId;
 use super::process::{Launch, Process, args};
 use super::programs::Programs;
+use super::{APP, APP_PASSWORD};
+
+/// Where a router listens.
+#[derive(Clone, Debug)]
+pub struct Entrance {
+    /// Its address, without port.
+    pub address: String,
+    /// The port whose sessions go to the leader.
+    pub write_port: u16,
+    /// The port whose sessions go to a replica.
+    pub read_port: u16,
+    /// The port whose sessions share servers of the leader by the transaction.
+    pub pooled_port: Option<u16>,
+}
+
+impl Entrance {
+    /// One without pools.
+    pub fn new(address: String, write_port: u16, read_port: u16) -> Self {
+        Self {
+            address,
+            write_port,
+            read_port,
+            pooled_port: None,
+        }
+    }
+}
 
 /// One router with a port for writes and a port for reads.
 #[derive(Debug)]
@@ -29,6 +55,11 @@ pub struct Router {
     process: Option<Process>,
 }
 
+/// Servers that the sessions of a pooled listener share.
+pub const POOL_SIZE: usize = 20;
+/// The most clients of it.
+pub const MAX_CLIENTS: usize = 15_000;
+
 /// The router's own HTTP port.
 const HTTP_PORT: u16 = 8010;
 
@@ -37,7 +68,7 @@ impl Router {
     pub fn new(
         place: &Place,
         programs: &Programs,
-        (address, write_port, read_port): (String, u16, u16),
+        entrance: Entrance,
         http_address: &str,
         namespace: Option<String>,
         etcd_hosts: &str,
@@ -46,6 +77,12 @@ impl Router {
         place.own(&folder)?;
         let config = folder.join("router.yml");
         let state = folder.join("state.json");
+        let Entrance {
+            address,
+            write_port,
+            read_port,
+            pooled_port,
+        } = entrance;
         let http = format!("{http_address}:{HTTP_PORT}");
         let text = format!(
             r#"name: r1
@@ -58,7 +95,11 @@ listeners:
 "#,
             state = state.display(),
         );
-        place.write(&config, &text)?;
+        let pooled = match pooled_port {
+            Some(port) => pooled_listener(place, &folder, &address, port)?,
+            None => String::new(),
+        };
+        place.write(&config, &(text + &pooled))?;
         let launch = Launch {
             program: programs.router.clone(),
             args: args([&config]),
@@ -114,4 +155,20 @@ listeners:
     pub fn tail(&self) -> String {
         self.process.as_ref().map(Process::tail).unwrap_or_default()
     }
+}
+
+/// The last lines of a router's file, for a listener whose sessions share servers.
+fn pooled_listener(place: &Place, folder: &Path, address: &str, port: u16) -> Result<String> {
+    let users = folder.join("userlist.txt");
+    place.write(&users, &userlist())?;
+    Ok(format!(
+        "  - {{listen: \"{address}:{port}\", scope: {SCOPE}, target: primary, mode: transaction, max_client_conn: {MAX_CLIENTS}}}\n\
+         auth: {{file: {}}}\npool: {{default_pool_size: {POOL_SIZE}}}\n",
+        users.display()
+    ))
+}
+
+/// The user of the load as PgBouncer's userlist has it.
+pub fn userlist() -> String {
+    format!("\"{APP}\" \"{APP_PASSWORD}\"\n")
 }
