@@ -16,7 +16,7 @@ use trunkline_shared::cluster::{MemberName, Moment};
 use crate::held_back::HeldBack;
 use crate::lanes::{Lanes, Seat};
 use crate::listener::limits::{CONNECT_TIME, Limits};
-use crate::protocol::exchange::{Exchange, Skipped};
+use crate::protocol::exchange::{Exchange, Heard};
 use crate::protocol::messages::{self, TERMINATE};
 use crate::protocol::settings::Settings;
 use crate::protocol::splice::head;
@@ -96,16 +96,17 @@ impl Prepared {
         Some(oldest)
     }
 
-    /// Something was not done after all.
-    pub fn take_back(&mut self, skipped: Skipped) {
-        match skipped {
-            Skipped::Parse(statement) => {
+    /// Hears what the server has not done after all.
+    pub fn hear(&mut self, heard: Heard) {
+        match heard {
+            Heard::NotPrepared(statement) => {
                 self.used.remove(&statement);
             }
             // It is the first to give way again.
-            Skipped::Close(statement) => {
+            Heard::NotClosed(statement) => {
                 self.used.insert(statement, 0);
             }
+            Heard::Renamed | Heard::NotRenamed(_) => {}
         }
     }
 

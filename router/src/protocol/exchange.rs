@@ -71,7 +71,8 @@ impl Act {
 /// One message whose answer is to come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Expect {
-    /// Parse of a statement by its number; 0 where nobody remembers it. Hidden: the router sent it of itself.
+    /// Parse of a statement by its number; 0 where nobody remembers it. Hidden: the router sent it of itself. One
+    /// that is not hidden and has a number has given it a name of the client's, as the two owed ones give and take.
     Parse {
         /// Its number.
         statement: u32,
@@ -106,6 +107,25 @@ pub enum Expect {
 }
 
 impl Expect {
+    /// Whether it changes what a name of the client's means.
+    fn renames(&self) -> bool {
+        match self {
+            Expect::OwedParse | Expect::OwedClose => true,
+            Expect::Parse {
+                statement,
+                is_hidden,
+            } => *statement > 0 && !is_hidden,
+            Expect::Close { .. }
+            | Expect::Bind
+            | Expect::Describe
+            | Expect::Execute(_)
+            | Expect::Sync
+            | Expect::Query(_)
+            | Expect::Function
+            | Expect::CopyEnd => false,
+        }
+    }
+
     fn drops(&self) -> bool {
         match self {
             Expect::Execute(act) | Expect::Query(act) => act.drops,
@@ -133,13 +153,17 @@ pub enum Verdict {
     Lost,
 }
 
-/// What the server was sent about a statement, and skips because of an error before it.
+/// What becomes of statements that the server was asked to prepare or close.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Skipped {
-    /// This one is not prepared.
-    Parse(u32),
+pub enum Heard {
+    /// The oldest change of a name that was not certain is.
+    Renamed,
+    /// So many of the oldest changes of names do not happen: what changed them is skipped.
+    NotRenamed(usize),
+    /// This one is not prepared after all.
+    NotPrepared(u32),
     /// This one is prepared still.
-    Close(u32),
+    NotClosed(u32),
 }
 
 /// What has become of the requests of a server that is lost.
@@ -231,8 +255,10 @@ impl Exchange {
         self.queue.push_back(expect);
     }
 
-    /// Writes the answers that are owed before the next one of the server.
-    pub fn settle(&mut self, out: &mut Vec<u8>) {
+    /// Writes the answers that are owed before the next one of the server. Returns how many changes of names are
+    /// certain by it.
+    pub fn settle(&mut self, out: &mut Vec<u8>) -> usize {
+        let mut renamed = 0;
         while let Some(head) = self.queue.front() {
             match head {
                 Expect::OwedParse => out.extend_from_slice(PARSE_COMPLETE),
@@ -245,10 +271,12 @@ impl Exchange {
                 | Expect::Execute(_)
                 | Expect::Sync
                 | Expect::Query(_)
-                | Expect::Function => return,
+                | Expect::Function => break,
             }
+            renamed += usize::from(head.renames());
             self.queue.pop_front();
         }
+        renamed
     }
 
     /// Whether an answer is owed that comes before any of the server.
@@ -259,13 +287,16 @@ impl Exchange {
         )
     }
 
-    /// Notes a message of the server, but for ReadyForQuery. `skipped` hears what does not happen after all,
-    /// the last first.
-    pub fn answered(&mut self, kind: u8, mut skipped: impl FnMut(Skipped)) -> Verdict {
+    /// Notes a message of the server, but for ReadyForQuery. `hear` hears what it means for statements; of those that
+    /// are skipped the last first.
+    pub fn answered(&mut self, kind: u8, mut hear: impl FnMut(Heard)) -> Verdict {
         let head = self.queue.front().copied();
         match (kind, head) {
-            (b'1', Some(Expect::Parse { is_hidden, .. })) => {
+            (b'1', Some(parse @ Expect::Parse { is_hidden, .. })) => {
                 self.queue.pop_front();
+                if parse.renames() {
+                    hear(Heard::Renamed);
+                }
                 if is_hidden {
                     Verdict::Hide
                 } else {
@@ -299,7 +330,7 @@ impl Exchange {
             }
             (b'E', Some(Expect::Query(_) | Expect::Function | Expect::Sync)) => Verdict::Pass,
             (b'E', Some(_)) => {
-                self.skip(&mut skipped);
+                self.skip(&mut hear);
                 Verdict::Pass
             }
             // What a server says unasked; an error unasked is its last word.
@@ -339,17 +370,19 @@ impl Exchange {
     }
 
     /// An error in the extended protocol: the server ignores everything until the next Sync.
-    fn skip(&mut self, skipped: &mut impl FnMut(Skipped)) {
+    fn skip(&mut self, hear: &mut impl FnMut(Heard)) {
         let sync = self.queue.iter().position(|asked| *asked == Expect::Sync);
         let until = sync.unwrap_or(self.queue.len());
+        let renames = self.queue.range(..until).filter(|asked| asked.renames());
+        hear(Heard::NotRenamed(renames.count()));
         // From the last to the first, for one statement may be closed and prepared anew.
         for asked in self.queue.drain(..until).rev() {
             match asked {
                 Expect::Parse { statement, .. } if statement > 0 => {
-                    skipped(Skipped::Parse(statement));
+                    hear(Heard::NotPrepared(statement));
                 }
                 Expect::Close { statement, .. } if statement > 0 => {
-                    skipped(Skipped::Close(statement));
+                    hear(Heard::NotClosed(statement));
                 }
                 Expect::Parse { .. }
                 | Expect::Close { .. }

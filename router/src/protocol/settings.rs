@@ -71,6 +71,16 @@ impl Settings {
         self.0.get(name).map(AsRef::as_ref)
     }
 
+    /// What PostgreSQL reports of these where a session had the others before.
+    pub fn changed_from<'a>(
+        &'a self,
+        before: &'a Settings,
+    ) -> impl Iterator<Item = (&'a str, &'a str)> {
+        let all = self.0.iter().filter(|(name, _)| tracked(name).is_some());
+        let changed = all.filter(|(name, value)| before.0.get(*name) != Some(*value));
+        changed.map(|(name, value)| (&**name, &**value))
+    }
+
     /// The query that turns a server with these settings into one with the wanted ones. `set_config` takes a
     /// value as the start-up packet does, whatever its form; NULL resets to what the session began with.
     pub fn change_to(&self, wanted: &Settings) -> String {

@@ -2,11 +2,12 @@
 //! that pins. Pure.
 
 use std::borrow::Borrow;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use crate::protocol::exchange::Heard;
 use crate::session::carry_over::look::{Look, look};
 
 pub mod executed;
@@ -156,28 +157,86 @@ impl Shared {
 #[derive(Debug, Default)]
 pub struct Statements {
     by_name: BTreeMap<Box<[u8]>, Arc<Statement>>,
-    /// Names and texts, bytes.
+    /// Of the texts, bytes.
     bytes: usize,
+    /// Changes that the server has not come to, the oldest first.
+    uncertain: VecDeque<Change>,
     /// Text and types of the unnamed statement, where a later Bind may refer to it.
     pub unnamed: Option<Box<[u8]>>,
 }
 
+/// A name means another statement.
+#[derive(Debug)]
+struct Change {
+    name: Box<[u8]>,
+    before: Option<Arc<Statement>>,
+}
+
 /// The most statements of one client that are kept for it.
 pub const MAX_STATEMENTS: usize = 10_000;
-/// Their names and texts are no longer than this, bytes, as if it alone had prepared them.
+/// Their texts are no longer than this, bytes, as if it alone had prepared them.
 pub const MAX_STATEMENT_BYTES: usize = 16 << 20;
+/// Longer names are not kept, bytes: PostgreSQL's NAMEDATALEN without the end of the text.
+pub const MAX_NAME: usize = 63;
 
 impl Statements {
-    /// Names one; `false` if there is no room for it.
-    pub fn name(&mut self, name: &[u8], statement: Arc<Statement>) -> bool {
-        self.close(name);
-        let bytes = self.bytes + name.len() + statement.tail().len();
-        let is_room = self.by_name.len() < MAX_STATEMENTS && bytes <= MAX_STATEMENT_BYTES;
-        if is_room {
-            self.bytes = bytes;
-            self.by_name.insert(name.into(), statement);
+    /// Whether another one can be kept under this name.
+    pub fn has_room_for(&self, name: &[u8], statement: &Statement) -> bool {
+        name.len() <= MAX_NAME
+            && self.by_name.len() < MAX_STATEMENTS
+            && self.bytes + statement.tail().len() <= MAX_STATEMENT_BYTES
+    }
+
+    /// Names one, or with `None` takes a name away; for certain. Returns what it meant before.
+    pub fn name(
+        &mut self,
+        name: &[u8],
+        statement: Option<Arc<Statement>>,
+    ) -> Option<Arc<Statement>> {
+        let length = |it: &Option<Arc<Statement>>| it.as_ref().map_or(0, |it| it.tail().len());
+        self.bytes += length(&statement);
+        let before = match statement {
+            Some(statement) => self.by_name.insert(name.into(), statement),
+            None => self.by_name.remove(name),
+        };
+        self.bytes -= length(&before);
+        before
+    }
+
+    /// The same, if the server does not skip what asks for it.
+    pub fn rename(&mut self, name: &[u8], statement: Option<Arc<Statement>>) {
+        let before = self.name(name, statement);
+        let name = name.into();
+        self.uncertain.push_back(Change { name, before });
+    }
+
+    /// So many of the oldest changes are certain.
+    pub fn confirm(&mut self, count: usize) {
+        self.uncertain.drain(..count.min(self.uncertain.len()));
+    }
+
+    /// So many of the oldest changes do not happen.
+    pub fn take_back(&mut self, count: usize) {
+        let later = self.uncertain.split_off(count.min(self.uncertain.len()));
+        let skipped = std::mem::replace(&mut self.uncertain, later);
+        for Change { name, before } in skipped.into_iter().rev() {
+            // What a later batch does to the name goes on to hold.
+            match self.uncertain.iter_mut().find(|later| later.name == name) {
+                Some(later) => later.before = before,
+                None => {
+                    self.name(&name, before);
+                }
+            }
         }
-        is_room
+    }
+
+    /// Hears what has become of changes.
+    pub fn hear(&mut self, heard: Heard) {
+        match heard {
+            Heard::Renamed => self.confirm(1),
+            Heard::NotRenamed(count) => self.take_back(count),
+            Heard::NotPrepared(_) | Heard::NotClosed(_) => {}
+        }
     }
 
     /// The one of this name.
@@ -185,18 +244,14 @@ impl Statements {
         self.by_name.get(name)
     }
 
-    /// Forgets the one of this name; whether it was there.
-    pub fn close(&mut self, name: &[u8]) -> bool {
-        let closed = self.by_name.remove(name);
-        if let Some(closed) = &closed {
-            self.bytes -= name.len() + closed.tail().len();
-        }
-        closed.is_some()
-    }
-
     /// Forgets all.
     pub fn clear(&mut self) {
         *self = Self::default();
+    }
+
+    /// Nothing that is uncertain happens any more.
+    pub fn take_back_all(&mut self) {
+        self.take_back(self.uncertain.len());
     }
 
     /// All of them.
@@ -218,8 +273,8 @@ mod tests {
         let typed = intern(b"select 1\0\0\x01\0\0\0\x17", 3);
         assert!(Arc::ptr_eq(&one, &same) && !Arc::ptr_eq(&one, &typed));
         let mut own = Statements::default();
-        assert!(own.name(b"s1", one) && own.find(b"s1").is_some());
-        assert!(own.close(b"s1") && !own.close(b"s1"));
+        assert!(own.name(b"s1", Some(one)).is_none() && own.find(b"s1").is_some());
+        assert!(own.name(b"s1", None).is_some() && own.find(b"s1").is_none());
         let mut name = Vec::new();
         server_name(&mut name, 12);
         assert!(name == b"trunkline_12" && is_reserved(&name));
@@ -231,17 +286,19 @@ mod tests {
         let mut own = Statements::default();
         let long = |number: u32| format!("select {number} {}\0\0\0", "x".repeat(1 << 20));
         let mut named = 0;
-        while own.name(
-            named.to_string().as_bytes(),
-            shared.intern(long(named).as_bytes(), || named).unwrap(),
-        ) {
+        loop {
+            let statement = shared.intern(long(named).as_bytes(), || named).unwrap();
+            if !own.has_room_for(b"s", &statement) {
+                break;
+            }
+            own.name(named.to_string().as_bytes(), Some(statement));
             named += 1;
         }
         assert_eq!(named, 15);
-        // A name that is given again, or closed, makes room.
-        assert!(
-            own.close(b"3") && own.name(b"3", shared.intern(long(16).as_bytes(), || 16).unwrap())
-        );
+        // A name that is closed makes room; a long one is not kept.
+        own.name(b"3", None);
+        let another = shared.intern(b"select 1\0\0\0", || 100).unwrap();
+        assert!(own.has_room_for(b"s", &another) && !own.has_room_for(&[b's'; 64], &another));
         // Texts that somebody holds fill the process; nobody's make room.
         let mut held = Vec::new();
         let mut number = 100;
@@ -254,5 +311,27 @@ mod tests {
         held.truncate(10);
         let mut tries = 0..=SWEEP_FROM;
         assert!(tries.any(|_| shared.intern(long(number).as_bytes(), || number).is_some()));
+    }
+
+    #[test]
+    fn a_name_means_what_the_server_has_come_to() {
+        let mut shared = Shared::new();
+        let mut statement = |n: u32| shared.intern(format!("select {n}\0\0\0").as_bytes(), || n);
+        let numbers = |own: &Statements| own.find(b"s").map(|it| it.number());
+        let mut own = Statements::default();
+        own.rename(b"s", statement(1));
+        own.confirm(1);
+        // Closed and prepared anew in a batch that fails, and prepared once more in the next one.
+        own.rename(b"s", None);
+        own.rename(b"s", statement(2));
+        own.take_back(2);
+        assert_eq!(numbers(&own), Some(1));
+        own.rename(b"s", None);
+        own.rename(b"s", statement(2));
+        own.rename(b"s", statement(3));
+        own.take_back(2);
+        assert_eq!(numbers(&own), Some(3));
+        own.take_back_all();
+        assert_eq!(numbers(&own), Some(1));
     }
 }

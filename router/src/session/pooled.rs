@@ -22,6 +22,7 @@ use crate::held_back::HeldBack;
 use crate::lanes::Notice;
 use crate::pool::registry::{Entered, Mailbox, Registry};
 use crate::pool::{Lease, PoolId};
+use crate::protocol::exchange::Heard;
 use crate::protocol::settings::Settings;
 use crate::server::Cancelled;
 use crate::session::carry_over::executed::Executed;
@@ -77,13 +78,26 @@ impl Own {
         self.0.get_or_insert_default()
     }
 
-    /// A statement that servers get to know by a number, under the client's name for it, if there is room for it.
+    /// A statement that servers get to know by a number, if one of this name can be kept.
     fn keep(&mut self, name: &[u8], tail: &[u8], registry: &Registry) -> Option<Arc<Statement>> {
         let interned = {
             let mut shared = STATEMENTS.lock().unwrap_or_else(PoisonError::into_inner);
             shared.intern(tail, || registry.statement_number())
         };
-        interned.filter(|it| self.get_mut().name(name, it.clone()))
+        interned.filter(|it| self.get_mut().has_room_for(name, it))
+    }
+
+    /// Hears what has become of changes of names.
+    fn hear(&mut self, heard: Heard) {
+        if let Some(own) = &mut self.0 {
+            own.hear(heard);
+        }
+    }
+
+    fn confirm(&mut self, count: usize) {
+        if let Some(own) = &mut self.0 {
+            own.confirm(count);
+        }
     }
 }
 
@@ -143,6 +157,10 @@ pub(super) struct Pooled {
     /// What its statements and portals do.
     executed: Executed,
     settings: Arc<Settings>,
+    /// The settings when it had logged in.
+    begun_with: Arc<Settings>,
+    /// They are its again, and the server's reports are of the server's.
+    is_resetting: bool,
     statements: Own,
     stranded: Option<Box<Stranded>>,
     pinned: Option<PinReason>,
@@ -173,6 +191,8 @@ impl Pooled {
             has_unnamed: false,
             executed: Executed::default(),
             settings: Arc::default(),
+            begun_with: Arc::default(),
+            is_resetting: false,
             statements: Own::default(),
             stranded: None,
             pinned,
@@ -184,6 +204,7 @@ impl Pooled {
 
     /// Carries the session to its end.
     pub(super) async fn run(mut self) -> Result<(), SessionError> {
+        self.begun_with = self.settings.clone();
         loop {
             let turn = poll_fn(|cx| self.poll_turn(cx)).await;
             let outcome = match turn {

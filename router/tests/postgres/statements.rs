@@ -59,8 +59,70 @@ fn a_batch_that_fails_takes_back_what_gave_way() {
             // PostgreSQL skips the Close of the first statement and the Parse of the second.
             let failing = [run("nobody"), parse("s2", "select 2"), sync()];
             assert_eq!(ask(&mut one, &failing).await, "EZI");
-            for name in ["s1", "s2", "s1"] {
-                assert_eq!(ask(&mut one, &[run(name), sync()]).await, "2DCZI", "{name}");
+            for (name, told) in [("s1", "2DCZI"), ("s2", "EZI"), ("s1", "2DCZI")] {
+                assert_eq!(ask(&mut one, &[run(name), sync()]).await, told, "{name}");
+            }
+        },
+    );
+}
+
+#[test]
+fn a_name_means_what_it_meant_where_its_change_is_skipped() {
+    as_postgres(
+        "statements::a_name_means_what_it_meant_where_its_change_is_skipped",
+        async || {
+            let server = Postgres::start();
+            let stack = trusting(&server, "default_pool_size: 1").await;
+            let mut one = stack.session().await;
+            assert_eq!(
+                ask(&mut one, &[parse("s", "select 1"), sync()]).await,
+                "1ZI"
+            );
+            let close = message(b'C', b"Ss\0");
+            let skipped = [
+                close,
+                parse("s", "select 1/0"),
+                parse("t", "select 2"),
+                sync(),
+            ];
+            let failing = [run("nobody"), skipped.concat()];
+            assert_eq!(ask(&mut one, &failing).await, "EZI");
+            assert_eq!(ask(&mut one, &[run("s"), sync()]).await, "2DCZI");
+            assert_eq!(ask(&mut one, &[run("t"), sync()]).await, "EZI");
+        },
+    );
+}
+
+#[test]
+fn what_a_session_resets_is_as_it_was_when_it_began() {
+    as_postgres(
+        "statements::what_a_session_resets_is_as_it_was_when_it_began",
+        async || {
+            let server = Postgres::start();
+            let stack = trusting(&server, "default_pool_size: 1").await;
+            let mut one = stack.client().await;
+            let asked = b"\0\x03\0\0user\0app\0database\0app\0TimeZone\0Asia/Tokyo\0\0";
+            let length = u32::try_from(asked.len() + 4).unwrap().to_be_bytes();
+            one.send(&[&length[..], asked].concat()).await;
+            one.ready().await;
+            let mut other = stack.session().await;
+            for reset in ["discard all", "reset all"] {
+                assert_eq!(
+                    ask(&mut one, &[query("set timezone = 'UTC'")]).await,
+                    "CSZI"
+                );
+                assert_eq!(ask(&mut other, &[query("select 1")]).await, "TDCZI");
+                // The client hears where it is, whatever the server was set to.
+                one.send(&query(reset)).await;
+                assert_eq!(one.message().await.0, b'C');
+                let (kind, told) = one.message().await;
+                assert_eq!((kind, &told[..]), (b'S', &b"TimeZone\0Asia/Tokyo\0"[..]));
+                assert_eq!(answer(&mut one).await, "ZI");
+                one.send(&query("show timezone")).await;
+                assert_eq!(one.message().await.0, b'T');
+                let (_, row) = one.message().await;
+                assert!(row.ends_with(b"Asia/Tokyo"), "{reset}: {row:?}");
+                assert_eq!(answer(&mut one).await, "CZI");
             }
         },
     );

@@ -90,7 +90,12 @@ fn after_an_error_nothing_is_owed_until_the_sync() {
     talk.sent(Expect::Sync);
     let mut forgotten = Vec::new();
     assert_eq!(talk.answered(b'E', |s| forgotten.push(s)), Verdict::Pass);
-    assert_eq!(forgotten, [Skipped::Parse(8), Skipped::Parse(7)]);
+    let all = [
+        Heard::NotRenamed(2),
+        Heard::NotPrepared(8),
+        Heard::NotPrepared(7),
+    ];
+    assert_eq!(forgotten, all);
     assert_eq!(hear(&mut talk, b"ZZ"), "Z1Z");
     assert!(talk.is_idle());
 }
@@ -218,14 +223,18 @@ fn what_an_error_skips_is_taken_back_from_the_last_to_the_first() {
     // 8 gives way to 7, is closed and comes back in the place of another one: the server has done none of it.
     let mut talk = asked(&[Expect::Bind, close, PARSE, HIDDEN, Expect::Sync]);
     let mut back = Vec::new();
-    talk.answered(b'E', |skipped| back.push(skipped));
-    let all = [Skipped::Parse(8), Skipped::Parse(7), Skipped::Close(8)];
+    talk.answered(b'E', |heard| back.push(heard));
+    let all = [
+        Heard::NotRenamed(1),
+        Heard::NotPrepared(8),
+        Heard::NotPrepared(7),
+        Heard::NotClosed(8),
+    ];
     assert_eq!(back, all);
     assert!(!talk.is_skipping());
     let mut prepared = crate::server::Prepared::default();
     prepared.add(8, 10);
-    back.drain(..)
-        .for_each(|skipped| prepared.take_back(skipped));
+    back.drain(..).for_each(|heard| prepared.hear(heard));
     assert!(prepared.touch(8) && !prepared.touch(7));
 }
 

@@ -166,11 +166,14 @@ impl Scan<'_> {
             },
             b'C' => match body {
                 [b'S', name @ .., 0] if is_mapping && !name.is_empty() => {
-                    let is_known = self.statements.get_mut().close(name);
-                    if is_known && !talk.is_skipping() {
+                    let own = self.statements.get_mut();
+                    if talk.is_skipping() {
+                        // The server ignores it.
+                    } else if own.find(name).is_some() {
+                        own.rename(name, None);
                         splice.replace(at, at + message.len());
                         talk.sent(Expect::OwedClose);
-                    } else if is_reserved(name) && !talk.is_skipping() {
+                    } else if is_reserved(name) {
                         // It may be another client's.
                         frame(splice.replace(at, at + message.len()), b'C', |body| {
                             body.push(b'S');
@@ -237,6 +240,8 @@ impl Scan<'_> {
             return Ok(());
         };
         self.pin(&statement.look);
+        let named = Some(statement.clone());
+        self.statements.get_mut().rename(name, named);
         let out = splice.replace(at, at + message.len());
         if self.server.prepared.touch(statement.number()) {
             self.server.exchange.sent(Expect::OwedParse);
@@ -266,7 +271,7 @@ impl Scan<'_> {
         } else {
             *self.pinned = self.pinned.or(Some(PinReason::Statement));
             if let Some(own) = &mut self.statements.0 {
-                own.close(name);
+                own.name(name, None);
             }
         }
     }

@@ -194,7 +194,7 @@ impl Pooled {
         let is_full = server.exchange.is_full() || is_mapping && server.exchange.may_drop();
         if (has_flushed || is_full) && server.exchange.owes() {
             out.clear();
-            server.exchange.settle(out);
+            self.statements.confirm(server.exchange.settle(out));
             let told = write_on(&mut self.client, &mut self.to_client, out, cx);
             told.map_err(|_| Turn::ClientLeft)?;
         }
@@ -286,7 +286,7 @@ fn stand_in(
             }
         }
         (b'C', [b'S', name @ .., 0]) => {
-            own.get_mut().close(name);
+            own.get_mut().name(name, None);
         }
         _ => {}
     }
@@ -295,7 +295,8 @@ fn stand_in(
         && !name.is_empty()
         && stranded.has_end_at_hand()
     {
-        own.keep(name, tail, registry);
+        let kept = own.keep(name, tail, registry);
+        own.get_mut().name(name, kept);
     }
     next
 }

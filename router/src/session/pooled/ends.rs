@@ -94,6 +94,9 @@ impl Pooled {
             Fate::Undone => (RequestError::TransactionLost { why }, true),
             Fate::Unknown => (RequestError::OutcomeUnknown { why }, false),
         };
+        if let Some(own) = &mut self.statements.0 {
+            own.take_back_all();
+        }
         let mut told = Vec::new();
         let unanswered = server.exchange.unanswered();
         let (stranded, next) = Stranded::begin(error, is_failed, unanswered, &mut told);

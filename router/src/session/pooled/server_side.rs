@@ -12,6 +12,7 @@ use super::{Buffers, Own, Pooled, Step, Turn, write_on};
 use crate::config::pooling::Mode;
 use crate::error::SessionError;
 use crate::protocol::exchange::{Status, Verdict};
+use crate::protocol::messages;
 use crate::protocol::settings::{Settings, tracked};
 use crate::protocol::splice::{Splice, head};
 use crate::protocol::sqlstate;
@@ -81,6 +82,9 @@ impl Pooled {
             server,
             statements: &mut self.statements,
             settings: &mut self.settings,
+            begun_with: &self.begun_with,
+            is_resetting: &mut self.is_resetting,
+            reports: Vec::new(),
             is_pinned: self.pinned.is_some(),
             is_statement_mode: self.door.mode == Mode::Statement,
             door: &self.door,
@@ -121,6 +125,12 @@ struct Scan<'a> {
     server: &'a mut Server,
     statements: &'a mut Own,
     settings: &'a mut Arc<Settings>,
+    /// The client's when it logged in.
+    begun_with: &'a Arc<Settings>,
+    /// Settings were reset, and what the server reports of it is the server's.
+    is_resetting: &'a mut bool,
+    /// What the client is told in the place of that.
+    reports: Vec<u8>,
     is_pinned: bool,
     is_statement_mode: bool,
     door: &'a super::door::Door,
@@ -160,7 +170,8 @@ impl Scan<'_> {
             }
             let have = total.min(rest.len());
             if self.server.exchange.owes() && !matches!(kind, b'N' | b'A' | b'S') {
-                self.server.exchange.settle(splice.replace(at, at));
+                let renamed = self.server.exchange.settle(splice.replace(at, at));
+                self.statements.confirm(renamed);
             }
             let verdict = match self.message(kind, &rest[5..have]) {
                 Ok(verdict) => verdict,
@@ -173,6 +184,9 @@ impl Scan<'_> {
                 splice.replace(at, at + have);
             }
             at += have;
+            if !self.reports.is_empty() {
+                splice.replace(at, at).append(&mut self.reports);
+            }
             self.settle(at, splice);
         }
         stop(at, None)
@@ -181,7 +195,8 @@ impl Scan<'_> {
     /// Writes what is owed, once a message is over: the server may have nothing more to say before it.
     fn settle(&mut self, at: usize, splice: &mut Splice<'_>) {
         if self.server.inbound.left == 0 && self.server.exchange.owes() {
-            self.server.exchange.settle(splice.replace(at, at));
+            let renamed = self.server.exchange.settle(splice.replace(at, at));
+            self.statements.confirm(renamed);
         }
     }
 
@@ -194,6 +209,7 @@ impl Scan<'_> {
                 if self.is_statement_mode && status != Status::Idle {
                     return Err(Trouble::TransactionBlock);
                 }
+                *self.is_resetting = false;
                 self.server.exchange.ready(status)
             }
             b'E' => {
@@ -201,15 +217,20 @@ impl Scan<'_> {
                 let Server {
                     exchange, prepared, ..
                 } = &mut *self.server;
-                exchange.answered(kind, |skipped| prepared.take_back(skipped))
+                exchange.answered(kind, |heard| {
+                    prepared.hear(heard);
+                    self.statements.hear(heard);
+                })
             }
+            b'S' if self.reported(body) => Verdict::Hide,
             _ => {
-                match kind {
-                    b'S' => self.reported(body),
-                    b'C' => self.completed(body),
-                    _ => {}
+                if kind == b'C' {
+                    self.completed(body);
                 }
-                self.server.exchange.answered(kind, |_| {})
+                let statements = &mut *self.statements;
+                self.server
+                    .exchange
+                    .answered(kind, |heard| statements.hear(heard))
             }
         };
         match verdict {
@@ -249,17 +270,22 @@ impl Scan<'_> {
         Ok(())
     }
 
-    /// A setting has changed: it is the client's from here on, and the server's.
-    fn reported(&mut self, body: &[u8]) {
+    /// A setting has changed: it is the client's from here on, and the server's. Whether the client is not to hear it.
+    fn reported(&mut self, body: &[u8]) -> bool {
         self.server.note_report(body);
         let Some((name, value)) = report(body).filter(|(name, _)| tracked(name).is_some()) else {
-            return;
+            return false;
         };
+        if *self.is_resetting {
+            self.server.settings = interned(Settings::reported(self.server.report()));
+            return true;
+        }
         let mut changed = Settings::clone(self.settings);
         changed.set(name, value);
         let changed = interned(changed);
         self.server.settings = changed.clone();
         *self.settings = changed;
+        false
     }
 
     fn completed(&mut self, body: &[u8]) {
@@ -276,8 +302,13 @@ impl Scan<'_> {
         // RESET of one setting pins, so this is RESET ALL where no pin is.
         if matches!(body, b"DISCARD ALL\0") || !self.is_pinned && matches!(body, b"RESET\0") {
             // What is not reported is what the server began with. The client began with its own, and is given
-            // them again before it asks anything.
+            // them again before it asks anything; that it has them is what it hears.
             self.server.settings = interned(Settings::reported(self.server.report()));
+            *self.is_resetting = true;
+            for (name, value) in self.begun_with.changed_from(self.settings) {
+                messages::parameter_status(&mut self.reports, name, value);
+            }
+            *self.settings = self.begun_with.clone();
         }
     }
 }
