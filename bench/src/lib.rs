@@ -18,6 +18,7 @@ pub mod fault;
 pub mod load;
 pub mod mutants;
 pub mod patroni;
+pub mod pools;
 pub mod report;
 pub mod simulation;
 pub mod soak;

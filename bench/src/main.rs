@@ -6,7 +6,9 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
 
-use trunkline_bench::{demo, failover, mutants, patroni, report, simulation, soak, throughput};
+use trunkline_bench::{
+    demo, failover, mutants, patroni, pools, report, simulation, soak, throughput,
+};
 
 /// Judges Trunkline from outside, on real PostgreSQL and etcd.
 #[derive(Parser, Debug)]
@@ -26,6 +28,8 @@ enum Command {
     Mutants(mutants::MutantsOptions),
     /// Beside Patroni, in its place, and under the tools of its users
     Patroni(patroni::PatroniOptions),
+    /// Clients that share servers, judged from their side
+    Pools(pools::PoolsOptions),
     /// Seeded histories of the whole system in one process, judged after every event
     Simulate(simulation::command::SimulateOptions),
     /// What an idle leader's agent costs, quiet and under health checks
@@ -78,6 +82,7 @@ async fn run(command: Command) -> Result<bool> {
             Command::Failover(options) => failover::run(options).await,
             Command::Mutants(options) => mutants::run(options).await,
             Command::Patroni(options) => patroni::run(options).await,
+            Command::Pools(options) => pools::run(options).await,
             Command::Simulate(options) => Ok(simulation::command::run(options)),
             Command::Soak(options) => soak::run(options).await,
             Command::Throughput(options) => throughput::run(options).await.map(|()| true),

@@ -16,7 +16,7 @@ use member::{Home, Member, SCOPE, Timing};
 use place::Place;
 use process::{Launch, args};
 use programs::Programs;
-use router::{Entrance, Router};
+use router::{Entrance, Pooled, Router};
 
 pub mod etcd;
 pub mod http;
@@ -59,8 +59,8 @@ pub struct Plan {
     pub timing: Timing,
     /// Where the router listens, if not at the stack's own address.
     pub router: Option<Entrance>,
-    /// The port of a listener whose sessions share servers of the leader, if there is to be one.
-    pub pooled_port: Option<u16>,
+    /// A listener whose sessions share servers of the leader, if there is to be one.
+    pub pooled: Option<Pooled>,
     /// The folder of PostgreSQL's programs, if not the newest found.
     pub postgresql: Option<std::path::PathBuf>,
 }
@@ -74,7 +74,7 @@ impl Plan {
             etcd_members: 3,
             timing,
             router: None,
-            pooled_port: None,
+            pooled: None,
             postgresql: None,
         }
     }
@@ -183,7 +183,7 @@ impl Stack {
         let at = plan.router.clone();
         let at = at.unwrap_or_else(|| Entrance::new(address(4), 5432, 5433));
         let at = Entrance {
-            pooled_port: plan.pooled_port,
+            pooled: plan.pooled.clone(),
             ..at
         };
         let router = Router::new(&place, &programs, at, &address(4), namespace("r1"), &hosts)?;

@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use crate::load::writers;
 use crate::report::{self, Progress, say};
+use crate::stack::router::{POOL_SIZE, Pooled};
 use crate::stack::{APP, Layout, Plan, Stack};
 use cell::{Cell, Kind, Measured, cells};
 use ways::{POOLED_PORT, Way};
@@ -141,7 +142,11 @@ pub async fn run(options: &ThroughputOptions) -> Result<()> {
 async fn start(options: &ThroughputOptions, progress: &Progress) -> Result<Stack> {
     let plan = Plan {
         postgresql: options.pg_bin.clone(),
-        pooled_port: Some(POOLED_PORT),
+        pooled: Some(Pooled {
+            port: POOLED_PORT,
+            auth: "scram-sha-256",
+            size: POOL_SIZE,
+        }),
         ..Plan::new(Layout::Loopback)
     };
     Stack::start(&plan, progress).await

@@ -23,8 +23,19 @@ pub struct Entrance {
     pub write_port: u16,
     /// The port whose sessions go to a replica.
     pub read_port: u16,
-    /// The port whose sessions share servers of the leader by the transaction.
-    pub pooled_port: Option<u16>,
+    /// A listener whose sessions share servers of the leader by the transaction.
+    pub pooled: Option<Pooled>,
+}
+
+/// A pooled listener.
+#[derive(Clone, Debug)]
+pub struct Pooled {
+    /// Its port.
+    pub port: u16,
+    /// How clients log in: `scram-sha-256`, `trust`.
+    pub auth: &'static str,
+    /// Servers.
+    pub size: usize,
 }
 
 impl Entrance {
@@ -34,7 +45,7 @@ impl Entrance {
             address,
             write_port,
             read_port,
-            pooled_port: None,
+            pooled: None,
         }
     }
 }
@@ -81,7 +92,7 @@ impl Router {
             address,
             write_port,
             read_port,
-            pooled_port,
+            pooled,
         } = entrance;
         let http = format!("{http_address}:{HTTP_PORT}");
         let text = format!(
@@ -95,8 +106,8 @@ listeners:
 "#,
             state = state.display(),
         );
-        let pooled = match pooled_port {
-            Some(port) => pooled_listener(place, &folder, &address, port)?,
+        let pooled = match pooled {
+            Some(pooled) => pooled_listener(place, &folder, &address, &pooled)?,
             None => String::new(),
         };
         place.write(&config, &(text + &pooled))?;
@@ -158,12 +169,13 @@ listeners:
 }
 
 /// The last lines of a router's file, for a listener whose sessions share servers.
-fn pooled_listener(place: &Place, folder: &Path, address: &str, port: u16) -> Result<String> {
+fn pooled_listener(place: &Place, folder: &Path, address: &str, pooled: &Pooled) -> Result<String> {
+    let Pooled { port, auth, size } = pooled;
     let users = folder.join("userlist.txt");
     place.write(&users, &userlist())?;
     Ok(format!(
         "  - {{listen: \"{address}:{port}\", scope: {SCOPE}, target: primary, mode: transaction, max_client_conn: {MAX_CLIENTS}}}\n\
-         auth: {{file: {}}}\npool: {{default_pool_size: {POOL_SIZE}}}\n",
+         auth: {{type: {auth}, file: {}}}\npool: {{default_pool_size: {size}}}\n",
         users.display()
     ))
 }
