@@ -13,6 +13,8 @@ use crate::stack::{APP, Layout, Plan, Stack};
 use identity::Done;
 use life::Step;
 
+mod churn;
+mod fairness;
 mod identity;
 mod life;
 mod wire;
@@ -33,6 +35,10 @@ pub struct PoolsOptions {
 enum What {
     /// Clients with mixed lives share servers: each answer must be their own
     Identity(IdentityOptions),
+    /// Thousands idle and hundreds busy on a few servers: nobody waits much longer than the others
+    Fairness(fairness::FairnessOptions),
+    /// Clients come, ask, are cancelled and die without a pause: memory stays flat, no server is left behind
+    Churn(churn::ChurnOptions),
 }
 
 #[derive(Args, Debug)]
@@ -58,7 +64,7 @@ pub struct Ground {
     database: String,
     /// Past the router.
     direct: tokio_postgres::Client,
-    _stack: Stack,
+    stack: Stack,
 }
 
 impl Ground {
@@ -84,8 +90,16 @@ impl Ground {
             user: APP.to_owned(),
             database: APP.to_owned(),
             direct,
-            _stack: stack,
+            stack,
         })
+    }
+}
+
+impl Ground {
+    /// Memory of the router, kB.
+    fn router_kb(&self) -> Result<u64> {
+        let kb = self.stack.router.id()?.memory_kb();
+        kb.context("the router has ended")
     }
 }
 
@@ -93,6 +107,8 @@ impl Ground {
 pub async fn run(options: &PoolsOptions) -> Result<bool> {
     match &options.what {
         What::Identity(options) => identity(options).await,
+        What::Fairness(options) => fairness::run(options).await,
+        What::Churn(options) => churn::run(options).await,
     }
 }
 
@@ -105,7 +121,9 @@ async fn identity(options: &IdentityOptions) -> Result<bool> {
     let mut clients = tokio::task::JoinSet::new();
     for number in 0..options.clients {
         let ground = ground.clone();
-        clients.spawn(async move { identity::client(&ground, number, seed, time).await });
+        clients.spawn(async move {
+            identity::client(&ground, number, (seed, identity::STEPS), time).await
+        });
     }
     let mut done = Vec::new();
     let all = async {

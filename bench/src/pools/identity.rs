@@ -12,8 +12,8 @@ use trunkline_shared::service::clock;
 use super::Ground;
 use super::life::{Life, Step};
 
-/// The most steps of one session.
-const STEPS: usize = 40;
+/// The most steps of one session, where the oracle is all there is.
+pub const STEPS: usize = 40;
 /// So many more once a client keeps the server: the others wait for it.
 const STEPS_PINNED: usize = 3;
 
@@ -51,15 +51,21 @@ const ENDS: [End; 5] = [
     End::InTransaction,
 ];
 
-/// Lives one session after another until the time is over. The first answer that is another's ends it.
-pub async fn client(ground: &Ground, number: usize, seed: u64, time: Duration) -> Result<Done> {
+/// Lives one session after another, of so many steps at the most, until the time is over. The first answer that is
+/// another's ends it.
+pub async fn client(
+    ground: &Ground,
+    number: usize,
+    (seed, steps): (u64, usize),
+    time: Duration,
+) -> Result<Done> {
     let mut rng = Rng::with_seed(seed.wrapping_add(number as u64));
     let until = clock::now() + time;
     let mut done = Done::default();
     while clock::now() < until {
         let token = format!("c{number}s{}", done.sessions);
         let mut life = Life::begin(ground, &token).await?;
-        let lived = live(&mut life, &mut rng, &mut done).await;
+        let lived = live(&mut life, steps, &mut rng, &mut done).await;
         lived.with_context(|| format!("{token}, after {}", life.story()))?;
         done.committed.push((token, life.committed));
         done.sessions += 1;
@@ -68,9 +74,9 @@ pub async fn client(ground: &Ground, number: usize, seed: u64, time: Duration) -
     Ok(done)
 }
 
-async fn live(life: &mut Life, rng: &mut Rng, done: &mut Done) -> Result<()> {
+async fn live(life: &mut Life, steps: usize, rng: &mut Rng, done: &mut Done) -> Result<()> {
     let all = Step::value_variants();
-    let mut left = rng.usize(1..=STEPS);
+    let mut left = rng.usize(1..=steps);
     while left > 0 {
         left -= 1;
         let was_pinned = life.is_pinned;
