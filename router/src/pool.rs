@@ -18,7 +18,7 @@ use trunkline_shared::service::clock;
 use crate::auth::Credential;
 use crate::cores;
 use crate::pool::budget::Budgets;
-use crate::pool::local::{Outcome, Pool};
+use crate::pool::local::{Hungry, Outcome, Pool};
 use crate::pool::state::{Effect, Failure, PoolState, Rules, ServerId, WaiterId};
 use crate::server::login::OpenFailed;
 use crate::server::{Cancelled, Parcel, Server, Way};
@@ -30,6 +30,8 @@ pub mod state;
 
 /// How often idle servers, limits of time and cut lanes are looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
+/// A core that wants a server says so at each look; after two without a word it has one.
+const STILL_HUNGRY: Duration = LOOK_EVERY.saturating_mul(2);
 /// How much older than ours the oldest waiter of another core must be, to get a server that we need as well:
 /// a server that changes cores costs more than a transaction.
 const PATIENCE: Duration = Duration::from_millis(10);
@@ -60,9 +62,23 @@ pub struct Spec {
 /// Which pool: cluster, lane, database, user.
 type Key = (Box<str>, u64, Box<str>, Arc<str>);
 
+impl Spec {
+    fn key(&self) -> Key {
+        (
+            self.cluster.clone(),
+            self.lane,
+            self.database.clone(),
+            self.user.clone(),
+        )
+    }
+}
+
 /// A pool of this core. Numbers are not used twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct PoolId(u64);
+
+/// No pool has this number.
+const NONE: PoolId = PoolId(0);
 
 /// Why there is no server.
 #[derive(Clone, Debug)]
@@ -240,12 +256,7 @@ impl Pools {
     }
 
     fn ensure(&mut self, spec: &Arc<Spec>, way: &Arc<Way>) -> PoolId {
-        let key = (
-            spec.cluster.clone(),
-            spec.lane,
-            spec.database.clone(),
-            spec.user.clone(),
-        );
+        let key = spec.key();
         if let Some(id) = self.by_key.get(&key).copied()
             && let Some(pool) = self.get(id)
         {
@@ -402,19 +413,35 @@ impl Pools {
         let Some(peers) = cores::peers().filter(|_| !has_asked) else {
             return;
         };
-        let key: Key = (
-            spec.cluster.clone(),
-            spec.lane,
-            spec.database.clone(),
-            spec.user.clone(),
-        );
+        let is_room_in_pool = spec.budgets.has_room_in_pool();
         for (number, core) in peers.all.iter().enumerate() {
             if number != peers.own {
-                let (key, own) = (key.clone(), peers.own);
+                let (spec, own) = (spec.clone(), peers.own);
                 core.spawn(async move {
-                    POOLS.with_borrow_mut(|pools| pools.asked(&key, own, now));
+                    POOLS.with_borrow_mut(|pools| match is_room_in_pool {
+                        true => pools.asked_to_evict(&spec, own),
+                        false => pools.asked(&spec.key(), own, now),
+                    });
                 });
             }
+        }
+    }
+
+    /// Another core has clients whose database or user may have no more servers: an idle one here gives way.
+    fn asked_to_evict(&mut self, spec: &Arc<Spec>, core: usize) {
+        if !self.evict_for(spec, NONE) {
+            return;
+        }
+        let core = cores::peers().and_then(|peers| peers.all.get(core).cloned());
+        if let Some(core) = core {
+            let key = spec.key();
+            core.spawn(async move {
+                POOLS.with_borrow_mut(|pools| {
+                    if let Some(id) = pools.by_key.get(&key).copied() {
+                        pools.maintain_one(id);
+                    }
+                });
+            });
         }
     }
 
@@ -447,8 +474,14 @@ impl Pools {
         if let Some(pool) = self.get(id) {
             match pool.state.hand_away() {
                 Some(_) => pool.send_away(core),
-                None if pool.hungry.iter().any(|(known, _)| *known == core) => {}
-                None => pool.hungry.push((core, since)),
+                None => match pool.hungry.iter_mut().find(|known| known.core == core) {
+                    Some(known) => known.heard = now,
+                    None => pool.hungry.push(Hungry {
+                        core,
+                        since,
+                        heard: now,
+                    }),
+                },
             }
         }
         effects.clear();

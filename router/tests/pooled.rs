@@ -492,3 +492,21 @@ async fn a_slow_reader_slows_only_itself() {
     assert_eq!(rows, 20_000);
     assert_eq!(ask(&mut slow, "select 1").await, "CZI");
 }
+
+#[tokio::test]
+async fn an_idle_server_gives_way_to_another_user_whose_clients_are_on_another_core() {
+    let a = FakePostgres::start(false).await;
+    let one_of_all = ONE.replace("size: 1", "size: 1, max_db_connections: 1");
+    let stack = stack(Mode::Transaction, &one_of_all).await;
+    stack.lead("a", a.address).await;
+    // The listener gives each to the core with the fewest sessions.
+    let mut one = stack.session().await;
+    assert_eq!(ask(&mut one, "select 1").await, "CZI");
+    let mut two = stack.client().await;
+    two.send(&startup("other")).await;
+    two.ready().await;
+    for _ in 0..3 {
+        assert_eq!(ask(&mut two, "select 2").await, "CZI");
+        assert_eq!(ask(&mut one, "select 1").await, "CZI");
+    }
+}

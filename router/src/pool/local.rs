@@ -9,7 +9,7 @@ use tokio::time::timeout;
 use tracing::{debug, info, warn};
 use trunkline_shared::cluster::Moment;
 
-use super::{Key, Lease, NoServer, PATIENCE, POOLS, PoolId, Spec};
+use super::{Lease, NoServer, PATIENCE, POOLS, PoolId, STILL_HUNGRY, Spec};
 use crate::auth::RANDOM_BYTES;
 use crate::cores;
 use crate::pool::state::{CloseReason, Effect, PoolState, Refusal, ServerId, WaiterId};
@@ -33,10 +33,19 @@ pub(super) struct Pool {
     pub(super) waiters: BTreeMap<WaiterId, Outcome>,
     /// Why the last server could not be opened.
     pub(super) failure: Option<OpenFailed>,
-    /// Other cores whose clients wait for a server of this pool, and since when.
-    pub(super) hungry: Vec<(usize, Moment)>,
+    /// Other cores whose clients wait for a server of this pool.
+    pub(super) hungry: Vec<Hungry>,
     /// The other cores know that clients wait here.
     pub(super) has_asked: bool,
+}
+
+/// A core whose clients wait for a server of another one.
+pub(super) struct Hungry {
+    pub(super) core: usize,
+    /// They wait since then.
+    pub(super) since: Moment,
+    /// It said so last; it says so again as long as it is so.
+    pub(super) heard: Moment,
 }
 
 /// A server and its number.
@@ -131,7 +140,9 @@ impl Pool {
 
     /// The core whose clients should have a server that comes back here.
     pub(super) fn hungriest(&mut self, now: Moment) -> Option<usize> {
-        let (core, since) = *self.hungry.first()?;
+        self.hungry
+            .retain(|hungry| now.since(hungry.heard) < STILL_HUNGRY);
+        let Hungry { core, since, .. } = *self.hungry.first()?;
         let is_ours_younger = match self.state.oldest_waiter() {
             None => true,
             Some(own) => now.since(since) > now.since(own) + PATIENCE,
@@ -165,13 +176,7 @@ impl Pool {
             budgets.give_back();
             return;
         };
-        let spec = &self.spec;
-        let key: Key = (
-            spec.cluster.clone(),
-            spec.lane,
-            spec.database.clone(),
-            spec.user.clone(),
-        );
+        let key = self.spec.key();
         core.spawn(async move {
             POOLS.with_borrow_mut(|pools| pools.adopt(&key, parcel, &budgets));
         });
