@@ -155,6 +155,21 @@ pub enum SessionError {
         /// Why the last one could not be opened, after a colon; empty if that is not known.
         why: String,
     },
+    /// Nothing was asked for too long.
+    #[error("terminating connection: idle for {} (client_idle_timeout)", seconds(.0))]
+    IdleTooLong(Duration),
+    /// The same within a transaction.
+    #[error("terminating connection: idle in a transaction for {} (idle_transaction_timeout)", seconds(.0))]
+    IdleInTransaction(Duration),
+    /// No answer in time. Whether the query took place is not known if something was outstanding outside a transaction,
+    /// or its end.
+    #[error("terminating connection: no answer within {} (query_timeout){}", seconds(.limit), unknown(.has_outstanding))]
+    QueryTooSlow {
+        /// The limit.
+        limit: Duration,
+        /// The outcome is unknown.
+        has_outstanding: bool,
+    },
     /// PostgreSQL refuses the router's log-in, or a setting of the client.
     #[error("{message}")]
     Rejected {
@@ -240,6 +255,7 @@ impl SessionError {
             | SessionError::StandbyCluster { .. }
             | SessionError::NoReplica { .. }
             | SessionError::NoFreeServer { .. }
+            | SessionError::QueryTooSlow { .. }
             | SessionError::TooManyClients { .. } => Side::Router,
             SessionError::WrongPassword { .. }
             | SessionError::Authentication(_)
@@ -249,6 +265,8 @@ impl SessionError {
             | SessionError::BadMessage { .. }
             | SessionError::TooMuch(_)
             | SessionError::TransactionBlock
+            | SessionError::IdleTooLong(_)
+            | SessionError::IdleInTransaction(_)
             | SessionError::NotTheProtocol(_)
             | SessionError::OldProtocol { .. }
             | SessionError::EncryptionTwice
@@ -302,6 +320,9 @@ impl SessionError {
             SessionError::BadMessage { .. } => "bad_message",
             SessionError::TooMuch(_) => "too_much",
             SessionError::TransactionBlock => "transaction_block",
+            SessionError::IdleTooLong(_) => "idle_too_long",
+            SessionError::IdleInTransaction(_) => "idle_in_transaction",
+            SessionError::QueryTooSlow { .. } => "query_too_slow",
         }
     }
 
@@ -313,7 +334,13 @@ impl SessionError {
             SessionError::NotPooled(_) | SessionError::TransactionBlock => {
                 sqlstate::FEATURE_NOT_SUPPORTED
             }
-            SessionError::NoFreeServer { .. } => sqlstate::QUERY_CANCELED,
+            SessionError::NoFreeServer { .. }
+            | SessionError::QueryTooSlow {
+                has_outstanding: false,
+                ..
+            } => sqlstate::QUERY_CANCELED,
+            SessionError::IdleTooLong(_) => sqlstate::IDLE_SESSION_TIMEOUT,
+            SessionError::IdleInTransaction(_) => sqlstate::IDLE_IN_TRANSACTION_TIMEOUT,
             SessionError::Rejected { code, .. } => code,
             SessionError::TooMuch(_) => sqlstate::PROGRAM_LIMIT_EXCEEDED,
             SessionError::Authentication(_)
@@ -324,6 +351,10 @@ impl SessionError {
                 ..
             }
             | SessionError::ServerLost {
+                has_outstanding: true,
+                ..
+            }
+            | SessionError::QueryTooSlow {
                 has_outstanding: true,
                 ..
             } => sqlstate::TRANSACTION_RESOLUTION_UNKNOWN,
@@ -351,7 +382,9 @@ impl SessionError {
     pub fn to_client(&self) -> Option<Vec<u8>> {
         let code = self.sqlstate()?;
         let hint = match self {
-            SessionError::Ended { .. } | SessionError::ServerLost { .. }
+            SessionError::Ended { .. }
+            | SessionError::ServerLost { .. }
+            | SessionError::QueryTooSlow { .. }
                 if code == sqlstate::TRANSACTION_RESOLUTION_UNKNOWN =>
             {
                 Some(
@@ -392,6 +425,9 @@ impl SessionError {
             | SessionError::Rejected { .. }
             | SessionError::BadMessage { .. }
             | SessionError::TooMuch(_)
+            | SessionError::IdleTooLong(_)
+            | SessionError::IdleInTransaction(_)
+            | SessionError::QueryTooSlow { .. }
             | SessionError::ClientGone => None,
         };
         Some(messages::fatal(code, &self.to_string(), hint))

@@ -6,6 +6,8 @@
 mod cancels;
 #[path = "pooled/lost_leader.rs"]
 mod lost_leader;
+#[path = "pooled/timeouts.rs"]
+mod timeouts;
 mod support {
     #[path = "../support/client.rs"]
     pub mod client;

@@ -67,6 +67,12 @@ pub struct PoolConfig {
     pub server_idle_timeout: Duration,
     /// How long a client waits for a server; zero: for ever.
     pub query_wait_timeout: Duration,
+    /// How long a client waits for an answer; zero: for ever.
+    pub query_timeout: Duration,
+    /// How long a client may be idle between two transactions; zero: for ever.
+    pub client_idle_timeout: Duration,
+    /// How long within one; zero: for ever.
+    pub idle_transaction_timeout: Duration,
     /// How long a client may take to log in.
     pub client_login_timeout: Duration,
     /// How long a server may take to connect and let the router in.
@@ -90,6 +96,9 @@ impl Default for PoolConfig {
             server_lifetime: Duration::from_secs(3600),
             server_idle_timeout: Duration::from_secs(600),
             query_wait_timeout: Duration::from_secs(120),
+            query_timeout: Duration::ZERO,
+            client_idle_timeout: Duration::ZERO,
+            idle_transaction_timeout: Duration::ZERO,
             client_login_timeout: Duration::from_secs(60),
             server_connect_timeout: Duration::from_secs(15),
             ignore_startup_parameters: Vec::new(),
@@ -271,12 +280,6 @@ impl Reader {
     fn pool(&mut self, mut raw: RawPool) -> PoolConfig {
         for (key, leaf) in [
             ("max_client_conn", &mut raw.max_client_conn),
-            ("query_timeout", &mut raw.query_timeout),
-            ("client_idle_timeout", &mut raw.client_idle_timeout),
-            (
-                "idle_transaction_timeout",
-                &mut raw.idle_transaction_timeout,
-            ),
             ("server_login_retry", &mut raw.server_login_retry),
             ("cancel_wait_timeout", &mut raw.cancel_wait_timeout),
             ("track_extra_parameters", &mut raw.track_extra_parameters),
@@ -361,6 +364,21 @@ impl Reader {
                 "query_wait_timeout",
                 &mut raw.query_wait_timeout,
                 &mut own.query_wait_timeout,
+            ),
+            (
+                "query_timeout",
+                &mut raw.query_timeout,
+                &mut own.query_timeout,
+            ),
+            (
+                "client_idle_timeout",
+                &mut raw.client_idle_timeout,
+                &mut own.client_idle_timeout,
+            ),
+            (
+                "idle_transaction_timeout",
+                &mut raw.idle_transaction_timeout,
+                &mut own.idle_transaction_timeout,
             ),
             (
                 "client_login_timeout",

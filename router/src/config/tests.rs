@@ -62,13 +62,13 @@ fn keys_of_later_versions_are_refused_by_name() {
     let text = format!("{SMALLEST}pool: {{default_pool_size: 20}}\n");
     assert!(wrong(&text).starts_with("pool: is for listeners in mode session"));
     let pooled = SMALLEST.replace("replicas}", "replicas, mode: transaction}");
-    let text = format!("{pooled}pool: {{query_timeout: 20}}\nauth: {{hba_file: x}}\n");
+    let text = format!("{pooled}pool: {{server_login_retry: 20}}\nauth: {{hba_file: x}}\n");
     assert_eq!(
         wrong(&text),
         "\
 line 7: auth.hba_file: is not available in this version
 auth.file: is missing; the path of a file of users is allowed, lines of \"name\" \"secret\" as in PgBouncer
-line 6: pool.query_timeout: is not available in this version"
+line 6: pool.server_login_retry: is not available in this version"
     );
 }
 

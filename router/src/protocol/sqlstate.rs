@@ -30,3 +30,7 @@ pub const INVALID_AUTHORIZATION: &str = "28000";
 pub const INVALID_STATEMENT_NAME: &str = "26000";
 /// `duplicate_prepared_statement`.
 pub const DUPLICATE_STATEMENT: &str = "42P05";
+/// `idle_session_timeout`.
+pub const IDLE_SESSION_TIMEOUT: &str = "57P05";
+/// `idle_in_transaction_session_timeout`.
+pub const IDLE_IN_TRANSACTION_TIMEOUT: &str = "25P03";

@@ -30,6 +30,7 @@ use crate::session::carry_over::look::PinReason;
 use crate::session::carry_over::{Shared, Statement, Statements};
 use crate::session::pooled::door::Door;
 use crate::session::pooled::hoard::Hoard;
+use crate::session::pooled::timeouts::Stay;
 use crate::session::relay::{BUFFER_BYTES, say};
 use crate::session::stranded::Stranded;
 
@@ -41,6 +42,7 @@ mod ends;
 mod hoard;
 pub(super) mod login;
 mod server_side;
+mod timeouts;
 
 /// How long a client may take for the last bytes that it is sent.
 const FLUSH_TIME: Duration = Duration::from_millis(500);
@@ -169,6 +171,10 @@ pub(super) struct Pooled {
     is_registered: bool,
     /// The server has said itself why it ends the session.
     is_explained: bool,
+    /// ReadyForQuery so far.
+    answers: u64,
+    /// Where times are limited.
+    stay: Option<Box<Stay>>,
 }
 
 impl Pooled {
@@ -199,6 +205,8 @@ impl Pooled {
             route: None,
             is_registered: false,
             is_explained: false,
+            answers: 0,
+            stay: None,
         }
     }
 
@@ -238,7 +246,10 @@ impl Pooled {
             // What one client has blown up is not kept for the others.
             buffers.out.clear();
             buffers.out.shrink_to(MAX_OUT);
-            turn
+            match turn {
+                Poll::Pending => self.poll_timeouts(cx),
+                turn => turn,
+            }
         })
     }
 

@@ -89,6 +89,7 @@ impl Pooled {
             is_statement_mode: self.door.mode == Mode::Statement,
             door: &self.door,
             is_explained: &mut self.is_explained,
+            answers: &mut self.answers,
             has_unnamed: &mut self.has_unnamed,
             executed: &mut self.executed,
         };
@@ -135,6 +136,7 @@ struct Scan<'a> {
     is_statement_mode: bool,
     door: &'a super::door::Door,
     is_explained: &'a mut bool,
+    answers: &'a mut u64,
     has_unnamed: &'a mut bool,
     executed: &'a mut Executed,
 }
@@ -210,6 +212,7 @@ impl Scan<'_> {
                     return Err(Trouble::TransactionBlock);
                 }
                 *self.is_resetting = false;
+                *self.answers += 1;
                 self.server.exchange.ready(status)
             }
             b'E' => {
