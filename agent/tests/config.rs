@@ -5,6 +5,7 @@
 //! * `with LINE... [VARIABLE=value...]`: a folder with a small working file and one with these lines laid
 //!   over it, and an environment.
 //! * `environment VARIABLE=value...`: no file, the environment alone.
+//! * `guards`: whom the REST API lets change something, and as whom others are asked.
 //! * `show KEY...`: the effective values whose key begins so, of the last configuration that was usable.
 
 use std::collections::BTreeMap;
@@ -13,7 +14,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use goldenscript::Argument;
-use trunkline_agent::config::{self, AgentConfig};
+use trunkline_agent::config::{self, AgentConfig, UserPassword};
 
 const WORKING: &str = "\
 scope: demo
@@ -109,6 +110,19 @@ impl goldenscript::Runner for Runner {
                 }
                 Ok(output)
             }
+            "guards" => {
+                let config = self.last.as_ref().ok_or("no usable configuration")?;
+                let name = |user: &Option<UserPassword>| {
+                    let user = user.as_ref();
+                    user.map_or("(anybody)".to_owned(), |user| user.username.clone())
+                };
+                let (own, others) = (&config.restapi, &config.rest_client);
+                Ok(format!(
+                    "restapi asks for {}, others are asked as {}\n",
+                    name(&own.authentication),
+                    name(&others.authentication)
+                ))
+            }
             "agent" => Ok(format!("{:#?}\n", self.last.as_ref().ok_or("none")?.etcd)),
             name => Err(format!("unknown command {name}").into()),
         }
@@ -147,6 +161,7 @@ scripts! {
     the_log_is_read_as_patroni_reads_it,
     the_rest_api_and_its_clients_are_read_as_patroni_reads_them,
     what_is_dangerous_to_ignore_is_refused,
+    who_may_change_something_is_read_in_both_forms,
     the_url_of_etcd_wins_and_brings_its_own_login,
     files_of_a_folder_are_merged_in_order,
     every_mistake_in_a_file_is_named_with_what_is_allowed,

@@ -259,7 +259,9 @@ fn extra_headers(section: &Section<'_>) -> Vec<(HeaderName, HeaderValue)> {
 pub(super) fn authentication(section: &Section<'_>) -> Option<UserPassword> {
     let told = user_password(&section.section("authentication"));
     section.acknowledge(&["authentication"]);
-    let pair = section.text("auth")?;
+    let Some(pair) = section.text("auth") else {
+        return told;
+    };
     match pair.split_once(':') {
         Some((username, password)) if !username.is_empty() => {
             let short = UserPassword {
