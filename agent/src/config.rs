@@ -84,6 +84,8 @@ pub struct AgentConfig {
     pub values: reload::Values,
     /// The document, to be laid over the cluster's configuration.
     pub source: in_force::Source,
+    /// The keys of it that nobody goes by: unknown, without effect, or overruled by another.
+    pub unread: Vec<String>,
 }
 
 /// `watchdog:`
@@ -238,6 +240,7 @@ fn read(document: &Node, report: &Report) -> Option<AgentConfig> {
         effective: masked::lines(document),
         values: reload::Values::of(document),
         source: in_force::Source(Arc::new(document.clone())),
+        unread: report.unread(),
     })
 }
 

@@ -140,11 +140,7 @@ fn start(
         .for_each(|line| tracing::debug!("{line}"));
     // One provider for the process; a second call would be the only way to fail.
     let _ = Arc::unwrap_or_clone(tls::provider()).install_default();
-    let read = move || {
-        load(&arguments)
-            .map(|(config, _)| config)
-            .map_err(|e| e.to_string())
-    };
+    let read = move || load(&arguments).map_err(|error| error.to_string());
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKERS)
         .enable_all()

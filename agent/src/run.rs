@@ -24,7 +24,7 @@ use trunkline_shared::service::tls::TlsError;
 use crate::act::Actor;
 use crate::act::jobs::Jobs;
 use crate::api::{Api, Consent, LocalRequest, Lookup, Published, ScheduledRestart};
-use crate::config::AgentConfig;
+use crate::config::{AgentConfig, reload::Part};
 use crate::decide::Memory;
 use crate::decide::callbacks::Callback;
 use crate::decide::observation::{BootstrapKind, LeaseView, Me};
@@ -449,9 +449,10 @@ impl Parts {
         );
         let rest = self.rest;
         let elsewhere = Box::new(move |config: &AgentConfig| {
-            let told = log.tell(config.log.clone());
-            told.map_err(|error| error.to_string())?;
-            rest.take_up(config)
+            let log = log.tell(config.log.clone());
+            let log = log.map_err(|error| (Part::Log, error.to_string()));
+            let rest = rest.take_up(config).map_err(|why| (Part::Rest, why));
+            log.err().into_iter().chain(rest.err()).collect()
         });
         let settings = SettingsKeeper::new(config, run_dir, read, elsewhere);
         Tick::new(inbox, observer, actor, recorder, settings, memory)

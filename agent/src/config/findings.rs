@@ -67,7 +67,7 @@ pub enum Warning {
         /// `retry_timeout`.
         retry_timeout: Duration,
     },
-    /// Two settings contradict each other; says which one holds.
+    /// A setting that does not hold, because of another one or of where it stands.
     Contradiction {
         /// Where the one stands that does not hold.
         origin: Origin,
@@ -76,6 +76,22 @@ pub enum Warning {
         /// What is done.
         done: String,
     },
+}
+
+impl Warning {
+    /// The key that nobody goes by, if the warning is about one.
+    pub(super) fn unread_key(&self) -> Option<&str> {
+        match self {
+            Warning::UnknownKey { key, .. }
+            | Warning::WithoutEffect { key, .. }
+            | Warning::NotActedOn { key, .. }
+            | Warning::Contradiction { key, .. } => Some(key),
+            Warning::UnknownVariable { .. }
+            | Warning::VariableIgnored { .. }
+            | Warning::NotExpanded { .. }
+            | Warning::TimesDoNotFit { .. } => None,
+        }
+    }
 }
 
 impl fmt::Display for Warning {

@@ -95,6 +95,11 @@ impl Values {
             .collect()
     }
 
+    /// Whether the key, or one below it, is there.
+    fn has(&self, key: &str) -> bool {
+        self.0.keys().any(|known| begins(known, key))
+    }
+
     /// These, with the live ones of another configuration.
     fn with_live_of(&self, other: &Self, is_live: impl Fn(&str) -> bool) -> Self {
         let kept = self.0.iter().filter(|(key, _)| !is_live(key));
@@ -104,6 +109,36 @@ impl Values {
     }
 }
 
+/// What is taken up as a whole, or stays as it was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// How the agent logs.
+    Log,
+    /// The REST API, and how those of others are asked.
+    Rest,
+}
+
+impl Part {
+    /// The sections that say it.
+    fn sections(self) -> &'static [&'static str] {
+        match self {
+            Part::Log => &["log"],
+            Part::Rest => &["restapi", "ctl"],
+        }
+    }
+}
+
+/// A part that could not be taken up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Kept {
+    /// What stays as it was.
+    pub part: Part,
+    /// Its changed keys.
+    pub keys: Vec<String>,
+    /// Why, for people.
+    pub why: String,
+}
+
 /// What became of a file that was read again.
 #[derive(Clone, Debug)]
 pub struct TakenUp {
@@ -111,6 +146,10 @@ pub struct TakenUp {
     pub config: AgentConfig,
     /// The changed keys that are taken up.
     pub taken: Vec<String>,
+    /// The changed keys that nobody goes by.
+    pub unread: Vec<String>,
+    /// What could not be put in force.
+    pub kept: Vec<Kept>,
     /// The changed keys that are not, because only a new agent reads them.
     pub left: Vec<String>,
     /// The changed keys that only a new cluster takes.
@@ -120,7 +159,25 @@ pub struct TakenUp {
 impl TakenUp {
     /// Whether everything that was changed is taken up.
     pub fn is_all(&self) -> bool {
-        self.left.is_empty() && self.void.is_empty()
+        self.left.is_empty() && self.void.is_empty() && self.kept.is_empty()
+    }
+
+    /// Leaves a part as `running` has it, because it could not be put in force: the next reload finds its changed
+    /// keys again.
+    pub fn keep(&mut self, part: Part, running: &AgentConfig, why: String) {
+        match part {
+            Part::Log => self.config.log.clone_from(&running.log),
+            Part::Rest => {
+                self.config.restapi = running.restapi.clone();
+                self.config.rest_client = running.rest_client.clone();
+            }
+        }
+        let is_of = |key: &str| part.sections().iter().any(|of| begins(key, of));
+        self.config.values = self.config.values.with_live_of(&running.values, is_of);
+        let taken = std::mem::take(&mut self.taken);
+        let (keys, taken) = taken.into_iter().partition(|key| is_of(key));
+        self.taken = taken;
+        self.kept.push(Kept { part, keys, why });
     }
 }
 
@@ -145,6 +202,21 @@ impl std::fmt::Display for TakenUp {
                 "NOT taken up, the cluster exists, use \"trunkline edit-config\" for these: {keys}"
             ));
         }
+        for Kept { part, keys, why } in &self.kept {
+            let what = match part {
+                Part::Log => "the log stays as it was",
+                Part::Rest => "the REST API and its client stay as they were",
+            };
+            let keys = match keys.is_empty() {
+                true => String::new(),
+                false => format!(" ({})", keys.join(", ")),
+            };
+            parts.push(format!("NOT in force, {what}{keys}: {why}"));
+        }
+        if !self.unread.is_empty() {
+            let keys = self.unread.join(", ");
+            parts.push(format!("of no effect, the agent's log says why: {keys}"));
+        }
         match parts.is_empty() {
             true => f.write_str("nothing has changed in the file"),
             false => f.write_str(&parts.join("; ")),
@@ -156,6 +228,7 @@ impl std::fmt::Display for TakenUp {
 /// an address that only half of the agent knew would make it misjudge its own PostgreSQL.
 pub fn take_up(running: &AgentConfig, read: AgentConfig) -> TakenUp {
     let (mut taken, mut left, mut void) = (Vec::new(), Vec::new(), Vec::new());
+    let mut unread = Vec::new();
     let keeps_scheme = running.restapi.tls.is_some() == read.restapi.tls.is_some();
     let stays_unwatched = running.watchdog.mode == WatchdogMode::Off;
     let is_live = |key: &str| {
@@ -165,7 +238,14 @@ pub fn take_up(running: &AgentConfig, read: AgentConfig) -> TakenUp {
         !is_kept && !is_kept_off && (keeps_scheme || !is_of_the_scheme)
     };
     for key in running.values.changed(&read.values) {
-        if is_live(&key) {
+        // What is gone was read by nobody either.
+        let document = match read.values.has(&key) {
+            true => &read,
+            false => running,
+        };
+        if document.unread.iter().any(|of| begins(&key, of)) {
+            unread.push(key);
+        } else if is_live(&key) {
             taken.push(key);
         } else if begins(&key, FOR_A_NEW_CLUSTER) {
             void.push(key);
@@ -174,18 +254,7 @@ pub fn take_up(running: &AgentConfig, read: AgentConfig) -> TakenUp {
         }
     }
     let running = running.clone();
-    let restapi = RestApiConfig {
-        listen: running.restapi.listen,
-        connect_address: running.restapi.connect_address,
-        ..match keeps_scheme {
-            true => read.restapi,
-            false => RestApiConfig {
-                tls: running.restapi.tls,
-                headers: running.restapi.headers,
-                ..read.restapi
-            },
-        }
-    };
+    let restapi = rest_api(running.restapi, read.restapi, keeps_scheme);
     let config = AgentConfig {
         // Only a new agent reads these.
         cluster: running.cluster,
@@ -215,12 +284,30 @@ pub fn take_up(running: &AgentConfig, read: AgentConfig) -> TakenUp {
         values: running.values.with_live_of(&read.values, is_live),
         effective: read.effective,
         source: read.source,
+        unread: read.unread,
     };
     TakenUp {
         config,
         taken,
+        unread,
+        kept: Vec::new(),
         left,
         void,
+    }
+}
+
+fn rest_api(running: RestApiConfig, read: RestApiConfig, keeps_scheme: bool) -> RestApiConfig {
+    RestApiConfig {
+        listen: running.listen,
+        connect_address: running.connect_address,
+        ..match keeps_scheme {
+            true => read,
+            false => RestApiConfig {
+                tls: running.tls,
+                headers: running.headers,
+                ..read
+            },
+        }
     }
 }
 
@@ -326,5 +413,81 @@ tags: {nofailover: false}
         let again = take_up(&first.config, read(&text));
         assert!(again.taken.is_empty());
         assert_eq!(again.left, first.left);
+    }
+
+    #[test]
+    fn what_could_not_be_put_in_force_stays_and_is_named_again() {
+        let running = read(FILE);
+        let text = FILE
+            .replace("4MB", "8MB")
+            .replace(":8008\"", ":8008\", allowlist: [\"10.0.0.2\"]");
+        let text = format!("{text}ctl: {{insecure: true}}\nlog: {{level: DEBUG}}\n");
+        let rest = ["ctl.insecure", "restapi.allowlist"];
+        let mut told = take_up(&running, read(&text));
+        for _ in 0..2 {
+            told.keep(Part::Rest, &running, "no such file".to_owned());
+            assert!(!told.is_all());
+            assert_eq!(told.kept[0].keys, rest);
+            assert!(!told.config.restapi.allowlist.is_in_force());
+            assert!(!told.config.rest_client.is_insecure);
+            assert!(told.to_string().ends_with(
+                "NOT in force, the REST API and its client stay as they were (ctl.insecure, restapi.allowlist): \
+                 no such file"
+            ));
+            told = take_up(&told.config, read(&text));
+            assert_eq!(
+                told.taken, rest,
+                "named at every reload until it is in force"
+            );
+        }
+        assert_eq!(told.config.postgresql.parameters["work_mem"], "8MB");
+        assert_eq!(told.config.log.level, "DEBUG", "the rest was taken up");
+
+        told.keep(Part::Log, &running, "no such folder".to_owned());
+        assert_eq!(told.config.log.level, running.log.level);
+        assert_eq!(told.taken, rest);
+        assert!(
+            told.to_string()
+                .contains("NOT in force, the log stays as it was: no such folder")
+        );
+    }
+
+    #[test]
+    fn what_nobody_reads_is_never_said_to_be_taken_up() {
+        let running = read(FILE);
+        let text = FILE
+            .replace("4MB", "4MB, max_connections: 50, port: 1")
+            .replace(
+                "nofailover: false",
+                "nofailover: false, failover_priority: 0",
+            )
+            .replace("pg_hba", "use_slots: false\n  pg_hbba: [c]\n  pg_hba");
+        let text = format!("{text}citus: {{group: 0, database: x}}\n");
+        let first = take_up(&running, read(&text));
+        let unread = [
+            "citus.database",
+            "citus.group",
+            "postgresql.parameters.max_connections",
+            "postgresql.parameters.port",
+            "postgresql.pg_hbba",
+            "postgresql.use_slots",
+            "tags.failover_priority",
+        ];
+        assert_eq!(first.unread, unread);
+        assert!(first.taken.is_empty() && first.is_all());
+        assert!(
+            first
+                .to_string()
+                .starts_with("of no effect, the agent's log says why: citus.database, ")
+        );
+        // Taken out of the file they are of as little effect, and once they are of one they are taken up.
+        assert_eq!(take_up(&first.config, read(FILE)).unread, unread);
+        let obeyed = text.replace("nofailover: false, ", "");
+        let obeyed = take_up(
+            &first.config,
+            read(&obeyed.replace("priority: 0", "priority: 2")),
+        );
+        assert_eq!(obeyed.taken, ["tags.failover_priority", "tags.nofailover"]);
+        assert!(obeyed.unread.is_empty());
     }
 }

@@ -56,6 +56,13 @@ impl Report {
         self.warnings.borrow_mut().push(warning);
     }
 
+    /// The keys that nobody goes by, as far as is known by now.
+    pub fn unread(&self) -> Vec<String> {
+        let warnings = self.warnings.borrow();
+        let keys = warnings.iter().filter_map(Warning::unread_key);
+        keys.map(str::to_owned).collect()
+    }
+
     /// All of it.
     pub fn into_parts(self) -> (Vec<Mistake>, Vec<Warning>) {
         (self.mistakes.into_inner(), self.warnings.into_inner())

@@ -149,7 +149,7 @@ impl Successor {
         self.ask(arguments).await?;
         let read = self.read.clone();
         let config = tokio::task::spawn_blocking(move || read()).await;
-        let config = config.map_err(|error| error.to_string())??;
+        let (config, _) = config.map_err(|error| error.to_string())??;
         let difference = self.identity.difference(&Identity::of(&config));
         match difference.as_str() {
             "" => Ok(()),

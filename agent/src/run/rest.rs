@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use trunkline_shared::service::clock;
 use trunkline_shared::service::http::HttpClient;
 use trunkline_shared::service::tls::{
-    self, ClientCertificates, Reloadable, ServerSettings, TlsError, TlsFiles,
+    self, ClientCertificates, Reloadable, ServerConfig, ServerSettings, TlsError, TlsFiles,
 };
 
 use super::Inherited;
@@ -47,11 +47,22 @@ pub(super) struct Rest {
     kept: Mutex<Option<Arc<std::net::TcpListener>>>,
 }
 
-/// What was read last, and as what its files were seen then.
+/// Which files are in force, and as what they were seen last.
 struct Told {
+    named: Arc<Named>,
+    stamps: Vec<Option<Stamp>>,
+}
+
+/// What a configuration names.
+struct Named {
     tls: Option<ServerTls>,
     client: RestClientConfig,
-    stamps: Vec<Option<Stamp>>,
+}
+
+/// What was made of the files.
+struct Built {
+    tls: Option<ServerConfig>,
+    client: HttpClient,
 }
 
 /// A file as it was: another one, or a rewritten one, has another stamp.
@@ -66,21 +77,13 @@ struct Stamp {
 impl Rest {
     /// Reads every file that is named.
     pub(super) fn new(config: &AgentConfig) -> Result<Self, TlsError> {
-        let tls = config.restapi.tls.as_ref();
-        let tls = tls.map(|tls| tls::server(&tls.files, tls.clients).map(Reloadable::new));
-        let told = Told {
-            tls: config.restapi.tls.clone(),
-            client: config.rest_client.clone(),
-            stamps: Vec::new(),
-        };
+        let told = Told::of(config);
+        let Built { tls, client } = told.named.build()?;
         Ok(Self {
-            tls: tls.transpose()?.map(Arc::new),
+            tls: tls.map(Reloadable::new).map(Arc::new),
             access: Arc::new(Reloadable::new(access(&config.restapi))),
-            client: Arc::new(Reloadable::new(config.rest_client.client()?)),
-            told: Mutex::new(Told {
-                stamps: stamps(&told.files()),
-                ..told
-            }),
+            client: Arc::new(Reloadable::new(client)),
+            told: Mutex::new(told),
             address: listen_address(&config.restapi.listen),
             kept: Mutex::default(),
         })
@@ -94,34 +97,47 @@ impl Rest {
         self.client.clone()
     }
 
-    /// Takes up a configuration that was read again, and every file anew. The scheme stays: the members know this
-    /// one by its URL.
+    /// Takes up a configuration that was read again, and every file anew: all of it, or nothing. Who may change
+    /// something depends on what clients have to show. The scheme stays: the members know this one by its URL.
     ///
     /// # Errors
     /// A file cannot be used; what was in force stays so.
     pub(super) fn take_up(&self, config: &AgentConfig) -> Result<(), String> {
-        {
-            let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-            told.tls.clone_from(&config.restapi.tls);
-            told.client = config.rest_client.clone();
-        }
+        let told = Told::of(config);
+        let built = told.named.build().map_err(|error| error.to_string())?;
+        let mut current = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        self.put_in_force(built);
         self.access.replace(access(&config.restapi));
-        self.read_files().map_err(|error| error.to_string())
+        *current = told;
+        Ok(())
     }
 
-    fn read_files(&self) -> Result<(), TlsError> {
-        let (told_tls, told_client) = {
-            let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-            // Before they are read: what changes meanwhile is seen at the next look.
-            told.stamps = stamps(&told.files());
-            (told.tls.clone(), told.client.clone())
-        };
-        let client = told_client.client()?;
-        if let (Some(current), Some(told)) = (&self.tls, told_tls) {
-            current.replace(tls::server(&told.files, told.clients)?);
+    fn put_in_force(&self, built: Built) {
+        if let (Some(current), Some(tls)) = (&self.tls, built.tls) {
+            current.replace(tls);
         }
-        self.client.replace(client);
-        Ok(())
+        self.client.replace(built.client);
+    }
+
+    /// Reads the files again; whether one of them had changed.
+    fn read_changed_files(&self) -> Result<bool, TlsError> {
+        let (named, before) = {
+            let told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+            (told.named.clone(), told.stamps.clone())
+        };
+        // Before they are read: what changes meanwhile is seen at the next look.
+        let stamps = stamps(&named.files());
+        if stamps == before {
+            return Ok(false);
+        }
+        let built = named.build();
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        // A reload that came in between has read them too, or others.
+        if Arc::ptr_eq(&told.named, &named) {
+            told.stamps = stamps;
+            self.put_in_force(built?);
+        }
+        Ok(true)
     }
 
     /// Reads the files again when one of them has changed. A disk that hangs holds up nothing else.
@@ -130,17 +146,11 @@ impl Rest {
         loop {
             looks.tick().await;
             let rest = self.clone();
-            let looked = tokio::task::spawn_blocking(move || {
-                let (files, before) = {
-                    let told = rest.told.lock().unwrap_or_else(PoisonError::into_inner);
-                    (told.files(), told.stamps.clone())
-                };
-                (stamps(&files) != before).then(|| rest.read_files())
-            });
+            let looked = tokio::task::spawn_blocking(move || rest.read_changed_files());
             match looked.await {
-                Ok(None) => {}
-                Ok(Some(Ok(()))) => tracing::info!("changed certificates are in force"),
-                Ok(Some(Err(error))) => tracing::error!(
+                Ok(Ok(false)) => {}
+                Ok(Ok(true)) => tracing::info!("changed certificates are in force"),
+                Ok(Err(error)) => tracing::error!(
                     %error,
                     "changed certificates cannot be used; the ones from before stay in force"
                 ),
@@ -280,6 +290,30 @@ async fn knows(api: &Api) {
 }
 
 impl Told {
+    fn of(config: &AgentConfig) -> Self {
+        let named = Named {
+            tls: config.restapi.tls.clone(),
+            client: config.rest_client.clone(),
+        };
+        Self {
+            // Before they are read: what changes meanwhile is seen at the next look.
+            stamps: stamps(&named.files()),
+            named: Arc::new(named),
+        }
+    }
+}
+
+impl Named {
+    /// Reads every file; nothing of it is in force yet.
+    fn build(&self) -> Result<Built, TlsError> {
+        let tls = self.tls.as_ref();
+        let tls = tls.map(|tls| tls::server(&tls.files, tls.clients));
+        Ok(Built {
+            tls: tls.transpose()?,
+            client: self.client.client()?,
+        })
+    }
+
     /// Every file that is named, in a fixed order.
     fn files(&self) -> Vec<PathBuf> {
         let server = self.tls.as_ref().map(|tls| &tls.files);
@@ -321,5 +355,49 @@ fn access(config: &RestApiConfig) -> Access {
         needs_certificate: tls.is_some_and(|tls| tls.clients != ClientCertificates::Ignore),
         authentication: config.authentication.clone(),
         headers: config.headers.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::path::Path;
+
+    use super::*;
+    use crate::config::load;
+
+    /// A configuration with these lines, which name files of `folder`.
+    fn config(folder: &Path, lines: &str) -> AgentConfig {
+        let path = folder.join("n1.yml");
+        let text = format!(
+            "scope: demo\nname: n1\netcd3: {{hosts: \"10.0.0.1:2379\"}}\n\
+             postgresql: {{listen: \"10.0.0.1:5432\", data_dir: /data}}\n{lines}"
+        );
+        fs::write(&path, text.replace("FOLDER", &folder.display().to_string())).unwrap();
+        load(&path, &BTreeMap::new()).unwrap().0
+    }
+
+    #[test]
+    fn a_reload_whose_certificate_cannot_be_read_changes_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let guarded = "restapi: {authentication: {username: admin, password: secret}}\n";
+        let rest = Rest::new(&config(folder.path(), guarded)).unwrap();
+        let (access, client) = (rest.access().current(), rest.client().current());
+        let open = config(folder.path(), "ctl: {cacert: FOLDER/ca.crt}\n");
+        for content in [None, Some("no certificate")] {
+            if let Some(content) = content {
+                fs::write(folder.path().join("ca.crt"), content).unwrap();
+            }
+            let why = rest.take_up(&open).unwrap_err();
+            assert!(why.contains("ca.crt"), "{why}");
+            assert!(Arc::ptr_eq(&rest.access().current(), &access), "{why}");
+            assert!(Arc::ptr_eq(&rest.client().current(), &client), "{why}");
+            // What was refused is not looked at every ten seconds either.
+            assert!(!rest.read_changed_files().unwrap());
+        }
+        let closed = access.authentication.is_some();
+        rest.take_up(&config(folder.path(), "")).unwrap();
+        let now = rest.access().current().authentication.is_some();
+        assert_eq!((closed, now), (true, false), "what can be read is taken up");
     }
 }

@@ -8,8 +8,8 @@ use trunkline_shared::cluster::{ClusterSettings, Moment};
 
 use crate::act::Actor;
 use crate::api::LocalOutcome;
-use crate::config::reload::take_up;
-use crate::config::{AgentConfig, WatchdogConfig, dynamic, layers};
+use crate::config::reload::{Part, take_up};
+use crate::config::{AgentConfig, Warning, WatchdogConfig, dynamic, layers};
 use crate::decide::Observation;
 use crate::decide::callbacks::{Callback, CallbackRole};
 use crate::decide::observation::{Local, LocalRequest, Me, RunningRole};
@@ -18,11 +18,12 @@ use crate::run::{self, instance};
 /// Longest time that the loop is held up by this.
 const LIMIT: Duration = Duration::from_secs(1);
 
-/// Reads the agent's file again; the error is for people.
-pub type ReadConfig = Arc<dyn Fn() -> Result<AgentConfig, String> + Send + Sync>;
+/// Reads the agent's file again, with what may not be as it was meant; the error is for people.
+pub type ReadConfig = Arc<dyn Fn() -> Result<(AgentConfig, Vec<Warning>), String> + Send + Sync>;
 
-/// Takes up what of a file that was read again concerns neither PostgreSQL nor the lease; the error is for people.
-pub type TakeUp = Box<dyn Fn(&AgentConfig) -> Result<(), String> + Send>;
+/// Takes up what of a file that was read again concerns neither PostgreSQL nor the lease. What could not be taken up is
+/// as it was, and is returned with the reason for people.
+pub type TakeUp = Box<dyn Fn(&AgentConfig) -> Vec<(Part, String)> + Send>;
 
 /// What was applied last, and what there is to apply.
 pub struct SettingsKeeper {
@@ -154,13 +155,15 @@ impl SettingsKeeper {
     /// Reads the file again. The next turn applies what can be taken up, and answers.
     pub fn reload(&mut self, answer: oneshot::Sender<LocalOutcome>) {
         match (self.read)() {
-            Ok(read) => {
-                let told = take_up(&self.config, read);
-                let (mut text, mut is_all) = (told.to_string(), told.is_all());
-                if let Err(why) = (self.elsewhere)(&told.config) {
-                    text = format!("{text}; NOT in force: {why}");
-                    is_all = false;
+            Ok((read, warnings)) => {
+                warnings
+                    .iter()
+                    .for_each(|warning| tracing::warn!("{warning}"));
+                let mut told = take_up(&self.config, read);
+                for (part, why) in (self.elsewhere)(&told.config) {
+                    told.keep(part, &self.config, why);
                 }
+                let (text, is_all) = (told.to_string(), told.is_all());
                 if is_all {
                     tracing::info!("the configuration was read again: {text}");
                 } else {
