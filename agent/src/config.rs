@@ -159,7 +159,7 @@ pub fn examine(path: Option<&Path>, env: &Environment) -> Examined {
             return Examined {
                 config: None,
                 mistakes: error.mistakes,
-                warnings: Vec::new(),
+                warnings: error.warnings,
             };
         }
     };
@@ -190,6 +190,7 @@ impl Examined {
             Some(config) if self.mistakes.is_empty() => Ok((config, self.warnings)),
             _ => Err(ConfigError {
                 mistakes: self.mistakes,
+                warnings: self.warnings,
             }),
         }
     }
@@ -266,9 +267,15 @@ fn watchdog(section: &Section<'_>) -> WatchdogConfig {
         "mode",
         &[
             ("off", WatchdogMode::Off),
-            ("false", WatchdogMode::Off),
             ("automatic", WatchdogMode::Automatic),
             ("required", WatchdogMode::Required),
+            // Patroni takes these, too.
+            ("false", WatchdogMode::Off),
+            ("no", WatchdogMode::Off),
+            ("disable", WatchdogMode::Off),
+            ("disabled", WatchdogMode::Off),
+            ("auto", WatchdogMode::Automatic),
+            ("require", WatchdogMode::Required),
         ],
     );
     let mode = mode.unwrap_or(WatchdogMode::Off);

@@ -5,7 +5,9 @@
 //! * `with LINE... [VARIABLE=value...]`: a folder with a small working file and one with these lines laid
 //!   over it, and an environment.
 //! * `environment VARIABLE=value...`: no file, the environment alone.
+//! * `listens`: where the last configuration that was usable listens, and how others reach that.
 //! * `guards`: whom the REST API lets change something, and as whom others are asked.
+//! * `means`: what it says of initdb, the watchdog and the tags.
 //! * `show KEY...`: the effective values whose key begins so, of the last configuration that was usable.
 
 use std::collections::BTreeMap;
@@ -62,6 +64,9 @@ impl Runner {
                 for mistake in error.mistakes {
                     writeln!(output, "mistake: {mistake}")?;
                 }
+                for warning in error.warnings {
+                    writeln!(output, "warning: {warning}")?;
+                }
                 self.last = None;
             }
         }
@@ -110,6 +115,14 @@ impl goldenscript::Runner for Runner {
                 }
                 Ok(output)
             }
+            "listens" => {
+                let config = self.last.as_ref().ok_or("no usable configuration")?;
+                let (api, server) = (&config.restapi, &config.postgresql);
+                Ok(format!(
+                    "restapi {} reached at {}\npostgresql {} reached at {}\n",
+                    api.listen, api.connect_address, server.listen, server.connect_address
+                ))
+            }
             "guards" => {
                 let config = self.last.as_ref().ok_or("no usable configuration")?;
                 let name = |user: &Option<UserPassword>| {
@@ -123,10 +136,31 @@ impl goldenscript::Runner for Runner {
                     name(&others.authentication)
                 ))
             }
+            "means" => Ok(meaning(
+                self.last.as_ref().ok_or("no usable configuration")?,
+            )),
             "agent" => Ok(format!("{:#?}\n", self.last.as_ref().ok_or("none")?.etcd)),
             name => Err(format!("unknown command {name}").into()),
         }
     }
+}
+
+/// What a configuration says of initdb, the watchdog and the tags.
+fn meaning(config: &AgentConfig) -> String {
+    let mut output = String::new();
+    for option in &config.bootstrap.initdb {
+        let value = option.value.as_ref();
+        let value = value.map_or(String::new(), |value| format!("={value}"));
+        let _ = writeln!(output, "initdb --{}{value}", option.name);
+    }
+    let (watchdog, tags) = (config.watchdog.mode, &config.tags);
+    let (leads, is_synchronous) = (tags.may_lead(), tags.may_be_synchronous());
+    let _ = writeln!(output, "watchdog {watchdog:?}");
+    let _ = writeln!(
+        output,
+        "may lead {leads}, may be synchronous {is_synchronous}"
+    );
+    output
 }
 
 macro_rules! scripts {
@@ -150,6 +184,9 @@ macro_rules! scripts {
 
 scripts! {
     a_mistake_names_file_line_key_value_and_what_is_allowed,
+    a_key_that_stands_twice_is_named_and_the_last_one_counts,
+    what_patroni_accepts_is_accepted,
+    who_may_change_something_is_read_in_both_forms,
     an_unknown_key_warns_with_the_one_that_was_meant,
     keys_not_acted_on_yet_are_named,
     operators_scripts_are_commands_split_as_a_shell_does,
@@ -161,7 +198,6 @@ scripts! {
     the_log_is_read_as_patroni_reads_it,
     the_rest_api_and_its_clients_are_read_as_patroni_reads_them,
     what_is_dangerous_to_ignore_is_refused,
-    who_may_change_something_is_read_in_both_forms,
     the_url_of_etcd_wins_and_brings_its_own_login,
     files_of_a_folder_are_merged_in_order,
     every_mistake_in_a_file_is_named_with_what_is_allowed,

@@ -119,9 +119,13 @@ fn initdb(section: &Section<'_>) -> Vec<InitdbOption> {
     let Some(node) = section.find("initdb") else {
         return Vec::new();
     };
-    let Value::List(items) = &node.value else {
-        section.unusable("initdb", node, EXPECTED);
-        return Vec::new();
+    let items = match &node.value {
+        Value::List(items) => items.as_slice(),
+        Value::Map(_) => std::slice::from_ref(node),
+        Value::Scalar(_) => {
+            section.unusable("initdb", node, EXPECTED);
+            return Vec::new();
+        }
     };
     let mut options = Vec::new();
     for item in items {
@@ -133,9 +137,13 @@ fn initdb(section: &Section<'_>) -> Vec<InitdbOption> {
                         Value::Scalar(s) if s.kind == Kind::Boolean(true) => {
                             options.push((item, entry.key.clone(), None));
                         }
-                        Value::Scalar(s) if s.kind == Kind::Boolean(false) => {}
+                        // Patroni leaves out what has no value.
+                        Value::Scalar(s)
+                            if s.text.is_empty()
+                                || matches!(s.kind, Kind::Null | Kind::Boolean(false)) => {}
                         Value::Scalar(s) => {
-                            options.push((item, entry.key.clone(), Some(s.text.clone())));
+                            let value = unquoted(&s.text);
+                            options.push((&entry.node, entry.key.clone(), Some(value)));
                         }
                         Value::List(_) | Value::Map(_) => {
                             section.unusable("initdb", &entry.node, EXPECTED);
@@ -150,6 +158,14 @@ fn initdb(section: &Section<'_>) -> Vec<InitdbOption> {
         .into_iter()
         .filter_map(|(item, name, value)| initdb_option(section, item, &name, value))
         .collect()
+}
+
+/// A value without the quotes around it, as Patroni takes it; one of several words stays as it is.
+fn unquoted(text: &str) -> String {
+    match command::split(text).as_deref() {
+        Some([one]) => one.clone(),
+        Some(_) | None => text.to_owned(),
+    }
 }
 
 fn initdb_option(

@@ -7,8 +7,8 @@ use trunkline_shared::cluster::ClusterName;
 use trunkline_shared::dcs::etcd::EtcdConfig;
 
 use super::rest_client::{self, RestClientConfig};
-use super::section::{Report, Section};
-use super::{ConfigError, Environment, etcd3, sources};
+use super::section::{Address, Report, Section};
+use super::{ConfigError, Environment, etcd3, restapi, sources};
 
 /// What the operator's command was told.
 #[derive(Clone, Debug)]
@@ -40,8 +40,8 @@ pub fn load(
     let report = Report::new(&document);
     let root = Section::root(&document, &report);
     let etcd = etcd3::read(&root);
-    let restapi = rest_client::of_restapi(&root.section("restapi"));
-    let rest_client = rest_client::read(&root.section("ctl"), restapi);
+    let as_client = rest_client::of_restapi(&root.section("restapi"));
+    let rest_client = rest_client::read(&root.section("ctl"), as_client);
     let cluster = root
         .text("scope")
         .filter(|s| !s.is_empty() && !s.contains('/'))
@@ -49,10 +49,15 @@ pub fn load(
     let namespace = root
         .text("namespace")
         .unwrap_or_else(|| "service".to_owned());
-    let restapi = root.section("restapi");
-    let address = restapi.text("connect_address");
-    let address = address.or_else(|| restapi.text("listen"));
-    let is_https = restapi.find("certfile").is_some();
+    let own = root.section("restapi");
+    let address = own.text("connect_address");
+    let listen = || {
+        let text = own.text("listen")?;
+        let address = Address::parse_listen(&text, restapi::DEFAULT_PORT);
+        Some(address.map_or(text, |address| address.to_string()))
+    };
+    let address = address.or_else(listen);
+    let is_https = own.find("certfile").is_some();
     let (mistakes, _) = report.into_parts();
     match etcd {
         Some(etcd) if mistakes.is_empty() => Ok(ClientConfig {
@@ -65,7 +70,7 @@ pub fn load(
                 format!("{scheme}://{address}/patroni")
             }),
         }),
-        _ => Err(ConfigError { mistakes }),
+        _ => Err(mistakes.into()),
     }
 }
 

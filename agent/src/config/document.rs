@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 use serde::de::{self, Deserializer, MapAccess, SeqAccess, Visitor};
-use serde_saphyr::Spanned;
+use serde_saphyr::{DuplicateKeyPolicy, Spanned};
 
 /// Where a value was written.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -226,6 +226,46 @@ impl Node {
         }
     }
 
+    /// Leaves of every key that stands more than once the last one.
+    fn keep_last(&mut self, path: &str, duplicates: &mut Vec<Duplicate>) {
+        match &mut self.value {
+            Value::Scalar(_) => {}
+            Value::List(items) => {
+                for (at, item) in items.iter_mut().enumerate() {
+                    item.keep_last(&format!("{path}[{at}]"), duplicates);
+                }
+            }
+            Value::Map(entries) => {
+                let mut kept: Vec<Entry> = Vec::with_capacity(entries.len());
+                for entry in std::mem::take(entries) {
+                    let key = match path {
+                        "" => entry.key.clone(),
+                        path => format!("{path}.{}", entry.key),
+                    };
+                    match kept.iter_mut().find(|known| known.key == entry.key) {
+                        Some(known) => {
+                            duplicates.push(Duplicate {
+                                key,
+                                last: entry.origin.clone(),
+                                before: known.origin.clone(),
+                            });
+                            *known = entry;
+                        }
+                        None => kept.push(entry),
+                    }
+                }
+                for entry in &mut kept {
+                    let path = match path {
+                        "" => entry.key.clone(),
+                        path => format!("{path}.{}", entry.key),
+                    };
+                    entry.node.keep_last(&path, duplicates);
+                }
+                *entries = kept;
+            }
+        }
+    }
+
     /// The value nested below one mapping per key of `path`.
     pub fn nested(self, path: &[&str]) -> Self {
         path.iter().rev().fold(self, |node, key| Self {
@@ -264,18 +304,44 @@ impl Scalar {
     }
 }
 
-/// Reads one file's text. An empty file is an empty mapping.
-pub fn parse(path: &str, source: &str) -> Result<Node, Malformed> {
-    let raw = serde_saphyr::from_str::<Spanned<Raw>>(source).map_err(|error| Malformed {
+/// A key that stands more than once in its mapping.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Duplicate {
+    /// Its full name.
+    pub key: String,
+    /// Where it stands that counts: the last one, as Patroni's YAML has it.
+    pub last: Origin,
+    /// Where it stands that does not.
+    pub before: Origin,
+}
+
+/// Reads one file's text, with every key that was written more than once. An empty file is an empty mapping.
+pub fn parse(path: &str, source: &str) -> Result<(Node, Vec<Duplicate>), Malformed> {
+    let malformed = |error: serde_saphyr::Error| Malformed {
         line: error.location().map_or(0, |at| at.line()),
         why: first_line(&error.without_snippet().to_string()),
-    })?;
+    };
     let path: Arc<str> = Arc::from(path);
-    let node = located(raw, &path, source);
+    let mut duplicates = Vec::new();
+    let node = match serde_saphyr::from_str::<Spanned<Raw>>(source) {
+        Ok(raw) => located(raw, &path, source),
+        Err(error) => {
+            let options = serde_saphyr::options! { duplicate_keys: DuplicateKeyPolicy::LastWins };
+            let read = serde_saphyr::from_str_with_options::<Spanned<Raw>>(source, options);
+            let raw = read.map_err(malformed)?;
+            let mut node = located(raw, &path, source);
+            node.keep_last("", &mut duplicates);
+            // The library shows no second key where one is a number.
+            if duplicates.is_empty() {
+                return Err(malformed(error));
+            }
+            node
+        }
+    };
     if node.is_null() {
-        return Ok(Node::empty(&path));
+        return Ok((Node::empty(&path), duplicates));
     }
-    Ok(node)
+    Ok((node, duplicates))
 }
 
 fn first_line(text: &str) -> String {

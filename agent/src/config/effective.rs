@@ -8,7 +8,8 @@ use trunkline_shared::dcs::records::read_value;
 
 use super::document::{self, Entry, Node, Origin, Value};
 use super::dynamic::OF_A_MEMBER;
-use super::{ConfigError, Environment, Warning, layers, masked, sources};
+use super::section::Address;
+use super::{ConfigError, Environment, Warning, layers, masked, postgresql, restapi, sources};
 use crate::postgres::controlled::{DERIVED, is_of_the_cluster};
 
 /// What holds where nothing is written, in the words of the files. A test holds it against what is read.
@@ -97,7 +98,7 @@ fn map(entries: Vec<Entry>, origin: Origin) -> Node {
 fn defaults() -> Node {
     let read = document::parse("defaults", DEFAULTS);
     let none = || map(Vec::new(), Origin::Default);
-    read.map_or_else(|_| none(), |node| node.moved_to(&Origin::Default))
+    read.map_or_else(|_| none(), |(node, _)| node.moved_to(&Origin::Default))
 }
 
 /// What holds by other values of the file, where it says nothing itself.
@@ -108,13 +109,30 @@ fn derived(file: &Node) -> Node {
             all.merge(node.moved_to(&Origin::Default).nested(path));
         }
     };
-    for section in ["restapi", POSTGRESQL] {
+    for (section, port) in [
+        ("restapi", restapi::DEFAULT_PORT),
+        (POSTGRESQL, postgresql::DEFAULT_PORT),
+    ] {
         let listen = file.child(section).and_then(|own| own.child("listen"));
-        put(&[section, "connect_address"], listen.cloned());
+        put(
+            &[section, "connect_address"],
+            listen.map(|listen| reached_at(listen, port)),
+        );
     }
     let data_dir = file.child(POSTGRESQL).and_then(|own| own.child("data_dir"));
     put(&[POSTGRESQL, "config_dir"], data_dir.cloned());
     all
+}
+
+/// The first of the hosts where it listens.
+fn reached_at(listen: &Node, port: u16) -> Node {
+    let mut node = listen.clone();
+    if let Value::Scalar(scalar) = &mut node.value
+        && let Some(address) = Address::parse_listen(&scalar.text, port)
+    {
+        scalar.text = address.first().to_string();
+    }
+    node
 }
 
 fn entries(node: Option<&Node>) -> &[Entry] {

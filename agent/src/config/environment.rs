@@ -145,7 +145,9 @@ impl Overlay {
     /// Lays the YAML of a variable over what is there, below `path`.
     fn parse(&mut self, variable: &str, text: &str, path: &[&str]) {
         match document::parse(variable, text) {
-            Ok(node) => {
+            Ok((node, duplicates)) => {
+                let twice = duplicates.into_iter().map(Warning::DuplicateKey);
+                self.warnings.extend(twice);
                 let node = node.moved_to(&Origin::Environment(Arc::from(variable)));
                 self.document.merge(node.nested(path));
             }

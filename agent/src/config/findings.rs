@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use super::document::Origin;
+use super::document::{Duplicate, Origin};
 
 /// Something that works, but perhaps not as was meant.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,6 +17,8 @@ pub enum Warning {
         /// The known key nearest to it.
         suggestion: Option<String>,
     },
+    /// This key stands more than once in its mapping; the last one counts.
+    DuplicateKey(Duplicate),
     /// Nobody reads this variable of the environment.
     UnknownVariable {
         /// Its name.
@@ -86,7 +88,8 @@ impl Warning {
             | Warning::WithoutEffect { key, .. }
             | Warning::NotActedOn { key, .. }
             | Warning::Contradiction { key, .. } => Some(key),
-            Warning::UnknownVariable { .. }
+            Warning::DuplicateKey(_)
+            | Warning::UnknownVariable { .. }
             | Warning::VariableIgnored { .. }
             | Warning::NotExpanded { .. }
             | Warning::TimesDoNotFit { .. } => None,
@@ -109,6 +112,10 @@ impl fmt::Display for Warning {
             } => write!(
                 f,
                 "{origin}: {key}: unknown key, ignored; did you mean {meant}?"
+            ),
+            Warning::DuplicateKey(Duplicate { key, last, before }) => write!(
+                f,
+                "{last}: {key}: stands at {before} already, which is not read: the last one counts, as in Patroni"
             ),
             Warning::UnknownVariable {
                 variable,
@@ -217,10 +224,28 @@ pub enum Mistake {
 
 /// Why a configuration cannot be used: every mistake that was found. Print it and exit with 2.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{}", .mistakes.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
 pub struct ConfigError {
     /// At least one.
     pub mistakes: Vec<Mistake>,
+    /// What was found beside them: what is missing may stand there under a wrong name, or stand twice.
+    pub warnings: Vec<Warning>,
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mistakes = self.mistakes.iter().map(ToString::to_string);
+        let warnings = self.warnings.iter().map(|w| format!("warning: {w}"));
+        f.write_str(&mistakes.chain(warnings).collect::<Vec<_>>().join("\n"))
+    }
+}
+
+impl From<Vec<Mistake>> for ConfigError {
+    fn from(mistakes: Vec<Mistake>) -> Self {
+        Self {
+            mistakes,
+            warnings: Vec::new(),
+        }
+    }
 }
 
 impl Mistake {

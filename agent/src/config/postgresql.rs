@@ -18,7 +18,7 @@ use crate::postgres::programs::PROGRAMS;
 use crate::postgres::settings::RECOVERY_SETTINGS;
 
 /// PostgreSQL's port.
-const DEFAULT_PORT: u16 = 5432;
+pub const DEFAULT_PORT: u16 = 5432;
 
 /// The local instance.
 #[derive(Clone, Debug)]
@@ -266,7 +266,7 @@ fn method(section: &Section<'_>, name: String) -> Option<CustomMethod> {
 const OWN_KEYS: [&str; 4] = ["command", "no_params", "no_leader", "keep_data"];
 
 fn addresses(section: &Section<'_>) -> (Option<Address>, Option<Address>) {
-    let listen = section.address("listen", DEFAULT_PORT);
+    let listen = section.listen("listen", DEFAULT_PORT, true);
     if section.find("listen").is_none() {
         section.missing(
             "listen",
@@ -277,10 +277,7 @@ fn addresses(section: &Section<'_>) -> (Option<Address>, Option<Address>) {
     if section.find("connect_address").is_some() {
         return (listen, connect);
     }
-    let first = listen.as_ref().map(|listen| Address {
-        host: listen.host.split(',').next().unwrap_or_default().to_owned(),
-        port: listen.port,
-    });
+    let first = listen.as_ref().map(Address::first);
     if first.as_ref().is_some_and(Address::is_wildcard) {
         section.missing(
             "connect_address",
@@ -325,9 +322,10 @@ fn credentials(section: &Section<'_>, default: Option<&str>) -> Option<Credentia
         .iter()
         .filter_map(|key| Some(((*key).to_owned(), section.text(key)?)))
         .collect();
+    let password = section.secret("password");
     let credentials = username.map(|username| Credentials {
         username,
-        password: section.secret("password"),
+        password,
         connection,
     });
     section.without_effect(&[(

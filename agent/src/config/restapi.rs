@@ -83,7 +83,7 @@ pub fn read(section: &Section<'_>) -> Option<RestApiConfig> {
         port: DEFAULT_PORT,
     };
     let has_listen = section.find("listen").is_some();
-    let listen = section.address("listen", DEFAULT_PORT);
+    let listen = section.listen("listen", DEFAULT_PORT, false);
     let listen = if has_listen { listen } else { Some(default) };
     let has_connect = section.find("connect_address").is_some();
     let connect = section.address("connect_address", DEFAULT_PORT);

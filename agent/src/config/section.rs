@@ -3,6 +3,7 @@
 
 use std::cell::RefCell;
 use std::fmt;
+use std::net::Ipv6Addr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -104,6 +105,29 @@ impl Address {
         })
     }
 
+    /// Reads where to listen, as Patroni does: hosts with commas between, IPv6 addresses with or without brackets, and the
+    /// port after the last colon.
+    pub fn parse_listen(text: &str, default_port: u16) -> Option<Self> {
+        let (hosts, port) = match text.rsplit_once(':') {
+            Some((hosts, port)) if !port.ends_with(']') => (hosts, port.trim().parse().ok()?),
+            Some(_) | None => (text, default_port),
+        };
+        let hosts = hosts.split(',').map(|host| listening_host(host.trim()));
+        let hosts: Vec<&str> = hosts.collect::<Option<_>>()?;
+        (port != 0).then(|| Self {
+            host: hosts.join(","),
+            port,
+        })
+    }
+
+    /// The first of several hosts, with the port.
+    pub fn first(&self) -> Self {
+        Self {
+            host: self.host.split(',').next().unwrap_or_default().to_owned(),
+            port: self.port,
+        }
+    }
+
     /// Whether it stands for every address of the machine, which nobody can connect to.
     pub fn is_wildcard(&self) -> bool {
         matches!(self.host.as_str(), "*" | "0.0.0.0" | "::")
@@ -112,12 +136,33 @@ impl Address {
 
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.host.contains(':') {
-            write!(f, "[{}]:{}", self.host, self.port)
-        } else {
-            write!(f, "{}:{}", self.host, self.port)
+        for (at, host) in self.host.split(',').enumerate() {
+            f.write_str(if at > 0 { "," } else { "" })?;
+            match host.contains(':') {
+                true => write!(f, "[{host}]")?,
+                false => f.write_str(host)?,
+            }
         }
+        write!(f, ":{}", self.port)
     }
+}
+
+/// A host name, or an address without its brackets.
+fn listening_host(text: &str) -> Option<&str> {
+    let bare = text.strip_prefix('[').and_then(|t| t.strip_suffix(']'));
+    let host = bare.unwrap_or(text);
+    // Of a link-local address the interface is a part.
+    let address = host.split('%').next().unwrap_or(host);
+    let is_host = match host.contains(':') {
+        true => address.parse::<Ipv6Addr>().is_ok(),
+        false => {
+            !host.is_empty()
+                && !host
+                    .chars()
+                    .any(|c| c.is_whitespace() || "/#[]".contains(c))
+        }
+    };
+    is_host.then_some(host)
 }
 
 /// One mapping.
@@ -303,9 +348,10 @@ impl<'a> Section<'a> {
 
     /// A whole number from `least` to `most`.
     pub fn integer(&self, key: &str, least: i64, most: i64) -> Option<i64> {
-        let expected = match most {
-            i64::MAX => format!("a whole number, at least {least}"),
-            most => format!("a whole number from {least} to {most}"),
+        let expected = match (least, most) {
+            (least, i64::MAX) => format!("a whole number, at least {least}"),
+            (i64::MIN, most) => format!("a whole number, at most {most}"),
+            (least, most) => format!("a whole number from {least} to {most}"),
         };
         self.parsed(key, &expected, |s| {
             let number = match s.kind {
@@ -342,6 +388,27 @@ impl<'a> Section<'a> {
         let address = self.parsed(key, &expected, |s| {
             Address::parse(&s.text, Some(default_port))
         })?;
+        self.as_written(key, address)
+    }
+
+    /// Where to listen: on one host, or on several.
+    pub fn listen(&self, key: &str, default_port: u16, may_be_several: bool) -> Option<Address> {
+        let several = match may_be_several {
+            true => format!(", or several hosts such as 10.0.0.1,::1:{default_port}"),
+            false => String::new(),
+        };
+        let expected = format!(
+            "host:port with a port from 1 to 65535, such as 10.0.0.1:{default_port}{several}"
+        );
+        let address = self.parsed(key, &expected, |s| {
+            let address = Address::parse_listen(&s.text, default_port);
+            address.filter(|address| may_be_several || !address.host.contains(','))
+        })?;
+        self.as_written(key, address)
+    }
+
+    /// Warns of what looks like a variable.
+    fn as_written(&self, key: &str, address: Address) -> Option<Address> {
         if address.host.contains('$')
             && let Some(node) = self.find(key)
         {
@@ -518,4 +585,59 @@ fn distance(a: &str, b: &str) -> usize {
         rows.push(row);
     }
     rows[a.len()][b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn where_to_listen_is_read_as_patroni_reads_it() {
+        for (text, host, port) in [
+            ("10.0.0.1:5433", "10.0.0.1", 5433),
+            ("db1", "db1", 5432),
+            ("*:5433", "*", 5433),
+            ("127.0.0.1,10.0.0.1:5433", "127.0.0.1,10.0.0.1", 5433),
+            ("127.0.0.1, 10.0.0.1", "127.0.0.1,10.0.0.1", 5432),
+            ("127.0.0.1,::1:5452", "127.0.0.1,::1", 5452),
+            ("127.0.0.1,[::1]:5452", "127.0.0.1,::1", 5452),
+            ("[::1], 127.0.0.1:5452", "::1,127.0.0.1", 5452),
+            ("::1:8018", "::1", 8018),
+            ("[::1]:8018", "::1", 8018),
+            ("[::1]", "::1", 5432),
+            (":::5432", "::", 5432),
+            ("fe80::1%eth0:5432", "fe80::1%eth0", 5432),
+            ("0:0:0:0:0:0:0:0:5400", "0:0:0:0:0:0:0:0", 5400),
+        ] {
+            let expected = Address {
+                host: host.to_owned(),
+                port,
+            };
+            assert_eq!(Address::parse_listen(text, 5432), Some(expected), "{text}");
+        }
+        for text in [
+            "",
+            "::1",
+            ":5432",
+            "a,:5432",
+            "a b:1",
+            "h:0",
+            "h:70000",
+            "a:b:1",
+            "[h:1",
+            "http://h:1",
+        ] {
+            assert_eq!(Address::parse_listen(text, 5432), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn several_hosts_are_shown_each_by_itself() {
+        let address = Address {
+            host: "127.0.0.1,::1".to_owned(),
+            port: 5432,
+        };
+        assert_eq!(address.to_string(), "127.0.0.1,[::1]:5432");
+        assert_eq!(address.first().to_string(), "127.0.0.1:5432");
+    }
 }

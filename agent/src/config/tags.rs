@@ -50,9 +50,10 @@ fn flag_and_priority(
     priority: &'static str,
 ) -> (bool, Option<u32>) {
     let is_forbidden = section.boolean(flag);
+    // Below 0 means what 0 means: never.
     let number = section
-        .integer(priority, 0, i64::from(u32::MAX))
-        .and_then(|p| u32::try_from(p).ok());
+        .integer(priority, i64::MIN, i64::from(u32::MAX))
+        .and_then(|p| u32::try_from(p.max(0)).ok());
     let contradicts = match (is_forbidden, number) {
         (Some(true), Some(p)) => p > 0,
         (Some(false), Some(p)) => p == 0,

@@ -145,15 +145,10 @@ impl PostgresConfig {
         self.config_dir.as_deref().unwrap_or(&self.data_dir)
     }
 
-    /// The host the agent itself connects to when it does not use the socket: the first listen address,
-    /// or loopback where that is a wildcard.
+    /// The host the agent itself connects to when it does not use the socket: loopback where the server listens
+    /// there, as Patroni prefers it, else the first listen address.
     pub fn local_host(&self) -> &str {
-        let first = self.listen_addresses.split(',').next().unwrap_or("").trim();
-        match first {
-            "" | "*" | "0.0.0.0" => "127.0.0.1",
-            "::" => "::1",
-            other => other,
-        }
+        local_host(&self.listen_addresses)
     }
 
     /// A sibling of the data directory: `<data_dir><suffix>`.
@@ -173,4 +168,39 @@ pub struct Upstream {
     pub port: u16,
     /// The physical slot reserved there for this member.
     pub slot: Option<String>,
+}
+
+fn local_host(listen_addresses: &str) -> &str {
+    let mut hosts = listen_addresses.split(',').map(str::trim);
+    let first = hosts.clone().next().unwrap_or_default();
+    let loopback = |host: &str| match host.to_ascii_lowercase().as_str() {
+        "" | "*" | "0.0.0.0" | "127.0.0.1" => Some("127.0.0.1"),
+        "localhost" => Some("localhost"),
+        "::" | "::1" => Some("::1"),
+        _ => None,
+    };
+    hosts.find_map(loopback).unwrap_or(first)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_agent_connects_to_loopback_where_the_server_listens_there() {
+        for (listen, host) in [
+            ("", "127.0.0.1"),
+            ("*", "127.0.0.1"),
+            ("0.0.0.0", "127.0.0.1"),
+            ("::", "::1"),
+            ("10.0.0.1", "10.0.0.1"),
+            ("10.0.0.1, 10.0.0.2", "10.0.0.1"),
+            ("10.0.0.1,127.0.0.1", "127.0.0.1"),
+            ("127.0.0.1,::1", "127.0.0.1"),
+            ("10.0.0.1, ::1", "::1"),
+            ("db1,LocalHost", "localhost"),
+        ] {
+            assert_eq!(local_host(listen), host, "{listen}");
+        }
+    }
 }
