@@ -31,10 +31,13 @@ use trunkline_agent::config::Environment;
 use trunkline_agent::ctl::arguments::Arguments;
 use trunkline_agent::ctl::{self, terminal::Terminal};
 use trunkline_shared::dcs::memory::MemoryDcs;
-use trunkline_shared::dcs::{Dcs, Operation, Txn};
+use trunkline_shared::dcs::{Dcs, Operation, Txn, WatchEvent};
 
 /// The largest body that a scripted agent reads.
 const LARGEST: usize = 1 << 20;
+
+/// The status of an agent that takes a request and never answers.
+const SILENCE: u16 = 0;
 
 test_each_path! { in "./agent/tests/ctl" => run }
 
@@ -86,6 +89,9 @@ impl Agent {
         };
         for (key, value) in &reply.puts {
             put(&agent.dcs, key, value).await;
+        }
+        if reply.status == SILENCE {
+            return std::future::pending().await;
         }
         (StatusCode::from_u16(reply.status).unwrap(), reply.text)
     }
@@ -191,6 +197,28 @@ impl Script {
         without_times(&text)
     }
 
+    /// Changes `puts` as soon as `key` is written.
+    fn once(&self, key: &str, puts: &[(&str, &str)]) {
+        let puts = puts.iter();
+        let puts: Vec<(String, String)> = puts
+            .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+            .collect();
+        let (dcs, key) = (self.dcs.clone(), key.to_owned());
+        let read = self.runtime.block_on(dcs.read(&key)).unwrap();
+        let from = read.header.revision + 1;
+        self.runtime.spawn(async move {
+            let mut written = dcs.watch(&key, from).await.unwrap();
+            let is_written = |event| match event {
+                WatchEvent::Changes { changes, .. } => !changes.is_empty(),
+                WatchEvent::Progress { .. } => false,
+            };
+            while !is_written(written.next().await.unwrap()) {}
+            for (key, value) in &puts {
+                put(&dcs, key, value).await;
+            }
+        });
+    }
+
     fn operate(&mut self, line: &str) -> String {
         let words = split(&self.filled(line));
         let arguments = match Arguments::try_parse_from(&words) {
@@ -247,7 +275,15 @@ impl Runner for Script {
                 let text = text.replace("\\n", "\n");
                 std::fs::write(self.folder.path().join(name), text)?;
             }
-            // agent NAME METHOD PATH STATUS TEXT [KEY VALUE]...: what it answers, and what changes by that.
+            ("show", [key]) => {
+                let key = format!("/service/{key}");
+                let found = self.runtime.block_on(self.dcs.read(&key)).unwrap().entries;
+                let found = found.into_iter().find(|entry| entry.key == key);
+                let value = found.map(|entry| String::from_utf8(entry.value).unwrap());
+                return Ok(format!("{}\n", value.as_deref().unwrap_or("(none)")));
+            }
+            // agent NAME METHOD PATH STATUS TEXT [KEY VALUE]...: what it answers, and what changes by that; with
+            // status 0 it does not answer.
             ("agent", [name]) => drop(self.agent(name)),
             ("agent", [name, method, path, status, text, puts @ ..]) => {
                 let puts = puts.chunks(2);
@@ -311,6 +347,43 @@ fn without_times(text: &str) -> String {
         }
     }
     masked
+}
+
+#[test]
+fn a_failover_is_asked_for_in_the_dcs_where_the_leaders_agent_does_not_answer() {
+    const FAILOVER: &str = "/service/small/failover";
+    let mut script = Script::new();
+    script.load();
+    let silent = Reply {
+        status: SILENCE,
+        text: String::new(),
+        puts: Vec::new(),
+    };
+    let replies = script.agent("a").replies.clone();
+    let path = "POST /failover".to_owned();
+    replies.lock().unwrap().insert(path, vec![(silent, false)]);
+    let a = r#"{"conn_url":"postgres://a:5432/postgres","api_url":"{a}","state":"running","role":"primary",
+        "version":"0.1.0","xlog_location":50331648,"timeline":1,"trunkline":{}}"#;
+    for (key, value) in [
+        ("config", r#"{"ttl":30,"loop_wait":1,"retry_timeout":10}"#),
+        ("members/a", a),
+    ] {
+        let (key, value) = (format!("/service/small/{key}"), script.filled(value));
+        script.runtime.block_on(put(&script.dcs, &key, &value));
+    }
+    let b = r#"{"conn_url":"postgres://b:5432/postgres","api_url":"","state":"running","role":"primary",
+        "version":"0.1.0","xlog_location":50331648,"timeline":2,"trunkline":{}}"#;
+    let led_by_b = [
+        ("/service/small/leader", "b"),
+        (FAILOVER, "gone"),
+        ("/service/small/members/b", b),
+    ];
+    script.once(FAILOVER, &led_by_b);
+    let said = script.operate("trunkline failover small --candidate b --force");
+    let told = "the agent of a did not answer within 2 s: the failover was asked for in the DCS";
+    assert!(said.contains(told), "{said}");
+    assert_eq!(said.matches("got POST /failover").count(), 1, "{said}");
+    assert!(said.ends_with("exit 0\n"), "{said}");
 }
 
 #[test]

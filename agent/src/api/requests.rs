@@ -200,21 +200,64 @@ impl ChangeOfLeader {
     /// # Errors
     /// 412 when another change of leader is under way, 503 when the DCS does not do it.
     pub async fn write(&self, dcs: &dyn Dcs, keys: &Keys) -> Result<i64, Refusal> {
-        let key = keys.path(&FactKey::Failover);
-        let guards = match standing(dcs, keys).await? {
-            Standing::None { revision: None } => vec![Compare::Absent(key.clone())],
-            Standing::None {
-                revision: Some(revision),
-            } => vec![Compare::ModRevision(key.clone(), revision)],
-            Standing::Asked { guards, .. } => guards,
-            Standing::Begun(text) => {
-                return Err(refuse(
-                    412,
-                    format!("another change of leader is under way, wait for its end: {text}"),
-                ));
+        self.write_over(standing(dcs, keys).await?, dcs, keys).await
+    }
+
+    /// The same, but where this very request stands already or is carried out nothing is written: whoever was asked
+    /// for it before, and did not answer, has done it. Whether it was written now.
+    ///
+    /// # Errors
+    /// As of [`ChangeOfLeader::write`].
+    pub async fn write_once(&self, dcs: &dyn Dcs, keys: &Keys) -> Result<bool, Refusal> {
+        let found = standing(dcs, keys).await?;
+        if self.is_found(&found) {
+            return Ok(false);
+        }
+        match self.write_over(found, dcs, keys).await {
+            Ok(_) => Ok(true),
+            // It may have come in between.
+            Err(refusal) => match self.stands(dcs, keys).await? {
+                true => Ok(false),
+                false => Err(refusal),
+            },
+        }
+    }
+
+    /// Whether this very request stands in the DCS, or is carried out.
+    ///
+    /// # Errors
+    /// 503 when the DCS does not tell.
+    pub async fn stands(&self, dcs: &dyn Dcs, keys: &Keys) -> Result<bool, Refusal> {
+        Ok(self.is_found(&standing(dcs, keys).await?))
+    }
+
+    /// Whether this very request is to be seen in a view of the cluster.
+    pub fn is_seen_in(&self, topology: &Topology) -> bool {
+        let request = topology.failover.as_ref();
+        request.is_some_and(|request| self.is_same(request))
+    }
+
+    fn is_found(&self, found: &Standing) -> bool {
+        match found {
+            Standing::None { .. } => false,
+            Standing::Asked { request, .. } | Standing::Begun { request, .. } => {
+                let request = request.as_ref();
+                request.is_some_and(|request| self.is_same(request))
             }
+        }
+    }
+
+    fn is_same(&self, request: &FailoverRequest) -> bool {
+        let own = FailoverRequest {
+            revision: request.revision,
+            ..self.record()
         };
-        let value = records::failover_to_json(&FailoverRequest {
+        *request == own
+    }
+
+    /// As it is written.
+    fn record(&self) -> FailoverRequest {
+        FailoverRequest {
             leader: match self.kind {
                 Kind::Switchover => self.leader.clone(),
                 Kind::Failover => None,
@@ -222,7 +265,30 @@ impl ChangeOfLeader {
             candidate: self.candidate.clone(),
             scheduled_at: self.scheduled_at.as_deref().map(Into::into),
             revision: 0,
-        });
+        }
+    }
+
+    async fn write_over(
+        &self,
+        found: Standing,
+        dcs: &dyn Dcs,
+        keys: &Keys,
+    ) -> Result<i64, Refusal> {
+        let key = keys.path(&FactKey::Failover);
+        let guards = match found {
+            Standing::None { revision: None } => vec![Compare::Absent(key.clone())],
+            Standing::None {
+                revision: Some(revision),
+            } => vec![Compare::ModRevision(key.clone(), revision)],
+            Standing::Asked { guards, .. } => guards,
+            Standing::Begun { text, .. } => {
+                return Err(refuse(
+                    412,
+                    format!("another change of leader is under way, wait for its end: {text}"),
+                ));
+            }
+        };
+        let value = records::failover_to_json(&self.record());
         let write = Txn {
             when: guards,
             then: vec![Operation::Put {
@@ -285,12 +351,17 @@ enum Standing {
     },
     /// A request for later, or one that nobody has taken up. The guards hold as long as that is so.
     Asked {
-        /// Whether it is for later.
-        is_scheduled: bool,
+        /// What it asks for, if it can be read.
+        request: Option<FailoverRequest>,
         guards: Vec<Compare>,
     },
-    /// A request that is carried out, as it is written.
-    Begun(String),
+    /// A request that is carried out.
+    Begun {
+        /// What it asks for, if it can be read.
+        request: Option<FailoverRequest>,
+        /// As it is written.
+        text: String,
+    },
 }
 
 async fn standing(dcs: &dyn Dcs, keys: &Keys) -> Result<Standing, Refusal> {
@@ -316,23 +387,28 @@ async fn standing(dcs: &dyn Dcs, keys: &Keys) -> Result<Standing, Refusal> {
         });
     }
     let fact = records::parse(&FactKey::Failover, &entry.value);
-    let is_scheduled = matches!(&fact, Fact::Failover(request) if request.scheduled_at.is_some());
+    let request = if let Fact::Failover(request) = fact {
+        Some(request)
+    } else {
+        None
+    };
     let begun = of(&progress);
     let is_begun = begun.is_some_and(|begun| {
         let fact = records::parse(&FactKey::Switchover, &begun.value);
         matches!(fact, Fact::Switchover(record) if i64::try_from(record.id) == Ok(entry.mod_revision))
     });
     if is_begun {
-        return Ok(Standing::Begun(
-            String::from_utf8_lossy(&entry.value).into_owned(),
-        ));
+        return Ok(Standing::Begun {
+            request,
+            text: String::from_utf8_lossy(&entry.value).into_owned(),
+        });
     }
     let not_begun = match begun {
         Some(begun) => Compare::ModRevision(progress, begun.mod_revision),
         None => Compare::Absent(progress),
     };
     Ok(Standing::Asked {
-        is_scheduled,
+        request,
         guards: vec![Compare::ModRevision(key, entry.mod_revision), not_begun],
     })
 }
@@ -355,11 +431,11 @@ pub enum TakenBack {
 pub async fn take_back(dcs: &dyn Dcs, keys: &Keys) -> Result<TakenBack, Refusal> {
     let (is_scheduled, guards) = match standing(dcs, keys).await? {
         Standing::None { .. } => return Ok(TakenBack::Nothing),
-        Standing::Asked {
-            is_scheduled,
-            guards,
-        } => (is_scheduled, guards),
-        Standing::Begun(text) => {
+        Standing::Asked { request, guards } => {
+            let is_scheduled = request.is_some_and(|request| request.scheduled_at.is_some());
+            (is_scheduled, guards)
+        }
+        Standing::Begun { text, .. } => {
             return Err(refuse(
                 409,
                 format!("the change of leader is under way already: {text}"),

@@ -1,9 +1,12 @@
 //! `switchover` and `failover`: ask, check, request through the leader's agent or the DCS, and follow.
 
+use std::cell::Cell;
 use std::time::Duration;
 
 use hyper::Method;
 use serde_json::json;
+use tokio::sync::oneshot;
+use tokio::time::timeout;
 use trunkline_shared::cluster::settings::SynchronousMode;
 use trunkline_shared::cluster::{MemberName, Topology};
 use trunkline_shared::dcs::watch::Follow;
@@ -67,7 +70,7 @@ pub(super) async fn switchover(session: &Session, asked: &Switchover) -> Result<
         confirm(session, &leader, change.scheduled_at.as_deref()).await?;
     }
     if let Some(at) = &change.scheduled_at {
-        return match ask(session, &topology, &change).await? {
+        return match ask(session, &topology, &change, &Cell::new(false)).await? {
             Answered::Taken => session.terminal.success(&format!(
                 "Success: the switchover is scheduled at {at}; trunkline list shows it, trunkline flush {cluster} \
                  switchover takes it back"
@@ -239,14 +242,21 @@ pub(super) async fn carry_out(
         "the {word} was asked for and goes on in the cluster, or is called off there; see \"trunkline list\""
     ));
     let label = Label::new(format!("the {word} goes on"));
-    let (sender, answers) = tokio::sync::oneshot::channel();
+    let (sender, answers) = oneshot::channel();
+    let was_seen = Cell::new(false);
     let asked = async {
-        let answered = ask(session, topology, &change).await?;
+        let answered = ask(session, topology, &change, &was_seen).await?;
         // The other side is gone only when the change was seen to be done already.
         let _ = sender.send(answered);
         std::future::pending::<Result<(), CtlError>>().await
     };
-    let following = until_done(session, follow, &change, steps, (answers, &label));
+    let following = until_done(
+        session,
+        follow,
+        &change,
+        steps,
+        (answers, &label, &was_seen),
+    );
     let both = async {
         tokio::select! {
             done = following => done,
@@ -261,13 +271,16 @@ async fn until_done(
     mut follow: Follow,
     change: &ChangeOfLeader,
     mut steps: Steps,
-    (mut answers, label): (tokio::sync::oneshot::Receiver<Answered>, &Label),
+    (mut answers, label, was_seen): (oneshot::Receiver<Answered>, &Label, &Cell<bool>),
 ) -> Result<(), CtlError> {
     let started = clock::now();
     let mut answer: Option<Answered> = None;
     let mut is_waiting = true;
     loop {
         let view = follow.views.borrow_and_update().clone();
+        if change.is_seen_in(&view.topology) {
+            was_seen.set(true);
+        }
         for seen in steps.see(&view.topology, clock::now()) {
             match seen {
                 Seen::Step(line) => {
@@ -317,51 +330,84 @@ enum Answered {
     Refused(Refusal),
 }
 
-/// Through the leader's agent where it can be reached, else into the DCS.
+/// Through the leader's agent where it can be reached, else into the DCS. An agent that says nothing for two `loop_wait`
+/// is passed over, unless the change was seen or stands in the DCS: nothing is asked for twice.
 async fn ask(
     session: &Session,
     topology: &Topology,
     change: &ChangeOfLeader,
+    was_seen: &Cell<bool>,
 ) -> Result<Answered, CtlError> {
-    let url = topology
-        .leader_member()
-        .map(|leader| leader.api_url.clone());
-    let wait = topology
-        .settings_or_default()
-        .loop_wait
-        .max(Duration::from_secs(10))
-        * 2;
-    if let Some(url) = url.filter(|url| !url.is_empty()) {
-        let client = session.client()?;
-        let body = json!({
-            "leader": change.leader.as_ref().map(MemberName::as_str),
-            "candidate": change.candidate.as_ref().map(MemberName::as_str),
-            "scheduled_at": change.scheduled_at,
-        });
-        let answer = request(
-            &client,
-            &url,
-            Method::POST,
-            &format!("/{}", change.kind.word()),
-            body.to_string(),
-            wait + PATIENCE,
-        )
-        .await;
-        match answer {
-            Ok(Answer {
-                status: 200 | 202, ..
-            }) => return Ok(Answered::Taken),
-            Ok(answer) => {
-                let text = format!("{} ({})", answer.text, answer.status);
-                let status = answer.status;
-                return Ok(Answered::Refused(Refusal { status, text }));
+    let (dcs, keys) = (session.dcs.as_ref(), &session.keys);
+    let leader = topology.leader_member();
+    let Some(leader) = leader.filter(|leader| !leader.api_url.is_empty()) else {
+        change.write(dcs, keys).await?;
+        return Ok(Answered::Taken);
+    };
+    let patience = topology.settings_or_default().loop_wait * 2;
+    let mut asking = Box::pin(ask_agent(session, &leader.api_url, change));
+    let answer = match timeout(patience, &mut asking).await {
+        Ok(answer) => answer?,
+        Err(_) => {
+            let stands = match was_seen.get() {
+                true => Ok(true),
+                false => change.stands(dcs, keys).await,
+            };
+            match (stands, &change.scheduled_at) {
+                (Ok(true), Some(_)) => return Ok(Answered::Taken),
+                // It goes on; or the DCS does not tell, and nothing could be written to it.
+                (Ok(true), None) | (Err(_), _) => asking.await?,
+                (Ok(false), _) => {
+                    // The connection ends first: a frozen agent that wakes finds nobody who asks it.
+                    drop(asking);
+                    if change.write_once(dcs, keys).await? {
+                        session.terminal.line(&format!(
+                            "the agent of {} did not answer within {} s: the {} was asked for in the DCS",
+                            leader.name,
+                            patience.as_secs(),
+                            change.kind.word()
+                        ))?;
+                    }
+                    return Ok(Answered::Taken);
+                }
             }
-            Err(RestError::NoAnswer(_)) => return Ok(Answered::Unknown),
-            Err(RestError::NotReached(_)) => {}
+        }
+    };
+    match answer {
+        Some(answered) => Ok(answered),
+        None => {
+            change.write(dcs, keys).await?;
+            Ok(Answered::Taken)
         }
     }
-    change.write(session.dcs.as_ref(), &session.keys).await?;
-    Ok(Answered::Taken)
+}
+
+/// Asks the leader's agent; `None` where it was not reached.
+async fn ask_agent(
+    session: &Session,
+    url: &str,
+    change: &ChangeOfLeader,
+) -> Result<Option<Answered>, CtlError> {
+    let client = session.client()?;
+    let body = json!({
+        "leader": change.leader.as_ref().map(MemberName::as_str),
+        "candidate": change.candidate.as_ref().map(MemberName::as_str),
+        "scheduled_at": change.scheduled_at,
+    });
+    let path = format!("/{}", change.kind.word());
+    let body = body.to_string();
+    let answer = request(&client, url, Method::POST, &path, body, PATIENCE).await;
+    Ok(match answer {
+        Ok(Answer {
+            status: 200 | 202, ..
+        }) => Some(Answered::Taken),
+        Ok(Answer { status, text }) => {
+            let text = format!("{text} ({status})");
+            Some(Answered::Refused(Refusal { status, text }))
+        }
+        Err(RestError::NoAnswer(_)) => Some(Answered::Unknown),
+        Err(RestError::NotReached(_)) => None,
+    })
 }
 
 /// The exit code is 0 only if the member asked for leads.
