@@ -97,7 +97,8 @@ pub(super) fn unmet(body: &RestartBody, published: &Published) -> Option<String>
     why_not(body, published).unwrap_or_else(Some)
 }
 
-/// Restarts now and waits for the outcome, for the request's `timeout` at the longest.
+/// Restarts now and waits for the outcome, for the request's `timeout` at the longest. How long PostgreSQL may take to
+/// start is the cluster's to say (`primary_start_timeout`): whether a start goes on decides who leads.
 pub(super) async fn ask_for_restart(api: &Api, body: &RestartBody) -> Response {
     let (answer, outcome) = oneshot::channel();
     let sent = LocalRequest::Restart { answer };
@@ -107,7 +108,8 @@ pub(super) async fn ask_for_restart(api: &Api, body: &RestartBody) -> Response {
         .await
         .unwrap_or_else(|_| {
             let text = format!(
-                "the restart is not finished after {limit:?} and goes on; see GET /patroni"
+                "the restart is not finished after {limit:?} and goes on (the timeout ends this answer, not the start: \
+                 primary_start_timeout limits that); see GET /patroni"
             );
             with_status(503, "text/plain", text)
         })

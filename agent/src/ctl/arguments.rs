@@ -243,7 +243,7 @@ pub struct Restart {
     /// Only members whose PostgreSQL is older than this, such as 15.9.
     #[arg(long, value_name = "VERSION")]
     pub pg_version: Option<String>,
-    /// How long is waited for the restart: seconds, or a time such as 1min.
+    /// How long is waited for the restart: seconds, or a time such as 1min. It ends the waiting, not the restart.
     #[arg(long, value_name = "TIME")]
     pub timeout: Option<String>,
     /// When: ISO 8601, such as 2026-11-20T10:00:00+00:00; without an offset in this machine's time zone.
