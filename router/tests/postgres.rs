@@ -7,6 +7,8 @@
     reason = "a test fails by panicking"
 )]
 
+#[path = "../../agent/tests/support/as_postgres.rs"]
+mod as_postgres;
 #[path = "postgres/statements.rs"]
 mod statements;
 #[expect(dead_code, reason = "other tests use more of it")]
@@ -22,7 +24,6 @@ mod support {
 use std::fs;
 use std::future::Future;
 use std::net::SocketAddr;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -61,25 +62,7 @@ fn as_postgres<F: Future<Output = ()>>(name: &str, test: impl FnOnce() -> F) {
         runtime.worker_threads(2).enable_all();
         return runtime.build().unwrap().block_on(test());
     }
-    let folder = tempfile::tempdir().unwrap();
-    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
-    let program = folder.path().join("test");
-    fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
-    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
-    let status = command("setpriv")
-        .args([
-            "--reuid=postgres",
-            "--regid=postgres",
-            "--init-groups",
-            "--",
-        ])
-        .arg(&program)
-        .args(["--exact", name, "--nocapture"])
-        .current_dir(folder.path())
-        .env("HOME", folder.path())
-        .status()
-        .expect("setpriv (package util-linux) runs the test as user postgres");
-    assert!(status.success(), "{name} failed as user postgres");
+    as_postgres::run_again(name, &[]);
 }
 
 /// A running server, with a role `app` whose password is `secret`.

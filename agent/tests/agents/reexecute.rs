@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -13,6 +13,7 @@ use serde_json::Value;
 use trunkline_agent::postgres::ProcessId;
 use trunkline_shared::service::http::HttpClient;
 
+use super::servers::Servers;
 use super::*;
 
 /// Until a restart that is scheduled, in microseconds.
@@ -74,6 +75,19 @@ async fn standing(agents: &Agents<'_>, door: &Postgres) -> Standing {
     }
 }
 
+/// Member 1 leads, and runs a program that can be replaced: that, its content, and the way to PostgreSQL.
+async fn a_primary(servers: &Servers, agents: &mut Agents<'_>) -> (PathBuf, Vec<u8>, Postgres) {
+    let program = servers.folder().join("trunkline-agent");
+    let content = fs::read(servers.agent()).unwrap();
+    replace(&program, &content, 0o755);
+    agents.program = Some(program.clone());
+    agents.start(1, 10);
+    let door = Postgres::new(agents.config(1)).unwrap();
+    leads(agents, &door, 1).await;
+    is_primary(agents).await;
+    (program, content, door)
+}
+
 async fn is_primary(agents: &Agents<'_>) {
     wait_for(
         "a primary",
@@ -92,18 +106,11 @@ fn the_program_on_disk_takes_over_and_nothing_else_notices() {
         "reexecute::the_program_on_disk_takes_over_and_nothing_else_notices",
         async |servers| {
             let mut agents = Agents::new(servers);
-            let program = servers.folder().join("trunkline-agent");
-            let content = fs::read(servers.agent()).unwrap();
-            replace(&program, &content, 0o755);
-            agents.program = Some(program.clone());
             let socket = servers.folder().join("notify");
             let manager = UnixDatagram::bind(&socket).unwrap();
             manager.set_nonblocking(true).unwrap();
             agents.notify = Some(socket);
-            agents.start(1, 10);
-            let door = Postgres::new(agents.config(1)).unwrap();
-            leads(&agents, &door, 1).await;
-            is_primary(&agents).await;
+            let (program, content, door) = a_primary(servers, &mut agents).await;
             assert_eq!(told(&manager), ["READY=1\n"]);
             let before = standing(&agents, &door).await;
             let fence = agents.fence(1).unwrap();
@@ -151,14 +158,7 @@ fn a_scheduled_restart_is_handed_to_the_program_that_takes_over() {
         "reexecute::a_scheduled_restart_is_handed_to_the_program_that_takes_over",
         async |servers| {
             let mut agents = Agents::new(servers);
-            let program = servers.folder().join("trunkline-agent");
-            let content = fs::read(servers.agent()).unwrap();
-            replace(&program, &content, 0o755);
-            agents.program = Some(program.clone());
-            agents.start(1, 10);
-            let door = Postgres::new(agents.config(1)).unwrap();
-            leads(&agents, &door, 1).await;
-            is_primary(&agents).await;
+            let (program, content, door) = a_primary(servers, &mut agents).await;
             let before = standing(&agents, &door).await;
 
             let at = clock::WallTime(clock::wall_clock().0 + AN_HOUR_US).rfc3339();

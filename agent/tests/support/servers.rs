@@ -1,8 +1,7 @@
 //! Real servers for a test: a locked number with its addresses, instances below one folder, and their end.
-//!
-//! PostgreSQL refuses root. Started by root, a test therefore runs its own program again, for the one test,
-//! as user `postgres`, from a folder that user may enter, with the agent's program beside it.
 
+#[path = "as_postgres.rs"]
+mod as_postgres;
 #[path = "waiting.rs"]
 mod waiting;
 
@@ -27,7 +26,11 @@ const NUMBERS: u8 = 250;
 /// Runs `body` once for every installed major version, as an ordinary user. `name` is the test's own name.
 pub fn on_every_major(name: &str, body: impl AsyncFn(&Servers)) {
     if rustix::process::geteuid().is_root() {
-        run_again_as_postgres(name);
+        let programs = [
+            ("trunkline-agent", env!("CARGO_BIN_EXE_trunkline-agent")),
+            ("trunkline", env!("CARGO_BIN_EXE_trunkline")),
+        ];
+        as_postgres::run_again(name, &programs);
         return;
     }
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -68,40 +71,6 @@ fn installed() -> Vec<PathBuf> {
         .collect();
     found.sort();
     found
-}
-
-#[expect(
-    clippy::disallowed_methods,
-    reason = "the test starts itself as another user"
-)]
-fn run_again_as_postgres(name: &str) {
-    let folder = tempfile::Builder::new()
-        .permissions(fs::Permissions::from_mode(0o755))
-        .tempdir()
-        .unwrap();
-    let program = folder.path().join("test");
-    fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
-    let agent = folder.path().join("trunkline-agent");
-    fs::copy(env!("CARGO_BIN_EXE_trunkline-agent"), &agent).unwrap();
-    let command = folder.path().join("trunkline");
-    fs::copy(env!("CARGO_BIN_EXE_trunkline"), &command).unwrap();
-    for file in [&program, &agent, &command] {
-        fs::set_permissions(file, fs::Permissions::from_mode(0o755)).unwrap();
-    }
-    let status = std::process::Command::new("setpriv")
-        .args([
-            "--reuid=postgres",
-            "--regid=postgres",
-            "--init-groups",
-            "--",
-        ])
-        .arg(&program)
-        .args(["--exact", name, "--nocapture"])
-        .current_dir(folder.path())
-        .env("HOME", folder.path())
-        .status()
-        .expect("setpriv (package util-linux) runs the test as user postgres");
-    assert!(status.success(), "{name} failed as user postgres");
 }
 
 /// A locked number and a folder; everything ends with it.
