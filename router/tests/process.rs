@@ -277,6 +277,8 @@ fn a_hand_over_refuses_no_connection() {
     });
     // HTTP is the new process's alone, while the old one drains.
     until(|| setting.has_said("draining"));
+    // What connected above, and left at once, may not be over yet.
+    until(|| setting.shows("/topology", "\"clients\": 0"));
     for _ in 0..20 {
         assert!(setting.shows("/ready", "200 OK"));
         assert!(setting.shows("/topology", "\"clients\": 0"));
