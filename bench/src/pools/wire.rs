@@ -176,7 +176,11 @@ impl Wire {
             }
             let mut body = vec![0; length - 4];
             self.stream.read_exact(&mut body).await?;
-            Ok(Message { kind, body })
+            let message = Message { kind, body };
+            if kind == b'E' && message.field(b'V') == "FATAL" {
+                bail!("FATAL {}: {}", message.field(b'C'), message.field(b'M'));
+            }
+            Ok(message)
         };
         let read = timeout(LIMIT, read).await;
         read.with_context(|| format!("no answer within {LIMIT:?}"))?
