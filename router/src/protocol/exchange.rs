@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 
-use crate::protocol::messages::{CLOSE_COMPLETE, PARSE_COMPLETE};
+use crate::protocol::messages::{CLOSE_COMPLETE, DEALLOCATED, PARSE_COMPLETE};
 
 /// The most answers that may be outstanding. A client that sends more is not read until some have come.
 pub const MAX_OUTSTANDING: usize = 65_536;
@@ -58,6 +58,12 @@ impl Act {
         drops: false,
     };
 
+    /// Of what changes nothing that would be lost with a transaction, nor ends one.
+    pub const NOTHING: Act = Act {
+        block: Block::Stays,
+        drops: false,
+    };
+
     /// What is certain when it may be this one or the other one.
     pub fn or(self, other: Act) -> Act {
         let is_same = self.block == other.block;
@@ -104,13 +110,19 @@ pub enum Expect {
     OwedParse,
     /// A Close that the server never sees.
     OwedClose,
+    /// A query in the place of a DEALLOCATE that the server never sees: of what answers it the client is told an error.
+    Deallocate,
+    /// That was answered: the client is told that the statement is gone.
+    OwedDeallocate,
 }
 
 impl Expect {
     /// Whether it changes what a name of the client's means.
     fn renames(&self) -> bool {
         match self {
-            Expect::OwedParse | Expect::OwedClose => true,
+            Expect::OwedParse | Expect::OwedClose | Expect::Deallocate | Expect::OwedDeallocate => {
+                true
+            }
             Expect::Parse {
                 statement,
                 is_hidden,
@@ -137,7 +149,9 @@ impl Expect {
             | Expect::Function
             | Expect::CopyEnd
             | Expect::OwedParse
-            | Expect::OwedClose => false,
+            | Expect::OwedClose
+            | Expect::Deallocate
+            | Expect::OwedDeallocate => false,
         }
     }
 }
@@ -263,6 +277,7 @@ impl Exchange {
             match head {
                 Expect::OwedParse => out.extend_from_slice(PARSE_COMPLETE),
                 Expect::OwedClose => out.extend_from_slice(CLOSE_COMPLETE),
+                Expect::OwedDeallocate => out.extend_from_slice(DEALLOCATED),
                 Expect::CopyEnd => {}
                 Expect::Parse { .. }
                 | Expect::Bind
@@ -271,7 +286,8 @@ impl Exchange {
                 | Expect::Execute(_)
                 | Expect::Sync
                 | Expect::Query(_)
-                | Expect::Function => break,
+                | Expect::Function
+                | Expect::Deallocate => break,
             }
             renamed += usize::from(head.renames());
             self.queue.pop_front();
@@ -283,7 +299,7 @@ impl Exchange {
     pub fn owes(&self) -> bool {
         matches!(
             self.queue.front(),
-            Some(Expect::OwedParse | Expect::OwedClose | Expect::CopyEnd)
+            Some(Expect::OwedParse | Expect::OwedClose | Expect::OwedDeallocate | Expect::CopyEnd)
         )
     }
 
@@ -328,6 +344,17 @@ impl Exchange {
                 self.swallow();
                 Verdict::Pass
             }
+            (b'T' | b'D', Some(Expect::Deallocate)) => Verdict::Hide,
+            (b'C', Some(Expect::Deallocate)) => {
+                self.in_place_of_first(Expect::Query(Act::NOTHING));
+                self.queue.push_front(Expect::OwedDeallocate);
+                Verdict::Hide
+            }
+            (b'E', Some(Expect::Deallocate)) => {
+                self.in_place_of_first(Expect::Query(Act::NOTHING));
+                hear(Heard::NotRenamed(1));
+                Verdict::Pass
+            }
             (b'E', Some(Expect::Query(_) | Expect::Function | Expect::Sync)) => Verdict::Pass,
             (b'E', Some(_)) => {
                 self.skip(&mut hear);
@@ -336,6 +363,12 @@ impl Exchange {
             // What a server says unasked; an error unasked is its last word.
             (b'N' | b'A' | b'S' | b'E', _) => Verdict::Pass,
             _ => Verdict::Lost,
+        }
+    }
+
+    fn in_place_of_first(&mut self, expect: Expect) {
+        if let Some(first) = self.queue.front_mut() {
+            *first = expect;
         }
     }
 
@@ -394,7 +427,9 @@ impl Exchange {
                 | Expect::Function
                 | Expect::CopyEnd
                 | Expect::OwedParse
-                | Expect::OwedClose => {}
+                | Expect::OwedClose
+                | Expect::Deallocate
+                | Expect::OwedDeallocate => {}
             }
         }
         self.is_skipping = sync.is_none();
@@ -446,7 +481,7 @@ impl Exchange {
             .fold(self.place, |place, asked| match asked {
                 Expect::Execute(act) => place.after(act.block),
                 Expect::Query(act) => place.after(act.block).next_batch(),
-                Expect::Function => place.after(Block::Stays).next_batch(),
+                Expect::Function | Expect::Deallocate => place.after(Block::Stays).next_batch(),
                 Expect::Sync => place.next_batch(),
                 Expect::Parse { .. }
                 | Expect::Bind
@@ -454,7 +489,8 @@ impl Exchange {
                 | Expect::Close { .. }
                 | Expect::CopyEnd
                 | Expect::OwedParse
-                | Expect::OwedClose => place,
+                | Expect::OwedClose
+                | Expect::OwedDeallocate => place,
             });
         match led {
             Place::Begun | Place::Supposed | Place::Inside => Fate::Undone,
@@ -464,8 +500,12 @@ impl Exchange {
 
     /// How many requests wait for their ReadyForQuery, and whether a batch is open after the last of them.
     pub fn unanswered(&self) -> (usize, bool) {
-        let is_request =
-            |e: &Expect| matches!(e, Expect::Sync | Expect::Query(_) | Expect::Function);
+        let is_request = |e: &Expect| {
+            matches!(
+                e,
+                Expect::Sync | Expect::Query(_) | Expect::Function | Expect::Deallocate
+            )
+        };
         let count = self.queue.iter().filter(|e| is_request(e)).count();
         let is_open = !self.is_quiet() && !self.queue.back().is_some_and(is_request);
         (count, is_open)

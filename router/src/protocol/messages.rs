@@ -13,6 +13,8 @@ pub const PARSE_COMPLETE: &[u8] = b"1\0\0\0\x04";
 pub const BIND_COMPLETE: &[u8] = b"2\0\0\0\x04";
 /// CloseComplete.
 pub const CLOSE_COMPLETE: &[u8] = b"3\0\0\0\x04";
+/// CommandComplete of a DEALLOCATE.
+pub const DEALLOCATED: &[u8] = b"C\0\0\0\x0fDEALLOCATE\0";
 /// NoData.
 pub const NO_DATA: &[u8] = b"n\0\0\0\x04";
 /// AuthenticationOk.

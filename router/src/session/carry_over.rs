@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use crate::protocol::exchange::Heard;
 use crate::session::carry_over::look::{Look, look};
 
+pub mod deallocate;
 pub mod executed;
 pub mod look;
 

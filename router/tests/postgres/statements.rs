@@ -197,3 +197,57 @@ fn many_long_statements_are_prepared_again_piece_by_piece() {
         },
     );
 }
+
+#[test]
+fn a_statement_of_the_protocol_is_deallocated_in_sql() {
+    as_postgres(
+        "statements::a_statement_of_the_protocol_is_deallocated_in_sql",
+        async || {
+            let server = Postgres::start();
+            let stack = trusting(&server, "default_pool_size: 1").await;
+            let mut one = stack.session().await;
+            let mut other = stack.session().await;
+            for name in ["s", "S 1"] {
+                for client in [&mut one, &mut other] {
+                    let parsing = [parse(name, "select 1"), sync()];
+                    assert_eq!(ask(client, &parsing).await, "1ZI");
+                }
+            }
+            // In its place among others, and it is gone for what follows.
+            let pipeline = [query("select 1"), query("deallocate s"), run("s"), sync()];
+            assert_eq!(ask(&mut one, &pipeline).await, "TDCZI");
+            assert_eq!(one.message().await, (b'C', b"DEALLOCATE\0".to_vec()));
+            assert_eq!(answer(&mut one).await, "ZI");
+            assert_eq!(answer(&mut one).await, "EZI");
+            assert_eq!(ask(&mut one, &[query("deallocate s")]).await, "EZI");
+            // Of another client, or by the name it has on the server, nothing is taken away.
+            assert_eq!(
+                ask(&mut one, &[query("deallocate trunkline_1")]).await,
+                "EZI"
+            );
+            assert_eq!(ask(&mut other, &[run("s"), sync()]).await, "2DCZI");
+            // A transaction that failed refuses it, and so does a batch.
+            let quoted = || query("DEALLOCATE PREPARE \"S 1\";");
+            let failed = [query("begin"), query("select 1/0"), quoted()];
+            assert_eq!(ask(&mut one, &failed).await, "CZT");
+            assert_eq!(answer(&mut one).await, "TEZE");
+            assert_eq!(answer(&mut one).await, "EZE");
+            assert_eq!(ask(&mut one, &[query("rollback")]).await, "CZI");
+            let skipped = [run("nobody"), quoted(), sync()];
+            assert_eq!(ask(&mut one, &skipped).await, "EZI");
+            let still = [
+                query("begin"),
+                run("S 1"),
+                sync(),
+                quoted(),
+                query("commit"),
+            ];
+            assert_eq!(ask(&mut one, &still).await, "CZT");
+            assert_eq!(answer(&mut one).await, "2DCZT");
+            assert_eq!(answer(&mut one).await, "CZT");
+            assert_eq!(answer(&mut one).await, "CZI");
+            assert_eq!(ask(&mut one, &[run("S 1"), sync()]).await, "EZI");
+            assert_eq!(ask(&mut other, &[run("S 1"), sync()]).await, "2DCZI");
+        },
+    );
+}

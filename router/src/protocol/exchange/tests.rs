@@ -78,6 +78,27 @@ fn what_the_router_asked_is_hidden_and_what_it_owes_comes_in_its_place() {
 }
 
 #[test]
+fn of_a_query_in_the_place_of_a_deallocate_only_an_error_is_told() {
+    let mut talk = asked(&[Expect::Deallocate, QUERY]);
+    assert_eq!(hear(&mut talk, b"TDC"), "---");
+    let mut owed = Vec::new();
+    assert_eq!(talk.settle(&mut owed), 1);
+    assert_eq!(owed, b"C\0\0\0\x0fDEALLOCATE\0");
+    assert_eq!(hear(&mut talk, b"ZCZ"), "ZCZ");
+    let mut talk = asked(&[Expect::Deallocate]);
+    let mut heard = Vec::new();
+    assert_eq!(talk.answered(b'E', |what| heard.push(what)), Verdict::Pass);
+    assert_eq!(heard, [Heard::NotRenamed(1)]);
+    assert_eq!(hear(&mut talk, b"z"), "z");
+    // Ahead of it in the same batch something fails.
+    let mut talk = asked(&[PARSE, Expect::Deallocate, Expect::Sync]);
+    let mut heard = Vec::new();
+    talk.answered(b'E', |what| heard.push(what));
+    assert_eq!(heard, [Heard::NotRenamed(2), Heard::NotPrepared(7)]);
+    assert_eq!(hear(&mut talk, b"Z"), "Z");
+}
+
+#[test]
 fn after_an_error_nothing_is_owed_until_the_sync() {
     let mut talk = asked(&[
         PARSE,

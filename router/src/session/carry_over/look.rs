@@ -125,7 +125,7 @@ pub fn look(sql: &[u8]) -> Look {
 }
 
 /// The first place from `at` that is neither blank nor comment.
-fn skip_blank(sql: &[u8], mut at: usize) -> Option<usize> {
+pub(super) fn skip_blank(sql: &[u8], mut at: usize) -> Option<usize> {
     loop {
         match sql.get(at)? {
             b' ' | b'\t' | b'\n' | b'\r' | b'\x0b' | b'\x0c' => at += 1,

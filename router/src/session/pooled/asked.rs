@@ -9,6 +9,7 @@ use crate::protocol::exchange::{Act, Expect};
 use crate::protocol::messages::frame;
 use crate::protocol::splice::{Splice, head, text};
 use crate::server::Server;
+use crate::session::carry_over::deallocate::{OF_UNKNOWN, STAND_IN, deallocated};
 use crate::session::carry_over::executed::Executed;
 use crate::session::carry_over::look::{Look, PinReason, look};
 use crate::session::carry_over::{NO_UNNAMED, Statement, UNKNOWN, is_reserved, server_name};
@@ -153,8 +154,18 @@ impl Scan<'_> {
                 *self.has_unnamed = false;
                 self.unnamed = None;
                 self.executed.doubt_unnamed();
-                let act = self.look(body, total == message.len());
-                self.server.exchange.sent(Expect::Query(act));
+                let is_whole = total == message.len();
+                let sql = body
+                    .split(|b| *b == 0)
+                    .next()
+                    .filter(|_| is_whole && is_mapping);
+                match sql.and_then(deallocated) {
+                    Some(name) => self.deallocate(&name, at, message, splice),
+                    None => {
+                        let act = self.look(body, is_whole);
+                        self.server.exchange.sent(Expect::Query(act));
+                    }
+                }
             }
             b'P' => return self.parse(total, at, message, splice),
             b'B' => return self.bind(total, at, message, splice),
@@ -198,6 +209,26 @@ impl Scan<'_> {
             _ => {}
         }
         Ok(())
+    }
+
+    /// A statement of the client is taken away in SQL.
+    fn deallocate(&mut self, name: &[u8], at: usize, message: &[u8], splice: &mut Splice<'_>) {
+        let is_skipping = self.server.exchange.is_skipping();
+        let is_own = self.statements.get().and_then(|own| own.find(name));
+        let (expect, instead) = match is_own {
+            Some(_) if !is_skipping => {
+                self.statements.get_mut().rename(name, None);
+                (Expect::Deallocate, Some(STAND_IN))
+            }
+            Some(_) | None if is_reserved(name) => (Expect::Query(Act::NOTHING), Some(OF_UNKNOWN)),
+            Some(_) | None => (Expect::Query(Act::NOTHING), None),
+        };
+        if let Some(text) = instead {
+            frame(splice.replace(at, at + message.len()), b'Q', |body| {
+                body.extend_from_slice(text);
+            });
+        }
+        self.server.exchange.sent(expect);
     }
 
     /// Looks at a text, and pins the client where it leaves something behind, or may.
