@@ -284,7 +284,7 @@ async fn no_client_closes_a_statement_of_another_by_its_name_on_the_server() {
 }
 
 #[tokio::test]
-async fn a_path_that_is_not_reported_pins() {
+async fn a_path_that_is_not_reported_and_cannot_be_asked_for_pins() {
     let (stack, mut a) = led(Mode::Transaction).await;
     let mut one = stack.session().await;
     ask(&mut one, "set search_path = x").await;
@@ -293,8 +293,9 @@ async fn a_path_that_is_not_reported_pins() {
     ask(&mut one, "select 1").await;
     one.send(&message(b'X', b"")).await;
     assert_eq!(answer(&mut two).await, "CZI");
-    let seen = a.until(|seen| seen.queries.len() == 4).await;
-    assert_eq!(seen.queries[1..], ["select 1", "DISCARD ALL", "select 2"]);
+    let seen = a.until(|seen| seen.queries.len() == 5).await;
+    let asked = ["SHOW search_path", "select 1", "DISCARD ALL", "select 2"];
+    assert_eq!(seen.queries[1..], asked);
 }
 
 #[tokio::test]

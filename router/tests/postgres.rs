@@ -9,6 +9,8 @@
 
 #[path = "../../agent/tests/support/as_postgres.rs"]
 mod as_postgres;
+#[path = "postgres/settings.rs"]
+mod settings;
 #[path = "postgres/statements.rs"]
 mod statements;
 #[expect(dead_code, reason = "other tests use more of it")]

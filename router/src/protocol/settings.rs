@@ -23,21 +23,58 @@ pub fn tracked(name: &str) -> Option<&'static str> {
         .find(|known| known.eq_ignore_ascii_case(name))
 }
 
+/// Settings that no version reports and that drivers and frameworks set when they connect. A server is asked for what
+/// a session has made of them before it is given back, as for those above where it does not report them.
+const ASKED: [&str; 6] = [
+    "bytea_output",
+    "client_min_messages",
+    "extra_float_digits",
+    "idle_in_transaction_session_timeout",
+    "lock_timeout",
+    "statement_timeout",
+];
+
+/// All of them, each with its bit in [`SettingsSeen`].
+fn carried() -> impl Iterator<Item = (u16, &'static str)> {
+    let names = TRACKED.into_iter().chain(ASKED);
+    names.enumerate().map(|(at, name)| (1 << at, name))
+}
+
 /// Some of the settings that are carried.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct SettingsSeen(u8);
+pub struct SettingsSeen(u16);
 
 impl SettingsSeen {
-    /// Adds one by its reported spelling.
-    pub fn note(&mut self, name: &str) {
-        let at = TRACKED.iter().position(|known| *known == name);
-        self.0 |= at.map_or(0, |at| 1 << at);
+    /// Adds one by its name, in any case. Whether it is carried.
+    pub fn note(&mut self, name: &str) -> bool {
+        let known = carried().find(|(_, known)| known.eq_ignore_ascii_case(name));
+        self.0 |= known.map_or(0, |(bit, _)| bit);
+        known.is_some()
     }
 
-    /// Whether this is so of each of them.
-    pub fn all(self, is_so: impl Fn(&str) -> bool) -> bool {
-        let mut names = TRACKED.iter().enumerate();
-        names.all(|(at, name)| self.0 & (1 << at) == 0 || is_so(name))
+    /// Adds others.
+    pub fn add(&mut self, others: SettingsSeen) {
+        self.0 |= others.0;
+    }
+
+    /// Those of them of which this is so.
+    pub fn only(self, is_so: impl Fn(&str) -> bool) -> SettingsSeen {
+        let those = self.bits().filter(|(_, name)| is_so(name));
+        SettingsSeen(those.fold(0, |all, (bit, _)| all | bit))
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    /// Their names.
+    pub fn names(self) -> impl Iterator<Item = &'static str> {
+        self.bits().map(|(_, name)| name)
+    }
+
+    fn bits(self) -> impl Iterator<Item = (u16, &'static str)> {
+        carried().filter(move |(bit, _)| self.0 & bit != 0)
     }
 }
 

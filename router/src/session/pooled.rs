@@ -23,7 +23,7 @@ use crate::lanes::Notice;
 use crate::pool::registry::{Entered, Mailbox, Registry};
 use crate::pool::{Lease, PoolId};
 use crate::protocol::exchange::Heard;
-use crate::protocol::settings::Settings;
+use crate::protocol::settings::{Settings, SettingsSeen};
 use crate::server::Cancelled;
 use crate::session::carry_over::executed::Executed;
 use crate::session::carry_over::look::PinReason;
@@ -110,6 +110,8 @@ enum Turn {
     NeedServer,
     /// The server has other settings than the client.
     NeedSettings,
+    /// The client has changed settings of which nobody was told.
+    AskSettings,
     /// A cancel request came.
     Mail,
     /// The server's lane was cut.
@@ -166,6 +168,8 @@ pub(super) struct Pooled {
     statements: Own,
     stranded: Option<Box<Stranded>>,
     pinned: Option<PinReason>,
+    /// What the client may have set that its server does not report: asked for before that is given back.
+    to_ask: SettingsSeen,
     /// The table's version and the pool that it led to.
     route: Option<(u64, PoolId)>,
     is_registered: bool,
@@ -202,6 +206,7 @@ impl Pooled {
             statements: Own::default(),
             stranded: None,
             pinned,
+            to_ask: SettingsSeen::default(),
             route: None,
             is_registered: false,
             is_explained: false,
@@ -218,6 +223,7 @@ impl Pooled {
             let outcome = match turn {
                 Turn::NeedServer => Box::pin(self.acquire()).await,
                 Turn::NeedSettings => Box::pin(self.carry_settings()).await,
+                Turn::AskSettings => Box::pin(self.ask_settings()).await,
                 Turn::Mail => self.read_mail(),
                 Turn::Cut(notice) => self.cut(notice),
                 Turn::ServerGone => self.server_gone(),
@@ -303,8 +309,8 @@ impl Pooled {
         flush(&mut self.client, &mut self.to_client, cx).map_err(|_| Turn::ClientLeft)
     }
 
-    /// Whether nothing of the client is left on its server.
-    fn may_release(&self) -> bool {
+    /// Whether nothing of the client is left on its server, but for what is to be asked.
+    fn is_free(&self) -> bool {
         self.pinned.is_none()
             && self.left == 0
             && self.server.as_ref().is_some_and(|server| {
@@ -313,6 +319,15 @@ impl Pooled {
                     && server.inbound.left == 0
                     && server.inbound.carry.is_empty()
             })
+    }
+
+    fn release_where_free(&mut self) -> Result<(), Turn> {
+        match self.is_free() {
+            true if self.to_ask.is_empty() => self.release(),
+            true => return Err(Turn::AskSettings),
+            false => {}
+        }
+        Ok(())
     }
 
     fn release(&mut self) {

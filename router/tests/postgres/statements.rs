@@ -5,7 +5,7 @@ use super::support::messages::{answer, message};
 use super::*;
 
 /// A router that trusts its clients, with these settings of the pool.
-async fn trusting(server: &Postgres, pool: &str) -> Stack {
+pub(super) async fn trusting(server: &Postgres, pool: &str) -> Stack {
     let pooling =
         format!("\"app\" \"secret\"\n---\nauth: {{type: trust, file: x}}\npool: {{{pool}}}\n");
     let stack = Stack::start(Setup {
@@ -19,26 +19,26 @@ async fn trusting(server: &Postgres, pool: &str) -> Stack {
     stack
 }
 
-fn parse(name: &str, sql: &str) -> Vec<u8> {
+pub(super) fn parse(name: &str, sql: &str) -> Vec<u8> {
     message(b'P', format!("{name}\0{sql}\0\0\0").as_bytes())
 }
 
 /// Bind to the unnamed portal, and Execute.
-fn run(name: &str) -> Vec<u8> {
+pub(super) fn run(name: &str) -> Vec<u8> {
     let bind = message(b'B', format!("\0{name}\0\0\0\0\0\0\0").as_bytes());
     [bind, message(b'E', b"\0\0\0\0\0")].concat()
 }
 
-fn sync() -> Vec<u8> {
+pub(super) fn sync() -> Vec<u8> {
     message(b'S', b"")
 }
 
-fn query(sql: &str) -> Vec<u8> {
+pub(super) fn query(sql: &str) -> Vec<u8> {
     message(b'Q', format!("{sql}\0").as_bytes())
 }
 
 /// Kinds of all answers to this.
-async fn ask(client: &mut Client, messages: &[Vec<u8>]) -> String {
+pub(super) async fn ask(client: &mut Client, messages: &[Vec<u8>]) -> String {
     client.send(&messages.concat()).await;
     answer(client).await
 }

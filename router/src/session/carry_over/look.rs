@@ -3,14 +3,14 @@
 //! cannot be seen here.
 
 use crate::protocol::exchange::{Act, Block};
-use crate::protocol::settings::{SettingsSeen, tracked};
+use crate::protocol::settings::SettingsSeen;
 
 /// Why a client keeps its server until it leaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PinReason {
     /// The listener or the database says so.
     SessionMode,
-    /// A setting that PostgreSQL does not report was set.
+    /// A setting that does not move with the client was set.
     Set,
     /// LISTEN.
     Listen,
@@ -65,19 +65,13 @@ pub struct Look {
     pub pins: Option<PinReason>,
     /// It holds more than one statement.
     pub is_several: bool,
-    /// Settings that move with the client where its server reports them, a bit each.
+    /// Settings that move with the client: its server reports them, or is asked for them.
     pub sets: SettingsSeen,
     /// It may drop every prepared statement.
     pub drops: bool,
 }
 
 impl Look {
-    /// Why the client stays with a server that reports these settings.
-    pub fn pins_on(&self, is_reported: impl Fn(&str) -> bool) -> Option<PinReason> {
-        let is_left = !self.sets.all(is_reported);
-        self.pins.or(is_left.then_some(PinReason::Set))
-    }
-
     /// What it does when it is executed.
     pub fn act(&self) -> Act {
         let block = match (self.ends, self.begins) {
@@ -255,9 +249,8 @@ fn set(words: &mut Words<'_>, seen: &mut Look) {
     };
     // A path through a schema of temporary tables makes every table one.
     let is_temporary = name == "search_path" && find(&words.sql[words.at..], b"pg_temp");
-    match tracked(name) {
-        Some(name) if !is_temporary => seen.sets.note(name),
-        Some(_) | None => seen.pin(PinReason::Set),
+    if is_temporary || !seen.sets.note(name) {
+        seen.pin(PinReason::Set);
     }
 }
 
@@ -586,18 +579,20 @@ mod tests {
     }
 
     #[test]
-    fn a_setting_that_is_not_reported_pins() {
+    fn a_setting_that_is_carried_is_seen() {
         for (sql, name) in [
             ("set search_path = x", "search_path"),
+            ("SET extra_float_digits = 3", "extra_float_digits"),
+            ("set session Statement_Timeout to 5", "statement_timeout"),
             ("set session \"timezone\" to 'UTC'", "TimeZone"),
             ("set time zone 'UTC'", "TimeZone"),
             ("set names 'utf8'", "client_encoding"),
             ("select 1; set application_name = 'x'", "application_name"),
         ] {
             let seen = look(sql.as_bytes());
-            assert_eq!(seen.pins_on(|reported| reported == name), None, "{sql}");
-            let without = seen.pins_on(|reported| reported != name);
-            assert_eq!(without, Some(PinReason::Set), "{sql}");
+            assert_eq!(seen.sets.names().collect::<Vec<_>>(), [name], "{sql}");
+            assert!(seen.sets.only(|reported| reported != name).is_empty());
+            assert_eq!(seen.pins, None, "{sql}");
         }
     }
 

@@ -13,11 +13,12 @@ use super::door::interned;
 use crate::error::{RequestError, SessionError};
 use crate::pool::{self, Checkout, Lease, NoServer, PoolId, Ticket};
 use crate::protocol::messages;
-use crate::protocol::settings::{Settings, tracked};
+use crate::protocol::settings::{Settings, SettingsSeen, tracked};
 use crate::protocol::sqlstate;
 use crate::route::{Awaited, NoRoute, RouteRequest, TargetKind, route};
 use crate::server::login::OpenFailed;
 use crate::server::{QueryFailed, Way};
+use crate::session::carry_over::look::PinReason;
 use crate::session::reach::gone;
 use crate::session::stranded::Stranded;
 
@@ -216,6 +217,36 @@ impl Pooled {
         server.settings = settled.clone();
         self.settings = settled;
         self.to_client.push(&told);
+        Ok(())
+    }
+
+    /// Asks the server for settings that the client may have changed, and notes them for both. Where that fails, the
+    /// client keeps its server.
+    pub(super) async fn ask_settings(&mut self) -> Result<(), SessionError> {
+        let Some(server) = &mut self.server else {
+            return Ok(());
+        };
+        // A simple query ends the unnamed statement.
+        self.has_unnamed = false;
+        let mut of_server = Settings::clone(&server.settings);
+        let mut of_client = Settings::clone(&self.settings);
+        for name in self.to_ask.names() {
+            match server.run(&format!("SHOW {name}")).await {
+                Ok(Some(value)) => {
+                    of_server.set(name, &value);
+                    of_client.set(name, &value);
+                }
+                Ok(None) | Err(QueryFailed::Refused(_)) => {
+                    self.pinned = Some(PinReason::Set);
+                    return Ok(());
+                }
+                Err(QueryFailed::Lost) => return self.server_gone(),
+            }
+        }
+        server.settings = interned(of_server);
+        self.settings = interned(of_client);
+        self.to_ask = SettingsSeen::default();
+        self.release();
         Ok(())
     }
 }

@@ -7,6 +7,7 @@ use crate::error::SessionError;
 use crate::pool::registry::Registry;
 use crate::protocol::exchange::{Act, Expect};
 use crate::protocol::messages::frame;
+use crate::protocol::settings::SettingsSeen;
 use crate::protocol::splice::{Splice, head, text};
 use crate::server::Server;
 use crate::session::carry_over::deallocate::{OF_UNKNOWN, STAND_IN, deallocated};
@@ -49,6 +50,7 @@ pub(super) struct Scan<'a> {
     pub(super) statements: &'a mut Own,
     pub(super) left: &'a mut usize,
     pub(super) pinned: &'a mut Option<PinReason>,
+    pub(super) to_ask: &'a mut SettingsSeen,
     pub(super) has_unnamed: &'a mut bool,
     pub(super) executed: &'a mut Executed,
     /// Where in the bytes the unnamed statement stands that nothing in them has bound.
@@ -149,24 +151,7 @@ impl Scan<'_> {
         let is_mapping = self.is_mapping();
         let talk = &mut self.server.exchange;
         match kind {
-            b'Q' => {
-                // A simple query ends the unnamed statement.
-                *self.has_unnamed = false;
-                self.unnamed = None;
-                self.executed.doubt_unnamed();
-                let is_whole = total == message.len();
-                let sql = body
-                    .split(|b| *b == 0)
-                    .next()
-                    .filter(|_| is_whole && is_mapping);
-                match sql.and_then(deallocated) {
-                    Some(name) => self.deallocate(&name, at, message, splice),
-                    None => {
-                        let act = self.look(body, is_whole);
-                        self.server.exchange.sent(Expect::Query(act));
-                    }
-                }
-            }
+            b'Q' => self.query(total, at, message, splice),
             b'P' => return self.parse(total, at, message, splice),
             b'B' => return self.bind(total, at, message, splice),
             b'D' => match body {
@@ -211,6 +196,24 @@ impl Scan<'_> {
         Ok(())
     }
 
+    fn query(&mut self, total: usize, at: usize, message: &[u8], splice: &mut Splice<'_>) {
+        // A simple query ends the unnamed statement.
+        *self.has_unnamed = false;
+        self.unnamed = None;
+        self.executed.doubt_unnamed();
+        let body = &message[5..];
+        let is_whole = total == message.len();
+        let sql = body.split(|b| *b == 0).next();
+        let own = sql.filter(|_| is_whole && self.is_mapping());
+        match own.and_then(deallocated) {
+            Some(name) => self.deallocate(&name, at, message, splice),
+            None => {
+                let act = self.look(body, is_whole);
+                self.server.exchange.sent(Expect::Query(act));
+            }
+        }
+    }
+
     /// A statement of the client is taken away in SQL.
     fn deallocate(&mut self, name: &[u8], at: usize, message: &[u8], splice: &mut Splice<'_>) {
         let is_skipping = self.server.exchange.is_skipping();
@@ -231,7 +234,7 @@ impl Scan<'_> {
         self.server.exchange.sent(expect);
     }
 
-    /// Looks at a text, and pins the client where it leaves something behind, or may.
+    /// Looks at a text; pins the client where it leaves something behind, or may, that does not move.
     fn look(&mut self, text: &[u8], is_whole: bool) -> Act {
         if !is_whole {
             *self.pinned = self.pinned.or(Some(PinReason::LongText));
@@ -244,7 +247,10 @@ impl Scan<'_> {
 
     fn pin(&mut self, seen: &Look) {
         if self.pinned.is_none() {
-            *self.pinned = seen.pins_on(|name| self.server.reported.contains_key(name));
+            *self.pinned = seen.pins;
+            let reported = &self.server.reported;
+            self.to_ask
+                .add(seen.sets.only(|name| !reported.contains_key(name)));
         }
     }
 
@@ -348,6 +354,8 @@ impl Scan<'_> {
                 body.push(0);
                 body.extend_from_slice(&tail);
             });
+            // What it sets is asked for again.
+            self.look(&tail, true);
             *self.has_unnamed = true;
             self.server.exchange.sent(Expect::Parse {
                 statement: 0,

@@ -138,6 +138,7 @@ impl Pooled {
             statements: &mut self.statements,
             left: &mut self.left,
             pinned: &mut self.pinned,
+            to_ask: &mut self.to_ask,
             has_unnamed: &mut self.has_unnamed,
             executed: &mut self.executed,
             unnamed: None,
@@ -173,10 +174,7 @@ impl Pooled {
         written.map_err(|_| Turn::ServerGone)?;
         self.settle(has_flushed, out, cx)?;
         // Something that is answered by nothing, and nothing else, needs no server any longer.
-        if self.may_release() {
-            self.release();
-        }
-        Ok(())
+        self.release_where_free()
     }
 
     /// Writes what the client is owed, where the server has nothing to say before it.

@@ -30,14 +30,12 @@ impl Pooled {
             // Dropped: what was asked may run on there, and what it answers is nobody's.
             return;
         }
-        let reset = match (
-            self.pinned,
-            self.door.config.pool.server_reset_query.as_str(),
-        ) {
-            (None, _) => None,
+        let is_shared = self.pinned.is_none() && self.to_ask.is_empty();
+        let reset = match (is_shared, self.door.config.pool.server_reset_query.as_str()) {
+            (true, _) => None,
             // Without a query that resets it, nobody else may have it.
-            (Some(_), "") => return,
-            (Some(_), query) => Some(query.to_owned()),
+            (false, "") => return,
+            (false, query) => Some(query.to_owned()),
         };
         tokio::spawn(clean(server, reset));
     }
@@ -78,7 +76,9 @@ impl Pooled {
 
     /// Goes on without the server, where the client can.
     fn strand(&mut self, error: SessionError) -> Result<(), SessionError> {
-        if self.pinned.is_some() || !self.is_at_boundary() {
+        // What was set there and not asked for yet is lost with it.
+        let is_shared = self.pinned.is_none() && self.to_ask.is_empty();
+        if !is_shared || !self.is_at_boundary() {
             return Err(error);
         }
         self.is_seated = false;

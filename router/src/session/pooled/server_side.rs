@@ -13,11 +13,12 @@ use crate::config::pooling::Mode;
 use crate::error::SessionError;
 use crate::protocol::exchange::{Status, Verdict};
 use crate::protocol::messages;
-use crate::protocol::settings::{Settings, tracked};
+use crate::protocol::settings::{Settings, SettingsSeen, tracked};
 use crate::protocol::splice::{Splice, head};
 use crate::protocol::sqlstate;
 use crate::server::{Complaint, MAX_READ_WHOLE, Server, report};
 use crate::session::carry_over::executed::Executed;
+use crate::session::carry_over::look::PinReason;
 use crate::session::carry_over::{NO_UNNAMED, PREFIX, UNKNOWN};
 
 /// A completion's tag is in its first bytes.
@@ -41,9 +42,7 @@ impl Pooled {
         match Pin::new(&mut server.stream).poll_read(cx, &mut read) {
             Poll::Pending => {
                 // An answer that filled the buffer to its last byte was not known to be all.
-                if self.may_release() {
-                    self.release();
-                }
+                self.release_where_free()?;
                 return Ok(Step::Waits);
             }
             Poll::Ready(Err(_)) => return Err(Turn::ServerGone),
@@ -62,8 +61,8 @@ impl Pooled {
             bytes.extend_from_slice(&input[..count]);
             self.answer(&bytes, out, cx)?;
         }
-        if is_drained && self.may_release() {
-            self.release();
+        if is_drained {
+            self.release_where_free()?;
         }
         Ok(Step::Moved)
     }
@@ -85,7 +84,8 @@ impl Pooled {
             begun_with: &self.begun_with,
             is_resetting: &mut self.is_resetting,
             reports: Vec::new(),
-            is_pinned: self.pinned.is_some(),
+            pinned: &mut self.pinned,
+            to_ask: &self.to_ask,
             is_statement_mode: self.door.mode == Mode::Statement,
             door: &self.door,
             is_explained: &mut self.is_explained,
@@ -132,7 +132,8 @@ struct Scan<'a> {
     is_resetting: &'a mut bool,
     /// What the client is told in the place of that.
     reports: Vec<u8>,
-    is_pinned: bool,
+    pinned: &'a mut Option<PinReason>,
+    to_ask: &'a SettingsSeen,
     is_statement_mode: bool,
     door: &'a super::door::Door,
     is_explained: &'a mut bool,
@@ -248,7 +249,7 @@ impl Scan<'_> {
         self.executed.doubt_unnamed();
         let complaint = Complaint::read(body);
         if complaint.is_fatal {
-            if !self.is_pinned {
+            if self.pinned.is_none() {
                 // What the client hears is not that its connection is over.
                 return Err(Trouble::Lost);
             }
@@ -303,7 +304,12 @@ impl Scan<'_> {
             }
         }
         // RESET of one setting pins, so this is RESET ALL where no pin is.
-        if matches!(body, b"DISCARD ALL\0") || !self.is_pinned && matches!(body, b"RESET\0") {
+        let is_pinned = self.pinned.is_some();
+        if matches!(body, b"DISCARD ALL\0") || !is_pinned && matches!(body, b"RESET\0") {
+            // Which came first is not known where it will be asked what was set.
+            if !self.to_ask.is_empty() {
+                *self.pinned = self.pinned.or(Some(PinReason::Set));
+            }
             // What is not reported is what the server began with. The client began with its own, and is given
             // them again before it asks anything; that it has them is what it hears.
             self.server.settings = interned(Settings::reported(self.server.report()));
