@@ -77,9 +77,6 @@ impl Spec {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct PoolId(u64);
 
-/// No pool has this number.
-const NONE: PoolId = PoolId(0);
-
 /// Why there is no server.
 #[derive(Clone, Debug)]
 pub enum NoServer {
@@ -403,7 +400,7 @@ impl Pools {
         };
         let spec = pool.spec.clone();
         let has_asked = std::mem::replace(&mut pool.has_asked, true);
-        if spec.budgets.has_room_in_pool() && self.evict_for(&spec, id) {
+        if self.evict_for(&spec) {
             if let Some(pool) = self.get(id) {
                 pool.has_asked = false;
                 pool.state.maintain(now, effects);
@@ -413,14 +410,14 @@ impl Pools {
         let Some(peers) = cores::peers().filter(|_| !has_asked) else {
             return;
         };
-        let is_room_in_pool = spec.budgets.has_room_in_pool();
         for (number, core) in peers.all.iter().enumerate() {
             if number != peers.own {
                 let (spec, own) = (spec.clone(), peers.own);
                 core.spawn(async move {
-                    POOLS.with_borrow_mut(|pools| match is_room_in_pool {
-                        true => pools.asked_to_evict(&spec, own),
-                        false => pools.asked(&spec.key(), own, now),
+                    POOLS.with_borrow_mut(|pools| {
+                        if !pools.asked(&spec.key(), own, now) {
+                            pools.asked_to_evict(&spec, own);
+                        }
                     });
                 });
             }
@@ -429,7 +426,7 @@ impl Pools {
 
     /// Another core has clients whose database or user may have no more servers: an idle one here gives way.
     fn asked_to_evict(&mut self, spec: &Arc<Spec>, core: usize) {
-        if !self.evict_for(spec, NONE) {
+        if !self.evict_for(spec) {
             return;
         }
         let core = cores::peers().and_then(|peers| peers.all.get(core).cloned());
@@ -445,13 +442,14 @@ impl Pools {
         }
     }
 
-    /// Closes an idle server of another pool that counts in the same database's or user's budget.
-    fn evict_for(&mut self, spec: &Spec, own: PoolId) -> bool {
+    /// Closes an idle server of another pool, where that makes room.
+    fn evict_for(&mut self, spec: &Spec) -> bool {
         let mut effects = Vec::new();
-        for (id, pool) in &mut self.pools {
-            let is_related = pool.spec.cluster == spec.cluster
-                && (pool.spec.database == spec.database || pool.spec.user == spec.user);
-            if *id == own || !is_related || !pool.state.evict(&mut effects) {
+        for pool in self.pools.values_mut() {
+            // With the same pool's it has its own budget in common, which is not used up then.
+            let is_own = Arc::ptr_eq(&pool.spec.budgets.pool, &spec.budgets.pool);
+            let helps = !is_own && spec.budgets.gains_by(&pool.spec.budgets);
+            if !helps || !pool.state.evict(&mut effects) {
                 continue;
             }
             for effect in effects.drain(..) {
@@ -464,16 +462,20 @@ impl Pools {
         false
     }
 
-    /// Another core has clients that wait since this time.
-    fn asked(&mut self, key: &Key, core: usize, since: Moment) {
+    /// Another core has clients that wait since this time. Whether it is sent a server.
+    fn asked(&mut self, key: &Key, core: usize, since: Moment) -> bool {
         let now = clock::now();
         let Some(id) = self.by_key.get(key).copied() else {
-            return;
+            return false;
         };
+        let mut is_sent = false;
         let mut effects = std::mem::take(&mut self.effects);
         if let Some(pool) = self.get(id) {
             match pool.state.hand_away() {
-                Some(_) => pool.send_away(core),
+                Some(_) => {
+                    pool.send_away(core);
+                    is_sent = true;
+                }
                 None => match pool.hungry.iter_mut().find(|known| known.core == core) {
                     Some(known) => known.heard = now,
                     None => pool.hungry.push(Hungry {
@@ -486,6 +488,7 @@ impl Pools {
         }
         effects.clear();
         self.perform(id, effects, now);
+        is_sent
     }
 
     /// Takes a server that another core has sent.

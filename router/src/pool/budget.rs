@@ -39,6 +39,10 @@ impl Budget {
         self.open.fetch_sub(1, Ordering::Relaxed);
     }
 
+    fn is_used_up(&self) -> bool {
+        self.open() >= self.limit.load(Ordering::Relaxed)
+    }
+
     /// How many are open.
     pub fn open(&self) -> usize {
         self.open.load(Ordering::Relaxed)
@@ -74,9 +78,15 @@ impl Budgets {
         true
     }
 
-    /// Whether the pool itself has room: what is used up is the database's or the user's.
-    pub fn has_room_in_pool(&self) -> bool {
-        self.pool.open() < self.pool.limit.load(Ordering::Relaxed)
+    /// Whether a server of the other ones would make room here: it counts in each that is used up, and that is not
+    /// the pool's own.
+    pub fn gains_by(&self, other: &Budgets) -> bool {
+        let (database, user) = (self.database.is_used_up(), self.user.is_used_up());
+        let counts_in = |own: &Arc<Budget>, other: &Arc<Budget>| Arc::ptr_eq(own, other);
+        !self.pool.is_used_up()
+            && (database || user)
+            && (!database || counts_in(&self.database, &other.database))
+            && (!user || counts_in(&self.user, &other.user))
     }
 
     /// Counts one less in all of them.
