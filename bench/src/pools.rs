@@ -96,6 +96,12 @@ impl Ground {
 }
 
 impl Ground {
+    /// For who looks into a failure.
+    fn story(&self, seed: u64) -> String {
+        let said = self.stack.router.tail();
+        format!("the router said last:\n{said}\nseed {seed}")
+    }
+
     /// Memory of the router, kB.
     fn router_kb(&self) -> Result<u64> {
         let kb = self.stack.router.id()?.memory_kb();
@@ -135,7 +141,7 @@ async fn identity(options: &IdentityOptions) -> Result<bool> {
     let lived = tokio::time::timeout(time + LIMIT, all).await;
     let lived = lived.context("a client hangs").and_then(|lived| lived);
     progress.done();
-    lived.with_context(|| format!("seed {seed}"))?;
+    lived.with_context(|| ground.story(seed))?;
     let rows = identity::count(&ground, &done).await?;
     print(options, seed, &done, rows)
 }

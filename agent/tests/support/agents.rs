@@ -39,7 +39,10 @@ pub struct Agents<'a> {
     reason = "the one place of these tests that starts programs"
 )]
 fn command(program: &Path) -> std::process::Command {
-    std::process::Command::new(program)
+    let mut command = std::process::Command::new(program);
+    // The tests' own: programs take it for a setting that they do not know.
+    command.env_remove("TRUNKLINE_POSTGRESQL");
+    command
 }
 
 fn log(path: &Path) -> Stdio {

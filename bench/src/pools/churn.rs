@@ -54,7 +54,7 @@ pub(super) async fn run(options: &ChurnOptions) -> Result<bool> {
         tokio::select! {
             _ = looks.tick() => memory.push(ground.router_kb()?),
             Some(ended) = clients.join_next() => {
-                ended?.with_context(|| format!("seed {seed}"))?;
+                ended?.with_context(|| ground.story(seed))?;
             }
         }
     }
@@ -68,7 +68,7 @@ pub(super) async fn run(options: &ChurnOptions) -> Result<bool> {
     let ended = tokio::time::timeout(LIMIT, rest).await;
     ended
         .context("a client hangs")?
-        .with_context(|| format!("seed {seed}"))?;
+        .with_context(|| ground.story(seed))?;
     memory.push(ground.router_kb()?);
     let servers = settled(&ground, options.servers).await?;
     progress.done();

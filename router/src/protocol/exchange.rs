@@ -47,7 +47,7 @@ pub enum Block {
 pub struct Act {
     /// To the transaction block.
     pub block: Block,
-    /// It may drop every prepared statement of the session.
+    /// It may drop every prepared statement of the session, or reset every setting.
     pub drops: bool,
 }
 
@@ -55,7 +55,7 @@ impl Act {
     /// Of a text that was not seen, or not whole.
     pub const UNKNOWN: Act = Act {
         block: Block::MayEnd,
-        drops: false,
+        drops: true,
     };
 
     /// Of what changes nothing that would be lost with a transaction, nor ends one.
@@ -135,6 +135,22 @@ impl Expect {
             | Expect::Query(_)
             | Expect::Function
             | Expect::CopyEnd => false,
+        }
+    }
+
+    /// Whether it is answered by a ReadyForQuery.
+    fn ends_a_batch(&self) -> bool {
+        match self {
+            Expect::Sync | Expect::Query(_) | Expect::Function | Expect::Deallocate => true,
+            Expect::Parse { .. }
+            | Expect::Bind
+            | Expect::Describe
+            | Expect::Close { .. }
+            | Expect::Execute(_)
+            | Expect::CopyEnd
+            | Expect::OwedParse
+            | Expect::OwedClose
+            | Expect::OwedDeallocate => false,
         }
     }
 
@@ -239,6 +255,20 @@ pub struct Exchange {
     place: Place,
     /// Something that may drop prepared statements was sent, and is outstanding unless it was looked at.
     has_dropping: bool,
+    /// Batches sent whole, and those of them that are answered.
+    sent: u64,
+    done: u64,
+    /// The batch that last changed what statements there are, and the one that last prepared the unnamed one.
+    statements_in: Option<u64>,
+    unnamed_in: Option<u64>,
+    /// Nothing more is looked at before so many batches are answered.
+    held_until: u64,
+    /// The server reads copied data, of which the end was not sent.
+    is_copying: bool,
+    /// Syncs that COPY ignores, unless it has failed before it came to them.
+    swallowed: usize,
+    /// A COPY has failed, and nobody knows whether before or behind a Sync: the server is not used by others any more.
+    is_doubtful: bool,
 }
 
 impl Default for Exchange {
@@ -251,6 +281,14 @@ impl Default for Exchange {
             is_skipping: false,
             place: Place::Outside,
             has_dropping: false,
+            sent: 0,
+            done: 0,
+            statements_in: None,
+            unnamed_in: None,
+            held_until: 0,
+            is_copying: false,
+            swallowed: 0,
+            is_doubtful: false,
         }
     }
 }
@@ -258,15 +296,77 @@ impl Default for Exchange {
 impl Exchange {
     /// Notes a message that goes to the server, or that is answered in its place.
     pub fn sent(&mut self, expect: Expect) {
-        if self.is_skipping && expect != Expect::Sync {
-            return;
+        match expect {
+            Expect::Sync if self.is_copying => {
+                self.swallowed += 1;
+                return;
+            }
+            // What follows it is not ignored any more.
+            Expect::Sync => self.is_skipping = false,
+            _ if self.is_skipping => return,
+            Expect::CopyEnd if self.queue.is_empty() => return,
+            Expect::CopyEnd => self.is_copying = false,
+            Expect::Parse { statement: 0, .. } => self.unnamed_in = Some(self.sent),
+            Expect::Parse { .. }
+            | Expect::Close { .. }
+            | Expect::OwedParse
+            | Expect::OwedClose
+            | Expect::Deallocate => self.statements_in = Some(self.sent),
+            Expect::Bind
+            | Expect::Describe
+            | Expect::Execute(_)
+            | Expect::Query(_)
+            | Expect::Function
+            | Expect::OwedDeallocate => {}
         }
-        if expect == Expect::CopyEnd && self.queue.is_empty() {
-            return;
-        }
+        self.sent += u64::from(expect.ends_a_batch());
         self.is_ready = false;
         self.has_dropping |= expect.drops();
         self.queue.push_back(expect);
+    }
+
+    /// Whether an earlier batch that is not answered has changed what statements there are: if it fails, it has not.
+    pub fn are_statements_uncertain(&self) -> bool {
+        self.is_uncertain(self.statements_in)
+    }
+
+    /// The same of the unnamed one.
+    pub fn is_unnamed_uncertain(&self) -> bool {
+        self.is_uncertain(self.unnamed_in)
+    }
+
+    fn is_uncertain(&self, batch: Option<u64>) -> bool {
+        batch.is_some_and(|batch| self.done <= batch && batch < self.sent)
+    }
+
+    /// Whether the unnamed statement was prepared by a batch behind the one that is answered now.
+    pub fn is_unnamed_of_a_later_batch(&self) -> bool {
+        self.unnamed_in.is_some_and(|batch| batch > self.done)
+    }
+
+    /// Nothing more is to be looked at until what was sent whole is answered.
+    pub fn hold(&mut self) {
+        self.held_until = self.sent;
+    }
+
+    /// Whether that is so.
+    pub fn is_held(&self) -> bool {
+        self.done < self.held_until
+    }
+
+    /// Whether the server reads copied data, of which the end was not sent.
+    pub fn is_copying(&self) -> bool {
+        self.is_copying
+    }
+
+    /// Whether the client, if it asks something new, has done with this server, though one more answer may come.
+    pub fn may_be_left(&self) -> bool {
+        self.is_doubtful && self.queue.is_empty() && self.status == Status::Idle
+    }
+
+    /// Whether an answer of the server is to come.
+    pub fn is_owed_an_answer(&self) -> bool {
+        !self.queue.is_empty()
     }
 
     /// Writes the answers that are owed before the next one of the server. Returns how many changes of names are
@@ -332,13 +432,18 @@ impl Exchange {
                 Verdict::Pass
             }
             (b'C' | b'I' | b's', Some(Expect::Execute(act))) => {
+                self.end_copy(true);
                 self.queue.pop_front();
                 self.place = self.place.after(act.block);
                 Verdict::Pass
             }
+            (b'C', Some(Expect::Query(_))) => {
+                self.end_copy(true);
+                Verdict::Pass
+            }
             (b't', Some(Expect::Describe))
             | (b'D' | b'H' | b'd' | b'c', Some(Expect::Execute(_) | Expect::Query(_)))
-            | (b'T' | b'C' | b'I', Some(Expect::Query(_)))
+            | (b'T' | b'I', Some(Expect::Query(_)))
             | (b'V', Some(Expect::Function)) => Verdict::Pass,
             (b'G', Some(Expect::Execute(_) | Expect::Query(_))) => {
                 self.swallow();
@@ -355,8 +460,12 @@ impl Exchange {
                 hear(Heard::NotRenamed(1));
                 Verdict::Pass
             }
-            (b'E', Some(Expect::Query(_) | Expect::Function | Expect::Sync)) => Verdict::Pass,
+            (b'E', Some(Expect::Query(_) | Expect::Function | Expect::Sync)) => {
+                self.end_copy(false);
+                Verdict::Pass
+            }
             (b'E', Some(_)) => {
+                self.end_copy(false);
                 self.skip(&mut hear);
                 Verdict::Pass
             }
@@ -374,16 +483,20 @@ impl Exchange {
 
     /// Notes a ReadyForQuery.
     pub fn ready(&mut self, status: Status) -> Verdict {
-        let Some(Expect::Sync | Expect::Query(_) | Expect::Function) = self.queue.pop_front()
-        else {
-            return Verdict::Lost;
-        };
+        match self.queue.front() {
+            Some(Expect::Sync | Expect::Query(_) | Expect::Function) => {
+                self.queue.pop_front();
+                self.done += 1;
+            }
+            // COPY had failed before it came to that Sync.
+            _ if self.is_doubtful && self.swallowed > 0 => self.swallowed -= 1,
+            _ => return Verdict::Lost,
+        }
         self.status = status;
         self.place = match status {
             Status::Idle => Place::Outside,
             Status::Transaction | Status::Failed => Place::Inside,
         };
-        self.is_skipping = false;
         while self.queue.front() == Some(&Expect::CopyEnd) {
             self.queue.pop_front();
         }
@@ -396,10 +509,24 @@ impl Exchange {
     /// Copied data begins: the server ignores every Sync until the data ends.
     fn swallow(&mut self) {
         let mut has_ended = false;
+        let before = self.queue.len();
         self.queue.retain(|expect| {
             has_ended |= *expect == Expect::CopyEnd;
             *expect != Expect::Sync || has_ended
         });
+        self.is_copying = !has_ended;
+        self.swallowed = before - self.queue.len();
+        // They are no batches.
+        self.done += self.swallowed as u64;
+    }
+
+    /// A command is over, COPY perhaps.
+    fn end_copy(&mut self, has_ended_well: bool) {
+        self.is_copying = false;
+        if has_ended_well {
+            self.swallowed = 0;
+        }
+        self.is_doubtful |= self.swallowed > 0;
     }
 
     /// An error in the extended protocol: the server ignores everything until the next Sync.
@@ -439,12 +566,13 @@ impl Exchange {
     /// on what becomes of it.
     pub fn may_drop(&mut self) -> bool {
         self.has_dropping = self.has_dropping && self.queue.iter().any(Expect::drops);
-        self.has_dropping
+        // It may be a COPY that waits for the client.
+        self.has_dropping && !self.is_copying
     }
 
     /// Whether the server stands between two transactions with nothing outstanding.
     pub fn is_idle(&self) -> bool {
-        self.is_ready && self.queue.is_empty() && self.status == Status::Idle
+        self.is_quiet() && self.status == Status::Idle
     }
 
     /// Whether the server ignores everything until a Sync that was not sent yet.
@@ -454,7 +582,7 @@ impl Exchange {
 
     /// Whether nothing is outstanding, in a transaction or not.
     pub fn is_quiet(&self) -> bool {
-        self.is_ready && self.queue.is_empty()
+        self.is_ready && self.queue.is_empty() && !self.is_doubtful
     }
 
     /// The status of the last ReadyForQuery.
@@ -500,14 +628,9 @@ impl Exchange {
 
     /// How many requests wait for their ReadyForQuery, and whether a batch is open after the last of them.
     pub fn unanswered(&self) -> (usize, bool) {
-        let is_request = |e: &Expect| {
-            matches!(
-                e,
-                Expect::Sync | Expect::Query(_) | Expect::Function | Expect::Deallocate
-            )
-        };
-        let count = self.queue.iter().filter(|e| is_request(e)).count();
-        let is_open = !self.is_quiet() && !self.queue.back().is_some_and(is_request);
+        let ends = self.queue.iter().filter(|asked| asked.ends_a_batch());
+        let count = ends.count();
+        let is_open = !self.is_quiet() && !self.queue.back().is_some_and(Expect::ends_a_batch);
         (count, is_open)
     }
 }

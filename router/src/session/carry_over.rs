@@ -69,6 +69,8 @@ pub struct Shared {
     bytes: usize,
     /// After so many new ones those that no client holds any more are dropped.
     until_sweep: usize,
+    /// So many bytes were to be kept since they were looked for.
+    since_sweep: usize,
 }
 
 /// A statement, found by its text and types.
@@ -120,6 +122,7 @@ impl Shared {
             by_tail: BTreeSet::new(),
             bytes: 0,
             until_sweep: SWEEP_FROM,
+            since_sweep: 0,
         }
     }
 
@@ -129,10 +132,13 @@ impl Shared {
             return Some(known.clone());
         }
         self.until_sweep -= 1;
-        if self.until_sweep == 0 {
+        self.since_sweep += tail.len();
+        let is_full = |own: &Self| own.bytes + tail.len() > MAX_SHARED_BYTES;
+        // A look at all of them is worth it once so much has come to them.
+        if self.until_sweep == 0 || is_full(self) && self.since_sweep > MAX_SHARED_BYTES / 16 {
             self.sweep();
         }
-        if self.bytes + tail.len() > MAX_SHARED_BYTES {
+        if is_full(self) {
             return None;
         }
         let text = tail.split(|b| *b == 0).next().unwrap_or_default();
@@ -151,6 +157,7 @@ impl Shared {
             .retain(|ByTail(statement)| Arc::strong_count(statement) > 1);
         self.bytes = self.by_tail.iter().map(|ByTail(s)| s.tail().len()).sum();
         self.until_sweep = self.by_tail.len().max(SWEEP_FROM);
+        self.since_sweep = 0;
     }
 }
 
@@ -310,7 +317,7 @@ mod tests {
         let all: usize = held.iter().map(|s| s.tail().len()).sum();
         assert!(all < MAX_SHARED_BYTES && all > MAX_SHARED_BYTES - (18 << 20));
         held.truncate(10);
-        let mut tries = 0..=SWEEP_FROM;
+        let mut tries = 0..=17;
         assert!(tries.any(|_| shared.intern(long(number).as_bytes(), || number).is_some()));
     }
 

@@ -333,6 +333,7 @@ impl Pooled {
     fn release(&mut self) {
         self.is_seated = false;
         self.has_unnamed = false;
+        self.is_resetting = false;
         if let Some(server) = self.server.take() {
             server.checkin();
         }

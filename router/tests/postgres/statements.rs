@@ -94,6 +94,74 @@ fn a_name_means_what_it_meant_where_its_change_is_skipped() {
 }
 
 #[test]
+fn a_batch_is_not_translated_by_what_an_earlier_one_may_not_have_done() {
+    as_postgres(
+        "statements::a_batch_is_not_translated_by_what_an_earlier_one_may_not_have_done",
+        async || {
+            let server = Postgres::start();
+            let one_at_a_time = "default_pool_size: 1, max_prepared_statements: 1";
+            let stack = trusting(&server, one_at_a_time).await;
+            let mut one = stack.session().await;
+            let mut other = stack.session().await;
+            let close = || message(b'C', b"Ss\0");
+            for (name, sql) in [("s", "select 1"), ("t", "select 2, 2")] {
+                assert_eq!(ask(&mut one, &[parse(name, sql), sync()]).await, "1ZI");
+            }
+            // The unnamed statement that the server has is the other one's.
+            let unnamed = [parse("", "select 3, 3, 3"), run(""), sync()];
+            assert_eq!(ask(&mut other, &unnamed).await, "12DCZI");
+            for (failing, then, told) in [
+                (
+                    [close(), parse("s", "select 1, 1")].concat(),
+                    run("s"),
+                    "2DCZI",
+                ),
+                (close(), run("s"), "2DCZI"),
+                (run("t"), run("s"), "2DCZI"),
+                (run("s"), run("s"), "2DCZI"),
+                (parse("", "select 4"), run(""), "EZI"),
+            ] {
+                let batches = [run("nobody"), failing, sync(), then, sync()];
+                assert_eq!(ask(&mut one, &batches).await, "EZI");
+                assert_eq!(answer(&mut one).await, told);
+            }
+            // What is pipelined behind the Sync of a failed batch is this client's, and nobody else's.
+            one.send(&[parse("", "selekt"), message(b'H', b"")].concat())
+                .await;
+            assert_eq!(one.message().await.0, b'E');
+            let slow = query("select pg_sleep(0.2), 'mine'");
+            one.send(&[sync(), slow].concat()).await;
+            assert_eq!(answer(&mut one).await, "ZI");
+            other.send(&query("select 'theirs'")).await;
+            assert_eq!(answer(&mut one).await, "TDCZI");
+            assert_eq!(other.message().await.0, b'T');
+            assert!(other.message().await.1.ends_with(b"theirs"));
+        },
+    );
+}
+
+#[test]
+fn statements_may_be_dropped_and_data_copied_in_one_query() {
+    as_postgres(
+        "statements::statements_may_be_dropped_and_data_copied_in_one_query",
+        async || {
+            let server = Postgres::start();
+            let stack = trusting(&server, "default_pool_size: 1").await;
+            let mut one = stack.session().await;
+            assert_eq!(
+                ask(&mut one, &[query("create table t (x int)")]).await,
+                "CZI"
+            );
+            one.send(&query("deallocate all; copy t from stdin")).await;
+            assert_eq!(one.message().await.0, b'C');
+            assert_eq!(one.message().await.0, b'G');
+            let data = [message(b'd', b"1\n"), message(b'c', b"")];
+            assert_eq!(ask(&mut one, &data).await, "CZI");
+        },
+    );
+}
+
+#[test]
 fn what_a_session_resets_is_as_it_was_when_it_began() {
     as_postgres(
         "statements::what_a_session_resets_is_as_it_was_when_it_began",
@@ -230,7 +298,7 @@ fn a_statement_of_the_protocol_is_deallocated_in_sql() {
             let quoted = || query("DEALLOCATE PREPARE \"S 1\";");
             let failed = [query("begin"), query("select 1/0"), quoted()];
             assert_eq!(ask(&mut one, &failed).await, "CZT");
-            assert_eq!(answer(&mut one).await, "TEZE");
+            assert_eq!(answer(&mut one).await, "EZE");
             assert_eq!(answer(&mut one).await, "EZE");
             assert_eq!(ask(&mut one, &[query("rollback")]).await, "CZI");
             let skipped = [run("nobody"), quoted(), sync()];

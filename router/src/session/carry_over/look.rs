@@ -67,8 +67,10 @@ pub struct Look {
     pub is_several: bool,
     /// Settings that move with the client: its server reports them, or is asked for them.
     pub sets: SettingsSeen,
-    /// It may drop every prepared statement.
+    /// It may drop every prepared statement, or reset every setting.
     pub drops: bool,
+    /// RESET ALL.
+    pub resets: bool,
 }
 
 impl Look {
@@ -218,7 +220,13 @@ fn begin(sql: &[u8], seen: &mut Look) {
         "load" => seen.pin(PinReason::Load),
         "set" => set(&mut words, seen),
         // Of one setting the server's own value is not known here; RESET ALL is.
-        "reset" if words.next() != "all" => seen.pin(PinReason::Set),
+        "reset" => match words.next().as_str() {
+            "all" => {
+                seen.drops = true;
+                seen.resets = true;
+            }
+            _ => seen.pin(PinReason::Set),
+        },
         "discard" => seen.drops |= words.next() == "all",
         "deallocate" => {
             let mut what = words.next();

@@ -5,7 +5,7 @@ use super::client_side::{WHOLE, bad_length};
 use super::hoard::Hoard;
 use crate::error::SessionError;
 use crate::pool::registry::Registry;
-use crate::protocol::exchange::{Act, Expect};
+use crate::protocol::exchange::{Act, Expect, Status};
 use crate::protocol::messages::frame;
 use crate::protocol::settings::SettingsSeen;
 use crate::protocol::splice::{Splice, head, text};
@@ -89,6 +89,10 @@ impl Scan<'_> {
             if kind == b'X' {
                 return Ok((at, Stop::Terminate));
             }
+            if self.refers_to_uncertain(kind, &rest[5..have]) {
+                self.server.exchange.hold();
+                return Ok((at, Stop::Later));
+            }
             self.message(kind, total, at, &rest[..have], splice)?;
             *self.left = total - have;
             at += have;
@@ -99,7 +103,31 @@ impl Scan<'_> {
     /// Whether the next message is not to be looked at yet. What may drop every statement is waited for: whether what
     /// follows has to be prepared anew depends on what becomes of it.
     fn must_wait(&mut self, splice: &Splice<'_>) -> bool {
-        splice.written() >= ENOUGH || self.is_mapping() && self.server.exchange.may_drop()
+        splice.written() >= ENOUGH || self.is_shared() && self.server.exchange.may_drop()
+    }
+
+    /// Whether a message is about a statement that an earlier batch, which may fail yet, has changed.
+    fn refers_to_uncertain(&self, kind: u8, body: &[u8]) -> bool {
+        let talk = &self.server.exchange;
+        let (named, unnamed) = (
+            talk.are_statements_uncertain(),
+            talk.is_unnamed_uncertain() && *self.has_unnamed,
+        );
+        if !self.is_mapping() || talk.is_skipping() || !named && !unnamed {
+            return false;
+        }
+        let is_one = |name: &[u8]| if name.is_empty() { unnamed } else { named };
+        let first = text(body);
+        match (kind, body) {
+            (b'B', _) => {
+                let name = first.and_then(|(_, rest)| text(rest));
+                name.is_some_and(|(name, _)| is_one(name))
+            }
+            (b'P', _) => named && first.is_some_and(|(name, _)| !name.is_empty()),
+            (b'C' | b'D', [b'S', rest @ ..]) => text(rest).is_some_and(|(name, _)| is_one(name)),
+            (b'Q', _) => named && first.is_some_and(|(sql, _)| deallocated(sql).is_some()),
+            _ => false,
+        }
     }
 
     /// How many bytes of a message must be there before it can be dealt with; `None`: its header is enough.
@@ -135,7 +163,12 @@ impl Scan<'_> {
     }
 
     fn is_mapping(&self) -> bool {
-        self.limit > 0 && *self.pinned != Some(PinReason::SessionMode)
+        self.limit > 0 && self.is_shared()
+    }
+
+    /// Whether the server is another client's in between.
+    fn is_shared(&self) -> bool {
+        *self.pinned != Some(PinReason::SessionMode)
     }
 
     /// Deals with one message, of which at least what it needs is there.
@@ -246,8 +279,12 @@ impl Scan<'_> {
     }
 
     fn pin(&mut self, seen: &Look) {
+        // What it was before is not known where something else is done with it, or may be undone.
+        let talk = &self.server.exchange;
+        let is_alone = !seen.is_several && talk.status() == Status::Idle && talk.is_quiet();
+        let resets = (seen.resets && !is_alone).then_some(PinReason::Set);
         if self.pinned.is_none() {
-            *self.pinned = seen.pins;
+            *self.pinned = seen.pins.or(resets);
             let reported = &self.server.reported;
             self.to_ask
                 .add(seen.sets.only(|name| !reported.contains_key(name)));
@@ -279,11 +316,12 @@ impl Scan<'_> {
         self.pin(&statement.look);
         let named = Some(statement.clone());
         self.statements.get_mut().rename(name, named);
+        let number = statement.number();
         let out = splice.replace(at, at + message.len());
-        if self.server.prepared.touch(statement.number()) {
+        if self.server.prepared.touch(number) {
             self.server.exchange.sent(Expect::OwedParse);
         } else {
-            self.prepare(&statement, false, out);
+            self.prepare(&statement, number, false, out);
         }
         Ok(())
     }
@@ -314,8 +352,7 @@ impl Scan<'_> {
     }
 
     /// Writes a Parse, after the Close of a statement that has to give way.
-    fn prepare(&mut self, statement: &Statement, is_hidden: bool, out: &mut Vec<u8>) {
-        let number = statement.number();
+    fn prepare(&mut self, statement: &Statement, number: u32, is_hidden: bool, out: &mut Vec<u8>) {
         if let Some(old) = self.server.prepared.add(number, self.limit) {
             frame(out, b'C', |body| {
                 body.push(b'S');
@@ -373,12 +410,14 @@ impl Scan<'_> {
             return is_reserved(name).then(|| UNKNOWN.as_bytes().to_vec());
         };
         self.pin(&statement.look);
-        if !self.server.prepared.touch(statement.number()) {
+        // Another core may give it another one meanwhile.
+        let number = statement.number();
+        if !self.server.prepared.touch(number) {
             let out = splice.replace(at, at);
-            self.prepare(&statement, true, out);
+            self.prepare(&statement, number, true, out);
         }
         let mut own = Vec::with_capacity(24);
-        server_name(&mut own, statement.number());
+        server_name(&mut own, number);
         Some(own)
     }
 

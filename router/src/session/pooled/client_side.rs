@@ -38,9 +38,10 @@ impl Pooled {
         if let Some(server) = &mut self.server {
             let server: &mut Server = server;
             // A message that was begun is finished: the server answers nothing before.
-            let is_mapping = self.door.limit > 0 && self.pinned != Some(PinReason::SessionMode);
+            let is_shared = self.pinned != Some(PinReason::SessionMode);
+            let talk = &mut server.exchange;
             let is_full = self.left == 0
-                && (server.exchange.is_full() || is_mapping && server.exchange.may_drop());
+                && (talk.is_full() || talk.is_held() || is_shared && talk.may_drop());
             let flushed = flush(&mut server.stream, &mut server.to_server, cx);
             if !flushed.map_err(|_| Turn::ServerGone)? || is_full {
                 return Ok(Step::Waits);
@@ -79,6 +80,7 @@ impl Pooled {
         if self.stranded.is_some() || self.discards {
             return self.answer_here(bytes, out, cx);
         }
+        self.leave_in_doubt(bytes);
         if self.server.is_none() {
             match bytes {
                 [b'X', ..] => return Err(Turn::ClientLeft),
@@ -98,6 +100,20 @@ impl Pooled {
             return Err(Turn::NeedSettings);
         }
         self.pass_on(bytes, out, cx)
+    }
+
+    /// Closes a server of which one answer too many may come, once the client begins something new.
+    fn leave_in_doubt(&mut self, bytes: &[u8]) {
+        let begins = self.left == 0 && matches!(bytes, [b'Q' | b'P' | b'B' | b'F', ..]);
+        let server = self.server.as_ref();
+        if begins
+            && self.pinned.is_none()
+            && server.is_some_and(|server| server.exchange.may_be_left())
+        {
+            self.server = None;
+            self.is_seated = false;
+            self.has_unnamed = false;
+        }
     }
 
     fn keep(&mut self, bytes: &[u8], need: usize, is_unread: bool) {
@@ -188,9 +204,10 @@ impl Pooled {
             return Ok(());
         };
         let server: &mut Server = server;
-        let is_mapping = self.door.limit > 0 && self.pinned != Some(PinReason::SessionMode);
-        let is_full = server.exchange.is_full() || is_mapping && server.exchange.may_drop();
-        if (has_flushed || is_full) && server.exchange.owes() {
+        let is_shared = self.pinned != Some(PinReason::SessionMode);
+        let is_full = server.exchange.is_full() || is_shared && server.exchange.may_drop();
+        // Within a message of the server it is written at the end of that.
+        if (has_flushed || is_full) && server.inbound.left == 0 && server.exchange.owes() {
             out.clear();
             self.statements.confirm(server.exchange.settle(out));
             let told = write_on(&mut self.client, &mut self.to_client, out, cx);
@@ -212,6 +229,7 @@ impl Pooled {
         cx: &mut Context<'_>,
     ) -> Result<(), Turn> {
         out.clear();
+        self.answers += 1;
         let mut at = 0;
         let mut rest_is_served = false;
         while at < bytes.len() {

@@ -83,6 +83,7 @@ impl Pooled {
         }
         self.is_seated = false;
         self.has_unnamed = false;
+        self.is_resetting = false;
         // Parts of a message that went to the lost server are followed by the rest of it.
         self.discards = self.left > 0;
         let Some(server) = self.server.take() else {

@@ -43,7 +43,11 @@ impl Pooled {
             Poll::Pending => {
                 // An answer that filled the buffer to its last byte was not known to be all.
                 self.release_where_free()?;
-                return Ok(Step::Waits);
+                // What the client has sent meanwhile may have waited for that.
+                return Ok(match self.server {
+                    Some(_) => Step::Waits,
+                    None => Step::Moved,
+                });
             }
             Poll::Ready(Err(_)) => return Err(Turn::ServerGone),
             Poll::Ready(Ok(())) => {}
@@ -245,7 +249,9 @@ impl Scan<'_> {
 
     fn error(&mut self, body: &[u8]) -> Result<(), Trouble> {
         // A Parse after what failed was skipped: what the server has may be another client's.
-        *self.has_unnamed = false;
+        if !self.server.exchange.is_unnamed_of_a_later_batch() {
+            *self.has_unnamed = false;
+        }
         self.executed.doubt_unnamed();
         let complaint = Complaint::read(body);
         if complaint.is_fatal {

@@ -24,6 +24,8 @@ enum Phase {
     InTransaction,
     /// An answer is to come.
     Asking,
+    /// It copies data in, and takes its time.
+    Copying,
 }
 
 /// Since when a client is at what it is at.
@@ -44,6 +46,7 @@ impl PoolConfig {
             Phase::Idle => self.client_idle_timeout,
             Phase::InTransaction => self.idle_transaction_timeout,
             Phase::Asking => self.query_timeout,
+            Phase::Copying => Duration::ZERO,
         }
     }
 }
@@ -85,7 +88,9 @@ impl Stay {
 impl Pooled {
     fn phase(&self) -> Phase {
         match &self.server {
-            Some(server) if !server.exchange.is_quiet() => Phase::Asking,
+            Some(server) if server.exchange.is_copying() => Phase::Copying,
+            Some(server) if server.exchange.is_owed_an_answer() => Phase::Asking,
+            Some(server) if !server.exchange.is_quiet() => Phase::InTransaction,
             Some(server) if server.exchange.status() != Status::Idle => Phase::InTransaction,
             None if self.stranded.is_some() => Phase::InTransaction,
             Some(_) | None => Phase::Idle,
@@ -119,14 +124,16 @@ impl Pooled {
         match (phase, &self.server) {
             (Phase::Idle, _) => SessionError::IdleTooLong(limit),
             (Phase::InTransaction, _) => SessionError::IdleInTransaction(limit),
-            (Phase::Asking, None) => SessionError::QueryTooSlow {
+            (Phase::Asking | Phase::Copying, None) => SessionError::QueryTooSlow {
                 limit,
                 has_outstanding: false,
             },
-            (Phase::Asking, Some(server)) => {
+            (Phase::Asking | Phase::Copying, Some(server)) => {
                 // Nobody waits for the answer any more: it need not be computed to its end.
-                let (way, key) = (server.way.clone(), server.key.clone());
-                tokio::spawn(crate::server::cancel(way, key));
+                if server.cancel.is_none() {
+                    let (way, key) = (server.way.clone(), server.key.clone());
+                    tokio::spawn(crate::server::cancel(way, key));
+                }
                 SessionError::QueryTooSlow {
                     limit,
                     has_outstanding: server.exchange.fate() == Fate::Unknown,
