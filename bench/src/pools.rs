@@ -14,6 +14,7 @@ use identity::Done;
 use life::Step;
 
 mod churn;
+mod drivers;
 mod fairness;
 mod identity;
 mod life;
@@ -39,6 +40,8 @@ enum What {
     Fairness(fairness::FairnessOptions),
     /// Clients come, ask, are cancelled and die without a pause: memory stays flat, no server is left behind
     Churn(churn::ChurnOptions),
+    /// Real drivers through every mode, step by step, and past the router for comparison
+    Drivers(drivers::DriversOptions),
 }
 
 #[derive(Args, Debug)]
@@ -70,9 +73,10 @@ pub struct Ground {
 impl Ground {
     async fn prepare(servers: usize, progress: &Progress) -> Result<Self> {
         let pooled = Pooled {
-            port: PORT,
+            listeners: vec![(PORT, "transaction")],
             auth: "trust",
             size: servers,
+            alias: None,
         };
         let plan = Plan {
             pooled: Some(pooled),
@@ -115,6 +119,7 @@ pub async fn run(options: &PoolsOptions) -> Result<bool> {
         What::Identity(options) => identity(options).await,
         What::Fairness(options) => fairness::run(options).await,
         What::Churn(options) => churn::run(options).await,
+        What::Drivers(options) => drivers::run(options).await,
     }
 }
 

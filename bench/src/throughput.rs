@@ -143,9 +143,10 @@ async fn start(options: &ThroughputOptions, progress: &Progress) -> Result<Stack
     let plan = Plan {
         postgresql: options.pg_bin.clone(),
         pooled: Some(Pooled {
-            port: POOLED_PORT,
+            listeners: vec![(POOLED_PORT, "transaction")],
             auth: "scram-sha-256",
             size: POOL_SIZE,
+            alias: None,
         }),
         ..Plan::new(Layout::Loopback)
     };

@@ -23,19 +23,21 @@ pub struct Entrance {
     pub write_port: u16,
     /// The port whose sessions go to a replica.
     pub read_port: u16,
-    /// A listener whose sessions share servers of the leader by the transaction.
+    /// Listeners whose sessions share servers of the leader.
     pub pooled: Option<Pooled>,
 }
 
-/// A pooled listener.
+/// Pooled listeners, and what they share.
 #[derive(Clone, Debug)]
 pub struct Pooled {
-    /// Its port.
-    pub port: u16,
+    /// Each one's port, and its mode: `transaction`, `session`, `statement`.
+    pub listeners: Vec<(u16, &'static str)>,
     /// How clients log in: `scram-sha-256`, `trust`.
     pub auth: &'static str,
-    /// Servers.
+    /// Servers of a pool.
     pub size: usize,
+    /// Another name of the load's database, and how many servers its pool has.
+    pub alias: Option<(&'static str, usize)>,
 }
 
 impl Entrance {
@@ -107,7 +109,7 @@ listeners:
             state = state.display(),
         );
         let pooled = match pooled {
-            Some(pooled) => pooled_listener(place, &folder, &address, &pooled)?,
+            Some(pooled) => pooled_listeners(place, &folder, &address, &pooled)?,
             None => String::new(),
         };
         place.write(&config, &(text + &pooled))?;
@@ -168,16 +170,32 @@ listeners:
     }
 }
 
-/// The last lines of a router's file, for a listener whose sessions share servers.
-fn pooled_listener(place: &Place, folder: &Path, address: &str, pooled: &Pooled) -> Result<String> {
-    let Pooled { port, auth, size } = pooled;
+/// The last lines of a router's file, for listeners whose sessions share servers.
+fn pooled_listeners(
+    place: &Place,
+    folder: &Path,
+    address: &str,
+    pooled: &Pooled,
+) -> Result<String> {
     let users = folder.join("userlist.txt");
     place.write(&users, &userlist())?;
-    Ok(format!(
-        "  - {{listen: \"{address}:{port}\", scope: {SCOPE}, target: primary, mode: transaction, max_client_conn: {MAX_CLIENTS}}}\n\
-         auth: {{type: {auth}, file: {}}}\npool: {{default_pool_size: {size}}}\n",
-        users.display()
-    ))
+    let mut text = String::new();
+    for (port, mode) in &pooled.listeners {
+        text += &format!(
+            "  - {{listen: \"{address}:{port}\", scope: {SCOPE}, target: primary, mode: {mode}, max_client_conn: {MAX_CLIENTS}}}\n"
+        );
+    }
+    text += &format!(
+        "auth: {{type: {}, file: {}}}\npool: {{default_pool_size: {}}}\n",
+        pooled.auth,
+        users.display(),
+        pooled.size
+    );
+    if let Some((name, size)) = pooled.alias {
+        text +=
+            &format!("databases: {{{name}: {{dbname: {APP}, pool_size: {size}}}, \"*\": {{}}}}\n");
+    }
+    Ok(text)
 }
 
 /// The user of the load as PgBouncer's userlist has it.
