@@ -1,9 +1,7 @@
 //! The REST API's socket, certificates and rules, and the client that asks the others: what of it a reload, or a
 //! changed file, replaces while the agent runs.
 
-use std::fs;
-use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -14,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use trunkline_shared::service::clock;
 use trunkline_shared::service::http::HttpClient;
 use trunkline_shared::service::tls::{
-    self, ClientCertificates, Reloadable, ServerConfig, ServerSettings, TlsError, TlsFiles,
+    self, ClientCertificates, FILES_LOOK, Reloadable, ServerConfig, ServerSettings, Stamp, TlsError,
 };
 
 use super::Inherited;
@@ -23,9 +21,6 @@ use crate::config::{Address, AgentConfig, RestApiConfig, RestClientConfig, Serve
 
 /// Pause between attempts to listen on the API's address.
 const LISTEN_PAUSE: Duration = Duration::from_secs(1);
-
-/// How often the certificates' files are looked at.
-const FILES_LOOK: Duration = Duration::from_secs(10);
 
 /// How long answers under way may take when another program takes over.
 const LAST_ANSWERS: Duration = Duration::from_secs(1);
@@ -63,15 +58,6 @@ struct Named {
 struct Built {
     tls: Option<ServerConfig>,
     client: HttpClient,
-}
-
-/// A file as it was: another one, or a rewritten one, has another stamp.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Stamp {
-    device: u64,
-    inode: u64,
-    size: u64,
-    modified: (i64, i64),
 }
 
 impl Rest {
@@ -317,27 +303,15 @@ impl Named {
     /// Every file that is named, in a fixed order.
     fn files(&self) -> Vec<PathBuf> {
         let server = self.tls.as_ref().map(|tls| &tls.files);
-        let each = |files: &TlsFiles| [&files.certificate, &files.key, &files.ca].map(Clone::clone);
-        let server = server.map(each).into_iter();
-        server
-            .chain([each(&self.client.files)])
-            .flatten()
-            .flatten()
+        let each = server.into_iter().chain([&self.client.files]);
+        each.flat_map(|files| files.named())
+            .map(Path::to_owned)
             .collect()
     }
 }
 
 fn stamps(files: &[PathBuf]) -> Vec<Option<Stamp>> {
-    let stamp = |file: &PathBuf| {
-        let found = fs::metadata(file).ok()?;
-        Some(Stamp {
-            device: found.dev(),
-            inode: found.ino(),
-            size: found.size(),
-            modified: (found.mtime(), found.mtime_nsec()),
-        })
-    };
-    files.iter().map(stamp).collect()
+    files.iter().map(|file| Stamp::of(file)).collect()
 }
 
 /// Every address is one of IPv6 that IPv4 reaches too, as Patroni has it for `*`.
@@ -361,7 +335,7 @@ fn access(config: &RestApiConfig) -> Access {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
-    use std::path::Path;
+    use std::fs;
 
     use super::*;
     use crate::config::load;

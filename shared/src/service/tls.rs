@@ -4,8 +4,10 @@
 //! file: rustls refuses a CA certificate as an end entity, so an exact match with the pinned file is accepted
 //! here, if its name fits.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 pub use rustls::ServerConfig;
@@ -54,6 +56,39 @@ pub struct TlsFiles {
     /// What the other side's certificate is checked by (PEM). A client without it trusts what its system
     /// trusts.
     pub ca: Option<PathBuf>,
+}
+
+/// How often files are looked at for having changed.
+pub const FILES_LOOK: Duration = Duration::from_secs(10);
+
+/// A file as it was: another one, or a rewritten one, has another stamp.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stamp {
+    device: u64,
+    inode: u64,
+    size: u64,
+    modified: (i64, i64),
+}
+
+impl Stamp {
+    /// Of the file as it is now; `None` where there is none.
+    pub fn of(file: &Path) -> Option<Self> {
+        let found = std::fs::metadata(file).ok()?;
+        Some(Self {
+            device: found.dev(),
+            inode: found.ino(),
+            size: found.size(),
+            modified: (found.mtime(), found.mtime_nsec()),
+        })
+    }
+}
+
+impl TlsFiles {
+    /// Every file that is named, in a fixed order.
+    pub fn named(&self) -> impl Iterator<Item = &Path> {
+        let each = [&self.certificate, &self.key, &self.ca];
+        each.into_iter().flatten().map(PathBuf::as_path)
+    }
 }
 
 /// How a server treats its clients' certificates.
@@ -152,9 +187,8 @@ fn system_roots() -> Result<RootCertStore, TlsError> {
 }
 
 fn names(files: &TlsFiles) -> String {
-    [&files.certificate, &files.key, &files.ca]
-        .into_iter()
-        .flatten()
+    files
+        .named()
         .map(|file| file.display().to_string())
         .collect::<Vec<_>>()
         .join(", ")
