@@ -13,10 +13,13 @@ use trunkline_shared::service::tls::TlsFiles;
 
 use crate::auth::users::Users;
 use crate::config::pooling::{Mode, PoolingConfig};
+use crate::config::tls::TlsSection;
 use crate::route::TargetKind;
+use crate::tls::ClientTls;
 
 pub mod pooling;
 mod raw;
+pub mod tls;
 
 /// Everything this process was told.
 #[derive(Clone, Debug)]
@@ -105,6 +108,8 @@ pub struct ListenerConfig {
     pub proxy_protocol_from: Vec<Network>,
     /// The most clients at once.
     pub max_client_conn: usize,
+    /// How it speaks to its clients; in `tcp` mode TLS passes through.
+    pub tls: TlsSection,
 }
 
 /// `proxy_protocol`.
@@ -197,10 +202,35 @@ impl RouterConfig {
         if let Some(pooling) = &mut config.pooling {
             pooling.users = read_users(&pooling.file).map_err(|mistake| wrong(vec![mistake]))?;
         }
+        config.check_files().map_err(wrong)?;
         Ok(config)
     }
 
-    /// Reads the text of a file. The users of `auth.file` are read by [`RouterConfig::load`].
+    /// Whether the files of TLS are there and fit together.
+    fn check_files(&self) -> Result<(), Vec<Mistake>> {
+        let mut mistakes: Vec<Mistake> = Vec::new();
+        for listener in &self.listeners {
+            if let Err(why) = ClientTls::load(&listener.tls) {
+                let (key, line) = listener.tls.at.clone();
+                let mistake = Mistake {
+                    line,
+                    key,
+                    value: String::new(),
+                    allowed: why.to_string(),
+                };
+                // Listeners that share a section share its mistakes.
+                if !mistakes.contains(&mistake) {
+                    mistakes.push(mistake);
+                }
+            }
+        }
+        match mistakes.is_empty() {
+            true => Ok(()),
+            false => Err(mistakes),
+        }
+    }
+
+    /// Reads the text of a file. What other files hold is read by [`RouterConfig::load`].
     ///
     /// # Errors
     /// All that is wrong with it.

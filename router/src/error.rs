@@ -116,6 +116,24 @@ pub enum SessionError {
     /// A second request for the same encryption.
     #[error("encryption was asked for twice on one connection")]
     EncryptionTwice,
+    /// Bytes in the clear behind a request for encryption: they could be anybody's.
+    #[error("received unencrypted data after a request for encryption")]
+    EarlyData,
+    /// TLS could not be begun: there is no way to tell the client.
+    #[error("TLS handshake: {0}")]
+    Handshake(String),
+    /// A log-in in the clear where TLS is demanded, in PostgreSQL's words.
+    #[error(
+        "no pg_hba.conf entry for host \"{address}\", user \"{user}\", database \"{database}\", no encryption"
+    )]
+    NotEncrypted {
+        /// Where the client is.
+        address: IpAddr,
+        /// Who it says it is.
+        user: String,
+        /// Where it wants to.
+        database: String,
+    },
     /// The PROXY header is missing, malformed, or from a place that may not send one.
     #[error("PROXY protocol: {0}")]
     ProxyHeader(String),
@@ -270,6 +288,9 @@ impl SessionError {
             | SessionError::NotTheProtocol(_)
             | SessionError::OldProtocol { .. }
             | SessionError::EncryptionTwice
+            | SessionError::EarlyData
+            | SessionError::Handshake(_)
+            | SessionError::NotEncrypted { .. }
             | SessionError::ProxyHeader(_)
             | SessionError::StartupTooSlow(_)
             | SessionError::TooManyNewcomers { .. }
@@ -307,6 +328,9 @@ impl SessionError {
             SessionError::NotTheProtocol(_) => "not_the_protocol",
             SessionError::OldProtocol { .. } => "old_protocol",
             SessionError::EncryptionTwice => "encryption_twice",
+            SessionError::EarlyData => "early_data",
+            SessionError::Handshake(_) => "handshake",
+            SessionError::NotEncrypted { .. } => "not_encrypted",
             SessionError::ProxyHeader(_) => "proxy_header",
             SessionError::StartupTooSlow(_) => "startup_too_slow",
             SessionError::ClientGone => "client_gone",
@@ -372,9 +396,11 @@ impl SessionError {
             SessionError::OldProtocol { .. } => sqlstate::FEATURE_NOT_SUPPORTED,
             SessionError::NotTheProtocol(_)
             | SessionError::EncryptionTwice
+            | SessionError::EarlyData
             | SessionError::ProxyHeader(_)
             | SessionError::StartupTooSlow(_) => sqlstate::PROTOCOL_VIOLATION,
-            SessionError::ClientGone => return None,
+            SessionError::NotEncrypted { .. } => sqlstate::INVALID_AUTHORIZATION,
+            SessionError::Handshake(_) | SessionError::ClientGone => return None,
         })
     }
 
@@ -408,6 +434,12 @@ impl SessionError {
             SessionError::NoFreeServer { .. } => {
                 Some("Try again, or raise pool_size of the database or query_wait_timeout.")
             }
+            SessionError::EarlyData => {
+                Some("This is a defect of the client, or an attack on the way from it.")
+            }
+            SessionError::NotEncrypted { .. } => Some(
+                "This listener demands TLS (tls.client.mode): set sslmode to require or above.",
+            ),
             SessionError::TransactionBlock => {
                 Some("Use a listener or a database in transaction mode.")
             }
@@ -415,6 +447,7 @@ impl SessionError {
             | SessionError::NotTheProtocol(_)
             | SessionError::OldProtocol { .. }
             | SessionError::EncryptionTwice
+            | SessionError::Handshake(_)
             | SessionError::ProxyHeader(_)
             | SessionError::StartupTooSlow(_)
             | SessionError::WrongPassword { .. }

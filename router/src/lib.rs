@@ -22,4 +22,6 @@ pub mod route;
 pub mod run;
 pub mod server;
 pub mod session;
+pub mod stream;
+pub mod tls;
 pub mod topology;

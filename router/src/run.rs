@@ -26,7 +26,8 @@ use crate::listener::{CannotListen, Listening, Ports};
 use crate::pool::registry::{NoRandomness, Registry};
 use crate::run::conductor::{Conductor, Live, Origin, Switches};
 use crate::run::hand_over::{Meeting, READY_WITHIN};
-use crate::run::services::{Http, Topologies};
+use crate::run::services::{Certificates, Http, Topologies};
+use crate::tls::ClientTls;
 use crate::topology::Cluster;
 use crate::topology::state_file::StateFile;
 use crate::topology::transition::Rules;
@@ -73,8 +74,8 @@ pub enum RunError {
     /// The log.
     #[error(transparent)]
     Logging(#[from] LoggingError),
-    /// A file by which agents are asked.
-    #[error("ctl: {0}")]
+    /// A file of TLS.
+    #[error(transparent)]
     Tls(#[from] TlsError),
     /// The metrics.
     #[error(transparent)]
@@ -104,7 +105,7 @@ pub fn run(config: RouterConfig, file: PathBuf, is_upgrade: bool) -> Result<(), 
     });
     let clusters = clusters_of(&config);
     let registry = registry_of(&config)?;
-    let listenings = listenings_of(&config, &clusters, registry.as_ref());
+    let listenings = listenings_of(&config, &clusters, registry.as_ref())?;
     let shown = Arc::new(Shown {
         name: config.name.clone(),
         clusters: clusters.clone(),
@@ -135,6 +136,8 @@ pub fn run(config: RouterConfig, file: PathBuf, is_upgrade: bool) -> Result<(), 
         events,
     );
     server.add_service(background_service("topology", topologies));
+    let certificates = Certificates::new(shown.listenings.clone());
+    server.add_service(background_service("certificates", certificates));
     server.add_service(background_service(
         "http",
         Http::new(shown.clone(), take_socket, switches.http.clone()),
@@ -242,7 +245,7 @@ fn listenings_of(
     config: &RouterConfig,
     clusters: &[Arc<Cluster>],
     registry: Option<&Arc<Registry>>,
-) -> Vec<(SocketAddr, Arc<Listening>)> {
+) -> Result<Vec<(SocketAddr, Arc<Listening>)>, TlsError> {
     let limits = Arc::new(Limits::default());
     let cluster_of = |listener: &ListenerConfig| {
         let found = clusters.iter().find(|known| known.name == listener.scope);
@@ -253,9 +256,14 @@ fn listenings_of(
         .iter()
         .filter_map(|listener| {
             let cluster = cluster_of(listener)?;
+            let tls = match ClientTls::load(&listener.tls) {
+                Ok(tls) => tls,
+                Err(error) => return Some(Err(error)),
+            };
             let (hold, limits) = (config.hold_timeout, limits.clone());
-            let listening = Listening::new(listener, hold, cluster, limits, registry.cloned());
-            Some((listener.listen, Arc::new(listening)))
+            let registry = registry.cloned();
+            let listening = Listening::new(listener, hold, cluster, limits, registry, tls);
+            Some(Ok((listener.listen, Arc::new(listening))))
         })
         .collect()
 }

@@ -6,7 +6,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustix::net::SendFlags;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
@@ -20,6 +19,7 @@ use crate::protocol::exchange::{Exchange, Heard};
 use crate::protocol::messages::{self, TERMINATE};
 use crate::protocol::settings::Settings;
 use crate::protocol::splice::head;
+use crate::stream::{Detached, Stream};
 use crate::topology::routing_table::LaneId;
 
 pub mod login;
@@ -119,7 +119,7 @@ impl Prepared {
 /// A server. Whoever drops it closes the connection.
 pub struct Server {
     /// The connection.
-    pub stream: TcpStream,
+    pub stream: Stream,
     /// Its place on the lane.
     pub seat: Seat,
     /// The way it was opened by.
@@ -203,7 +203,7 @@ impl Server {
     /// rows; returns the first value of the first row.
     pub async fn run(&mut self, sql: &str) -> Result<Option<String>, QueryFailed> {
         let asked = timeout(OWN_QUERY_TIME, async {
-            let sent = self.stream.write_all(&messages::query(sql)).await;
+            let sent = self.stream.send(&messages::query(sql)).await;
             sent.map_err(|_| QueryFailed::Lost)?;
             self.hear().await
         });
@@ -266,20 +266,16 @@ impl Server {
     }
 
     /// Says goodbye, as far as the socket takes it at once, and closes.
-    pub fn close(self) {
+    pub fn close(mut self) {
         if self.exchange.is_quiet() && self.to_server.is_empty() {
-            let _ = rustix::net::send(
-                &self.stream,
-                TERMINATE,
-                SendFlags::NOSIGNAL | SendFlags::DONTWAIT,
-            );
+            self.stream.send_at_once(TERMINATE);
         }
     }
 }
 
 /// A server on its way to another core: its socket belongs to no runtime.
 pub struct Parcel {
-    stream: std::net::TcpStream,
+    stream: Detached,
     seat: Seat,
     way: Arc<Way>,
     key: CancelKey,
@@ -297,7 +293,7 @@ impl Parcel {
     /// The system does not let go of the socket; the server is lost.
     pub fn pack(server: Server) -> io::Result<Self> {
         Ok(Self {
-            stream: server.stream.into_std()?,
+            stream: server.stream.detach()?,
             seat: server.seat,
             way: server.way,
             key: server.key,
@@ -315,7 +311,7 @@ impl Parcel {
     /// The system does not take the socket; the server is lost.
     pub fn unpack(self) -> io::Result<Server> {
         Ok(Server {
-            stream: TcpStream::from_std(self.stream)?,
+            stream: self.stream.attach()?,
             seat: self.seat,
             way: self.way,
             key: self.key,

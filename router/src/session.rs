@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tokio::time::sleep;
 use tracing::{debug, info};
@@ -19,6 +19,7 @@ use crate::protocol::veil::Cover;
 use crate::server::login::tune;
 use crate::session::reach::{Connected, Reach, gone};
 use crate::session::relay::{Relay, say};
+use crate::stream::Stream;
 
 pub mod carry_over;
 mod pooled;
@@ -28,7 +29,7 @@ pub mod stranded;
 
 /// A client before it has a server.
 struct Client {
-    stream: TcpStream,
+    stream: Stream,
     peer: SocketAddr,
     /// Read and not yet dealt with.
     bytes: Vec<u8>,
@@ -67,7 +68,7 @@ pub async fn run(
     listening.metrics.sessions.increment(1);
     let mut peer = peer;
     let client = Client {
-        stream,
+        stream: stream.into(),
         peer,
         bytes: Vec::new(),
         newcomer: Some(newcomer),
@@ -120,7 +121,7 @@ async fn live(
     };
     listening.metrics.sessions_opened.increment(1);
     let relay = Relay::new(
-        client.stream,
+        client.stream.into_socket(),
         connected.server,
         connected.seat,
         connected.member,
@@ -336,7 +337,7 @@ async fn ask_server(
             ending: notice.ending,
             has_outstanding: false,
         }),
-        () = gone(&client.stream) => Err(SessionError::ClientGone),
+        () = gone(client.stream.socket()) => Err(SessionError::ClientGone),
         () = sleep(ENCRYPTION_ANSWER_TIME) => Err(SessionError::EncryptionUnanswered {
             member: server.member.clone(),
             limit: ENCRYPTION_ANSWER_TIME,
@@ -344,7 +345,7 @@ async fn ask_server(
     }
 }
 
-async fn send(client: &mut TcpStream, bytes: &[u8]) -> Result<(), SessionError> {
-    let sent = client.write_all(bytes).await;
+async fn send(client: &mut Stream, bytes: &[u8]) -> Result<(), SessionError> {
+    let sent = client.send(bytes).await;
     sent.map_err(|_| SessionError::ClientGone)
 }

@@ -4,11 +4,15 @@
 
 #[path = "pooled/cancels.rs"]
 mod cancels;
+#[path = "pooled/encrypted.rs"]
+mod encrypted;
 #[path = "pooled/lost_leader.rs"]
 mod lost_leader;
 #[path = "pooled/timeouts.rs"]
 mod timeouts;
 mod support {
+    #[path = "../support/certificates.rs"]
+    pub mod certificates;
     #[path = "../support/client.rs"]
     pub mod client;
     #[path = "../support/fake_postgres.rs"]
@@ -24,7 +28,7 @@ use std::time::Duration;
 use support::client::{Client, SSL_REQUEST};
 use support::fake_postgres::FakePostgres;
 use support::messages::{answer, message};
-use support::stack::{Setup, Stack, startup};
+use support::stack::{DEADLINE, Setup, Stack, startup};
 use trunkline_router::config::pooling::Mode;
 use trunkline_router::listener::limits::CONNECT_TIME;
 use trunkline_shared::service::clock;

@@ -19,9 +19,13 @@ mod support {
     pub mod client;
     #[path = "../support/messages.rs"]
     pub mod messages;
+    #[path = "../support/certificates.rs"]
+    pub mod certificates;
     #[path = "../support/stack.rs"]
     pub mod stack;
 }
+#[path = "postgres/encrypted.rs"]
+mod encrypted;
 
 use std::fs;
 use std::future::Future;
@@ -33,6 +37,7 @@ use support::stack::{Setup, Stack};
 use tempfile::TempDir;
 use tokio_postgres::{Client, Config, NoTls, SimpleQueryMessage};
 use trunkline_router::config::pooling::Mode;
+use trunkline_router::config::tls::TlsSection;
 
 /// More clients than servers: they must share.
 const SERVERS: usize = 2;
@@ -141,13 +146,19 @@ impl Postgres {
 
     /// A router before it, that knows the verifier and not the password.
     async fn router(&self, mode: Mode) -> Stack {
+        self.router_with(mode, "", TlsSection::default()).await
+    }
+
+    /// The same with more sections in its file, and with TLS.
+    async fn router_with(&self, mode: Mode, sections: &str, tls: TlsSection) -> Stack {
         let verifier = self.ask("select rolpassword from pg_authid where rolname = 'app'");
         let pooling = format!(
-            "\"app\" \"{verifier}\"\n---\nauth: {{file: x}}\npool: {{default_pool_size: {SERVERS}}}\n"
+            "\"app\" \"{verifier}\"\n---\nauth: {{file: x}}\npool: {{default_pool_size: {SERVERS}}}\n{sections}"
         );
         let stack = Stack::start(Setup {
             mode,
             pooling: Some(pooling),
+            tls,
             ..Setup::default()
         })
         .await;

@@ -13,6 +13,7 @@ use trunkline_shared::cluster::{ClusterName, quantity};
 use trunkline_shared::service::tls::TlsFiles;
 
 use super::pooling::{Mode, RawAuth, RawDatabase, RawPool, RawPooling, RawUser};
+use super::tls::{RawTls, RawTlsSide, TlsSection};
 use super::{
     CtlConfig, EtcdSection, HttpConfig, ListenerConfig, LogConfig, Mistake, Network, ProxyProtocol,
     RouterConfig,
@@ -52,7 +53,7 @@ struct Raw {
     auth: Option<RawAuth>,
     databases: Option<BTreeMap<String, RawDatabase>>,
     pool: Option<RawPool>,
-    tls: Leaf,
+    tls: Option<RawTls>,
     users: Option<BTreeMap<String, RawUser>>,
 }
 
@@ -80,7 +81,14 @@ struct RawListener {
     proxy_protocol: Leaf,
     proxy_protocol_from: Leaf,
     max_client_conn: Leaf,
-    tls: Leaf,
+    tls: Option<RawTlsSide>,
+}
+
+impl RawListener {
+    fn is_pooled(&self) -> bool {
+        let mode = self.mode.as_ref().and_then(|leaf| mode_of(&leaf.value));
+        mode.is_some_and(|mode| mode != Mode::Tcp)
+    }
 }
 
 #[derive(Deserialize, Default)]
@@ -219,7 +227,10 @@ impl Reader {
                 },
             )
             .unwrap_or(false);
-        let listeners = self.listeners(raw.listeners.unwrap_or_default(), falls_back);
+        let raw_listeners = raw.listeners.unwrap_or_default();
+        let is_pooled = raw_listeners.iter().any(RawListener::is_pooled);
+        let tls = self.tls(raw.tls, is_pooled);
+        let listeners = self.listeners(raw_listeners, falls_back, &tls);
         let hold_timeout = self
             .value(
                 "switchover.hold_timeout",
@@ -229,7 +240,6 @@ impl Reader {
             )
             .unwrap_or(DEFAULT_HOLD_TIMEOUT);
         let ctl = self.ctl(raw.ctl.unwrap_or_default());
-        let is_pooled = listeners.iter().any(|l| l.mode != Mode::Tcp);
         let pooling = RawPooling {
             auth: raw.auth,
             pool: raw.pool,
@@ -319,9 +329,7 @@ impl Reader {
 
     fn later(&mut self, raw: &Raw) {
         let why = "is not available in this version";
-        for (key, leaf) in [("admin", &raw.admin), ("tls", &raw.tls)] {
-            self.not_yet(key, leaf.clone(), why);
-        }
+        self.not_yet("admin", raw.admin.clone(), why);
     }
 
     fn log(&mut self, raw: RawLog) -> LogConfig {
@@ -371,7 +379,12 @@ impl Reader {
         })
     }
 
-    fn listeners(&mut self, raw: Vec<RawListener>, falls_back: bool) -> Vec<ListenerConfig> {
+    fn listeners(
+        &mut self,
+        raw: Vec<RawListener>,
+        falls_back: bool,
+        tls: &TlsSection,
+    ) -> Vec<ListenerConfig> {
         if raw.is_empty() {
             let example = "is missing; at least one is needed, such as \
                            - {listen: \"0.0.0.0:5432\", scope: demo, target: primary}";
@@ -380,7 +393,8 @@ impl Reader {
         let mut listeners: Vec<ListenerConfig> = Vec::new();
         for (at, raw) in raw.into_iter().enumerate() {
             let line = raw.listen.as_ref().map_or(0, |leaf| leaf.referenced.line());
-            let Some(listener) = self.listener(&format!("listeners[{at}]"), raw, falls_back) else {
+            let at_key = format!("listeners[{at}]");
+            let Some(listener) = self.listener(&at_key, raw, falls_back, tls) else {
                 continue;
             };
             let is_taken = |other: &ListenerConfig| {
@@ -401,28 +415,33 @@ impl Reader {
         listeners
     }
 
-    fn listener(&mut self, at: &str, raw: RawListener, falls_back: bool) -> Option<ListenerConfig> {
+    fn listener(
+        &mut self,
+        at: &str,
+        raw: RawListener,
+        falls_back: bool,
+        base: &TlsSection,
+    ) -> Option<ListenerConfig> {
         let key = |name: &str| format!("{at}.{name}");
         let mode = self.value(
             &key("mode"),
             raw.mode,
             "tcp, session, transaction or statement is allowed",
-            |v| match v.as_str()? {
-                "tcp" => Some(Mode::Tcp),
-                "session" => Some(Mode::Session),
-                "transaction" => Some(Mode::Transaction),
-                "statement" => Some(Mode::Statement),
-                _ => None,
-            },
+            mode_of,
         );
         let mode = mode.unwrap_or(Mode::Tcp);
-        let no_tls = match mode {
-            Mode::Tcp => "is not allowed in tcp mode: TLS passes through to PostgreSQL",
-            Mode::Session | Mode::Transaction | Mode::Statement => {
-                "is not available in this version: pooled modes speak in the clear"
+        let tls = match (mode, raw.tls) {
+            (Mode::Tcp, None) => TlsSection::default(),
+            (Mode::Tcp, Some(own)) => {
+                let why = "is not allowed in tcp mode: TLS passes through to PostgreSQL";
+                self.wrong(own.line(), &key("tls"), String::new(), why);
+                TlsSection::default()
+            }
+            (Mode::Session | Mode::Transaction | Mode::Statement, None) => base.clone(),
+            (Mode::Session | Mode::Transaction | Mode::Statement, Some(own)) => {
+                self.client_tls(&key("tls"), own, base)
             }
         };
-        self.not_yet(&key("tls"), raw.tls, no_tls);
         let listen = self.needed(&key("listen"), raw.listen, ADDRESS, address);
         let scope = self.needed(
             &key("scope"),
@@ -456,6 +475,7 @@ impl Reader {
             proxy_protocol,
             proxy_protocol_from,
             max_client_conn: max_client_conn.unwrap_or(DEFAULT_MAX_CLIENT_CONN),
+            tls,
         })
     }
 
@@ -493,6 +513,16 @@ impl Reader {
 }
 
 const ADDRESS: &str = "an IP address and port is allowed, such as 0.0.0.0:5432 or [::]:5432";
+
+fn mode_of(value: &Value) -> Option<Mode> {
+    match value.as_str()? {
+        "tcp" => Some(Mode::Tcp),
+        "session" => Some(Mode::Session),
+        "transaction" => Some(Mode::Transaction),
+        "statement" => Some(Mode::Statement),
+        _ => None,
+    }
+}
 
 pub(super) fn text(value: &Value) -> Option<String> {
     value.as_str().filter(|t| !t.is_empty()).map(str::to_owned)

@@ -100,6 +100,73 @@ users: {{batch: {{max_user_connections: 3}}}}
 }
 
 #[test]
+fn a_listener_has_the_tls_of_the_file_or_its_own() {
+    let pooled = SMALLEST
+        .replace("primary}", "primary, mode: session}")
+        .replace(
+            "replicas}",
+            "replicas, mode: transaction, tls: {mode: verify-ca, ca: /etc/ca.crt}}",
+        );
+    let text =
+        format!("{pooled}tls: {{client: {{mode: allow, cert: /etc/r.crt, key: /etc/r.key}}}}\n");
+    let config = RouterConfig::parse(&text).unwrap();
+    let [one, two] = &config.listeners[..] else {
+        panic!("two listeners");
+    };
+    assert_eq!(one.tls.mode, tls::TlsMode::Allow);
+    assert_eq!(two.tls.mode, tls::TlsMode::VerifyCa);
+    assert_eq!(one.tls.files.certificate, two.tls.files.certificate);
+    assert_eq!(
+        (one.tls.files.ca.is_some(), two.tls.files.ca.is_some()),
+        (false, true)
+    );
+}
+
+#[test]
+fn mistakes_of_tls_are_named() {
+    let text = format!("{SMALLEST}tls: {{client: {{mode: allow}}}}\n");
+    assert!(wrong(&text).starts_with("line 6: tls: is for listeners in mode session"));
+    let own = SMALLEST.replace("replicas}", "replicas, tls: {mode: allow}}");
+    assert_eq!(
+        wrong(&own),
+        "line 5: listeners[1].tls: is not allowed in tcp mode: TLS passes through to PostgreSQL"
+    );
+    let pooled = SMALLEST.replace(
+        "replicas}",
+        "replicas, mode: session, tls: {mode: verify-full}}",
+    );
+    let text = format!("{pooled}auth: {{file: x}}\ntls:\n  client: {{mode: always}}\n");
+    assert_eq!(
+        wrong(&text),
+        "\
+line 8: tls.client.mode is \"always\": disable, allow, prefer, require, verify-ca or verify-full is allowed
+line 5: listeners[1].tls.cert: is missing; TLS needs the file of the router's certificate
+line 5: listeners[1].tls.ca: is missing; verify-ca and verify-full need the file of the CA of the clients"
+    );
+    let folder = tempfile::tempdir().unwrap();
+    let users = folder.path().join("users");
+    std::fs::write(&users, "").unwrap();
+    let text = format!(
+        "{}auth: {{file: {}}}\ntls: {{client: {{mode: require, cert: /none.crt}}}}\n",
+        SMALLEST
+            .replace("}\n", ", mode: session}\n")
+            .replace("2379\", mode: session", "2379\""),
+        users.display()
+    );
+    let file = folder.path().join("router.yml");
+    std::fs::write(&file, text).unwrap();
+    let error = RouterConfig::load(&file).unwrap_err().to_string();
+    // Once, however many listeners have it.
+    assert_eq!(
+        error
+            .matches("line 7: tls.client: the certificate /none.crt cannot be used")
+            .count(),
+        1,
+        "{error}"
+    );
+}
+
+#[test]
 fn the_file_of_users_is_read_with_the_rest() {
     let folder = tempfile::tempdir().unwrap();
     let users = folder.path().join("userlist.txt");

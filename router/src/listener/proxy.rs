@@ -4,10 +4,10 @@ use std::net::{IpAddr, SocketAddr};
 
 use proxy_header::{Error, ParseConfig, ProxyHeader};
 use tokio::io::AsyncReadExt;
-use tokio::net::TcpStream;
 
 use crate::config::{Network, ProxyProtocol};
 use crate::error::SessionError;
+use crate::stream::Stream;
 
 /// The longest header taken: version 1 ends at 107 bytes, version 2 with its extras is cut off here.
 const MAX_HEADER: usize = 1024;
@@ -15,7 +15,7 @@ const MAX_HEADER: usize = 1024;
 /// Reads the header, if one may come, from `bytes` and then from the socket; leaves in `bytes` what follows
 /// it. Returns the client's own address.
 pub async fn accept(
-    client: &mut TcpStream,
+    client: &mut Stream,
     peer: SocketAddr,
     mode: ProxyProtocol,
     trusted: &[Network],

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::task::{Context, Waker};
+use std::task::Waker;
 
 use ring::rand::{SecureRandom, SystemRandom};
 use tokio::time::timeout;
@@ -64,8 +64,8 @@ impl Unparked {
 impl Pool {
     /// Takes an idle server that is as it was left.
     pub(super) fn unpark(&mut self, server: ServerId) -> Option<Unparked> {
-        let own = self.take(server)?;
-        if own.seat.notice().is_some() || !is_silent(&own) {
+        let mut own = self.take(server)?;
+        if own.seat.notice().is_some() || !own.stream.is_silent() {
             debug!(member = %own.way.member, "an idle server has closed or been cut");
             return None;
         }
@@ -194,9 +194,8 @@ impl Pool {
         }
         let dead: Vec<ServerId> = self
             .parked
-            .iter()
-            .filter(|(_, server)| !is_silent(server))
-            .map(|(id, _)| *id)
+            .iter_mut()
+            .filter_map(|(id, server)| (!server.stream.is_silent()).then_some(*id))
             .collect();
         for server in dead {
             self.state.drop_idle(server);
@@ -206,10 +205,4 @@ impl Pool {
         self.has_asked = false;
         self.state.maintain(now, effects);
     }
-}
-
-/// Whether an idle server has said nothing: neither a word nor its end.
-fn is_silent(server: &Server) -> bool {
-    let mut cx = Context::from_waker(Waker::noop());
-    server.stream.poll_read_ready(&mut cx).is_pending()
 }

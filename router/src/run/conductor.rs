@@ -23,6 +23,7 @@ use crate::cores::Cores;
 use crate::http::Shown;
 use crate::listener::{self, Event};
 use crate::pool::registry::Registry;
+use crate::tls::ClientTls;
 use crate::topology::transition::Rules;
 
 /// How long sessions may go on after SIGTERM, or after the ports were handed over.
@@ -64,8 +65,16 @@ impl Live {
                 .listeners
                 .iter()
                 .find(|l| l.listen.to_string() == listening.address);
-            if let Some(listener) = own {
-                listening.reload(listener, new.hold_timeout);
+            let Some(listener) = own else {
+                continue;
+            };
+            listening.reload(listener, new.hold_timeout);
+            match ClientTls::load(&listener.tls) {
+                Ok(tls) => listening.tls.replace(tls),
+                // Checked a moment ago: a file was changed meanwhile, and is looked at again.
+                Err(error) => {
+                    error!(listener = %listening.address, "the old TLS settings stay: {error}")
+                }
             }
         }
         if let (Some(registry), Some(pooling)) = (&self.registry, new.pooling) {

@@ -1,4 +1,4 @@
-//! The background services of the process: the topologies and the HTTP endpoint.
+//! The background services of the process: the topologies, the certificates and the HTTP endpoint.
 
 use std::net::TcpListener;
 use std::sync::Arc;
@@ -8,18 +8,20 @@ use pingora::server::ShutdownWatch;
 use pingora::services::background::BackgroundService;
 use tokio::sync::{Mutex, mpsc, watch};
 use tokio::task::JoinSet;
+use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
-use tracing::error;
+use tracing::{error, info};
 use trunkline_shared::dcs::Dcs;
 use trunkline_shared::dcs::etcd::{Etcd, EtcdConfig};
 use trunkline_shared::dcs::keys::Keys;
 use trunkline_shared::dcs::watch::follow;
 use trunkline_shared::service::http::{HttpClient, serve};
+use trunkline_shared::service::tls::FILES_LOOK;
 
 use super::DCS_BUDGETS;
 use crate::config::RouterConfig;
 use crate::http::{self, Shown};
-use crate::listener::Event;
+use crate::listener::{Event, Listening};
 use crate::topology::state_file::StateFile;
 use crate::topology::transition::Rules;
 use crate::topology::{Cluster, Keeper};
@@ -90,6 +92,51 @@ impl BackgroundService for Topologies {
             };
             let _ = self.events.send(Event::Defect(defect)).await;
         }
+    }
+}
+
+/// Looks at the files of TLS, and takes up those that have changed.
+pub(super) struct Certificates {
+    listenings: Vec<Arc<Listening>>,
+}
+
+impl Certificates {
+    pub(super) fn new(listenings: Vec<Arc<Listening>>) -> Self {
+        Self { listenings }
+    }
+}
+
+#[async_trait]
+impl BackgroundService for Certificates {
+    async fn start(&self, mut shutdown: ShutdownWatch) {
+        let mut look = interval(FILES_LOOK);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                _ = look.tick() => {}
+                _ = shutdown.changed() => return,
+            }
+            let listenings = self.listenings.clone();
+            // A disk that hangs holds up nothing else.
+            let looked = tokio::task::spawn_blocking(move || {
+                listenings.iter().for_each(|listening| renew(listening));
+            });
+            if let Err(defect) = looked.await {
+                error!("the certificates were not looked at: {defect}");
+            }
+        }
+    }
+}
+
+fn renew(listening: &Listening) {
+    let listener = &listening.address;
+    match listening.tls.current().renewed() {
+        Ok(None) => {}
+        Ok(Some(tls)) => {
+            info!(%listener, section = %tls.name(), "changed certificates are in force");
+            listening.tls.replace(tls);
+        }
+        Err(why) => error!(%listener, "the certificates from before stay in force: {why}"),
     }
 }
 

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use socket2::{SockRef, TcpKeepalive};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
@@ -101,7 +101,7 @@ pub async fn open(
     let stream = connect_to(&way.places).await;
     let stream = stream.map_err(|error| OpenFailed::Unreachable(Arc::new(error)))?;
     let mut server = Server {
-        stream,
+        stream: stream.into(),
         seat,
         way,
         key: CancelKey::default(),
@@ -135,7 +135,7 @@ async fn greet(
 ) -> Result<(), OpenFailed> {
     let broken = |_: io::Error| OpenFailed::Broken;
     let packet = messages::startup(&[("user", &identity.user), ("database", &identity.database)]);
-    server.stream.write_all(&packet).await.map_err(broken)?;
+    server.stream.send(&packet).await.map_err(broken)?;
     let mut login = ClientSide::new(&identity.user, identity.credential.clone(), nonce);
     let mut is_in = false;
     let mut bytes = Vec::with_capacity(2048);
@@ -154,7 +154,7 @@ async fn greet(
                     (login, reply) = prove(login, body).await?;
                     match reply {
                         Reply::Send(message) => {
-                            server.stream.write_all(&message).await.map_err(broken)?;
+                            server.stream.send(&message).await.map_err(broken)?;
                         }
                         Reply::Wait => {}
                         Reply::Done => is_in = true,

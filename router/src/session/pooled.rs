@@ -13,8 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::io::{AsyncWrite, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::io::AsyncWrite;
 
 use crate::config::pooling::Mode;
 use crate::error::SessionError;
@@ -33,6 +32,7 @@ use crate::session::pooled::hoard::Hoard;
 use crate::session::pooled::timeouts::Stay;
 use crate::session::relay::{BUFFER_BYTES, say};
 use crate::session::stranded::Stranded;
+use crate::stream::Stream;
 
 mod acquire;
 mod asked;
@@ -135,7 +135,7 @@ enum Step {
 
 /// One logged-in client.
 pub(super) struct Pooled {
-    client: TcpStream,
+    client: Stream,
     door: Arc<Door>,
     mailbox: Arc<Mailbox>,
     entered: Option<Entered>,
@@ -182,7 +182,7 @@ pub(super) struct Pooled {
 }
 
 impl Pooled {
-    fn new(client: TcpStream, door: Arc<Door>) -> Self {
+    fn new(client: Stream, door: Arc<Door>) -> Self {
         let pinned = (door.mode == Mode::Session).then_some(PinReason::SessionMode);
         Self {
             client,
@@ -318,6 +318,7 @@ impl Pooled {
                     && server.to_server.is_empty()
                     && server.inbound.left == 0
                     && server.inbound.carry.is_empty()
+                    && server.stream.is_empty()
             })
     }
 
@@ -370,7 +371,7 @@ impl Pooled {
         let is_at_boundary = self.is_at_boundary();
         self.server = None;
         let rest = std::mem::take(&mut self.to_client);
-        let flushed = tokio::time::timeout(FLUSH_TIME, self.client.write_all(rest.rest())).await;
+        let flushed = tokio::time::timeout(FLUSH_TIME, self.client.send(rest.rest())).await;
         if is_at_boundary && !self.is_explained && matches!(flushed, Ok(Ok(()))) {
             say(&mut self.client, &error).await;
         }
@@ -385,7 +386,7 @@ impl Pooled {
 }
 
 /// Writes as much as the peer takes. Whether nothing is left.
-fn flush(stream: &mut TcpStream, held: &mut HeldBack, cx: &mut Context<'_>) -> io::Result<bool> {
+fn flush(stream: &mut Stream, held: &mut HeldBack, cx: &mut Context<'_>) -> io::Result<bool> {
     while !held.is_empty() {
         match Pin::new(&mut *stream).poll_write(cx, held.rest()) {
             Poll::Ready(Ok(count)) => held.take(count),
@@ -393,12 +394,15 @@ fn flush(stream: &mut TcpStream, held: &mut HeldBack, cx: &mut Context<'_>) -> i
             Poll::Pending => return Ok(false),
         }
     }
-    Ok(true)
+    match Pin::new(stream).poll_flush(cx) {
+        Poll::Ready(sent) => sent.map(|()| true),
+        Poll::Pending => Ok(false),
+    }
 }
 
 /// Writes bytes, and holds back what the peer does not take.
 fn write_on(
-    stream: &mut TcpStream,
+    stream: &mut Stream,
     held: &mut HeldBack,
     bytes: &[u8],
     cx: &mut Context<'_>,

@@ -78,7 +78,7 @@ impl<'a> Reach<'a> {
                 .max(CONNECT_TIME);
             let attempt = tokio::select! {
                 attempt = self.attempt() => attempt,
-                () = gone(&client.stream) => return Err(SessionError::ClientGone),
+                () = gone(client.stream.socket()) => return Err(SessionError::ClientGone),
                 () = sleep(time) => {
                     let why = self.out_of_time();
                     return Err(self.refused(why, clock::now().since(began)));
@@ -109,7 +109,7 @@ impl<'a> Reach<'a> {
             tokio::select! {
                 _ = changed.changed() => {}
                 () = sleep(pause) => {}
-                () = gone(&client.stream) => return Err(SessionError::ClientGone),
+                () = gone(client.stream.socket()) => return Err(SessionError::ClientGone),
             }
             self.tried.clear();
         }

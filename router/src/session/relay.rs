@@ -348,7 +348,7 @@ async fn tell(
 }
 
 /// Tells the client an error and closes, as far as it listens.
-pub async fn say(client: &mut TcpStream, error: &SessionError) {
+pub async fn say(client: &mut (impl AsyncRead + AsyncWrite + Unpin), error: &SessionError) {
     if let Some(bytes) = error.to_client() {
         let told = tokio::time::timeout(LINGER, async {
             client.write_all(&bytes).await?;
@@ -363,7 +363,7 @@ pub async fn say(client: &mut TcpStream, error: &SessionError) {
 
 /// Reads and forgets what a client still sends: closing over unread bytes would send a reset, and the
 /// goodbye would be lost with it on some systems.
-async fn linger(client: &mut TcpStream) {
+async fn linger(client: &mut (impl AsyncRead + Unpin)) {
     let _ = tokio::time::timeout(LINGER, async {
         let mut scrap = [0; 1024];
         let mut seen = 0;

@@ -1,7 +1,8 @@
 //! A client that reads as PostgreSQL's own do.
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
+use trunkline_router::stream::Stream;
 
 use super::stack::{DEADLINE, Stack, startup};
 
@@ -9,7 +10,9 @@ impl Stack {
     /// A client that has sent nothing.
     pub async fn client(&self) -> Client {
         let stream = TcpStream::connect(self.address).await.unwrap();
-        Client { stream }
+        Client {
+            stream: stream.into(),
+        }
     }
 
     /// A client that is logged in.
@@ -26,13 +29,13 @@ pub const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 4, 210, 22, 47];
 
 /// A client.
 pub struct Client {
-    /// Its socket.
-    pub stream: TcpStream,
+    /// Its connection.
+    pub stream: Stream,
 }
 
 impl Client {
     pub async fn send(&mut self, bytes: &[u8]) {
-        self.stream.write_all(bytes).await.unwrap();
+        self.stream.send(bytes).await.unwrap();
     }
 
     /// Sends a simple query.

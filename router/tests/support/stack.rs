@@ -7,12 +7,14 @@ use std::time::Duration;
 use tokio::sync::watch;
 use trunkline_router::auth::users::Users;
 use trunkline_router::config::pooling::{Mode, PoolingConfig};
+use trunkline_router::config::tls::TlsSection;
 use trunkline_router::config::{ListenerConfig, Network, ProxyProtocol, RouterConfig};
 use trunkline_router::cores::Cores;
 use trunkline_router::listener::limits::Limits;
 use trunkline_router::listener::{self, Listening};
 use trunkline_router::pool::registry::Registry;
 use trunkline_router::route::TargetKind;
+use trunkline_router::tls::ClientTls;
 use trunkline_router::topology::state_file::StateFile;
 use trunkline_router::topology::transition::Rules;
 use trunkline_router::topology::{Cluster, Keeper, Published};
@@ -50,6 +52,8 @@ pub struct Setup {
     pub mode: Mode,
     /// The sections of pooled listeners, with the text of `auth.file` in its place.
     pub pooling: Option<String>,
+    /// What the listener's `tls` says.
+    pub tls: TlsSection,
 }
 
 impl Default for Setup {
@@ -61,6 +65,7 @@ impl Default for Setup {
             proxy_protocol: ProxyProtocol::Off,
             mode: Mode::Tcp,
             pooling: None,
+            tls: TlsSection::default(),
         }
     }
 }
@@ -87,12 +92,14 @@ impl Stack {
             proxy_protocol: setup.proxy_protocol,
             proxy_protocol_from: vec![Network::parse("127.0.0.0/8").unwrap()],
             max_client_conn: setup.max_client_conn,
+            tls: setup.tls,
         };
         let limits = Arc::new(Limits::default());
         let pooling = setup.pooling.as_deref().map(pooling_of);
         let registry = pooling.map(|pooling| Arc::new(Registry::new(pooling).unwrap()));
         let (hold, own) = (setup.hold_timeout, cluster.clone());
-        let listening = Listening::new(&config, hold, own, limits, registry);
+        let tls = ClientTls::load(&config.tls).unwrap();
+        let listening = Listening::new(&config, hold, own, limits, registry, tls);
         let listening = Arc::new(listening);
         let cores = Arc::new(Cores::start(2).unwrap());
         tokio::spawn(listener::accept(socket, listening.clone(), cores.clone()));

@@ -78,7 +78,7 @@ impl Pooled {
     ) -> Result<Option<Result<Lease, NoServer>>, SessionError> {
         let limit = self.door.config.pool.query_wait_timeout;
         let pool = self.route.map(|(_, pool)| pool);
-        let (client, mailbox) = (&self.client, &self.mailbox);
+        let (client, mailbox) = (self.client.socket(), &self.mailbox);
         let cancelled = poll_fn(|_| match mailbox.has_mail() && mailbox.take().is_cancel {
             true => Poll::Ready(()),
             false => Poll::Pending,
@@ -144,7 +144,7 @@ impl Pooled {
             let outcome = tokio::select! {
                 _ = changed.changed() => Ok(()),
                 () = sleep(limit - waited) => Ok(()),
-                () = gone(&self.client) => Err(SessionError::ClientGone),
+                () = gone(self.client.socket()) => Err(SessionError::ClientGone),
             };
             listening.metrics.held.decrement(1);
             outcome?;

@@ -25,6 +25,7 @@ impl Pooled {
             && server.to_server.is_empty()
             && server.inbound.left == 0
             && server.inbound.carry.is_empty()
+            && server.stream.is_empty()
             && self.left == 0;
         if !is_clean {
             // Dropped: what was asked may run on there, and what it answers is nobody's.
@@ -58,7 +59,7 @@ impl Pooled {
             return Ok(());
         };
         // What the kernel still holds for the old member must not reach it: a reset, not a close.
-        let _ = SockRef::from(&server.stream).set_linger(Some(Duration::ZERO));
+        let _ = SockRef::from(server.stream.socket()).set_linger(Some(Duration::ZERO));
         let error = SessionError::Ended {
             ending: notice.ending,
             has_outstanding: server.exchange.fate() == Fate::Unknown,

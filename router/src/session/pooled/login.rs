@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use rustls::ServerConfig;
+use tokio::io::AsyncReadExt;
 use tokio::time::timeout;
 
 use super::Pooled;
@@ -14,12 +15,13 @@ use crate::config::pooling::Mode;
 use crate::error::SessionError;
 use crate::listener::Listening;
 use crate::pool::registry::{NoRandomness, Registry, Report};
-use crate::protocol::messages::{self, AUTHENTICATION_OK, ENCRYPTION_REFUSED};
+use crate::protocol::messages::{self, AUTHENTICATION_OK, ENCRYPTION_REFUSED, TLS_ACCEPTED};
 use crate::protocol::settings::{Settings, tracked};
 use crate::protocol::splice::head;
 use crate::protocol::startup::{First, Parameters, parameters};
 use crate::route::TargetKind;
 use crate::session::{Client, first_packet, in_startup_time, meet, send};
+use crate::tls::ALPN;
 
 /// The newest minor version of the protocol that is spoken.
 const MINOR: u16 = 2;
@@ -87,8 +89,12 @@ async fn begin(
     has_place: bool,
 ) -> Result<Option<Begun>, SessionError> {
     meet(listening, client).await?;
-    let Some((minor, asked)) = startup(listening, registry, client).await? else {
-        return Ok(None);
+    let (minor, asked) = match in_startup_time(startup(listening, client)).await? {
+        Asked::LogIn(minor, asked) => (minor, asked),
+        Asked::Cancel(packet) => {
+            cancel_one(listening, registry, &packet).await;
+            return Ok(None);
+        }
     };
     if !has_place {
         return Err(SessionError::TooManyClients {
@@ -124,35 +130,70 @@ async fn begin(
     }))
 }
 
-/// The start-up packet; `None` for a cancel request.
-async fn startup(
-    listening: &Arc<Listening>,
-    registry: &Arc<Registry>,
-    client: &mut Client,
-) -> Result<Option<(u16, Parameters)>, SessionError> {
+/// What a client asks for once it is clear how it is spoken to.
+enum Asked {
+    LogIn(u16, Parameters),
+    Cancel(Vec<u8>),
+}
+
+/// The packets up to the start-up packet, or to a cancel request.
+async fn startup(listening: &Listening, client: &mut Client) -> Result<Asked, SessionError> {
+    let tls = listening.tls.current();
     let mut asked = [false; 2];
     loop {
-        let (first, length) = in_startup_time(first_packet(client)).await?;
+        let (first, length) = first_packet(client).await?;
         let packet: Vec<u8> = client.bytes.drain(..length).collect();
-        match first {
-            First::Ssl | First::Gss => {
+        match (first, tls.settings()) {
+            (First::Ssl | First::Gss, settings) => {
                 let kind = usize::from(first == First::Gss);
-                if std::mem::replace(&mut asked[kind], true) {
+                if std::mem::replace(&mut asked[kind], true) || client.stream.is_encrypted() {
                     return Err(SessionError::EncryptionTwice);
                 }
-                send(&mut client.stream, ENCRYPTION_REFUSED).await?;
+                match settings.filter(|_| first == First::Ssl) {
+                    // What was not read yet is the beginning of the handshake, or breaks it.
+                    Some(_) if !client.bytes.is_empty() => return Err(SessionError::EarlyData),
+                    Some(settings) => {
+                        send(&mut client.stream, &[TLS_ACCEPTED]).await?;
+                        shake_hands(client, settings.clone()).await?;
+                    }
+                    None => send(&mut client.stream, ENCRYPTION_REFUSED).await?,
+                }
             }
-            First::DirectTls => return Err(SessionError::NotPooled("TLS")),
-            First::OldProtocol { major, minor } => {
+            (First::DirectTls, Some(settings)) if !asked[0] && !client.stream.is_encrypted() => {
+                shake_hands(client, settings.clone()).await?;
+                if client.stream.session().and_then(|tls| tls.alpn_protocol()) != Some(ALPN) {
+                    let why = "it began without being asked for, and ALPN did not name postgresql";
+                    return Err(SessionError::Handshake(why.to_owned()));
+                }
+            }
+            (First::DirectTls, _) => {
+                let why = "it began where TLS is off or was begun already (tls.client.mode)";
+                return Err(SessionError::Handshake(why.to_owned()));
+            }
+            (First::OldProtocol { major, minor }, _) => {
                 return Err(SessionError::OldProtocol { major, minor });
             }
-            First::Cancel => {
-                cancel_one(listening, registry, &packet).await;
-                return Ok(None);
+            (First::Cancel, _) => return Ok(Asked::Cancel(packet)),
+            (First::Startup { minor }, _) => {
+                let asked = parameters(&packet)?;
+                if tls.is_required() && !client.stream.is_encrypted() {
+                    return Err(SessionError::NotEncrypted {
+                        address: client.peer.ip(),
+                        user: asked.user,
+                        database: asked.database,
+                    });
+                }
+                return Ok(Asked::LogIn(minor, asked));
             }
-            First::Startup { minor } => return Ok(Some((minor, parameters(&packet)?))),
         }
     }
+}
+
+/// Begins TLS. What was read in the clear and belongs to the handshake is taken along.
+async fn shake_hands(client: &mut Client, settings: Arc<ServerConfig>) -> Result<(), SessionError> {
+    let early = std::mem::take(&mut client.bytes);
+    let shaken = client.stream.accept(settings, &early).await;
+    shaken.map_err(|why| SessionError::Handshake(why.to_string()))
 }
 
 /// A key that a session here was given reaches that session. Any other goes nowhere: PostgreSQL's own keys are
@@ -258,7 +299,7 @@ impl Pooled {
     }
 
     async fn send(&mut self, bytes: &[u8]) -> Result<(), SessionError> {
-        let sent = self.client.write_all(bytes).await;
+        let sent = self.client.send(bytes).await;
         sent.map_err(|_| SessionError::ClientGone)
     }
 

@@ -1,0 +1,105 @@
+//! What the `tls` sections come to: settings of rustls made of the files, replaced while sessions use the old ones.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use rustls::ServerConfig;
+use rustls::server::NoServerSessionStorage;
+use trunkline_shared::service::tls::{self, ClientCertificates, Stamp, TlsError};
+
+use crate::config::tls::{TlsMode, TlsSection};
+
+/// The protocol's name in ALPN. A client that begins with TLS must name it; one that names others only is
+/// refused: what it sends was meant for somebody else.
+pub const ALPN: &[u8] = b"postgresql";
+
+/// A section, and its files as they were when they were read.
+#[derive(Debug, Default)]
+struct Source {
+    section: TlsSection,
+    stamps: Vec<Option<Stamp>>,
+}
+
+impl Source {
+    /// Before the files are read: what changes meanwhile is seen at the next look.
+    fn of(section: &TlsSection) -> Self {
+        Self {
+            stamps: stamps(section),
+            section: section.clone(),
+        }
+    }
+
+    fn has_changed(&self) -> bool {
+        stamps(&self.section) != self.stamps
+    }
+}
+
+fn stamps(section: &TlsSection) -> Vec<Option<Stamp>> {
+    let files = section
+        .files
+        .named()
+        .filter(|_| section.mode > TlsMode::Disable);
+    files.map(|file: &Path| Stamp::of(file)).collect()
+}
+
+/// How a listener speaks to its clients.
+#[derive(Debug, Default)]
+pub struct ClientTls {
+    source: Source,
+    settings: Option<Arc<ServerConfig>>,
+}
+
+impl ClientTls {
+    /// Reads the files.
+    ///
+    /// # Errors
+    /// Names the file and what is wrong with it.
+    pub fn load(section: &TlsSection) -> Result<Self, TlsError> {
+        let source = Source::of(section);
+        let certificates = match section.mode {
+            TlsMode::Disable => {
+                return Ok(Self {
+                    source,
+                    settings: None,
+                });
+            }
+            TlsMode::Allow | TlsMode::Prefer | TlsMode::Require => ClientCertificates::Ignore,
+            TlsMode::VerifyCa | TlsMode::VerifyFull => ClientCertificates::Required,
+        };
+        let mut settings = tls::server(&section.files, certificates)?;
+        settings.alpn_protocols = vec![ALPN.to_vec()];
+        // As PostgreSQL: no client of it resumes, and what is kept for that would cost memory.
+        settings.session_storage = Arc::new(NoServerSessionStorage {});
+        settings.send_tls13_tickets = 0;
+        Ok(Self {
+            source,
+            settings: Some(Arc::new(settings)),
+        })
+    }
+
+    /// The same from the files as they are now, if one of them has changed.
+    ///
+    /// # Errors
+    /// As [`ClientTls::load`].
+    pub fn renewed(&self) -> Result<Option<Self>, TlsError> {
+        let renewed = self.source.has_changed();
+        renewed
+            .then(|| Self::load(&self.source.section))
+            .transpose()
+    }
+
+    /// What a handshake needs; `None` where TLS is off.
+    pub fn settings(&self) -> Option<&Arc<ServerConfig>> {
+        self.settings.as_ref()
+    }
+
+    /// Whether nobody logs in without TLS.
+    pub fn is_required(&self) -> bool {
+        self.source.section.mode >= TlsMode::Require
+    }
+
+    /// The key of its section.
+    pub fn name(&self) -> &str {
+        &self.source.section.at.0
+    }
+}

@@ -1,0 +1,226 @@
+//! Clients under TLS: who gets it, who must have it, and what is not believed before it.
+
+use trunkline_router::config::ProxyProtocol;
+use trunkline_router::config::tls::{TlsMode, TlsSection};
+use trunkline_router::stream::Stream;
+use trunkline_router::tls::ClientTls;
+use trunkline_shared::service::tls::{self, ServerCheck, TlsFiles};
+
+use super::support::certificates::Certificates;
+use super::*;
+
+fn setup(mode: TlsMode, files: TlsFiles) -> Setup {
+    Setup {
+        mode: Mode::Transaction,
+        pooling: Some(ONE.to_owned()),
+        tls: TlsSection {
+            mode,
+            files,
+            ..TlsSection::default()
+        },
+        ..Setup::default()
+    }
+}
+
+async fn encrypted_by(setup: Setup) -> (Stack, FakePostgres) {
+    let a = FakePostgres::start(false).await;
+    let stack = Stack::start(setup).await;
+    stack.lead("a", a.address).await;
+    (stack, a)
+}
+
+/// A listener with TLS in this mode, and a leader behind.
+async fn encrypted(mode: TlsMode, files: TlsFiles) -> (Stack, FakePostgres) {
+    encrypted_by(setup(mode, files)).await
+}
+
+/// What a client trusts, and shows if it has something.
+fn trusting(ca: &Certificates, own: Option<TlsFiles>) -> rustls::ClientConfig {
+    let files = TlsFiles {
+        ca: Some(ca.file("ca.crt")),
+        ..own.unwrap_or_default()
+    };
+    tls::client(&files, ServerCheck::IssuerAndName).unwrap()
+}
+
+async fn shake_hands(client: &mut Client, settings: rustls::ClientConfig) -> std::io::Result<()> {
+    let name = "localhost".try_into().unwrap();
+    let connecting = client.stream.connect(settings.into(), name);
+    tokio::time::timeout(DEADLINE, connecting).await.unwrap()
+}
+
+/// A client under TLS, that was answered `S`.
+async fn secret(stack: &Stack, settings: rustls::ClientConfig) -> std::io::Result<Client> {
+    let mut client = stack.client().await;
+    client.send(&SSL_REQUEST).await;
+    client.expect(b"S").await;
+    shake_hands(&mut client, settings).await?;
+    Ok(client)
+}
+
+#[tokio::test]
+async fn who_asks_for_tls_gets_it_and_who_does_not_goes_on_in_the_clear() {
+    let ca = Certificates::new();
+    let (stack, mut a) = encrypted(TlsMode::Allow, ca.issue("router")).await;
+    let mut one = secret(&stack, trusting(&ca, None)).await.unwrap();
+    one.send(&startup("app")).await;
+    one.ready().await;
+    let mut two = stack.session().await;
+    for _ in 0..3 {
+        assert_eq!(ask(&mut one, "begin").await, "CZT");
+        two.query("select 2").await;
+        assert_eq!(ask(&mut one, "commit").await, "CZI");
+        assert_eq!(answer(&mut two).await, "CZI");
+    }
+    // More than any buffer holds, to one that does not read; then everything.
+    one.query("rows 20000").await;
+    a.until(|seen| seen.queries.len() == 10).await;
+    assert_eq!(answer(&mut one).await.len(), 20_002);
+    // And from the client, in pieces that end anywhere.
+    let long = query(&format!("select '{}'", "x".repeat(200_000)));
+    for piece in long.chunks(70_001) {
+        one.send(piece).await;
+    }
+    assert_eq!(answer(&mut one).await, "CZI");
+    // A second request for it, inside.
+    let mut three = secret(&stack, trusting(&ca, None)).await.unwrap();
+    three.send(&SSL_REQUEST).await;
+    assert_eq!(three.fatal().await.0, "08P01");
+}
+
+#[tokio::test]
+async fn tls_that_begins_unasked_must_name_the_protocol() {
+    let ca = Certificates::new();
+    let (stack, _a) = encrypted(TlsMode::Require, ca.issue("router")).await;
+    let mut settings = trusting(&ca, None);
+    settings.alpn_protocols = vec![b"postgresql".to_vec()];
+    let mut client = stack.client().await;
+    shake_hands(&mut client, settings.clone()).await.unwrap();
+    client.send(&startup("app")).await;
+    client.ready().await;
+    assert_eq!(ask(&mut client, "select 1").await, "CZI");
+    // One that names nothing, and one that names something else, even if it asks first.
+    let mut client = stack.client().await;
+    shake_hands(&mut client, trusting(&ca, None)).await.unwrap();
+    assert_eq!(client.rest().await, b"");
+    settings.alpn_protocols = vec![b"http/1.1".to_vec()];
+    assert!(secret(&stack, settings).await.is_err());
+}
+
+#[tokio::test]
+async fn where_tls_is_demanded_a_log_in_in_the_clear_is_refused() {
+    let ca = Certificates::new();
+    let (stack, _a) = encrypted(TlsMode::Require, ca.issue("router")).await;
+    let mut client = stack.client().await;
+    client.send(&startup("app")).await;
+    let (code, text) = client.fatal().await;
+    assert_eq!(code, "28000");
+    let words = "no pg_hba.conf entry for host \"127.0.0.1\", user \"app\", database \"app\", no encryption";
+    assert_eq!(text, words);
+    // A request for GSS is refused, and TLS may still follow it.
+    let mut client = stack.client().await;
+    client.send(&[0, 0, 0, 8, 4, 210, 22, 48]).await;
+    client.expect(b"N").await;
+    client.send(&SSL_REQUEST).await;
+    client.expect(b"S").await;
+    shake_hands(&mut client, trusting(&ca, None)).await.unwrap();
+    client.send(&startup("app")).await;
+    client.ready().await;
+}
+
+#[tokio::test]
+async fn a_certificate_is_demanded_of_clients_where_it_is_to_be_verified() {
+    let ca = Certificates::new();
+    let (stack, _a) = encrypted(TlsMode::VerifyCa, ca.issue("router")).await;
+    let known = trusting(&ca, Some(ca.issue("app")));
+    let mut client = secret(&stack, known).await.unwrap();
+    client.send(&startup("app")).await;
+    client.ready().await;
+    let other = Certificates::new();
+    let stranger = other.issue("app");
+    for settings in [trusting(&ca, None), trusting(&ca, Some(stranger))] {
+        // In TLS 1.3 the client hears of it after its own handshake.
+        if let Ok(mut client) = secret(&stack, settings).await {
+            assert_eq!(client.rest().await, b"");
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_comes_in_the_clear_before_the_handshake_is_never_used() {
+    let ca = Certificates::new();
+    let setup = Setup {
+        proxy_protocol: ProxyProtocol::Accept,
+        ..setup(TlsMode::Allow, ca.issue("router"))
+    };
+    let (stack, _a) = encrypted_by(setup).await;
+    // The router has read it, since it looks for a PROXY header there.
+    let header = b"PROXY TCP4 127.0.0.1 127.0.0.1 5 6\r\n";
+    let mut client = stack.client().await;
+    let smuggled = [&header[..], &SSL_REQUEST, &startup("app")].concat();
+    client.send(&smuggled).await;
+    let (code, text) = client.fatal().await;
+    assert_eq!(code, "08P01");
+    assert!(text.contains("unencrypted data"), "{text}");
+    // It is in the socket still, or comes after the answer: it is no handshake.
+    let (stack, _a) = encrypted(TlsMode::Allow, ca.issue("router")).await;
+    for early in [&startup("app")[..], b"", b"\x16\x03"] {
+        let mut client = stack.client().await;
+        client.send(&SSL_REQUEST).await;
+        client.send(early).await;
+        client.expect(b"S").await;
+        client.send(&startup("app")).await;
+        let said = client.rest().await;
+        // Nothing but an alert.
+        assert_eq!(said.first(), Some(&21), "{said:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_handshake_that_never_ends_and_one_that_is_too_long_end_only_their_sender() {
+    let ca = Certificates::new();
+    let (stack, _a) = encrypted(TlsMode::Allow, ca.issue("router")).await;
+    let mut good = secret(&stack, trusting(&ca, None)).await.unwrap();
+    good.send(&startup("app")).await;
+    good.ready().await;
+    let mut silent = stack.client().await;
+    silent.send(&SSL_REQUEST).await;
+    silent.expect(b"S").await;
+    // The first half of a record.
+    silent.send(&[22, 3, 1, 2, 0, 1]).await;
+    // A ClientHello that claims 16 MB, in whole records.
+    let mut huge = stack.client().await;
+    huge.send(&SSL_REQUEST).await;
+    huge.expect(b"S").await;
+    let mut record = vec![22, 3, 1, 0x40, 0, 1, 0xff, 0xff, 0xff];
+    record.resize(5 + 0x4000, 0);
+    for _ in 0..64 {
+        // It is refused long before the last.
+        if huge.stream.send(&record).await.is_err() {
+            break;
+        }
+    }
+    huge.rest().await;
+    assert_eq!(ask(&mut good, "select 1").await, "CZI");
+    silent.rest().await;
+    assert_eq!(ask(&mut good, "select 1").await, "CZI");
+}
+
+#[tokio::test]
+async fn a_changed_certificate_is_in_force_for_those_who_come_later() {
+    let ca = Certificates::new();
+    let (stack, _a) = encrypted(TlsMode::Allow, ca.issue("router")).await;
+    let mut before = secret(&stack, trusting(&ca, None)).await.unwrap();
+    before.send(&startup("app")).await;
+    before.ready().await;
+    assert!(stack.listening.tls.current().renewed().unwrap().is_none());
+    ca.issue("router");
+    let renewed: ClientTls = stack.listening.tls.current().renewed().unwrap().unwrap();
+    stack.listening.tls.replace(renewed);
+    let after = secret(&stack, trusting(&ca, None)).await.unwrap();
+    let shown = |stream: &Stream| stream.session().unwrap().peer_certificates().unwrap()[0].clone();
+    assert_ne!(shown(&before.stream), shown(&after.stream));
+    assert_eq!(ask(&mut before, "select 1").await, "CZI");
+    std::fs::write(ca.file("router.crt"), "no certificate").unwrap();
+    assert!(stack.listening.tls.current().renewed().is_err());
+}
