@@ -12,13 +12,15 @@ use std::sync::Arc;
 use secrecy::{ExposeSecret, SecretString};
 use subtle::ConstantTimeEq;
 
+use crate::auth::certificate::Binding;
 use crate::auth::md5::Md5Secret;
 use crate::auth::scram::{
     ClientExchange, Keys, MAX_ITERATIONS, Password, ServerExchange, Verifier,
 };
-use crate::auth::users::{Look, Users};
+use crate::auth::users::{Look, User};
 use crate::protocol::messages;
 
+pub mod certificate;
 pub mod md5;
 pub mod scram;
 pub mod users;
@@ -84,6 +86,24 @@ pub enum Step {
 #[error("authentication: {0}")]
 pub struct Malformed(pub &'static str);
 
+/// What an exchange with a client begins with.
+pub struct Beginning<'a> {
+    /// How the client proves who it is.
+    pub method: Method,
+    /// Who it says it is.
+    pub name: &'a str,
+    /// That user, if there is one.
+    pub user: Option<&'a User>,
+    /// How the exchange looks where there is none.
+    pub look: Look,
+    /// Used for this exchange only.
+    pub random: &'a [u8; RANDOM_BYTES],
+    /// The secret from which the answers for unknown users are derived.
+    pub mock: &'a [u8; 32],
+    /// What SCRAM may be bound to; under TLS.
+    pub binding: Option<Binding>,
+}
+
 /// The exchange with one client, on the side of the server.
 pub struct ServerSide {
     state: State,
@@ -100,19 +120,22 @@ enum State {
 }
 
 impl ServerSide {
-    /// Begins. `mock` is a secret of this process from which the answers for unknown users are derived.
-    pub fn begin(
-        method: Method,
-        users: &Users,
-        name: &str,
-        random: &[u8; RANDOM_BYTES],
-        mock: &[u8; 32],
-    ) -> (Self, Step) {
-        let user = users.find(name);
+    /// Begins.
+    pub fn begin(beginning: Beginning<'_>) -> (Self, Step) {
+        let Beginning {
+            method,
+            name,
+            user,
+            look,
+            random,
+            mock,
+            binding,
+        } = beginning;
         let scram = |verifier: Arc<Verifier>, is_known: bool| {
-            let exchange = ServerExchange::new(verifier, is_known, random);
+            let exchange = ServerExchange::new(verifier, is_known, random).offering(binding);
+            let ask = messages::ask_sasl(exchange.mechanisms());
             let state = State::ScramFirst(Box::new(exchange));
-            (Self { state }, Step::Ask(messages::ask_sasl()))
+            (Self { state }, Step::Ask(ask))
         };
         let md5 = |secret: Option<Md5Secret>| {
             let [a, b, c, d, ..] = *random;
@@ -120,12 +143,22 @@ impl ServerSide {
             let state = State::Md5 { secret, salt };
             (Self { state }, Step::Ask(messages::ask_md5(salt)))
         };
-        let nobody = || match users.mock_look(method, name, mock) {
-            Look::Md5 => md5(None),
-            Look::Scram(shape) => scram(Arc::new(Verifier::mock(name, mock, shape)), false),
-        };
-        match (method, user) {
-            (Method::Trust, user) => {
+        let verifier = user.and_then(|user| match (method, user.secret()) {
+            (Method::Trust, _) => None,
+            (Method::ScramSha256, _) => user.verifier(name, mock),
+            (Method::Md5, Secret::Scram(verifier)) => Some(verifier.clone()),
+            (Method::Md5, Secret::Plain(_) | Secret::Md5(_) | Secret::Empty) => None,
+        });
+        let secret = user.and_then(|user| match (method, user.secret()) {
+            (Method::Md5, Secret::Md5(secret)) => Some(*secret),
+            (Method::Md5, Secret::Plain(password)) => {
+                Some(Md5Secret::derive(name, password.expose_secret()))
+            }
+            (Method::Md5, Secret::Scram(_) | Secret::Empty)
+            | (Method::ScramSha256 | Method::Trust, _) => None,
+        });
+        match (method, verifier, secret, look) {
+            (Method::Trust, ..) => {
                 let state = State::Over;
                 let step = match user {
                     Some(_) => Step::Proven(Proven::default(), Vec::new()),
@@ -133,19 +166,12 @@ impl ServerSide {
                 };
                 (Self { state }, step)
             }
-            (Method::ScramSha256, user) => match user.and_then(|user| user.verifier(name, mock)) {
-                Some(verifier) => scram(verifier, true),
-                None => nobody(),
-            },
-            (Method::Md5, None) => nobody(),
-            (Method::Md5, Some(user)) => match user.secret() {
-                Secret::Empty => nobody(),
-                Secret::Scram(verifier) => scram(verifier.clone(), true),
-                Secret::Md5(secret) => md5(Some(*secret)),
-                Secret::Plain(password) => {
-                    md5(Some(Md5Secret::derive(name, password.expose_secret())))
-                }
-            },
+            (_, Some(verifier), _, _) => scram(verifier, true),
+            (_, None, Some(secret), _) => md5(Some(secret)),
+            (_, None, None, Look::Md5) => md5(None),
+            (_, None, None, Look::Scram(shape)) => {
+                scram(Arc::new(Verifier::mock(name, mock, shape)), false)
+            }
         }
     }
 
@@ -169,7 +195,7 @@ impl ServerSide {
                 })
             }
             State::ScramFirst(mut exchange) => {
-                let first = initial_response(body)?;
+                let first = initial_response(&mut exchange, body)?;
                 let reply = exchange.first(first)?;
                 self.state = State::ScramLast(exchange);
                 Ok(Step::Ask(messages::sasl_continue(reply.as_bytes())))
@@ -186,13 +212,18 @@ impl ServerSide {
     }
 }
 
-/// The data of a SASLInitialResponse for the one mechanism that is offered.
-fn initial_response(body: &[u8]) -> Result<&[u8], Malformed> {
-    let Some(rest) = body.strip_prefix(b"SCRAM-SHA-256\0") else {
+/// The data of a SASLInitialResponse for a mechanism that is offered.
+fn initial_response<'a>(
+    exchange: &mut ServerExchange,
+    body: &'a [u8],
+) -> Result<&'a [u8], Malformed> {
+    let end = body.iter().position(|b| *b == 0).map_or(0, |end| end + 1);
+    let (mechanism, rest) = body.split_at(end);
+    if !exchange.choose(mechanism) {
         return Err(Malformed(
             "the client chose a mechanism that was not offered",
         ));
-    };
+    }
     let (length, data) = rest
         .split_at_checked(4)
         .ok_or(Malformed("the initial response is cut short"))?;
@@ -280,6 +311,7 @@ pub struct ClientSide {
     user: String,
     credential: Arc<Credential>,
     nonce: [u8; RANDOM_BYTES],
+    binding: Option<Binding>,
     has_begun: bool,
     scram: Option<Box<ClientExchange>>,
     is_verified: bool,
@@ -292,10 +324,17 @@ impl ClientSide {
             user: user.to_owned(),
             credential,
             nonce,
+            binding: None,
             has_begun: false,
             scram: None,
             is_verified: false,
         }
+    }
+
+    /// Binds SCRAM to this, where the server offers it.
+    pub fn over(mut self, binding: Option<Binding>) -> Self {
+        self.binding = binding;
+        self
     }
 
     /// Whether the answer to this body costs thousands of hashes.
@@ -358,7 +397,9 @@ impl ClientSide {
 
     fn sasl(&mut self, mechanisms: &[u8]) -> Result<Reply, NoLogin> {
         self.begins()?;
-        if !mechanisms.split(|b| *b == 0).any(|m| m == b"SCRAM-SHA-256") {
+        let offers = |name: &[u8]| mechanisms.split(|b| *b == 0).any(|m| m == name);
+        let is_bound = self.binding.is_some() && offers(b"SCRAM-SHA-256-PLUS");
+        if !is_bound && !offers(b"SCRAM-SHA-256") {
             return Err(NoLogin::Method("SASL without SCRAM-SHA-256"));
         }
         let exchange = match &*self.credential {
@@ -372,7 +413,8 @@ impl ClientSide {
                 });
             }
         };
-        let first = messages::sasl_initial(exchange.first().as_bytes());
+        let exchange = exchange.bound_to(self.binding.take(), is_bound);
+        let first = messages::sasl_initial(exchange.mechanism(), exchange.first().as_bytes());
         self.scram = Some(Box::new(exchange));
         Ok(Reply::Send(first))
     }

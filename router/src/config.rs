@@ -9,13 +9,13 @@ use std::time::Duration;
 use trunkline_shared::cluster::ClusterName;
 use trunkline_shared::dcs::etcd::EtcdConfig;
 pub use trunkline_shared::service::network::Network;
-use trunkline_shared::service::tls::TlsFiles;
+use trunkline_shared::service::tls::{TlsError, TlsFiles};
 
 use crate::auth::users::Users;
 use crate::config::pooling::{Mode, PoolingConfig};
 use crate::config::tls::TlsSection;
 use crate::route::TargetKind;
-use crate::tls::ClientTls;
+use crate::tls::{ClientTls, ServerTls};
 
 pub mod pooling;
 mod raw;
@@ -209,20 +209,26 @@ impl RouterConfig {
     /// Whether the files of TLS are there and fit together.
     fn check_files(&self) -> Result<(), Vec<Mistake>> {
         let mut mistakes: Vec<Mistake> = Vec::new();
-        for listener in &self.listeners {
-            if let Err(why) = ClientTls::load(&listener.tls) {
-                let (key, line) = listener.tls.at.clone();
-                let mistake = Mistake {
-                    line,
-                    key,
-                    value: String::new(),
-                    allowed: why.to_string(),
-                };
-                // Listeners that share a section share its mistakes.
-                if !mistakes.contains(&mistake) {
-                    mistakes.push(mistake);
-                }
+        let mut check = |section: &TlsSection, loaded: Result<(), TlsError>| {
+            let Err(why) = loaded else { return };
+            let (key, line) = section.at.clone();
+            let mistake = Mistake {
+                line,
+                key,
+                value: String::new(),
+                allowed: why.to_string(),
+            };
+            // Listeners that share a section share its mistakes.
+            if !mistakes.contains(&mistake) {
+                mistakes.push(mistake);
             }
+        };
+        for listener in &self.listeners {
+            check(&listener.tls, ClientTls::load(&listener.tls).map(|_| ()));
+        }
+        if let Some(pooling) = &self.pooling {
+            let section = &pooling.tls_server;
+            check(section, ServerTls::load(section).map(|_| ()));
         }
         match mistakes.is_empty() {
             true => Ok(()),

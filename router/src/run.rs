@@ -27,7 +27,7 @@ use crate::pool::registry::{NoRandomness, Registry};
 use crate::run::conductor::{Conductor, Live, Origin, Switches};
 use crate::run::hand_over::{Meeting, READY_WITHIN};
 use crate::run::services::{Certificates, Http, Topologies};
-use crate::tls::ClientTls;
+use crate::tls::{ClientTls, ServerTls};
 use crate::topology::Cluster;
 use crate::topology::state_file::StateFile;
 use crate::topology::transition::Rules;
@@ -136,7 +136,7 @@ pub fn run(config: RouterConfig, file: PathBuf, is_upgrade: bool) -> Result<(), 
         events,
     );
     server.add_service(background_service("topology", topologies));
-    let certificates = Certificates::new(shown.listenings.clone());
+    let certificates = Certificates::new(shown.listenings.clone(), registry.clone());
     server.add_service(background_service("certificates", certificates));
     server.add_service(background_service(
         "http",
@@ -226,9 +226,12 @@ fn pingora_server(folder: &Path, upgrade_socket: &str, is_upgrade: bool) -> Serv
 }
 
 /// What pooled listeners share, if there are any.
-fn registry_of(config: &RouterConfig) -> Result<Option<Arc<Registry>>, NoRandomness> {
-    let registry = config.pooling.clone().map(Registry::new).transpose()?;
-    Ok(registry.map(Arc::new))
+fn registry_of(config: &RouterConfig) -> Result<Option<Arc<Registry>>, RunError> {
+    let Some(pooling) = config.pooling.clone() else {
+        return Ok(None);
+    };
+    let tls = ServerTls::load(&pooling.tls_server)?;
+    Ok(Some(Arc::new(Registry::new(pooling, tls)?)))
 }
 
 fn clusters_of(config: &RouterConfig) -> Vec<Arc<Cluster>> {

@@ -6,11 +6,12 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use trunkline_shared::cluster::{MemberName, Moment};
+use trunkline_shared::service::tls::Reloadable;
 
 use crate::held_back::HeldBack;
 use crate::lanes::{Lanes, Seat};
@@ -19,9 +20,12 @@ use crate::protocol::exchange::{Exchange, Heard};
 use crate::protocol::messages::{self, TERMINATE};
 use crate::protocol::settings::Settings;
 use crate::protocol::splice::head;
+use crate::server::encryption::encrypt;
 use crate::stream::{Detached, Stream};
+use crate::tls::ServerTls;
 use crate::topology::routing_table::LaneId;
 
+mod encryption;
 pub mod login;
 
 /// How long a server has for a query that the router asks of itself.
@@ -45,6 +49,8 @@ pub struct Way {
     pub is_writer: bool,
     /// Limits of the process.
     pub limits: Arc<Limits>,
+    /// How PostgreSQL is spoken to.
+    pub tls: Arc<Reloadable<ServerTls>>,
 }
 
 /// What a server is known by to those who cancel its query.
@@ -354,22 +360,31 @@ pub enum Cancelled {
     Doubtful,
 }
 
-/// Sends a cancel request and waits until the server has dealt with it, for two times [`CONNECT_TIME`] at most
-/// where one of its addresses answers.
-pub async fn cancel(way: Arc<Way>, key: CancelKey) -> Cancelled {
+/// Sends a cancel request and waits until the server has dealt with it, for three times [`CONNECT_TIME`] at most
+/// where one of its addresses answers. A key that was told under TLS is not shown in the clear.
+pub async fn cancel(way: Arc<Way>, key: CancelKey, is_encrypted: bool) -> Cancelled {
     let request = messages::cancel(key.process, &key.secret);
     for place in &way.places {
         let connected = timeout(CONNECT_TIME, TcpStream::connect(place)).await;
-        let Ok(Ok(mut stream)) = connected else {
+        let Ok(Ok(socket)) = connected else {
             continue;
         };
-        if stream.write_all(&request).await.is_err() {
+        let mut stream = Stream::from(socket);
+        if is_encrypted {
+            let encrypted = timeout(CONNECT_TIME, encrypt(&mut stream, &way)).await;
+            if !matches!(encrypted, Ok(Ok(()))) || !stream.is_encrypted() {
+                continue;
+            }
+        }
+        if stream.send(&request).await.is_err() {
             return Cancelled::Doubtful;
         }
         // PostgreSQL says nothing, and closes the connection once it has sent the signal.
         let ended = timeout(CONNECT_TIME, stream.read(&mut [0])).await;
         return match ended {
             Ok(Ok(0)) => Cancelled::Over,
+            // It does not always say goodbye under TLS.
+            Ok(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => Cancelled::Over,
             Ok(Ok(_) | Err(_)) | Err(_) => Cancelled::Doubtful,
         };
     }

@@ -3,10 +3,12 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use rustls::ServerConfig;
+use rustls::client::Resumption;
 use rustls::server::NoServerSessionStorage;
-use trunkline_shared::service::tls::{self, ClientCertificates, Stamp, TlsError};
+use rustls::{ClientConfig, ServerConfig};
+use trunkline_shared::service::tls::{self, ClientCertificates, ServerCheck, Stamp, TlsError};
 
+use crate::auth::certificate::Binding;
 use crate::config::tls::{TlsMode, TlsSection};
 
 /// The protocol's name in ALPN. A client that begins with TLS must name it; one that names others only is
@@ -47,6 +49,7 @@ fn stamps(section: &TlsSection) -> Vec<Option<Stamp>> {
 pub struct ClientTls {
     source: Source,
     settings: Option<Arc<ServerConfig>>,
+    binding: Option<Binding>,
 }
 
 impl ClientTls {
@@ -60,7 +63,7 @@ impl ClientTls {
             TlsMode::Disable => {
                 return Ok(Self {
                     source,
-                    settings: None,
+                    ..Self::default()
                 });
             }
             TlsMode::Allow | TlsMode::Prefer | TlsMode::Require => ClientCertificates::Ignore,
@@ -71,9 +74,11 @@ impl ClientTls {
         // As PostgreSQL: no client of it resumes, and what is kept for that would cost memory.
         settings.session_storage = Arc::new(NoServerSessionStorage {});
         settings.send_tls13_tickets = 0;
+        let leaf = tls::leaf(&section.files)?;
         Ok(Self {
             source,
             settings: Some(Arc::new(settings)),
+            binding: leaf.and_then(|leaf| Binding::of(&leaf)),
         })
     }
 
@@ -93,6 +98,11 @@ impl ClientTls {
         self.settings.as_ref()
     }
 
+    /// What SCRAM is bound to under this TLS; `None` where the certificate allows no binding.
+    pub fn binding(&self) -> Option<&Binding> {
+        self.binding.as_ref()
+    }
+
     /// Whether nobody logs in without TLS.
     pub fn is_required(&self) -> bool {
         self.source.section.mode >= TlsMode::Require
@@ -101,5 +111,62 @@ impl ClientTls {
     /// The key of its section.
     pub fn name(&self) -> &str {
         &self.source.section.at.0
+    }
+}
+
+/// How PostgreSQL is spoken to.
+#[derive(Debug, Default)]
+pub struct ServerTls {
+    source: Source,
+    settings: Option<Arc<ClientConfig>>,
+}
+
+impl ServerTls {
+    /// Reads the files.
+    ///
+    /// # Errors
+    /// Names the file and what is wrong with it.
+    pub fn load(section: &TlsSection) -> Result<Self, TlsError> {
+        let source = Source::of(section);
+        let check = match section.mode {
+            TlsMode::Disable => {
+                return Ok(Self {
+                    source,
+                    settings: None,
+                });
+            }
+            TlsMode::Allow | TlsMode::Prefer | TlsMode::Require => ServerCheck::Nothing,
+            TlsMode::VerifyCa => ServerCheck::Issuer,
+            TlsMode::VerifyFull => ServerCheck::IssuerAndName,
+        };
+        let mut settings = tls::client(&section.files, check)?;
+        settings.alpn_protocols = vec![ALPN.to_vec()];
+        // PostgreSQL resumes nothing.
+        settings.resumption = Resumption::disabled();
+        Ok(Self {
+            source,
+            settings: Some(Arc::new(settings)),
+        })
+    }
+
+    /// The same from the files as they are now, if one of them has changed.
+    ///
+    /// # Errors
+    /// As [`ServerTls::load`].
+    pub fn renewed(&self) -> Result<Option<Self>, TlsError> {
+        let renewed = self.source.has_changed();
+        renewed
+            .then(|| Self::load(&self.source.section))
+            .transpose()
+    }
+
+    /// What a handshake needs; `None` where TLS is off.
+    pub fn settings(&self) -> Option<&Arc<ClientConfig>> {
+        self.settings.as_ref()
+    }
+
+    /// Whether a server without TLS is not used.
+    pub fn is_required(&self) -> bool {
+        self.source.section.mode >= TlsMode::Require
     }
 }

@@ -1,4 +1,5 @@
-//! SCRAM-SHA-256 (RFC 5802, RFC 7677) as PostgreSQL speaks it, both sides, without channel binding.
+//! SCRAM-SHA-256 (RFC 5802, RFC 7677) as PostgreSQL speaks it, both sides, and bound to the server's certificate
+//! under TLS (`-PLUS`).
 //!
 //! A client's proof is its ClientKey, hidden by a signature that the verifier's StoredKey makes: who knows
 //! the verifier can take the key out of a right proof. With it the router logs in to a PostgreSQL that holds
@@ -14,6 +15,7 @@ use ring::{digest, hmac, pbkdf2};
 use secrecy::{ExposeSecret, SecretString};
 use subtle::ConstantTimeEq;
 
+use crate::auth::certificate::Binding;
 use crate::auth::{Malformed, RANDOM_BYTES};
 
 /// The most iterations that are accepted, of a server's offer or in a verifier: each costs a hash, and a
@@ -29,6 +31,10 @@ const MAX_SALT: usize = 256;
 pub const SALT: usize = 16;
 /// What every stored verifier begins with.
 pub const STORED_PREFIX: &str = "SCRAM-SHA-256$";
+
+/// The names of the mechanisms, as they go over the wire.
+const PLAIN: &[u8] = b"SCRAM-SHA-256\0";
+const PLUS: &[u8] = b"SCRAM-SHA-256-PLUS\0";
 
 type Hash = [u8; 32];
 
@@ -172,6 +178,10 @@ pub struct ServerExchange {
     verifier: Arc<Verifier>,
     is_known: bool,
     nonce: String,
+    /// What may be bound to; under TLS.
+    binding: Option<Binding>,
+    /// The client has chosen `-PLUS`.
+    is_bound: bool,
     /// The client's header, such as `n,,`.
     header: String,
     /// First messages of both sides, joined.
@@ -185,8 +195,48 @@ impl ServerExchange {
             verifier,
             is_known,
             nonce: STANDARD.encode(random),
+            binding: None,
+            is_bound: false,
             header: String::new(),
             spoken: String::new(),
+        }
+    }
+
+    /// Offers to bind the exchange, where there is something to bind it to.
+    pub fn offering(mut self, binding: Option<Binding>) -> Self {
+        self.binding = binding;
+        self
+    }
+
+    /// The mechanisms that are offered, each ended by a zero byte.
+    pub fn mechanisms(&self) -> &'static [u8] {
+        match self.binding {
+            Some(_) => b"SCRAM-SHA-256-PLUS\0SCRAM-SHA-256\0",
+            None => PLAIN,
+        }
+    }
+
+    /// Takes the mechanism that the client has chosen. Whether it was offered.
+    pub fn choose(&mut self, mechanism: &[u8]) -> bool {
+        self.is_bound = mechanism == PLUS && self.binding.is_some();
+        self.is_bound || mechanism == PLAIN
+    }
+
+    /// What a client says of binding must fit what it was offered and has chosen: one that was shown less than
+    /// was offered has somebody between.
+    fn judge(&self, flag: &str) -> Result<(), Malformed> {
+        match (flag, self.is_bound) {
+            ("n", false) => Ok(()),
+            ("y", false) if self.binding.is_none() => Ok(()),
+            ("y", false) => Err(Malformed(
+                "the client was not shown that channel binding is offered: somebody may be between",
+            )),
+            ("p=tls-server-end-point", true) => Ok(()),
+            ("n" | "y", true) => Err(Malformed("SCRAM-SHA-256-PLUS without channel binding")),
+            (_, false) => Err(Malformed("channel binding is not part of what was chosen")),
+            (_, true) => Err(Malformed(
+                "another channel binding than tls-server-end-point",
+            )),
         }
     }
 
@@ -198,11 +248,7 @@ impl ServerExchange {
         let message = text(message)?;
         let mut parts = message.splitn(3, ',');
         let (binding, identity, bare) = (parts.next(), parts.next(), parts.next());
-        match binding {
-            Some("n" | "y") => {}
-            Some(_) => return Err(Malformed("channel binding is not offered without TLS")),
-            None => return Err(Malformed("an empty first message")),
-        }
+        self.judge(binding.ok_or(Malformed("an empty first message"))?)?;
         if identity != Some("") {
             return Err(Malformed("an authorization identity is not supported"));
         }
@@ -241,9 +287,10 @@ impl ServerExchange {
             .ok_or(Malformed("the last message has no proof"))?;
         let mut attributes = unproved.split(',');
         let binding = attributes.next().and_then(|a| a.strip_prefix("c="));
-        if binding != Some(STANDARD.encode(&self.header).as_str()) {
+        let bound = self.binding.as_ref().filter(|_| self.is_bound);
+        if binding != Some(channel(&self.header, bound).as_str()) {
             return Err(Malformed(
-                "the channel binding is not the one that was begun with",
+                "the channel binding is not the one that was begun with, or of another certificate",
             ));
         }
         let nonce = attributes.next().and_then(|a| a.strip_prefix("r="));
@@ -340,6 +387,9 @@ struct Offer<'a> {
 pub struct ClientExchange {
     means: Means,
     nonce: String,
+    /// Such as `n,,`.
+    header: &'static str,
+    binding: Option<Binding>,
     /// What the server's last message must be; absent until its first one was answered.
     expected: Option<Hash>,
 }
@@ -363,13 +413,34 @@ impl ClientExchange {
         Self {
             means,
             nonce: STANDARD.encode(random),
+            header: "n,,",
+            binding: None,
             expected: None,
+        }
+    }
+
+    /// Binds the exchange where the server offers it. Where it does not, and there is something to bind to, it is told
+    /// so: a server that did offer it finds somebody between.
+    pub fn bound_to(mut self, binding: Option<Binding>, is_offered: bool) -> Self {
+        (self.header, self.binding) = match (binding, is_offered) {
+            (None, _) => ("n,,", None),
+            (Some(_), false) => ("y,,", None),
+            (Some(binding), true) => ("p=tls-server-end-point,,", Some(binding)),
+        };
+        self
+    }
+
+    /// The mechanism's name, ended by a zero byte.
+    pub fn mechanism(&self) -> &'static [u8] {
+        match self.binding {
+            Some(_) => PLUS,
+            None => PLAIN,
         }
     }
 
     /// The first message. PostgreSQL takes the user from the start-up packet.
     pub fn first(&self) -> String {
-        format!("n,,n=,r={}", self.nonce)
+        format!("{}n=,r={}", self.header, self.nonce)
     }
 
     /// Whether the answer to the server's first message must be derived of the password.
@@ -423,7 +494,8 @@ impl ClientExchange {
             Means::Keys(keys) => keys.clone(),
         };
         let nonce = offer.nonce;
-        let unproved = format!("c=biws,r={nonce}");
+        let channel = channel(self.header, self.binding.as_ref());
+        let unproved = format!("c={channel},r={nonce}");
         let spoken = format!("n=,r={},{first},{unproved}", self.nonce);
         let signature = sign(&sha256(&keys.client), spoken.as_bytes());
         let proof = exclusive_or(keys.client, signature);
@@ -441,6 +513,12 @@ impl ClientExchange {
             (None, _) | (_, None) => false,
         }
     }
+}
+
+/// What stands after `c=` in the client's last message.
+fn channel(header: &str, binding: Option<&Binding>) -> String {
+    let data = binding.map_or(&[][..], Binding::data);
+    STANDARD.encode([header.as_bytes(), data].concat())
 }
 
 fn text(message: &[u8]) -> Result<&str, Malformed> {

@@ -1,12 +1,30 @@
 use super::*;
+use crate::auth::users::Users;
 
 const RANDOM: [u8; RANDOM_BYTES] = [5; RANDOM_BYTES];
 const MOCK: [u8; 32] = [6; 32];
 
+fn begin(
+    method: Method,
+    users: &Users,
+    name: &str,
+    binding: Option<Binding>,
+) -> (ServerSide, Step) {
+    ServerSide::begin(Beginning {
+        method,
+        name,
+        user: users.find(name).map(Arc::as_ref),
+        look: users.mock_look(method, name, &MOCK),
+        random: &RANDOM,
+        mock: &MOCK,
+        binding,
+    })
+}
+
 /// A whole login of a client with this password: how many questions it was asked, and whether it is in.
 fn login(method: Method, list: &str, name: &str, password: &str) -> (usize, bool) {
     let users = Users::parse(list).unwrap();
-    let (mut server, mut step) = ServerSide::begin(method, &users, name, &RANDOM, &MOCK);
+    let (mut server, mut step) = begin(method, &users, name, None);
     let credential = Arc::new(Credential::Plain(password.to_owned().into()));
     let mut client = ClientSide::new(name, credential, [7; RANDOM_BYTES]);
     for asked in 0.. {
@@ -103,7 +121,7 @@ fn a_password_is_never_sent_in_the_clear() {
 #[test]
 fn a_client_that_answers_something_else_is_named() {
     let users = Users::parse("\"p\" \"pw\"\n").unwrap();
-    let begin = |method| ServerSide::begin(method, &users, "p", &RANDOM, &MOCK).0;
+    let begin = |method| begin(method, &users, "p", None).0;
     for body in [
         &b""[..],
         b"SCRAM-SHA-256-PLUS\0\0\0\0\x01n",
@@ -135,7 +153,7 @@ fn an_empty_secret_lets_nobody_in() {
 
 /// The first answer that says something of the user: to SCRAM's first message, or the request for MD5.
 fn first_answer(method: Method, users: &Users, name: &str) -> String {
-    let (mut server, step) = ServerSide::begin(method, users, name, &RANDOM, &MOCK);
+    let (mut server, step) = begin(method, users, name, None);
     let Step::Ask(message) = step else {
         panic!("nothing is asked");
     };
@@ -203,5 +221,86 @@ fn a_server_keeps_to_one_method_and_the_order_of_its_messages() {
                 "{second:?}"
             );
         }
+    }
+}
+
+/// A log-in where each side has, or has not, something to bind to; somebody between may hide the offer. The
+/// client's first message, if the log-in succeeds.
+fn bound(server: Option<&Binding>, client: Option<&Binding>, hides: bool) -> Option<String> {
+    let users = Users::parse("\"p\" \"pw\"\n").unwrap();
+    let (mut server, step) = begin(Method::ScramSha256, &users, "p", server.cloned());
+    let Step::Ask(mut offer) = step else {
+        panic!("nothing is asked");
+    };
+    if hides {
+        offer = messages::ask_sasl(b"SCRAM-SHA-256\0");
+    }
+    let credential = Arc::new(Credential::Plain("pw".to_owned().into()));
+    let mut own = ClientSide::new("p", credential, [7; RANDOM_BYTES]).over(client.cloned());
+    let Reply::Send(first) = own.answer(&offer[5..]).unwrap() else {
+        panic!("the client had nothing to say");
+    };
+    let Step::Ask(salt) = server.answer(&first[5..]).ok()? else {
+        panic!("no salt");
+    };
+    let Reply::Send(last) = own.answer(&salt[5..]).unwrap() else {
+        panic!("no proof");
+    };
+    let Step::Proven(..) = server.answer(&last[5..]).ok()? else {
+        return None;
+    };
+    Some(String::from_utf8_lossy(&first[5..]).into_owned())
+}
+
+#[test]
+fn an_exchange_is_bound_to_the_certificate_where_both_sides_can() {
+    let own = Binding::for_test(1);
+    let first = |server, client, hides| bound(server, client, hides).unwrap();
+    let both = first(Some(&own), Some(&own), false);
+    assert!(both.starts_with("SCRAM-SHA-256-PLUS\0") && both.contains("p=tls-server-end-point,,"));
+    assert!(first(Some(&own), None, false).contains("n,,"));
+    assert!(first(None, Some(&own), false).contains("y,,"));
+    assert!(first(None, None, false).contains("n,,"));
+}
+
+#[test]
+fn who_sits_between_two_tls_connections_is_found() {
+    let (own, other) = (Binding::for_test(1), Binding::for_test(2));
+    // Another certificate was shown to the client.
+    assert_eq!(bound(Some(&own), Some(&other), false), None);
+    // The offer of binding was hidden from it.
+    assert_eq!(bound(Some(&own), Some(&own), true), None);
+}
+
+#[test]
+fn a_client_binds_only_as_it_was_offered_and_has_chosen() {
+    let users = Users::parse("\"p\" \"pw\"\n").unwrap();
+    let own = Binding::for_test(1);
+    let said = |binding: Option<&Binding>, mechanism: &str, header: &str| {
+        let mut server = begin(Method::ScramSha256, &users, "p", binding.cloned()).0;
+        let first = messages::sasl_initial(
+            format!("{mechanism}\0").as_bytes(),
+            format!("{header}n=,r=abc").as_bytes(),
+        );
+        server.answer(&first[5..]).map(|_| ()).map_err(|why| why.0)
+    };
+    let (plain, plus) = ("SCRAM-SHA-256", "SCRAM-SHA-256-PLUS");
+    assert!(said(Some(&own), plus, "p=tls-server-end-point,,").is_ok());
+    assert!(said(Some(&own), plain, "n,,").is_ok());
+    for (binding, mechanism, header) in [
+        (None, plus, "p=tls-server-end-point,,"),
+        (None, plain, "p=tls-server-end-point,,"),
+        (Some(&own), plain, "p=tls-server-end-point,,"),
+        (Some(&own), plain, "y,,"),
+        (Some(&own), plus, "n,,"),
+        (Some(&own), plus, "y,,"),
+        (Some(&own), plus, "p=tls-unique,,"),
+        (Some(&own), "SCRAM-SHA-256-PLU", "n,,"),
+        (Some(&own), "", "n,,"),
+    ] {
+        assert!(
+            said(binding, mechanism, header).is_err(),
+            "{mechanism} {header}"
+        );
     }
 }

@@ -9,6 +9,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::raw::{Leaf, Reader, duration, text};
+use super::tls::TlsSection;
 use crate::auth::Method;
 use crate::auth::users::Users;
 
@@ -34,6 +35,8 @@ pub struct PoolingConfig {
     pub file: PathBuf,
     /// What stands there.
     pub users: Arc<Users>,
+    /// `tls.server`.
+    pub tls_server: TlsSection,
     /// `pool`.
     pub pool: PoolConfig,
     /// `databases`, by the name that clients use; `*` is the rest. None: every name is passed on.
@@ -195,6 +198,8 @@ pub(super) struct RawPooling {
     pub(super) pool: Option<RawPool>,
     pub(super) databases: Option<BTreeMap<String, RawDatabase>>,
     pub(super) users: Option<BTreeMap<String, RawUser>>,
+    /// Read already.
+    pub(super) tls_server: TlsSection,
 }
 
 const NOT_YET: &str = "is not available in this version";
@@ -242,6 +247,7 @@ impl Reader {
             method,
             file: file?,
             users: Arc::default(),
+            tls_server: raw.tls_server,
             pool,
             databases,
             max_user_connections,

@@ -229,7 +229,7 @@ impl Reader {
             .unwrap_or(false);
         let raw_listeners = raw.listeners.unwrap_or_default();
         let is_pooled = raw_listeners.iter().any(RawListener::is_pooled);
-        let tls = self.tls(raw.tls, is_pooled);
+        let [tls, tls_server] = self.tls(raw.tls, is_pooled);
         let listeners = self.listeners(raw_listeners, falls_back, &tls);
         let hold_timeout = self
             .value(
@@ -245,6 +245,7 @@ impl Reader {
             pool: raw.pool,
             databases: raw.databases,
             users: raw.users,
+            tls_server,
         };
         let pooling = self.pooling(pooling, is_pooled);
         Some(RouterConfig {

@@ -82,26 +82,47 @@ impl RawTlsSide {
 const MODES: &str = "disable, allow, prefer, require, verify-ca or verify-full is allowed";
 
 impl Reader {
-    /// `tls`: what listeners have that say nothing else.
-    pub(super) fn tls(&mut self, raw: Option<RawTls>, is_pooled: bool) -> TlsSection {
+    /// `tls`: what listeners have that say nothing else, and how PostgreSQL is spoken to.
+    pub(super) fn tls(&mut self, raw: Option<RawTls>, is_pooled: bool) -> [TlsSection; 2] {
+        // PgBouncer's defaults.
+        let none = TlsSection::default();
+        let server = TlsSection {
+            mode: TlsMode::Prefer,
+            ..TlsSection::default()
+        };
         let Some(raw) = raw else {
-            return TlsSection::default();
+            return [none, server];
         };
         let line = [&raw.client, &raw.server].map(|side| side.as_ref().map_or(0, RawTlsSide::line));
         if !is_pooled {
             let why = "is for listeners in mode session, transaction or statement, and there is none; \
                        in tcp mode TLS passes through to PostgreSQL";
             self.wrong(line[0].max(line[1]), "tls", String::new(), why);
-            return TlsSection::default();
+            return [none, server];
         }
-        if raw.server.is_some() {
-            let why = "is not available in this version";
-            self.wrong(line[1], "tls.server", String::new(), why);
+        let client = match raw.client {
+            Some(client) => self.client_tls("tls.client", client, &none),
+            None => none,
+        };
+        let server = match raw.server {
+            Some(raw) => self.server_tls(raw, &server),
+            None => server,
+        };
+        [client, server]
+    }
+
+    fn server_tls(&mut self, raw: RawTlsSide, base: &TlsSection) -> TlsSection {
+        let own = self.tls_side("tls.server", raw, base);
+        if own.mode == TlsMode::VerifyCa && own.files.ca.is_none() {
+            // The CAs of the web sign anybody's certificate, and the name is not looked at.
+            let why = "is missing; verify-ca needs the file of the CA of PostgreSQL's certificates";
+            self.wrong(own.at.1, "tls.server.ca", String::new(), why);
         }
-        match raw.client {
-            Some(client) => self.client_tls("tls.client", client, &TlsSection::default()),
-            None => TlsSection::default(),
+        if own.files.key.is_some() && own.files.certificate.is_none() {
+            let why = "is missing; a key without a certificate is of no use";
+            self.wrong(own.at.1, "tls.server.cert", String::new(), why);
         }
+        own
     }
 
     /// A listener's own, where what it does not say is as in `base`.

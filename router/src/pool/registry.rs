@@ -12,12 +12,14 @@ use arc_swap::ArcSwap;
 use ring::rand::{SecureRandom, SystemRandom};
 use secrecy::ExposeSecret;
 use tokio::sync::oneshot;
+use trunkline_shared::service::tls::Reloadable;
 
 use crate::auth::{Credential, Method, Proven, RANDOM_BYTES, Secret};
 use crate::config::pooling::{DatabaseConfig, PoolingConfig};
 use crate::pool::Spec;
 use crate::pool::budget::{Budget, Budgets};
 use crate::pool::state::Rules;
+use crate::tls::ServerTls;
 
 /// What a server reports when it lets somebody in, by name.
 pub type Report = Arc<BTreeMap<Box<str>, Box<str>>>;
@@ -32,6 +34,8 @@ type Key = (u32, Box<[u8]>);
 /// What all cores share.
 pub struct Registry {
     config: ArcSwap<PoolingConfig>,
+    /// How PostgreSQL is spoken to.
+    pub tls: Arc<Reloadable<ServerTls>>,
     /// From which the answers for unknown users are derived.
     mock: [u8; 32],
     random: SystemRandom,
@@ -60,7 +64,7 @@ impl Registry {
     ///
     /// # Errors
     /// The system gives no randomness.
-    pub fn new(config: PoolingConfig) -> Result<Self, NoRandomness> {
+    pub fn new(config: PoolingConfig, tls: ServerTls) -> Result<Self, NoRandomness> {
         let random = SystemRandom::new();
         let mut mock = [0; 32];
         random.fill(&mut mock).map_err(|_| NoRandomness)?;
@@ -69,6 +73,7 @@ impl Registry {
         }
         Ok(Self {
             config: ArcSwap::from_pointee(config),
+            tls: Arc::new(Reloadable::new(tls)),
             mock,
             random,
             credentials: Mutex::default(),
@@ -83,7 +88,8 @@ impl Registry {
     }
 
     /// Takes over a new file. Open pools keep their rules until they are made anew.
-    pub fn reload(&self, config: PoolingConfig) {
+    pub fn reload(&self, config: PoolingConfig, tls: ServerTls) {
+        self.tls.replace(tls);
         if config.method == Method::ScramSha256 {
             let before = self.config();
             config.users.derive(&self.mock, Some(&before.users));

@@ -19,6 +19,8 @@ pub const DEALLOCATED: &[u8] = b"C\0\0\0\x0fDEALLOCATE\0";
 pub const NO_DATA: &[u8] = b"n\0\0\0\x04";
 /// AuthenticationOk.
 pub const AUTHENTICATION_OK: &[u8] = b"R\0\0\0\x08\0\0\0\0";
+/// A request for TLS, of a client.
+pub const SSL_REQUEST: &[u8] = b"\0\0\0\x08\x04\xd2\x16\x2f";
 /// Flush, of a client.
 pub const FLUSH: &[u8] = b"H\0\0\0\x04";
 /// Terminate, of a client.
@@ -131,9 +133,9 @@ pub fn negotiate(out: &mut Vec<u8>, minor: u16, unknown: &[String]) {
     });
 }
 
-/// AuthenticationSASL with the one mechanism there is.
-pub fn ask_sasl() -> Vec<u8> {
-    authentication(10, b"SCRAM-SHA-256\0\0")
+/// AuthenticationSASL with these mechanisms, each ended by a zero byte.
+pub fn ask_sasl(mechanisms: &[u8]) -> Vec<u8> {
+    authentication(10, &[mechanisms, b"\0"].concat())
 }
 
 /// AuthenticationSASLContinue.
@@ -171,10 +173,10 @@ pub fn password_raw(response: &[u8]) -> Vec<u8> {
     framed(b'p', |body| body.extend_from_slice(response))
 }
 
-/// SASLInitialResponse for SCRAM-SHA-256.
-pub fn sasl_initial(response: &[u8]) -> Vec<u8> {
+/// SASLInitialResponse for a mechanism, which ends with a zero byte.
+pub fn sasl_initial(mechanism: &[u8], response: &[u8]) -> Vec<u8> {
     framed(b'p', |body| {
-        body.extend_from_slice(b"SCRAM-SHA-256\0");
+        body.extend_from_slice(mechanism);
         let length = u32::try_from(response.len()).unwrap_or(u32::MAX);
         body.extend_from_slice(&length.to_be_bytes());
         body.extend_from_slice(response);

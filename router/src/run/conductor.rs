@@ -23,7 +23,7 @@ use crate::cores::Cores;
 use crate::http::Shown;
 use crate::listener::{self, Event};
 use crate::pool::registry::Registry;
-use crate::tls::ClientTls;
+use crate::tls::{ClientTls, ServerTls};
 use crate::topology::transition::Rules;
 
 /// How long sessions may go on after SIGTERM, or after the ports were handed over.
@@ -78,7 +78,10 @@ impl Live {
             }
         }
         if let (Some(registry), Some(pooling)) = (&self.registry, new.pooling) {
-            registry.reload(pooling);
+            match ServerTls::load(&pooling.tls_server) {
+                Ok(tls) => registry.reload(pooling, tls),
+                Err(error) => error!("the old settings of pooled listeners stay: {error}"),
+            }
         }
         self.rules.send_replace(Rules {
             max_lag: new.max_lag,

@@ -22,6 +22,7 @@ use super::DCS_BUDGETS;
 use crate::config::RouterConfig;
 use crate::http::{self, Shown};
 use crate::listener::{Event, Listening};
+use crate::pool::registry::Registry;
 use crate::topology::state_file::StateFile;
 use crate::topology::transition::Rules;
 use crate::topology::{Cluster, Keeper};
@@ -98,11 +99,15 @@ impl BackgroundService for Topologies {
 /// Looks at the files of TLS, and takes up those that have changed.
 pub(super) struct Certificates {
     listenings: Vec<Arc<Listening>>,
+    registry: Option<Arc<Registry>>,
 }
 
 impl Certificates {
-    pub(super) fn new(listenings: Vec<Arc<Listening>>) -> Self {
-        Self { listenings }
+    pub(super) fn new(listenings: Vec<Arc<Listening>>, registry: Option<Arc<Registry>>) -> Self {
+        Self {
+            listenings,
+            registry,
+        }
     }
 }
 
@@ -116,10 +121,11 @@ impl BackgroundService for Certificates {
                 _ = look.tick() => {}
                 _ = shutdown.changed() => return,
             }
-            let listenings = self.listenings.clone();
+            let (listenings, registry) = (self.listenings.clone(), self.registry.clone());
             // A disk that hangs holds up nothing else.
             let looked = tokio::task::spawn_blocking(move || {
                 listenings.iter().for_each(|listening| renew(listening));
+                registry.iter().for_each(|registry| renew_server(registry));
             });
             if let Err(defect) = looked.await {
                 error!("the certificates were not looked at: {defect}");
@@ -137,6 +143,17 @@ fn renew(listening: &Listening) {
             listening.tls.replace(tls);
         }
         Err(why) => error!(%listener, "the certificates from before stay in force: {why}"),
+    }
+}
+
+fn renew_server(registry: &Registry) {
+    match registry.tls.current().renewed() {
+        Ok(None) => {}
+        Ok(Some(tls)) => {
+            info!(section = "tls.server", "changed certificates are in force");
+            registry.tls.replace(tls);
+        }
+        Err(why) => error!("the certificates of tls.server from before stay in force: {why}"),
     }
 }
 

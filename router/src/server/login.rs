@@ -12,6 +12,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 use trunkline_shared::service::clock;
 
+use crate::auth::certificate::Binding;
 use crate::auth::{ClientSide, Credential, NoLogin, RANDOM_BYTES, Reply};
 use crate::held_back::HeldBack;
 use crate::listener::limits::CONNECT_TIME;
@@ -19,9 +20,11 @@ use crate::protocol::exchange::Exchange;
 use crate::protocol::messages;
 use crate::protocol::settings::Settings;
 use crate::protocol::splice::head;
+use crate::server::encryption::encrypt;
 use crate::server::{
     CancelKey, Complaint, Inbound, MAX_READ_WHOLE, Prepared, QueryFailed, Server, Way,
 };
+use crate::stream::Stream;
 
 /// When keep-alives begin on an idle connection, and how far apart they are; after three unanswered ones
 /// the connection is dead.
@@ -55,6 +58,12 @@ pub enum OpenFailed {
     /// It is a standby where a primary was looked for.
     #[error("it is in recovery and takes no writes yet")]
     InRecovery,
+    /// It speaks no TLS where that is demanded.
+    #[error("PostgreSQL speaks no TLS, and tls.server.mode demands it; set ssl = on there")]
+    NoTls,
+    /// TLS cannot be begun.
+    #[error("TLS to PostgreSQL cannot be begun (tls.server): {0}")]
+    Handshake(String),
     /// PostgreSQL refuses.
     #[error("{}", .0.message)]
     Refused(Complaint),
@@ -70,7 +79,7 @@ impl OpenFailed {
     /// Whether it will stay so until somebody changes something.
     pub fn is_lasting(&self) -> bool {
         match self {
-            OpenFailed::NoLogin(_) => true,
+            OpenFailed::NoLogin(_) | OpenFailed::NoTls | OpenFailed::Handshake(_) => true,
             OpenFailed::Refused(complaint) => {
                 // Authorization, no such database, no permission to connect.
                 ["28", "3D", "42"]
@@ -98,10 +107,12 @@ pub async fn open(
     let seat = way.lanes.take_seat(way.lane).ok_or(OpenFailed::LaneCut)?;
     let turns = way.limits.connects(&way.address);
     let _permit = turns.acquire().await;
-    let stream = connect_to(&way.places).await;
-    let stream = stream.map_err(|error| OpenFailed::Unreachable(Arc::new(error)))?;
+    let socket = connect_to(&way.places).await;
+    let socket = socket.map_err(|error| OpenFailed::Unreachable(Arc::new(error)))?;
+    let mut stream = Stream::from(socket);
+    encrypt(&mut stream, &way).await?;
     let mut server = Server {
-        stream: stream.into(),
+        stream,
         seat,
         way,
         key: CancelKey::default(),
@@ -136,7 +147,8 @@ async fn greet(
     let broken = |_: io::Error| OpenFailed::Broken;
     let packet = messages::startup(&[("user", &identity.user), ("database", &identity.database)]);
     server.stream.send(&packet).await.map_err(broken)?;
-    let mut login = ClientSide::new(&identity.user, identity.credential.clone(), nonce);
+    let login = ClientSide::new(&identity.user, identity.credential.clone(), nonce);
+    let mut login = login.over(binding(&server.stream));
     let mut is_in = false;
     let mut bytes = Vec::with_capacity(2048);
     loop {
@@ -176,10 +188,21 @@ async fn greet(
             bytes.drain(..length);
         }
         match server.stream.read_buf(&mut bytes).await {
-            Ok(0) | Err(_) => return Err(OpenFailed::Broken),
+            Ok(0) => return Err(OpenFailed::Broken),
+            // Such as that it wants a certificate.
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                return Err(OpenFailed::Handshake(error.to_string()));
+            }
+            Err(_) => return Err(OpenFailed::Broken),
             Ok(_) => {}
         }
     }
+}
+
+/// What the server's certificate binds an exchange to.
+fn binding(stream: &Stream) -> Option<Binding> {
+    let shown = stream.session()?.peer_certificates()?;
+    Binding::of(shown.first()?)
 }
 
 /// Answers an authentication message: aside where that takes long, since a core carries many sessions.

@@ -351,8 +351,9 @@ impl Pooled {
                 .is_none_or(|cancel| cancel.is_finished())
         {
             let (way, key) = (server.way.clone(), server.key.clone());
+            let is_encrypted = server.stream.is_encrypted();
             server.cancel = Some(tokio::spawn(async move {
-                let outcome = crate::server::cancel(way, key).await;
+                let outcome = crate::server::cancel(way, key, is_encrypted).await;
                 drop(mail.cancellers);
                 outcome
             }));

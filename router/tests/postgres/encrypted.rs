@@ -1,5 +1,7 @@
 //! TLS between psql, the router and PostgreSQL.
 
+use std::os::unix::fs::PermissionsExt;
+
 use trunkline_router::config::tls::{TlsMode, TlsSection};
 
 use super::support::certificates::Certificates;
@@ -64,6 +66,141 @@ fn psql_speaks_tls_and_knows_the_router() {
                 let output = run(pgbench).await;
                 assert!(output.status.success(), "{output:?}");
             }
+        },
+    );
+}
+
+/// PostgreSQL with TLS, that takes its own users by certificate or SCRAM over TLS only.
+fn secure(server: &Postgres, ca: &Certificates, hba: &str) {
+    ca.issue("server");
+    for (from, to) in [
+        ("server.crt", "server.crt"),
+        ("server.key", "server.key"),
+        ("ca.crt", "root.crt"),
+    ] {
+        fs::copy(ca.file(from), server.data().join(to)).unwrap();
+    }
+    fs::set_permissions(
+        server.data().join("server.key"),
+        fs::Permissions::from_mode(0o600),
+    )
+    .unwrap();
+    let hba = format!("hostssl all postgres 127.0.0.1/32 scram-sha-256\n{hba}\n");
+    fs::write(server.data().join("pg_hba.conf"), hba).unwrap();
+    server.ask("alter system set ssl = on");
+    server.ask("alter system set ssl_ca_file = 'root.crt'");
+    server.ask("select pg_reload_conf()");
+}
+
+/// How the router's servers are encrypted, once PostgreSQL has taken the reload up.
+async fn servers(stack: &Stack, server: &Postgres) -> Result<String, String> {
+    let sql = "select ssl::text || ' ' || coalesce(client_dn, '') from pg_stat_ssl \
+               where pid = pg_backend_pid()";
+    let mut looks = tokio::time::interval(std::time::Duration::from_millis(50));
+    loop {
+        looks.tick().await;
+        let said = says(psql_by(server, stack, "sslmode=disable"), sql).await;
+        if !said
+            .as_ref()
+            .is_err_and(|why| why.contains("no pg_hba.conf entry") || why.contains("speaks no TLS"))
+        {
+            return said;
+        }
+    }
+}
+
+#[test]
+fn postgresql_is_spoken_to_under_tls_and_known_by_its_certificate() {
+    as_postgres(
+        "encrypted::postgresql_is_spoken_to_under_tls_and_known_by_its_certificate",
+        async || {
+            let server = Postgres::start();
+            let ca = Certificates::new();
+            secure(&server, &ca, "hostssl all app 127.0.0.1/32 scram-sha-256");
+            let roots = ca.file("ca.crt");
+            let stranger = Certificates::new();
+            let none = TlsSection::default;
+            for (mode, ca) in [
+                ("prefer", None),
+                ("require", None),
+                ("verify-ca", Some(&roots)),
+                ("verify-full", Some(&roots)),
+                ("verify-full", Some(&stranger.file("ca.crt"))),
+            ] {
+                let ca = ca.map_or(String::new(), |ca| format!(", ca: {}", ca.display()));
+                let sections = format!("tls: {{server: {{mode: {mode}{ca}}}}}\n");
+                let stack = server
+                    .router_with(Mode::Transaction, &sections, none())
+                    .await;
+                let said = servers(&stack, &server).await;
+                match ca.is_empty() || ca.contains(roots.to_str().unwrap()) {
+                    true => assert_eq!(said.unwrap(), "true", "{mode}"),
+                    false => assert!(said.unwrap_err().contains(
+                        "TLS to PostgreSQL cannot be begun (tls.server): invalid peer certificate"
+                    )),
+                }
+            }
+            // The key of a cancel was told under TLS, and is not shown in the clear.
+            let sections = "tls: {server: {mode: require}}\n";
+            let stack = server
+                .router_with(Mode::Transaction, sections, none())
+                .await;
+            let one = connect(&stack, "one").await;
+            let token = one.cancel_token();
+            let sleeping = tokio::spawn(async move {
+                let failed = one.simple_query("select pg_sleep(600)").await.unwrap_err();
+                (
+                    failed.code().unwrap().code().to_owned(),
+                    text(&one, "select 'on'").await,
+                )
+            });
+            let running = "select count(*) from pg_stat_activity where query like '%pg_sleep(6%' \
+                           and state = 'active' and pid <> pg_backend_pid()";
+            let mut looks = tokio::time::interval(std::time::Duration::from_millis(20));
+            while server.ask(running) != "1" {
+                looks.tick().await;
+            }
+            token.cancel_query(NoTls).await.unwrap();
+            assert_eq!(
+                sleeping.await.unwrap(),
+                ("57014".to_owned(), "on".to_owned())
+            );
+            // Both sides under TLS, large answers, statements prepared.
+            let files = TlsSection {
+                mode: TlsMode::Require,
+                files: ca.issue("router"),
+                ..none()
+            };
+            let stack = server.router_with(Mode::Transaction, sections, files).await;
+            // libpq refuses an exchange that is not bound.
+            let psql = psql_by(&server, &stack, "sslmode=require channel_binding=require");
+            let rows = "select repeat('y', 3000) from generate_series(1, 1000)";
+            assert_eq!(says(psql, rows).await.unwrap().len(), 3001 * 1000 - 1);
+        },
+    );
+}
+
+#[test]
+fn postgresql_may_ask_for_the_routers_certificate() {
+    as_postgres(
+        "encrypted::postgresql_may_ask_for_the_routers_certificate",
+        async || {
+            let server = Postgres::start();
+            let ca = Certificates::new();
+            secure(&server, &ca, "hostssl all app 127.0.0.1/32 cert");
+            let own = ca.issue("app");
+            let sections = format!(
+                "tls: {{server: {{mode: require, cert: {}, key: {}}}}}\n",
+                own.certificate.unwrap().display(),
+                own.key.unwrap().display()
+            );
+            let stack = server
+                .router_with(Mode::Transaction, &sections, TlsSection::default())
+                .await;
+            assert_eq!(
+                servers(&stack, &server).await.unwrap(),
+                "true /O=Trunkline/CN=app"
+            );
         },
     );
 }

@@ -14,7 +14,7 @@ use trunkline_router::listener::limits::Limits;
 use trunkline_router::listener::{self, Listening};
 use trunkline_router::pool::registry::Registry;
 use trunkline_router::route::TargetKind;
-use trunkline_router::tls::ClientTls;
+use trunkline_router::tls::{ClientTls, ServerTls};
 use trunkline_router::topology::state_file::StateFile;
 use trunkline_router::topology::transition::Rules;
 use trunkline_router::topology::{Cluster, Keeper, Published};
@@ -96,7 +96,10 @@ impl Stack {
         };
         let limits = Arc::new(Limits::default());
         let pooling = setup.pooling.as_deref().map(pooling_of);
-        let registry = pooling.map(|pooling| Arc::new(Registry::new(pooling).unwrap()));
+        let registry = pooling.map(|pooling| {
+            let tls = ServerTls::load(&pooling.tls_server).unwrap();
+            Arc::new(Registry::new(pooling, tls).unwrap())
+        });
         let (hold, own) = (setup.hold_timeout, cluster.clone());
         let tls = ClientTls::load(&config.tls).unwrap();
         let listening = Listening::new(&config, hold, own, limits, registry, tls);

@@ -138,6 +138,17 @@ fn certificates(what: &'static str, file: &Path) -> Result<Vec<CertificateDer<'s
     Ok(found)
 }
 
+/// The certificate that is shown by who uses these files, if one is named.
+///
+/// # Errors
+/// Names the file and what is wrong with it.
+pub fn leaf(files: &TlsFiles) -> Result<Option<CertificateDer<'static>>, TlsError> {
+    let Some(file) = &files.certificate else {
+        return Ok(None);
+    };
+    Ok(certificates("certificate", file)?.into_iter().next())
+}
+
 fn identity(
     files: &TlsFiles,
 ) -> Result<Option<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)>, TlsError> {

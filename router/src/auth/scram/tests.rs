@@ -203,6 +203,8 @@ impl ClientExchange {
         Self {
             means,
             nonce: self.nonce.clone(),
+            header: self.header,
+            binding: self.binding.clone(),
             expected: None,
         }
     }

@@ -172,6 +172,7 @@ impl Pooled {
             address: target.address,
             is_writer: listening.kind() == TargetKind::Primary,
             limits: listening.limits.clone(),
+            tls: self.door.registry.tls.clone(),
         })
     }
 
@@ -257,6 +258,8 @@ fn rejected(why: OpenFailed) -> SessionError {
         OpenFailed::Refused(complaint) => complaint.code.clone(),
         OpenFailed::NoLogin(_) => sqlstate::INVALID_AUTHORIZATION.to_owned(),
         OpenFailed::LaneCut
+        | OpenFailed::NoTls
+        | OpenFailed::Handshake(_)
         | OpenFailed::Unreachable(_)
         | OpenFailed::TooSlow
         | OpenFailed::InRecovery

@@ -9,8 +9,9 @@ use tokio::time::timeout;
 
 use super::Pooled;
 use super::door::{Door, interned};
+use crate::auth::certificate::Binding;
 use crate::auth::scram::MAX_MESSAGE;
-use crate::auth::{Malformed, Proven, ServerSide, Step};
+use crate::auth::{Beginning, Malformed, Proven, ServerSide, Step};
 use crate::config::pooling::Mode;
 use crate::error::SessionError;
 use crate::listener::Listening;
@@ -89,8 +90,12 @@ async fn begin(
     has_place: bool,
 ) -> Result<Option<Begun>, SessionError> {
     meet(listening, client).await?;
-    let (minor, asked) = match in_startup_time(startup(listening, client)).await? {
-        Asked::LogIn(minor, asked) => (minor, asked),
+    let (minor, asked, binding) = match in_startup_time(startup(listening, client)).await? {
+        Asked::LogIn {
+            minor,
+            parameters,
+            binding,
+        } => (minor, parameters, binding),
         Asked::Cancel(packet) => {
             cancel_one(listening, registry, &packet).await;
             return Ok(None);
@@ -111,7 +116,7 @@ async fn begin(
         send(&mut client.stream, &negotiation).await?;
     }
     let limit = registry.config().pool.client_login_timeout;
-    let proving = timeout(limit, authenticate(registry, client, &asked.user));
+    let proving = timeout(limit, authenticate(registry, client, &asked.user, binding));
     let (proven, mut greeting) = proving
         .await
         .unwrap_or(Err(SessionError::LoginTooSlow(limit)))?;
@@ -132,7 +137,12 @@ async fn begin(
 
 /// What a client asks for once it is clear how it is spoken to.
 enum Asked {
-    LogIn(u16, Parameters),
+    LogIn {
+        minor: u16,
+        parameters: Parameters,
+        /// What SCRAM may be bound to; under TLS.
+        binding: Option<Binding>,
+    },
     Cancel(Vec<u8>),
 }
 
@@ -183,7 +193,12 @@ async fn startup(listening: &Listening, client: &mut Client) -> Result<Asked, Se
                         database: asked.database,
                     });
                 }
-                return Ok(Asked::LogIn(minor, asked));
+                let binding = tls.binding().filter(|_| client.stream.is_encrypted());
+                return Ok(Asked::LogIn {
+                    minor,
+                    parameters: asked,
+                    binding: binding.cloned(),
+                });
             }
         }
     }
@@ -218,11 +233,19 @@ async fn authenticate(
     registry: &Registry,
     client: &mut Client,
     user: &str,
+    binding: Option<Binding>,
 ) -> Result<(Proven, Vec<u8>), SessionError> {
     let config = registry.config();
     let random = registry.random().map_err(no_randomness)?;
-    let (mut exchange, mut step) =
-        ServerSide::begin(config.method, &config.users, user, &random, registry.mock());
+    let (mut exchange, mut step) = ServerSide::begin(Beginning {
+        method: config.method,
+        name: user,
+        user: config.users.find(user).map(Arc::as_ref),
+        look: config.users.mock_look(config.method, user, registry.mock()),
+        random: &random,
+        mock: registry.mock(),
+        binding,
+    });
     loop {
         match step {
             Step::Ask(message) => send(&mut client.stream, &message).await?,

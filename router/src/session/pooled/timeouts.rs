@@ -132,7 +132,8 @@ impl Pooled {
                 // Nobody waits for the answer any more: it need not be computed to its end.
                 if server.cancel.is_none() {
                     let (way, key) = (server.way.clone(), server.key.clone());
-                    tokio::spawn(crate::server::cancel(way, key));
+                    let is_encrypted = server.stream.is_encrypted();
+                    tokio::spawn(crate::server::cancel(way, key, is_encrypted));
                 }
                 SessionError::QueryTooSlow {
                     limit,

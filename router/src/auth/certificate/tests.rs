@@ -1,0 +1,89 @@
+//! Certificates that openssl made, each of another kind.
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+
+use super::*;
+
+const P256_SHA256: &str = "\
+    MIIBnDCCAUGgAwIBAgIUKMx9xBMQhLsG0717438cL4s8ErswCgYIKoZIzj0EAwIwIjESMBAGA1UECgwJVHJ1bmtsaW5lMQww\
+    CgYDVQQDDANhcHAwIBcNMjYxMTI5MDEwNzUyWhgPMjA4MTA5MDEwMTA3NTJaMCIxEjAQBgNVBAoMCVRydW5rbGluZTEMMAoG\
+    A1UEAwwDYXBwMFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAENsa8XqozSvRn6fxnaNnvf/u5VvKenDFOYinJVNc+VaPJaBLl\
+    N2t/hNVfTtcG3Mi9t0FlWM8VwOfY1uagWCdX/KNTMFEwHQYDVR0OBBYEFN28+R3azC+cBbrQwVu51n1MrC8RMB8GA1UdIwQY\
+    MBaAFN28+R3azC+cBbrQwVu51n1MrC8RMA8GA1UdEwEB/wQFMAMBAf8wCgYIKoZIzj0EAwIDSQAwRgIhAK9vOfhDlFDvWwtx\
+    wHeyomuEVs7AQ0kuOGly56kBUG8uAiEAl14qrrCWRrdMLWHsR+/MAl58FFFPg9JbN2Ir5ft+pxM=";
+const P256_SHA384: &str = "\
+    MIIBmzCCAUGgAwIBAgIUWtwX0VFmqstgDgDgtdWjdmXNRoEwCgYIKoZIzj0EAwMwIjESMBAGA1UECgwJVHJ1bmtsaW5lMQww\
+    CgYDVQQDDANhcHAwIBcNMjYxMTI5MDEwNzUyWhgPMjA4MTA5MDEwMTA3NTJaMCIxEjAQBgNVBAoMCVRydW5rbGluZTEMMAoG\
+    A1UEAwwDYXBwMFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEr8MZ9Am6uJGb2E/uKzVJaFs1Oy/lrDuCLbWkEPZCKMhxaUhV\
+    29HSU5MZ7ajIfQJHVrO2odHyIrh65KZkajmFLqNTMFEwHQYDVR0OBBYEFMXuVh9GGLQnQ01R3soOggdamL44MB8GA1UdIwQY\
+    MBaAFMXuVh9GGLQnQ01R3soOggdamL44MA8GA1UdEwEB/wQFMAMBAf8wCgYIKoZIzj0EAwMDSAAwRQIhANHDSNBjWq8t806F\
+    1OWIQy+PRTgWRthyC0AUq8JHdAU3AiAj3rdfDJ31B9eAtR1cQFzJumX515bwetWNaRkAftwQdA==";
+const ED25519: &str = "\
+    MIIBWzCCAQ2gAwIBAgIUMFN8MFVv/IoeZ8eYgDN1h8mecD0wBQYDK2VwMCIxEjAQBgNVBAoMCVRydW5rbGluZTEMMAoGA1UE\
+    AwwDYXBwMCAXDTI2MTEyOTAxMDc1MloYDzIwODEwOTAxMDEwNzUyWjAiMRIwEAYDVQQKDAlUcnVua2xpbmUxDDAKBgNVBAMM\
+    A2FwcDAqMAUGAytlcAMhAOBHQ5gL8cW1NOxB8MVxpNjESOwyPrNNT67dfzV6dfmPo1MwUTAdBgNVHQ4EFgQUDylkjxPvwzId\
+    oQnwUVwszb/ZMuEwHwYDVR0jBBgwFoAUDylkjxPvwzIdoQnwUVwszb/ZMuEwDwYDVR0TAQH/BAUwAwEB/zAFBgMrZXADQQBP\
+    h+0Cl4L257I4lX1YLnMAUTaeOCsoHjMyN1Z22w1mr3cf21YksXU98VV2xo0fIJ3wACS0Xr5ek7Ug6r2iTskO";
+const RSA_PSS_SHA512: &str = "\
+    MIIDkTCCAkSgAwIBAgIUSGS6IjcHycW2qEpuMaMY7X78RKswQgYJKoZIhvcNAQEKMDWgDzANBglghkgBZQMEAgMFAKEcMBoG\
+    CSqGSIb3DQEBCDANBglghkgBZQMEAgMFAKIEAgIAvjAiMRIwEAYDVQQKDAlUcnVua2xpbmUxDDAKBgNVBAMMA2FwcDAgFw0y\
+    NjExMjkwMTA3NTNaGA8yMDgxMDkwMTAxMDc1M1owIjESMBAGA1UECgwJVHJ1bmtsaW5lMQwwCgYDVQQDDANhcHAwggEiMA0G\
+    CSqGSIb3DQEBAQUAA4IBDwAwggEKAoIBAQDA8b+Hjzo9Q1fPSorqog3rHZnpIg7rNvtpj3HPRnhpz3rI5jgpIRXY+VVlW1ep\
+    EQBWXL624i+yre1aCtU8Mzw+8XMSf3ZVJO1nnDhxDcHXBjmaWPhzUPNdWI4t9ymfbet7o4ex9S1eRewbzvn4UwzGbZcRSYUO\
+    cdyTSNcHo1XMOxAnTRq/7LtEetCdoz1rME+v8rEIIx3xiNAQOsF/VuxNLphy+G8grByf1iJ6wbnPXLzLBXjO4rNRsOf2KGtN\
+    hnsccYZlpJjyGSdZpK+xmIlzbCQgQY7dreSOnXLApyCwU/3QueeOb4m5Bii7eNzPs42ROSwYivtdacPBKmvs1AbVAgMBAAGj\
+    UzBRMB0GA1UdDgQWBBQrAwO5Jgsxs+vypvs01qAibmu3PjAfBgNVHSMEGDAWgBQrAwO5Jgsxs+vypvs01qAibmu3PjAPBgNV\
+    HRMBAf8EBTADAQH/MEIGCSqGSIb3DQEBCjA1oA8wDQYJYIZIAWUDBAIDBQChHDAaBgkqhkiG9w0BAQgwDQYJYIZIAWUDBAID\
+    BQCiBAICAL4DggEBAGyiW3odT7EQxP2pDvcudDv6or5ZjLEyop1FrD9iOBbqFB2dlsBWKOzgefr3M24fyQAal1k0KABFLdHH\
+    R7AFpTlD3VFn8/VQGqJazGT/HH4DcdYDRFiuD/8xBAPqrsFZwcJxXUiROtqn9kaN6GGCGbcVV/3G6sOyWLDFsdB80UH7AcZB\
+    nN5miYlENbAX7e+h/Eu5Hnk774SgBZg8U56THB3vl+4Jgb6xWU14xmzxLPEN6nT413GOFAdsSyXJXDswbVahRBWQrSKP6DoU\
+    ka69PIlWBOoylV9BM0F1W12HIqrcwzGBFtsai3GeCIjfdanuSsXZ+dTn9eLIQMir9F+Hfzs=";
+const RSA_SHA1: &str = "\
+    MIIDJzCCAg+gAwIBAgIUS8WrBCCfnvl//+B056ZbAuBHE94wDQYJKoZIhvcNAQEFBQAwIjESMBAGA1UECgwJVHJ1bmtsaW5l\
+    MQwwCgYDVQQDDANhcHAwIBcNMjYxMTI5MDEwNzU0WhgPMjA4MTA5MDEwMTA3NTRaMCIxEjAQBgNVBAoMCVRydW5rbGluZTEM\
+    MAoGA1UEAwwDYXBwMIIBIjANBgkqhkiG9w0BAQEFAAOCAQ8AMIIBCgKCAQEAxNhM+oVl+0gm4Yf9ZD9kZGWdZDay7zuZhbfX\
+    fMpuHZM500L2Skml93TMPJtb4FDCUbw9M2qZIWz9txViOeTKNKJfObeyuKD6pqSCs7La+NKHiTXLVbYJTZ2tUaoxkHP7YsUc\
+    +dXt9Vr9iqs7lFxkX15270oaXiHCL/CFfvorLTuuLWnFKfpcPPE/He3zlqJ3J/WIaUgC7Hm1JeelQgS5DSlBK/mSFs2t8FsW\
+    3vFTLLlbfkBC/txLCP8fSegLwXGmglu9oSSBHXfsdPx11OpjH70pV98jEQymVmWGXm4TjenEPyby8agPs2NZakuWDLW/Hf1C\
+    aEk57MV1eoyKL4FcnwIDAQABo1MwUTAdBgNVHQ4EFgQUiJU6yH5i03qYRxoAtOhGBvxxbRUwHwYDVR0jBBgwFoAUiJU6yH5i\
+    03qYRxoAtOhGBvxxbRUwDwYDVR0TAQH/BAUwAwEB/zANBgkqhkiG9w0BAQUFAAOCAQEACcei1bZTEruMVmLUTlAPYIOL7t2p\
+    tkuPLZiLuSmXVnaIV3Hyssb7bHfpxvqpZKKXOr6+8FEQ4rD8ii9hQ5pAiJlpTYRN6tokR7raq+D9CBssMJhri3V5WoE9Vi0G\
+    IWPQDQGWMs9v7Y/SHWHeIQw/wlNiic0WpSZh8jK0J87KdOSTgizg+zpWQIILovA1+hfer+Ms68VJ9/1DseGEFpgMOBvewaWI\
+    Am94hgdaCiGS7JnlJXMca7GtMsG8NcyIM993OWxWP6fxUT03B8U4xMUb4WuqKq6dBzMdgLODxc1OAmkfpg0ZDGHVJvyL657x\
+    H6jnQI3Jv/rpEKykj0kk325O1w==";
+const TWO_NAMES: &str = "\
+    MIIBmjCCAT+gAwIBAgIUavTMHMoXwYNRBYFRZlkpdlF1Z4EwCgYIKoZIzj0EAwIwITEOMAwGA1UEAwwFZmlyc3QxDzANBgNV\
+    BAMMBnNlY29uZDAgFw0yNjExMjkwMTA3NTRaGA8yMDgxMDkwMTAxMDc1NFowITEOMAwGA1UEAwwFZmlyc3QxDzANBgNVBAMM\
+    BnNlY29uZDBZMBMGByqGSM49AgEGCCqGSM49AwEHA0IABFAbEqq8HJzestflCP0tuqfJr2/z3rSO+4q7TQOryt/XzuFWE3m2\
+    ZmwgOQ1HHonrmVrV8krVVUCnmd3q2GUpzIejUzBRMB0GA1UdDgQWBBSCRw2k/rczKRs/vN4DtZoyCD0E5zAfBgNVHSMEGDAW\
+    gBSCRw2k/rczKRs/vN4DtZoyCD0E5zAPBgNVHRMBAf8EBTADAQH/MAoGCCqGSM49BAMCA0kAMEYCIQCnavNtAsUPVTNgquRr\
+    6aOGpaxka0nvmtp6Ldt2inHG2AIhAL3+lzFm+Tbzd8ovuahNJ/xEKDoqVtSlrtTVe+7pgBTb";
+
+fn der(certificate: &str) -> Vec<u8> {
+    STANDARD.decode(certificate).unwrap()
+}
+
+#[test]
+fn the_binding_is_by_the_hash_of_the_certificates_signature() {
+    for (certificate, algorithm) in [
+        (P256_SHA256, &SHA256),
+        (P256_SHA384, &SHA384),
+        (RSA_PSS_SHA512, &SHA512),
+        // Too weak to be used, and replaced by the rule of RFC 5929.
+        (RSA_SHA1, &SHA256),
+    ] {
+        let der = der(certificate);
+        let expected = digest::digest(algorithm, &der);
+        assert_eq!(Binding::of(&der).unwrap().data(), expected.as_ref());
+    }
+    assert_eq!(Binding::of(&der(ED25519)), None);
+    assert_eq!(Binding::of(b"no certificate"), None);
+}
+
+#[test]
+fn a_clients_name_is_its_first_common_name() {
+    assert_eq!(common_name(&der(P256_SHA256)).as_deref(), Some("app"));
+    assert_eq!(common_name(&der(TWO_NAMES)).as_deref(), Some("first"));
+    assert_eq!(common_name(b""), None);
+}
