@@ -21,6 +21,7 @@ use crate::auth::users::{Look, User};
 use crate::protocol::messages;
 
 pub mod certificate;
+pub mod hba;
 pub mod md5;
 pub mod scram;
 pub mod users;
@@ -35,6 +36,8 @@ pub enum Method {
     ScramSha256,
     /// MD5; for a user whose secret is a SCRAM verifier, SCRAM-SHA-256. As in PgBouncer.
     Md5,
+    /// The name of the client's certificate, which TLS has checked, is the user's.
+    Cert,
     /// A known user is believed.
     Trust,
 }
@@ -102,6 +105,8 @@ pub struct Beginning<'a> {
     pub mock: &'a [u8; 32],
     /// What SCRAM may be bound to; under TLS.
     pub binding: Option<Binding>,
+    /// The name in a certificate that TLS has checked.
+    pub certificate: Option<&'a str>,
 }
 
 /// The exchange with one client, on the side of the server.
@@ -130,6 +135,7 @@ impl ServerSide {
             random,
             mock,
             binding,
+            certificate,
         } = beginning;
         let scram = |verifier: Arc<Verifier>, is_known: bool| {
             let exchange = ServerExchange::new(verifier, is_known, random).offering(binding);
@@ -144,7 +150,7 @@ impl ServerSide {
             (Self { state }, Step::Ask(messages::ask_md5(salt)))
         };
         let verifier = user.and_then(|user| match (method, user.secret()) {
-            (Method::Trust, _) => None,
+            (Method::Trust | Method::Cert, _) => None,
             (Method::ScramSha256, _) => user.verifier(name, mock),
             (Method::Md5, Secret::Scram(verifier)) => Some(verifier.clone()),
             (Method::Md5, Secret::Plain(_) | Secret::Md5(_) | Secret::Empty) => None,
@@ -155,15 +161,16 @@ impl ServerSide {
                 Some(Md5Secret::derive(name, password.expose_secret()))
             }
             (Method::Md5, Secret::Scram(_) | Secret::Empty)
-            | (Method::ScramSha256 | Method::Trust, _) => None,
+            | (Method::ScramSha256 | Method::Trust | Method::Cert, _) => None,
         });
         match (method, verifier, secret, look) {
-            (Method::Trust, ..) => {
-                let state = State::Over;
+            (Method::Trust | Method::Cert, ..) => {
+                let is_right = method == Method::Trust || certificate == Some(name);
                 let step = match user {
-                    Some(_) => Step::Proven(Proven::default(), Vec::new()),
-                    None => Step::Refused,
+                    Some(_) if is_right => Step::Proven(Proven::default(), Vec::new()),
+                    Some(_) | None => Step::Refused,
                 };
+                let state = State::Over;
                 (Self { state }, step)
             }
             (_, Some(verifier), _, _) => scram(verifier, true),

@@ -11,12 +11,14 @@ use trunkline_shared::dcs::etcd::EtcdConfig;
 pub use trunkline_shared::service::network::Network;
 use trunkline_shared::service::tls::{TlsError, TlsFiles};
 
+use crate::auth::Method;
 use crate::auth::users::Users;
 use crate::config::pooling::{Mode, PoolingConfig};
 use crate::config::tls::TlsSection;
 use crate::route::TargetKind;
 use crate::tls::{ClientTls, ServerTls};
 
+pub mod auth;
 pub mod pooling;
 mod raw;
 pub mod tls;
@@ -200,7 +202,14 @@ impl RouterConfig {
         };
         let mut config = Self::parse(&text).map_err(wrong)?;
         if let Some(pooling) = &mut config.pooling {
-            pooling.users = read_users(&pooling.file).map_err(|mistake| wrong(vec![mistake]))?;
+            if let Some(file) = &pooling.auth.file {
+                pooling.users = read_users(file).map_err(|mistake| wrong(vec![mistake]))?;
+            }
+            pooling.auth.read_hba().map_err(wrong)?;
+            let asks = pooling.auth.uses(Method::Cert);
+            for listener in &mut config.listeners {
+                listener.tls.asks_for_certificates = asks;
+            }
         }
         config.check_files().map_err(wrong)?;
         Ok(config)
@@ -276,13 +285,18 @@ impl RouterConfig {
     }
 }
 
-fn read_users(file: &Path) -> Result<Arc<Users>, Mistake> {
-    let mistake = |why: String| Mistake {
+/// A mistake in a file that a key names.
+fn wrong_file(key: &str, file: &Path, why: String) -> Mistake {
+    Mistake {
         line: 0,
-        key: "auth.file".to_owned(),
+        key: key.to_owned(),
         value: file.display().to_string(),
         allowed: why,
-    };
+    }
+}
+
+fn read_users(file: &Path) -> Result<Arc<Users>, Mistake> {
+    let mistake = |why: String| wrong_file("auth.file", file, why);
     let text = std::fs::read_to_string(file);
     let text = text.map_err(|why| mistake(format!("it cannot be read: {why}")))?;
     let users = Users::parse(&text).map_err(|why| mistake(why.to_string()))?;

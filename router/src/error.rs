@@ -1,5 +1,6 @@
 //! Why a session ends, and the only table from that to what the client is told.
 
+use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,6 +24,38 @@ pub enum Side {
     Server,
     /// The router's, or the cluster's.
     Router,
+}
+
+/// Who wants to log in and from where, as PostgreSQL says it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Whence {
+    /// Where the client is.
+    pub address: IpAddr,
+    /// Whether it is under TLS.
+    pub is_encrypted: bool,
+    /// Who it says it is.
+    pub user: String,
+    /// Where it wants to.
+    pub database: String,
+}
+
+impl fmt::Display for Whence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            address,
+            user,
+            database,
+            ..
+        } = self;
+        let encryption = match self.is_encrypted {
+            true => "SSL encryption",
+            false => "no encryption",
+        };
+        write!(
+            f,
+            "host \"{address}\", user \"{user}\", database \"{database}\", {encryption}"
+        )
+    }
 }
 
 /// Why a session ended before its time.
@@ -123,16 +156,19 @@ pub enum SessionError {
     #[error("TLS handshake: {0}")]
     Handshake(String),
     /// A log-in in the clear where TLS is demanded, in PostgreSQL's words.
-    #[error(
-        "no pg_hba.conf entry for host \"{address}\", user \"{user}\", database \"{database}\", no encryption"
-    )]
-    NotEncrypted {
-        /// Where the client is.
-        address: IpAddr,
-        /// Who it says it is.
+    #[error("no pg_hba.conf entry for {0}")]
+    NotEncrypted(Whence),
+    /// No rule of `auth.hba_file` fits, in PostgreSQL's words.
+    #[error("no pg_hba.conf entry for {0}")]
+    NoHbaEntry(Whence),
+    /// A rule of `auth.hba_file` rejects it, in PostgreSQL's words.
+    #[error("pg_hba.conf rejects connection for {0}")]
+    HbaRejects(Whence),
+    /// The certificate is not the user's, or there is no such user: the same words for both.
+    #[error("certificate authentication failed for user \"{user}\"")]
+    WrongCertificate {
+        /// Who it said it is.
         user: String,
-        /// Where it wants to.
-        database: String,
     },
     /// The PROXY header is missing, malformed, or from a place that may not send one.
     #[error("PROXY protocol: {0}")]
@@ -290,7 +326,10 @@ impl SessionError {
             | SessionError::EncryptionTwice
             | SessionError::EarlyData
             | SessionError::Handshake(_)
-            | SessionError::NotEncrypted { .. }
+            | SessionError::NotEncrypted(_)
+            | SessionError::NoHbaEntry(_)
+            | SessionError::HbaRejects(_)
+            | SessionError::WrongCertificate { .. }
             | SessionError::ProxyHeader(_)
             | SessionError::StartupTooSlow(_)
             | SessionError::TooManyNewcomers { .. }
@@ -330,7 +369,10 @@ impl SessionError {
             SessionError::EncryptionTwice => "encryption_twice",
             SessionError::EarlyData => "early_data",
             SessionError::Handshake(_) => "handshake",
-            SessionError::NotEncrypted { .. } => "not_encrypted",
+            SessionError::NotEncrypted(_) => "not_encrypted",
+            SessionError::NoHbaEntry(_) => "no_hba_entry",
+            SessionError::HbaRejects(_) => "hba_rejects",
+            SessionError::WrongCertificate { .. } => "wrong_certificate",
             SessionError::ProxyHeader(_) => "proxy_header",
             SessionError::StartupTooSlow(_) => "startup_too_slow",
             SessionError::ClientGone => "client_gone",
@@ -399,7 +441,10 @@ impl SessionError {
             | SessionError::EarlyData
             | SessionError::ProxyHeader(_)
             | SessionError::StartupTooSlow(_) => sqlstate::PROTOCOL_VIOLATION,
-            SessionError::NotEncrypted { .. } => sqlstate::INVALID_AUTHORIZATION,
+            SessionError::NotEncrypted(_)
+            | SessionError::NoHbaEntry(_)
+            | SessionError::HbaRejects(_)
+            | SessionError::WrongCertificate { .. } => sqlstate::INVALID_AUTHORIZATION,
             SessionError::Handshake(_) | SessionError::ClientGone => return None,
         })
     }
@@ -437,7 +482,7 @@ impl SessionError {
             SessionError::EarlyData => {
                 Some("This is a defect of the client, or an attack on the way from it.")
             }
-            SessionError::NotEncrypted { .. } => Some(
+            SessionError::NotEncrypted(_) => Some(
                 "This listener demands TLS (tls.client.mode): set sslmode to require or above.",
             ),
             SessionError::TransactionBlock => {
@@ -448,6 +493,9 @@ impl SessionError {
             | SessionError::OldProtocol { .. }
             | SessionError::EncryptionTwice
             | SessionError::Handshake(_)
+            | SessionError::NoHbaEntry(_)
+            | SessionError::HbaRejects(_)
+            | SessionError::WrongCertificate { .. }
             | SessionError::ProxyHeader(_)
             | SessionError::StartupTooSlow(_)
             | SessionError::WrongPassword { .. }

@@ -66,7 +66,12 @@ impl ClientTls {
                     ..Self::default()
                 });
             }
-            TlsMode::Allow | TlsMode::Prefer | TlsMode::Require => ClientCertificates::Ignore,
+            TlsMode::Allow | TlsMode::Prefer | TlsMode::Require => {
+                match section.asks_for_certificates && section.files.ca.is_some() {
+                    true => ClientCertificates::Optional,
+                    false => ClientCertificates::Ignore,
+                }
+            }
             TlsMode::VerifyCa | TlsMode::VerifyFull => ClientCertificates::Required,
         };
         let mut settings = tls::server(&section.files, certificates)?;

@@ -15,12 +15,12 @@ mod settings;
 mod statements;
 #[expect(dead_code, reason = "other tests use more of it")]
 mod support {
+    #[path = "../support/certificates.rs"]
+    pub mod certificates;
     #[path = "../support/client.rs"]
     pub mod client;
     #[path = "../support/messages.rs"]
     pub mod messages;
-    #[path = "../support/certificates.rs"]
-    pub mod certificates;
     #[path = "../support/stack.rs"]
     pub mod stack;
 }

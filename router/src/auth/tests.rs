@@ -18,6 +18,7 @@ fn begin(
         random: &RANDOM,
         mock: &MOCK,
         binding,
+        certificate: None,
     })
 }
 
@@ -302,5 +303,32 @@ fn a_client_binds_only_as_it_was_offered_and_has_chosen() {
             said(binding, mechanism, header).is_err(),
             "{mechanism} {header}"
         );
+    }
+}
+
+#[test]
+fn a_certificate_lets_in_the_user_it_names_and_no_other() {
+    let users = Users::parse("\"p\" \"\"\n\"q\" \"\"\n").unwrap();
+    let log_in = |name: &str, certificate: Option<&str>| {
+        let (_, step) = ServerSide::begin(Beginning {
+            method: Method::Cert,
+            name,
+            user: users.find(name).map(Arc::as_ref),
+            look: users.mock_look(Method::Cert, name, &MOCK),
+            random: &RANDOM,
+            mock: &MOCK,
+            binding: None,
+            certificate,
+        });
+        matches!(step, Step::Proven(..))
+    };
+    assert!(log_in("p", Some("p")));
+    for (name, certificate) in [
+        ("p", Some("q")),
+        ("p", None),
+        ("p", Some("")),
+        ("x", Some("x")),
+    ] {
+        assert!(!log_in(name, certificate), "{name} {certificate:?}");
     }
 }

@@ -54,7 +54,7 @@ impl User {
     /// How the user's exchange looks to somebody who has proved nothing: `None` if as that of nobody.
     fn look(&self, method: Method) -> Option<Look> {
         match (method, &self.secret) {
-            (Method::Trust, _) | (_, Secret::Empty) => None,
+            (Method::Trust | Method::Cert, _) | (_, Secret::Empty) => None,
             (Method::ScramSha256, Secret::Md5(_)) => None,
             (Method::ScramSha256, Secret::Plain(_)) => Some(Look::Scram(Shape::default())),
             (Method::Md5, Secret::Md5(_) | Secret::Plain(_)) => Some(Look::Md5),
@@ -143,7 +143,9 @@ impl Users {
     pub fn mock_look(&self, method: Method, name: &str, mock: &[u8; 32]) -> Look {
         let (looks, none) = match method {
             Method::Md5 => (&self.looks[0], Look::Md5),
-            Method::ScramSha256 | Method::Trust => (&self.looks[1], Look::Scram(Shape::default())),
+            Method::ScramSha256 | Method::Trust | Method::Cert => {
+                (&self.looks[1], Look::Scram(Shape::default()))
+            }
         };
         let [a, b, c, d, ..] = labelled(mock, "look", name);
         let chosen = u64::from(u32::from_be_bytes([a, b, c, d]));

@@ -1,16 +1,15 @@
 //! `auth`, `databases`, `pool` and `users`: what pooled listeners are told.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::auth::{AuthConfig, RawAuth};
 use super::raw::{Leaf, Reader, duration, text};
 use super::tls::TlsSection;
-use crate::auth::Method;
 use crate::auth::users::Users;
 
 /// `mode` of a listener.
@@ -29,11 +28,9 @@ pub enum Mode {
 /// All of it.
 #[derive(Clone, Debug)]
 pub struct PoolingConfig {
-    /// `auth.type`.
-    pub method: Method,
-    /// `auth.file`.
-    pub file: PathBuf,
-    /// What stands there.
+    /// `auth`.
+    pub auth: AuthConfig,
+    /// What stands in `auth.file`.
     pub users: Arc<Users>,
     /// `tls.server`.
     pub tls_server: TlsSection,
@@ -136,18 +133,6 @@ impl PoolingConfig {
 
 #[derive(Deserialize, Default)]
 #[serde(deny_unknown_fields)]
-pub(super) struct RawAuth {
-    #[serde(rename = "type")]
-    kind: Leaf,
-    file: Leaf,
-    query: Leaf,
-    user: Leaf,
-    database: Leaf,
-    hba_file: Leaf,
-}
-
-#[derive(Deserialize, Default)]
-#[serde(deny_unknown_fields)]
 pub(super) struct RawPool {
     default_pool_size: Leaf,
     min_pool_size: Leaf,
@@ -224,7 +209,7 @@ impl Reader {
             }
             return None;
         }
-        let (method, file) = self.auth(raw.auth.unwrap_or_default());
+        let auth = self.auth(raw.auth.unwrap_or_default());
         let pool = self.pool(raw.pool.unwrap_or_default());
         let databases = raw.databases.map(|databases| {
             let each = databases.into_iter();
@@ -244,43 +229,13 @@ impl Reader {
             }
         }
         Some(PoolingConfig {
-            method,
-            file: file?,
+            auth,
             users: Arc::default(),
             tls_server: raw.tls_server,
             pool,
             databases,
             max_user_connections,
         })
-    }
-
-    fn auth(&mut self, raw: RawAuth) -> (Method, Option<PathBuf>) {
-        let method = self.value(
-            "auth.type",
-            raw.kind,
-            "scram-sha-256, md5 or trust is allowed; cert and hba are not available in this version",
-            |v| match v.as_str()? {
-                "scram-sha-256" => Some(Method::ScramSha256),
-                "md5" => Some(Method::Md5),
-                "trust" => Some(Method::Trust),
-                _ => None,
-            },
-        );
-        for (key, leaf) in [
-            ("auth.query", raw.query),
-            ("auth.user", raw.user),
-            ("auth.database", raw.database),
-            ("auth.hba_file", raw.hba_file),
-        ] {
-            self.not_yet(key, leaf, NOT_YET);
-        }
-        let allowed =
-            "the path of a file of users is allowed, lines of \"name\" \"secret\" as in PgBouncer";
-        let file = self.needed("auth.file", raw.file, allowed, text);
-        (
-            method.unwrap_or(Method::ScramSha256),
-            file.map(PathBuf::from),
-        )
     }
 
     fn pool(&mut self, mut raw: RawPool) -> PoolConfig {

@@ -12,7 +12,8 @@ use serde_saphyr::Spanned;
 use trunkline_shared::cluster::{ClusterName, quantity};
 use trunkline_shared::service::tls::TlsFiles;
 
-use super::pooling::{Mode, RawAuth, RawDatabase, RawPool, RawPooling, RawUser};
+use super::auth::RawAuth;
+use super::pooling::{Mode, RawDatabase, RawPool, RawPooling, RawUser};
 use super::tls::{RawTls, RawTlsSide, TlsSection};
 use super::{
     CtlConfig, EtcdSection, HttpConfig, ListenerConfig, LogConfig, Mistake, Network, ProxyProtocol,
@@ -208,25 +209,7 @@ impl Reader {
         let log = self.log(raw.log.unwrap_or_default());
         let state_file = self.value("state_file", raw.state_file, "a path is allowed", text);
         let http = self.http(raw.http.unwrap_or_default(), &name);
-        let replicas = raw.replicas.unwrap_or_default();
-        let max_lag = self.value(
-            "replicas.max_lag",
-            replicas.max_lag,
-            "a number of bytes is allowed, or one with kB, MB, GB",
-            bytes,
-        );
-        let falls_back = self
-            .value(
-                "replicas.fallback",
-                replicas.fallback,
-                "none or primary is allowed",
-                |v| match v.as_str()? {
-                    "none" => Some(false),
-                    "primary" => Some(true),
-                    _ => None,
-                },
-            )
-            .unwrap_or(false);
+        let (max_lag, falls_back) = self.replicas(raw.replicas.unwrap_or_default());
         let raw_listeners = raw.listeners.unwrap_or_default();
         let is_pooled = raw_listeners.iter().any(RawListener::is_pooled);
         let [tls, tls_server] = self.tls(raw.tls, is_pooled);
@@ -248,6 +231,9 @@ impl Reader {
             tls_server,
         };
         let pooling = self.pooling(pooling, is_pooled);
+        if let Some(pooling) = &pooling {
+            self.certificates(&pooling.auth, &listeners);
+        }
         Some(RouterConfig {
             ctl,
             name,
@@ -261,6 +247,28 @@ impl Reader {
             max_lag,
             hold_timeout,
         })
+    }
+
+    fn replicas(&mut self, replicas: RawReplicas) -> (Option<u64>, bool) {
+        let max_lag = self.value(
+            "replicas.max_lag",
+            replicas.max_lag,
+            "a number of bytes is allowed, or one with kB, MB, GB",
+            bytes,
+        );
+        let falls_back = self
+            .value(
+                "replicas.fallback",
+                replicas.fallback,
+                "none or primary is allowed",
+                |v| match v.as_str()? {
+                    "none" => Some(false),
+                    "primary" => Some(true),
+                    _ => None,
+                },
+            )
+            .unwrap_or(false);
+        (max_lag, falls_back)
     }
 
     fn ctl(&mut self, raw: RawCtl) -> CtlConfig {

@@ -62,11 +62,15 @@ fn keys_of_later_versions_are_refused_by_name() {
     let text = format!("{SMALLEST}pool: {{default_pool_size: 20}}\n");
     assert!(wrong(&text).starts_with("pool: is for listeners in mode session"));
     let pooled = SMALLEST.replace("replicas}", "replicas, mode: transaction}");
-    let text = format!("{pooled}pool: {{server_login_retry: 20}}\nauth: {{hba_file: x}}\n");
+    let text = format!(
+        "{pooled}pool: {{server_login_retry: 20}}
+auth: {{query: x}}
+"
+    );
     assert_eq!(
         wrong(&text),
         "\
-line 7: auth.hba_file: is not available in this version
+line 7: auth.query: is not available in this version
 auth.file: is missing; the path of a file of users is allowed, lines of \"name\" \"secret\" as in PgBouncer
 line 6: pool.server_login_retry: is not available in this version"
     );
@@ -230,4 +234,39 @@ fn what_may_change_live_needs_no_restart() {
     let moved = SMALLEST.replace("5432", "6432");
     let moved = RouterConfig::parse(&moved).unwrap();
     assert_eq!(old.needs_restart(&moved), ["listeners"]);
+}
+
+#[test]
+fn rules_of_access_are_read_with_the_rest_and_every_mistake_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let (users, hba) = (folder.path().join("users"), folder.path().join("hba"));
+    std::fs::write(&users, "").unwrap();
+    let pooled = SMALLEST.replace("replicas}", "replicas, mode: session}");
+    let auth = format!("file: {}, hba_file: {}", users.display(), hba.display());
+    let file = folder.path().join("router.yml");
+    std::fs::write(&file, format!("{pooled}auth: {{type: hba, {auth}}}\n")).unwrap();
+    std::fs::write(
+        &hba,
+        "host all all all trust\nhost all all all ldap\nhost\n",
+    )
+    .unwrap();
+    let error = RouterConfig::load(&file).unwrap_err().to_string();
+    assert!(
+        error.contains("line 2: the method ldap is not available"),
+        "{error}"
+    );
+    assert!(error.contains("line 3: the database is missing"), "{error}");
+    std::fs::write(&hba, "hostssl all all all cert\n").unwrap();
+    let config = RouterConfig::load(&file).unwrap();
+    assert!(config.listeners[1].tls.asks_for_certificates);
+    assert!(config.pooling.unwrap().auth.uses(Method::Cert));
+    let text = format!("{pooled}auth: {{type: hba, file: x}}\n");
+    assert!(wrong(&text).starts_with("auth.hba_file: is missing"));
+    let text = format!("{pooled}auth: {{type: md5, {auth}}}\n");
+    assert_eq!(wrong(&text), "line 6: auth.hba_file: is for auth.type: hba");
+    let text = format!("{pooled}auth: {{type: cert, file: x}}\n");
+    assert_eq!(
+        wrong(&text),
+        "listeners[1].tls.mode: auth.type: cert needs tls.client.mode: verify-full on every pooled listener"
+    );
 }

@@ -47,6 +47,8 @@ pub struct TlsSection {
     pub mode: TlsMode,
     /// `cert`, `key` and `ca`.
     pub files: TlsFiles,
+    /// Clients may be known by their certificates: they are asked for one, where `ca` can check it.
+    pub asks_for_certificates: bool,
     /// Where it stands in the file: its key and its line.
     pub at: (String, u64),
 }
@@ -168,6 +170,7 @@ impl Reader {
                 key: file("key", raw.key, &base.files.key),
                 ca: file("ca", raw.ca, &base.files.ca),
             },
+            asks_for_certificates: false,
             at: (at.to_owned(), line),
         }
     }

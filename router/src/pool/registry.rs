@@ -68,7 +68,7 @@ impl Registry {
         let random = SystemRandom::new();
         let mut mock = [0; 32];
         random.fill(&mut mock).map_err(|_| NoRandomness)?;
-        if config.method == Method::ScramSha256 {
+        if config.auth.uses(Method::ScramSha256) {
             config.users.derive(&mock, None);
         }
         Ok(Self {
@@ -90,7 +90,7 @@ impl Registry {
     /// Takes over a new file. Open pools keep their rules until they are made anew.
     pub fn reload(&self, config: PoolingConfig, tls: ServerTls) {
         self.tls.replace(tls);
-        if config.method == Method::ScramSha256 {
+        if config.auth.uses(Method::ScramSha256) {
             let before = self.config();
             config.users.derive(&self.mock, Some(&before.users));
         }

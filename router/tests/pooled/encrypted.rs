@@ -224,3 +224,45 @@ async fn a_changed_certificate_is_in_force_for_those_who_come_later() {
     std::fs::write(ca.file("router.crt"), "no certificate").unwrap();
     assert!(stack.listening.tls.current().renewed().is_err());
 }
+
+#[tokio::test]
+async fn a_rule_decides_who_comes_in_and_by_what() {
+    let ca = Certificates::new();
+    let rules = "\"app\" \"\"\n\"other\" \"\"\n-hba-\nhost all bad all reject\nhostssl app all 127.0.0.0/8 cert\n\
+                 hostnossl app other 127.0.0.1/32 trust\n---\nauth: {type: hba, file: x, hba_file: x}\n";
+    let mut by = setup(TlsMode::Allow, ca.issue("router"));
+    by.pooling = Some(rules.to_owned());
+    by.tls.asks_for_certificates = true;
+    let (stack, _a) = encrypted_by(by).await;
+    let mut client = stack.client().await;
+    client.send(&startup("other")).await;
+    client.ready().await;
+    for (user, words) in [
+        (
+            "bad",
+            "pg_hba.conf rejects connection for host \"127.0.0.1\", user \"bad\", database \"app\", no encryption",
+        ),
+        (
+            "app",
+            "no pg_hba.conf entry for host \"127.0.0.1\", user \"app\", database \"app\", no encryption",
+        ),
+    ] {
+        let mut client = stack.client().await;
+        client.send(&startup(user)).await;
+        assert_eq!(client.fatal().await, ("28000".to_owned(), words.to_owned()));
+    }
+    let own = ca.issue("app");
+    let mut client = secret(&stack, trusting(&ca, Some(own.clone())))
+        .await
+        .unwrap();
+    client.send(&startup("app")).await;
+    client.ready().await;
+    // Another one's certificate, and none.
+    for own in [Some(own), None] {
+        let mut client = secret(&stack, trusting(&ca, own)).await.unwrap();
+        client.send(&startup("other")).await;
+        let (code, text) = client.fatal().await;
+        assert_eq!(code, "28000");
+        assert_eq!(text, "certificate authentication failed for user \"other\"");
+    }
+}

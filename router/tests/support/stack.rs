@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
+use trunkline_router::auth::hba::Hba;
 use trunkline_router::auth::users::Users;
 use trunkline_router::config::pooling::{Mode, PoolingConfig};
 use trunkline_router::config::tls::TlsSection;
@@ -174,7 +175,7 @@ impl Stack {
     }
 }
 
-/// The sections as the program would read them; `users` is the text of the file.
+/// The sections as the program would read them; before them the text of the file of users, and of that of rules.
 fn pooling_of(sections: &str) -> PoolingConfig {
     let (users, sections) = sections.split_once("---\n").unwrap();
     let text = format!(
@@ -182,7 +183,9 @@ fn pooling_of(sections: &str) -> PoolingConfig {
          target: primary, mode: transaction}}\n{sections}"
     );
     let mut pooling = RouterConfig::parse(&text).unwrap().pooling.unwrap();
+    let (users, hba) = users.split_once("-hba-\n").unwrap_or((users, ""));
     pooling.users = Arc::new(Users::parse(users).unwrap());
+    pooling.auth.hba = Arc::new(Hba::parse(hba).unwrap());
     pooling
 }
 

@@ -9,11 +9,13 @@ use tokio::time::timeout;
 
 use super::Pooled;
 use super::door::{Door, interned};
-use crate::auth::certificate::Binding;
+use crate::auth::certificate::{Binding, common_name};
+use crate::auth::hba::{Asking, Verdict};
 use crate::auth::scram::MAX_MESSAGE;
-use crate::auth::{Beginning, Malformed, Proven, ServerSide, Step};
+use crate::auth::{Beginning, Malformed, Method, Proven, ServerSide, Step};
+use crate::config::auth::AuthConfig;
 use crate::config::pooling::Mode;
-use crate::error::SessionError;
+use crate::error::{SessionError, Whence};
 use crate::listener::Listening;
 use crate::pool::registry::{NoRandomness, Registry, Report};
 use crate::protocol::messages::{self, AUTHENTICATION_OK, ENCRYPTION_REFUSED, TLS_ACCEPTED};
@@ -116,7 +118,7 @@ async fn begin(
         send(&mut client.stream, &negotiation).await?;
     }
     let limit = registry.config().pool.client_login_timeout;
-    let proving = timeout(limit, authenticate(registry, client, &asked.user, binding));
+    let proving = timeout(limit, authenticate(registry, client, &asked, binding));
     let (proven, mut greeting) = proving
         .await
         .unwrap_or(Err(SessionError::LoginTooSlow(limit)))?;
@@ -187,11 +189,7 @@ async fn startup(listening: &Listening, client: &mut Client) -> Result<Asked, Se
             (First::Startup { minor }, _) => {
                 let asked = parameters(&packet)?;
                 if tls.is_required() && !client.stream.is_encrypted() {
-                    return Err(SessionError::NotEncrypted {
-                        address: client.peer.ip(),
-                        user: asked.user,
-                        database: asked.database,
-                    });
+                    return Err(SessionError::NotEncrypted(whence(client, &asked)));
                 }
                 let binding = tls.binding().filter(|_| client.stream.is_encrypted());
                 return Ok(Asked::LogIn {
@@ -201,6 +199,37 @@ async fn startup(listening: &Listening, client: &mut Client) -> Result<Asked, Se
                 });
             }
         }
+    }
+}
+
+fn whence(client: &Client, asked: &Parameters) -> Whence {
+    Whence {
+        address: client.peer.ip(),
+        is_encrypted: client.stream.is_encrypted(),
+        user: asked.user.clone(),
+        database: asked.database.clone(),
+    }
+}
+
+/// How the client is to prove who it is.
+fn method(
+    config: &AuthConfig,
+    client: &Client,
+    asked: &Parameters,
+) -> Result<Method, SessionError> {
+    if let Some(method) = config.method {
+        return Ok(method);
+    }
+    let verdict = config.hba.verdict(&Asking {
+        address: client.peer.ip(),
+        is_encrypted: client.stream.is_encrypted(),
+        database: &asked.database,
+        user: &asked.user,
+    });
+    match verdict {
+        Some(Verdict::By(method)) => Ok(method),
+        Some(Verdict::Reject) => Err(SessionError::HbaRejects(whence(client, asked))),
+        None => Err(SessionError::NoHbaEntry(whence(client, asked))),
     }
 }
 
@@ -232,27 +261,36 @@ async fn cancel_one(listening: &Arc<Listening>, registry: &Registry, packet: &[u
 async fn authenticate(
     registry: &Registry,
     client: &mut Client,
-    user: &str,
+    asked: &Parameters,
     binding: Option<Binding>,
 ) -> Result<(Proven, Vec<u8>), SessionError> {
     let config = registry.config();
+    let method = method(&config.auth, client, asked)?;
+    let user = asked.user.as_str();
     let random = registry.random().map_err(no_randomness)?;
+    let shown = client.stream.session().filter(|_| method == Method::Cert);
+    let shown = shown.and_then(|tls| common_name(tls.peer_certificates()?.first()?));
     let (mut exchange, mut step) = ServerSide::begin(Beginning {
-        method: config.method,
+        method,
         name: user,
         user: config.users.find(user).map(Arc::as_ref),
-        look: config.users.mock_look(config.method, user, registry.mock()),
+        look: config.users.mock_look(method, user, registry.mock()),
         random: &random,
         mock: registry.mock(),
         binding,
+        certificate: shown.as_deref(),
     });
     loop {
         match step {
             Step::Ask(message) => send(&mut client.stream, &message).await?,
             Step::Proven(proven, last) => return Ok((proven, last)),
             Step::Refused => {
-                return Err(SessionError::WrongPassword {
-                    user: user.to_owned(),
+                let user = user.to_owned();
+                return Err(match method {
+                    Method::Cert => SessionError::WrongCertificate { user },
+                    Method::ScramSha256 | Method::Md5 | Method::Trust => {
+                        SessionError::WrongPassword { user }
+                    }
                 });
             }
         }

@@ -1,0 +1,122 @@
+//! `auth`: who the clients of pooled listeners are.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use serde::Deserialize;
+
+use super::pooling::Mode;
+use super::raw::{Leaf, Reader, text};
+use super::tls::TlsMode;
+use super::{ListenerConfig, Mistake, wrong_file};
+use crate::auth::Method;
+use crate::auth::hba::Hba;
+
+/// `auth`.
+#[derive(Clone, Debug)]
+pub struct AuthConfig {
+    /// `type`; none where the rules of `hba_file` say it.
+    pub method: Option<Method>,
+    /// `file`.
+    pub file: Option<PathBuf>,
+    /// `hba_file`.
+    pub hba_file: Option<PathBuf>,
+    /// What stands there.
+    pub hba: Arc<Hba>,
+}
+
+impl AuthConfig {
+    /// Whether some client may prove by this method who it is.
+    pub fn uses(&self, method: Method) -> bool {
+        self.method
+            .map_or_else(|| self.hba.uses(method), |own| own == method)
+    }
+
+    /// Reads the file of rules.
+    pub(super) fn read_hba(&mut self) -> Result<(), Vec<Mistake>> {
+        let Some(file) = &self.hba_file else {
+            return Ok(());
+        };
+        let wrong = |why: String| wrong_file("auth.hba_file", file, why);
+        let text = std::fs::read_to_string(file);
+        let text = text.map_err(|why| vec![wrong(format!("it cannot be read: {why}"))])?;
+        let hba = Hba::parse(&text).map_err(|bad| {
+            bad.into_iter()
+                .map(|bad| wrong(bad.to_string()))
+                .collect::<Vec<_>>()
+        })?;
+        self.hba = Arc::new(hba);
+        Ok(())
+    }
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawAuth {
+    #[serde(rename = "type")]
+    kind: Leaf,
+    file: Leaf,
+    query: Leaf,
+    user: Leaf,
+    database: Leaf,
+    hba_file: Leaf,
+}
+
+impl Reader {
+    pub(super) fn auth(&mut self, raw: RawAuth) -> AuthConfig {
+        let kind = self.value(
+            "auth.type",
+            raw.kind,
+            "scram-sha-256, md5, cert, trust or hba is allowed",
+            |v| match v.as_str()? {
+                "scram-sha-256" => Some(Some(Method::ScramSha256)),
+                "md5" => Some(Some(Method::Md5)),
+                "cert" => Some(Some(Method::Cert)),
+                "trust" => Some(Some(Method::Trust)),
+                "hba" => Some(None),
+                _ => None,
+            },
+        );
+        let method = kind.unwrap_or(Some(Method::ScramSha256));
+        let why = "is not available in this version";
+        for (key, leaf) in [
+            ("auth.query", raw.query),
+            ("auth.user", raw.user),
+            ("auth.database", raw.database),
+        ] {
+            self.not_yet(key, leaf, why);
+        }
+        let allowed = "the path of a file of rules is allowed, lines as in pg_hba.conf";
+        let hba_file = match method {
+            None => self.needed("auth.hba_file", raw.hba_file, allowed, text),
+            Some(_) => {
+                self.not_yet("auth.hba_file", raw.hba_file, "is for auth.type: hba");
+                None
+            }
+        };
+        let allowed =
+            "the path of a file of users is allowed, lines of \"name\" \"secret\" as in PgBouncer";
+        let file = self.needed("auth.file", raw.file, allowed, text);
+        AuthConfig {
+            method,
+            file: file.map(PathBuf::from),
+            hba_file: hba_file.map(PathBuf::from),
+            hba: Arc::default(),
+        }
+    }
+
+    /// Where clients are known by their certificates, everybody must show one.
+    pub(super) fn certificates(&mut self, auth: &AuthConfig, listeners: &[ListenerConfig]) {
+        if auth.method != Some(Method::Cert) {
+            return;
+        }
+        for (at, listener) in listeners.iter().enumerate() {
+            if listener.mode != Mode::Tcp && listener.tls.mode < TlsMode::VerifyCa {
+                let why =
+                    "auth.type: cert needs tls.client.mode: verify-full on every pooled listener";
+                let key = format!("listeners[{at}].tls.mode");
+                self.wrong(listener.tls.at.1, &key, String::new(), why);
+            }
+        }
+    }
+}
