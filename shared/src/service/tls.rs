@@ -23,6 +23,10 @@ use rustls::{
     RootCertStore, SignatureScheme,
 };
 
+use unchecked::Unchecked;
+
+mod unchecked;
+
 /// Why TLS settings cannot be used. The ones from before stay in force.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
@@ -318,6 +322,12 @@ impl<T> Reloadable<T> {
     pub fn replace(&self, settings: T) {
         self.current.store(Arc::new(settings));
     }
+
+    /// The same if `seen` is still what is in force; whether it was.
+    pub fn exchange(&self, seen: &Arc<T>, settings: T) -> bool {
+        let found = self.current.compare_and_swap(seen, Arc::new(settings));
+        Arc::ptr_eq(&found, seen)
+    }
 }
 
 /// Whether webpki refused only because the certificate is a CA's own.
@@ -449,50 +459,5 @@ impl ClientCertVerifier for PinnedClients {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.webpki.supported_verify_schemes()
-    }
-}
-
-/// Encrypts without asking who is there, as PostgreSQL's `sslmode=require` does.
-#[derive(Debug)]
-struct Unchecked {
-    provider: Arc<CryptoProvider>,
-}
-
-impl ServerCertVerifier for Unchecked {
-    fn verify_server_cert(
-        &self,
-        _end_entity: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
-        _server_name: &ServerName<'_>,
-        _ocsp_response: &[u8],
-        _now: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        rustls::crypto::verify_tls12_signature(message, cert, dss, algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        rustls::crypto::verify_tls13_signature(message, cert, dss, algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider
-            .signature_verification_algorithms
-            .supported_schemes()
     }
 }
