@@ -15,7 +15,7 @@ use subtle::ConstantTimeEq;
 use crate::auth::certificate::Binding;
 use crate::auth::md5::Md5Secret;
 use crate::auth::scram::{
-    ClientExchange, Keys, MAX_ITERATIONS, Password, ServerExchange, Verifier,
+    ClientExchange, Flag, Keys, MAX_ITERATIONS, Password, ServerExchange, Verifier,
 };
 use crate::auth::users::{Look, User};
 use crate::protocol::messages;
@@ -308,9 +308,29 @@ pub enum NoLogin {
     /// It wants a method that the router does not use.
     #[error("PostgreSQL asks for an authentication method that the router does not use: {0}")]
     Method(&'static str),
+    /// Nothing tells who answers.
+    #[error(
+        "PostgreSQL's certificate allows no channel binding (as those of Ed25519), and tls.server.mode: require does \
+         not verify it: somebody may be between; give PostgreSQL an ECDSA or RSA certificate, or set verify-full"
+    )]
+    Unbound,
     /// It does not behave as a server that knows this user.
     #[error("PostgreSQL did not keep to the authentication exchange: {0}")]
     Untrustworthy(&'static str),
+}
+
+/// What an exchange with PostgreSQL runs through.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Channel {
+    /// No TLS: there is nothing to bind to.
+    Clear,
+    /// TLS.
+    Tls {
+        /// What SCRAM can be bound to; none where the binding is not defined for the certificate.
+        binding: Option<Binding>,
+        /// A server that can bind is not spoken to without.
+        must_be_bound: bool,
+    },
 }
 
 /// The exchange with PostgreSQL, on the side of the client.
@@ -318,7 +338,7 @@ pub struct ClientSide {
     user: String,
     credential: Arc<Credential>,
     nonce: [u8; RANDOM_BYTES],
-    binding: Option<Binding>,
+    channel: Channel,
     has_begun: bool,
     scram: Option<Box<ClientExchange>>,
     is_verified: bool,
@@ -331,17 +351,48 @@ impl ClientSide {
             user: user.to_owned(),
             credential,
             nonce,
-            binding: None,
+            channel: Channel::Clear,
             has_begun: false,
             scram: None,
             is_verified: false,
         }
     }
 
-    /// Binds SCRAM to this, where the server offers it.
-    pub fn over(mut self, binding: Option<Binding>) -> Self {
-        self.binding = binding;
+    /// Says what the exchange runs through: SCRAM is bound to that, where the server offers it.
+    pub fn over(mut self, channel: Channel) -> Self {
+        self.channel = channel;
         self
+    }
+
+    /// What SCRAM says of binding. As libpq: under TLS a server that does not offer it is told that it could be done,
+    /// so that one that did offer it finds somebody between. Where the certificate allows no binding libpq ends; here
+    /// that is so where TLS is demanded and nothing but the binding tells who answers. Where the certificate is
+    /// verified nobody is between, and where TLS is only preferred nobody was promised so.
+    fn flag(&mut self, is_offered: bool) -> Result<Flag, NoLogin> {
+        match (
+            std::mem::replace(&mut self.channel, Channel::Clear),
+            is_offered,
+        ) {
+            (Channel::Clear, _) => Ok(Flag::Unable),
+            (Channel::Tls { .. }, false) => Ok(Flag::NotOffered),
+            (
+                Channel::Tls {
+                    binding: Some(binding),
+                    ..
+                },
+                true,
+            ) => Ok(Flag::Bound(binding)),
+            (
+                Channel::Tls {
+                    binding: None,
+                    must_be_bound,
+                },
+                true,
+            ) => match must_be_bound {
+                true => Err(NoLogin::Unbound),
+                false => Ok(Flag::Unable),
+            },
+        }
     }
 
     /// Whether the answer to this body costs thousands of hashes.
@@ -405,8 +456,8 @@ impl ClientSide {
     fn sasl(&mut self, mechanisms: &[u8]) -> Result<Reply, NoLogin> {
         self.begins()?;
         let offers = |name: &[u8]| mechanisms.split(|b| *b == 0).any(|m| m == name);
-        let is_bound = self.binding.is_some() && offers(b"SCRAM-SHA-256-PLUS");
-        if !is_bound && !offers(b"SCRAM-SHA-256") {
+        let flag = self.flag(offers(b"SCRAM-SHA-256-PLUS"))?;
+        if !matches!(flag, Flag::Bound(_)) && !offers(b"SCRAM-SHA-256") {
             return Err(NoLogin::Method("SASL without SCRAM-SHA-256"));
         }
         let exchange = match &*self.credential {
@@ -420,7 +471,7 @@ impl ClientSide {
                 });
             }
         };
-        let exchange = exchange.bound_to(self.binding.take(), is_bound);
+        let exchange = exchange.bound(flag);
         let first = messages::sasl_initial(exchange.mechanism(), exchange.first().as_bytes());
         self.scram = Some(Box::new(exchange));
         Ok(Reply::Send(first))

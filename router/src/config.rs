@@ -14,7 +14,7 @@ use trunkline_shared::service::tls::{TlsError, TlsFiles};
 use crate::auth::Method;
 use crate::auth::users::Users;
 use crate::config::pooling::{Mode, PoolingConfig};
-use crate::config::tls::TlsSection;
+use crate::config::tls::{TlsMode, TlsSection};
 use crate::route::TargetKind;
 use crate::tls::{ClientTls, ServerTls};
 
@@ -211,8 +211,36 @@ impl RouterConfig {
                 listener.tls.asks_for_certificates = asks;
             }
         }
+        config.check_rules().map_err(wrong)?;
         config.check_files().map_err(wrong)?;
         Ok(config)
+    }
+
+    /// Whether who is to be known by a certificate can be asked for one, on a listener that has TLS at all.
+    fn check_rules(&self) -> Result<(), Vec<Mistake>> {
+        let mut mistakes: Vec<Mistake> = Vec::new();
+        for listener in &self.listeners {
+            let TlsSection {
+                mode, files, at, ..
+            } = &listener.tls;
+            let can_ask = *mode == TlsMode::Disable || files.ca.is_some();
+            let mistake = Mistake {
+                line: at.1,
+                key: format!("{}.ca", at.0),
+                value: String::new(),
+                allowed: "is missing; auth.hba_file has rules with cert, and this is the file of the CA of the \
+                          clients' certificates"
+                    .to_owned(),
+            };
+            // Listeners that share a section share its mistakes.
+            if listener.tls.asks_for_certificates && !can_ask && !mistakes.contains(&mistake) {
+                mistakes.push(mistake);
+            }
+        }
+        match mistakes.is_empty() {
+            true => Ok(()),
+            false => Err(mistakes),
+        }
     }
 
     /// Whether the files of TLS are there and fit together.

@@ -8,6 +8,7 @@ use std::time::Duration;
 use trunkline_shared::cluster::{ClusterName, MemberName};
 
 use crate::auth::Malformed;
+use crate::auth::scram::{NOT_BOUND, NOT_NEGOTIATED};
 use crate::lanes::Ending;
 use crate::protocol::messages::Severity;
 use crate::protocol::startup::NotStartup;
@@ -187,7 +188,10 @@ pub enum SessionError {
     },
     /// The client's part of the authentication makes no sense.
     #[error(transparent)]
-    Authentication(#[from] Malformed),
+    Authentication(Malformed),
+    /// What was said of channel binding shows that somebody may be between.
+    #[error("{0}")]
+    NotBound(&'static str),
     /// The log-in took too long.
     #[error("the log-in was not complete after {} (client_login_timeout)", seconds(.0))]
     LoginTooSlow(Duration),
@@ -296,6 +300,15 @@ impl RequestError {
     }
 }
 
+impl From<Malformed> for SessionError {
+    fn from(why: Malformed) -> Self {
+        if [NOT_NEGOTIATED, NOT_BOUND].contains(&why) {
+            return SessionError::NotBound(why.0);
+        }
+        SessionError::Authentication(why)
+    }
+}
+
 impl SessionError {
     /// Whose fault it is: for the metric, and for whether to log it.
     pub fn side(&self) -> Side {
@@ -313,6 +326,7 @@ impl SessionError {
             | SessionError::TooManyClients { .. } => Side::Router,
             SessionError::WrongPassword { .. }
             | SessionError::Authentication(_)
+            | SessionError::NotBound(_)
             | SessionError::LoginTooSlow(_)
             | SessionError::UnknownDatabase(_)
             | SessionError::NotPooled(_)
@@ -378,6 +392,7 @@ impl SessionError {
             SessionError::ClientGone => "client_gone",
             SessionError::WrongPassword { .. } => "wrong_password",
             SessionError::Authentication(_) => "bad_authentication",
+            SessionError::NotBound(_) => "not_bound",
             SessionError::LoginTooSlow(_) => "login_too_slow",
             SessionError::UnknownDatabase(_) => "unknown_database",
             SessionError::NotPooled(_) => "not_pooled",
@@ -444,6 +459,7 @@ impl SessionError {
             SessionError::NotEncrypted(_)
             | SessionError::NoHbaEntry(_)
             | SessionError::HbaRejects(_)
+            | SessionError::NotBound(_)
             | SessionError::WrongCertificate { .. } => sqlstate::INVALID_AUTHORIZATION,
             SessionError::Handshake(_) | SessionError::ClientGone => return None,
         })
@@ -500,6 +516,7 @@ impl SessionError {
             | SessionError::StartupTooSlow(_)
             | SessionError::WrongPassword { .. }
             | SessionError::Authentication(_)
+            | SessionError::NotBound(_)
             | SessionError::LoginTooSlow(_)
             | SessionError::UnknownDatabase(_)
             | SessionError::NotPooled(_)

@@ -13,6 +13,7 @@ pub mod cores;
 pub mod error;
 pub mod held_back;
 pub mod http;
+pub mod in_force;
 pub mod lanes;
 pub mod listener;
 pub mod metrics;

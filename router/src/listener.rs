@@ -18,7 +18,6 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tracing::{debug, info, warn};
-use trunkline_shared::service::tls::Reloadable;
 
 use crate::config::pooling::Mode;
 use crate::config::{ListenerConfig, Network, ProxyProtocol};
@@ -29,7 +28,6 @@ use crate::pool::registry::Registry;
 use crate::route::TargetKind;
 use crate::run::RunError;
 use crate::session;
-use crate::tls::ClientTls;
 use crate::topology::Cluster;
 
 pub mod limits;
@@ -56,8 +54,6 @@ pub struct Listening {
     pub registry: Option<Arc<Registry>>,
     /// Limits of the whole process.
     pub limits: Arc<Limits>,
-    /// How it speaks to its clients.
-    pub tls: Reloadable<ClientTls>,
     /// Handles of its metrics.
     pub metrics: Metrics,
     is_for_writes: bool,
@@ -75,7 +71,6 @@ impl Listening {
         cluster: Arc<Cluster>,
         limits: Arc<Limits>,
         registry: Option<Arc<Registry>>,
-        tls: ClientTls,
     ) -> Self {
         let address = config.listen.to_string();
         let listening = Self {
@@ -87,7 +82,6 @@ impl Listening {
             limits,
             mode: config.mode,
             registry,
-            tls: Reloadable::new(tls),
             is_for_writes: config.target == TargetKind::Primary,
             clients: Arc::default(),
             falls_back: AtomicBool::default(),

@@ -21,13 +21,13 @@ use trunkline_shared::service::tls::TlsError;
 use crate::config::{ListenerConfig, RouterConfig};
 use crate::cores::Cores;
 use crate::http::Shown;
+use crate::in_force::InForce;
 use crate::listener::limits::Limits;
 use crate::listener::{CannotListen, Listening, Ports};
 use crate::pool::registry::{NoRandomness, Registry};
 use crate::run::conductor::{Conductor, Live, Origin, Switches};
 use crate::run::hand_over::{Meeting, READY_WITHIN};
 use crate::run::services::{Certificates, Http, Topologies};
-use crate::tls::{ClientTls, ServerTls};
 use crate::topology::Cluster;
 use crate::topology::state_file::StateFile;
 use crate::topology::transition::Rules;
@@ -105,7 +105,7 @@ pub fn run(config: RouterConfig, file: PathBuf, is_upgrade: bool) -> Result<(), 
     });
     let clusters = clusters_of(&config);
     let registry = registry_of(&config)?;
-    let listenings = listenings_of(&config, &clusters, registry.as_ref())?;
+    let listenings = listenings_of(&config, &clusters, registry.as_ref());
     let shown = Arc::new(Shown {
         name: config.name.clone(),
         clusters: clusters.clone(),
@@ -136,7 +136,7 @@ pub fn run(config: RouterConfig, file: PathBuf, is_upgrade: bool) -> Result<(), 
         events,
     );
     server.add_service(background_service("topology", topologies));
-    let certificates = Certificates::new(shown.listenings.clone(), registry.clone());
+    let certificates = Certificates::new(registry.clone());
     server.add_service(background_service("certificates", certificates));
     server.add_service(background_service(
         "http",
@@ -230,8 +230,8 @@ fn registry_of(config: &RouterConfig) -> Result<Option<Arc<Registry>>, RunError>
     let Some(pooling) = config.pooling.clone() else {
         return Ok(None);
     };
-    let tls = ServerTls::load(&pooling.tls_server)?;
-    Ok(Some(Arc::new(Registry::new(pooling, tls)?)))
+    let in_force = InForce::load(pooling, &config.listeners)?;
+    Ok(Some(Arc::new(Registry::new(in_force)?)))
 }
 
 fn clusters_of(config: &RouterConfig) -> Vec<Arc<Cluster>> {
@@ -248,7 +248,7 @@ fn listenings_of(
     config: &RouterConfig,
     clusters: &[Arc<Cluster>],
     registry: Option<&Arc<Registry>>,
-) -> Result<Vec<(SocketAddr, Arc<Listening>)>, TlsError> {
+) -> Vec<(SocketAddr, Arc<Listening>)> {
     let limits = Arc::new(Limits::default());
     let cluster_of = |listener: &ListenerConfig| {
         let found = clusters.iter().find(|known| known.name == listener.scope);
@@ -259,14 +259,9 @@ fn listenings_of(
         .iter()
         .filter_map(|listener| {
             let cluster = cluster_of(listener)?;
-            let tls = match ClientTls::load(&listener.tls) {
-                Ok(tls) => tls,
-                Err(error) => return Some(Err(error)),
-            };
             let (hold, limits) = (config.hold_timeout, limits.clone());
-            let registry = registry.cloned();
-            let listening = Listening::new(listener, hold, cluster, limits, registry, tls);
-            Some(Ok((listener.listen, Arc::new(listening))))
+            let listening = Listening::new(listener, hold, cluster, limits, registry.cloned());
+            Some((listener.listen, Arc::new(listening)))
         })
         .collect()
 }

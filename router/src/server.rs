@@ -10,10 +10,12 @@ use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
+use tracing::warn;
 use trunkline_shared::cluster::{MemberName, Moment};
 use trunkline_shared::service::tls::Reloadable;
 
 use crate::held_back::HeldBack;
+use crate::in_force::InForce;
 use crate::lanes::{Lanes, Seat};
 use crate::listener::limits::{CONNECT_TIME, Limits};
 use crate::protocol::exchange::{Exchange, Heard};
@@ -21,6 +23,7 @@ use crate::protocol::messages::{self, TERMINATE};
 use crate::protocol::settings::Settings;
 use crate::protocol::splice::head;
 use crate::server::encryption::encrypt;
+use crate::server::login::OpenFailed;
 use crate::stream::{Detached, Stream};
 use crate::tls::ServerTls;
 use crate::topology::routing_table::LaneId;
@@ -49,8 +52,8 @@ pub struct Way {
     pub is_writer: bool,
     /// Limits of the process.
     pub limits: Arc<Limits>,
-    /// How PostgreSQL is spoken to.
-    pub tls: Arc<Reloadable<ServerTls>>,
+    /// How PostgreSQL is spoken to, among other settings of the moment.
+    pub in_force: Arc<Reloadable<InForce>>,
 }
 
 /// What a server is known by to those who cancel its query.
@@ -60,6 +63,9 @@ pub struct CancelKey {
     pub process: u32,
     /// Its secret: four bytes, more in later versions of the protocol.
     pub secret: Vec<u8>,
+    /// How the server was spoken to when it told them, if under TLS: they are not shown in the clear, whatever a
+    /// reload has changed since.
+    pub tls: Option<Arc<ServerTls>>,
 }
 
 /// The place in the server's stream.
@@ -362,7 +368,7 @@ pub enum Cancelled {
 
 /// Sends a cancel request and waits until the server has dealt with it, for three times [`CONNECT_TIME`] at most
 /// where one of its addresses answers. A key that was told under TLS is not shown in the clear.
-pub async fn cancel(way: Arc<Way>, key: CancelKey, is_encrypted: bool) -> Cancelled {
+pub async fn cancel(way: Arc<Way>, key: CancelKey) -> Cancelled {
     let request = messages::cancel(key.process, &key.secret);
     for place in &way.places {
         let connected = timeout(CONNECT_TIME, TcpStream::connect(place)).await;
@@ -370,9 +376,16 @@ pub async fn cancel(way: Arc<Way>, key: CancelKey, is_encrypted: bool) -> Cancel
             continue;
         };
         let mut stream = Stream::from(socket);
-        if is_encrypted {
-            let encrypted = timeout(CONNECT_TIME, encrypt(&mut stream, &way)).await;
-            if !matches!(encrypted, Ok(Ok(()))) || !stream.is_encrypted() {
+        if let Some(tls) = &key.tls {
+            let encrypting = timeout(CONNECT_TIME, encrypt(&mut stream, &way.address, tls)).await;
+            let why = match encrypting {
+                Ok(Ok(())) if stream.is_encrypted() => None,
+                Ok(Ok(())) => Some(OpenFailed::NoTls),
+                Ok(Err(why)) => Some(why),
+                Err(_) => Some(OpenFailed::TooSlow),
+            };
+            if let Some(why) = why {
+                warn!(member = %way.member, %place, "a cancel request is not passed on in the clear: {why}");
                 continue;
             }
         }

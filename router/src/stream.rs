@@ -3,6 +3,8 @@
 //! rustls is driven here and not by tokio-rustls, for two things that a pool must know: whether anything of the
 //! peer is left inside (decrypted, or the beginning of a record), and how to take a connection to another core.
 
+use std::cell::RefCell;
+use std::future::poll_fn;
 use std::io::{self, Read, Write};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -13,6 +15,20 @@ use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, Connection, ServerConfig, ServerConnection};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
+
+use crate::listener::limits::{MAX_HANDSHAKE_OF_SERVER, MAX_HANDSHAKES_AT_WORK};
+
+/// What one read of a socket under TLS takes at most, bytes; each core has one such buffer.
+const LARGEST_READ: usize = 64 * 1024;
+/// And at least, if so much is there: what rustls takes at once.
+const SMALLEST_READ: usize = 4096;
+
+thread_local! {
+    static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; LARGEST_READ].into());
+    /// The turns of those who shake hands on this core.
+    static TURNS: Arc<Semaphore> = Arc::new(Semaphore::new(MAX_HANDSHAKES_AT_WORK));
+}
 
 /// TLS: kind, version (two bytes), length (two bytes).
 const RECORD_HEADER: usize = 5;
@@ -52,45 +68,72 @@ impl Stream {
         self.tls.as_ref().map(|tls| &tls.session)
     }
 
-    /// Begins TLS as the server. `early` is what was read of the handshake already.
+    /// Begins TLS as the server. `early` is what was read of the handshake already, `longest` what the client may send
+    /// before it is over, bytes.
     ///
     /// # Errors
-    /// The handshake fails, or the connection ends in it.
-    pub async fn accept(&mut self, settings: Arc<ServerConfig>, early: &[u8]) -> io::Result<()> {
-        let session = ServerConnection::new(settings).map_err(io::Error::other)?;
-        let mut tls = Tls::new(session.into());
-        tls.take_early(early)?;
-        self.shake_hands(tls).await
+    /// The handshake fails, or the connection ends in it. What TLS itself finds wrong is
+    /// [`io::ErrorKind::InvalidData`].
+    pub async fn accept(
+        &mut self,
+        settings: Arc<ServerConfig>,
+        early: Vec<u8>,
+        longest: usize,
+    ) -> io::Result<()> {
+        let session = ServerConnection::new(settings).map_err(invalid)?;
+        self.shake_hands(Tls::new(session.into(), early), longest)
+            .await
     }
 
     /// Begins TLS as the client of a server of this name.
     ///
     /// # Errors
-    /// The handshake fails, the server is not trusted, or the connection ends.
+    /// The handshake fails, the server is not trusted, or the connection ends. What TLS itself finds wrong is
+    /// [`io::ErrorKind::InvalidData`].
     pub async fn connect(
         &mut self,
         settings: Arc<ClientConfig>,
         name: ServerName<'static>,
     ) -> io::Result<()> {
-        let session = ClientConnection::new(settings, name).map_err(io::Error::other)?;
-        self.shake_hands(Tls::new(session.into())).await
+        let session = ClientConnection::new(settings, name).map_err(invalid)?;
+        self.shake_hands(
+            Tls::new(session.into(), Vec::new()),
+            MAX_HANDSHAKE_OF_SERVER,
+        )
+        .await
     }
 
-    async fn shake_hands(&mut self, tls: Tls) -> io::Result<()> {
+    async fn shake_hands(&mut self, tls: Tls, longest: usize) -> io::Result<()> {
         let Self { socket, tls: own } = self;
         let tls = own.insert(Box::new(tls));
-        std::future::poll_fn(|cx| {
-            loop {
-                ready!(tls.poll_send(socket, cx))?;
-                if !tls.session.is_handshaking() {
-                    return Poll::Ready(Ok(()));
-                }
-                if ready!(tls.poll_receive(socket, cx))? == 0 {
-                    return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
-                }
+        let mut seen = tls.left();
+        loop {
+            poll_fn(|cx| tls.poll_send(socket, cx)).await?;
+            if !tls.session.is_handshaking() {
+                return Ok(());
             }
-        })
-        .await
+            if seen > longest {
+                let why = format!("a handshake of more than {longest} bytes");
+                return Err(invalid(why));
+            }
+            let is_fresh = tls.left() == 0;
+            if is_fresh {
+                poll_fn(|cx| socket.poll_read_ready(cx)).await?;
+            }
+            // Who has the turn keeps it until all others on this core have had theirs.
+            let turn = TURNS.with(Arc::clone).acquire_owned().await;
+            let received = poll_fn(|cx| Poll::Ready(tls.poll_receive(socket, cx, 0))).await;
+            match received {
+                Poll::Ready(Ok(0)) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Poll::Ready(Ok(count)) if is_fresh => seen += count,
+                Poll::Ready(received) => {
+                    received?;
+                }
+                Poll::Pending => continue,
+            }
+            tokio::task::yield_now().await;
+            drop(turn);
+        }
     }
 
     /// Writes all of it, to the last byte that TLS makes of it.
@@ -212,64 +255,125 @@ impl AsyncWrite for Stream {
     }
 }
 
+/// What TLS itself finds wrong.
+fn invalid(why: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, why)
+}
+
 /// One side of a TLS connection.
 #[derive(Debug)]
 struct Tls {
     session: Connection,
     records: Records,
+    /// Bytes of the peer that the session has not taken: there was no room for what is in them.
+    raw: Vec<u8>,
+    /// How many of those it has taken since.
+    taken: usize,
+    /// The peer has ended or is lost, or has said what is not TLS. rustls tells it once, behind what came before.
+    is_over: bool,
+    broken: Option<rustls::Error>,
 }
 
 impl Tls {
-    fn new(session: Connection) -> Self {
+    fn new(session: Connection, early: Vec<u8>) -> Self {
+        let mut records = Records::default();
+        records.see(&early);
         Self {
             session,
-            records: Records::default(),
+            records,
+            raw: early,
+            taken: 0,
+            is_over: false,
+            broken: None,
         }
     }
 
     fn is_empty(&self) -> bool {
         // rustls wants no more while it holds what was not read.
-        self.session.wants_read() && !self.session.wants_write() && self.records.is_whole()
-    }
-
-    fn take_early(&mut self, mut early: &[u8]) -> io::Result<()> {
-        self.records.see(early);
-        while !early.is_empty() {
-            self.session.read_tls(&mut early)?;
-            self.process()?;
-        }
-        Ok(())
+        !self.is_over
+            && self.left() == 0
+            && self.session.wants_read()
+            && !self.session.wants_write()
+            && self.records.is_whole()
     }
 
     fn process(&mut self) -> io::Result<()> {
-        let processed = self.session.process_new_packets();
-        processed.map_err(|why| io::Error::new(io::ErrorKind::InvalidData, why))?;
+        self.session.process_new_packets().map_err(|why| {
+            self.is_over = true;
+            self.broken = Some(why.clone());
+            invalid(why)
+        })?;
         Ok(())
     }
 
-    /// Reads from the socket once. Zero: it has ended.
+    /// Gives the session what came, until something to be read is in it. How much of it was taken.
+    fn feed(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let mut rest = bytes;
+        while !rest.is_empty() && self.session.wants_read() {
+            if self.session.read_tls(&mut rest)? == 0 {
+                // Behind its goodbye nothing counts.
+                return Ok(bytes.len());
+            }
+            self.process()?;
+        }
+        Ok(bytes.len() - rest.len())
+    }
+
+    /// Takes what was left over, or reads from the socket once: about as much as there is room for what is in it. How
+    /// many bytes that were; zero: it has ended.
     fn poll_receive(
         &mut self,
         socket: &mut TcpStream,
         cx: &mut Context<'_>,
+        room: usize,
     ) -> Poll<io::Result<usize>> {
-        let records = &mut self.records;
-        let count = self.session.read_tls(&mut Incoming {
-            socket,
-            cx,
-            records,
-        });
-        let count = match count {
-            Ok(count) => count,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Poll::Pending,
-            Err(error) => return Poll::Ready(Err(error)),
+        let received = match self.left() {
+            0 => ready!(self.poll_socket(socket, cx, room)),
+            _ => self.feed_left(),
         };
-        if let Err(error) = self.process() {
+        if received.is_err() {
+            self.is_over = true;
             // The peer hears what was wrong, if it can.
             let _ = self.poll_send(socket, cx);
-            return Poll::Ready(Err(error));
         }
-        Poll::Ready(Ok(count))
+        Poll::Ready(received)
+    }
+
+    fn left(&self) -> usize {
+        self.raw.len() - self.taken
+    }
+
+    fn feed_left(&mut self) -> io::Result<usize> {
+        let raw = std::mem::take(&mut self.raw);
+        let taken = self.feed(&raw[self.taken..])?;
+        self.taken += taken;
+        match self.taken < raw.len() {
+            true => self.raw = raw,
+            false => self.taken = 0,
+        }
+        Ok(taken)
+    }
+
+    fn poll_socket(
+        &mut self,
+        socket: &mut TcpStream,
+        cx: &mut Context<'_>,
+        room: usize,
+    ) -> Poll<io::Result<usize>> {
+        SCRATCH.with_borrow_mut(|scratch| {
+            let limit = room.clamp(SMALLEST_READ, scratch.len());
+            let mut buffer = ReadBuf::new(&mut scratch[..limit]);
+            ready!(Pin::new(socket).poll_read(cx, &mut buffer))?;
+            let bytes = buffer.filled();
+            if bytes.is_empty() {
+                self.is_over = true;
+                self.session.read_tls(&mut io::empty())?;
+            }
+            self.records.see(bytes);
+            let taken = self.feed(bytes)?;
+            self.raw.extend_from_slice(&bytes[taken..]);
+            Poll::Ready(Ok(bytes.len()))
+        })
     }
 
     /// Sends what is encrypted already.
@@ -298,7 +402,10 @@ impl Tls {
                 break Poll::Ready(Ok(()));
             }
             match self.session.reader().read(buffer.initialize_unfilled()) {
-                Ok(0) => break Poll::Ready(Ok(())),
+                Ok(0) => {
+                    self.is_over = true;
+                    break Poll::Ready(Ok(()));
+                }
                 Ok(count) => {
                     buffer.advance(count);
                     continue;
@@ -306,14 +413,19 @@ impl Tls {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) => break Poll::Ready(Err(error)),
             }
-            match self.poll_receive(socket, cx) {
+            if let Some(why) = &self.broken {
+                break Poll::Ready(Err(invalid(why.clone())));
+            }
+            match self.poll_receive(socket, cx, buffer.remaining()) {
                 // The end is told by the reader, which knows whether it may be believed.
                 Poll::Ready(Ok(_)) => {}
+                // What was good in the same piece is in the reader.
+                Poll::Ready(Err(_)) if self.broken.is_some() => {}
                 Poll::Ready(Err(error)) => break Poll::Ready(Err(error)),
                 Poll::Pending => break Poll::Pending,
             }
         };
-        // What was read comes first; an end or an error is met again.
+        // What was read comes first; an end or an error of TLS is met again.
         match buffer.filled().len() > before {
             true => Poll::Ready(Ok(())),
             false => more,
@@ -370,27 +482,6 @@ impl Records {
 
     fn is_whole(&self) -> bool {
         self.have == 0 && self.left == 0
-    }
-}
-
-/// The socket as rustls reads from it.
-struct Incoming<'a, 'b> {
-    socket: &'a mut TcpStream,
-    cx: &'a mut Context<'b>,
-    records: &'a mut Records,
-}
-
-impl Read for Incoming<'_, '_> {
-    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
-        let mut buffer = ReadBuf::new(bytes);
-        match Pin::new(&mut *self.socket).poll_read(self.cx, &mut buffer) {
-            Poll::Ready(Ok(())) => {
-                self.records.see(buffer.filled());
-                Ok(buffer.filled().len())
-            }
-            Poll::Ready(Err(error)) => Err(error),
-            Poll::Pending => Err(io::ErrorKind::WouldBlock.into()),
-        }
     }
 }
 

@@ -10,6 +10,7 @@ use trunkline_shared::service::tls::{self, ClientCertificates, ServerCheck, Stam
 
 use crate::auth::certificate::Binding;
 use crate::config::tls::{TlsMode, TlsSection};
+use crate::listener::limits::{MAX_HANDSHAKE, MAX_HANDSHAKE_WITH_CERTIFICATE};
 
 /// The protocol's name in ALPN. A client that begins with TLS must name it; one that names others only is
 /// refused: what it sends was meant for somebody else.
@@ -50,6 +51,7 @@ pub struct ClientTls {
     source: Source,
     settings: Option<Arc<ServerConfig>>,
     binding: Option<Binding>,
+    asks_for_certificates: bool,
 }
 
 impl ClientTls {
@@ -84,6 +86,7 @@ impl ClientTls {
             source,
             settings: Some(Arc::new(settings)),
             binding: leaf.and_then(|leaf| Binding::of(&leaf)),
+            asks_for_certificates: certificates != ClientCertificates::Ignore,
         })
     }
 
@@ -106,6 +109,14 @@ impl ClientTls {
     /// What SCRAM is bound to under this TLS; `None` where the certificate allows no binding.
     pub fn binding(&self) -> Option<&Binding> {
         self.binding.as_ref()
+    }
+
+    /// How many bytes a client may send before its handshake is over.
+    pub fn longest_handshake(&self) -> usize {
+        match self.asks_for_certificates {
+            true => MAX_HANDSHAKE_WITH_CERTIFICATE,
+            false => MAX_HANDSHAKE,
+        }
     }
 
     /// Whether nobody logs in without TLS.
@@ -168,6 +179,12 @@ impl ServerTls {
     /// What a handshake needs; `None` where TLS is off.
     pub fn settings(&self) -> Option<&Arc<ClientConfig>> {
         self.settings.as_ref()
+    }
+
+    /// Whether SCRAM must be bound to the server's certificate where the server can do so: TLS is demanded and
+    /// nothing else tells who answers.
+    pub fn must_be_bound(&self) -> bool {
+        self.source.section.mode == TlsMode::Require
     }
 
     /// Whether a server without TLS is not used.

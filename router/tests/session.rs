@@ -4,6 +4,7 @@
 
 mod support {
     pub mod client;
+    #[expect(dead_code, reason = "pooled sessions use more of it")]
     pub mod fake_postgres;
     pub mod stack;
 }

@@ -173,6 +173,11 @@ impl Keys {
     }
 }
 
+/// The client was not shown that binding is offered: somebody may be between. PostgreSQL's words.
+pub const NOT_NEGOTIATED: Malformed = Malformed("SCRAM channel binding negotiation error");
+/// The client was shown another certificate: somebody is between. PostgreSQL's words.
+pub const NOT_BOUND: Malformed = Malformed("SCRAM channel binding check failed");
+
 /// One exchange, on the side of the server.
 pub struct ServerExchange {
     verifier: Arc<Verifier>,
@@ -228,9 +233,7 @@ impl ServerExchange {
         match (flag, self.is_bound) {
             ("n", false) => Ok(()),
             ("y", false) if self.binding.is_none() => Ok(()),
-            ("y", false) => Err(Malformed(
-                "the client was not shown that channel binding is offered: somebody may be between",
-            )),
+            ("y", false) => Err(NOT_NEGOTIATED),
             ("p=tls-server-end-point", true) => Ok(()),
             ("n" | "y", true) => Err(Malformed("SCRAM-SHA-256-PLUS without channel binding")),
             (_, false) => Err(Malformed("channel binding is not part of what was chosen")),
@@ -289,9 +292,10 @@ impl ServerExchange {
         let binding = attributes.next().and_then(|a| a.strip_prefix("c="));
         let bound = self.binding.as_ref().filter(|_| self.is_bound);
         if binding != Some(channel(&self.header, bound).as_str()) {
-            return Err(Malformed(
-                "the channel binding is not the one that was begun with, or of another certificate",
-            ));
+            return Err(match bound {
+                Some(_) => NOT_BOUND,
+                None => Malformed("the channel binding is not the one that was begun with"),
+            });
         }
         let nonce = attributes.next().and_then(|a| a.strip_prefix("r="));
         if nonce != Some(self.nonce.as_str()) {
@@ -383,6 +387,17 @@ struct Offer<'a> {
     iterations: NonZeroU32,
 }
 
+/// What a client says of binding the exchange to its channel.
+#[derive(Clone, Debug)]
+pub enum Flag {
+    /// That it cannot.
+    Unable,
+    /// That it could, and was not offered it.
+    NotOffered,
+    /// That it does, to this.
+    Bound(Binding),
+}
+
 /// One exchange, on the side of the client.
 pub struct ClientExchange {
     means: Means,
@@ -419,13 +434,12 @@ impl ClientExchange {
         }
     }
 
-    /// Binds the exchange where the server offers it. Where it does not, and there is something to bind to, it is told
-    /// so: a server that did offer it finds somebody between.
-    pub fn bound_to(mut self, binding: Option<Binding>, is_offered: bool) -> Self {
-        (self.header, self.binding) = match (binding, is_offered) {
-            (None, _) => ("n,,", None),
-            (Some(_), false) => ("y,,", None),
-            (Some(binding), true) => ("p=tls-server-end-point,,", Some(binding)),
+    /// Says this of binding.
+    pub fn bound(mut self, flag: Flag) -> Self {
+        (self.header, self.binding) = match flag {
+            Flag::Unable => ("n,,", None),
+            Flag::NotOffered => ("y,,", None),
+            Flag::Bound(binding) => ("p=tls-server-end-point,,", Some(binding)),
         };
         self
     }

@@ -1,5 +1,6 @@
 use super::*;
 use crate::auth::users::Users;
+use crate::error::SessionError;
 
 const RANDOM: [u8; RANDOM_BYTES] = [5; RANDOM_BYTES];
 const MOCK: [u8; 32] = [6; 32];
@@ -225,9 +226,16 @@ fn a_server_keeps_to_one_method_and_the_order_of_its_messages() {
     }
 }
 
+fn tls(binding: Option<&Binding>) -> Channel {
+    Channel::Tls {
+        binding: binding.cloned(),
+        must_be_bound: false,
+    }
+}
+
 /// A log-in where each side has, or has not, something to bind to; somebody between may hide the offer. The
 /// client's first message, if the log-in succeeds.
-fn bound(server: Option<&Binding>, client: Option<&Binding>, hides: bool) -> Option<String> {
+fn bound(server: Option<&Binding>, client: Channel, hides: bool) -> Option<String> {
     let users = Users::parse("\"p\" \"pw\"\n").unwrap();
     let (mut server, step) = begin(Method::ScramSha256, &users, "p", server.cloned());
     let Step::Ask(mut offer) = step else {
@@ -237,7 +245,7 @@ fn bound(server: Option<&Binding>, client: Option<&Binding>, hides: bool) -> Opt
         offer = messages::ask_sasl(b"SCRAM-SHA-256\0");
     }
     let credential = Arc::new(Credential::Plain("pw".to_owned().into()));
-    let mut own = ClientSide::new("p", credential, [7; RANDOM_BYTES]).over(client.cloned());
+    let mut own = ClientSide::new("p", credential, [7; RANDOM_BYTES]).over(client);
     let Reply::Send(first) = own.answer(&offer[5..]).unwrap() else {
         panic!("the client had nothing to say");
     };
@@ -256,21 +264,35 @@ fn bound(server: Option<&Binding>, client: Option<&Binding>, hides: bool) -> Opt
 #[test]
 fn an_exchange_is_bound_to_the_certificate_where_both_sides_can() {
     let own = Binding::for_test(1);
-    let first = |server, client, hides| bound(server, client, hides).unwrap();
-    let both = first(Some(&own), Some(&own), false);
+    let first = |server, client| bound(server, client, false).unwrap();
+    let both = first(Some(&own), tls(Some(&own)));
     assert!(both.starts_with("SCRAM-SHA-256-PLUS\0") && both.contains("p=tls-server-end-point,,"));
-    assert!(first(Some(&own), None, false).contains("n,,"));
-    assert!(first(None, Some(&own), false).contains("y,,"));
-    assert!(first(None, None, false).contains("n,,"));
+    assert!(first(Some(&own), tls(None)).contains("n,,"));
+    assert!(first(None, tls(Some(&own))).contains("y,,"));
+    assert!(first(None, tls(None)).contains("y,,"));
+    assert!(first(None, Channel::Clear).contains("n,,"));
 }
 
 #[test]
 fn who_sits_between_two_tls_connections_is_found() {
     let (own, other) = (Binding::for_test(1), Binding::for_test(2));
     // Another certificate was shown to the client.
-    assert_eq!(bound(Some(&own), Some(&other), false), None);
-    // The offer of binding was hidden from it.
-    assert_eq!(bound(Some(&own), Some(&own), true), None);
+    assert_eq!(bound(Some(&own), tls(Some(&other)), false), None);
+    // The offer of binding was hidden from it, by one whose certificate can be bound to or, as Ed25519's, not.
+    assert_eq!(bound(Some(&own), tls(Some(&own)), true), None);
+    assert_eq!(bound(Some(&own), tls(None), true), None);
+}
+
+#[test]
+fn where_nothing_but_the_binding_tells_who_answers_it_is_not_left_out() {
+    let credential = Arc::new(Credential::Plain("pw".to_owned().into()));
+    let own = ClientSide::new("p", credential, [7; RANDOM_BYTES]);
+    let mut own = own.over(Channel::Tls {
+        binding: None,
+        must_be_bound: true,
+    });
+    let offer = messages::ask_sasl(b"SCRAM-SHA-256-PLUS\0SCRAM-SHA-256\0");
+    assert_eq!(own.answer(&offer[5..]), Err(NoLogin::Unbound));
 }
 
 #[test]
@@ -331,4 +353,13 @@ fn a_certificate_lets_in_the_user_it_names_and_no_other() {
     ] {
         assert!(!log_in(name, certificate), "{name} {certificate:?}");
     }
+}
+
+#[test]
+fn who_may_have_somebody_between_is_told_so_by_postgresqls_code() {
+    for why in [scram::NOT_NEGOTIATED, scram::NOT_BOUND] {
+        assert_eq!(SessionError::from(why).sqlstate(), Some("28000"));
+    }
+    let other = SessionError::from(Malformed("other"));
+    assert_eq!(other.sqlstate(), Some("08P01"));
 }

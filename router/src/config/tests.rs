@@ -147,6 +147,14 @@ line 8: tls.client.mode is \"always\": disable, allow, prefer, require, verify-c
 line 5: listeners[1].tls.cert: is missing; TLS needs the file of the router's certificate
 line 5: listeners[1].tls.ca: is missing; verify-ca and verify-full need the file of the CA of the clients"
     );
+    let text = format!(
+        "{}auth: {{file: x}}\ntls: {{client: {{cert: x, key: y}}}}\n",
+        SMALLEST.replace("replicas}", "replicas, mode: session}")
+    );
+    assert_eq!(
+        wrong(&text),
+        "line 7: tls.client.mode: is missing beside the files of TLS; disable, allow, require or verify-full is meant"
+    );
     let folder = tempfile::tempdir().unwrap();
     let users = folder.path().join("users");
     std::fs::write(&users, "").unwrap();
@@ -260,6 +268,14 @@ fn rules_of_access_are_read_with_the_rest_and_every_mistake_is_named() {
     let config = RouterConfig::load(&file).unwrap();
     assert!(config.listeners[1].tls.asks_for_certificates);
     assert!(config.pooling.unwrap().auth.uses(Method::Cert));
+    let encrypted = pooled.replace(
+        "mode: session}",
+        "mode: session, tls: {mode: allow, cert: x}}",
+    );
+    std::fs::write(&file, format!("{encrypted}auth: {{type: hba, {auth}}}\n")).unwrap();
+    let error = RouterConfig::load(&file).unwrap_err().to_string();
+    let words = "line 5: listeners[1].tls.ca: is missing; auth.hba_file has rules with cert";
+    assert!(error.contains(words), "{error}");
     let text = format!("{pooled}auth: {{type: hba, file: x}}\n");
     assert!(wrong(&text).starts_with("auth.hba_file: is missing"));
     let text = format!("{pooled}auth: {{type: md5, {auth}}}\n");

@@ -134,9 +134,15 @@ impl Reader {
         raw: RawTlsSide,
         base: &TlsSection,
     ) -> TlsSection {
+        let names_no_mode = raw.mode.is_none();
         let own = self.tls_side(at, raw, base);
         let line = own.at.1;
         let mode = own.mode;
+        if mode == TlsMode::Disable && names_no_mode && own.files.named().next().is_some() {
+            // Nobody names a certificate to serve in the clear.
+            let why = "is missing beside the files of TLS; disable, allow, require or verify-full is meant";
+            self.wrong(line, &format!("{at}.mode"), String::new(), why);
+        }
         if mode > TlsMode::Disable && own.files.certificate.is_none() {
             let why = "is missing; TLS needs the file of the router's certificate";
             self.wrong(line, &format!("{at}.cert"), String::new(), why);

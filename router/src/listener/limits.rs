@@ -9,10 +9,21 @@ use std::time::Duration;
 
 use tokio::sync::Semaphore;
 
-/// Clients that are not yet authenticated, in total: they cost a socket each and nothing else.
+/// Clients that are not yet authenticated, in total. Each costs a socket, and what it has sent: in the clear a start-up
+/// packet, under TLS [`MAX_HANDSHAKE`] and one read at most, and while it is asked for its proof two records of TLS.
 pub const MAX_NEWCOMERS: usize = 8192;
 /// The same from one address. A load balancer without PROXY protocol is one address.
 pub const MAX_NEWCOMERS_PER_ADDRESS: usize = 2048;
+/// Bytes that a client may send before its TLS handshake is over. A ClientHello with the keys of today and of
+/// tomorrow takes 2,000.
+pub const MAX_HANDSHAKE: usize = 8 * 1024;
+/// The same where it is asked for its certificate: a chain of some RSA certificates fits.
+pub const MAX_HANDSHAKE_WITH_CERTIFICATE: usize = 24 * 1024;
+/// The same for PostgreSQL, which shows its chain.
+pub const MAX_HANDSHAKE_OF_SERVER: usize = 128 * 1024;
+/// Steps of TLS handshakes that one core does before everybody else on it has had a turn: with a key of RSA-4096 a
+/// step takes milliseconds.
+pub const MAX_HANDSHAKES_AT_WORK: usize = 2;
 /// How long a client may take to send its start-up packet.
 pub const STARTUP_TIME: Duration = Duration::from_secs(10);
 /// Cancel requests being passed on at once; more are dropped, as PostgreSQL gives no answer to them either.

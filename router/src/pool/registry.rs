@@ -16,10 +16,10 @@ use trunkline_shared::service::tls::Reloadable;
 
 use crate::auth::{Credential, Method, Proven, RANDOM_BYTES, Secret};
 use crate::config::pooling::{DatabaseConfig, PoolingConfig};
+use crate::in_force::{Entrance, InForce};
 use crate::pool::Spec;
 use crate::pool::budget::{Budget, Budgets};
 use crate::pool::state::Rules;
-use crate::tls::ServerTls;
 
 /// What a server reports when it lets somebody in, by name.
 pub type Report = Arc<BTreeMap<Box<str>, Box<str>>>;
@@ -33,9 +33,8 @@ type Key = (u32, Box<[u8]>);
 
 /// What all cores share.
 pub struct Registry {
-    config: ArcSwap<PoolingConfig>,
-    /// How PostgreSQL is spoken to.
-    pub tls: Arc<Reloadable<ServerTls>>,
+    /// The settings of this moment.
+    pub in_force: Arc<Reloadable<InForce>>,
     /// From which the answers for unknown users are derived.
     mock: [u8; 32],
     random: SystemRandom,
@@ -64,16 +63,16 @@ impl Registry {
     ///
     /// # Errors
     /// The system gives no randomness.
-    pub fn new(config: PoolingConfig, tls: ServerTls) -> Result<Self, NoRandomness> {
+    pub fn new(in_force: InForce) -> Result<Self, NoRandomness> {
         let random = SystemRandom::new();
         let mut mock = [0; 32];
         random.fill(&mut mock).map_err(|_| NoRandomness)?;
+        let config = &in_force.pooling;
         if config.auth.uses(Method::ScramSha256) {
             config.users.derive(&mock, None);
         }
         Ok(Self {
-            config: ArcSwap::from_pointee(config),
-            tls: Arc::new(Reloadable::new(tls)),
+            in_force: Arc::new(Reloadable::new(in_force)),
             mock,
             random,
             credentials: Mutex::default(),
@@ -87,19 +86,24 @@ impl Registry {
         })
     }
 
-    /// Takes over a new file. Open pools keep their rules until they are made anew.
-    pub fn reload(&self, config: PoolingConfig, tls: ServerTls) {
-        self.tls.replace(tls);
-        if config.auth.uses(Method::ScramSha256) {
+    /// Takes over a new file. Open pools keep their rules until they are made anew. What takes long comes first: the
+    /// old settings are whole until the new ones are.
+    pub fn reload(&self, new: InForce) {
+        if new.pooling.auth.uses(Method::ScramSha256) {
             let before = self.config();
-            config.users.derive(&self.mock, Some(&before.users));
+            new.pooling.users.derive(&self.mock, Some(&before.users));
         }
-        self.config.store(Arc::new(config));
+        self.in_force.replace(new);
     }
 
-    /// The settings of this moment.
+    /// The sections of pooled listeners as they are at this moment.
     pub fn config(&self) -> Arc<PoolingConfig> {
-        self.config.load_full()
+        self.in_force.current().pooling.clone()
+    }
+
+    /// How clients come in at the listener of this address. A log-in asks once.
+    pub fn entrance(&self, address: &str) -> Option<Entrance> {
+        self.in_force.current().entrance(address).cloned()
     }
 
     /// The secret for mock answers.

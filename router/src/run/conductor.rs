@@ -15,15 +15,16 @@ use tracing::{error, info, warn};
 use trunkline_shared::service::clock;
 use trunkline_shared::service::logging::Log;
 use trunkline_shared::service::shutdown::{Request, Signals};
+use trunkline_shared::service::tls::TlsError;
 
 use super::hand_over::{Meeting, READY_WITHIN, ended};
 use super::{RunError, filter_of};
 use crate::config::RouterConfig;
 use crate::cores::Cores;
 use crate::http::Shown;
+use crate::in_force::InForce;
 use crate::listener::{self, Event};
 use crate::pool::registry::Registry;
-use crate::tls::{ClientTls, ServerTls};
 use crate::topology::transition::Rules;
 
 /// How long sessions may go on after SIGTERM, or after the ports were handed over.
@@ -59,28 +60,29 @@ impl Live {
             let keys = fixed.join(", ");
             warn!(%keys, "changed in the file, and taken up only by a restart or an upgrade");
         }
+        let followed = self.followed_by(&new);
+        let (next, kept) = match followed.transpose() {
+            Ok(next) => next.unzip(),
+            Err(error) => {
+                // Checked a moment ago: a file was changed meanwhile.
+                error!("reload refused, everything stays as it is: {error}");
+                return;
+            }
+        };
+        if let (Some(registry), Some(next)) = (&self.registry, next) {
+            registry.reload(next);
+        }
+        for listener in kept.into_iter().flatten() {
+            warn!(%listener, "it is not pooled in the file any more, and keeps its TLS and users until a restart");
+        }
         // Ports are matched by address: one that is new or gone needs a restart.
         for listening in &self.shown.listenings {
             let own = new
                 .listeners
                 .iter()
                 .find(|l| l.listen.to_string() == listening.address);
-            let Some(listener) = own else {
-                continue;
-            };
-            listening.reload(listener, new.hold_timeout);
-            match ClientTls::load(&listener.tls) {
-                Ok(tls) => listening.tls.replace(tls),
-                // Checked a moment ago: a file was changed meanwhile, and is looked at again.
-                Err(error) => {
-                    error!(listener = %listening.address, "the old TLS settings stay: {error}")
-                }
-            }
-        }
-        if let (Some(registry), Some(pooling)) = (&self.registry, new.pooling) {
-            match ServerTls::load(&pooling.tls_server) {
-                Ok(tls) => registry.reload(pooling, tls),
-                Err(error) => error!("the old settings of pooled listeners stay: {error}"),
+            if let Some(listener) = own {
+                listening.reload(listener, new.hold_timeout);
             }
         }
         self.rules.send_replace(Rules {
@@ -92,6 +94,13 @@ impl Live {
         self.config.hold_timeout = new.hold_timeout;
         self.config.max_lag = new.max_lag;
         info!("reloaded");
+    }
+
+    /// What the new file comes to for the pooled listeners, and which of them keep what they have.
+    fn followed_by(&self, new: &RouterConfig) -> Option<Result<(InForce, Vec<String>), TlsError>> {
+        let (registry, pooling) = (self.registry.as_ref()?, new.pooling.clone()?);
+        let now = registry.in_force.current();
+        Some(now.followed_by(pooling, &new.listeners))
     }
 }
 

@@ -21,7 +21,8 @@ use trunkline_shared::service::tls::FILES_LOOK;
 use super::DCS_BUDGETS;
 use crate::config::RouterConfig;
 use crate::http::{self, Shown};
-use crate::listener::{Event, Listening};
+use crate::in_force::InForce;
+use crate::listener::Event;
 use crate::pool::registry::Registry;
 use crate::topology::state_file::StateFile;
 use crate::topology::transition::Rules;
@@ -98,22 +99,21 @@ impl BackgroundService for Topologies {
 
 /// Looks at the files of TLS, and takes up those that have changed.
 pub(super) struct Certificates {
-    listenings: Vec<Arc<Listening>>,
     registry: Option<Arc<Registry>>,
 }
 
 impl Certificates {
-    pub(super) fn new(listenings: Vec<Arc<Listening>>, registry: Option<Arc<Registry>>) -> Self {
-        Self {
-            listenings,
-            registry,
-        }
+    pub(super) fn new(registry: Option<Arc<Registry>>) -> Self {
+        Self { registry }
     }
 }
 
 #[async_trait]
 impl BackgroundService for Certificates {
     async fn start(&self, mut shutdown: ShutdownWatch) {
+        let Some(registry) = &self.registry else {
+            return;
+        };
         let mut look = interval(FILES_LOOK);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -121,12 +121,9 @@ impl BackgroundService for Certificates {
                 _ = look.tick() => {}
                 _ = shutdown.changed() => return,
             }
-            let (listenings, registry) = (self.listenings.clone(), self.registry.clone());
+            let registry = registry.clone();
             // A disk that hangs holds up nothing else.
-            let looked = tokio::task::spawn_blocking(move || {
-                listenings.iter().for_each(|listening| renew(listening));
-                registry.iter().for_each(|registry| renew_server(registry));
-            });
+            let looked = tokio::task::spawn_blocking(move || renew(&registry));
             if let Err(defect) = looked.await {
                 error!("the certificates were not looked at: {defect}");
             }
@@ -134,26 +131,19 @@ impl BackgroundService for Certificates {
     }
 }
 
-fn renew(listening: &Listening) {
-    let listener = &listening.address;
-    match listening.tls.current().renewed() {
-        Ok(None) => {}
-        Ok(Some(tls)) => {
-            info!(%listener, section = %tls.name(), "changed certificates are in force");
-            listening.tls.replace(tls);
-        }
-        Err(why) => error!(%listener, "the certificates from before stay in force: {why}"),
+/// A reload that came meanwhile has read the files itself, and stays.
+fn renew(registry: &Registry) {
+    let seen = registry.in_force.current();
+    let mut next = InForce::clone(&seen);
+    let looked = next.renew();
+    if looked.is_empty() || !registry.in_force.exchange(&seen, next) {
+        return;
     }
-}
-
-fn renew_server(registry: &Registry) {
-    match registry.tls.current().renewed() {
-        Ok(None) => {}
-        Ok(Some(tls)) => {
-            info!(section = "tls.server", "changed certificates are in force");
-            registry.tls.replace(tls);
+    for (section, taken) in looked {
+        match taken {
+            Ok(()) => info!(%section, "changed certificates are in force"),
+            Err(why) => error!(%section, "the certificates from before stay in force: {why}"),
         }
-        Err(why) => error!("the certificates of tls.server from before stay in force: {why}"),
     }
 }
 

@@ -13,18 +13,17 @@ use tokio::time::timeout;
 use trunkline_shared::service::clock;
 
 use crate::auth::certificate::Binding;
-use crate::auth::{ClientSide, Credential, NoLogin, RANDOM_BYTES, Reply};
+use crate::auth::{Channel, ClientSide, Credential, NoLogin, RANDOM_BYTES, Reply};
 use crate::held_back::HeldBack;
 use crate::listener::limits::CONNECT_TIME;
 use crate::protocol::exchange::Exchange;
 use crate::protocol::messages;
 use crate::protocol::settings::Settings;
 use crate::protocol::splice::head;
-use crate::server::encryption::encrypt;
+use crate::server::encryption::{reach, refused};
 use crate::server::{
     CancelKey, Complaint, Inbound, MAX_READ_WHOLE, Prepared, QueryFailed, Server, Way,
 };
-use crate::stream::Stream;
 
 /// When keep-alives begin on an idle connection, and how far apart they are; after three unanswered ones
 /// the connection is dead.
@@ -107,15 +106,15 @@ pub async fn open(
     let seat = way.lanes.take_seat(way.lane).ok_or(OpenFailed::LaneCut)?;
     let turns = way.limits.connects(&way.address);
     let _permit = turns.acquire().await;
-    let socket = connect_to(&way.places).await;
-    let socket = socket.map_err(|error| OpenFailed::Unreachable(Arc::new(error)))?;
-    let mut stream = Stream::from(socket);
-    encrypt(&mut stream, &way).await?;
+    let (stream, tls) = reach(&way).await?;
     let mut server = Server {
         stream,
         seat,
         way,
-        key: CancelKey::default(),
+        key: CancelKey {
+            tls,
+            ..CancelKey::default()
+        },
         reported: BTreeMap::new(),
         initial: Arc::default(),
         settings: Arc::default(),
@@ -148,7 +147,7 @@ async fn greet(
     let packet = messages::startup(&[("user", &identity.user), ("database", &identity.database)]);
     server.stream.send(&packet).await.map_err(broken)?;
     let login = ClientSide::new(&identity.user, identity.credential.clone(), nonce);
-    let mut login = login.over(binding(&server.stream));
+    let mut login = login.over(channel(server));
     let mut is_in = false;
     let mut bytes = Vec::with_capacity(2048);
     loop {
@@ -177,10 +176,8 @@ async fn greet(
                 (b'S', true) => server.note_report(body),
                 (b'K', true) if body.len() >= 8 => {
                     let (process, secret) = body.split_at(4);
-                    server.key = CancelKey {
-                        process: process.try_into().map_or(0, u32::from_be_bytes),
-                        secret: secret.to_vec(),
-                    };
+                    server.key.process = process.try_into().map_or(0, u32::from_be_bytes);
+                    server.key.secret = secret.to_vec();
                 }
                 (b'Z', true) if body == b"I" && bytes.len() == length => return Ok(()),
                 _ => return Err(OpenFailed::Broken),
@@ -190,19 +187,22 @@ async fn greet(
         match server.stream.read_buf(&mut bytes).await {
             Ok(0) => return Err(OpenFailed::Broken),
             // Such as that it wants a certificate.
-            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
-                return Err(OpenFailed::Handshake(error.to_string()));
-            }
-            Err(_) => return Err(OpenFailed::Broken),
+            Err(why) => return Err(refused(&why)),
             Ok(_) => {}
         }
     }
 }
 
 /// What the server's certificate binds an exchange to.
-fn binding(stream: &Stream) -> Option<Binding> {
-    let shown = stream.session()?.peer_certificates()?;
-    Binding::of(shown.first()?)
+fn channel(server: &Server) -> Channel {
+    let Some(tls) = &server.key.tls else {
+        return Channel::Clear;
+    };
+    let shown = server.stream.session().and_then(|s| s.peer_certificates());
+    Channel::Tls {
+        binding: shown.and_then(|shown| Binding::of(shown.first()?)),
+        must_be_bound: tls.must_be_bound(),
+    }
 }
 
 /// Answers an authentication message: aside where that takes long, since a core carries many sessions.

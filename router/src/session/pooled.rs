@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::io::AsyncWrite;
+use tokio::io::{AsyncWrite, AsyncWriteExt};
 
 use crate::config::pooling::Mode;
 use crate::error::SessionError;
@@ -351,9 +351,8 @@ impl Pooled {
                 .is_none_or(|cancel| cancel.is_finished())
         {
             let (way, key) = (server.way.clone(), server.key.clone());
-            let is_encrypted = server.stream.is_encrypted();
             server.cancel = Some(tokio::spawn(async move {
-                let outcome = crate::server::cancel(way, key, is_encrypted).await;
+                let outcome = crate::server::cancel(way, key).await;
                 drop(mail.cancellers);
                 outcome
             }));
@@ -373,8 +372,15 @@ impl Pooled {
         self.server = None;
         let rest = std::mem::take(&mut self.to_client);
         let flushed = tokio::time::timeout(FLUSH_TIME, self.client.send(rest.rest())).await;
-        if is_at_boundary && !self.is_explained && matches!(flushed, Ok(Ok(()))) {
-            say(&mut self.client, &error).await;
+        match flushed {
+            Ok(Ok(())) if is_at_boundary && !self.is_explained => {
+                say(&mut self.client, &error).await;
+            }
+            // PostgreSQL has said it; TLS is left as it does it, or the client hears of an end that was cut off.
+            Ok(Ok(())) if self.is_explained && self.client.is_encrypted() => {
+                let _ = tokio::time::timeout(FLUSH_TIME, self.client.shutdown()).await;
+            }
+            Ok(_) | Err(_) => {}
         }
         Err(error)
     }

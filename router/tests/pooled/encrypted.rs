@@ -1,12 +1,15 @@
 //! Clients under TLS: who gets it, who must have it, and what is not believed before it.
 
-use trunkline_router::config::ProxyProtocol;
+use tokio::io::AsyncReadExt;
 use trunkline_router::config::tls::{TlsMode, TlsSection};
+use trunkline_router::config::{ListenerConfig, ProxyProtocol};
+use trunkline_router::in_force::InForce;
+use trunkline_router::route::TargetKind;
 use trunkline_router::stream::Stream;
-use trunkline_router::tls::ClientTls;
-use trunkline_shared::service::tls::{self, ServerCheck, TlsFiles};
+use trunkline_shared::service::tls::{self, ClientCertificates, ServerCheck, TlsFiles};
 
 use super::support::certificates::Certificates;
+use super::support::stack::pooling_of;
 use super::*;
 
 fn setup(mode: TlsMode, files: TlsFiles) -> Setup {
@@ -20,6 +23,25 @@ fn setup(mode: TlsMode, files: TlsFiles) -> Setup {
         },
         ..Setup::default()
     }
+}
+
+/// Takes up other sections, as a reload does. The listeners that keep what they have.
+fn reload(stack: &Stack, sections: &str, mode: Mode, tls: TlsSection) -> Vec<String> {
+    let own = ListenerConfig {
+        listen: stack.address,
+        scope: stack.cluster.name.clone(),
+        target: TargetKind::Primary,
+        mode,
+        proxy_protocol: ProxyProtocol::Off,
+        proxy_protocol_from: Vec::new(),
+        max_client_conn: 100,
+        tls,
+    };
+    let registry = stack.listening.registry.as_ref().unwrap();
+    let now = registry.in_force.current();
+    let (next, kept) = now.followed_by(pooling_of(sections), &[own]).unwrap();
+    registry.reload(next);
+    kept
 }
 
 async fn encrypted_by(setup: Setup) -> (Stack, FakePostgres) {
@@ -188,19 +210,19 @@ async fn a_handshake_that_never_ends_and_one_that_is_too_long_end_only_their_sen
     silent.expect(b"S").await;
     // The first half of a record.
     silent.send(&[22, 3, 1, 2, 0, 1]).await;
-    // A ClientHello that claims 16 MB, in whole records.
+    // A ClientHello that claims 64 KB, and 9,000 bytes of it.
     let mut huge = stack.client().await;
     huge.send(&SSL_REQUEST).await;
     huge.expect(b"S").await;
-    let mut record = vec![22, 3, 1, 0x40, 0, 1, 0xff, 0xff, 0xff];
-    record.resize(5 + 0x4000, 0);
-    for _ in 0..64 {
-        // It is refused long before the last.
-        if huge.stream.send(&record).await.is_err() {
-            break;
-        }
+    let mut record = vec![22, 3, 1, 0x23, 0x28, 1, 0, 0xff, 0xf0];
+    record.resize(5 + 9000, 0);
+    huge.send(&record).await;
+    // Who came first has not been given up yet.
+    tokio::select! {
+        biased;
+        _ = silent.rest() => panic!("a handshake of any length is waited for"),
+        _ = huge.rest() => {}
     }
-    huge.rest().await;
     assert_eq!(ask(&mut good, "select 1").await, "CZI");
     silent.rest().await;
     assert_eq!(ask(&mut good, "select 1").await, "CZI");
@@ -213,16 +235,37 @@ async fn a_changed_certificate_is_in_force_for_those_who_come_later() {
     let mut before = secret(&stack, trusting(&ca, None)).await.unwrap();
     before.send(&startup("app")).await;
     before.ready().await;
-    assert!(stack.listening.tls.current().renewed().unwrap().is_none());
+    let registry = stack.listening.registry.as_ref().unwrap();
+    let renewed = || {
+        let mut next = InForce::clone(&registry.in_force.current());
+        (next.renew(), next)
+    };
+    assert!(renewed().0.is_empty());
     ca.issue("router");
-    let renewed: ClientTls = stack.listening.tls.current().renewed().unwrap().unwrap();
-    stack.listening.tls.replace(renewed);
+    let (looked, next) = renewed();
+    assert!(looked.iter().all(|(_, taken)| taken.is_ok()) && looked.len() == 1);
+    let seen = registry.in_force.current();
+    assert!(registry.in_force.exchange(&seen, next));
     let after = secret(&stack, trusting(&ca, None)).await.unwrap();
     let shown = |stream: &Stream| stream.session().unwrap().peer_certificates().unwrap()[0].clone();
     assert_ne!(shown(&before.stream), shown(&after.stream));
     assert_eq!(ask(&mut before, "select 1").await, "CZI");
     std::fs::write(ca.file("router.crt"), "no certificate").unwrap();
-    assert!(stack.listening.tls.current().renewed().is_err());
+    assert!(renewed().0[0].1.is_err());
+    // A reload that came while the files were read stays.
+    ca.issue("router");
+    let seen = registry.in_force.current();
+    let (_, late) = renewed();
+    reload(
+        &stack,
+        ONE,
+        Mode::Transaction,
+        setup(TlsMode::Require, ca.issue("router")).tls,
+    );
+    assert!(!registry.in_force.exchange(&seen, late));
+    let mut client = stack.client().await;
+    client.send(&startup("app")).await;
+    assert_eq!(client.fatal().await.0, "28000");
 }
 
 #[tokio::test]
@@ -265,4 +308,162 @@ async fn a_rule_decides_who_comes_in_and_by_what() {
         assert_eq!(code, "28000");
         assert_eq!(text, "certificate authentication failed for user \"other\"");
     }
+}
+
+/// Everybody proves by password.
+const PROVED: &str = "\"app\" \"secret\"\n---\nauth: {type: scram-sha-256, file: x}\n";
+
+#[tokio::test]
+async fn no_reload_lets_anybody_in_without_the_proof_of_either_file() {
+    let ca = Certificates::new();
+    let files = ca.issue("router");
+    let section = |mode| setup(mode, files.clone()).tls;
+    let (stack, _a) = encrypted_by(Setup {
+        pooling: Some(PROVED.to_owned()),
+        ..setup(TlsMode::Allow, files.clone())
+    })
+    .await;
+    // It has met the old TLS, and says who it is when the new users are in force, for whom certificates are the proof.
+    let mut early = stack.client().await;
+    early.send(&[0, 0, 0, 8, 4, 210, 22, 48]).await;
+    early.expect(b"N").await;
+    let kept = reload(&stack, ONE, Mode::Transaction, section(TlsMode::VerifyFull));
+    assert!(kept.is_empty());
+    early.send(&startup("app")).await;
+    let (kind, body) = early.message().await;
+    assert_eq!((kind, &body[..4]), (b'R', &[0, 0, 0, 10][..]));
+    let mut late = stack.client().await;
+    late.send(&startup("app")).await;
+    assert_eq!(late.fatal().await.0, "28000");
+    // The file has this port in tcp mode now: until a restart it stays as it was.
+    let kept = reload(&stack, ONE, Mode::Tcp, TlsSection::default());
+    assert_eq!(kept, [stack.address.to_string()]);
+    let mut late = stack.client().await;
+    late.send(&startup("app")).await;
+    assert_eq!(late.fatal().await.0, "28000");
+}
+
+/// A leader under TLS that loses so many connections in the handshake, and clients of these settings.
+async fn both_under(ca: &Certificates, mode: Mode, lost: usize) -> (Stack, FakePostgres) {
+    let settings = tls::server(&ca.issue("server"), ClientCertificates::Ignore).unwrap();
+    let a = FakePostgres::start_under(settings, lost).await;
+    let stack = Stack::start(Setup {
+        mode,
+        ..setup(TlsMode::Allow, ca.issue("router"))
+    })
+    .await;
+    stack.lead("a", a.address).await;
+    (stack, a)
+}
+
+async fn session(stack: &Stack, ca: &Certificates) -> Client {
+    let mut client = secret(stack, trusting(ca, None)).await.unwrap();
+    client.send(&startup("app")).await;
+    client.ready().await;
+    client
+}
+
+#[tokio::test]
+async fn a_server_that_is_lost_in_the_handshake_is_waited_for() {
+    let ca = Certificates::new();
+    let (stack, mut a) = both_under(&ca, Mode::Transaction, 2).await;
+    let mut one = session(&stack, &ca).await;
+    assert_eq!(ask(&mut one, "select 1").await, "CZI");
+    let seen = a.until(|seen| seen.queries.len() == 1).await;
+    assert_eq!((seen.asked_for_tls, seen.startups.len()), (3, 1));
+}
+
+#[tokio::test]
+async fn a_server_under_tls_goes_from_core_to_core() {
+    let ca = Certificates::new();
+    let (stack, mut a) = both_under(&ca, Mode::Transaction, 0).await;
+    let mut one = session(&stack, &ca).await;
+    let mut two = session(&stack, &ca).await;
+    for _ in 0..5 {
+        assert_eq!(ask(&mut one, "select 1").await, "CZI");
+        assert_eq!(ask(&mut two, "rows 20").await.len(), 22);
+    }
+    let seen = a.until(|seen| seen.queries.len() == 10).await;
+    assert_eq!(seen.startups.len(), 1);
+}
+
+#[tokio::test]
+async fn an_idle_server_that_said_something_under_tls_is_given_to_nobody() {
+    let ca = Certificates::new();
+    for what in ["fatal", "goodbye", "half", "nonsense", "end"] {
+        let (stack, mut a) = both_under(&ca, Mode::Transaction, 0).await;
+        let mut one = session(&stack, &ca).await;
+        assert_eq!(ask(&mut one, &format!("later {what}")).await, "CZI");
+        a.now();
+        a.until(|seen| seen.ended == 1 || seen.messages.iter().any(|(kind, _)| *kind == '!'))
+            .await;
+        assert_eq!(ask(&mut one, "select 1").await, "CZI", "{what}");
+        let seen = a.until(|seen| seen.queries.len() == 2).await;
+        assert_eq!(seen.startups.len(), 2, "{what}");
+    }
+}
+
+#[tokio::test]
+async fn a_cut_under_tls_is_told_at_a_boundary_and_never_inside_a_message() {
+    let ca = Certificates::new();
+    for mode in [Mode::Transaction, Mode::Session] {
+        let (stack, mut a) = both_under(&ca, mode, 0).await;
+        let mut one = session(&stack, &ca).await;
+        one.query("hang").await;
+        a.until(|seen| seen.queries.len() == 1).await;
+        stack.delete("leader").await;
+        assert_eq!(error(&mut one).await, "08007");
+        let (stack, mut a) = both_under(&ca, mode, 0).await;
+        let mut one = session(&stack, &ca).await;
+        one.query("half").await;
+        one.expect(b"D\0\0\x10\0half").await;
+        a.until(|seen| seen.queries.len() == 1).await;
+        stack.delete("leader").await;
+        assert_eq!(one.rest().await, b"");
+    }
+}
+
+#[tokio::test]
+async fn the_servers_own_goodbye_ends_as_tls_ends() {
+    let ca = Certificates::new();
+    let (stack, _a) = both_under(&ca, Mode::Session, 0).await;
+    let mut one = session(&stack, &ca).await;
+    one.query("stop").await;
+    assert_eq!(error(&mut one).await, "57P01");
+    // Without TLS's own end this is an error.
+    let mut byte = [0];
+    let ended = tokio::time::timeout(DEADLINE, one.stream.read(&mut byte));
+    assert_eq!(ended.await.unwrap().unwrap(), 0);
+}
+
+#[tokio::test]
+async fn a_cancel_of_what_runs_under_tls_stays_under_tls_whatever_is_reloaded() {
+    let ca = Certificates::new();
+    let (stack, mut a) = both_under(&ca, Mode::Transaction, 0).await;
+    let mut one = secret(&stack, trusting(&ca, None)).await.unwrap();
+    one.send(&startup("app")).await;
+    let key = loop {
+        let (kind, body) = one.message().await;
+        if kind == b'K' {
+            break body;
+        }
+    };
+    one.ready().await;
+    one.query("wait").await;
+    a.until(|seen| seen.queries.len() == 1).await;
+    let clear = format!("{ONE}tls: {{server: {{mode: disable}}}}\n");
+    reload(
+        &stack,
+        &clear,
+        Mode::Transaction,
+        setup(TlsMode::Allow, ca.issue("router")).tls,
+    );
+    let mut canceller = stack.client().await;
+    canceller
+        .send(&[&[0, 0, 0, 16, 4, 210, 22, 46], &key[..]].concat())
+        .await;
+    canceller.rest().await;
+    assert_eq!(answer(&mut one).await, "EZI");
+    let seen = a.until(|seen| !seen.cancels.is_empty()).await;
+    assert_eq!((seen.cancels.len(), seen.encrypted_cancels), (1, 1));
 }

@@ -3,6 +3,7 @@
 use std::os::unix::fs::PermissionsExt;
 
 use trunkline_router::config::tls::{TlsMode, TlsSection};
+use trunkline_shared::service::tls::TlsFiles;
 
 use super::support::certificates::Certificates;
 use super::*;
@@ -72,7 +73,11 @@ fn psql_speaks_tls_and_knows_the_router() {
 
 /// PostgreSQL with TLS, that takes its own users by certificate or SCRAM over TLS only.
 fn secure(server: &Postgres, ca: &Certificates, hba: &str) {
-    ca.issue("server");
+    secure_with(server, ca, hba, || ca.issue("server"));
+}
+
+fn secure_with(server: &Postgres, ca: &Certificates, hba: &str, issue: impl Fn() -> TlsFiles) {
+    issue();
     for (from, to) in [
         ("server.crt", "server.crt"),
         ("server.key", "server.key"),
@@ -201,6 +206,55 @@ fn postgresql_may_ask_for_the_routers_certificate() {
                 servers(&stack, &server).await.unwrap(),
                 "true /O=Trunkline/CN=app"
             );
+        },
+    );
+}
+
+#[test]
+fn below_verify_ca_no_certificate_keeps_anybody_from_postgresql() {
+    as_postgres(
+        "encrypted::below_verify_ca_no_certificate_keeps_anybody_from_postgresql",
+        async || {
+            let server = Postgres::start();
+            let ca = Certificates::new();
+            let (ssl, any) = ("hostssl", "host");
+            let scram = |kind| format!("{kind} all app 127.0.0.1/32 scram-sha-256");
+            let said = async |mode: &str| {
+                let ca = ca.file("ca.crt");
+                let sections = format!("tls: {{server: {{mode: {mode}, ca: {}}}}}\n", ca.display());
+                let none = TlsSection::default();
+                let stack = server.router_with(Mode::Transaction, &sections, none).await;
+                servers(&stack, &server).await
+            };
+            // By PostgreSQL's own recipe, of version 1.
+            secure_with(&server, &ca, &scram(ssl), || {
+                ca.issue_as("server", "P-256", false)
+            });
+            for version in ["TLSv1.3", "TLSv1.2"] {
+                server.ask(&format!(
+                    "alter system set ssl_max_protocol_version = '{version}'"
+                ));
+                server.ask("select pg_reload_conf()");
+                assert_eq!(said("prefer").await.unwrap(), "true", "{version}");
+                assert_eq!(said("require").await.unwrap(), "true", "{version}");
+            }
+            let refused = said("verify-ca").await.unwrap_err();
+            assert!(refused.contains("a certificate of version 1"), "{refused}");
+            // Of a curve that the router does not speak. The demand is first: its words show that this certificate is
+            // in force.
+            let alone = scram(any);
+            secure_with(&server, &ca, &alone, || {
+                ca.issue_as("server", "P-521", true)
+            });
+            let mut looks = tokio::time::interval(std::time::Duration::from_millis(50));
+            let refused = loop {
+                looks.tick().await;
+                if let Err(refused) = said("require").await {
+                    break refused;
+                }
+            };
+            assert!(refused.contains("use a key of ECDSA P-256"), "{refused}");
+            assert_eq!(said("prefer").await.unwrap(), "false");
         },
     );
 }

@@ -18,7 +18,7 @@ impl Certificates {
         let own = Self {
             folder: tempfile::tempdir().unwrap(),
         };
-        let made = own.request("ca", "ca", "ca.crt", "-x509");
+        let made = own.request("ca", "ca", "ca.crt", ("-x509", "P-256"));
         assert!(made, "this test needs openssl: apt-get install openssl");
         own
     }
@@ -30,18 +30,29 @@ impl Certificates {
 
     /// Makes (or makes anew) a certificate `<name>.crt` with its key `<name>.key`, for localhost.
     pub fn issue(&self, name: &str) -> TlsFiles {
+        self.issue_as(name, "P-256", true)
+    }
+
+    /// The same with a key of this curve. Without extensions it is of version 1, as by the recipe of PostgreSQL's
+    /// documentation.
+    pub fn issue_as(&self, name: &str, curve: &str, has_extensions: bool) -> TlsFiles {
         let request = format!("{name}.csr");
-        assert!(self.request(name, name, &request, "-new"));
+        assert!(self.request(name, name, &request, ("-new", curve)));
         let extensions = self.file("extensions");
         let names = "subjectAltName=DNS:localhost,IP:127.0.0.1\nbasicConstraints=CA:FALSE\n";
         fs::write(&extensions, names).unwrap();
         let certificate = self.file(&format!("{name}.crt"));
-        let signed = openssl()
-            .args(["x509", "-req", "-days", "2", "-sha256", "-CAcreateserial"])
+        let mut signing = openssl();
+        if has_extensions {
+            signing.args([Path::new("x509"), Path::new("-extfile"), &extensions]);
+        } else {
+            signing.arg("x509");
+        }
+        let signed = signing
+            .args(["-req", "-days", "2", "-sha256", "-CAcreateserial"])
             .args([Path::new("-in"), &self.file(&request)])
             .args([Path::new("-CA"), &self.file("ca.crt")])
             .args([Path::new("-CAkey"), &self.file("ca.key")])
-            .args([Path::new("-extfile"), &extensions])
             .args([Path::new("-out"), &certificate])
             .output()
             .unwrap();
@@ -53,10 +64,10 @@ impl Certificates {
         }
     }
 
-    fn request(&self, key: &str, name: &str, out: &str, kind: &str) -> bool {
+    fn request(&self, key: &str, name: &str, out: &str, (kind, curve): (&str, &str)) -> bool {
         let made = openssl()
             .args(["req", kind, "-newkey", "ec", "-nodes", "-days", "2"])
-            .args(["-pkeyopt", "ec_paramgen_curve:P-256"])
+            .args(["-pkeyopt", &format!("ec_paramgen_curve:{curve}")])
             .args(["-subj", &format!("/O=Trunkline/CN={name}")])
             .args([Path::new("-keyout"), &self.file(&format!("{key}.key"))])
             .args([Path::new("-out"), &self.file(out)])

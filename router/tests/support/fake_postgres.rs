@@ -4,9 +4,11 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use rustls::ServerConfig;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, watch};
+use trunkline_router::stream::Stream;
 
 /// No wait takes longer than this.
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -18,6 +20,10 @@ pub struct Seen {
     pub startups: Vec<Vec<u8>>,
     /// Cancel requests, whole.
     pub cancels: Vec<Vec<u8>>,
+    /// How many of those came under TLS.
+    pub encrypted_cancels: usize,
+    /// Requests for TLS.
+    pub asked_for_tls: usize,
     /// Simple queries.
     pub queries: Vec<String>,
     /// Other messages: kind and body.
@@ -31,12 +37,23 @@ pub struct FakePostgres {
     /// Where it listens.
     pub address: SocketAddr,
     seen: watch::Receiver<Seen>,
+    doom: Arc<Notify>,
+}
+
+/// What a request for TLS comes to.
+#[derive(Clone)]
+enum Tls {
+    Refused,
+    /// `S`, and everything after it comes back.
+    Echoed,
+    /// TLS; but for so many requests at first the connection ends behind the `S`.
+    Spoken(Arc<ServerConfig>, usize),
 }
 
 #[derive(Clone)]
 struct Notes {
     sender: Arc<Mutex<watch::Sender<Seen>>>,
-    speaks_tls: bool,
+    tls: Tls,
     doom: Arc<Notify>,
 }
 
@@ -56,14 +73,34 @@ impl Notes {
 impl FakePostgres {
     /// Starts one. With `speaks_tls` it answers SSLRequest with `S` and echoes everything after.
     pub async fn start(speaks_tls: bool) -> Self {
+        Self::start_with(if speaks_tls {
+            Tls::Echoed
+        } else {
+            Tls::Refused
+        })
+        .await
+    }
+
+    /// Starts one that speaks TLS, once it has closed so many connections in the handshake.
+    pub async fn start_under(tls: ServerConfig, lost: usize) -> Self {
+        Self::start_with(Tls::Spoken(tls.into(), lost)).await
+    }
+
+    /// Now comes what a query has announced.
+    pub fn now(&self) {
+        self.doom.notify_one();
+    }
+
+    async fn start_with(tls: Tls) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (sender, seen) = watch::channel(Seen::default());
         let notes = Notes {
             sender: Arc::new(Mutex::new(sender)),
-            speaks_tls,
+            tls,
             doom: Arc::default(),
         };
+        let doom = notes.doom.clone();
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 let notes = notes.clone();
@@ -73,7 +110,11 @@ impl FakePostgres {
                 });
             }
         });
-        Self { address, seen }
+        Self {
+            address,
+            seen,
+            doom,
+        }
     }
 
     /// Waits until what was seen is enough.
@@ -92,20 +133,41 @@ impl FakePostgres {
     }
 }
 
-async fn serve(mut stream: TcpStream, notes: &Notes) -> std::io::Result<()> {
+async fn serve(socket: TcpStream, notes: &Notes) -> std::io::Result<()> {
+    let mut stream = Stream::from(socket);
     loop {
         let length = stream.read_u32().await?;
         let mut packet = length.to_be_bytes().to_vec();
         packet.resize(length as usize, 0);
         stream.read_exact(&mut packet[4..]).await?;
         match u32::from_be_bytes(packet[4..8].try_into().unwrap()) {
-            80_877_103 if notes.speaks_tls => {
-                stream.write_all(b"S").await?;
-                return echo(stream, notes).await;
+            80_877_103 => {
+                let mut asked = 0;
+                notes.note(|seen| {
+                    seen.asked_for_tls += 1;
+                    asked = seen.asked_for_tls;
+                });
+                match &notes.tls {
+                    Tls::Refused => stream.send(b"N").await?,
+                    Tls::Echoed => {
+                        stream.send(b"S").await?;
+                        return echo(stream, notes).await;
+                    }
+                    Tls::Spoken(_, lost) if asked <= *lost => return stream.send(b"S").await,
+                    Tls::Spoken(settings, _) => {
+                        stream.send(b"S").await?;
+                        let none = Vec::new();
+                        stream.accept(settings.clone(), none, 1 << 16).await?;
+                    }
+                }
             }
-            80_877_103 | 80_877_104 => stream.write_all(b"N").await?,
+            80_877_104 => stream.send(b"N").await?,
             80_877_102 => {
-                notes.note(|seen| seen.cancels.push(packet));
+                let is_encrypted = stream.is_encrypted();
+                notes.note(|seen| {
+                    seen.cancels.push(packet);
+                    seen.encrypted_cancels += usize::from(is_encrypted);
+                });
                 notes.doom.notify_one();
                 let had = |seen: &Seen, text: &str| seen.queries.iter().any(|query| query == text);
                 notes
@@ -123,12 +185,12 @@ async fn serve(mut stream: TcpStream, notes: &Notes) -> std::io::Result<()> {
     }
 }
 
-async fn echo(mut stream: TcpStream, notes: &Notes) -> std::io::Result<()> {
+async fn echo(mut stream: Stream, notes: &Notes) -> std::io::Result<()> {
     let mut bytes = [0; 1024];
     let mut has_spoken = false;
     while let Ok(count @ 1..) = stream.read(&mut bytes).await {
         has_spoken = true;
-        stream.write_all(&bytes[..count]).await?;
+        stream.send(&bytes[..count]).await?;
     }
     if has_spoken {
         notes.note(|seen| seen.ended += 1);
@@ -155,15 +217,15 @@ fn extended(kind: u8, status: u8) -> Vec<u8> {
 }
 
 /// As many rows as the query says.
-async fn rows(stream: &mut TcpStream, query: &str) -> std::io::Result<()> {
+async fn rows(stream: &mut Stream, query: &str) -> std::io::Result<()> {
     let count: usize = query[5..].parse().unwrap();
     let mut row = vec![b'D'];
     row.extend_from_slice(&4100u32.to_be_bytes());
     row.resize(4101, b'x');
     for _ in 0..count {
-        stream.write_all(&row).await?;
+        stream.send(&row).await?;
     }
-    stream.write_all(b"Z\0\0\0\x05I").await
+    stream.send(b"Z\0\0\0\x05I").await
 }
 
 /// The report of a setting that a query changes.
@@ -181,25 +243,48 @@ fn zone(zone: &str) -> Vec<u8> {
     [b"S", &length[..], report.as_bytes()].concat()
 }
 
-async fn end_by_cancel(stream: &mut TcpStream, notes: &Notes, status: u8) -> std::io::Result<()> {
+async fn end_by_cancel(stream: &mut Stream, notes: &Notes, status: u8) -> std::io::Result<()> {
     notes.until(|seen| !seen.cancels.is_empty()).await;
     let error = b"E\0\0\0\x1aSERROR\0VERROR\0C57014\0\0Z\0\0\0\x05";
-    stream.write_all(&[&error[..], &[status]].concat()).await
+    stream.send(&[&error[..], &[status]].concat()).await
 }
 
 /// An answer without rows, with what it reports.
-async fn done(stream: &mut TcpStream, query: &str, status: u8) -> std::io::Result<()> {
-    stream.write_all(&report(query)).await?;
+async fn done(stream: &mut Stream, query: &str, status: u8) -> std::io::Result<()> {
+    stream.send(&report(query)).await?;
     let tag: &[u8] = match query {
         "reset all" => b"C\0\0\0\x0aRESET\0",
         _ => b"C\0\0\0\x09DONE\0",
     };
-    stream.write_all(tag).await?;
-    stream.write_all(&[b'Z', 0, 0, 0, 5, status]).await
+    stream.send(tag).await?;
+    stream.send(&[b'Z', 0, 0, 0, 5, status]).await
 }
 
-async fn talk(mut stream: TcpStream, notes: &Notes) -> std::io::Result<()> {
-    stream.write_all(GREETING).await?;
+/// What a server says that is told to stop.
+const STOPS: &[u8] = b"E\0\0\0\x1aSFATAL\0VFATAL\0C57P01\0\0";
+
+/// What an idle server does that was not asked.
+async fn speak_up(mut stream: Stream, notes: &Notes, query: &str) -> std::io::Result<()> {
+    // Kind, version and length of a record, and less than that many bytes.
+    let half = [23, 3, 3, 0, 100, 1, 2];
+    match query {
+        "later fatal" => stream.send(STOPS).await?,
+        "later goodbye" => stream.shutdown().await?,
+        "later half" => {
+            stream.socket().try_write(&half)?;
+        }
+        "later nonsense" => {
+            stream.socket().try_write(&[23, 3, 3, 0, 2, 9, 9])?;
+        }
+        _ => return Ok(()),
+    }
+    notes.note(|seen| seen.messages.push(('!', Vec::new())));
+    // It stays open.
+    std::future::pending().await
+}
+
+async fn talk(mut stream: Stream, notes: &Notes) -> std::io::Result<()> {
+    stream.send(GREETING).await?;
     let mut status = b'I';
     let mut is_hanging = false;
     let mut is_elsewhere = false;
@@ -216,16 +301,16 @@ async fn talk(mut stream: TcpStream, notes: &Notes) -> std::io::Result<()> {
             if is_hanging && kind == b'E' {
                 return std::future::pending().await;
             }
-            stream.write_all(&extended(kind, status)).await?;
+            stream.send(&extended(kind, status)).await?;
             continue;
         }
         let query = String::from_utf8_lossy(&body[..body.len() - 1]).into_owned();
         notes.note(|seen| seen.queries.push(query.clone()));
         if query == "set timezone = 'Asia/Tokyo'" {
             is_elsewhere = status == b'T';
-            stream.write_all(&zone("Asia/Tokyo")).await?;
+            stream.send(&zone("Asia/Tokyo")).await?;
         } else if query == "ROLLBACK" && std::mem::take(&mut is_elsewhere) {
-            stream.write_all(&zone("UTC")).await?;
+            stream.send(&zone("UTC")).await?;
         }
         match query.as_str() {
             "begin" => status = b'T',
@@ -237,30 +322,34 @@ async fn talk(mut stream: TcpStream, notes: &Notes) -> std::io::Result<()> {
             // A query that only a cancel ends; after a long one a cancel's connection ends at the query `now`.
             "wait" | "wait long" => end_by_cancel(&mut stream, notes, status).await?,
             // A message that never ends.
-            "half" => stream.write_all(b"D\0\0\x10\0half").await?,
+            "half" => stream.send(b"D\0\0\x10\0half").await?,
             "die" => return Ok(()),
             // What a server says when it is told to stop.
             "stop" => {
-                stream
-                    .write_all(b"E\0\0\0\x1aSFATAL\0VFATAL\0C57P01\0\0")
-                    .await?;
+                stream.send(STOPS).await?;
                 return Ok(());
+            }
+            // An answer, and what it says comes when the test says so.
+            query if query.starts_with("later ") => {
+                done(&mut stream, query, status).await?;
+                notes.doom.notified().await;
+                return speak_up(stream, notes, query).await;
             }
             // An answer, and at the next cancel a reset.
             "doom" => {
-                stream.write_all(b"C\0\0\0\x09DONE\0").await?;
-                stream.write_all(&[b'Z', 0, 0, 0, 5, status]).await?;
+                stream.send(b"C\0\0\0\x09DONE\0").await?;
+                stream.send(&[b'Z', 0, 0, 0, 5, status]).await?;
                 notes.doom.notified().await;
-                socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
+                socket2::SockRef::from(stream.socket()).set_linger(Some(Duration::ZERO))?;
                 return Ok(());
             }
             // More than was asked for.
             "babble" => {
                 stream
-                    .write_all(b"C\0\0\0\x09DONE\0Z\0\0\0\x05IT\0\0\0\x06\0\0")
+                    .send(b"C\0\0\0\x09DONE\0Z\0\0\0\x05IT\0\0\0\x06\0\0")
                     .await?;
             }
-            "lie" => stream.write_all(b"Z\xff\xff\xff\xff").await?,
+            "lie" => stream.send(b"Z\xff\xff\xff\xff").await?,
             query if query.starts_with("rows ") => rows(&mut stream, query).await?,
             query => done(&mut stream, query, status).await?,
         }

@@ -11,11 +11,11 @@ use trunkline_router::config::pooling::{Mode, PoolingConfig};
 use trunkline_router::config::tls::TlsSection;
 use trunkline_router::config::{ListenerConfig, Network, ProxyProtocol, RouterConfig};
 use trunkline_router::cores::Cores;
+use trunkline_router::in_force::InForce;
 use trunkline_router::listener::limits::Limits;
 use trunkline_router::listener::{self, Listening};
 use trunkline_router::pool::registry::Registry;
 use trunkline_router::route::TargetKind;
-use trunkline_router::tls::{ClientTls, ServerTls};
 use trunkline_router::topology::state_file::StateFile;
 use trunkline_router::topology::transition::Rules;
 use trunkline_router::topology::{Cluster, Keeper, Published};
@@ -98,12 +98,11 @@ impl Stack {
         let limits = Arc::new(Limits::default());
         let pooling = setup.pooling.as_deref().map(pooling_of);
         let registry = pooling.map(|pooling| {
-            let tls = ServerTls::load(&pooling.tls_server).unwrap();
-            Arc::new(Registry::new(pooling, tls).unwrap())
+            let in_force = InForce::load(pooling, std::slice::from_ref(&config)).unwrap();
+            Arc::new(Registry::new(in_force).unwrap())
         });
         let (hold, own) = (setup.hold_timeout, cluster.clone());
-        let tls = ClientTls::load(&config.tls).unwrap();
-        let listening = Listening::new(&config, hold, own, limits, registry, tls);
+        let listening = Listening::new(&config, hold, own, limits, registry);
         let listening = Arc::new(listening);
         let cores = Arc::new(Cores::start(2).unwrap());
         tokio::spawn(listener::accept(socket, listening.clone(), cores.clone()));
@@ -176,7 +175,7 @@ impl Stack {
 }
 
 /// The sections as the program would read them; before them the text of the file of users, and of that of rules.
-fn pooling_of(sections: &str) -> PoolingConfig {
+pub fn pooling_of(sections: &str) -> PoolingConfig {
     let (users, sections) = sections.split_once("---\n").unwrap();
     let text = format!(
         "etcd3: {{hosts: \"127.0.0.1:1\"}}\nlisteners:\n  - {{listen: \"127.0.0.1:1\", scope: x, \

@@ -172,7 +172,7 @@ impl Pooled {
             address: target.address,
             is_writer: listening.kind() == TargetKind::Primary,
             limits: listening.limits.clone(),
-            tls: self.door.registry.tls.clone(),
+            in_force: self.door.registry.in_force.clone(),
         })
     }
 

@@ -14,7 +14,7 @@ use crate::auth::hba::{Asking, Verdict};
 use crate::auth::scram::MAX_MESSAGE;
 use crate::auth::{Beginning, Malformed, Method, Proven, ServerSide, Step};
 use crate::config::auth::AuthConfig;
-use crate::config::pooling::Mode;
+use crate::config::pooling::{Mode, PoolingConfig};
 use crate::error::{SessionError, Whence};
 use crate::listener::Listening;
 use crate::pool::registry::{NoRandomness, Registry, Report};
@@ -24,7 +24,7 @@ use crate::protocol::splice::head;
 use crate::protocol::startup::{First, Parameters, parameters};
 use crate::route::TargetKind;
 use crate::session::{Client, first_packet, in_startup_time, meet, send};
-use crate::tls::ALPN;
+use crate::tls::{ALPN, ClientTls};
 
 /// The newest minor version of the protocol that is spoken.
 const MINOR: u16 = 2;
@@ -92,7 +92,14 @@ async fn begin(
     has_place: bool,
 ) -> Result<Option<Begun>, SessionError> {
     meet(listening, client).await?;
-    let (minor, asked, binding) = match in_startup_time(startup(listening, client)).await? {
+    // One look: a reload does not come between the client's TLS and its proof.
+    let Some(entrance) = registry.entrance(&listening.address) else {
+        return Err(SessionError::TooMuch(
+            "this listener has no pooled sections",
+        ));
+    };
+    let startup = startup(&entrance.tls, client);
+    let (minor, asked, binding) = match in_startup_time(startup).await? {
         Asked::LogIn {
             minor,
             parameters,
@@ -117,8 +124,9 @@ async fn begin(
         messages::negotiate(&mut negotiation, minor.min(MINOR), &asked.unknown_options);
         send(&mut client.stream, &negotiation).await?;
     }
-    let limit = registry.config().pool.client_login_timeout;
-    let proving = timeout(limit, authenticate(registry, client, &asked, binding));
+    let limit = entrance.pooling.pool.client_login_timeout;
+    let proving = authenticate(registry, &entrance.pooling, client, &asked, binding);
+    let proving = timeout(limit, proving);
     let (proven, mut greeting) = proving
         .await
         .unwrap_or(Err(SessionError::LoginTooSlow(limit)))?;
@@ -149,8 +157,8 @@ enum Asked {
 }
 
 /// The packets up to the start-up packet, or to a cancel request.
-async fn startup(listening: &Listening, client: &mut Client) -> Result<Asked, SessionError> {
-    let tls = listening.tls.current();
+async fn startup(tls: &ClientTls, client: &mut Client) -> Result<Asked, SessionError> {
+    let longest = tls.longest_handshake();
     let mut asked = [false; 2];
     loop {
         let (first, length) = first_packet(client).await?;
@@ -166,13 +174,13 @@ async fn startup(listening: &Listening, client: &mut Client) -> Result<Asked, Se
                     Some(_) if !client.bytes.is_empty() => return Err(SessionError::EarlyData),
                     Some(settings) => {
                         send(&mut client.stream, &[TLS_ACCEPTED]).await?;
-                        shake_hands(client, settings.clone()).await?;
+                        shake_hands(client, settings.clone(), longest).await?;
                     }
                     None => send(&mut client.stream, ENCRYPTION_REFUSED).await?,
                 }
             }
             (First::DirectTls, Some(settings)) if !asked[0] && !client.stream.is_encrypted() => {
-                shake_hands(client, settings.clone()).await?;
+                shake_hands(client, settings.clone(), longest).await?;
                 if client.stream.session().and_then(|tls| tls.alpn_protocol()) != Some(ALPN) {
                     let why = "it began without being asked for, and ALPN did not name postgresql";
                     return Err(SessionError::Handshake(why.to_owned()));
@@ -234,9 +242,13 @@ fn method(
 }
 
 /// Begins TLS. What was read in the clear and belongs to the handshake is taken along.
-async fn shake_hands(client: &mut Client, settings: Arc<ServerConfig>) -> Result<(), SessionError> {
+async fn shake_hands(
+    client: &mut Client,
+    settings: Arc<ServerConfig>,
+    longest: usize,
+) -> Result<(), SessionError> {
     let early = std::mem::take(&mut client.bytes);
-    let shaken = client.stream.accept(settings, &early).await;
+    let shaken = client.stream.accept(settings, early, longest).await;
     shaken.map_err(|why| SessionError::Handshake(why.to_string()))
 }
 
@@ -260,11 +272,11 @@ async fn cancel_one(listening: &Arc<Listening>, registry: &Registry, packet: &[u
 /// The exchange. Returns what was proved, and a message that goes before AuthenticationOk.
 async fn authenticate(
     registry: &Registry,
+    config: &PoolingConfig,
     client: &mut Client,
     asked: &Parameters,
     binding: Option<Binding>,
 ) -> Result<(Proven, Vec<u8>), SessionError> {
-    let config = registry.config();
     let method = method(&config.auth, client, asked)?;
     let user = asked.user.as_str();
     let random = registry.random().map_err(no_randomness)?;

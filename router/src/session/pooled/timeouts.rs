@@ -132,8 +132,7 @@ impl Pooled {
                 // Nobody waits for the answer any more: it need not be computed to its end.
                 if server.cancel.is_none() {
                     let (way, key) = (server.way.clone(), server.key.clone());
-                    let is_encrypted = server.stream.is_encrypted();
-                    tokio::spawn(crate::server::cancel(way, key, is_encrypted));
+                    tokio::spawn(crate::server::cancel(way, key));
                 }
                 SessionError::QueryTooSlow {
                     limit,

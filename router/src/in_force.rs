@@ -1,0 +1,102 @@
+//! What pooled listeners, their log-ins and their servers keep to at one moment. It is replaced as a whole and a
+//! log-in looks at it once: nobody meets the TLS of one file and the users of another.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use trunkline_shared::service::tls::TlsError;
+
+use crate::config::ListenerConfig;
+use crate::config::pooling::{Mode, PoolingConfig};
+use crate::tls::{ClientTls, ServerTls};
+
+/// How clients come in at one listener: what they are asked for, and what hides it.
+#[derive(Clone, Debug)]
+pub struct Entrance {
+    /// How the listener speaks to its clients.
+    pub tls: Arc<ClientTls>,
+    /// Who they are, and how they prove it.
+    pub pooling: Arc<PoolingConfig>,
+}
+
+/// All of it.
+#[derive(Clone, Debug)]
+pub struct InForce {
+    /// The sections of pooled listeners.
+    pub pooling: Arc<PoolingConfig>,
+    /// How PostgreSQL is spoken to.
+    pub server: Arc<ServerTls>,
+    /// By the address of the listener.
+    entrances: BTreeMap<String, Entrance>,
+}
+
+/// What a look at the files of TLS found, by the key of the section or the listener's address.
+pub type Looked = Vec<(String, Result<(), TlsError>)>;
+
+impl InForce {
+    /// Of a file. Everything that can fail is done here.
+    ///
+    /// # Errors
+    /// Names the file of TLS and what is wrong with it.
+    pub fn load(pooling: PoolingConfig, listeners: &[ListenerConfig]) -> Result<Self, TlsError> {
+        let server = Arc::new(ServerTls::load(&pooling.tls_server)?);
+        let pooling = Arc::new(pooling);
+        let pooled = listeners.iter().filter(|own| own.mode != Mode::Tcp);
+        let entrances = pooled.map(|listener| {
+            let entrance = Entrance {
+                tls: Arc::new(ClientTls::load(&listener.tls)?),
+                pooling: pooling.clone(),
+            };
+            Ok((listener.listen.to_string(), entrance))
+        });
+        Ok(Self {
+            entrances: entrances.collect::<Result<_, TlsError>>()?,
+            server,
+            pooling,
+        })
+    }
+
+    /// What a new file comes to in this process. Ports change by a restart only: one that runs and is pooled no more
+    /// in the file, or gone from it, keeps what it has, its TLS and its users together. Those are returned.
+    ///
+    /// # Errors
+    /// As [`InForce::load`].
+    pub fn followed_by(
+        &self,
+        pooling: PoolingConfig,
+        listeners: &[ListenerConfig],
+    ) -> Result<(Self, Vec<String>), TlsError> {
+        let mut new = Self::load(pooling, listeners)?;
+        new.entrances
+            .retain(|address, _| self.entrances.contains_key(address));
+        let mut kept = Vec::new();
+        for (address, entrance) in &self.entrances {
+            if !new.entrances.contains_key(address) {
+                new.entrances.insert(address.clone(), entrance.clone());
+                kept.push(address.clone());
+            }
+        }
+        Ok((new, kept))
+    }
+
+    /// How clients come in at the listener of this address.
+    pub fn entrance(&self, address: &str) -> Option<&Entrance> {
+        self.entrances.get(address)
+    }
+
+    /// Takes up the files of TLS that have changed, each for itself.
+    pub fn renew(&mut self) -> Looked {
+        let mut looked = Vec::new();
+        for (address, entrance) in &mut self.entrances {
+            if let Some(renewed) = entrance.tls.renewed().transpose() {
+                let taken = renewed.map(|tls| entrance.tls = Arc::new(tls));
+                looked.push((format!("{address} ({})", entrance.tls.name()), taken));
+            }
+        }
+        if let Some(renewed) = self.server.renewed().transpose() {
+            let taken = renewed.map(|tls| self.server = Arc::new(tls));
+            looked.push(("tls.server".to_owned(), taken));
+        }
+        looked
+    }
+}
