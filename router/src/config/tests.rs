@@ -111,8 +111,9 @@ fn a_listener_has_the_tls_of_the_file_or_its_own() {
             "replicas}",
             "replicas, mode: transaction, tls: {mode: verify-ca, ca: /etc/ca.crt}}",
         );
-    let text =
-        format!("{pooled}tls: {{client: {{mode: allow, cert: /etc/r.crt, key: /etc/r.key}}}}\n");
+    let text = format!(
+        "{pooled}auth: {{file: x}}\ntls: {{client: {{mode: allow, cert: /etc/r.crt, key: /etc/r.key}}}}\n"
+    );
     let config = RouterConfig::parse(&text).unwrap();
     let [one, two] = &config.listeners[..] else {
         panic!("two listeners");
@@ -148,7 +149,7 @@ line 5: listeners[1].tls.cert: is missing; TLS needs the file of the router's ce
 line 5: listeners[1].tls.ca: is missing; verify-ca and verify-full need the file of the CA of the clients"
     );
     let text = format!(
-        "{}auth: {{file: x}}\ntls: {{client: {{cert: x, key: y}}}}\n",
+        "{}auth: {{file: x}}\ntls: {{client: {{cert: r.crt, key: r.key}}}}\n",
         SMALLEST.replace("replicas}", "replicas, mode: session}")
     );
     assert_eq!(
