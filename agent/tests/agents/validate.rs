@@ -74,7 +74,7 @@ fn every_mistake_that_ports_folders_and_programs_show_is_named_at_once() {
             drop(etcd);
             let asked = validated(
                 servers,
-                &right.replace("bin_dir: /usr", "bin_dir: /nowhere"),
+                &right.replace("bin_dir: /", "bin_dir: /nowhere/"),
                 &[],
             );
             says(
