@@ -444,9 +444,12 @@ impl Pools {
 
     /// Closes an idle server of another pool, where that makes room.
     fn evict_for(&mut self, spec: &Spec) -> bool {
+        // Who waits for the pool itself, as most do, does not pay for a look at all the others.
+        if !spec.budgets.may_gain() {
+            return false;
+        }
         let mut effects = Vec::new();
         for pool in self.pools.values_mut() {
-            // With the same pool's it has its own budget in common, which is not used up then.
             let is_own = Arc::ptr_eq(&pool.spec.budgets.pool, &spec.budgets.pool);
             let helps = !is_own && spec.budgets.gains_by(&pool.spec.budgets);
             if !helps || !pool.state.evict(&mut effects) {

@@ -78,15 +78,16 @@ impl Budgets {
         true
     }
 
-    /// Whether a server of the other ones would make room here: it counts in each that is used up, and that is not
-    /// the pool's own.
+    /// Whether it is the database's or the user's that is used up, and not the pool's own: another pool's server may
+    /// make room.
+    pub fn may_gain(&self) -> bool {
+        !self.pool.is_used_up() && (self.database.is_used_up() || self.user.is_used_up())
+    }
+
+    /// Whether a server of the other ones does: it counts in each that is used up.
     pub fn gains_by(&self, other: &Budgets) -> bool {
-        let (database, user) = (self.database.is_used_up(), self.user.is_used_up());
-        let counts_in = |own: &Arc<Budget>, other: &Arc<Budget>| Arc::ptr_eq(own, other);
-        !self.pool.is_used_up()
-            && (database || user)
-            && (!database || counts_in(&self.database, &other.database))
-            && (!user || counts_in(&self.user, &other.user))
+        let helps = |own: &Arc<Budget>, other| !own.is_used_up() || Arc::ptr_eq(own, other);
+        helps(&self.database, &other.database) && helps(&self.user, &other.user)
     }
 
     /// Counts one less in all of them.
