@@ -19,6 +19,7 @@ use crate::route::TargetKind;
 use crate::tls::{ClientTls, ServerTls};
 
 pub mod auth;
+mod listeners;
 pub mod pooling;
 mod raw;
 pub mod tls;

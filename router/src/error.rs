@@ -1,8 +1,6 @@
 //! Why a session ends, and the only table from that to what the client is told.
 
-use std::fmt;
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
 use trunkline_shared::cluster::{ClusterName, MemberName};
@@ -10,11 +8,17 @@ use trunkline_shared::cluster::{ClusterName, MemberName};
 use crate::auth::Malformed;
 use crate::auth::scram::{NOT_BOUND, NOT_NEGOTIATED};
 use crate::lanes::Ending;
-use crate::protocol::messages::Severity;
 use crate::protocol::startup::NotStartup;
 use crate::protocol::{messages, sqlstate};
 use crate::route::{Awaited, NoRoute};
 use crate::topology::transition::CutCause;
+
+mod request;
+mod wording;
+
+pub use request::RequestError;
+pub use wording::Whence;
+use wording::{awaited_text, ended_text, reasons_text, seconds, unknown};
 
 /// Whose fault an error is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,38 +29,6 @@ pub enum Side {
     Server,
     /// The router's, or the cluster's.
     Router,
-}
-
-/// Who wants to log in and from where, as PostgreSQL says it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Whence {
-    /// Where the client is.
-    pub address: IpAddr,
-    /// Whether it is under TLS.
-    pub is_encrypted: bool,
-    /// Who it says it is.
-    pub user: String,
-    /// Where it wants to.
-    pub database: String,
-}
-
-impl fmt::Display for Whence {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            address,
-            user,
-            database,
-            ..
-        } = self;
-        let encryption = match self.is_encrypted {
-            true => "SSL encryption",
-            false => "no encryption",
-        };
-        write!(
-            f,
-            "host \"{address}\", user \"{user}\", database \"{database}\", {encryption}"
-        )
-    }
 }
 
 /// Why a session ended before its time.
@@ -250,54 +222,6 @@ pub enum SessionError {
     /// In statement mode a transaction is over with its statement.
     #[error("transaction blocks are not allowed in statement mode")]
     TransactionBlock,
-}
-
-/// What is told to a client whose session goes on.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum RequestError {
-    /// The server was lost inside a transaction whose end was not asked for.
-    #[error("the transaction was undone: {why}")]
-    TransactionLost {
-        /// Why.
-        why: Arc<str>,
-    },
-    /// The server was lost and the last request unanswered.
-    #[error("the outcome of the last request is unknown: {why}")]
-    OutcomeUnknown {
-        /// Why.
-        why: Arc<str>,
-    },
-    /// A later statement of a transaction that was lost.
-    #[error("current transaction is aborted, commands ignored until end of transaction block")]
-    Aborted,
-    /// A request that waited for a server was cancelled.
-    #[error("canceling statement due to user request")]
-    Canceled,
-}
-
-impl RequestError {
-    /// The one table for sessions that go on.
-    pub fn sqlstate(&self) -> &'static str {
-        match self {
-            RequestError::TransactionLost { .. } => sqlstate::SERIALIZATION_FAILURE,
-            RequestError::OutcomeUnknown { .. } => sqlstate::TRANSACTION_RESOLUTION_UNKNOWN,
-            RequestError::Aborted => sqlstate::IN_FAILED_TRANSACTION,
-            RequestError::Canceled => sqlstate::QUERY_CANCELED,
-        }
-    }
-
-    /// Appends the message for the client.
-    pub fn write(&self, out: &mut Vec<u8>) {
-        let hint = match self {
-            RequestError::TransactionLost { .. } => Some("Repeat the whole transaction."),
-            RequestError::OutcomeUnknown { .. } => {
-                Some("Check whether it took place before repeating it.")
-            }
-            RequestError::Aborted | RequestError::Canceled => None,
-        };
-        let text = self.to_string();
-        messages::error(out, Severity::Error, self.sqlstate(), &text, hint);
-    }
 }
 
 impl From<Malformed> for SessionError {
@@ -544,54 +468,4 @@ impl SessionError {
             NoRoute::NoReplica { reasons } => SessionError::NoReplica { cluster, reasons },
         }
     }
-}
-
-fn unknown(has_outstanding: &bool) -> &'static str {
-    if *has_outstanding {
-        "; the outcome of the last request is unknown"
-    } else {
-        ""
-    }
-}
-
-fn ended_text(ending: &Ending, has_outstanding: &bool) -> String {
-    let why = match ending {
-        Ending::Lane(CutCause::LeaderChanged) => {
-            "terminating connection because the leader was lost or changed"
-        }
-        Ending::Lane(CutCause::MemberLost) => {
-            "terminating connection because the member it led to left the cluster"
-        }
-        Ending::Lane(CutCause::BecameLeader) => {
-            "terminating connection because the replica it led to became the leader"
-        }
-        Ending::RouterStops => "terminating connection because the router is stopping",
-    };
-    format!("{why}{}", unknown(has_outstanding))
-}
-
-fn awaited_text(awaited: &Awaited) -> String {
-    match awaited {
-        Awaited::FirstView => "the DCS has not answered since the router started".to_owned(),
-        Awaited::Leader(why) => why.to_string(),
-        Awaited::Promotion(member) => {
-            format!("{member} holds the leader key and does not accept writes yet")
-        }
-        Awaited::Reachable(member) => format!("the leader {member} cannot be reached"),
-    }
-}
-
-fn reasons_text(reasons: &[(MemberName, String)]) -> String {
-    if reasons.is_empty() {
-        return "no member is registered".to_owned();
-    }
-    let each: Vec<String> = reasons
-        .iter()
-        .map(|(m, why)| format!("{m} {why}"))
-        .collect();
-    each.join(", ")
-}
-
-fn seconds(duration: &Duration) -> String {
-    format!("{:.1} s", duration.as_secs_f64())
 }
