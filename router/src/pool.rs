@@ -5,9 +5,8 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
+use std::task::Waker;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -21,12 +20,15 @@ use crate::pool::budget::Budgets;
 use crate::pool::local::{Hungry, Outcome, Pool};
 use crate::pool::state::{Effect, Failure, PoolState, Rules, ServerId, WaiterId};
 use crate::server::login::OpenFailed;
-use crate::server::{Cancelled, Parcel, Server, Way};
+use crate::server::{Parcel, Server, Way};
 
 pub mod budget;
+mod lease;
 mod local;
 pub mod registry;
 pub mod state;
+
+pub use lease::{Lease, Ticket};
 
 /// How often idle servers, limits of time and cut lanes are looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
@@ -134,117 +136,6 @@ pub fn is_there(pool: PoolId) -> bool {
 /// Why the last server of this pool could not be opened, if none was since.
 pub fn failure(pool: PoolId) -> Option<OpenFailed> {
     POOLS.with_borrow_mut(|pools| pools.get(pool)?.failure.clone())
-}
-
-/// A server in somebody's hands. One that is dropped is closed; [`Lease::checkin`] gives it back.
-pub struct Lease {
-    /// Present until it is given back.
-    server: Option<Box<Server>>,
-    pool: PoolId,
-    id: ServerId,
-}
-
-impl Lease {
-    /// Gives it back. It must stand between two transactions with nothing outstanding and nothing unread.
-    pub fn checkin(mut self) {
-        let Some(mut server) = self.server.take() else {
-            return;
-        };
-        match server.cancel.take() {
-            None => checkin(self.pool, self.id, server),
-            Some(cancel) => {
-                let (pool, id) = (self.pool, self.id);
-                tokio::spawn(async move {
-                    // One that may still come must not reach the next client.
-                    server.is_spoiled |= !matches!(cancel.await, Ok(Cancelled::Over));
-                    checkin(pool, id, server);
-                });
-            }
-        }
-    }
-}
-
-fn checkin(pool: PoolId, id: ServerId, server: Box<Server>) {
-    POOLS.with_borrow_mut(|pools| pools.checkin(pool, id, server));
-}
-
-impl Deref for Lease {
-    type Target = Server;
-
-    #[expect(
-        clippy::expect_used,
-        reason = "only checkin and drop take it out, and both consume"
-    )]
-    fn deref(&self) -> &Server {
-        self.server.as_ref().expect("a lease holds its server")
-    }
-}
-
-impl DerefMut for Lease {
-    #[expect(
-        clippy::expect_used,
-        reason = "only checkin and drop take it out, and both consume"
-    )]
-    fn deref_mut(&mut self) -> &mut Server {
-        self.server.as_mut().expect("a lease holds its server")
-    }
-}
-
-impl Drop for Lease {
-    fn drop(&mut self) {
-        if let Some(server) = self.server.take() {
-            server.close();
-            let (pool, id) = (self.pool, self.id);
-            // While the thread ends there are no pools any more.
-            let _ = POOLS.try_with(|pools| {
-                if let Ok(mut pools) = pools.try_borrow_mut() {
-                    pools.lost(pool, id);
-                }
-            });
-        }
-    }
-}
-
-/// A place in a queue.
-pub struct Ticket {
-    pool: PoolId,
-    waiter: WaiterId,
-}
-
-impl Ticket {
-    /// Waits for the server.
-    pub fn poll(&mut self, cx: &Context<'_>) -> Poll<Result<Lease, NoServer>> {
-        POOLS.with_borrow_mut(|pools| {
-            let Some(pool) = pools.get(self.pool) else {
-                return Poll::Ready(Err(NoServer::PoolClosed));
-            };
-            match pool.waiters.remove(&self.waiter) {
-                Some(Outcome::Granted(lease)) => Poll::Ready(Ok(lease)),
-                Some(Outcome::Refused(why)) => Poll::Ready(Err(why)),
-                Some(Outcome::Waiting(_)) => {
-                    let waiting = Outcome::Waiting(cx.waker().clone());
-                    pool.waiters.insert(self.waiter, waiting);
-                    Poll::Pending
-                }
-                None => Poll::Ready(Err(NoServer::PoolClosed)),
-            }
-        })
-    }
-}
-
-impl Drop for Ticket {
-    fn drop(&mut self) {
-        let unused = POOLS.try_with(|pools| {
-            let mut pools = pools.try_borrow_mut().ok()?;
-            let pool = pools.get(self.pool)?;
-            pool.state.leave(self.waiter);
-            pool.waiters.remove(&self.waiter)
-        });
-        // Granted and not fetched: the next one's. Not while the pools are borrowed.
-        if let Ok(Some(Outcome::Granted(lease))) = unused {
-            lease.checkin();
-        }
-    }
 }
 
 impl Pools {
