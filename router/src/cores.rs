@@ -90,6 +90,11 @@ impl Cores {
         }
     }
 
+    /// The runtimes, by number.
+    pub fn handles(&self) -> Arc<[Handle]> {
+        self.cores.iter().map(|core| core.handle.clone()).collect()
+    }
+
     /// Sessions on all cores.
     pub fn sessions(&self) -> usize {
         self.cores

@@ -10,6 +10,7 @@ pub mod auth;
 pub mod cancel;
 pub mod config;
 pub mod cores;
+pub mod drain;
 pub mod error;
 pub mod held_back;
 pub mod http;

@@ -18,6 +18,7 @@ use crate::auth::Credential;
 use crate::cores;
 use crate::pool::budget::Budgets;
 use crate::pool::local::{Hungry, Outcome, Pool};
+use crate::pool::running::{Begun, Count, Running};
 use crate::pool::state::{Effect, Failure, PoolState, Rules, ServerId, WaiterId};
 use crate::server::login::OpenFailed;
 use crate::server::{Parcel, Server, Way};
@@ -26,6 +27,7 @@ pub mod budget;
 mod lease;
 mod local;
 pub mod registry;
+pub mod running;
 pub mod state;
 
 pub use lease::{Lease, Ticket};
@@ -133,6 +135,23 @@ pub fn is_there(pool: PoolId) -> bool {
     POOLS.with_borrow(|pools| pools.pools.contains_key(&pool))
 }
 
+/// What runs now on a lane is told apart from what begins from here on; on this core.
+pub fn set_mark(cluster: &str, lane: u64) {
+    POOLS.with_borrow_mut(|pools| {
+        pools
+            .on_lane(cluster, lane)
+            .for_each(|pool| pool.running.set_mark());
+    });
+}
+
+/// What clients that are not pinned run on a lane, on this core.
+pub fn running(cluster: &str, lane: u64) -> Count {
+    POOLS.with_borrow_mut(|pools| {
+        let pools = pools.on_lane(cluster, lane);
+        pools.fold(Count::default(), |sum, pool| sum.and(pool.running.count()))
+    })
+}
+
 /// Why the last server of this pool could not be opened, if none was since.
 pub fn failure(pool: PoolId) -> Option<OpenFailed> {
     POOLS.with_borrow_mut(|pools| pools.get(pool)?.failure.clone())
@@ -166,6 +185,7 @@ impl Pools {
             failure: None,
             hungry: Vec::new(),
             has_asked: false,
+            running: Running::default(),
         };
         self.pools.insert(id, Box::new(pool));
         self.by_key.insert(key, id);
@@ -189,7 +209,7 @@ impl Pools {
                 break Checkout::Wait(Ticket { pool: id, waiter });
             };
             match pool.unpark(server) {
-                Some(server) => break Checkout::Ready(server.lease(id)),
+                Some(server) => break Checkout::Ready(pool.lease(id, server)),
                 // It has closed, or has said something, while it was idle.
                 None => pool.state.lost(server, now, &mut effects),
             }
@@ -216,6 +236,18 @@ impl Pools {
             }
         }
         self.perform(id, effects, now);
+    }
+
+    fn end(&mut self, id: PoolId, begun: Begun) {
+        if let Some(pool) = self.get(id) {
+            pool.running.end(begun);
+        }
+    }
+
+    /// The pools of one lane of a cluster.
+    fn on_lane(&mut self, cluster: &str, lane: u64) -> impl Iterator<Item = &mut Pool> {
+        let all = self.pools.values_mut().map(Box::as_mut);
+        all.filter(move |pool| *pool.spec.cluster == *cluster && pool.spec.lane == lane)
     }
 
     fn lost(&mut self, id: PoolId, server: ServerId) {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use trunkline_shared::cluster::MemberName;
 
 use crate::route::balance::{Candidate, Load};
-use crate::topology::routing_table::{LaneId, NoWriter, RoutingTable, Writer};
+use crate::topology::routing_table::{LaneId, NoWriter, RoutingTable, Wants, Writer};
 
 pub mod balance;
 
@@ -28,6 +28,8 @@ pub enum TargetKind {
 pub struct RouteRequest<'a> {
     /// Where to.
     pub kind: TargetKind,
+    /// For what.
+    pub wants: Wants,
     /// Members that were tried for this session and could not be reached.
     pub tried: &'a [MemberName],
 }
@@ -82,6 +84,8 @@ pub enum Awaited {
     Leader(NoWriter),
     /// The end of a promotion.
     Promotion(MemberName),
+    /// The end of a planned change of leader.
+    Switchover,
     /// The leader leads and cannot be reached.
     Reachable(MemberName),
 }
@@ -96,7 +100,7 @@ pub fn route(
         return Err(NoRoute::Hold(Awaited::FirstView));
     }
     match request.kind {
-        TargetKind::Primary => writer(table, request.tried, Chosen::Leader),
+        TargetKind::Primary => writer(table, request, Chosen::Leader),
         TargetKind::Replicas { falls_back } => {
             let candidates = table
                 .readers
@@ -114,8 +118,11 @@ pub fn route(
                     why: Chosen::LeastConnected,
                 });
             }
-            if falls_back && let Ok(target) = writer(table, request.tried, Chosen::Fallback) {
-                return Ok(target);
+            if falls_back {
+                let target = writer(table, request, Chosen::Fallback);
+                if target.is_ok() || target == Err(NoRoute::Hold(Awaited::Switchover)) {
+                    return target;
+                }
             }
             if table.revision == 0 {
                 // The state file knows a leader and no replica: that says nothing about replicas.
@@ -128,9 +135,16 @@ pub fn route(
     }
 }
 
-fn writer(table: &RoutingTable, tried: &[MemberName], why: Chosen) -> Result<Target, NoRoute> {
+fn writer(
+    table: &RoutingTable,
+    request: &RouteRequest<'_>,
+    why: Chosen,
+) -> Result<Target, NoRoute> {
     match &table.writer {
-        Writer::Known { member, .. } if tried.contains(member) => {
+        Writer::Known { .. } if table.hold.is_some_and(|hold| hold.holds(request.wants)) => {
+            Err(NoRoute::Hold(Awaited::Switchover))
+        }
+        Writer::Known { member, .. } if request.tried.contains(member) => {
             Err(NoRoute::Hold(Awaited::Reachable(member.clone())))
         }
         Writer::Known {

@@ -134,6 +134,7 @@ pub fn run(config: RouterConfig, file: PathBuf, is_upgrade: bool) -> Result<(), 
         Arc::new(StateFile::open(config.state_file.as_deref())),
         HttpClient::trusting(&config.ctl.files, config.ctl.is_insecure)?,
         events,
+        cores.handles(),
     );
     server.add_service(background_service("topology", topologies));
     let certificates = Certificates::new(registry.clone());

@@ -6,7 +6,7 @@ use std::future::Future;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -18,6 +18,7 @@ use trunkline_shared::dcs::watch::{Follow, View as DcsView};
 use trunkline_shared::service::clock;
 use trunkline_shared::service::http::HttpClient;
 
+use crate::drain::Progress;
 use crate::lanes::Lanes;
 use crate::metrics::ClusterMetrics;
 use crate::topology::health::{PROBE_INTERVAL, Streaks};
@@ -66,6 +67,10 @@ pub struct Cluster {
     pub name: ClusterName,
     /// Its sessions.
     pub lanes: Arc<Lanes>,
+    /// Clients of it that wait for a writer or a replica.
+    pub held: AtomicUsize,
+    /// How far a planned change of leader has come here.
+    pub progress: watch::Sender<Progress>,
     published: ArcSwap<Published>,
     changes: watch::Sender<u64>,
     /// How many tables were published.
@@ -81,6 +86,8 @@ impl Cluster {
         Self {
             name,
             lanes: Arc::default(),
+            held: AtomicUsize::new(0),
+            progress: watch::Sender::default(),
             published: ArcSwap::default(),
             changes: watch::Sender::new(0),
             version: AtomicU64::new(0),

@@ -8,6 +8,8 @@ mod cancels;
 mod encrypted;
 #[path = "pooled/lost_leader.rs"]
 mod lost_leader;
+#[path = "pooled/planned_change.rs"]
+mod planned_change;
 #[path = "pooled/timeouts.rs"]
 mod timeouts;
 mod support {

@@ -18,10 +18,10 @@ use goldenscript::{Argument, Command, Context, Runner};
 use test_each_file::test_each_path;
 use trunkline_router::route::balance::Load;
 use trunkline_router::route::{NoRoute, RouteRequest, TargetKind, route};
-use trunkline_router::topology::routing_table::{LaneId, LastLeader, RoutingTable, Writer};
+use trunkline_router::topology::routing_table::{LaneId, LastLeader, RoutingTable, Wants, Writer};
 use trunkline_router::topology::transition::{Answer, Health, Rules, Testimony, View, transition};
 use trunkline_shared::cluster::member::TrunklineFields;
-use trunkline_shared::cluster::topology::Status;
+use trunkline_shared::cluster::topology::{Status, SwitchoverRecord, SwitchoverStage};
 use trunkline_shared::cluster::{
     Leader, LeaderEpoch, Lsn, Member, MemberName, MemberRole, MemberState, Moment, Tags, Timeline,
     Topology, quantity,
@@ -119,6 +119,8 @@ impl Runner for Script {
                     .members
                     .remove(&MemberName::new(words.first()));
             }
+            // What the leader's agent announces.
+            "switchover" => self.switchover(&words),
             "generation" => self.topology.generation = words.first().parse()?,
             "max_lag" => self.rules.max_lag = quantity::bytes(words.first()),
             "silence" => self.proven_at = self.proven_at.map(|at| at - words.time(words.first())),
@@ -173,6 +175,27 @@ impl Script {
             epoch: epoch(words.get("epoch").unwrap_or("10")),
             lease: 1,
         });
+    }
+
+    fn switchover(&mut self, words: &Words<'_>) {
+        let stage = match words.first() {
+            "none" => return self.topology.switchover = None,
+            "hold_transactions" => SwitchoverStage::HoldTransactions,
+            "hold_all" => SwitchoverStage::HoldAll,
+            "stopped" => SwitchoverStage::Stopped {
+                shutdown_checkpoint: Lsn(OPTIME),
+            },
+            "resume" => SwitchoverStage::Resume,
+            other => panic!("no stage {other}"),
+        };
+        let record = SwitchoverRecord {
+            id: 7,
+            epoch: epoch(words.get("epoch").unwrap_or("10")),
+            from: MemberName::new(words.get("from").unwrap_or("a")),
+            to: MemberName::new(words.get("to").unwrap_or("b")),
+            stage,
+        };
+        self.topology.switchover = Some(Arc::new(record));
     }
 
     fn member(&mut self, words: &Words<'_>) {
@@ -270,6 +293,13 @@ impl Script {
         assert_eq!((&again, &none), (&next, &Vec::new()), "a step settles");
         assert_lawful(&self.table, &next);
         let mut text = writer_line(&next.writer);
+        if let Some(hold) = next.hold {
+            let _ = write!(
+                text,
+                "  switchover {} holds {:?}",
+                hold.switchover, hold.stage
+            );
+        }
         if let Some((doubt, _)) = next.doubt {
             let asked = next
                 .question
@@ -309,6 +339,12 @@ impl Script {
             .unwrap_or_default();
         let request = RouteRequest {
             kind,
+            wants: match words.get("wants").unwrap_or("session") {
+                "session" => Wants::Session,
+                "transaction" => Wants::Transaction,
+                "statement" => Wants::Statement,
+                other => panic!("nobody wants {other}"),
+            },
             tried: &tried,
         };
         let load = |lane: LaneId| {

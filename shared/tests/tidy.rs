@@ -151,6 +151,7 @@ const IMPORTS: &[Never] = &[
             "router/src/topology/transition",
             "router/src/pool/state",
             "router/src/pool/budget",
+            "router/src/pool/running",
             "router/src/session/carry_over",
             "router/src/session/stranded",
             "router/src/auth",

@@ -73,6 +73,7 @@ pub(super) fn awaited_text(awaited: &Awaited) -> String {
         Awaited::Promotion(member) => {
             format!("{member} holds the leader key and does not accept writes yet")
         }
+        Awaited::Switchover => "a planned change of leader is under way".to_owned(),
         Awaited::Reachable(member) => format!("the leader {member} cannot be reached"),
     }
 }

@@ -4,6 +4,7 @@ use std::ops::{Deref, DerefMut};
 use std::task::{Context, Poll};
 
 use super::local::Outcome;
+use super::running::Begun;
 use super::state::{ServerId, WaiterId};
 use super::{NoServer, POOLS, PoolId};
 use crate::server::{Cancelled, Server};
@@ -14,30 +15,44 @@ pub struct Lease {
     pub(super) server: Option<Box<Server>>,
     pub(super) pool: PoolId,
     pub(super) id: ServerId,
+    /// Whether a planned change of leader waits for it, and since when.
+    pub(super) begun: Option<Begun>,
 }
 
 impl Lease {
+    /// The client keeps it for as long as it stays: no planned change of leader waits for that.
+    pub fn keep(&mut self) {
+        if let Some(begun) = self.begun.take() {
+            POOLS.with_borrow_mut(|pools| pools.end(self.pool, begun));
+        }
+    }
+
     /// Gives it back. It must stand between two transactions with nothing outstanding and nothing unread.
     pub fn checkin(mut self) {
         let Some(mut server) = self.server.take() else {
             return;
         };
         match server.cancel.take() {
-            None => checkin(self.pool, self.id, server),
+            None => checkin(self.pool, self.id, self.begun, server),
             Some(cancel) => {
-                let (pool, id) = (self.pool, self.id);
+                let (pool, id, begun) = (self.pool, self.id, self.begun);
                 tokio::spawn(async move {
                     // One that may still come must not reach the next client.
                     server.is_spoiled |= !matches!(cancel.await, Ok(Cancelled::Over));
-                    checkin(pool, id, server);
+                    checkin(pool, id, begun, server);
                 });
             }
         }
     }
 }
 
-fn checkin(pool: PoolId, id: ServerId, server: Box<Server>) {
-    POOLS.with_borrow_mut(|pools| pools.checkin(pool, id, server));
+fn checkin(pool: PoolId, id: ServerId, begun: Option<Begun>, server: Box<Server>) {
+    POOLS.with_borrow_mut(|pools| {
+        if let Some(begun) = begun {
+            pools.end(pool, begun);
+        }
+        pools.checkin(pool, id, server);
+    });
 }
 
 impl Deref for Lease {
@@ -66,10 +81,13 @@ impl Drop for Lease {
     fn drop(&mut self) {
         if let Some(server) = self.server.take() {
             server.close();
-            let (pool, id) = (self.pool, self.id);
+            let (pool, id, begun) = (self.pool, self.id, self.begun);
             // While the thread ends there are no pools any more.
             let _ = POOLS.try_with(|pools| {
                 if let Ok(mut pools) = pools.try_borrow_mut() {
+                    if let Some(begun) = begun {
+                        pools.end(pool, begun);
+                    }
                     pools.lost(pool, id);
                 }
             });

@@ -12,6 +12,7 @@ use trunkline_shared::cluster::Moment;
 use super::{Lease, NoServer, PATIENCE, POOLS, PoolId, STILL_HUNGRY, Spec};
 use crate::auth::RANDOM_BYTES;
 use crate::cores;
+use crate::pool::running::Running;
 use crate::pool::state::{CloseReason, Effect, PoolState, Refusal, ServerId, WaiterId};
 use crate::server::login::{Identity, OpenFailed, open};
 use crate::server::{Parcel, Server, Way};
@@ -37,6 +38,8 @@ pub(super) struct Pool {
     pub(super) hungry: Vec<Hungry>,
     /// The other cores know that clients wait here.
     pub(super) has_asked: bool,
+    /// What a planned change of leader waits for.
+    pub(super) running: Running,
 }
 
 /// A core whose clients wait for a server of another one.
@@ -51,17 +54,17 @@ pub(super) struct Hungry {
 /// A server and its number.
 pub(super) struct Unparked(ServerId, Box<Server>);
 
-impl Unparked {
-    pub(super) fn lease(self, pool: PoolId) -> Lease {
+impl Pool {
+    /// Puts it into somebody's hands.
+    pub(super) fn lease(&mut self, pool: PoolId, Unparked(id, server): Unparked) -> Lease {
         Lease {
-            id: self.0,
-            server: Some(self.1),
+            id,
+            server: Some(server),
             pool,
+            begun: Some(self.running.begin()),
         }
     }
-}
 
-impl Pool {
     /// Takes an idle server that is as it was left.
     pub(super) fn unpark(&mut self, server: ServerId) -> Option<Unparked> {
         let mut own = self.take(server)?;
@@ -101,7 +104,7 @@ impl Pool {
         let Some(own) = self.take(server) else {
             return;
         };
-        let lease = Unparked(server, own).lease(pool);
+        let lease = self.lease(pool, Unparked(server, own));
         self.resolve(waiter, Outcome::Granted(lease));
     }
 

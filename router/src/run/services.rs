@@ -6,6 +6,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use pingora::server::ShutdownWatch;
 use pingora::services::background::BackgroundService;
+use tokio::runtime::Handle;
 use tokio::sync::{Mutex, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval};
@@ -20,6 +21,7 @@ use trunkline_shared::service::tls::FILES_LOOK;
 
 use super::DCS_BUDGETS;
 use crate::config::RouterConfig;
+use crate::drain;
 use crate::http::{self, Shown};
 use crate::in_force::InForce;
 use crate::listener::Event;
@@ -38,6 +40,7 @@ pub(super) struct Topologies {
     /// Asks the agents.
     client: HttpClient,
     events: mpsc::Sender<Event>,
+    cores: Arc<[Handle]>,
 }
 
 impl Topologies {
@@ -48,8 +51,10 @@ impl Topologies {
         state_file: Arc<StateFile>,
         client: HttpClient,
         events: mpsc::Sender<Event>,
+        cores: Arc<[Handle]>,
     ) -> Self {
         Self {
+            cores,
             client,
             etcd: config.etcd3.config.clone(),
             namespace: config.namespace.clone(),
@@ -85,6 +90,7 @@ impl BackgroundService for Topologies {
                 self.client.clone(),
             );
             keepers.spawn(keeper.run());
+            tokio::spawn(drain::follow(cluster.clone(), self.cores.clone()));
         }
         while let Some(ended) = keepers.join_next().await {
             // Without its table a cluster's sessions would never be cut: better no router than that one.

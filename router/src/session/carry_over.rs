@@ -13,6 +13,7 @@ use crate::session::carry_over::look::{Look, look};
 pub mod deallocate;
 pub mod executed;
 pub mod look;
+pub mod opening;
 
 /// What every name of a statement on a server begins with.
 pub const PREFIX: &str = "trunkline_";

@@ -261,13 +261,16 @@ impl Pooled {
 
     fn poll_both(&mut self, cx: &mut Context<'_>, buffers: &mut Buffers) -> Poll<Turn> {
         loop {
-            if let Some(server) = &self.server {
+            if let Some(server) = &mut self.server {
                 if !self.is_seated {
                     server.seat.register(cx);
                     self.is_seated = true;
                 }
                 if let Some(notice) = server.seat.notice() {
                     return Poll::Ready(Turn::Cut(notice));
+                }
+                if self.pinned.is_some() {
+                    server.keep();
                 }
             }
             let towards = match self.is_cancelling(cx) {

@@ -3,6 +3,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::io::{AsyncWriteExt, Interest};
@@ -19,6 +20,7 @@ use crate::listener::limits::CONNECT_TIME;
 use crate::route::{Awaited, NoRoute, RouteRequest, Target, TargetKind, route};
 use crate::server::login::connect_to;
 use crate::session::Client;
+use crate::topology::routing_table::Wants;
 
 /// Pause before a leader that refused a connection is tried again; a change of the table ends it early.
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
@@ -104,7 +106,10 @@ impl<'a> Reach<'a> {
             held.get_or_insert_with(|| Held::new(self.listening));
             let pause = match awaited {
                 Awaited::Reachable(_) => RETRY_PAUSE.min(limit - waited),
-                Awaited::FirstView | Awaited::Leader(_) | Awaited::Promotion(_) => limit - waited,
+                Awaited::FirstView
+                | Awaited::Leader(_)
+                | Awaited::Promotion(_)
+                | Awaited::Switchover => limit - waited,
             };
             tokio::select! {
                 _ = changed.changed() => {}
@@ -173,6 +178,7 @@ impl<'a> Reach<'a> {
         let cluster = &self.listening.cluster;
         let request = RouteRequest {
             kind: self.listening.kind(),
+            wants: Wants::Session,
             tried: &self.tried,
         };
         let published = cluster.published();
@@ -191,12 +197,13 @@ impl<'a> Reach<'a> {
     }
 }
 
-/// A client being held, for the metrics.
-struct Held<'a>(&'a Listening);
+/// A client being held, for the metrics and for who changes the leader.
+pub(super) struct Held<'a>(&'a Listening);
 
 impl<'a> Held<'a> {
-    fn new(listening: &'a Listening) -> Self {
+    pub(super) fn new(listening: &'a Listening) -> Self {
         listening.metrics.held.increment(1);
+        listening.cluster.held.fetch_add(1, Ordering::Relaxed);
         Self(listening)
     }
 
@@ -208,6 +215,7 @@ impl<'a> Held<'a> {
 impl Drop for Held<'_> {
     fn drop(&mut self) {
         self.0.metrics.held.decrement(1);
+        self.0.cluster.held.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -42,6 +42,48 @@ pub enum Writer {
     },
 }
 
+/// A planned change of leader holds what is new (`trunkline/switchover`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hold {
+    /// Which change.
+    pub switchover: u64,
+    /// The epoch that it ends.
+    pub epoch: LeaderEpoch,
+    /// How much is held.
+    pub stage: HoldStage,
+}
+
+/// How much is held on the writer's lane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HoldStage {
+    /// What may open a transaction block, and new sessions.
+    Transactions,
+    /// Everything new.
+    All,
+}
+
+/// What a client wants to be dispatched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wants {
+    /// A server for as long as it stays.
+    Session,
+    /// Something that may open a transaction block.
+    Transaction,
+    /// A statement that ends by itself.
+    Statement,
+}
+
+impl Hold {
+    /// Whether this has to wait.
+    pub fn holds(&self, wants: Wants) -> bool {
+        match (self.stage, wants) {
+            (HoldStage::Transactions, Wants::Statement) => false,
+            (HoldStage::Transactions, Wants::Session | Wants::Transaction)
+            | (HoldStage::All, _) => true,
+        }
+    }
+}
+
 /// Why there is no writer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NoWriter {
@@ -234,6 +276,8 @@ pub struct RoutingTable {
     pub highest_epoch: Option<LeaderEpoch>,
     /// Where writes go.
     pub writer: Writer,
+    /// Whether a planned change of leader holds what is new on the writer's lane.
+    pub hold: Option<Hold>,
     /// The last leader.
     pub last: Option<LastLeader>,
     /// Why it is doubted, and since when.
@@ -259,6 +303,7 @@ impl Default for RoutingTable {
             writer: Writer::None {
                 why: NoWriter::NothingKnownYet,
             },
+            hold: None,
             last: None,
             doubt: None,
             readers: BTreeMap::new(),

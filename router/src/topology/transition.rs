@@ -21,6 +21,7 @@ use super::routing_table::{
 };
 
 mod fitness;
+mod hold;
 mod verdict;
 
 /// A view of the DCS older than this is doubted.
@@ -151,6 +152,7 @@ pub fn transition(
         step.next.generation = view.topology.generation;
     }
     step.writer(view, health);
+    step.next.hold = hold::hold(view.map(|view| view.topology), &step.next);
     if let Some(view) = view {
         step.readers(view.topology, health, rules);
     } else {

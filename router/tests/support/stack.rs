@@ -11,6 +11,7 @@ use trunkline_router::config::pooling::{Mode, PoolingConfig};
 use trunkline_router::config::tls::TlsSection;
 use trunkline_router::config::{ListenerConfig, Network, ProxyProtocol, RouterConfig};
 use trunkline_router::cores::Cores;
+use trunkline_router::drain;
 use trunkline_router::in_force::InForce;
 use trunkline_router::listener::limits::Limits;
 use trunkline_router::listener::{self, Listening};
@@ -105,6 +106,7 @@ impl Stack {
         let listening = Listening::new(&config, hold, own, limits, registry);
         let listening = Arc::new(listening);
         let cores = Arc::new(Cores::start(2).unwrap());
+        tokio::spawn(drain::follow(cluster.clone(), cores.handles()));
         tokio::spawn(listener::accept(socket, listening.clone(), cores.clone()));
         Self {
             dcs,

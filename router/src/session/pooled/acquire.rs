@@ -10,6 +10,7 @@ use trunkline_shared::service::clock;
 
 use super::Pooled;
 use super::door::interned;
+use crate::config::pooling::Mode;
 use crate::error::{RequestError, SessionError};
 use crate::pool::{self, Checkout, Lease, NoServer, PoolId, Ticket};
 use crate::protocol::messages;
@@ -19,11 +20,16 @@ use crate::route::{Awaited, NoRoute, RouteRequest, TargetKind, route};
 use crate::server::login::OpenFailed;
 use crate::server::{QueryFailed, Way};
 use crate::session::carry_over::look::PinReason;
-use crate::session::reach::gone;
+use crate::session::carry_over::opening::wants;
+use crate::session::reach::{Held, gone};
 use crate::session::stranded::Stranded;
+use crate::topology::routing_table::Wants;
 
 /// Pause before a pool whose lane is cut is looked for again; the next table is a moment away.
 const NEXT_TABLE: Duration = Duration::from_millis(20);
+
+/// A version that no table has: a route that is not kept for the next request.
+const NOT_KEPT: u64 = 0;
 
 impl Pooled {
     /// Takes a server if one is idle.
@@ -55,6 +61,8 @@ impl Pooled {
                 },
             };
             match granted {
+                // A planned change of leader has begun while it waited.
+                Ok(lease) if self.is_held_meanwhile() => lease.checkin(),
                 Ok(lease) => {
                     self.server = Some(lease);
                     self.is_seated = false;
@@ -112,6 +120,23 @@ impl Pooled {
         self.stranded = Some(Box::new(own));
     }
 
+    /// Whether the route that was found does not hold any more, because of a planned change of leader.
+    fn is_held_meanwhile(&self) -> bool {
+        let is_new = |(version, _)| version != self.door.listening.cluster.version();
+        self.route.is_none_or(is_new)
+            && matches!(self.route_now(), Err(NoRoute::Hold(Awaited::Switchover)))
+    }
+
+    /// What the client asks needs, of which nothing was sent yet.
+    fn wants(&self) -> Wants {
+        match self.door.mode {
+            Mode::Tcp | Mode::Session => Wants::Session,
+            // A block is refused there.
+            Mode::Statement => Wants::Statement,
+            Mode::Transaction => wants(&self.carry, self.statements.get()),
+        }
+    }
+
     /// The pool of the client's target, however long it is held for one.
     async fn find_pool(&mut self) -> Result<PoolId, SessionError> {
         let listening = self.door.listening.clone();
@@ -126,10 +151,13 @@ impl Pooled {
                 return Ok(pool);
             }
             let mut changed = listening.cluster.changes();
+            let is_change = listening.cluster.published().table.hold.is_some();
             let why = match self.route_now() {
                 Ok(way) => {
                     let spec = self.door.spec(way.lane);
                     let pool = pool::ensure(&spec, &Arc::new(way));
+                    // During a planned change of leader it is good for this request only.
+                    let version = if is_change { NOT_KEPT } else { version };
                     self.route = Some((version, pool));
                     return Ok(pool);
                 }
@@ -140,14 +168,12 @@ impl Pooled {
             if !is_held || waited >= limit {
                 return Err(SessionError::no_route(&listening.cluster.name, why, waited));
             }
-            listening.metrics.held.increment(1);
-            let outcome = tokio::select! {
-                _ = changed.changed() => Ok(()),
-                () = sleep(limit - waited) => Ok(()),
-                () = gone(self.client.socket()) => Err(SessionError::ClientGone),
-            };
-            listening.metrics.held.decrement(1);
-            outcome?;
+            let _held = Held::new(&listening);
+            tokio::select! {
+                _ = changed.changed() => {}
+                () = sleep(limit - waited) => {}
+                () = gone(self.client.socket()) => return Err(SessionError::ClientGone),
+            }
         }
     }
 
@@ -157,6 +183,10 @@ impl Pooled {
         let published = cluster.published();
         let request = RouteRequest {
             kind: listening.kind(),
+            wants: match published.table.hold {
+                Some(_) => self.wants(),
+                None => Wants::Statement,
+            },
             tried: &[],
         };
         let target = route(&request, &published.table, &|lane| cluster.lanes.load(lane))?;

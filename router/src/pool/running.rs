@@ -1,0 +1,106 @@
+//! What runs on the servers of a pool, told apart by whether it began before a planned change of leader was announced.
+//! Pure.
+
+/// Leases of clients that are not pinned: each is a transaction, or a statement, that a change of leader waits for.
+#[derive(Debug, Default)]
+pub struct Running {
+    mark: u32,
+    since_mark: usize,
+    before_mark: usize,
+}
+
+/// When a lease began.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Begun(u32);
+
+/// How much runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Count {
+    /// Of what ran already when the last mark was set.
+    pub before_mark: usize,
+    /// In all.
+    pub all: usize,
+}
+
+impl Running {
+    /// One more.
+    pub fn begin(&mut self) -> Begun {
+        self.since_mark += 1;
+        Begun(self.mark)
+    }
+
+    /// That one is over, or is not waited for any more.
+    pub fn end(&mut self, Begun(mark): Begun) {
+        let counted = match mark == self.mark {
+            true => &mut self.since_mark,
+            false => &mut self.before_mark,
+        };
+        *counted = counted.saturating_sub(1);
+    }
+
+    /// What runs now is told apart from what begins from here on.
+    pub fn set_mark(&mut self) {
+        self.mark = self.mark.wrapping_add(1);
+        self.before_mark += std::mem::take(&mut self.since_mark);
+    }
+
+    /// How much runs.
+    pub fn count(&self) -> Count {
+        Count {
+            before_mark: self.before_mark,
+            all: self.before_mark + self.since_mark,
+        }
+    }
+}
+
+impl Count {
+    /// Both together.
+    pub fn and(self, other: Count) -> Count {
+        Count {
+            before_mark: self.before_mark + other.before_mark,
+            all: self.all + other.all,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_began_before_a_mark_is_waited_for_whatever_begins_after_it() {
+        let mut running = Running::default();
+        let (first, second) = (running.begin(), running.begin());
+        running.set_mark();
+        let third = running.begin();
+        assert_eq!(
+            running.count(),
+            Count {
+                before_mark: 2,
+                all: 3
+            }
+        );
+        running.end(third);
+        running.end(first);
+        assert_eq!(
+            running.count(),
+            Count {
+                before_mark: 1,
+                all: 1
+            }
+        );
+        // Another change, before the last one's are over.
+        let fourth = running.begin();
+        running.set_mark();
+        assert_eq!(
+            running.count(),
+            Count {
+                before_mark: 2,
+                all: 2
+            }
+        );
+        running.end(second);
+        running.end(fourth);
+        assert_eq!(running.count(), Count::default());
+    }
+}

@@ -1,0 +1,133 @@
+//! Whether what a client asks next may open a transaction block: in a planned change of leader that waits. Pure.
+
+use super::Statements;
+use super::look::{Look, look};
+use crate::protocol::splice::{head, text};
+use crate::topology::routing_table::Wants;
+
+/// Looks at the client's bytes up to the end of its next batch. What is not whole, or of which nobody knows what it does,
+/// may open a block.
+pub fn wants(mut bytes: &[u8], own: Option<&Statements>) -> Wants {
+    while let Ok(Some((kind, total))) = head(bytes) {
+        let Some((message, rest)) = bytes.split_at_checked(total) else {
+            break;
+        };
+        let body = &message[5..];
+        let opens = match kind {
+            b'Q' => text(body).is_none_or(|(sql, _)| may_open(&look(sql))),
+            b'P' => {
+                let sql = text(body).and_then(|(_, rest)| text(rest));
+                sql.is_none_or(|(sql, _)| may_open(&look(sql)))
+            }
+            b'B' => {
+                let named = text(body).and_then(|(_, rest)| text(rest));
+                named.is_none_or(|(name, _)| may_open_by_name(name, own))
+            }
+            _ => false,
+        };
+        if opens {
+            return Wants::Transaction;
+        }
+        if matches!(kind, b'Q' | b'S' | b'F') {
+            return Wants::Statement;
+        }
+        bytes = rest;
+    }
+    // The batch has not ended: a part of it, or the beginning of a long message.
+    match bytes.is_empty() {
+        true => Wants::Statement,
+        false => Wants::Transaction,
+    }
+}
+
+fn may_open(look: &Look) -> bool {
+    look.begins || look.is_several || look.pins.is_some()
+}
+
+/// The unnamed statement was looked at in its own batch, or is the client's of an earlier one.
+fn may_open_by_name(name: &[u8], own: Option<&Statements>) -> bool {
+    let Some(own) = own else {
+        return !name.is_empty();
+    };
+    match name {
+        b"" => own.unnamed.as_deref().is_some_and(|tail| {
+            let sql = tail.split(|byte| *byte == 0).next().unwrap_or_default();
+            may_open(&look(sql))
+        }),
+        name => own.find(name).is_none_or(|it| may_open(&it.look)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::session::carry_over::Shared;
+
+    fn message(kind: u8, parts: &[&[u8]]) -> Vec<u8> {
+        let body: Vec<u8> = parts.concat();
+        let length = u32::try_from(body.len() + 4).unwrap();
+        [&[kind][..], &length.to_be_bytes(), &body].concat()
+    }
+
+    fn query(sql: &str) -> Vec<u8> {
+        message(b'Q', &[sql.as_bytes(), b"\0"])
+    }
+
+    fn parse(sql: &str) -> Vec<u8> {
+        message(b'P', &[b"\0", sql.as_bytes(), b"\0\0\0"])
+    }
+
+    fn bind(name: &str) -> Vec<u8> {
+        message(b'B', &[b"\0", name.as_bytes(), b"\0\0\0\0\0\0\0"])
+    }
+
+    #[test]
+    fn a_single_statement_ends_by_itself() {
+        let sync = message(b'S', &[]);
+        for single in [
+            query("select 1"),
+            query("insert into t values (1); "),
+            query("copy t from stdin"),
+            [parse("update t set n = 1"), bind(""), sync.clone()].concat(),
+            // What follows its batch is looked at when its turn has come.
+            [query("select 1"), query("begin")].concat(),
+            sync,
+        ] {
+            assert_eq!(wants(&single, None), Wants::Statement);
+        }
+    }
+
+    #[test]
+    fn what_may_open_a_block_is_a_transaction() {
+        for opens in [
+            query("begin"),
+            query(" /* x */ START TRANSACTION READ ONLY"),
+            query("begin; select 1"),
+            query("select 1; begin"),
+            [parse("begin"), bind("")].concat(),
+            [parse("select 1"), bind(""), parse("begin")].concat(),
+            // A statement that nobody knows here, and a text of which the end has not come.
+            bind("s"),
+            query("select 1")[..9].to_vec(),
+            query("listen a"),
+        ] {
+            assert_eq!(wants(&opens, None), Wants::Transaction);
+        }
+    }
+
+    #[test]
+    fn a_prepared_statement_is_known_by_its_name() {
+        let mut shared = Shared::new();
+        let mut own = Statements::default();
+        let begin = shared.intern(b"begin\0\0\0", || 1);
+        let select: Option<Arc<_>> = shared.intern(b"select 1\0\0\0", || 2);
+        own.name(b"b", begin);
+        own.name(b"s", select);
+        assert_eq!(wants(&bind("s"), Some(&own)), Wants::Statement);
+        assert_eq!(wants(&bind("b"), Some(&own)), Wants::Transaction);
+        own.unnamed = Some(Box::from(&b"begin\0\0\0"[..]));
+        assert_eq!(wants(&bind(""), Some(&own)), Wants::Transaction);
+    }
+}

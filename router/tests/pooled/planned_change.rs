@@ -1,0 +1,163 @@
+//! A planned change of leader: what its stages hold, what they wait for, and how it goes on.
+
+use trunkline_router::drain::Progress;
+use trunkline_router::topology::routing_table::HoldStage;
+use trunkline_shared::cluster::MemberName;
+use trunkline_shared::cluster::topology::{SwitchoverRecord, SwitchoverStage};
+use trunkline_shared::dcs::records::switchover_to_json;
+
+use super::*;
+
+/// Three servers, and nobody waits for one of them.
+const THREE: &str = "\"app\" \"secret\"\n---\n\
+                     auth: {type: trust, file: x}\npool: {default_pool_size: 3}\n";
+
+/// The change that is announced.
+const CHANGE: u64 = 7;
+
+async fn three() -> (Stack, FakePostgres) {
+    let a = FakePostgres::start(false).await;
+    let stack = stack(Mode::Transaction, THREE).await;
+    stack.lead("a", a.address).await;
+    (stack, a)
+}
+
+async fn announce(stack: &Stack, stage: SwitchoverStage) {
+    let last = stack.cluster.published().table.last.clone().unwrap();
+    let record = SwitchoverRecord {
+        id: CHANGE,
+        epoch: last.epoch,
+        from: last.member,
+        to: MemberName::new("b"),
+        stage,
+    };
+    stack
+        .put("trunkline/switchover", &switchover_to_json(&record))
+        .await;
+}
+
+/// Waits until the router's own word is like this.
+async fn told(stack: &Stack, is_so: impl Fn(&Progress) -> bool) -> Progress {
+    let mut progress = stack.cluster.progress.subscribe();
+    let waited = tokio::time::timeout(DEADLINE, progress.wait_for(is_so)).await;
+    *waited.unwrap().unwrap()
+}
+
+/// Announces a stage and waits until it is acknowledged.
+async fn drained(stack: &Stack, stage: SwitchoverStage, held: HoldStage) {
+    announce(stack, stage).await;
+    told(stack, |it| it.acknowledged == Some((CHANGE, held))).await;
+}
+
+#[tokio::test]
+async fn a_transaction_that_runs_is_finished_before_the_stage_is_acknowledged() {
+    let (stack, mut a) = three().await;
+    let mut one = stack.session().await;
+    assert_eq!(ask(&mut one, "begin").await, "CZT");
+    announce(&stack, SwitchoverStage::HoldTransactions).await;
+    let seen = told(&stack, |it| it.running > 0).await;
+    assert_eq!((seen.acknowledged, seen.running), (None, 1));
+    // Single statements go on meanwhile, and what opens a block waits.
+    let mut two = stack.session().await;
+    assert_eq!(ask(&mut two, "select 2").await, "CZI");
+    two.query("begin").await;
+    told(&stack, |it| it.held == 1).await;
+    assert_eq!(ask(&mut one, "select 1").await, "CZT");
+    assert_eq!(ask(&mut one, "commit").await, "CZI");
+    let is_done = |it: &Progress| it.acknowledged == Some((CHANGE, HoldStage::Transactions));
+    assert_eq!(told(&stack, is_done).await.running, 0);
+    drained(&stack, SwitchoverStage::HoldAll, HoldStage::All).await;
+    one.query("select 3").await;
+    told(&stack, |it| it.acknowledged.is_some()).await;
+    // Called off: everybody goes on, on the same leader.
+    announce(&stack, SwitchoverStage::Resume).await;
+    assert_eq!(answer(&mut two).await, "CZT");
+    assert_eq!(answer(&mut one).await, "CZI");
+    let seen = a.until(|seen| seen.queries.len() == 6).await;
+    assert_eq!(
+        seen.queries[..4],
+        ["begin", "select 2", "select 1", "commit"]
+    );
+    told(&stack, |it| *it == Progress::default()).await;
+}
+
+#[tokio::test]
+async fn in_the_second_stage_a_running_statement_is_waited_for() {
+    let (stack, mut a) = three().await;
+    let mut one = stack.session().await;
+    one.query("hang").await;
+    a.until(|seen| seen.queries == ["hang"]).await;
+    announce(&stack, SwitchoverStage::HoldAll).await;
+    let seen = told(&stack, |it| it.running > 0).await;
+    assert_eq!(seen.acknowledged, None);
+    drop(one);
+    told(&stack, |it| {
+        it.acknowledged == Some((CHANGE, HoldStage::All))
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn who_is_held_goes_on_with_the_next_leader_and_notices_nothing() {
+    let (stack, mut a) = three().await;
+    let mut b = FakePostgres::start(false).await;
+    let (mut one, mut two) = (stack.session().await, stack.session().await);
+    assert_eq!(ask(&mut one, "select 1").await, "CZI");
+    drained(
+        &stack,
+        SwitchoverStage::HoldTransactions,
+        HoldStage::Transactions,
+    )
+    .await;
+    one.query("begin").await;
+    drained(&stack, SwitchoverStage::HoldAll, HoldStage::All).await;
+    two.query("select 2").await;
+    stack.put("leader", "b").await;
+    a.until(|seen| seen.ended == 1).await;
+    stack.member("b", b.address, "primary").await;
+    assert_eq!(answer(&mut one).await, "CZT");
+    assert_eq!(answer(&mut two).await, "CZI");
+    let mut seen = b
+        .until(|seen| seen.queries.len() == 2)
+        .await
+        .queries
+        .clone();
+    seen.sort();
+    assert_eq!(seen, ["begin", "select 2"]);
+    assert_eq!(a.until(|_| true).await.queries, ["select 1"]);
+}
+
+#[tokio::test]
+async fn a_client_that_keeps_its_server_is_not_waited_for() {
+    let (stack, _a) = three().await;
+    let mut pinned = stack.session().await;
+    assert_eq!(ask(&mut pinned, "listen x").await, "CZI");
+    assert_eq!(ask(&mut pinned, "begin").await, "CZT");
+    drained(
+        &stack,
+        SwitchoverStage::HoldTransactions,
+        HoldStage::Transactions,
+    )
+    .await;
+    drained(&stack, SwitchoverStage::HoldAll, HoldStage::All).await;
+    // It has its server: nothing of it is held either.
+    assert_eq!(ask(&mut pinned, "select 1").await, "CZT");
+}
+
+#[tokio::test]
+async fn who_waits_for_a_server_when_a_change_begins_is_held_in_its_place() {
+    let a = FakePostgres::start(false).await;
+    let stack = stack(Mode::Transaction, ONE).await;
+    stack.lead("a", a.address).await;
+    let (mut one, mut two) = (stack.session().await, stack.session().await);
+    assert_eq!(ask(&mut one, "begin").await, "CZT");
+    two.query("begin").await;
+    announce(&stack, SwitchoverStage::HoldTransactions).await;
+    told(&stack, |it| it.running == 1).await;
+    assert_eq!(ask(&mut one, "commit").await, "CZI");
+    let done = told(&stack, |it| it.acknowledged.is_some()).await;
+    assert_eq!(done.acknowledged, Some((CHANGE, HoldStage::Transactions)));
+    drained(&stack, SwitchoverStage::HoldAll, HoldStage::All).await;
+    stack.delete("trunkline/switchover").await;
+    assert_eq!(answer(&mut two).await, "CZT");
+}
