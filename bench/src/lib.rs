@@ -4,7 +4,7 @@
 //! * [`load`]: clients and the record of what they saw.
 //! * [`fault`]: what is done to the stack.
 //! * [`check`]: verdicts on it.
-//! * [`demo`], [`failover`], [`throughput`], [`soak`]: the commands made of these.
+//! * [`demo`], [`failover`], [`switchover`], [`throughput`], [`soak`]: the commands made of these.
 //! * [`report`]: progress and tables.
 //! * [`simulation`]: the deterministic simulation, `trunkline-bench simulate`.
 //!
@@ -23,4 +23,5 @@ pub mod report;
 pub mod simulation;
 pub mod soak;
 pub mod stack;
+pub mod switchover;
 pub mod throughput;

@@ -7,7 +7,7 @@ use clap::{Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
 
 use trunkline_bench::{
-    demo, failover, mutants, patroni, pools, report, simulation, soak, throughput,
+    demo, failover, mutants, patroni, pools, report, simulation, soak, switchover, throughput,
 };
 
 /// Judges Trunkline from outside, on real PostgreSQL and etcd.
@@ -34,6 +34,8 @@ enum Command {
     Simulate(simulation::command::SimulateOptions),
     /// What an idle leader's agent costs, quiet and under health checks
     Soak(soak::SoakOptions),
+    /// Planned changes of leader back to back, under clients that write in every way
+    Switchover(switchover::SwitchoverOptions),
     /// The router and its rivals in turn: throughput, CPU per transaction, memory per idle client
     Throughput(throughput::ThroughputOptions),
     /// The null relay that throughput measures beside
@@ -85,6 +87,7 @@ async fn run(command: Command) -> Result<bool> {
             Command::Pools(options) => pools::run(options).await,
             Command::Simulate(options) => Ok(simulation::command::run(options)),
             Command::Soak(options) => soak::run(options).await,
+            Command::Switchover(options) => switchover::run(options).await,
             Command::Throughput(options) => throughput::run(options).await.map(|()| true),
             // It runs before there is a runtime.
             Command::Relay(_) => Ok(true),

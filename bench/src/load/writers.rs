@@ -226,7 +226,7 @@ async fn append(
 }
 
 /// Only an ERROR that does not itself say "unknown" proves that nothing was committed.
-fn outcome_of(error: &tokio_postgres::Error) -> Outcome {
+pub fn outcome_of(error: &tokio_postgres::Error) -> Outcome {
     match error.as_db_error() {
         Some(answer)
             if answer.severity() == "ERROR"

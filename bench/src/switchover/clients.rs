@@ -1,0 +1,198 @@
+//! Clients of a pooled listener that write in every way: single statements, prepared ones, transactions of several
+//! statements, COPY. Each remembers what it was told.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::Result;
+use futures_util::SinkExt;
+use tokio::task::JoinHandle;
+use tokio_postgres::{Client, Config, NoTls, Statement};
+use trunkline_shared::service::clock;
+
+use crate::load::history::{Cut, History, Outcome, Write};
+use crate::load::writers::{code_of, outcome_of};
+
+/// The pause after a write: sixteen clients then ask for about a thousand a second, which leaves two cores room for
+/// three servers.
+const PACE: Duration = Duration::from_millis(10);
+/// A transaction stays open for so long between its statements.
+const THINKS: Duration = Duration::from_millis(2);
+/// Between two tries to connect.
+const AGAIN: Duration = Duration::from_millis(20);
+/// An answer that takes longer is given up: longer than any hold of the router.
+const LIMIT: Duration = Duration::from_secs(20);
+
+/// The table that they write.
+pub const TABLE: &str =
+    "CREATE TABLE moved (client int, seq bigint, part int); GRANT ALL ON moved TO PUBLIC";
+/// What is in it: client, number, parts.
+pub const ROWS: &str =
+    "SELECT client, seq, count(*), count(DISTINCT part) FROM moved GROUP BY client, seq";
+
+/// How a client writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// One statement, by the simple protocol.
+    Simple,
+    /// One statement that was prepared.
+    Prepared,
+    /// A transaction of two statements.
+    Transaction,
+    /// COPY of two rows.
+    Copy,
+}
+
+impl Kind {
+    /// The kind of a client of this number.
+    pub fn of(client: i32) -> Kind {
+        match client % 4 {
+            0 => Kind::Simple,
+            1 => Kind::Prepared,
+            2 => Kind::Transaction,
+            _ => Kind::Copy,
+        }
+    }
+
+    /// Rows of one write.
+    pub fn parts(self) -> i64 {
+        match self {
+            Kind::Simple | Kind::Prepared => 1,
+            Kind::Transaction | Kind::Copy => 2,
+        }
+    }
+}
+
+/// The clients of one run.
+pub struct Clients {
+    stop: Arc<AtomicBool>,
+    tasks: Vec<JoinHandle<History>>,
+}
+
+impl Clients {
+    /// Starts this many.
+    pub fn start(config: &Config, count: i32) -> Clients {
+        let stop = Arc::new(AtomicBool::new(false));
+        let tasks = (0..count)
+            .map(|number| tokio::spawn(live(config.clone(), number, stop.clone())))
+            .collect();
+        Clients { stop, tasks }
+    }
+
+    /// Ends them and returns what they saw.
+    pub async fn finish(self) -> Result<History> {
+        self.stop.store(true, Ordering::Relaxed);
+        let mut all = History::default();
+        for task in self.tasks {
+            let history = task.await?;
+            all.writes.extend(history.writes);
+            all.cuts.extend(history.cuts);
+        }
+        Ok(all)
+    }
+}
+
+async fn live(config: Config, number: i32, stop: Arc<AtomicBool>) -> History {
+    let mut history = History::default();
+    let mut seq = 0;
+    while !stop.load(Ordering::Relaxed) {
+        let Some((client, statement)) = connect(&config, number, &mut history).await else {
+            tokio::time::sleep(AGAIN).await;
+            continue;
+        };
+        while !stop.load(Ordering::Relaxed) && !client.is_closed() {
+            seq += 1;
+            let sent = clock::now();
+            let written = tokio::time::timeout(LIMIT, write(&client, &statement, number, seq));
+            let (outcome, code) = match written.await {
+                Ok(Ok(())) => (Outcome::Acknowledged, None),
+                Ok(Err(error)) => (outcome_of(&error), Some(code_of(&error))),
+                Err(_) => (Outcome::Unknown, Some("timeout".to_owned())),
+            };
+            let done = clock::now();
+            history.writes.push(Write {
+                writer: number,
+                seq,
+                sent,
+                done,
+                outcome,
+                position: 0,
+            });
+            let Some(code) = code else {
+                tokio::time::sleep(PACE).await;
+                continue;
+            };
+            let is_timeout = code == "timeout";
+            history.cuts.push(Cut {
+                client: number,
+                at: done,
+                code,
+            });
+            if is_timeout {
+                break;
+            }
+            // A transaction that failed is still open.
+            if Kind::of(number) == Kind::Transaction {
+                let _ = tokio::time::timeout(LIMIT, client.batch_execute("ROLLBACK")).await;
+            }
+        }
+    }
+    history
+}
+
+async fn connect(
+    config: &Config,
+    number: i32,
+    history: &mut History,
+) -> Option<(Client, Statement)> {
+    let open = async {
+        let (client, connection) = config.connect(NoTls).await?;
+        tokio::spawn(connection);
+        let statement = client
+            .prepare("INSERT INTO moved VALUES ($1, $2, 1)")
+            .await?;
+        Ok::<_, tokio_postgres::Error>((client, statement))
+    };
+    let code = match tokio::time::timeout(LIMIT, open).await {
+        Ok(Ok(session)) => return Some(session),
+        Ok(Err(error)) => code_of(&error),
+        Err(_) => "timeout".to_owned(),
+    };
+    history.cuts.push(Cut {
+        client: number,
+        at: clock::now(),
+        code,
+    });
+    None
+}
+
+async fn write(
+    client: &Client,
+    statement: &Statement,
+    number: i32,
+    seq: i64,
+) -> Result<(), tokio_postgres::Error> {
+    let insert = |part: i32| format!("INSERT INTO moved VALUES ({number}, {seq}, {part})");
+    match Kind::of(number) {
+        Kind::Simple => client.batch_execute(&insert(1)).await,
+        Kind::Prepared => client
+            .execute(statement, &[&number, &seq])
+            .await
+            .map(|_| ()),
+        Kind::Transaction => {
+            client.batch_execute("BEGIN").await?;
+            client.batch_execute(&insert(1)).await?;
+            tokio::time::sleep(THINKS).await;
+            client.batch_execute(&insert(2)).await?;
+            client.batch_execute("COMMIT").await
+        }
+        Kind::Copy => {
+            let sink = client.copy_in("COPY moved FROM STDIN").await?;
+            let mut sink = std::pin::pin!(sink);
+            let rows = format!("{number}\t{seq}\t1\n{number}\t{seq}\t2\n");
+            sink.send(std::io::Cursor::new(rows.into_bytes())).await?;
+            sink.finish().await.map(|_| ())
+        }
+    }
+}
