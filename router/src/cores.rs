@@ -75,18 +75,18 @@ impl Cores {
         Ok(Self { cores, stop })
     }
 
-    /// Runs a session on the core with the fewest.
-    pub fn spawn(&self, session: impl Future<Output = ()> + Send + 'static) {
+    /// Runs a session on the core with the fewest. It keeps its place among them: a future around it would hold it
+    /// twice.
+    pub fn spawn<S>(&self, session: impl FnOnce(Counted) -> S)
+    where
+        S: Future<Output = ()> + Send + 'static,
+    {
         let least = self
             .cores
             .iter()
             .min_by_key(|core| core.sessions.load(Ordering::Relaxed));
         if let Some(core) = least {
-            let counted = Counted::new(&core.sessions);
-            core.handle.spawn(async move {
-                session.await;
-                drop(counted);
-            });
+            core.handle.spawn(session(Counted::new(&core.sessions)));
         }
     }
 

@@ -32,18 +32,23 @@ pub struct Progress {
 pub async fn follow(cluster: Arc<Cluster>, cores: Arc<[Handle]>) {
     let told = &cluster.progress;
     let mut changes = cluster.changes();
-    let mut marked = None;
+    let (mut marked, mut drained) = (None, None);
     loop {
         let hold = cluster.published().table.hold;
         match hold {
             None => {
-                marked = None;
+                (marked, drained) = (None, None);
                 told.send_if_modified(|known| {
                     let was = std::mem::take(known);
                     was != Progress::default()
                 });
             }
-            Some(hold) => drain(&cluster, &cores, hold, &mut marked).await,
+            // Another change of the table: what was drained is held, and stays so.
+            Some(hold) if drained == Some(hold) => {}
+            Some(hold) => {
+                let is_drained = drain(&cluster, &cores, hold, &mut marked).await;
+                drained = is_drained.then_some(hold);
+            }
         }
         if changes.changed().await.is_err() {
             return;
@@ -51,8 +56,8 @@ pub async fn follow(cluster: Arc<Cluster>, cores: Arc<[Handle]>) {
     }
 }
 
-/// Looks until what this stage waits for is over, or something else is announced.
-async fn drain(cluster: &Cluster, cores: &[Handle], hold: Hold, marked: &mut Option<u64>) {
+/// Looks until what this stage waits for is over, or something else is announced. Whether it is over.
+async fn drain(cluster: &Cluster, cores: &[Handle], hold: Hold, marked: &mut Option<u64>) -> bool {
     let (began, told) = (Instant::now(), &cluster.progress);
     if hold.stage == HoldStage::Transactions && *marked != Some(hold.switchover) {
         *marked = Some(hold.switchover);
@@ -89,10 +94,11 @@ async fn drain(cluster: &Cluster, cores: &[Handle], hold: Hold, marked: &mut Opt
             std::mem::replace(known, next) != next
         });
         if is_drained {
-            return;
+            return true;
         }
         sleep(LOOK_EVERY).await;
     }
+    false
 }
 
 /// The lane of the leader that is to be left.

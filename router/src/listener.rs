@@ -27,7 +27,7 @@ use crate::metrics::Metrics;
 use crate::pool::registry::Registry;
 use crate::route::TargetKind;
 use crate::run::RunError;
-use crate::session;
+use crate::session::{self, Places};
 use crate::topology::Cluster;
 
 pub mod limits;
@@ -137,7 +137,11 @@ impl Listening {
             return;
         };
         let place = Counted::within(&self.clients, self.max_client_conn());
-        cores.spawn(session::run(self.clone(), client, peer, newcomer, place));
+        let places = |of_core| Places {
+            of_listener: place,
+            _of_core: of_core,
+        };
+        cores.spawn(|of_core| session::run(self.clone(), client, peer, newcomer, places(of_core)));
     }
 }
 

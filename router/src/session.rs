@@ -17,6 +17,7 @@ use crate::protocol::messages::{ENCRYPTION_REFUSED, GSS_ACCEPTED, TLS_ACCEPTED};
 use crate::protocol::startup::{self, First, MAX_STARTUP_PACKET_LENGTH, Progress};
 use crate::protocol::veil::Cover;
 use crate::server::login::tune;
+use crate::session::pooled::Pooled;
 use crate::session::reach::{Connected, Reach, gone};
 use crate::session::relay::{Relay, say};
 use crate::stream::Stream;
@@ -50,14 +51,21 @@ enum Opened {
     Over,
 }
 
-/// Lives the life of one connection. `place` is the client's place under `max_client_conn`, absent if
-/// there was none left.
+/// What a session counts in, for as long as it lives.
+pub struct Places {
+    /// Under `max_client_conn`; absent if there was no place left.
+    pub of_listener: Option<Counted>,
+    /// Among the sessions of its core.
+    pub _of_core: Counted,
+}
+
+/// Lives the life of one connection.
 pub async fn run(
     listening: Arc<Listening>,
     stream: std::net::TcpStream,
     peer: SocketAddr,
     newcomer: Newcomer,
-    place: Option<Counted>,
+    places: Places,
 ) {
     let Ok(stream) = TcpStream::from_std(stream) else {
         return;
@@ -66,15 +74,24 @@ pub async fn run(
         debug!(%peer, "cannot set the client's socket up: {error}");
     }
     listening.metrics.sessions.increment(1);
-    let mut peer = peer;
     let client = Client {
         stream: stream.into(),
         peer,
         bytes: Vec::new(),
         newcomer: Some(newcomer),
     };
-    let outcome = live(&listening, client, place.is_some(), &mut peer).await;
-    drop(place);
+    let mut peer = peer;
+    let has_place = places.of_listener.is_some();
+    // What is needed to open a session is long-winded and short-lived: boxed, so that an idle one does not carry its
+    // size. So is what it needs later, lest the task be made for the larger of the modes.
+    let opened = Box::pin(begin(&listening, client, has_place, &mut peer)).await;
+    let outcome = match opened {
+        Ok(Begun::Pooled(session)) => session.run().await,
+        Ok(Begun::Relay(relay)) => relay.run(&listening.metrics).await,
+        Ok(Begun::Over) => Ok(()),
+        Err(error) => Err(error),
+    };
+    drop(places);
     listening.metrics.sessions.decrement(1);
     if let Err(error) = outcome {
         report(&listening, peer, &error);
@@ -95,41 +112,43 @@ fn report(listening: &Listening, peer: SocketAddr, error: &SessionError) {
     }
 }
 
+/// A session that has been opened.
+enum Begun {
+    Pooled(Box<Pooled>),
+    Relay(Box<Relay>),
+    /// Nothing more to do.
+    Over,
+}
+
 /// `peer` is the client's address; the one that a PROXY header names, once it has come.
-async fn live(
+async fn begin(
     listening: &Arc<Listening>,
     client: Client,
     has_place: bool,
     peer: &mut SocketAddr,
-) -> Result<(), SessionError> {
-    if let Some(registry) = listening
-        .registry
-        .as_ref()
-        .filter(|_| listening.mode != Mode::Tcp)
-    {
-        let login = pooled::login::login(listening, registry, client, has_place, peer);
-        let Some(session) = Box::pin(login).await? else {
-            return Ok(());
-        };
-        listening.metrics.sessions_opened.increment(1);
-        return session.run().await;
-    }
-    // The opening is long-winded and short-lived: boxed, so that an idle session does not carry its size.
-    let (client, opened) = Box::pin(open(listening, client, has_place, peer)).await?;
-    let Opened::Relay { connected, cover } = opened else {
-        return Ok(());
+) -> Result<Begun, SessionError> {
+    let begun = match &listening.registry {
+        Some(registry) if listening.mode != Mode::Tcp => {
+            let session = pooled::login::login(listening, registry, client, has_place, peer);
+            session.await?.map_or(Begun::Over, Begun::Pooled)
+        }
+        Some(_) | None => match open(listening, client, has_place, peer).await? {
+            (client, Opened::Relay { connected, cover }) => Begun::Relay(Relay::new(
+                client.stream.into_socket(),
+                connected.server,
+                connected.seat,
+                connected.member,
+                client.bytes,
+                client.newcomer,
+                cover,
+            )),
+            (_, Opened::Over) => Begun::Over,
+        },
     };
-    listening.metrics.sessions_opened.increment(1);
-    let relay = Relay::new(
-        client.stream.into_socket(),
-        connected.server,
-        connected.seat,
-        connected.member,
-        client.bytes,
-        client.newcomer,
-        cover,
-    );
-    relay.run(&listening.metrics).await
+    if !matches!(begun, Begun::Over) {
+        listening.metrics.sessions_opened.increment(1);
+    }
+    Ok(begun)
 }
 
 async fn open(

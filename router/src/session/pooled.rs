@@ -216,7 +216,7 @@ impl Pooled {
     }
 
     /// Carries the session to its end.
-    pub(super) async fn run(mut self) -> Result<(), SessionError> {
+    pub(super) async fn run(mut self: Box<Self>) -> Result<(), SessionError> {
         self.begun_with = self.settings.clone();
         loop {
             let turn = poll_fn(|cx| self.poll_turn(cx)).await;
@@ -370,7 +370,7 @@ impl Pooled {
     }
 
     /// Tells the client why its session is over, if its stream stands at a boundary.
-    async fn end(mut self, error: SessionError) -> Result<(), SessionError> {
+    async fn end(mut self: Box<Self>, error: SessionError) -> Result<(), SessionError> {
         let is_at_boundary = self.is_at_boundary();
         self.server = None;
         let rest = std::mem::take(&mut self.to_client);

@@ -101,8 +101,8 @@ impl Relay {
         early: Vec<u8>,
         newcomer: Option<Newcomer>,
         cover: Option<Cover>,
-    ) -> Self {
-        Self {
+    ) -> Box<Self> {
+        Box::new(Self {
             client,
             server,
             seat,
@@ -120,11 +120,11 @@ impl Relay {
             newcomer,
             greeting: Some(Box::pin(sleep(GREETING_TIME))),
             is_registered: false,
-        }
+        })
     }
 
     /// Carries bytes until either side, or the cluster, ends it.
-    pub async fn run(mut self, metrics: &Metrics) -> Result<(), SessionError> {
+    pub async fn run(mut self: Box<Self>, metrics: &Metrics) -> Result<(), SessionError> {
         let end = poll_fn(|cx| self.poll_carry(cx)).await;
         metrics.bytes_to_server.increment(self.to_server.bytes);
         metrics.bytes_to_client.increment(self.to_client.bytes);
@@ -464,7 +464,7 @@ mod tests {
     }
 
     /// A relay, its client and its server.
-    async fn relay_under(cover: Option<Cover>) -> (Relay, TcpStream, TcpStream) {
+    async fn relay_under(cover: Option<Cover>) -> (Box<Relay>, TcpStream, TcpStream) {
         let (client, near) = pair().await;
         let (far, server) = pair().await;
         let lanes = Arc::new(Lanes::default());
@@ -486,7 +486,7 @@ mod tests {
         (relay, client, server)
     }
 
-    async fn relay() -> (Relay, TcpStream, TcpStream) {
+    async fn relay() -> (Box<Relay>, TcpStream, TcpStream) {
         relay_under(None).await
     }
 

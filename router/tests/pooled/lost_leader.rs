@@ -163,7 +163,8 @@ async fn hold_cores(stack: &Stack) -> Vec<std::sync::mpsc::Sender<()>> {
     for _ in 0..4 {
         let (hold, until) = std::sync::mpsc::channel();
         let held = held.clone();
-        stack._cores.spawn(async move {
+        stack._cores.spawn(|place| async move {
+            let _place = place;
             let _ = held.send(std::thread::current().id());
             let _ = until.recv();
         });

@@ -42,7 +42,7 @@ pub(in crate::session) async fn login(
     mut client: Client,
     has_place: bool,
     peer: &mut std::net::SocketAddr,
-) -> Result<Option<Pooled>, SessionError> {
+) -> Result<Option<Box<Pooled>>, SessionError> {
     let began = begin(listening, registry, &mut client, has_place).await;
     *peer = client.peer;
     let told = match began {
@@ -65,9 +65,12 @@ pub(in crate::session) async fn login(
         ..
     } = client;
     drop(newcomer);
-    let mut pooled = Pooled::new(stream, door);
-    pooled.is_unread = !bytes.is_empty();
-    pooled.carry = bytes;
+    let mut pooled = Box::new(Pooled::new(stream, door));
+    if !bytes.is_empty() {
+        // An empty one would keep its room for as long as the client stays.
+        pooled.is_unread = true;
+        pooled.carry = bytes;
+    }
     match pooled.greet(asked, greeting).await {
         Ok(()) => Ok(Some(pooled)),
         Err(error) => {
