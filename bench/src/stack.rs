@@ -340,7 +340,11 @@ impl Stack {
         Launch {
             program: self.programs.of_postgresql(name),
             args: args(words),
-            env: vec![("PGPASSWORD".to_owned(), APP_PASSWORD.to_owned())],
+            env: vec![
+                ("PGPASSWORD".to_owned(), APP_PASSWORD.to_owned()),
+                // Not that of who started the harness: libpq looks for certificates there.
+                ("HOME".to_owned(), self.place.folder().display().to_string()),
+            ],
             folder: self.place.folder().to_owned(),
             user: self.place.owner().user(),
             log: self.place.folder().join(format!("{name}.log")),

@@ -16,6 +16,7 @@ use cell::{Cell, Kind, Measured, cells};
 use ways::{POOLED_PORT, Way};
 
 mod cell;
+mod encryption;
 mod idle;
 pub mod relay;
 mod ways;
@@ -40,6 +41,9 @@ pub struct ThroughputOptions {
     /// Only the ways whose name holds one of these words
     #[arg(long, value_delimiter = ',')]
     ways: Vec<String>,
+    /// TLS on both sides
+    #[arg(long)]
+    tls: bool,
     /// Idle clients whose memory is measured; 0: none
     #[arg(long, default_value_t = 1000)]
     idle: usize,
@@ -77,6 +81,7 @@ struct Results {
     machine: String,
     rounds: usize,
     seconds: u64,
+    tls: bool,
     lines: Vec<Line>,
     idle: Vec<Idle>,
 }
@@ -94,7 +99,11 @@ pub async fn run(options: &ThroughputOptions) -> Result<()> {
     progress.step("starting the rivals");
     let named = std::env::var_os("TRUNKLINE_RIVALS").map(PathBuf::from);
     let rivals = options.rivals.clone().or(named);
-    let mut ways = ways::start(&stack, leader, rivals.as_deref()).await?;
+    let tls = match options.tls {
+        true => Some(encryption::turn_on(&stack, leader).await?),
+        false => None,
+    };
+    let mut ways = ways::start(&stack, leader, rivals.as_deref(), tls.as_ref()).await?;
     ways.retain(|way| is_wanted(&options.ways, &way.name));
     if ways.is_empty() {
         bail!("--ways {}: no way has such a name", options.ways.join(","));
@@ -103,12 +112,16 @@ pub async fn run(options: &ThroughputOptions) -> Result<()> {
         machine: report::machine(),
         rounds: options.rounds,
         seconds: options.seconds,
+        tls: options.tls,
         lines: Vec::new(),
         idle: Vec::new(),
     };
     say(format!(
-        "pgbench, {} s a run, medians of {} rounds; {}",
-        options.seconds, options.rounds, results.machine
+        "pgbench{}, {} s a run, medians of {} rounds; {}",
+        if options.tls { " under TLS" } else { "" },
+        options.seconds,
+        options.rounds,
+        results.machine
     ));
     let kinds = match options.kinds[..] {
         [] => clap::ValueEnum::value_variants().to_vec(),
@@ -124,7 +137,8 @@ pub async fn run(options: &ThroughputOptions) -> Result<()> {
         progress.step(format!("{} idle clients: {}", options.idle, way.name));
         // Without a pool each has a server of its own, and PostgreSQL would have to hold them all.
         if is_pooler(&way.name)
-            && let Some(bytes) = idle::bytes_per_client(way, options.idle).await?
+            && let Some(bytes) =
+                idle::bytes_per_client(&stack, way, options.idle, options.tls).await?
         {
             let way = way.name.clone();
             results.idle.push(Idle { way, bytes });
@@ -179,7 +193,7 @@ async fn measure(
                 "{name}, round {round} of {}: {}",
                 options.rounds, way.name
             ));
-            match cell.measure(stack, way, options.seconds).await {
+            match cell.measure(stack, way, options.seconds, options.tls).await {
                 Ok(one) => measured.push(one),
                 Err(error) if way.is_ours => return Err(error),
                 // PgBouncer before 1.21 knows no prepared statements, say.

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use clap::ValueEnum;
 use serde::Serialize;
 
-use super::ways::Way;
+use super::ways::{Way, encryption};
 use crate::stack::{APP, Stack};
 
 /// Beyond the seconds of a run: pgbench connects all its clients first.
@@ -68,7 +68,13 @@ pub fn cells(kinds: &[Kind], clients: &[usize]) -> Vec<Cell> {
 
 impl Cell {
     /// One run of pgbench, and what it cost the process in the middle.
-    pub async fn measure(self, stack: &Stack, way: &Way, seconds: u64) -> Result<Measured> {
+    pub async fn measure(
+        self,
+        stack: &Stack,
+        way: &Way,
+        seconds: u64,
+        is_encrypted: bool,
+    ) -> Result<Measured> {
         let (port, clients) = (way.port.to_string(), self.clients.to_string());
         let time = seconds.to_string();
         let mut words = vec!["-h", &way.host, "-p", &port, "-U", APP, "-n", "-j", "1"];
@@ -85,7 +91,9 @@ impl Cell {
         words.push(APP);
         let before = way.cpu_us();
         let limit = Duration::from_secs(seconds) + LIMIT;
-        let said = stack.client_program("pgbench", &words).finish(limit).await;
+        let mut asked = stack.client_program("pgbench", &words);
+        asked.env.push(encryption(is_encrypted));
+        let said = asked.finish(limit).await;
         let said = said.with_context(|| format!("{} through {}", self.name(), way.name))?;
         let used = way.cpu_us().saturating_sub(before);
         let number = |label: &str| {

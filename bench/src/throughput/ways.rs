@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use trunkline_shared::service::clock;
 
-use crate::load::writers;
+use super::encryption::Certificate;
 use crate::stack::proc::ProcessId;
 use crate::stack::process::{Launch, Process, args, find};
 use crate::stack::router::{MAX_CLIENTS, POOL_SIZE, userlist};
@@ -46,8 +46,14 @@ impl Way {
     }
 }
 
-/// Starts every way there is. `rivals` is a folder of programs that come before those of this system.
-pub async fn start(stack: &Stack, leader: usize, rivals: Option<&Path>) -> Result<Vec<Way>> {
+/// Starts every way there is. `rivals` is a folder of programs that come before those of this system; `tls` is what all
+/// show where they are to encrypt both sides.
+pub async fn start(
+    stack: &Stack,
+    leader: usize,
+    rivals: Option<&Path>,
+    tls: Option<&Certificate>,
+) -> Result<Vec<Way>> {
     let server = stack.members[leader].address.clone();
     let router = &stack.router;
     let of_router = |name: &str, port| -> Result<Way> {
@@ -76,7 +82,11 @@ pub async fn start(stack: &Stack, leader: usize, rivals: Option<&Path>) -> Resul
         stack,
         server,
         port: FIRST_PORT,
+        tls,
     };
+    for way in &ways {
+        setup.until_open(&way.name, &way.host, way.port).await?;
+    }
     ways.push(setup.relay().await?);
     ways.push(setup.haproxy(program(rivals, "haproxy")?).await?);
     for pgbouncer in both(rivals, "pgbouncer")? {
@@ -109,6 +119,7 @@ struct Setup<'a> {
     stack: &'a Stack,
     server: String,
     port: u16,
+    tls: Option<&'a Certificate>,
 }
 
 impl Setup<'_> {
@@ -142,10 +153,19 @@ impl Setup<'_> {
             true => "",
             false => "max_prepared_statements = 200\n",
         };
+        let tls = match self.tls {
+            Some(Certificate { cert, key }) => format!(
+                "client_tls_sslmode = require\nclient_tls_cert_file = {}\nclient_tls_key_file = {}\n\
+                 server_tls_sslmode = require\n",
+                cert.display(),
+                key.display()
+            ),
+            None => String::new(),
+        };
         let text = format!(
             "[databases]\n* = host={server} port=5432\n[pgbouncer]\nlisten_addr = {address}\nlisten_port = {port}\n\
              unix_socket_dir =\nauth_type = scram-sha-256\nauth_file = {users}\npool_mode = transaction\n\
-             max_client_conn = {MAX_CLIENTS}\ndefault_pool_size = {POOL_SIZE}\n{statements}\
+             max_client_conn = {MAX_CLIENTS}\ndefault_pool_size = {POOL_SIZE}\n{statements}{tls}\
              ignore_startup_parameters = extra_float_digits\nlog_connections = 0\nlog_disconnections = 0\n",
             server = self.server,
             address = self.stack.router.address,
@@ -161,11 +181,22 @@ impl Setup<'_> {
     }
 
     async fn odyssey(&mut self, program: PathBuf) -> Result<Way> {
+        let (of_client, of_server) = match self.tls {
+            Some(Certificate { cert, key }) => (
+                format!(
+                    "tls \"require\" tls_cert_file \"{}\" tls_key_file \"{}\"",
+                    cert.display(),
+                    key.display()
+                ),
+                "tls \"require\"",
+            ),
+            None => (String::new(), ""),
+        };
         let text = format!(
             "daemonize no\nworkers {THREADS}\nlog_to_stdout yes\nlog_format \"%p %t %l [%i %s] (%c) %m\\n\"\n\
              log_query no\nlog_session no\nlog_stats no\nclient_max {MAX_CLIENTS}\n\
-             listen {{ host \"{address}\" port {port} }}\n\
-             storage \"pg\" {{ type \"remote\" host \"{server}\" port 5432 }}\n\
+             listen {{ host \"{address}\" port {port} {of_client} }}\n\
+             storage \"pg\" {{ type \"remote\" host \"{server}\" port 5432 {of_server} }}\n\
              database default {{\n  user default {{\n    authentication \"scram-sha-256\"\n    \
              password \"{APP_PASSWORD}\"\n    storage \"pg\"\n    storage_user \"{APP}\"\n    \
              storage_password \"{APP_PASSWORD}\"\n    pool \"transaction\"\n    pool_size {POOL_SIZE}\n    \
@@ -197,18 +228,9 @@ impl Setup<'_> {
         let mut process = launch.start(name)?;
         let (address, port) = (self.stack.router.address.clone(), self.port);
         self.port += 1;
-        let config = writers::client_config(&address, port);
-        let deadline = clock::now() + LIMIT;
-        while config.connect(tokio_postgres::NoTls).await.is_err() {
-            process.must_live()?;
-            if clock::now() >= deadline {
-                bail!(
-                    "no session through {name} within {LIMIT:?}:\n{}",
-                    process.tail()
-                );
-            }
-            tokio::time::sleep(LOOK).await;
-        }
+        let open = self.until_open(name, &address, port).await;
+        open.with_context(|| process.tail())?;
+        process.must_live()?;
         Ok(Way {
             name: name.to_owned(),
             host: address,
@@ -218,6 +240,32 @@ impl Setup<'_> {
             _held: Some(process),
         })
     }
+}
+
+impl Setup<'_> {
+    /// Waits until it carries a session, encrypted where that is measured.
+    async fn until_open(&self, name: &str, host: &str, port: u16) -> Result<()> {
+        let deadline = clock::now() + LIMIT;
+        let port = port.to_string();
+        let words = ["-h", host, "-p", &port, "-U", APP, "-c", "SELECT 1", APP];
+        loop {
+            let mut asked = self.stack.client_program("psql", &words);
+            asked.env.push(encryption(self.tls.is_some()));
+            let Err(error) = asked.finish(LIMIT).await else {
+                return Ok(());
+            };
+            if clock::now() >= deadline {
+                return Err(error.context(format!("no session through {name} within {LIMIT:?}")));
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+}
+
+/// What tells libpq whether to encrypt.
+pub fn encryption(is_on: bool) -> (String, String) {
+    let mode = if is_on { "require" } else { "disable" };
+    ("PGSSLMODE".to_owned(), mode.to_owned())
 }
 
 /// Major and minor version, from what a program prints of itself.
