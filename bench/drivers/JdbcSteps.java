@@ -27,6 +27,7 @@ public class JdbcSteps {
         Properties given = new Properties();
         given.setProperty("user", System.getenv("PGUSER"));
         given.setProperty("password", System.getenv("PGPASSWORD"));
+        given.setProperty("sslmode", System.getenv("PGSSLMODE"));
         for (int at = 0; at < words.length; at += 2) given.setProperty(words[at], words[at + 1]);
         String url = "jdbc:postgresql://" + System.getenv("PGHOST") + ":" + System.getenv("PGPORT") + "/" + System.getenv("PGDATABASE");
         return DriverManager.getConnection(url, given);

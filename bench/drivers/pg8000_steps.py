@@ -2,14 +2,22 @@
 
 import importlib.metadata
 import io
+import os
+import ssl
 
 from pg8000 import dbapi, native
 
 from steps import *
 
 
+# As libpq with sslmode=require: whoever answers, it is encrypted.
+TLS = ssl.create_default_context() if os.environ["PGSSLMODE"] == "require" else None
+if TLS:
+    TLS.check_hostname, TLS.verify_mode = False, ssl.CERT_NONE
+
+
 def connect(**words):
-    given = dict(host=HOST, port=PORT, user=USER, database=DATABASE, password=PASSWORD)
+    given = dict(host=HOST, port=PORT, user=USER, database=DATABASE, password=PASSWORD, ssl_context=TLS)
     return native.Connection(**{**given, **words})
 
 
@@ -75,7 +83,7 @@ def transaction():
             assert "network error" in str(error), error
             return
         raise AssertionError("a transaction block was let in")
-    db = dbapi.connect(host=HOST, port=PORT, user=USER, database=DATABASE, password=PASSWORD)
+    db = dbapi.connect(host=HOST, port=PORT, user=USER, database=DATABASE, password=PASSWORD, ssl_context=TLS)
     cursor = db.cursor()
     insert = "INSERT INTO driver_rows VALUES (%s, %s)"
     cursor.execute(insert, (WHO, 1))

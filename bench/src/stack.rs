@@ -18,6 +18,7 @@ use process::{Launch, args};
 use programs::Programs;
 use router::{Entrance, Pooled, Router};
 
+pub mod encryption;
 pub mod etcd;
 pub mod http;
 pub mod member;

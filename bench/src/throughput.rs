@@ -11,12 +11,11 @@ use serde::Serialize;
 use crate::load::writers;
 use crate::report::{self, Progress, say};
 use crate::stack::router::{POOL_SIZE, Pooled};
-use crate::stack::{APP, Layout, Plan, Stack};
+use crate::stack::{APP, Layout, Plan, Stack, encryption};
 use cell::{Cell, Kind, Measured, cells};
 use ways::{POOLED_PORT, Way};
 
 mod cell;
-mod encryption;
 mod idle;
 pub mod relay;
 mod ways;

@@ -7,12 +7,14 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use tokio_postgres_rustls::MakeRustlsConnect;
+use trunkline_shared::service::tls::{self, ServerCheck, TlsFiles};
 
 use crate::load::writers;
 use crate::report::{self, Progress, say};
 use crate::stack::process::{Launch, args, find};
 use crate::stack::router::Pooled;
-use crate::stack::{APP, APP_PASSWORD, Layout, Plan, Stack};
+use crate::stack::{APP, APP_PASSWORD, Layout, Plan, Stack, encryption};
 
 mod neighbours;
 mod rust;
@@ -109,6 +111,9 @@ impl Driver {
 pub(super) struct DriversOptions {
     /// Only drivers and modes with one of these words in their name
     words: Vec<String>,
+    /// TLS on both sides of the router
+    #[arg(long)]
+    tls: bool,
     /// The folder of the drivers, made by deploy/drivers
     #[arg(
         long,
@@ -134,7 +139,7 @@ impl DriversOptions {
 }
 
 /// Where a driver connects.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(super) struct Entrance {
     mode: &'static str,
     host: String,
@@ -142,6 +147,8 @@ pub(super) struct Entrance {
     database: &'static str,
     /// Clients that share its servers.
     neighbours: usize,
+    /// As libpq with `sslmode=require`: whoever answers, it is encrypted.
+    tls: Option<MakeRustlsConnect>,
 }
 
 /// How a step went.
@@ -214,7 +221,13 @@ pub(super) async fn run(options: &DriversOptions) -> Result<bool> {
     }
     let progress = Progress::new();
     let stack = start(&progress).await?;
-    let entrances = entrances(&stack).await?;
+    if options.tls {
+        encryption::turn_on(&stack, stack.leader().await?).await?;
+    }
+    let entrances = entrances(&stack, options.tls).await?;
+    for Entrance { host, port, .. } in &entrances {
+        encryption::until_open(&stack, host, *port, options.tls).await?;
+    }
     let modes = entrances.each_ref().map(|entrance| entrance.mode);
     let names = DRIVERS.map(Driver::name);
     let entrances: Vec<_> = entrances
@@ -250,7 +263,14 @@ pub(super) async fn run(options: &DriversOptions) -> Result<bool> {
 }
 
 /// Past the router, and by each of its modes.
-async fn entrances(stack: &Stack) -> Result<[Entrance; 4]> {
+async fn entrances(stack: &Stack, is_encrypted: bool) -> Result<[Entrance; 4]> {
+    let tls = match is_encrypted {
+        true => Some(MakeRustlsConnect::new(tls::client(
+            &TlsFiles::default(),
+            ServerCheck::Nothing,
+        )?)),
+        false => None,
+    };
     let router = stack.router.address.clone();
     let server = stack.members[stack.leader().await?].address.clone();
     let pooled = PORTS.map(|(port, mode)| {
@@ -265,6 +285,7 @@ async fn entrances(stack: &Stack) -> Result<[Entrance; 4]> {
             port,
             database,
             neighbours,
+            tls: tls.clone(),
         }
     });
     let [transaction, session, statement] = pooled;
@@ -274,6 +295,7 @@ async fn entrances(stack: &Stack) -> Result<[Entrance; 4]> {
         port: 5432,
         database: APP,
         neighbours: 0,
+        tls,
     };
     Ok([direct, transaction, session, statement])
 }
@@ -375,7 +397,14 @@ fn program(
     };
     let path = std::env::var_os("PATH").unwrap_or_default();
     let programs = stack.programs.of_postgresql("");
+    let (_, libpq_says) = encryption::of_libpq(entrance.tls.is_some());
+    let mode = match driver {
+        // By the same word it asks for a certificate of a known authority.
+        Driver::Node if entrance.tls.is_some() => "no-verify".to_owned(),
+        Driver::Node | Driver::Jdbc | Driver::Python(..) | Driver::Rust => libpq_says,
+    };
     let env = [
+        ("PGSSLMODE", mode),
         ("PGHOST", entrance.host.clone()),
         ("PGPORT", entrance.port.to_string()),
         ("PGUSER", APP.to_owned()),

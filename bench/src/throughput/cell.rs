@@ -6,8 +6,8 @@ use anyhow::{Context, Result};
 use clap::ValueEnum;
 use serde::Serialize;
 
-use super::ways::{Way, encryption};
-use crate::stack::{APP, Stack};
+use super::ways::Way;
+use crate::stack::{APP, Stack, encryption};
 
 /// Beyond the seconds of a run: pgbench connects all its clients first.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -92,7 +92,7 @@ impl Cell {
         let before = way.cpu_us();
         let limit = Duration::from_secs(seconds) + LIMIT;
         let mut asked = stack.client_program("pgbench", &words);
-        asked.env.push(encryption(is_encrypted));
+        asked.env.push(encryption::of_libpq(is_encrypted));
         let said = asked.finish(limit).await;
         let said = said.with_context(|| format!("{} through {}", self.name(), way.name))?;
         let used = way.cpu_us().saturating_sub(before);

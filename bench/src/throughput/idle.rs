@@ -5,8 +5,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use trunkline_shared::service::clock;
 
-use super::ways::{Way, encryption};
-use crate::stack::{APP, Stack};
+use super::ways::Way;
+use crate::stack::{APP, Stack, encryption};
 
 /// Each asks once, one after the other, and then waits for longer than anybody looks.
 const IDLE: &str = "\\set turn 2 * :client_id\n\\sleep :turn ms\nSELECT 1;\n\\sleep 600 s\n";
@@ -35,7 +35,7 @@ pub async fn bytes_per_client(
         "-h", &way.host, "-p", &port, "-U", APP, "-n", "-c", &count, "-t", "1", "-f", &script, APP,
     ];
     let mut launch = stack.client_program("pgbench", &words);
-    launch.env.push(encryption(is_encrypted));
+    launch.env.push(encryption::of_libpq(is_encrypted));
     let mut running = launch.start("pgbench")?;
     let deadline = clock::now() + LIMIT;
     let (mut last, mut same) = (0, 0);

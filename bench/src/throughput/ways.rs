@@ -4,9 +4,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use trunkline_shared::service::clock;
 
-use super::encryption::Certificate;
+use crate::stack::encryption::{self, Certificate};
 use crate::stack::proc::ProcessId;
 use crate::stack::process::{Launch, Process, args, find};
 use crate::stack::router::{MAX_CLIENTS, POOL_SIZE, userlist};
@@ -19,7 +18,6 @@ const THREADS: usize = 2;
 const HAPROXY_CLIENTS: usize = 5000;
 /// How long a way may take to carry its first session.
 const LIMIT: Duration = Duration::from_secs(30);
-const LOOK: Duration = Duration::from_millis(50);
 /// The first port of the rivals; each has the next one.
 const FIRST_PORT: u16 = 5440;
 /// The router's pooled listener.
@@ -85,7 +83,8 @@ pub async fn start(
         tls,
     };
     for way in &ways {
-        setup.until_open(&way.name, &way.host, way.port).await?;
+        let open = encryption::until_open(stack, &way.host, way.port, tls.is_some()).await;
+        open.with_context(|| format!("no session through {}", way.name))?;
     }
     ways.push(setup.relay().await?);
     ways.push(setup.haproxy(program(rivals, "haproxy")?).await?);
@@ -228,8 +227,8 @@ impl Setup<'_> {
         let mut process = launch.start(name)?;
         let (address, port) = (self.stack.router.address.clone(), self.port);
         self.port += 1;
-        let open = self.until_open(name, &address, port).await;
-        open.with_context(|| process.tail())?;
+        let open = encryption::until_open(self.stack, &address, port, self.tls.is_some()).await;
+        open.with_context(|| format!("no session through {name}:\n{}", process.tail()))?;
         process.must_live()?;
         Ok(Way {
             name: name.to_owned(),
@@ -240,32 +239,6 @@ impl Setup<'_> {
             _held: Some(process),
         })
     }
-}
-
-impl Setup<'_> {
-    /// Waits until it carries a session, encrypted where that is measured.
-    async fn until_open(&self, name: &str, host: &str, port: u16) -> Result<()> {
-        let deadline = clock::now() + LIMIT;
-        let port = port.to_string();
-        let words = ["-h", host, "-p", &port, "-U", APP, "-c", "SELECT 1", APP];
-        loop {
-            let mut asked = self.stack.client_program("psql", &words);
-            asked.env.push(encryption(self.tls.is_some()));
-            let Err(error) = asked.finish(LIMIT).await else {
-                return Ok(());
-            };
-            if clock::now() >= deadline {
-                return Err(error.context(format!("no session through {name} within {LIMIT:?}")));
-            }
-            tokio::time::sleep(LOOK).await;
-        }
-    }
-}
-
-/// What tells libpq whether to encrypt.
-pub fn encryption(is_on: bool) -> (String, String) {
-    let mode = if is_on { "require" } else { "disable" };
-    ("PGSSLMODE".to_owned(), mode.to_owned())
 }
 
 /// Major and minor version, from what a program prints of itself.

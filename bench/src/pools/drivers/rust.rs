@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use futures_util::{SinkExt, StreamExt};
 use tokio::task::JoinSet;
+use tokio_postgres::config::SslMode;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Config, NoTls, SimpleQueryMessage};
 
@@ -74,7 +75,13 @@ async fn log_in(entrance: &Entrance, password: &str) -> Result<Client, tokio_pos
         .user(APP)
         .dbname(entrance.database)
         .password(password);
-    let (client, connection) = config.connect(NoTls).await?;
+    let Some(tls) = &entrance.tls else {
+        let (client, connection) = config.connect(NoTls).await?;
+        tokio::spawn(connection);
+        return Ok(client);
+    };
+    config.ssl_mode(SslMode::Require);
+    let (client, connection) = config.connect(tls.clone()).await?;
     tokio::spawn(connection);
     Ok(client)
 }
@@ -271,7 +278,10 @@ async fn cancel(entrance: &Entrance) -> Result<()> {
     let sleeping = client.query("SELECT pg_sleep(20)", &[]);
     let cancelling = async {
         tokio::time::sleep(BEFORE_CANCEL).await;
-        token.cancel_query(NoTls).await
+        match &entrance.tls {
+            Some(tls) => token.cancel_query(tls.clone()).await,
+            None => token.cancel_query(NoTls).await,
+        }
     };
     let (asked, cancelled) = tokio::join!(sleeping, cancelling);
     cancelled?;

@@ -1,20 +1,24 @@
-//! TLS on both sides of every way: one certificate for all, and the settings of each.
+//! TLS on both sides of a stack's router: one certificate for all who show one.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use rustix::process::Signal;
+use trunkline_shared::service::clock;
 
-use crate::stack::process::find;
-use crate::stack::{APP, Stack};
+use super::process::find;
+use super::{APP, Stack};
 
 const LIMIT: Duration = Duration::from_secs(30);
+const LOOK: Duration = Duration::from_millis(50);
 
 /// The files of the certificate that everybody shows.
 #[derive(Clone, Debug)]
 pub struct Certificate {
+    /// In PEM.
     pub cert: PathBuf,
+    /// Its private key.
     pub key: PathBuf,
 }
 
@@ -48,6 +52,30 @@ impl Certificate {
         ];
         stack.tool(&openssl, &words).finish(LIMIT).await?;
         Ok(Self { cert, key })
+    }
+}
+
+/// What tells libpq, and drivers that do as it does, whether to encrypt.
+pub fn of_libpq(is_on: bool) -> (String, String) {
+    let mode = if is_on { "require" } else { "disable" };
+    ("PGSSLMODE".to_owned(), mode.to_owned())
+}
+
+/// Waits until the load's user gets a session there, encrypted or in the clear.
+pub async fn until_open(stack: &Stack, host: &str, port: u16, is_encrypted: bool) -> Result<()> {
+    let deadline = clock::now() + LIMIT;
+    let port = port.to_string();
+    let words = ["-h", host, "-p", &port, "-U", APP, "-c", "SELECT 1", APP];
+    loop {
+        let mut asked = stack.client_program("psql", &words);
+        asked.env.push(of_libpq(is_encrypted));
+        let Err(error) = asked.finish(LIMIT).await else {
+            return Ok(());
+        };
+        if clock::now() >= deadline {
+            return Err(error);
+        }
+        tokio::time::sleep(LOOK).await;
     }
 }
 
