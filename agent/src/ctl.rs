@@ -39,6 +39,7 @@ mod query;
 mod remove;
 pub mod rest;
 mod restart;
+mod routers;
 mod steps;
 mod table;
 pub mod terminal;
@@ -256,6 +257,7 @@ async fn carry_out(
         Command::Reload(a) => members::reload(&named(&a.cluster).await?, &a).await,
         Command::Flush(a) => flush::flush(&named(&a.cluster).await?, &a).await,
         Command::History(a) => history::show(&open(&a.cluster).await?, a.format).await,
+        Command::Routers(a) => routers::show(&open(&a.cluster).await?, a.format).await,
         Command::ShowConfig(a) => {
             effective::show_config(&open(&a.cluster).await?, &a, file, env).await
         }

@@ -12,6 +12,7 @@ pub mod config;
 pub mod cores;
 pub mod drain;
 pub mod error;
+pub mod fleet;
 pub mod held_back;
 pub mod http;
 pub mod in_force;

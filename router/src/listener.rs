@@ -5,8 +5,8 @@ use std::collections::HashSet;
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{IntoRawFd, OwnedFd, RawFd};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -22,6 +22,7 @@ use tracing::{debug, info, warn};
 use crate::config::pooling::Mode;
 use crate::config::{ListenerConfig, Network, ProxyProtocol};
 use crate::cores::Cores;
+use crate::fleet::cancels::Others;
 use crate::listener::limits::{Counted, Limits};
 use crate::metrics::Metrics;
 use crate::pool::registry::Registry;
@@ -54,6 +55,8 @@ pub struct Listening {
     pub registry: Option<Arc<Registry>>,
     /// Limits of the whole process.
     pub limits: Arc<Limits>,
+    /// The other routers, to which cancels go that are nobody's here; none in mode `tcp`.
+    pub others: OnceLock<Arc<Others>>,
     /// Handles of its metrics.
     pub metrics: Metrics,
     is_for_writes: bool,
@@ -82,6 +85,7 @@ impl Listening {
             limits,
             mode: config.mode,
             registry,
+            others: OnceLock::new(),
             is_for_writes: config.target == TargetKind::Primary,
             clients: Arc::default(),
             falls_back: AtomicBool::default(),

@@ -20,6 +20,7 @@ use trunkline_shared::service::tls::TlsError;
 
 use crate::config::{ListenerConfig, RouterConfig};
 use crate::cores::Cores;
+use crate::fleet;
 use crate::http::Shown;
 use crate::in_force::InForce;
 use crate::listener::limits::Limits;
@@ -127,22 +128,25 @@ pub fn run(config: RouterConfig, file: PathBuf, is_upgrade: bool) -> Result<(), 
         events.clone(),
         http,
     ));
+    let client = HttpClient::trusting(&config.ctl.files, config.ctl.is_insecure)?;
+    let own = fleet::own(&config.name, &config.http.advertise)?;
+    let joining = (own, folder.as_path(), &switches.fleet);
+    let (registration, cancels) = fleet::join(joining, &shown.listenings, &client);
     let topologies = Topologies::new(
         &config,
         clusters.clone(),
         rules.subscribe(),
         Arc::new(StateFile::open(config.state_file.as_deref())),
-        HttpClient::trusting(&config.ctl.files, config.ctl.is_insecure)?,
+        client,
         events,
-        cores.handles(),
+        (cores.handles(), registration),
     );
     server.add_service(background_service("topology", topologies));
     let certificates = Certificates::new(registry.clone());
     server.add_service(background_service("certificates", certificates));
-    server.add_service(background_service(
-        "http",
-        Http::new(shown.clone(), take_socket, switches.http.clone()),
-    ));
+    let stop = switches.http.clone();
+    let http = Http::new(shown.clone(), take_socket, stop, cancels);
+    server.add_service(background_service("http", http));
 
     let failure: Arc<Mutex<Option<RunError>>> = Arc::default();
     let live = Live {

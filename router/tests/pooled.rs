@@ -6,6 +6,8 @@
 mod cancels;
 #[path = "pooled/encrypted.rs"]
 mod encrypted;
+#[path = "pooled/fleet.rs"]
+mod fleet;
 #[path = "pooled/lost_leader.rs"]
 mod lost_leader;
 #[path = "pooled/planned_change.rs"]
@@ -21,6 +23,8 @@ mod support {
     pub mod client;
     #[path = "../support/fake_postgres.rs"]
     pub mod fake_postgres;
+    #[path = "../support/in_fleet.rs"]
+    pub mod in_fleet;
     #[path = "../support/messages.rs"]
     pub mod messages;
     #[path = "../support/stack.rs"]

@@ -9,6 +9,8 @@
 
 #[path = "../../agent/tests/support/as_postgres.rs"]
 mod as_postgres;
+#[path = "postgres/fleet.rs"]
+mod fleet;
 #[path = "postgres/settings.rs"]
 mod settings;
 #[path = "postgres/statements.rs"]
@@ -19,6 +21,8 @@ mod support {
     pub mod certificates;
     #[path = "../support/client.rs"]
     pub mod client;
+    #[path = "../support/in_fleet.rs"]
+    pub mod in_fleet;
     #[path = "../support/messages.rs"]
     pub mod messages;
     #[path = "../support/stack.rs"]
@@ -151,20 +155,23 @@ impl Postgres {
 
     /// The same with more sections in its file, and with TLS.
     async fn router_with(&self, mode: Mode, sections: &str, tls: TlsSection) -> Stack {
+        let stack = Stack::start(self.setup(mode, sections, tls)).await;
+        let address = SocketAddr::from(([127, 0, 0, 1], self.port));
+        stack.lead("a", address).await;
+        stack
+    }
+
+    fn setup(&self, mode: Mode, sections: &str, tls: TlsSection) -> Setup {
         let verifier = self.ask("select rolpassword from pg_authid where rolname = 'app'");
         let pooling = format!(
             "\"app\" \"{verifier}\"\n---\nauth: {{file: x}}\npool: {{default_pool_size: {SERVERS}}}\n{sections}"
         );
-        let stack = Stack::start(Setup {
+        Setup {
             mode,
             pooling: Some(pooling),
             tls,
             ..Setup::default()
-        })
-        .await;
-        let address = SocketAddr::from(([127, 0, 0, 1], self.port));
-        stack.lead("a", address).await;
-        stack
+        }
     }
 }
 

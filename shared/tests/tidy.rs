@@ -149,6 +149,9 @@ const IMPORTS: &[Never] = &[
         modules: &[
             "router/src/route",
             "router/src/topology/transition",
+            "router/src/fleet/record",
+            "router/src/fleet/cancel_key",
+            "router/src/fleet/wrong_keys",
             "router/src/pool/state",
             "router/src/pool/budget",
             "router/src/pool/running",

@@ -51,6 +51,8 @@ pub enum Command {
     Flush(Flush),
     /// Show the changes of leader.
     History(History),
+    /// Show the routers that are registered for the cluster.
+    Routers(Routers),
     /// Show the configuration of the cluster.
     ShowConfig(ShowConfig),
     /// Change the configuration of the cluster.
@@ -174,6 +176,16 @@ pub struct Topology {
 /// `history`
 #[derive(Clone, Debug, Args)]
 pub struct History {
+    /// The cluster; the file's scope if absent.
+    pub cluster: Option<String>,
+    /// How it is printed.
+    #[arg(short, long, value_enum, default_value_t = Format::Pretty, hide_possible_values = true, help = "pretty, tsv, json or yaml")]
+    pub format: Format,
+}
+
+/// `routers`
+#[derive(Clone, Debug, Args)]
+pub struct Routers {
     /// The cluster; the file's scope if absent.
     pub cluster: Option<String>,
     /// How it is printed.

@@ -16,6 +16,7 @@ use trunkline_shared::service::tls::Reloadable;
 
 use crate::auth::{Credential, Method, Proven, RANDOM_BYTES, Secret};
 use crate::config::pooling::{DatabaseConfig, PoolingConfig};
+use crate::fleet::cancel_key;
 use crate::in_force::{Entrance, InForce};
 use crate::pool::Spec;
 use crate::pool::budget::{Budget, Budgets};
@@ -44,7 +45,9 @@ pub struct Registry {
     user_budgets: Mutex<BTreeMap<Half, Arc<Budget>>>,
     reports: Mutex<BTreeMap<(Place, bool), Report>>,
     mailboxes: Mutex<BTreeMap<Key, Arc<Mailbox>>>,
-    next_process: AtomicU32,
+    /// In the cancel keys that are given out here.
+    pub cancel_number: u16,
+    next_session: AtomicU32,
     next_statement: AtomicU32,
 }
 
@@ -67,6 +70,8 @@ impl Registry {
         let random = SystemRandom::new();
         let mut mock = [0; 32];
         random.fill(&mut mock).map_err(|_| NoRandomness)?;
+        let mut number = [0; 2];
+        random.fill(&mut number).map_err(|_| NoRandomness)?;
         let config = &in_force.pooling;
         if config.auth.uses(Method::ScramSha256) {
             config.users.derive(&mock, None);
@@ -81,7 +86,8 @@ impl Registry {
             user_budgets: Mutex::default(),
             reports: Mutex::default(),
             mailboxes: Mutex::default(),
-            next_process: AtomicU32::new(1),
+            cancel_number: u16::from_be_bytes(number) % cancel_key::NUMBERS,
+            next_session: AtomicU32::new(1),
             next_statement: AtomicU32::new(1),
         })
     }
@@ -221,9 +227,9 @@ impl Registry {
     /// # Errors
     /// The system gives no randomness.
     pub fn new_key(&self) -> Result<(u32, [u8; 4]), NoRandomness> {
-        // Clients take it for a process number: positive.
-        let process = self.next_process.fetch_add(1, Ordering::Relaxed) & 0x7FFF_FFFF;
-        Ok((process.max(1), self.new_secret()?))
+        let session = self.next_session.fetch_add(1, Ordering::Relaxed);
+        let process = cancel_key::process(self.cancel_number, session);
+        Ok((process, self.new_secret()?))
     }
 
     /// The secret of a cancel key of the router's own. A server's own one is told to nobody: it would go on to

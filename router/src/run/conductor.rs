@@ -21,6 +21,7 @@ use super::hand_over::{Meeting, READY_WITHIN, ended};
 use super::{RunError, filter_of};
 use crate::config::RouterConfig;
 use crate::cores::Cores;
+use crate::fleet::Leaving;
 use crate::http::Shown;
 use crate::in_force::InForce;
 use crate::listener::{self, Event};
@@ -31,6 +32,8 @@ use crate::topology::transition::Rules;
 const DRAIN_TIME: Duration = Duration::from_secs(60);
 /// After the drain time, how long sessions have to hear the goodbye.
 const GOODBYE_TIME: Duration = Duration::from_millis(250);
+/// How long the end waits for this router's keys to be taken away; later their lease does it.
+const LEAVE_TIME: Duration = Duration::from_secs(1);
 /// How often the sessions are counted meanwhile.
 const COUNT_EVERY: Duration = Duration::from_millis(10);
 /// How often a process that takes over looks whether it can route.
@@ -120,6 +123,8 @@ pub(super) struct Switches {
     pub(super) close: watch::Sender<bool>,
     /// Ends HTTP: another process serves it from here on.
     pub(super) http: CancellationToken,
+    /// Takes this router's keys out of the DCS.
+    pub(super) fleet: Leaving,
 }
 
 impl Switches {
@@ -127,8 +132,13 @@ impl Switches {
     pub(super) fn new() -> (Self, (watch::Receiver<bool>, watch::Receiver<bool>)) {
         let (open, opening) = watch::channel(false);
         let (close, closing) = watch::channel(false);
-        let http = CancellationToken::new();
-        (Self { open, close, http }, (opening, closing))
+        let switches = Self {
+            open,
+            close,
+            http: CancellationToken::new(),
+            fleet: Leaving::default(),
+        };
+        (switches, (opening, closing))
     }
 }
 
@@ -352,6 +362,7 @@ impl ShutdownSignalWatch for Conductor {
                 },
             };
             if is_over {
+                let _ = timeout(LEAVE_TIME, self.switches.fleet.leave()).await;
                 self.meeting.leave();
                 return ShutdownSignal::GracefulTerminate;
             }

@@ -4,6 +4,7 @@ use std::net::TcpListener;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use axum::Router;
 use pingora::server::ShutdownWatch;
 use pingora::services::background::BackgroundService;
 use tokio::runtime::Handle;
@@ -22,6 +23,7 @@ use trunkline_shared::service::tls::FILES_LOOK;
 use super::DCS_BUDGETS;
 use crate::config::RouterConfig;
 use crate::drain;
+use crate::fleet::registration::Registration;
 use crate::http::{self, Shown};
 use crate::in_force::InForce;
 use crate::listener::Event;
@@ -41,6 +43,7 @@ pub(super) struct Topologies {
     client: HttpClient,
     events: mpsc::Sender<Event>,
     cores: Arc<[Handle]>,
+    registration: Registration,
 }
 
 impl Topologies {
@@ -51,10 +54,11 @@ impl Topologies {
         state_file: Arc<StateFile>,
         client: HttpClient,
         events: mpsc::Sender<Event>,
-        cores: Arc<[Handle]>,
+        (cores, registration): (Arc<[Handle]>, Registration),
     ) -> Self {
         Self {
             cores,
+            registration,
             client,
             etcd: config.etcd3.config.clone(),
             namespace: config.namespace.clone(),
@@ -79,8 +83,11 @@ impl BackgroundService for Topologies {
             }
         };
         let mut keepers = JoinSet::new();
+        let lease = self.registration.begin(dcs.clone());
         for cluster in &self.clusters {
             let keys = Keys::new(&self.namespace, &cluster.name);
+            self.registration
+                .register(dcs.clone(), &keys, cluster.clone(), lease.clone());
             let follow = follow(dcs.clone(), keys);
             let keeper = Keeper::new(
                 cluster.clone(),
@@ -159,6 +166,8 @@ pub(super) struct Http {
     socket: Mutex<mpsc::Receiver<TcpListener>>,
     /// Set when another process serves it.
     stop: CancellationToken,
+    /// What takes cancels of other routers.
+    cancels: Option<Router>,
 }
 
 impl Http {
@@ -166,8 +175,10 @@ impl Http {
         shown: Arc<Shown>,
         socket: mpsc::Receiver<TcpListener>,
         stop: CancellationToken,
+        cancels: Option<Router>,
     ) -> Self {
         Self {
+            cancels,
             shown,
             socket: Mutex::new(socket),
             stop,
@@ -187,7 +198,8 @@ impl BackgroundService for Http {
             .and_then(|()| tokio::net::TcpListener::from_std(socket));
         match registered {
             Ok(listener) => {
-                let routes = http::routes(self.shown.clone());
+                let cancels = self.cancels.clone().unwrap_or_default();
+                let routes = http::routes(self.shown.clone()).merge(cancels);
                 tokio::join!(
                     serve(listener, routes, None, self.stop.clone()),
                     self.shown.metrics.clone().upkeep()

@@ -32,7 +32,8 @@ pub const DEADLINE: Duration = Duration::from_secs(20);
 
 /// A router with one listener.
 pub struct Stack {
-    dcs: Arc<MemoryDcs>,
+    /// Its store.
+    pub dcs: Arc<MemoryDcs>,
     /// Its cluster.
     pub cluster: Arc<Cluster>,
     /// Its listener.
@@ -75,7 +76,11 @@ impl Default for Setup {
 impl Stack {
     /// Starts one. The cluster has no key yet.
     pub async fn start(setup: Setup) -> Self {
-        let dcs = Arc::new(MemoryDcs::new());
+        Self::start_in(Arc::new(MemoryDcs::new()), setup).await
+    }
+
+    /// The same in a store that is there already.
+    pub async fn start_in(dcs: Arc<MemoryDcs>, setup: Setup) -> Self {
         let name = ClusterName::new("demo");
         let keys = Keys::new("service", &name);
         let cluster = Arc::new(Cluster::new(name.clone()));

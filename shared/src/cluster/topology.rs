@@ -6,8 +6,8 @@ use std::sync::Arc;
 use super::sync_state::SyncState;
 use super::timeline::Ancestry;
 use super::{
-    ClusterSettings, Leader, LeaderEpoch, Lsn, Member, MemberName, SystemId, Timeline,
-    TimelineHistory,
+    ClusterSettings, Leader, LeaderEpoch, Lsn, Member, MemberName, RouterRecord, SystemId,
+    Timeline, TimelineHistory,
 };
 
 /// Which key a fact stands under.
@@ -78,6 +78,8 @@ pub enum Fact {
     Disarmed,
     /// A planned change in progress.
     Switchover(Arc<SwitchoverRecord>),
+    /// A router's record.
+    Router(Arc<RouterRecord>),
     /// A value that the topology does not need in parsed form.
     Opaque,
     /// The value could not be read; says why.
@@ -219,7 +221,12 @@ pub struct Topology {
     pub disarmed: BTreeSet<MemberName>,
     /// A planned change in progress.
     pub switchover: Option<Arc<SwitchoverRecord>>,
+    /// The registered routers, by `<name>/<instance>`.
+    pub routers: Routers,
 }
+
+/// Routers by `<name>/<instance>`; shared, since a fleet may be large and changes seldom.
+pub type Routers = Arc<BTreeMap<Arc<str>, Arc<RouterRecord>>>;
 
 impl Topology {
     /// The settings, or Patroni's defaults where the key is absent.
@@ -367,26 +374,34 @@ impl Topology {
                 }
             }
             Fact::Switchover(record) => self.switchover = Some(record.clone()),
-            Fact::Opaque => {}
-            Fact::Unreadable(_) => match &change.key {
-                FactKey::Leader | FactKey::Member(_) | FactKey::Failover => {
-                    self.delete(&change.key);
+            Fact::Router(record) => {
+                if let FactKey::Router(name) = &change.key {
+                    Arc::make_mut(&mut self.routers).insert(name.clone(), record.clone());
                 }
-                // Whoever leads next writes it anew, and proves with its revision to have seen it so.
-                FactKey::Timeline => self.set_claimed(self.claimed, revision),
-                FactKey::Failsafe => self.failsafe_revision = revision,
-                FactKey::Settings => self.is_config_unreadable = true,
-                FactKey::Initialize
-                | FactKey::Status
-                | FactKey::Sync
-                | FactKey::History
-                | FactKey::Generation
-                | FactKey::Succeeds
-                | FactKey::Disarmed(_)
-                | FactKey::Switchover
-                | FactKey::Changes
-                | FactKey::Router(_) => {}
-            },
+            }
+            Fact::Opaque => {}
+            Fact::Unreadable(_) => self.put_unreadable(&change.key, revision),
+        }
+    }
+
+    fn put_unreadable(&mut self, key: &FactKey, revision: i64) {
+        match key {
+            FactKey::Leader | FactKey::Member(_) | FactKey::Failover | FactKey::Router(_) => {
+                self.delete(key);
+            }
+            // Whoever leads next writes it anew, and proves with its revision to have seen it so.
+            FactKey::Timeline => self.set_claimed(self.claimed, revision),
+            FactKey::Failsafe => self.failsafe_revision = revision,
+            FactKey::Settings => self.is_config_unreadable = true,
+            FactKey::Initialize
+            | FactKey::Status
+            | FactKey::Sync
+            | FactKey::History
+            | FactKey::Generation
+            | FactKey::Succeeds
+            | FactKey::Disarmed(_)
+            | FactKey::Switchover
+            | FactKey::Changes => {}
         }
     }
 
@@ -410,7 +425,12 @@ impl Topology {
             FactKey::Switchover => self.switchover = None,
             // A claim and a history that vanished are still those of the timelines that exist.
             FactKey::Timeline => self.claim_and_history.0 = 0,
-            FactKey::History | FactKey::Changes | FactKey::Router(_) => {}
+            FactKey::Router(name) => {
+                if self.routers.contains_key(name) {
+                    Arc::make_mut(&mut self.routers).remove(name);
+                }
+            }
+            FactKey::History | FactKey::Changes => {}
         }
     }
 

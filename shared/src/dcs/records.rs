@@ -16,12 +16,14 @@ use crate::cluster::topology::{
 use crate::cluster::{LeaderEpoch, Lsn, MemberName, SystemId, Timeline};
 
 mod member;
+mod router;
 mod settings;
 
 pub use member::{
     changes_to_json, member_from_json, member_to_json, restart_schedule_to_json, role_from_word,
     role_word, state_from_word, state_word, tags_from_json, tags_to_json,
 };
+pub use router::{hold_stage_word, router_from_json, router_to_json};
 pub use settings::{
     ReadSettings, SettingsError, merge_patch, read_settings, read_value, settings_from_json,
     settings_from_value,
@@ -90,7 +92,8 @@ fn fact(key: &FactKey, text: &str) -> Result<Fact, String> {
         FactKey::Timeline => Fact::Timeline(claimed_from_json(text)?),
         FactKey::Disarmed(_) => Fact::Disarmed,
         FactKey::Switchover => Fact::Switchover(Arc::new(switchover_from_json(text)?)),
-        FactKey::Changes | FactKey::Router(_) => Fact::Opaque,
+        FactKey::Router(_) => Fact::Router(Arc::new(router_from_json(text)?)),
+        FactKey::Changes => Fact::Opaque,
     })
 }
 

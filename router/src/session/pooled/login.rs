@@ -1,7 +1,7 @@
 //! The log-in of a client at a pooled listener: start-up packet, authentication, greeting.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use rustls::ServerConfig;
 use tokio::io::AsyncReadExt;
@@ -16,6 +16,7 @@ use crate::auth::{Beginning, Malformed, Method, Proven, ServerSide, Step};
 use crate::config::auth::AuthConfig;
 use crate::config::pooling::{Mode, PoolingConfig};
 use crate::error::{SessionError, Whence};
+use crate::fleet::cancels::{CancelKey, carry_out};
 use crate::listener::Listening;
 use crate::pool::registry::{NoRandomness, Registry, Report};
 use crate::protocol::messages::{self, AUTHENTICATION_OK, ENCRYPTION_REFUSED, TLS_ACCEPTED};
@@ -29,9 +30,6 @@ use crate::tls::{ALPN, ClientTls};
 /// The newest minor version of the protocol that is spoken.
 const MINOR: u16 = 2;
 
-/// How long a cancel request waits for its end: a session that waits for a leader looks at its mail later.
-const CANCEL_TIME: Duration = Duration::from_secs(1);
-
 /// The longest message of a client that logs in, bytes.
 const MAX_ANSWER: usize = MAX_MESSAGE + 128;
 
@@ -41,7 +39,7 @@ pub(in crate::session) async fn login(
     registry: &Arc<Registry>,
     mut client: Client,
     has_place: bool,
-    peer: &mut std::net::SocketAddr,
+    peer: &mut SocketAddr,
 ) -> Result<Option<Box<Pooled>>, SessionError> {
     let began = begin(listening, registry, &mut client, has_place).await;
     *peer = client.peer;
@@ -109,7 +107,7 @@ async fn begin(
             binding,
         } => (minor, parameters, binding),
         Asked::Cancel(packet) => {
-            cancel_one(listening, registry, &packet).await;
+            cancel_one(listening, registry, &packet, client.peer).await;
             return Ok(None);
         }
     };
@@ -255,20 +253,19 @@ async fn shake_hands(
     shaken.map_err(|why| SessionError::Handshake(why.to_string()))
 }
 
-/// A key that a session here was given reaches that session. Any other goes nowhere: PostgreSQL's own keys are
+/// A key that a session of the fleet was given reaches that session. Any other goes nowhere: PostgreSQL's own keys are
 /// told to no client. As PostgreSQL does, the connection closes when the cancel is over.
-async fn cancel_one(listening: &Arc<Listening>, registry: &Registry, packet: &[u8]) {
-    let Ok(_permit) = listening.limits.cancels.try_acquire() else {
-        return;
-    };
+async fn cancel_one(
+    listening: &Arc<Listening>,
+    registry: &Registry,
+    packet: &[u8],
+    from: SocketAddr,
+) {
     listening.metrics.cancels.increment(1);
-    let process = packet.get(8..12).and_then(|four| four.try_into().ok());
-    let (Some(process), Some(secret)) = (process.map(u32::from_be_bytes), packet.get(12..)) else {
-        return;
-    };
-    if let Some(over) = registry.cancel(process, secret) {
-        // It ends by an error: nothing is ever sent.
-        let _ = timeout(CANCEL_TIME, over).await;
+    if let Some(key) = CancelKey::of_packet(packet) {
+        let (limits, others) = (&listening.limits, listening.others.get());
+        let others = others.map(Arc::as_ref);
+        carry_out(registry, limits, others, &key, from.ip().to_canonical()).await;
     }
 }
 
