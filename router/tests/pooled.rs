@@ -10,6 +10,8 @@ mod encrypted;
 mod lost_leader;
 #[path = "pooled/planned_change.rs"]
 mod planned_change;
+#[path = "pooled/replication.rs"]
+mod replication;
 #[path = "pooled/timeouts.rs"]
 mod timeouts;
 mod support {

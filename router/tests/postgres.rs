@@ -9,6 +9,8 @@
 
 #[path = "../../agent/tests/support/as_postgres.rs"]
 mod as_postgres;
+#[path = "postgres/replication.rs"]
+mod replication;
 #[path = "postgres/settings.rs"]
 mod settings;
 #[path = "postgres/statements.rs"]

@@ -317,7 +317,8 @@ impl Exchange {
             | (b'D' | b'H' | b'd' | b'c', Some(Expect::Execute(_) | Expect::Query(_)))
             | (b'T' | b'I', Some(Expect::Query(_)))
             | (b'V', Some(Expect::Function)) => Verdict::Pass,
-            (b'G', Some(Expect::Execute(_) | Expect::Query(_))) => {
+            // `W` is data in both directions, of a replication connection.
+            (b'G' | b'W', Some(Expect::Execute(_) | Expect::Query(_))) => {
                 self.swallow();
                 Verdict::Pass
             }

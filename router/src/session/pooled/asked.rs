@@ -174,7 +174,7 @@ impl Scan<'_> {
 
     /// Whether the server is another client's in between.
     fn is_shared(&self) -> bool {
-        *self.pinned != Some(PinReason::SessionMode)
+        !self.pinned.is_some_and(PinReason::is_from_the_start)
     }
 
     /// Deals with one message, of which at least what it needs is there.
