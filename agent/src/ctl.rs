@@ -31,6 +31,7 @@ mod effective;
 pub mod explain;
 mod flush;
 mod history;
+mod import;
 mod list;
 mod local_time;
 mod members;
@@ -266,6 +267,7 @@ async fn carry_out(
         Command::Query(a) => query::query(&open(&a.cluster).await?, &a, env).await,
         Command::Top(a) => top::top(&open(&a.cluster).await?, &a).await,
         Command::Explain(a) => explain::explain(&open(&a.cluster).await?, &a).await,
+        Command::Import(a) => import::import(&desk.terminal, &a, &desk.config),
         Command::Apply(a) => apply::apply(&open(&a.cluster).await?, &a).await,
         Command::DemoteCluster(a) => cluster_role::demote(&open(&a.cluster).await?, &a).await,
         Command::PromoteCluster(a) => cluster_role::promote(&open(&a.cluster).await?, &a).await,

@@ -170,9 +170,6 @@ pub enum SessionError {
     /// No such database in the router's file.
     #[error("database \"{0}\" does not exist: it is not one of the router's databases")]
     UnknownDatabase(String),
-    /// Something that only `tcp` listeners carry.
-    #[error("{0} is not supported in pooled modes; connect to a listener in tcp mode for it")]
-    NotPooled(&'static str),
     /// No server came free in time.
     #[error("no server of database \"{database}\" came free for user \"{user}\" within {} (query_wait_timeout){why}", seconds(.limit))]
     NoFreeServer {
@@ -253,7 +250,6 @@ impl SessionError {
             | SessionError::NotBound(_)
             | SessionError::LoginTooSlow(_)
             | SessionError::UnknownDatabase(_)
-            | SessionError::NotPooled(_)
             | SessionError::BadMessage { .. }
             | SessionError::TooMuch(_)
             | SessionError::TransactionBlock
@@ -319,7 +315,6 @@ impl SessionError {
             SessionError::NotBound(_) => "not_bound",
             SessionError::LoginTooSlow(_) => "login_too_slow",
             SessionError::UnknownDatabase(_) => "unknown_database",
-            SessionError::NotPooled(_) => "not_pooled",
             SessionError::NoFreeServer { .. } => "no_free_server",
             SessionError::Rejected { .. } => "rejected",
             SessionError::BadMessage { .. } => "bad_message",
@@ -336,9 +331,7 @@ impl SessionError {
         Some(match self {
             SessionError::WrongPassword { .. } => sqlstate::INVALID_PASSWORD,
             SessionError::UnknownDatabase(_) => sqlstate::INVALID_CATALOG_NAME,
-            SessionError::NotPooled(_) | SessionError::TransactionBlock => {
-                sqlstate::FEATURE_NOT_SUPPORTED
-            }
+            SessionError::TransactionBlock => sqlstate::FEATURE_NOT_SUPPORTED,
             SessionError::NoFreeServer { .. }
             | SessionError::QueryTooSlow {
                 has_outstanding: false,
@@ -443,7 +436,6 @@ impl SessionError {
             | SessionError::NotBound(_)
             | SessionError::LoginTooSlow(_)
             | SessionError::UnknownDatabase(_)
-            | SessionError::NotPooled(_)
             | SessionError::Rejected { .. }
             | SessionError::BadMessage { .. }
             | SessionError::TooMuch(_)

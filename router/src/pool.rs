@@ -23,6 +23,7 @@ use crate::pool::state::{Effect, Failure, PoolState, Rules, ServerId, WaiterId};
 use crate::server::login::OpenFailed;
 use crate::server::{Parcel, Server, Way};
 
+pub mod alone;
 pub mod budget;
 mod lease;
 mod local;

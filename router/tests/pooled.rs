@@ -12,6 +12,8 @@ mod fleet;
 mod lost_leader;
 #[path = "pooled/planned_change.rs"]
 mod planned_change;
+#[path = "pooled/replication.rs"]
+mod replication;
 #[path = "pooled/slow_readers.rs"]
 mod slow_readers;
 #[path = "pooled/timeouts.rs"]

@@ -11,6 +11,8 @@
 mod as_postgres;
 #[path = "postgres/fleet.rs"]
 mod fleet;
+#[path = "postgres/replication.rs"]
+mod replication;
 #[path = "postgres/settings.rs"]
 mod settings;
 #[path = "postgres/statements.rs"]

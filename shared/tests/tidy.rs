@@ -147,6 +147,12 @@ const IMPORTS: &[Never] = &[
     },
     Never {
         modules: &[
+            "agent/src/ctl/import/haproxy",
+            "agent/src/ctl/import/ini",
+            "agent/src/ctl/import/notes",
+            "agent/src/ctl/import/pgbouncer",
+            "agent/src/ctl/import/router_file",
+            "agent/src/ctl/import/scopes",
             "router/src/route",
             "router/src/topology/transition",
             "router/src/fleet/record",

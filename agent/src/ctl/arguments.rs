@@ -81,6 +81,8 @@ pub enum Command {
     Explain(Explain),
     /// Put parameters that wait for a restart into force, member by member.
     Apply(Apply),
+    /// Turn a pgbouncer.ini or a haproxy.cfg into a router's file, and tell what has no equivalent.
+    Import(Import),
 }
 
 /// How a table is printed.
@@ -533,6 +535,28 @@ pub struct Apply {
     /// Never ask.
     #[arg(long)]
     pub force: bool,
+}
+
+/// `import`. Where the store is comes from -c or -d, as for every command.
+#[derive(Clone, Debug, Args)]
+pub struct Import {
+    /// pgbouncer.ini or haproxy.cfg.
+    pub file: PathBuf,
+    /// PgBouncer's userlist.txt, in place of the one that auth_file names.
+    pub userlist: Option<PathBuf>,
+    /// The cluster behind WHAT: a host, host:port, or a section of haproxy.cfg; without WHAT behind all others.
+    /// CLUSTER/replicas leads to its replicas.
+    #[arg(short, long, value_name = "[WHAT=]CLUSTER")]
+    pub scope: Vec<String>,
+    /// Write to a new file instead of standard output.
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    /// Replace that file if it is there.
+    #[arg(long, requires = "output")]
+    pub force: bool,
+    /// The trunkline-router that checks the result; the one beside this program, or on the path, if absent.
+    #[arg(long, value_name = "PROGRAM")]
+    pub router: Option<PathBuf>,
 }
 
 /// `edit-config`

@@ -38,7 +38,7 @@ enum Name {
     All,
     /// The database of the user's own name.
     SameUser,
-    /// Replication connections, which no pooled listener carries.
+    /// Physical replication.
     Replication,
     Exactly(String),
 }
@@ -59,8 +59,8 @@ pub struct Asking<'a> {
     pub address: IpAddr,
     /// Whether it is under TLS.
     pub is_encrypted: bool,
-    /// Where it wants to.
-    pub database: &'a str,
+    /// Where it wants to; none is physical replication, which only the word `replication` fits.
+    pub database: Option<&'a str>,
     /// Who it says it is.
     pub user: &'a str,
 }
@@ -124,18 +124,18 @@ impl Rule {
             Connection::HostSsl => asking.is_encrypted,
             Connection::HostNoSsl => !asking.is_encrypted,
         };
-        let is = |names: &[Name], own: &str| {
+        let is = |names: &[Name], own: Option<&str>| {
             names.iter().any(|name| match name {
-                Name::All => true,
-                Name::SameUser => asking.database == asking.user,
-                Name::Replication => false,
-                Name::Exactly(name) => name == own,
+                Name::All => own.is_some(),
+                Name::SameUser => asking.database == Some(asking.user),
+                Name::Replication => own.is_none(),
+                Name::Exactly(name) => Some(name.as_str()) == own,
             })
         };
         is_so_connected
             && self.from.is_none_or(|from| from.contains(asking.address))
             && is(&self.databases, asking.database)
-            && is(&self.users, asking.user)
+            && is(&self.users, Some(asking.user))
     }
 }
 

@@ -12,6 +12,7 @@ use trunkline_shared::cluster::Moment;
 use super::{Lease, NoServer, PATIENCE, POOLS, PoolId, STILL_HUNGRY, Spec};
 use crate::auth::RANDOM_BYTES;
 use crate::cores;
+use crate::pool::alone::Home;
 use crate::pool::running::Running;
 use crate::pool::state::{CloseReason, Effect, PoolState, Refusal, ServerId, WaiterId};
 use crate::server::login::{Identity, OpenFailed, open};
@@ -58,9 +59,8 @@ impl Pool {
     /// Puts it into somebody's hands.
     pub(super) fn lease(&mut self, pool: PoolId, Unparked(id, server): Unparked) -> Lease {
         Lease {
-            id,
             server: Some(server),
-            pool,
+            home: Home::Pool(pool, id),
             begun: Some(self.running.begin()),
         }
     }
@@ -85,6 +85,7 @@ impl Pool {
             database: self.spec.dbname.clone(),
             user: self.spec.user.clone(),
             credential: self.spec.credential.load_full(),
+            more: Vec::new(),
         };
         let (way, limit) = (self.way.clone(), self.spec.connect_timeout);
         tokio::spawn(async move {

@@ -40,6 +40,14 @@ pub struct Identity {
     pub user: Arc<str>,
     /// How it proves that.
     pub credential: Arc<Credential>,
+    /// What the start-up packet says beside that: of a server that is opened for one client.
+    pub more: Vec<(String, String)>,
+}
+
+impl Identity {
+    fn is_replication(&self) -> bool {
+        self.more.iter().any(|(name, _)| name == "replication")
+    }
 }
 
 /// Why a server could not be opened.
@@ -127,7 +135,7 @@ pub async fn open(
         opened_at: clock::now(),
     };
     greet(&mut server, &identity, nonce).await?;
-    if server.way.is_writer && is_in_recovery(&mut server).await? {
+    if server.way.is_writer && is_in_recovery(&mut server, &identity).await? {
         return Err(OpenFailed::InRecovery);
     }
     if server.seat.notice().is_some() {
@@ -144,7 +152,15 @@ async fn greet(
     nonce: [u8; RANDOM_BYTES],
 ) -> Result<(), OpenFailed> {
     let broken = |_: io::Error| OpenFailed::Broken;
-    let packet = messages::startup(&[("user", &identity.user), ("database", &identity.database)]);
+    let mut parameters: Vec<(&str, &str)> =
+        vec![("user", &identity.user), ("database", &identity.database)];
+    parameters.extend(
+        identity
+            .more
+            .iter()
+            .map(|(name, value)| (&**name, &**value)),
+    );
+    let packet = messages::startup(&parameters);
     server.stream.send(&packet).await.map_err(broken)?;
     let login = ClientSide::new(&identity.user, identity.credential.clone(), nonce);
     let mut login = login.over(channel(server));
@@ -219,10 +235,14 @@ async fn prove(mut login: ClientSide, body: &[u8]) -> Result<(ClientSide, Reply)
     Ok(proving.await.map_err(|_| OpenFailed::Broken)??)
 }
 
-/// PostgreSQL reports it from 14 on; before, it is asked.
-async fn is_in_recovery(server: &mut Server) -> Result<bool, OpenFailed> {
+/// PostgreSQL reports it from 14 on; before, it is asked, but for a replication connection, which may take no SQL:
+/// that the store confirms its member as the leader must do.
+async fn is_in_recovery(server: &mut Server, identity: &Identity) -> Result<bool, OpenFailed> {
     if let Some(value) = server.reported.get("in_hot_standby") {
         return Ok(&**value == "on");
+    }
+    if identity.is_replication() {
+        return Ok(false);
     }
     match server.run("SELECT pg_catalog.pg_is_in_recovery()").await {
         Ok(value) => Ok(value.as_deref() != Some("f")),

@@ -67,6 +67,64 @@ fn a_batch_that_fails_takes_back_what_gave_way() {
 }
 
 #[test]
+fn a_statement_is_taken_away_by_an_unnamed_one() {
+    as_postgres(
+        "statements::a_statement_is_taken_away_by_an_unnamed_one",
+        async || {
+            let server = Postgres::start();
+            let stack = trusting(&server, "default_pool_size: 1").await;
+            let (mut one, mut other) = (stack.session().await, stack.session().await);
+            // As libpq before 17 lets its drivers do it.
+            let away = |name: &str| {
+                let describe = message(b'D', b"P\0");
+                let [bind, execute] = [
+                    message(b'B', b"\0\0\0\0\0\0\0\0"),
+                    message(b'E', b"\0\0\0\0\0"),
+                ];
+                let parse = parse("", &format!("DEALLOCATE {name}"));
+                [parse, bind, describe, execute].concat()
+            };
+            for client in [&mut one, &mut other] {
+                let prepared = [parse("s", "select 1"), run("s"), sync()];
+                assert_eq!(ask(client, &prepared).await, "12DCZI");
+            }
+            assert_eq!(ask(&mut one, &[away("s"), sync()]).await, "12nCZI");
+            for (client, told) in [(&mut one, "EZI"), (&mut other, "2DCZI")] {
+                assert_eq!(ask(client, &[run("s"), sync()]).await, told);
+            }
+            // All in one pipeline, and the name again.
+            let again = [
+                parse("s", "select 2"),
+                run("s"),
+                away("s"),
+                parse("s", "select 3, 3"),
+                run("s"),
+                sync(),
+            ];
+            assert_eq!(ask(&mut one, &again).await, "12DC12nC12DCZI");
+            // A batch that fails, or a transaction that has, takes nothing away.
+            let failing = [run("nobody"), away("s"), sync()];
+            assert_eq!(ask(&mut one, &failing).await, "EZI");
+            assert_eq!(ask(&mut one, &[query("begin")]).await, "CZT");
+            assert_eq!(ask(&mut one, &[query("select 1/0")]).await, "EZE");
+            assert_eq!(ask(&mut one, &[away("s"), sync()]).await, "EZE");
+            assert_eq!(ask(&mut one, &[query("rollback")]).await, "CZI");
+            assert_eq!(ask(&mut one, &[run("s"), sync()]).await, "2DCZI");
+            // Prepared and never executed, it takes nothing away either; executed twice, it fails as PostgreSQL's own.
+            let only = [parse("", "DEALLOCATE s"), sync()];
+            assert_eq!(ask(&mut one, &only).await, "1ZI");
+            assert_eq!(ask(&mut one, &[run("s"), sync()]).await, "2DCZI");
+            let twice = [away("s"), run(""), sync()];
+            assert_eq!(ask(&mut one, &twice).await, "12nC2EZI");
+            for unknown in ["s", "trunkline_1"] {
+                assert_eq!(ask(&mut one, &[away(unknown), sync()]).await, "12nEZI");
+            }
+            assert_eq!(ask(&mut other, &[run("s"), sync()]).await, "2DCZI");
+        },
+    );
+}
+
+#[test]
 fn a_name_means_what_it_meant_where_its_change_is_skipped() {
     as_postgres(
         "statements::a_name_means_what_it_meant_where_its_change_is_skipped",

@@ -129,16 +129,16 @@ impl Pooled {
 
     /// What the client asks needs, of which nothing was sent yet.
     fn wants(&self) -> Wants {
-        match self.door.mode {
-            Mode::Tcp | Mode::Session => Wants::Session,
+        match (self.door.mode, self.pinned) {
+            (Mode::Tcp | Mode::Session, _) | (_, Some(PinReason::Replication)) => Wants::Session,
             // A block is refused there.
-            Mode::Statement => Wants::Statement,
-            Mode::Transaction => wants(&self.carry, self.statements.get()),
+            (Mode::Statement, _) => Wants::Statement,
+            (Mode::Transaction, _) => wants(&self.carry, self.statements.get()),
         }
     }
 
     /// The pool of the client's target, however long it is held for one.
-    async fn find_pool(&mut self) -> Result<PoolId, SessionError> {
+    pub(super) async fn find_pool(&mut self) -> Result<PoolId, SessionError> {
         let listening = self.door.listening.clone();
         let began = clock::now();
         let limit = listening.hold_timeout();
@@ -283,7 +283,7 @@ impl Pooled {
 }
 
 /// What a client hears when PostgreSQL does not let the router in.
-fn rejected(why: OpenFailed) -> SessionError {
+pub(super) fn rejected(why: OpenFailed) -> SessionError {
     let code = match &why {
         OpenFailed::Refused(complaint) => complaint.code.clone(),
         OpenFailed::NoLogin(_) => sqlstate::INVALID_AUTHORIZATION.to_owned(),

@@ -10,10 +10,12 @@ use crate::protocol::messages::frame;
 use crate::protocol::settings::SettingsSeen;
 use crate::protocol::splice::{Splice, head, text};
 use crate::server::Server;
-use crate::session::carry_over::deallocate::{OF_UNKNOWN, STAND_IN, deallocated};
+use crate::session::carry_over::deallocate::deallocated;
 use crate::session::carry_over::executed::Executed;
 use crate::session::carry_over::look::{Look, PinReason, look};
 use crate::session::carry_over::{NO_UNNAMED, Statement, UNKNOWN, is_reserved, server_name};
+
+mod deallocate;
 
 /// The longest message of a kind that carries no data, bytes: PostgreSQL's `PQ_SMALL_MESSAGE_LIMIT`.
 const SMALL: usize = 10_000;
@@ -123,7 +125,11 @@ impl Scan<'_> {
                 let name = first.and_then(|(_, rest)| text(rest));
                 name.is_some_and(|(name, _)| is_one(name))
             }
-            (b'P', _) => named && first.is_some_and(|(name, _)| !name.is_empty()),
+            (b'P', _) => {
+                let may_take_away =
+                    |tail| text(tail).is_some_and(|(sql, _)| deallocated(sql).is_some());
+                named && first.is_some_and(|(name, tail)| !name.is_empty() || may_take_away(tail))
+            }
             (b'C' | b'D', [b'S', rest @ ..]) => text(rest).is_some_and(|(name, _)| is_one(name)),
             (b'Q', _) => named && first.is_some_and(|(sql, _)| deallocated(sql).is_some()),
             _ => false,
@@ -168,7 +174,7 @@ impl Scan<'_> {
 
     /// Whether the server is another client's in between.
     fn is_shared(&self) -> bool {
-        *self.pinned != Some(PinReason::SessionMode)
+        !self.pinned.is_some_and(PinReason::is_from_the_start)
     }
 
     /// Deals with one message, of which at least what it needs is there.
@@ -217,8 +223,7 @@ impl Scan<'_> {
                 _ => talk.sent(CLOSE),
             },
             b'E' => {
-                let portal = text(body).map(|(name, _)| self.executed.portal(name));
-                talk.sent(Expect::Execute(portal.unwrap_or(Act::UNKNOWN)));
+                return self.execute(body);
             }
             b'S' => talk.sent(Expect::Sync),
             b'F' => talk.sent(Expect::Function),
@@ -245,26 +250,6 @@ impl Scan<'_> {
                 self.server.exchange.sent(Expect::Query(act));
             }
         }
-    }
-
-    /// A statement of the client is taken away in SQL.
-    fn deallocate(&mut self, name: &[u8], at: usize, message: &[u8], splice: &mut Splice<'_>) {
-        let is_skipping = self.server.exchange.is_skipping();
-        let is_own = self.statements.get().and_then(|own| own.find(name));
-        let (expect, instead) = match is_own {
-            Some(_) if !is_skipping => {
-                self.statements.get_mut().rename(name, None);
-                (Expect::Deallocate, Some(STAND_IN))
-            }
-            Some(_) | None if is_reserved(name) => (Expect::Query(Act::NOTHING), Some(OF_UNKNOWN)),
-            Some(_) | None => (Expect::Query(Act::NOTHING), None),
-        };
-        if let Some(text) = instead {
-            frame(splice.replace(at, at + message.len()), b'Q', |body| {
-                body.extend_from_slice(text);
-            });
-        }
-        self.server.exchange.sent(expect);
     }
 
     /// Looks at a text; pins the client where it leaves something behind, or may, that does not move.
@@ -304,6 +289,10 @@ impl Scan<'_> {
         let is_whole = total == message.len();
         let is_skipping = self.server.exchange.is_skipping();
         let is_kept = !name.is_empty() && self.is_mapping() && is_whole && !is_skipping;
+        let may_take_away = name.is_empty() && self.is_mapping() && is_whole && !is_skipping;
+        if may_take_away && self.parse_deallocate(tail, at..at + message.len(), splice) {
+            return Ok(());
+        }
         let registry = self.registry;
         let kept = is_kept.then(|| self.statements.keep(name, tail, registry));
         let Some(statement) = kept.flatten() else {
@@ -449,7 +438,7 @@ impl Scan<'_> {
         if self.server.exchange.is_skipping() {
             return Ok(());
         }
-        self.executed.bound(portal, self.does(name));
+        self.executed.bound(portal, name, self.does(name));
         if !is_mapping {
             self.server.exchange.sent(Expect::Bind);
             return Ok(());

@@ -38,7 +38,7 @@ impl Pooled {
         if let Some(server) = &mut self.server {
             let server: &mut Server = server;
             // A message that was begun is finished: the server answers nothing before.
-            let is_shared = self.pinned != Some(PinReason::SessionMode);
+            let is_shared = !self.pinned.is_some_and(PinReason::is_from_the_start);
             let talk = &mut server.exchange;
             let is_full = self.left == 0
                 && (talk.is_full() || talk.is_held() || is_shared && talk.may_drop());
@@ -204,7 +204,7 @@ impl Pooled {
             return Ok(());
         };
         let server: &mut Server = server;
-        let is_shared = self.pinned != Some(PinReason::SessionMode);
+        let is_shared = !self.pinned.is_some_and(PinReason::is_from_the_start);
         let is_full = server.exchange.is_full() || is_shared && server.exchange.may_drop();
         // Within a message of the server it is written at the end of that.
         if (has_flushed || is_full) && server.inbound.left == 0 && server.exchange.owes() {

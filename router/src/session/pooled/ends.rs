@@ -13,6 +13,7 @@ use crate::lanes::{Ending, Notice};
 use crate::pool::Lease;
 use crate::protocol::exchange::{Fate, Status};
 use crate::protocol::settings::Settings;
+use crate::session::carry_over::look::PinReason;
 use crate::session::stranded::{Next, Stranded};
 
 impl Pooled {
@@ -27,7 +28,7 @@ impl Pooled {
             && server.inbound.carry.is_empty()
             && server.stream.is_empty()
             && self.left == 0;
-        if !is_clean {
+        if !is_clean || self.pinned == Some(PinReason::Replication) {
             // Dropped: what was asked may run on there, and what it answers is nobody's.
             return;
         }

@@ -117,9 +117,6 @@ async fn begin(
             limit: listening.max_client_conn(),
         });
     }
-    if asked.is_replication {
-        return Err(SessionError::NotPooled("a replication connection"));
-    }
     if minor > MINOR || !asked.unknown_options.is_empty() {
         let mut negotiation = Vec::new();
         messages::negotiate(&mut negotiation, minor.min(MINOR), &asked.unknown_options);
@@ -232,7 +229,7 @@ fn method(
     let verdict = config.hba.verdict(&Asking {
         address: client.peer.ip(),
         is_encrypted: client.stream.is_encrypted(),
-        database: &asked.database,
+        database: (!asked.is_physical_replication()).then_some(&*asked.database),
         user: &asked.user,
     });
     match verdict {
@@ -311,7 +308,7 @@ async fn authenticate(
     }
 }
 
-fn no_randomness(_: NoRandomness) -> SessionError {
+pub(super) fn no_randomness(_: NoRandomness) -> SessionError {
     SessionError::TooMuch("the router has no random numbers to authenticate with")
 }
 
@@ -350,9 +347,12 @@ impl Pooled {
         // The client learns that it is in before it waits for a server.
         self.send(&greeting).await?;
         greeting.clear();
-        let (report, key) = match self.door.mode {
-            Mode::Session => self.own_server(&asked).await?,
-            Mode::Tcp | Mode::Transaction | Mode::Statement => self.any_report(&asked).await?,
+        let (report, key) = match (self.door.mode, &asked.replication) {
+            (_, Some(_)) => self.replication_server(&asked).await?,
+            (Mode::Session, None) => self.own_server(&asked).await?,
+            (Mode::Tcp | Mode::Transaction | Mode::Statement, None) => {
+                self.any_report(&asked).await?
+            }
         };
         let mut settings = Settings::clone(&self.settings);
         for (name, value) in report.iter() {
@@ -447,4 +447,4 @@ impl Pooled {
 }
 
 /// A cancel key: process and secret.
-type Key = (u32, Vec<u8>);
+pub(super) type Key = (u32, Vec<u8>);

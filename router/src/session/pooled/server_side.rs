@@ -81,6 +81,8 @@ impl Pooled {
             return Ok(());
         };
         let server: &mut Server = server;
+        let is_replication = self.pinned == Some(PinReason::Replication);
+        let is_statement_mode = self.door.mode == Mode::Statement && !is_replication;
         let mut scan = Scan {
             server,
             statements: &mut self.statements,
@@ -90,7 +92,7 @@ impl Pooled {
             reports: Vec::new(),
             pinned: &mut self.pinned,
             to_ask: &self.to_ask,
-            is_statement_mode: self.door.mode == Mode::Statement,
+            is_statement_mode,
             door: &self.door,
             is_explained: &mut self.is_explained,
             answers: &mut self.answers,
