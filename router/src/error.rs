@@ -143,6 +143,14 @@ pub enum SessionError {
         /// Who it said it is.
         user: String,
     },
+    /// PostgreSQL cannot be asked for users now.
+    #[error("users of cluster {cluster} cannot be looked up now (auth.query): {why}")]
+    NoLookup {
+        /// Which cluster.
+        cluster: ClusterName,
+        /// Why, in words that are fit for somebody who has proved nothing.
+        why: String,
+    },
     /// The PROXY header is missing, malformed, or from a place that may not send one.
     #[error("PROXY protocol: {0}")]
     ProxyHeader(String),
@@ -240,6 +248,7 @@ impl SessionError {
             SessionError::ServerLost { .. }
             | SessionError::EncryptionUnanswered { .. }
             | SessionError::NotGreeted { .. }
+            | SessionError::NoLookup { .. }
             | SessionError::Rejected { .. } => Side::Server,
             SessionError::Ended { .. }
             | SessionError::HeldTooLong { .. }
@@ -306,6 +315,7 @@ impl SessionError {
             SessionError::OldProtocol { .. } => "old_protocol",
             SessionError::EncryptionTwice => "encryption_twice",
             SessionError::EarlyData => "early_data",
+            SessionError::NoLookup { .. } => "no_lookup",
             SessionError::Handshake(_) => "handshake",
             SessionError::NotEncrypted(_) => "not_encrypted",
             SessionError::NoHbaEntry(_) => "no_hba_entry",
@@ -370,6 +380,7 @@ impl SessionError {
             | SessionError::NotGreeted { .. }
             | SessionError::HeldTooLong { .. }
             | SessionError::StandbyCluster { .. }
+            | SessionError::NoLookup { .. }
             | SessionError::NoReplica { .. } => sqlstate::CANNOT_CONNECT_NOW,
             SessionError::TooManyClients { .. } | SessionError::TooManyNewcomers { .. } => {
                 sqlstate::TOO_MANY_CONNECTIONS
@@ -410,6 +421,9 @@ impl SessionError {
             }
             SessionError::EncryptionUnanswered { .. } | SessionError::NotGreeted { .. } => {
                 Some("Connect again later, and look into PostgreSQL's log on that member.")
+            }
+            SessionError::NoLookup { .. } => {
+                Some("Connect again later; the router's log says what is wrong.")
             }
             SessionError::StandbyCluster { .. } => Some("Connect to the main cluster for writes."),
             SessionError::NoReplica { .. } => {

@@ -26,6 +26,8 @@ mod support {
 }
 #[path = "postgres/encrypted.rs"]
 mod encrypted;
+#[path = "postgres/lookup.rs"]
+mod lookup;
 
 use std::fs;
 use std::future::Future;

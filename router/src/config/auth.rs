@@ -12,6 +12,25 @@ use super::{ListenerConfig, Mistake, wrong_file};
 use crate::auth::Method;
 use crate::auth::hba::Hba;
 
+/// `auth.query` where the file is silent: PgBouncer's, in words that no search path changes. A role that may not log in
+/// is none, and one whose password is out of date has none.
+const QUERY: &str = "SELECT rolname, CASE WHEN rolvaliduntil OPERATOR(pg_catalog.<) pg_catalog.now() \
+                     THEN NULL ELSE rolpassword END FROM pg_catalog.pg_authid \
+                     WHERE rolname OPERATOR(pg_catalog.=) $1 AND rolcanlogin";
+/// `auth.database` where the file is silent: every cluster has it.
+const DATABASE: &str = "postgres";
+
+/// How users are looked up that are not in `auth.file`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LookupConfig {
+    /// `query`: one row, with the name and the secret.
+    pub query: String,
+    /// `user`: who asks.
+    pub user: String,
+    /// `database`: where.
+    pub database: String,
+}
+
 /// `auth`.
 #[derive(Clone, Debug)]
 pub struct AuthConfig {
@@ -23,6 +42,8 @@ pub struct AuthConfig {
     pub hba_file: Option<PathBuf>,
     /// What stands there.
     pub hba: Arc<Hba>,
+    /// `query`, `user` and `database`, if users are looked up.
+    pub lookup: Option<LookupConfig>,
 }
 
 impl AuthConfig {
@@ -78,14 +99,7 @@ impl Reader {
             },
         );
         let method = kind.unwrap_or(Some(Method::ScramSha256));
-        let why = "is not available in this version";
-        for (key, leaf) in [
-            ("auth.query", raw.query),
-            ("auth.user", raw.user),
-            ("auth.database", raw.database),
-        ] {
-            self.not_yet(key, leaf, why);
-        }
+        let lookup = self.lookup(raw.query, raw.user, raw.database);
         let allowed = "the path of a file of rules is allowed, lines as in pg_hba.conf";
         let hba_file = match method {
             None => self.needed("auth.hba_file", raw.hba_file, allowed, text),
@@ -96,12 +110,16 @@ impl Reader {
         };
         let allowed =
             "the path of a file of users is allowed, lines of \"name\" \"secret\" as in PgBouncer";
-        let file = self.needed("auth.file", raw.file, allowed, text);
+        let file = match &lookup {
+            None => self.needed("auth.file", raw.file, allowed, text),
+            Some(_) => self.value("auth.file", raw.file, allowed, text),
+        };
         AuthConfig {
             method,
             file: file.map(PathBuf::from),
             hba_file: hba_file.map(PathBuf::from),
             hba: Arc::default(),
+            lookup,
         }
     }
 
@@ -118,5 +136,26 @@ impl Reader {
                 self.wrong(listener.tls.at.1, &key, String::new(), why);
             }
         }
+    }
+
+    fn lookup(&mut self, query: Leaf, user: Leaf, database: Leaf) -> Option<LookupConfig> {
+        let user = self.value("auth.user", user, "the name of a role is allowed", text);
+        let Some(user) = user else {
+            let why = "needs auth.user: who asks PostgreSQL for users";
+            self.not_yet("auth.query", query, why);
+            self.not_yet("auth.database", database, why);
+            return None;
+        };
+        let allowed =
+            "SQL with $1 for the name is allowed, that returns a row with the name and the secret";
+        let query = self.value("auth.query", query, allowed, |v| {
+            text(v).filter(|sql| sql.contains("$1"))
+        });
+        let database = self.value("auth.database", database, "a name is allowed", text);
+        Some(LookupConfig {
+            query: query.unwrap_or_else(|| QUERY.to_owned()),
+            user,
+            database: database.unwrap_or_else(|| DATABASE.to_owned()),
+        })
     }
 }

@@ -7,9 +7,11 @@ use std::time::Duration;
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::Mistake;
 use super::auth::{AuthConfig, RawAuth};
 use super::raw::{Leaf, Reader, duration, text};
 use super::tls::TlsSection;
+use crate::auth::Secret;
 use crate::auth::users::Users;
 
 /// `mode` of a listener.
@@ -122,6 +124,25 @@ pub struct DatabaseConfig {
 }
 
 impl PoolingConfig {
+    /// Whether the router can log in as the one who looks users up.
+    pub(super) fn check_lookup(&self) -> Result<(), Mistake> {
+        let Some(lookup) = &self.auth.lookup else {
+            return Ok(());
+        };
+        match self.users.find(&lookup.user).map(|user| user.secret()) {
+            Some(Secret::Scram(_)) => Err(Mistake {
+                line: 0,
+                key: "auth.user".to_owned(),
+                value: lookup.user.clone(),
+                allowed:
+                    "its secret in auth.file is a SCRAM verifier, by which nobody can log in; \
+                          put the password there, or let pg_hba.conf take the router's certificate"
+                        .to_owned(),
+            }),
+            Some(Secret::Plain(_) | Secret::Md5(_) | Secret::Empty) | None => Ok(()),
+        }
+    }
+
     /// The rules of a database; `None` if there is no such one.
     pub fn database(&self, name: &str) -> Option<DatabaseConfig> {
         match &self.databases {

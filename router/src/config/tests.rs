@@ -70,7 +70,7 @@ auth: {{query: x}}
     assert_eq!(
         wrong(&text),
         "\
-line 7: auth.query: is not available in this version
+line 7: auth.query: needs auth.user: who asks PostgreSQL for users
 auth.file: is missing; the path of a file of users is allowed, lines of \"name\" \"secret\" as in PgBouncer
 line 6: pool.server_login_retry: is not available in this version"
     );
@@ -286,4 +286,30 @@ fn rules_of_access_are_read_with_the_rest_and_every_mistake_is_named() {
         wrong(&text),
         "listeners[1].tls.mode: auth.type: cert needs tls.client.mode: verify-full on every pooled listener"
     );
+}
+
+#[test]
+fn users_are_looked_up_where_somebody_is_named_to_ask() {
+    let folder = tempfile::tempdir().unwrap();
+    let users = folder.path().join("users");
+    let pooled = SMALLEST.replace("replicas}", "replicas, mode: session}");
+    let with = |auth: &str| RouterConfig::parse(&format!("{pooled}auth: {{{auth}}}\n"));
+    let auth = with("user: asker").unwrap().pooling.unwrap().auth;
+    let lookup = auth.lookup.unwrap();
+    assert_eq!(
+        (lookup.user.as_str(), lookup.database.as_str()),
+        ("asker", "postgres")
+    );
+    assert!(lookup.query.contains("pg_catalog.pg_authid") && auth.file.is_none());
+    let mistakes = with("user: asker, query: select 1").unwrap_err();
+    assert!(mistakes[0].to_string().contains("SQL with $1"));
+    let file = folder.path().join("router.yml");
+    let text = format!("{pooled}auth: {{user: asker, file: {}}}\n", users.display());
+    std::fs::write(&file, text).unwrap();
+    let verifier = "SCRAM-SHA-256$4096:W22ZaJ0SNY7soEsUEjb6gQ==$WG5d8oPm3OtcPnkdi4Uo7BkeZkBFzpcXkuLmtbsT4qY=:wfPLwcE6nTWhTAmQ7tl2KeoiWGPlZqQxSrmfPwDl2dU=";
+    std::fs::write(&users, format!("\"asker\" \"{verifier}\"\n")).unwrap();
+    let error = RouterConfig::load(&file).unwrap_err().to_string();
+    assert!(error.contains("by which nobody can log in"), "{error}");
+    std::fs::write(&users, "\"asker\" \"secret\"\n").unwrap();
+    assert!(RouterConfig::load(&file).is_ok());
 }

@@ -85,6 +85,7 @@ impl Pool {
             database: self.spec.dbname.clone(),
             user: self.spec.user.clone(),
             credential: self.spec.credential.load_full(),
+            settings: &[],
         };
         let (way, limit) = (self.way.clone(), self.spec.connect_timeout);
         tokio::spawn(async move {

@@ -10,10 +10,10 @@ use std::task::{Context, Waker};
 
 use arc_swap::ArcSwap;
 use ring::rand::{SecureRandom, SystemRandom};
-use secrecy::ExposeSecret;
 use tokio::sync::oneshot;
 use trunkline_shared::service::tls::Reloadable;
 
+use crate::auth::users::User;
 use crate::auth::{Credential, Method, Proven, RANDOM_BYTES, Secret};
 use crate::config::pooling::{DatabaseConfig, PoolingConfig};
 use crate::in_force::{Entrance, InForce};
@@ -38,7 +38,7 @@ pub struct Registry {
     /// From which the answers for unknown users are derived.
     mock: [u8; 32],
     random: SystemRandom,
-    credentials: Mutex<BTreeMap<Box<str>, Arc<ArcSwap<Credential>>>>,
+    credentials: Mutex<BTreeMap<Half, Arc<ArcSwap<Credential>>>>,
     pool_budgets: Mutex<BTreeMap<(Place, u64), Arc<Budget>>>,
     database_budgets: Mutex<BTreeMap<Half, Arc<Budget>>>,
     user_budgets: Mutex<BTreeMap<Half, Arc<Budget>>>,
@@ -126,20 +126,23 @@ impl Registry {
         self.next_statement.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// How the router logs in as this user, after the user has logged in here.
-    pub fn credential(&self, user: &str, proven: Proven) -> Arc<ArcSwap<Credential>> {
-        let config = self.config();
-        let known = config.users.find(user);
-        let credential = match (known.map(|user| user.secret()), proven.keys) {
-            (Some(Secret::Plain(password)), _) => {
-                Credential::Plain(password.expose_secret().to_owned().into())
+    /// How the router logs in as this user of a cluster, after the user has logged in here.
+    pub fn credential(
+        &self,
+        cluster: &str,
+        name: &str,
+        user: &User,
+        proven: Proven,
+    ) -> Arc<ArcSwap<Credential>> {
+        let credential = match (user.secret(), proven.keys) {
+            (Secret::Scram(_), Some(keys)) => Credential::Keys(keys),
+            (Secret::Scram(_) | Secret::Plain(_) | Secret::Md5(_) | Secret::Empty, _) => {
+                user.credential()
             }
-            (Some(Secret::Md5(secret)), _) => Credential::Md5(*secret),
-            (Some(Secret::Scram(_)), Some(keys)) => Credential::Keys(keys),
-            (Some(Secret::Scram(_) | Secret::Empty) | None, _) => Credential::Nothing,
         };
+        let who: Half = (cluster.into(), name.into());
         let mut credentials = locked(&self.credentials);
-        match credentials.get(user) {
+        match credentials.get(&who) {
             Some(own) => {
                 // One who was trusted proves nothing, and takes nothing away.
                 let is_nothing = matches!(credential, Credential::Nothing);
@@ -150,7 +153,7 @@ impl Registry {
             }
             None => {
                 let own = Arc::new(ArcSwap::from_pointee(credential));
-                credentials.insert(user.into(), own.clone());
+                credentials.insert(who, own.clone());
                 own
             }
         }

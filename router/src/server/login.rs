@@ -40,6 +40,8 @@ pub struct Identity {
     pub user: Arc<str>,
     /// How it proves that.
     pub credential: Arc<Credential>,
+    /// Settings that the connection begins with.
+    pub settings: &'static [(&'static str, &'static str)],
 }
 
 /// Why a server could not be opened.
@@ -80,8 +82,9 @@ impl OpenFailed {
         match self {
             OpenFailed::NoLogin(_) | OpenFailed::NoTls | OpenFailed::Handshake(_) => true,
             OpenFailed::Refused(complaint) => {
-                // Authorization, no such database, no permission to connect.
-                ["28", "3D", "42"]
+                // Authorization, no such database, no permission to connect; a database that takes no connections,
+                // and what cannot be asked for in a start-up packet.
+                ["28", "3D", "42", "55", "22", "0A"]
                     .iter()
                     .any(|class| complaint.code.starts_with(class))
             }
@@ -144,7 +147,8 @@ async fn greet(
     nonce: [u8; RANDOM_BYTES],
 ) -> Result<(), OpenFailed> {
     let broken = |_: io::Error| OpenFailed::Broken;
-    let packet = messages::startup(&[("user", &identity.user), ("database", &identity.database)]);
+    let who = [("user", &*identity.user), ("database", &*identity.database)];
+    let packet = messages::startup(&[&who, identity.settings].concat());
     server.stream.send(&packet).await.map_err(broken)?;
     let login = ClientSide::new(&identity.user, identity.credential.clone(), nonce);
     let mut login = login.over(channel(server));

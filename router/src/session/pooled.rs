@@ -41,6 +41,7 @@ pub(super) mod door;
 mod ends;
 mod hoard;
 pub(super) mod login;
+mod lookup;
 mod server_side;
 mod timeouts;
 

@@ -12,6 +12,8 @@ use super::Pooled;
 use super::door::interned;
 use crate::config::pooling::Mode;
 use crate::error::{RequestError, SessionError};
+use crate::listener::Listening;
+use crate::pool::registry::Registry;
 use crate::pool::{self, Checkout, Lease, NoServer, PoolId, Ticket};
 use crate::protocol::messages;
 use crate::protocol::settings::{Settings, SettingsSeen, tracked};
@@ -178,32 +180,8 @@ impl Pooled {
     }
 
     fn route_now(&self) -> Result<Way, NoRoute> {
-        let listening = &self.door.listening;
-        let cluster = &listening.cluster;
-        let published = cluster.published();
-        let request = RouteRequest {
-            kind: listening.kind(),
-            wants: match published.table.hold {
-                Some(_) => self.wants(),
-                None => Wants::Statement,
-            },
-            tried: &[],
-        };
-        let target = route(&request, &published.table, &|lane| cluster.lanes.load(lane))?;
-        let places = published.places(&target.address);
-        if places.is_empty() {
-            return Err(NoRoute::Hold(Awaited::Reachable(target.member)));
-        }
-        Ok(Way {
-            lanes: cluster.lanes.clone(),
-            lane: target.lane,
-            member: target.member,
-            places,
-            address: target.address,
-            is_writer: listening.kind() == TargetKind::Primary,
-            limits: listening.limits.clone(),
-            in_force: self.door.registry.in_force.clone(),
-        })
+        let (listening, registry) = (&self.door.listening, &self.door.registry);
+        way_now(listening, registry, || self.wants())
     }
 
     /// Gives the server the client's settings.
@@ -280,6 +258,39 @@ impl Pooled {
         self.release();
         Ok(())
     }
+}
+
+/// The way that the table of this moment leads; `wants` is looked at while a planned change holds.
+pub(super) fn way_now(
+    listening: &Listening,
+    registry: &Registry,
+    wants: impl FnOnce() -> Wants,
+) -> Result<Way, NoRoute> {
+    let cluster = &listening.cluster;
+    let published = cluster.published();
+    let request = RouteRequest {
+        kind: listening.kind(),
+        wants: match published.table.hold {
+            Some(_) => wants(),
+            None => Wants::Statement,
+        },
+        tried: &[],
+    };
+    let target = route(&request, &published.table, &|lane| cluster.lanes.load(lane))?;
+    let places = published.places(&target.address);
+    if places.is_empty() {
+        return Err(NoRoute::Hold(Awaited::Reachable(target.member)));
+    }
+    Ok(Way {
+        lanes: cluster.lanes.clone(),
+        lane: target.lane,
+        member: target.member,
+        places,
+        address: target.address,
+        is_writer: listening.kind() == TargetKind::Primary,
+        limits: listening.limits.clone(),
+        in_force: registry.in_force.clone(),
+    })
 }
 
 /// What a client hears when PostgreSQL does not let the router in.
