@@ -24,6 +24,7 @@ pub mod certificate;
 pub mod hba;
 pub mod lookup;
 pub mod md5;
+pub mod mock;
 pub mod scram;
 pub mod users;
 

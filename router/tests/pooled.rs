@@ -10,6 +10,8 @@ mod encrypted;
 mod lost_leader;
 #[path = "pooled/planned_change.rs"]
 mod planned_change;
+#[path = "pooled/strangers.rs"]
+mod strangers;
 #[path = "pooled/timeouts.rs"]
 mod timeouts;
 mod support {

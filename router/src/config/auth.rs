@@ -11,6 +11,7 @@ use super::tls::TlsMode;
 use super::{ListenerConfig, Mistake, wrong_file};
 use crate::auth::Method;
 use crate::auth::hba::Hba;
+use crate::auth::mock::MockSecret;
 
 /// `auth.query` where the file is silent: PgBouncer's, in words that no search path changes. A role that may not log in
 /// is none, and one whose password is out of date has none.
@@ -44,6 +45,8 @@ pub struct AuthConfig {
     pub hba: Arc<Hba>,
     /// `query`, `user` and `database`, if users are looked up.
     pub lookup: Option<LookupConfig>,
+    /// `mock_secret`; without one each process has its own.
+    pub mock: Option<MockSecret>,
 }
 
 impl AuthConfig {
@@ -81,6 +84,7 @@ pub(super) struct RawAuth {
     user: Leaf,
     database: Leaf,
     hba_file: Leaf,
+    mock_secret: Leaf,
 }
 
 impl Reader {
@@ -120,7 +124,21 @@ impl Reader {
             hba_file: hba_file.map(PathBuf::from),
             hba: Arc::default(),
             lookup,
+            mock: self.mock_secret(raw.mock_secret),
         }
+    }
+
+    /// What stands there is not shown where it cannot be used.
+    fn mock_secret(&mut self, leaf: Leaf) -> Option<MockSecret> {
+        let leaf = leaf.filter(|leaf| !leaf.value.is_null())?;
+        let secret = text(&leaf.value).and_then(|text| MockSecret::of_text(&text));
+        if secret.is_none() {
+            let why = "a text of at least 32 characters is allowed, the same for all routers of a fleet, such as \
+                       openssl rand -hex 32 gives";
+            let line = leaf.referenced.line();
+            self.wrong(line, "auth.mock_secret", String::new(), why);
+        }
+        secret
     }
 
     /// Where clients are known by their certificates, everybody must show one.

@@ -289,6 +289,31 @@ fn rules_of_access_are_read_with_the_rest_and_every_mistake_is_named() {
 }
 
 #[test]
+fn a_mock_secret_that_is_too_short_is_named_and_not_shown() {
+    let pooled = SMALLEST.replace("replicas}", "replicas, mode: session}");
+    let with = |secret: &str| {
+        RouterConfig::parse(&format!(
+            "{pooled}auth: {{file: x, mock_secret: {secret}}}\n"
+        ))
+    };
+    for secret in ["hunter2", "1234567", "[hunter2]"] {
+        let said = with(secret).unwrap_err()[0].to_string();
+        assert!(
+            said.contains("auth.mock_secret: a text of at least 32 characters"),
+            "{said}"
+        );
+        assert!(
+            !said.contains("hunter2") && !said.contains("1234567"),
+            "{said}"
+        );
+    }
+    let secret = "a-secret-of-more-than-thirty-two-characters";
+    let auth = with(secret).unwrap().pooling.unwrap().auth;
+    assert!(auth.mock.is_some() && !format!("{auth:?}").contains("a-secret"));
+    assert!(with("null").unwrap().pooling.unwrap().auth.mock.is_none());
+}
+
+#[test]
 fn users_are_looked_up_where_somebody_is_named_to_ask() {
     let folder = tempfile::tempdir().unwrap();
     let users = folder.path().join("users");

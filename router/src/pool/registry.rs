@@ -13,6 +13,7 @@ use ring::rand::{SecureRandom, SystemRandom};
 use tokio::sync::oneshot;
 use trunkline_shared::service::tls::Reloadable;
 
+use crate::auth::mock::MockSecret;
 use crate::auth::users::User;
 use crate::auth::{Credential, Method, Proven, RANDOM_BYTES, Secret};
 use crate::config::pooling::{DatabaseConfig, PoolingConfig};
@@ -35,8 +36,8 @@ type Key = (u32, Box<[u8]>);
 pub struct Registry {
     /// The settings of this moment.
     pub in_force: Arc<Reloadable<InForce>>,
-    /// From which the answers for unknown users are derived.
-    mock: [u8; 32],
+    /// From which the answers for unknown users are derived, where the file names nothing else.
+    mock: MockSecret,
     random: SystemRandom,
     credentials: Mutex<BTreeMap<Half, Arc<ArcSwap<Credential>>>>,
     pool_budgets: Mutex<BTreeMap<(Place, u64), Arc<Budget>>>,
@@ -67,9 +68,11 @@ impl Registry {
         let random = SystemRandom::new();
         let mut mock = [0; 32];
         random.fill(&mut mock).map_err(|_| NoRandomness)?;
+        let mock = MockSecret::of_bytes(mock);
         let config = &in_force.pooling;
         if config.auth.uses(Method::ScramSha256) {
-            config.users.derive(&mock, None);
+            let mock = config.auth.mock.unwrap_or(mock);
+            config.users.derive(mock.bytes(), None);
         }
         Ok(Self {
             in_force: Arc::new(Reloadable::new(in_force)),
@@ -91,7 +94,10 @@ impl Registry {
     pub fn reload(&self, new: InForce) {
         if new.pooling.auth.uses(Method::ScramSha256) {
             let before = self.config();
-            new.pooling.users.derive(&self.mock, Some(&before.users));
+            let mock = self.mock(&new.pooling);
+            let is_same = mock == self.mock(&before);
+            let earlier = is_same.then_some(&*before.users);
+            new.pooling.users.derive(mock.bytes(), earlier);
         }
         self.in_force.replace(new);
     }
@@ -106,9 +112,9 @@ impl Registry {
         self.in_force.current().entrance(address).cloned()
     }
 
-    /// The secret for mock answers.
-    pub fn mock(&self) -> &[u8; 32] {
-        &self.mock
+    /// The secret for mock answers under these settings.
+    pub fn mock(&self, pooling: &PoolingConfig) -> MockSecret {
+        pooling.auth.mock.unwrap_or(self.mock)
     }
 
     /// Random bytes for one exchange.

@@ -13,6 +13,7 @@ use super::lookup::Inquiry;
 use crate::auth::certificate::{Binding, common_name};
 use crate::auth::hba::{Asking, Verdict};
 use crate::auth::lookup::Answer;
+use crate::auth::mock::MockSecret;
 use crate::auth::scram::{MAX_MESSAGE, Shape};
 use crate::auth::users::{Look, User};
 use crate::auth::{Beginning, Malformed, Method, Proven, RANDOM_BYTES, ServerSide, Step};
@@ -328,17 +329,16 @@ async fn authenticate(
         None => None,
     };
     let user = listed.or_else(|| answer.as_ref()?.user.clone());
+    let mock = arrival.registry.mock(config);
     let mut proof = Proof {
         method,
         name,
         random: arrival.registry.random().map_err(no_randomness)?,
-        mock: *arrival.registry.mock(),
+        mock,
         look: match lookup {
             // As PostgreSQL makes them.
             Some(_) => Look::Scram(Shape::default()),
-            None => config
-                .users
-                .mock_look(method, name, arrival.registry.mock()),
+            None => config.users.mock_look(method, name, mock.bytes()),
         },
         binding: arrival.binding.clone(),
         certificate: shown(client, method),
@@ -397,7 +397,7 @@ struct Proof<'a> {
     method: Method,
     name: &'a str,
     random: [u8; RANDOM_BYTES],
-    mock: [u8; 32],
+    mock: MockSecret,
     look: Look,
     binding: Option<Binding>,
     certificate: Option<String>,
@@ -412,7 +412,7 @@ impl Proof<'_> {
             user,
             look: self.look,
             random: &self.random,
-            mock: &self.mock,
+            mock: self.mock.bytes(),
             binding: self.binding.clone(),
             certificate: self.certificate.as_deref(),
         })

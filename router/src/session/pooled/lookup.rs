@@ -96,9 +96,10 @@ impl Inquiry<'_> {
         if let Some(user) = answer.user.clone()
             && matches!(user.secret(), Secret::Plain(_))
         {
-            let (name, mock) = (self.name.to_owned(), *self.registry.mock());
+            let mock = self.registry.mock(&self.entrance.pooling);
+            let name = self.name.to_owned();
             // What is not made here is made when it is needed.
-            let _ = spawn_blocking(move || user.verifier(&name, &mock)).await;
+            let _ = spawn_blocking(move || user.verifier(&name, mock.bytes())).await;
         }
     }
 
