@@ -192,6 +192,8 @@ pub enum SessionError {
         limit: Duration,
         /// Why the last one could not be opened, after a colon; empty if that is not known.
         why: String,
+        /// PostgreSQL's code for that, if it has refused.
+        code: Option<String>,
     },
     /// Nothing was asked for too long.
     #[error("terminating connection: idle for {} (client_idle_timeout)", seconds(.0))]
@@ -344,6 +346,9 @@ impl SessionError {
     /// The one table: what the client is told, by code. `None` where there is nobody to tell.
     pub fn sqlstate(&self) -> Option<&str> {
         Some(match self {
+            SessionError::NoFreeServer {
+                code: Some(code), ..
+            } => code,
             SessionError::WrongPassword { .. } => sqlstate::INVALID_PASSWORD,
             SessionError::UnknownDatabase(_) => sqlstate::INVALID_CATALOG_NAME,
             SessionError::NotPooled(_) | SessionError::TransactionBlock => {

@@ -79,12 +79,14 @@ pub struct PoolConfig {
     pub client_login_timeout: Duration,
     /// How long a server may take to connect and let the router in.
     pub server_connect_timeout: Duration,
+    /// The longest pause after PostgreSQL did not let the router in.
+    pub server_login_retry: Duration,
     /// Start-up parameters of clients that are dropped.
     pub ignore_startup_parameters: Vec<String>,
 }
 
 impl Default for PoolConfig {
-    /// PgBouncer's.
+    /// PgBouncer's, but for `server_login_retry`: 15 s there, in which clients are refused after a blip.
     fn default() -> Self {
         Self {
             default_pool_size: 20,
@@ -103,6 +105,7 @@ impl Default for PoolConfig {
             idle_transaction_timeout: Duration::ZERO,
             client_login_timeout: Duration::from_secs(60),
             server_connect_timeout: Duration::from_secs(15),
+            server_login_retry: Duration::from_secs(1),
             ignore_startup_parameters: Vec::new(),
         }
     }
@@ -262,7 +265,6 @@ impl Reader {
     fn pool(&mut self, mut raw: RawPool) -> PoolConfig {
         for (key, leaf) in [
             ("max_client_conn", &mut raw.max_client_conn),
-            ("server_login_retry", &mut raw.server_login_retry),
             ("cancel_wait_timeout", &mut raw.cancel_wait_timeout),
             ("track_extra_parameters", &mut raw.track_extra_parameters),
         ] {
@@ -371,6 +373,11 @@ impl Reader {
                 "server_connect_timeout",
                 &mut raw.server_connect_timeout,
                 &mut own.server_connect_timeout,
+            ),
+            (
+                "server_login_retry",
+                &mut raw.server_login_retry,
+                &mut own.server_login_retry,
             ),
         ] {
             let key = format!("pool.{key}");

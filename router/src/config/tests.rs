@@ -63,7 +63,7 @@ fn keys_of_later_versions_are_refused_by_name() {
     assert!(wrong(&text).starts_with("pool: is for listeners in mode session"));
     let pooled = SMALLEST.replace("replicas}", "replicas, mode: transaction}");
     let text = format!(
-        "{pooled}pool: {{server_login_retry: 20}}
+        "{pooled}pool: {{track_extra_parameters: 20}}
 auth: {{query: x}}
 "
     );
@@ -72,7 +72,7 @@ auth: {{query: x}}
         "\
 line 7: auth.query: needs auth.user: who asks PostgreSQL for users
 auth.file: is missing; the path of a file of users is allowed, lines of \"name\" \"secret\" as in PgBouncer
-line 6: pool.server_login_retry: is not available in this version"
+line 6: pool.track_extra_parameters: is not available in this version"
     );
 }
 

@@ -208,6 +208,7 @@ impl Registry {
                 reserve_after: pool.reserve_pool_timeout,
                 lifetime: pool.server_lifetime,
                 idle_timeout: pool.server_idle_timeout,
+                longest_pause: pool.server_login_retry,
             },
             connect_timeout: pool.server_connect_timeout,
         }

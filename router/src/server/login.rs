@@ -77,6 +77,21 @@ pub enum OpenFailed {
 }
 
 impl OpenFailed {
+    /// PostgreSQL's SQLSTATE, if it has refused.
+    pub fn code(&self) -> Option<&str> {
+        match self {
+            OpenFailed::Refused(complaint) => Some(&complaint.code),
+            OpenFailed::LaneCut
+            | OpenFailed::Unreachable(_)
+            | OpenFailed::TooSlow
+            | OpenFailed::InRecovery
+            | OpenFailed::NoTls
+            | OpenFailed::Handshake(_)
+            | OpenFailed::NoLogin(_)
+            | OpenFailed::Broken => None,
+        }
+    }
+
     /// Whether it will stay so until somebody changes something.
     pub fn is_lasting(&self) -> bool {
         match self {

@@ -25,8 +25,6 @@ const KEPT_FOR: Duration = Duration::from_secs(30);
 const LOOK_AT_KEPT: Duration = Duration::from_secs(1);
 /// The pause after it could not be opened; doubled at each failure.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
-/// The longest such pause, and that after PostgreSQL has refused the router's own user.
-const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// A line of the log at most so often says why nobody can be looked up.
 const LOG_EVERY: Duration = Duration::from_secs(5);
 
@@ -169,6 +167,8 @@ pub struct Question {
     pub connect_timeout: Duration,
     /// A connection older than this is opened anew.
     pub lifetime: Duration,
+    /// `server_login_retry`: the longest pause after a failure, and that after PostgreSQL has refused the router's own user.
+    pub longest_pause: Duration,
 }
 
 impl Line {
@@ -198,18 +198,19 @@ impl Line {
         }
         // Taken out: whoever gives up in the middle leaves no connection behind that owes an answer.
         let kept = connection.take();
+        let longest_pause = question.longest_pause;
         let usable = kept.and_then(|asker| asker.if_usable(&question));
         let mut asker = match usable {
             Some(asker) => asker,
             None => {
                 let opened = Asker::open(question).await;
-                opened.map_err(|why| self.note_failure(why.into()))?
+                opened.map_err(|why| self.note_failure(why.into(), longest_pause))?
             }
         };
         let at = clock::now();
         let user = asker.ask(&who.1).await;
         if matches!(user, Err(LookupFailed::Lost)) {
-            return Err(self.note_failure(LookupFailed::Lost));
+            return Err(self.note_failure(LookupFailed::Lost, longest_pause));
         }
         *locked(&self.trouble) = Trouble {
             logged_at: self.trouble().logged_at,
@@ -226,11 +227,11 @@ impl Line {
     }
 
     /// Notes that there is no connection: those who wait do not all try it.
-    fn note_failure(&self, why: LookupFailed) -> LookupFailed {
+    fn note_failure(&self, why: LookupFailed, longest: Duration) -> LookupFailed {
         let mut trouble = locked(&self.trouble);
         trouble.pause = match why.is_lasting() {
-            true => LONGEST_PAUSE,
-            false => (trouble.pause * 2).clamp(FIRST_PAUSE, LONGEST_PAUSE),
+            true => longest,
+            false => (trouble.pause * 2).max(FIRST_PAUSE).min(longest),
         };
         trouble.retry_at = clock::now() + trouble.pause;
         trouble.why = Some(why.clone());

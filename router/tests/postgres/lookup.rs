@@ -7,6 +7,7 @@ use trunkline_router::auth::lookup::GOOD_FOR;
 use trunkline_shared::service::clock;
 
 use super::encrypted::{psql_by, says};
+use super::support::stack::DEADLINE;
 use super::*;
 
 /// A router that knows only who may ask, and by which method clients log in. The leader is not named yet.
@@ -94,6 +95,20 @@ fn users_are_looked_up_and_a_changed_password_is_found() {
                 who(&server, &stack, "late", "secret").await.unwrap(),
                 "late"
             );
+            // Who is dropped comes in no longer than an answer is good.
+            server.ask("drop role late");
+            let mut looks = tokio::time::interval(std::time::Duration::from_millis(500));
+            let refused = async {
+                loop {
+                    looks.tick().await;
+                    let said = who(&server, &stack, "late", "secret").await;
+                    if said.is_err_and(|why| why.contains("password authentication failed")) {
+                        return;
+                    }
+                }
+            };
+            let limit = GOOD_FOR + DEADLINE;
+            tokio::time::timeout(limit, refused).await.unwrap();
         },
     );
 }

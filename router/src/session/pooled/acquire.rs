@@ -107,12 +107,16 @@ impl Pooled {
                 Ok(None)
             }
             () = gone(client) => Err(SessionError::ClientGone),
-            () = over => Err(SessionError::NoFreeServer {
-                database: self.door.database.to_string(),
-                user: self.door.user.to_string(),
-                limit,
-                why: pool.and_then(pool::failure).map_or_else(String::new, |why| format!(": {why}")),
-            }),
+            () = over => {
+                let failure = pool.and_then(pool::failure);
+                Err(SessionError::NoFreeServer {
+                    database: self.door.database.to_string(),
+                    user: self.door.user.to_string(),
+                    limit,
+                    why: failure.as_ref().map_or_else(String::new, |why| format!(": {why}")),
+                    code: failure.as_ref().and_then(OpenFailed::code).map(str::to_owned),
+                })
+            }
         }
     }
 

@@ -127,6 +127,7 @@ impl Inquiry<'_> {
             credential: own.map(|user| user.credential()).unwrap_or_default(),
             connect_timeout: pooling.pool.server_connect_timeout,
             lifetime: pooling.pool.server_lifetime,
+            longest_pause: pooling.pool.server_login_retry,
         })
     }
 
