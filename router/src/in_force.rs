@@ -87,6 +87,10 @@ impl InForce {
             false => Arc::default(),
         };
         let mut new = Self::with(pooling, listeners, lookups)?;
+        // What servers were opened by stays the same one where nothing has changed: others are closed.
+        if new.server.is_same_as(&self.server) {
+            new.server = self.server.clone();
+        }
         new.entrances
             .retain(|address, _| self.entrances.contains_key(address));
         let mut kept = Vec::new();

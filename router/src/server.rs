@@ -139,6 +139,8 @@ pub struct Server {
     pub way: Arc<Way>,
     /// For cancels.
     pub key: CancelKey,
+    /// How PostgreSQL was to be spoken to when it was opened.
+    pub opened_by: Arc<ServerTls>,
     /// What it reports of itself, by name, as last heard.
     pub reported: BTreeMap<Box<str>, Box<str>>,
     /// What it reported when it was opened, as far as that moves with clients.
@@ -311,6 +313,7 @@ pub struct Parcel {
     seat: Seat,
     way: Arc<Way>,
     key: CancelKey,
+    opened_by: Arc<ServerTls>,
     reported: BTreeMap<Box<str>, Box<str>>,
     initial: Arc<Settings>,
     settings: Arc<Settings>,
@@ -329,6 +332,7 @@ impl Parcel {
             seat: server.seat,
             way: server.way,
             key: server.key,
+            opened_by: server.opened_by,
             reported: server.reported,
             initial: server.initial,
             settings: server.settings,
@@ -347,6 +351,7 @@ impl Parcel {
             seat: self.seat,
             way: self.way,
             key: self.key,
+            opened_by: self.opened_by,
             reported: self.reported,
             initial: self.initial,
             settings: self.settings,

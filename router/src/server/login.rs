@@ -126,13 +126,14 @@ pub async fn open(
     let _permit = turns.acquire().await;
     let (stream, tls) = reach(&way).await?;
     let mut server = Server {
+        key: CancelKey {
+            tls: stream.is_encrypted().then(|| tls.clone()),
+            ..CancelKey::default()
+        },
+        opened_by: tls,
         stream,
         seat,
         way,
-        key: CancelKey {
-            tls,
-            ..CancelKey::default()
-        },
         reported: BTreeMap::new(),
         initial: Arc::default(),
         settings: Arc::default(),

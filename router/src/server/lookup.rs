@@ -308,6 +308,10 @@ impl Asker {
         let age = clock::now().since(self.server.opened_at);
         let is_usable = self.config == question.config
             && age < question.lifetime
+            && Arc::ptr_eq(
+                &self.server.opened_by,
+                &question.way.in_force.current().server,
+            )
             && self.server.seat.notice().is_none()
             && self.server.stream.is_silent();
         is_usable.then_some(self)

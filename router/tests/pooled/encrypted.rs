@@ -364,6 +364,38 @@ async fn session(stack: &Stack, ca: &Certificates) -> Client {
 }
 
 #[tokio::test]
+async fn servers_of_an_older_tls_section_are_closed_as_they_come_free() {
+    let ca = Certificates::new();
+    let (stack, mut a) = both_under(&ca, Mode::Transaction, 0).await;
+    let own = || setup(TlsMode::Allow, ca.issue("router")).tls;
+    let in_force = &stack.listening.registry.as_ref().unwrap().in_force;
+    let before = in_force.current().server.clone();
+    // The same once more, further down in the file: nothing is opened anew.
+    reload(&stack, &format!("{ONE}\n"), Mode::Transaction, own());
+    assert!(std::sync::Arc::ptr_eq(&before, &in_force.current().server));
+    let mut one = session(&stack, &ca).await;
+    let mut two = session(&stack, &ca).await;
+    assert_eq!(ask(&mut two, "begin").await, "CZT");
+    let stricter = format!("{ONE}tls: {{server: {{mode: require}}}}\n");
+    reload(&stack, &stricter, Mode::Transaction, own());
+    let mut looks = tokio::time::interval(std::time::Duration::from_millis(50));
+    // One that is at work finishes what it does.
+    assert_eq!(ask(&mut two, "select 2").await, "CZT");
+    assert_eq!(ask(&mut two, "commit").await, "CZI");
+    let renewed = async {
+        loop {
+            looks.tick().await;
+            assert_eq!(ask(&mut one, "select 1").await, "CZI");
+            let seen = a.until(|_| true).await;
+            if seen.startups.len() == 2 && seen.ended == 1 {
+                return;
+            }
+        }
+    };
+    tokio::time::timeout(DEADLINE, renewed).await.unwrap();
+}
+
+#[tokio::test]
 async fn a_server_that_is_lost_in_the_handshake_is_waited_for() {
     let ca = Certificates::new();
     let (stack, mut a) = both_under(&ca, Mode::Transaction, 2).await;
