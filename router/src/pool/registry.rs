@@ -330,6 +330,11 @@ impl Mailbox {
         self.mail.load(Ordering::Relaxed) != 0
     }
 
+    /// Whether the session is to end. The mail stays.
+    pub fn is_ending(&self) -> bool {
+        self.mail.load(Ordering::Acquire) & END != 0
+    }
+
     /// Looks.
     pub fn take(&self) -> Mail {
         let mail = self.mail.swap(0, Ordering::Acquire);

@@ -12,8 +12,9 @@ use super::Pooled;
 use super::door::interned;
 use crate::config::pooling::Mode;
 use crate::error::{RequestError, SessionError};
+use crate::lanes::Ending;
 use crate::listener::Listening;
-use crate::pool::registry::Registry;
+use crate::pool::registry::{Mailbox, Registry};
 use crate::pool::{self, Checkout, Lease, NoServer, PoolId, Ticket};
 use crate::protocol::messages;
 use crate::protocol::settings::{Settings, SettingsSeen, tracked};
@@ -29,6 +30,11 @@ use crate::topology::routing_table::Wants;
 
 /// Pause before a pool whose lane is cut is looked for again; the next table is a moment away.
 const NEXT_TABLE: Duration = Duration::from_millis(20);
+/// What who waits hears when the router stops.
+const ROUTER_STOPS: SessionError = SessionError::Ended {
+    ending: Ending::RouterStops,
+    has_outstanding: false,
+};
 
 /// A version that no table has: a route that is not kept for the next request.
 const NOT_KEPT: u64 = 0;
@@ -89,9 +95,14 @@ impl Pooled {
         let limit = self.door.config.pool.query_wait_timeout;
         let pool = self.route.map(|(_, pool)| pool);
         let (client, mailbox) = (self.client.socket(), &self.mailbox);
-        let cancelled = poll_fn(|_| match mailbox.has_mail() && mailbox.take().is_cancel {
-            true => Poll::Ready(()),
-            false => Poll::Pending,
+        let cancelled = poll_fn(|_| {
+            let is_cancelled =
+                !mailbox.is_ending() && mailbox.has_mail() && mailbox.take().is_cancel;
+            if is_cancelled {
+                Poll::Ready(())
+            } else {
+                Poll::Pending
+            }
         });
         let over = async {
             match limit.is_zero() {
@@ -106,6 +117,7 @@ impl Pooled {
                 self.answer_cancel();
                 Ok(None)
             }
+            () = ending(mailbox) => Err(ROUTER_STOPS),
             () = gone(client) => Err(SessionError::ClientGone),
             () = over => {
                 let failure = pool.and_then(pool::failure);
@@ -178,6 +190,7 @@ impl Pooled {
             tokio::select! {
                 _ = changed.changed() => {}
                 () = sleep(limit - waited) => {}
+                () = ending(&self.mailbox) => return Err(ROUTER_STOPS),
                 () = gone(self.client.socket()) => return Err(SessionError::ClientGone),
             }
         }
@@ -262,6 +275,15 @@ impl Pooled {
         self.release();
         Ok(())
     }
+}
+
+/// Waits until the router stops. The task is woken by the mail.
+async fn ending(mailbox: &Mailbox) {
+    poll_fn(|_| match mailbox.is_ending() {
+        true => Poll::Ready(()),
+        false => Poll::Pending,
+    })
+    .await;
 }
 
 /// The way that the table of this moment leads; `wants` is looked at while a planned change holds.
