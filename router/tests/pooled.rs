@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "pooled/bound.rs"]
+mod bound;
 #[path = "pooled/cancels.rs"]
 mod cancels;
 #[path = "pooled/encrypted.rs"]
