@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use ring::rand::{SecureRandom, SystemRandom};
+use tokio::sync::OwnedMutexGuard;
 use tokio::time::{sleep, timeout};
 use tracing::warn;
 use trunkline_shared::cluster::Moment;
@@ -57,7 +58,7 @@ impl fmt::Debug for Lookups {
 #[derive(Default)]
 pub struct Line {
     /// Absent while nobody has asked, and after a failure.
-    connection: tokio::sync::Mutex<Option<Asker>>,
+    connection: Arc<tokio::sync::Mutex<Option<Asker>>>,
     /// A task closes it in the end. Changed by whoever holds the connection.
     is_watched: AtomicBool,
     trouble: Mutex<Trouble>,
@@ -184,23 +185,34 @@ impl Line {
     /// There is no answer.
     pub async fn ask(
         self: &Arc<Self>,
-        lookups: &Lookups,
+        lookups: &Arc<Lookups>,
         who: &Who,
         after: Option<Moment>,
         question: Question,
     ) -> Result<Option<Answer>, LookupFailed> {
-        let mut connection = self.connection.lock().await;
+        let turn = self.connection.clone().lock_owned().await;
         if let Some(answer) = lookups.known(who, after) {
             return Ok(Some(answer));
         }
         if clock::now() < self.trouble().retry_at {
             return Ok(None);
         }
-        // Taken out: whoever gives up in the middle leaves no connection behind that owes an answer.
-        let kept = connection.take();
+        // Who leaves in the middle leaves it to its end: clients cannot make the router connect again and again.
+        let (own, lookups, who) = (self.clone(), lookups.clone(), who.clone());
+        let asking = tokio::spawn(own.ask_in_turn(turn, lookups, who, question));
+        asking.await.unwrap_or(Err(LookupFailed::Lost)).map(Some)
+    }
+
+    async fn ask_in_turn(
+        self: Arc<Self>,
+        mut turn: OwnedMutexGuard<Option<Asker>>,
+        lookups: Arc<Lookups>,
+        who: Who,
+        question: Question,
+    ) -> Result<Answer, LookupFailed> {
         let longest_pause = question.longest_pause;
-        let usable = kept.and_then(|asker| asker.if_usable(&question));
-        let mut asker = match usable {
+        let kept = turn.take().and_then(|asker| asker.if_usable(&question));
+        let mut asker = match kept {
             Some(asker) => asker,
             None => {
                 let opened = Asker::open(question).await;
@@ -208,22 +220,30 @@ impl Line {
             }
         };
         let at = clock::now();
-        let user = asker.ask(&who.1).await;
-        if matches!(user, Err(LookupFailed::Lost)) {
-            return Err(self.note_failure(LookupFailed::Lost, longest_pause));
+        let asked = asker.ask(&who.1).await;
+        match &asked {
+            Err(why) if !why.is_lasting() => {
+                self.note_failure(why.clone(), longest_pause);
+            }
+            Ok(_) | Err(_) => {
+                let mut trouble = locked(&self.trouble);
+                let logged_at = trouble.logged_at;
+                *trouble = Trouble {
+                    logged_at,
+                    ..Trouble::default()
+                };
+            }
         }
-        *locked(&self.trouble) = Trouble {
-            logged_at: self.trouble().logged_at,
-            ..Trouble::default()
-        };
-        asker.used_at = clock::now();
-        *connection = Some(asker);
-        if !self.is_watched.swap(true, Ordering::Relaxed) {
-            tokio::spawn(self.clone().watch());
+        if !matches!(asked, Err(LookupFailed::Lost)) {
+            asker.used_at = clock::now();
+            *turn = Some(asker);
+            if !self.is_watched.swap(true, Ordering::Relaxed) {
+                tokio::spawn(self.clone().watch());
+            }
         }
-        let answer = Answer { user: user?, at };
-        locked(&lookups.answers).note(who.clone(), answer.clone());
-        Ok(Some(answer))
+        let answer = Answer { user: asked?, at };
+        locked(&lookups.answers).note(who, answer.clone());
+        Ok(answer)
     }
 
     /// Notes that there is no connection: those who wait do not all try it.

@@ -7,7 +7,7 @@ use trunkline_router::auth::lookup::GOOD_FOR;
 use trunkline_shared::service::clock;
 
 use super::encrypted::{psql_by, says};
-use super::support::stack::DEADLINE;
+use super::support::stack::{DEADLINE, startup};
 use super::*;
 
 /// A router that knows only who may ask, and by which method clients log in. The leader is not named yet.
@@ -196,6 +196,42 @@ fn many_log_ins_of_one_user_are_one_question() {
             // Once, and once more for each time that an answer was out of date.
             let most = 1 + clock::now().since(began).as_secs() / GOOD_FOR.as_secs();
             assert!((1..=most).contains(&asked), "asked {asked} times");
+        },
+    );
+}
+
+#[test]
+fn who_leaves_while_it_is_looked_up_does_not_end_the_connection() {
+    as_postgres(
+        "lookup::who_leaves_while_it_is_looked_up_does_not_end_the_connection",
+        async || {
+            let server = Postgres::start();
+            server.ask("create role asker login password 'secret'");
+            server.ask(
+                "create function look(name text, out text, out text) security definer \
+                 language plpgsql as $$ begin if name = 'slow' then perform pg_sleep(1); end if; \
+                 select rolname, rolpassword into $2, $3 from pg_authid where rolname = name; end $$",
+            );
+            let query = ", query: \"select * from public.look($1)\"";
+            let stack = asking(query, "").await;
+            lead(&stack, &server).await;
+            assert_eq!(who(&server, &stack, "app", "secret").await.unwrap(), "app");
+            let asker = ASKERS.replace("count(*)", "pid");
+            let before = server.ask(&asker);
+            let mut slow = stack.client().await;
+            slow.send(&startup("slow")).await;
+            let asked = format!("{ASKERS} and state = 'active'");
+            let mut looks = tokio::time::interval(std::time::Duration::from_millis(20));
+            while server.ask(&asked) != "1" {
+                looks.tick().await;
+            }
+            drop(slow);
+            server.ask("create role late login password 'secret'");
+            assert_eq!(
+                who(&server, &stack, "late", "secret").await.unwrap(),
+                "late"
+            );
+            assert_eq!(server.ask(&asker), before);
         },
     );
 }
