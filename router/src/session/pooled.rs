@@ -42,6 +42,7 @@ mod ends;
 mod hoard;
 pub(super) mod login;
 mod lookup;
+mod proof;
 mod server_side;
 mod timeouts;
 
