@@ -22,6 +22,7 @@ use crate::protocol::messages;
 
 pub mod certificate;
 pub mod hba;
+pub mod ident;
 pub mod lookup;
 pub mod md5;
 pub mod mock;

@@ -11,6 +11,7 @@ use super::tls::TlsMode;
 use super::{ListenerConfig, Mistake, wrong_file};
 use crate::auth::Method;
 use crate::auth::hba::Hba;
+use crate::auth::ident::Ident;
 use crate::auth::mock::MockSecret;
 
 /// `auth.query` where the file is silent: PgBouncer's, in words that no search path changes. A role that may not log in
@@ -43,6 +44,10 @@ pub struct AuthConfig {
     pub hba_file: Option<PathBuf>,
     /// What stands there.
     pub hba: Arc<Hba>,
+    /// `ident_file`.
+    pub ident_file: Option<PathBuf>,
+    /// What stands there.
+    pub ident: Arc<Ident>,
     /// `query`, `user` and `database`, if users are looked up.
     pub lookup: Option<LookupConfig>,
     /// `mock_secret`; without one each process has its own.
@@ -69,6 +74,24 @@ impl AuthConfig {
                 .map(|bad| wrong(bad.to_string()))
                 .collect::<Vec<_>>()
         })?;
+        if let Some(file) = &self.ident_file {
+            let wrong = |why: String| wrong_file("auth.ident_file", file, why);
+            let text = std::fs::read_to_string(file);
+            let text = text.map_err(|why| vec![wrong(format!("it cannot be read: {why}"))])?;
+            let ident = Ident::parse(&text);
+            let ident = ident.map_err(|bad| {
+                let each = bad.into_iter().map(|bad| wrong(bad.to_string()));
+                each.collect::<Vec<_>>()
+            })?;
+            self.ident = Arc::new(ident);
+        }
+        let unknown = hba.maps().filter(|map| !self.ident.has(map));
+        let unknown: Vec<_> = unknown
+            .map(|map| wrong(format!("the map {map} is not in auth.ident_file")))
+            .collect();
+        if !unknown.is_empty() {
+            return Err(unknown);
+        }
         self.hba = Arc::new(hba);
         Ok(())
     }
@@ -84,6 +107,7 @@ pub(super) struct RawAuth {
     user: Leaf,
     database: Leaf,
     hba_file: Leaf,
+    ident_file: Leaf,
     mock_secret: Leaf,
 }
 
@@ -112,6 +136,14 @@ impl Reader {
                 None
             }
         };
+        let allowed = "the path of a file of maps is allowed, lines as in pg_ident.conf";
+        let ident_file = match &hba_file {
+            Some(_) => self.value("auth.ident_file", raw.ident_file, allowed, text),
+            None => {
+                self.not_yet("auth.ident_file", raw.ident_file, "is for auth.type: hba");
+                None
+            }
+        };
         let allowed =
             "the path of a file of users is allowed, lines of \"name\" \"secret\" as in PgBouncer";
         let file = match &lookup {
@@ -123,6 +155,8 @@ impl Reader {
             file: file.map(PathBuf::from),
             hba_file: hba_file.map(PathBuf::from),
             hba: Arc::default(),
+            ident_file: ident_file.map(PathBuf::from),
+            ident: Arc::default(),
             lookup,
             mock: self.mock_secret(raw.mock_secret),
         }

@@ -314,6 +314,33 @@ fn a_mock_secret_that_is_too_short_is_named_and_not_shown() {
 }
 
 #[test]
+fn a_map_that_no_file_has_is_a_mistake() {
+    let folder = tempfile::tempdir().unwrap();
+    let [file, hba, ident] = ["router.yml", "hba", "ident"].map(|name| folder.path().join(name));
+    let pooled = SMALLEST.replace("replicas}", "replicas, mode: session}");
+    let auth = format!(
+        "auth: {{type: hba, file: {}, hba_file: {}",
+        folder.path().join("users").display(),
+        hba.display()
+    );
+    std::fs::write(folder.path().join("users"), "").unwrap();
+    std::fs::write(&hba, "hostssl all all all cert map=ops\n").unwrap();
+    std::fs::write(&file, format!("{pooled}{auth}}}\n")).unwrap();
+    let said = RouterConfig::load(&file).unwrap_err().to_string();
+    assert!(
+        said.contains("the map ops is not in auth.ident_file"),
+        "{said}"
+    );
+    let text = format!("{pooled}{auth}, ident_file: {}}}\n", ident.display());
+    std::fs::write(&file, text).unwrap();
+    std::fs::write(&ident, "ops jane\n").unwrap();
+    let said = RouterConfig::load(&file).unwrap_err().to_string();
+    assert!(said.contains("line 1: a line is a map"), "{said}");
+    std::fs::write(&ident, "ops jane app\n").unwrap();
+    assert!(RouterConfig::load(&file).is_ok());
+}
+
+#[test]
 fn users_are_looked_up_where_somebody_is_named_to_ask() {
     let folder = tempfile::tempdir().unwrap();
     let users = folder.path().join("users");

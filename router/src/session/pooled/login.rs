@@ -230,6 +230,15 @@ fn whence(client: &Client, asked: &Parameters) -> Whence {
     }
 }
 
+pub(super) fn asking<'a>(client: &Client, asked: &'a Parameters) -> Asking<'a> {
+    Asking {
+        address: client.peer.ip(),
+        is_encrypted: client.stream.is_encrypted(),
+        database: &asked.database,
+        user: &asked.user,
+    }
+}
+
 /// How the client is to prove who it is.
 pub(super) fn method(
     config: &AuthConfig,
@@ -239,13 +248,7 @@ pub(super) fn method(
     if let Some(method) = config.method {
         return Ok(method);
     }
-    let verdict = config.hba.verdict(&Asking {
-        address: client.peer.ip(),
-        is_encrypted: client.stream.is_encrypted(),
-        database: &asked.database,
-        user: &asked.user,
-    });
-    match verdict {
+    match config.hba.verdict(&asking(client, asked)) {
         Some(Verdict::By(method)) => Ok(method),
         Some(Verdict::Reject) => Err(SessionError::HbaRejects(whence(client, asked))),
         None => Err(SessionError::NoHbaEntry(whence(client, asked))),

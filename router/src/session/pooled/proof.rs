@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tokio::time::{Instant, timeout_at};
 
-use super::login::{method, no_randomness, read_answer};
+use super::login::{asking, method, no_randomness, read_answer};
 use super::lookup::Inquiry;
 use crate::auth::certificate::{Binding, common_name};
 use crate::auth::lookup::Answer;
@@ -12,6 +12,7 @@ use crate::auth::mock::MockSecret;
 use crate::auth::scram::Shape;
 use crate::auth::users::{Look, User};
 use crate::auth::{Beginning, Method, Proven, RANDOM_BYTES, ServerSide, Step};
+use crate::config::auth::AuthConfig;
 use crate::error::SessionError;
 use crate::in_force::Entrance;
 use crate::listener::Listening;
@@ -76,7 +77,7 @@ pub(super) async fn authenticate(
             None => config.users.mock_look(method, name, mock.bytes()),
         },
         binding: arrival.binding.clone(),
-        certificate: shown(client, method),
+        certificate: shown(client, method, &config.auth, arrival.asked),
         said: Vec::new(),
     };
     let proving = timeout_at(until, proof.hear(user.as_deref(), client)).await;
@@ -121,10 +122,22 @@ async fn inquire(
     }
 }
 
-/// The name in the client's certificate, if it is to be known by that.
-fn shown(client: &Client, method: Method) -> Option<String> {
+/// The name in the client's certificate, if it is to be known by that; where a map lets that name be the user, the user's.
+fn shown(
+    client: &Client,
+    method: Method,
+    config: &AuthConfig,
+    asked: &Parameters,
+) -> Option<String> {
     let tls = client.stream.session().filter(|_| method == Method::Cert)?;
-    common_name(tls.peer_certificates()?.first()?)
+    let name = common_name(tls.peer_certificates()?.first()?)?;
+    match config.hba.map(&asking(client, asked)) {
+        None => Some(name),
+        Some(map) => {
+            let is_allowed = config.ident.allows(map, &name, &asked.user);
+            is_allowed.then(|| asked.user.clone())
+        }
+    }
 }
 
 /// How somebody proves who it is, and what it has said for that so far.
