@@ -22,7 +22,10 @@ use crate::protocol::messages;
 
 pub mod certificate;
 pub mod hba;
+pub mod ident;
+pub mod lookup;
 pub mod md5;
+pub mod mock;
 pub mod scram;
 pub mod users;
 
@@ -244,8 +247,10 @@ fn initial_response<'a>(
 }
 
 /// What the router logs in to PostgreSQL with.
+#[derive(Default)]
 pub enum Credential {
     /// Nothing: PostgreSQL must trust it.
+    #[default]
     Nothing,
     /// The password.
     Plain(Password),

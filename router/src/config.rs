@@ -206,6 +206,9 @@ impl RouterConfig {
             if let Some(file) = &pooling.auth.file {
                 pooling.users = read_users(file).map_err(|mistake| wrong(vec![mistake]))?;
             }
+            pooling
+                .check_lookup()
+                .map_err(|mistake| wrong(vec![mistake]))?;
             pooling.auth.read_hba().map_err(wrong)?;
             let asks = pooling.auth.uses(Method::Cert);
             for listener in &mut config.listeners {

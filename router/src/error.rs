@@ -143,6 +143,14 @@ pub enum SessionError {
         /// Who it said it is.
         user: String,
     },
+    /// PostgreSQL cannot be asked for users now.
+    #[error("users of cluster {cluster} cannot be looked up now (auth.query): {why}")]
+    NoLookup {
+        /// Which cluster.
+        cluster: ClusterName,
+        /// Why, in words that are fit for somebody who has proved nothing.
+        why: String,
+    },
     /// The PROXY header is missing, malformed, or from a place that may not send one.
     #[error("PROXY protocol: {0}")]
     ProxyHeader(String),
@@ -181,6 +189,8 @@ pub enum SessionError {
         limit: Duration,
         /// Why the last one could not be opened, after a colon; empty if that is not known.
         why: String,
+        /// PostgreSQL's code for that, if it has refused.
+        code: Option<String>,
     },
     /// Nothing was asked for too long.
     #[error("terminating connection: idle for {} (client_idle_timeout)", seconds(.0))]
@@ -237,6 +247,7 @@ impl SessionError {
             SessionError::ServerLost { .. }
             | SessionError::EncryptionUnanswered { .. }
             | SessionError::NotGreeted { .. }
+            | SessionError::NoLookup { .. }
             | SessionError::Rejected { .. } => Side::Server,
             SessionError::Ended { .. }
             | SessionError::HeldTooLong { .. }
@@ -302,6 +313,7 @@ impl SessionError {
             SessionError::OldProtocol { .. } => "old_protocol",
             SessionError::EncryptionTwice => "encryption_twice",
             SessionError::EarlyData => "early_data",
+            SessionError::NoLookup { .. } => "no_lookup",
             SessionError::Handshake(_) => "handshake",
             SessionError::NotEncrypted(_) => "not_encrypted",
             SessionError::NoHbaEntry(_) => "no_hba_entry",
@@ -329,6 +341,9 @@ impl SessionError {
     /// The one table: what the client is told, by code. `None` where there is nobody to tell.
     pub fn sqlstate(&self) -> Option<&str> {
         Some(match self {
+            SessionError::NoFreeServer {
+                code: Some(code), ..
+            } => code,
             SessionError::WrongPassword { .. } => sqlstate::INVALID_PASSWORD,
             SessionError::UnknownDatabase(_) => sqlstate::INVALID_CATALOG_NAME,
             SessionError::TransactionBlock => sqlstate::FEATURE_NOT_SUPPORTED,
@@ -363,6 +378,7 @@ impl SessionError {
             | SessionError::NotGreeted { .. }
             | SessionError::HeldTooLong { .. }
             | SessionError::StandbyCluster { .. }
+            | SessionError::NoLookup { .. }
             | SessionError::NoReplica { .. } => sqlstate::CANNOT_CONNECT_NOW,
             SessionError::TooManyClients { .. } | SessionError::TooManyNewcomers { .. } => {
                 sqlstate::TOO_MANY_CONNECTIONS
@@ -403,6 +419,9 @@ impl SessionError {
             }
             SessionError::EncryptionUnanswered { .. } | SessionError::NotGreeted { .. } => {
                 Some("Connect again later, and look into PostgreSQL's log on that member.")
+            }
+            SessionError::NoLookup { .. } => {
+                Some("Connect again later; the router's log says what is wrong.")
             }
             SessionError::StandbyCluster { .. } => Some("Connect to the main cluster for writes."),
             SessionError::NoReplica { .. } => {

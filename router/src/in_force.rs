@@ -8,6 +8,7 @@ use trunkline_shared::service::tls::TlsError;
 
 use crate::config::ListenerConfig;
 use crate::config::pooling::{Mode, PoolingConfig};
+use crate::server::lookup::Lookups;
 use crate::tls::{ClientTls, ServerTls};
 
 /// How clients come in at one listener: what they are asked for, and what hides it.
@@ -17,6 +18,8 @@ pub struct Entrance {
     pub tls: Arc<ClientTls>,
     /// Who they are, and how they prove it.
     pub pooling: Arc<PoolingConfig>,
+    /// What PostgreSQL has said of them.
+    pub lookups: Arc<Lookups>,
 }
 
 /// All of it.
@@ -26,6 +29,8 @@ pub struct InForce {
     pub pooling: Arc<PoolingConfig>,
     /// How PostgreSQL is spoken to.
     pub server: Arc<ServerTls>,
+    /// What PostgreSQL was asked by `auth.query` of this file.
+    lookups: Arc<Lookups>,
     /// By the address of the listener.
     entrances: BTreeMap<String, Entrance>,
 }
@@ -39,6 +44,14 @@ impl InForce {
     /// # Errors
     /// Names the file of TLS and what is wrong with it.
     pub fn load(pooling: PoolingConfig, listeners: &[ListenerConfig]) -> Result<Self, TlsError> {
+        Self::with(pooling, listeners, Arc::default())
+    }
+
+    fn with(
+        pooling: PoolingConfig,
+        listeners: &[ListenerConfig],
+        lookups: Arc<Lookups>,
+    ) -> Result<Self, TlsError> {
         let server = Arc::new(ServerTls::load(&pooling.tls_server)?);
         let pooling = Arc::new(pooling);
         let pooled = listeners.iter().filter(|own| own.mode != Mode::Tcp);
@@ -46,6 +59,7 @@ impl InForce {
             let entrance = Entrance {
                 tls: Arc::new(ClientTls::load(&listener.tls)?),
                 pooling: pooling.clone(),
+                lookups: lookups.clone(),
             };
             Ok((listener.listen.to_string(), entrance))
         });
@@ -53,6 +67,7 @@ impl InForce {
             entrances: entrances.collect::<Result<_, TlsError>>()?,
             server,
             pooling,
+            lookups,
         })
     }
 
@@ -66,7 +81,16 @@ impl InForce {
         pooling: PoolingConfig,
         listeners: &[ListenerConfig],
     ) -> Result<(Self, Vec<String>), TlsError> {
-        let mut new = Self::load(pooling, listeners)?;
+        // Answers to another question are none to this one.
+        let lookups = match self.pooling.auth.lookup == pooling.auth.lookup {
+            true => self.lookups.clone(),
+            false => Arc::default(),
+        };
+        let mut new = Self::with(pooling, listeners, lookups)?;
+        // What servers were opened by stays the same one where nothing has changed: others are closed.
+        if new.server.is_same_as(&self.server) {
+            new.server = self.server.clone();
+        }
         new.entrances
             .retain(|address, _| self.entrances.contains_key(address));
         let mut kept = Vec::new();

@@ -180,6 +180,7 @@ impl Pools {
         let pool = Pool {
             spec: spec.clone(),
             way: way.clone(),
+            tls: way.in_force.current().server.clone(),
             state: PoolState::new(rules, spec.budgets.clone()),
             parked: Vec::new(),
             waiters: BTreeMap::new(),
@@ -225,7 +226,7 @@ impl Pools {
         let Some(pool) = self.get(id) else {
             return;
         };
-        if server.is_spoiled || server.seat.notice().is_some() {
+        if server.is_spoiled || server.seat.notice().is_some() || !pool.is_opened_now(&server) {
             server.close();
             pool.state.lost(server_id, now, &mut effects);
         } else {
@@ -269,6 +270,7 @@ impl Pools {
         match opened {
             Ok(server) => {
                 pool.failure = None;
+                pool.renew();
                 pool.parked.push((server_id, Box::new(server)));
                 pool.state.connected(server_id, now, &mut effects);
             }
@@ -433,6 +435,7 @@ impl Pools {
             return;
         };
         pool.has_asked = false;
+        pool.renew();
         let opened_at = server.opened_at;
         let number = pool.state.next_number();
         pool.parked.push((number, Box::new(server)));

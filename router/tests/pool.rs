@@ -48,6 +48,7 @@ impl Default for Script {
                 reserve_after: Duration::from_secs(5),
                 lifetime: Duration::from_secs(3600),
                 idle_timeout: Duration::from_secs(600),
+                longest_pause: Duration::from_secs(1),
             },
             pools: BTreeMap::new(),
         }

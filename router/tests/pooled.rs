@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "pooled/bound.rs"]
+mod bound;
 #[path = "pooled/cancels.rs"]
 mod cancels;
 #[path = "pooled/encrypted.rs"]
@@ -16,6 +18,8 @@ mod planned_change;
 mod replication;
 #[path = "pooled/slow_readers.rs"]
 mod slow_readers;
+#[path = "pooled/strangers.rs"]
+mod strangers;
 #[path = "pooled/timeouts.rs"]
 mod timeouts;
 mod support {

@@ -11,6 +11,8 @@
 mod as_postgres;
 #[path = "postgres/fleet.rs"]
 mod fleet;
+#[path = "postgres/refused.rs"]
+mod refused;
 #[path = "postgres/replication.rs"]
 mod replication;
 #[path = "postgres/settings.rs"]
@@ -32,6 +34,8 @@ mod support {
 }
 #[path = "postgres/encrypted.rs"]
 mod encrypted;
+#[path = "postgres/lookup.rs"]
+mod lookup;
 
 use std::fs;
 use std::future::Future;

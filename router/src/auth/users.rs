@@ -7,7 +7,7 @@ use secrecy::ExposeSecret;
 
 use crate::auth::md5::Md5Secret;
 use crate::auth::scram::{SALT, STORED_PREFIX, Shape, Verifier, labelled, salt_for};
-use crate::auth::{Method, Secret};
+use crate::auth::{Credential, Method, Secret};
 
 /// The longest name, bytes: PostgreSQL's NAMEDATALEN less one, with room for PgBouncer's longer ones.
 const MAX_NAME: usize = 127;
@@ -27,6 +27,30 @@ impl User {
         Self {
             secret,
             verifier: OnceLock::new(),
+        }
+    }
+
+    /// One by what PostgreSQL, or the file, keeps of the password.
+    ///
+    /// # Errors
+    /// It cannot be used.
+    pub fn read(name: &str, secret: String) -> Result<Self, &'static str> {
+        Ok(Self::new(kind_of(name, secret)?))
+    }
+
+    /// One who cannot prove itself by a password.
+    pub fn without_password() -> Self {
+        Self::new(Secret::Empty)
+    }
+
+    /// How the router logs in as this user, who has proved nothing.
+    pub fn credential(&self) -> Credential {
+        match &self.secret {
+            Secret::Plain(password) => {
+                Credential::Plain(password.expose_secret().to_owned().into())
+            }
+            Secret::Md5(secret) => Credential::Md5(*secret),
+            Secret::Scram(_) | Secret::Empty => Credential::Nothing,
         }
     }
 

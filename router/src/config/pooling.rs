@@ -7,9 +7,11 @@ use std::time::Duration;
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::Mistake;
 use super::auth::{AuthConfig, RawAuth};
 use super::raw::{Leaf, Reader, duration, text};
 use super::tls::TlsSection;
+use crate::auth::Secret;
 use crate::auth::users::Users;
 
 /// `mode` of a listener.
@@ -77,12 +79,14 @@ pub struct PoolConfig {
     pub client_login_timeout: Duration,
     /// How long a server may take to connect and let the router in.
     pub server_connect_timeout: Duration,
+    /// The longest pause after PostgreSQL did not let the router in.
+    pub server_login_retry: Duration,
     /// Start-up parameters of clients that are dropped.
     pub ignore_startup_parameters: Vec<String>,
 }
 
 impl Default for PoolConfig {
-    /// PgBouncer's.
+    /// PgBouncer's, but for `server_login_retry`: 15 s there, in which clients are refused after a blip.
     fn default() -> Self {
         Self {
             default_pool_size: 20,
@@ -101,6 +105,7 @@ impl Default for PoolConfig {
             idle_transaction_timeout: Duration::ZERO,
             client_login_timeout: Duration::from_secs(60),
             server_connect_timeout: Duration::from_secs(15),
+            server_login_retry: Duration::from_secs(1),
             ignore_startup_parameters: Vec::new(),
         }
     }
@@ -122,6 +127,25 @@ pub struct DatabaseConfig {
 }
 
 impl PoolingConfig {
+    /// Whether the router can log in as the one who looks users up.
+    pub(super) fn check_lookup(&self) -> Result<(), Mistake> {
+        let Some(lookup) = &self.auth.lookup else {
+            return Ok(());
+        };
+        match self.users.find(&lookup.user).map(|user| user.secret()) {
+            Some(Secret::Scram(_)) => Err(Mistake {
+                line: 0,
+                key: "auth.user".to_owned(),
+                value: lookup.user.clone(),
+                allowed:
+                    "its secret in auth.file is a SCRAM verifier, by which nobody can log in; \
+                          put the password there, or let pg_hba.conf take the router's certificate"
+                        .to_owned(),
+            }),
+            Some(Secret::Plain(_) | Secret::Md5(_) | Secret::Empty) | None => Ok(()),
+        }
+    }
+
     /// The rules of a database; `None` if there is no such one.
     pub fn database(&self, name: &str) -> Option<DatabaseConfig> {
         match &self.databases {
@@ -241,7 +265,6 @@ impl Reader {
     fn pool(&mut self, mut raw: RawPool) -> PoolConfig {
         for (key, leaf) in [
             ("max_client_conn", &mut raw.max_client_conn),
-            ("server_login_retry", &mut raw.server_login_retry),
             ("cancel_wait_timeout", &mut raw.cancel_wait_timeout),
             ("track_extra_parameters", &mut raw.track_extra_parameters),
         ] {
@@ -350,6 +373,11 @@ impl Reader {
                 "server_connect_timeout",
                 &mut raw.server_connect_timeout,
                 &mut own.server_connect_timeout,
+            ),
+            (
+                "server_login_retry",
+                &mut raw.server_login_retry,
+                &mut own.server_login_retry,
             ),
         ] {
             let key = format!("pool.{key}");

@@ -17,6 +17,7 @@ use crate::pool::running::Running;
 use crate::pool::state::{CloseReason, Effect, PoolState, Refusal, ServerId, WaiterId};
 use crate::server::login::{Identity, OpenFailed, open};
 use crate::server::{Parcel, Server, Way};
+use crate::tls::ServerTls;
 
 /// What has become of somebody who waits.
 pub(super) enum Outcome {
@@ -29,6 +30,8 @@ pub(super) enum Outcome {
 pub(super) struct Pool {
     pub(super) spec: Arc<Spec>,
     pub(super) way: Arc<Way>,
+    /// How PostgreSQL is spoken to, as last looked at: what was opened otherwise is closed when it comes free.
+    pub(super) tls: Arc<ServerTls>,
     pub(super) state: PoolState,
     /// The idle servers, in the order of the state.
     pub(super) parked: Vec<(ServerId, Box<Server>)>,
@@ -68,11 +71,25 @@ impl Pool {
     /// Takes an idle server that is as it was left.
     pub(super) fn unpark(&mut self, server: ServerId) -> Option<Unparked> {
         let mut own = self.take(server)?;
-        if own.seat.notice().is_some() || !own.stream.is_silent() {
-            debug!(member = %own.way.member, "an idle server has closed or been cut");
+        let is_usable = own.seat.notice().is_none() && self.is_opened_now(&own);
+        if !is_usable || !own.stream.is_silent() {
+            debug!(member = %own.way.member, "an idle server has closed, been cut, or was opened by an older tls.server");
             return None;
         }
         Some(Unparked(server, own))
+    }
+
+    /// Looks at how PostgreSQL is spoken to now.
+    pub(super) fn renew(&mut self) {
+        let now = self.way.in_force.current();
+        if !Arc::ptr_eq(&now.server, &self.tls) {
+            self.tls = now.server.clone();
+        }
+    }
+
+    /// Whether a server was opened as one would be now.
+    pub(super) fn is_opened_now(&self, server: &Server) -> bool {
+        Arc::ptr_eq(&server.opened_by, &self.tls)
     }
 
     pub(super) fn take(&mut self, server: ServerId) -> Option<Box<Server>> {
@@ -196,10 +213,15 @@ impl Pool {
             self.close(effects);
             return;
         }
+        self.renew();
+        let tls = &self.tls;
         let dead: Vec<ServerId> = self
             .parked
             .iter_mut()
-            .filter_map(|(id, server)| (!server.stream.is_silent()).then_some(*id))
+            .filter_map(|(id, server)| {
+                let is_good = Arc::ptr_eq(&server.opened_by, tls) && server.stream.is_silent();
+                (!is_good).then_some(*id)
+            })
             .collect();
         for server in dead {
             self.state.drop_idle(server);

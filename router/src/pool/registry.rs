@@ -10,10 +10,11 @@ use std::task::{Context, Waker};
 
 use arc_swap::ArcSwap;
 use ring::rand::{SecureRandom, SystemRandom};
-use secrecy::ExposeSecret;
 use tokio::sync::oneshot;
 use trunkline_shared::service::tls::Reloadable;
 
+use crate::auth::mock::MockSecret;
+use crate::auth::users::User;
 use crate::auth::{Credential, Method, Proven, RANDOM_BYTES, Secret};
 use crate::config::pooling::{DatabaseConfig, PoolingConfig};
 use crate::fleet::cancel_key;
@@ -36,10 +37,10 @@ type Key = (u32, Box<[u8]>);
 pub struct Registry {
     /// The settings of this moment.
     pub in_force: Arc<Reloadable<InForce>>,
-    /// From which the answers for unknown users are derived.
-    mock: [u8; 32],
+    /// From which the answers for unknown users are derived, where the file names nothing else.
+    mock: MockSecret,
     random: SystemRandom,
-    credentials: Mutex<BTreeMap<Box<str>, Arc<ArcSwap<Credential>>>>,
+    credentials: Mutex<BTreeMap<Half, Arc<ArcSwap<Credential>>>>,
     pool_budgets: Mutex<BTreeMap<(Place, u64), Arc<Budget>>>,
     database_budgets: Mutex<BTreeMap<Half, Arc<Budget>>>,
     user_budgets: Mutex<BTreeMap<Half, Arc<Budget>>>,
@@ -72,9 +73,11 @@ impl Registry {
         random.fill(&mut mock).map_err(|_| NoRandomness)?;
         let mut number = [0; 2];
         random.fill(&mut number).map_err(|_| NoRandomness)?;
+        let mock = MockSecret::of_bytes(mock);
         let config = &in_force.pooling;
         if config.auth.uses(Method::ScramSha256) {
-            config.users.derive(&mock, None);
+            let mock = config.auth.mock.unwrap_or(mock);
+            config.users.derive(mock.bytes(), None);
         }
         Ok(Self {
             in_force: Arc::new(Reloadable::new(in_force)),
@@ -97,7 +100,10 @@ impl Registry {
     pub fn reload(&self, new: InForce) {
         if new.pooling.auth.uses(Method::ScramSha256) {
             let before = self.config();
-            new.pooling.users.derive(&self.mock, Some(&before.users));
+            let mock = self.mock(&new.pooling);
+            let is_same = mock == self.mock(&before);
+            let earlier = is_same.then_some(&*before.users);
+            new.pooling.users.derive(mock.bytes(), earlier);
         }
         self.in_force.replace(new);
     }
@@ -112,9 +118,9 @@ impl Registry {
         self.in_force.current().entrance(address).cloned()
     }
 
-    /// The secret for mock answers.
-    pub fn mock(&self) -> &[u8; 32] {
-        &self.mock
+    /// The secret for mock answers under these settings.
+    pub fn mock(&self, pooling: &PoolingConfig) -> MockSecret {
+        pooling.auth.mock.unwrap_or(self.mock)
     }
 
     /// Random bytes for one exchange.
@@ -132,20 +138,23 @@ impl Registry {
         self.next_statement.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// How the router logs in as this user, after the user has logged in here.
-    pub fn credential(&self, user: &str, proven: Proven) -> Arc<ArcSwap<Credential>> {
-        let config = self.config();
-        let known = config.users.find(user);
-        let credential = match (known.map(|user| user.secret()), proven.keys) {
-            (Some(Secret::Plain(password)), _) => {
-                Credential::Plain(password.expose_secret().to_owned().into())
+    /// How the router logs in as this user of a cluster, after the user has logged in here.
+    pub fn credential(
+        &self,
+        cluster: &str,
+        name: &str,
+        user: &User,
+        proven: Proven,
+    ) -> Arc<ArcSwap<Credential>> {
+        let credential = match (user.secret(), proven.keys) {
+            (Secret::Scram(_), Some(keys)) => Credential::Keys(keys),
+            (Secret::Scram(_) | Secret::Plain(_) | Secret::Md5(_) | Secret::Empty, _) => {
+                user.credential()
             }
-            (Some(Secret::Md5(secret)), _) => Credential::Md5(*secret),
-            (Some(Secret::Scram(_)), Some(keys)) => Credential::Keys(keys),
-            (Some(Secret::Scram(_) | Secret::Empty) | None, _) => Credential::Nothing,
         };
+        let who: Half = (cluster.into(), name.into());
         let mut credentials = locked(&self.credentials);
-        match credentials.get(user) {
+        match credentials.get(&who) {
             Some(own) => {
                 // One who was trusted proves nothing, and takes nothing away.
                 let is_nothing = matches!(credential, Credential::Nothing);
@@ -156,7 +165,7 @@ impl Registry {
             }
             None => {
                 let own = Arc::new(ArcSwap::from_pointee(credential));
-                credentials.insert(user.into(), own.clone());
+                credentials.insert(who, own.clone());
                 own
             }
         }
@@ -205,6 +214,7 @@ impl Registry {
                 reserve_after: pool.reserve_pool_timeout,
                 lifetime: pool.server_lifetime,
                 idle_timeout: pool.server_idle_timeout,
+                longest_pause: pool.server_login_retry,
             },
             connect_timeout: pool.server_connect_timeout,
         }
@@ -324,6 +334,11 @@ impl Mailbox {
     /// Whether anything came since the last look.
     pub fn has_mail(&self) -> bool {
         self.mail.load(Ordering::Relaxed) != 0
+    }
+
+    /// Whether the session is to end. The mail stays.
+    pub fn is_ending(&self) -> bool {
+        self.mail.load(Ordering::Acquire) & END != 0
     }
 
     /// Looks.

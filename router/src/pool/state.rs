@@ -18,8 +18,6 @@ use crate::pool::budget::Budgets;
 pub const PARALLEL_CONNECTS: usize = 4;
 /// The pause after a server could not be connected; doubled at each failure.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
-/// The longest such pause.
-const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// A pool in which nobody has waited and no server was for this long is taken down: clients choose the names
 /// of databases.
 pub const EMPTY_FOR: Duration = Duration::from_secs(60);
@@ -45,6 +43,8 @@ pub struct Rules {
     pub lifetime: Duration,
     /// `server_idle_timeout`: a server idle for longer is closed. Zero: never.
     pub idle_timeout: Duration,
+    /// `server_login_retry`: the longest pause after a server could not be connected.
+    pub longest_pause: Duration,
 }
 
 /// Why a server could not be connected.
@@ -263,9 +263,10 @@ impl PoolState {
             self.forget(server);
         }
         self.pause = match failure {
-            Failure::Passing => (self.pause * 2).clamp(FIRST_PAUSE, LONGEST_PAUSE),
-            Failure::Lasting => LONGEST_PAUSE,
+            Failure::Passing => (self.pause * 2).max(FIRST_PAUSE),
+            Failure::Lasting => self.rules.longest_pause,
         };
+        self.pause = self.pause.min(self.rules.longest_pause);
         self.retry_at = now + self.pause;
         self.is_refused = failure == Failure::Lasting;
         match failure {

@@ -40,7 +40,7 @@ pub struct Identity {
     pub user: Arc<str>,
     /// How it proves that.
     pub credential: Arc<Credential>,
-    /// What the start-up packet says beside that: of a server that is opened for one client.
+    /// What the start-up packet says beside that: of a server that is opened for one client, or for the router itself.
     pub more: Vec<(String, String)>,
 }
 
@@ -83,13 +83,29 @@ pub enum OpenFailed {
 }
 
 impl OpenFailed {
+    /// PostgreSQL's SQLSTATE, if it has refused.
+    pub fn code(&self) -> Option<&str> {
+        match self {
+            OpenFailed::Refused(complaint) => Some(&complaint.code),
+            OpenFailed::LaneCut
+            | OpenFailed::Unreachable(_)
+            | OpenFailed::TooSlow
+            | OpenFailed::InRecovery
+            | OpenFailed::NoTls
+            | OpenFailed::Handshake(_)
+            | OpenFailed::NoLogin(_)
+            | OpenFailed::Broken => None,
+        }
+    }
+
     /// Whether it will stay so until somebody changes something.
     pub fn is_lasting(&self) -> bool {
         match self {
             OpenFailed::NoLogin(_) | OpenFailed::NoTls | OpenFailed::Handshake(_) => true,
             OpenFailed::Refused(complaint) => {
-                // Authorization, no such database, no permission to connect.
-                ["28", "3D", "42"]
+                // Authorization, no such database, no permission to connect; a database that takes no connections,
+                // and what cannot be asked for in a start-up packet.
+                ["28", "3D", "42", "55", "22", "0A"]
                     .iter()
                     .any(|class| complaint.code.starts_with(class))
             }
@@ -116,13 +132,14 @@ pub async fn open(
     let _permit = turns.acquire().await;
     let (stream, tls) = reach(&way).await?;
     let mut server = Server {
+        key: CancelKey {
+            tls: stream.is_encrypted().then(|| tls.clone()),
+            ..CancelKey::default()
+        },
+        opened_by: tls,
         stream,
         seat,
         way,
-        key: CancelKey {
-            tls,
-            ..CancelKey::default()
-        },
         reported: BTreeMap::new(),
         initial: Arc::default(),
         settings: Arc::default(),
@@ -152,8 +169,7 @@ async fn greet(
     nonce: [u8; RANDOM_BYTES],
 ) -> Result<(), OpenFailed> {
     let broken = |_: io::Error| OpenFailed::Broken;
-    let mut parameters: Vec<(&str, &str)> =
-        vec![("user", &identity.user), ("database", &identity.database)];
+    let mut parameters = vec![("user", &*identity.user), ("database", &*identity.database)];
     parameters.extend(
         identity
             .more

@@ -49,6 +49,9 @@ impl Statement {
     }
 }
 
+/// In the place of a name that the client has given already: prepared just before, so that the server finds it taken.
+pub const TAKEN: &str = "trunkline_taken";
+
 /// Appends the name of a statement on servers.
 pub fn server_name(out: &mut Vec<u8>, number: u32) {
     let mut name = PREFIX.to_owned();

@@ -41,6 +41,8 @@ pub(super) mod door;
 mod ends;
 mod hoard;
 pub(super) mod login;
+mod lookup;
+mod proof;
 mod replication;
 mod server_side;
 mod timeouts;

@@ -377,3 +377,65 @@ fn a_statement_of_the_protocol_is_deallocated_in_sql() {
         },
     );
 }
+
+#[test]
+fn a_name_that_is_taken_is_refused_and_means_what_it_meant() {
+    as_postgres(
+        "statements::a_name_that_is_taken_is_refused_and_means_what_it_meant",
+        async || {
+            let server = Postgres::start();
+            let stack = trusting(&server, "default_pool_size: 1").await;
+            let mut one = stack.session().await;
+            let mut other = stack.session().await;
+            for session in [&mut one, &mut other] {
+                let told = ask(session, &[parse("s", "select 1, 1"), sync()]).await;
+                assert_eq!(told, "1ZI");
+            }
+            // The same text and another one, alone and in front of what is skipped with it.
+            for (sql, code) in [
+                ("select 1, 1", "42P05"),
+                ("select 2", "42P05"),
+                ("selekt", "42601"),
+            ] {
+                for session in [&mut one, &mut other] {
+                    let batch = [parse("s", sql), run("s"), parse("t", "select 3"), sync()];
+                    session.send(&batch.concat()).await;
+                    let (kind, body) = session.message().await;
+                    let said = String::from_utf8_lossy(&body).into_owned();
+                    assert!(
+                        kind == b'E' && said.contains(&format!("\0C{code}\0")),
+                        "{said}"
+                    );
+                    assert_eq!(answer(session).await, "ZI");
+                    // Nothing was replaced, nothing was given.
+                    session.send(&[run("s"), sync()].concat()).await;
+                    assert_eq!(session.message().await.0, b'2');
+                    assert_eq!(session.message().await.1[..2], [0, 2]);
+                    assert_eq!(answer(session).await, "CZI");
+                    assert_eq!(ask(session, &[run("t"), sync()]).await, "EZI");
+                }
+            }
+            // In a transaction it fails the transaction; a name that was closed is free in the same batch.
+            assert_eq!(ask(&mut one, &[query("begin")]).await, "CZT");
+            assert_eq!(
+                ask(&mut one, &[parse("s", "select 2"), sync()]).await,
+                "EZE"
+            );
+            assert_eq!(
+                ask(&mut one, &[parse("s", "select 2"), sync()]).await,
+                "EZE"
+            );
+            assert_eq!(ask(&mut one, &[query("rollback")]).await, "CZI");
+            let closed = [
+                message(b'C', b"Ss\0"),
+                parse("s", "select 2"),
+                run("s"),
+                sync(),
+            ];
+            assert_eq!(ask(&mut one, &closed).await, "312DCZI");
+            // It was no mistake of the router's: the server is the same one.
+            let servers = "select count(*) from pg_stat_activity where usename = 'app'";
+            assert_eq!(server.ask(servers), "1");
+        },
+    );
+}

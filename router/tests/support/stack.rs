@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 use trunkline_router::auth::hba::Hba;
+use trunkline_router::auth::ident::Ident;
 use trunkline_router::auth::users::Users;
 use trunkline_router::config::pooling::{Mode, PoolingConfig};
 use trunkline_router::config::tls::TlsSection;
@@ -181,7 +182,8 @@ impl Stack {
     }
 }
 
-/// The sections as the program would read them; before them the text of the file of users, and of that of rules.
+/// The sections as the program would read them; before them the text of the file of users, and of those of rules and
+/// of maps.
 pub fn pooling_of(sections: &str) -> PoolingConfig {
     let (users, sections) = sections.split_once("---\n").unwrap();
     let text = format!(
@@ -190,8 +192,10 @@ pub fn pooling_of(sections: &str) -> PoolingConfig {
     );
     let mut pooling = RouterConfig::parse(&text).unwrap().pooling.unwrap();
     let (users, hba) = users.split_once("-hba-\n").unwrap_or((users, ""));
+    let (hba, ident) = hba.split_once("-ident-\n").unwrap_or((hba, ""));
     pooling.users = Arc::new(Users::parse(users).unwrap());
     pooling.auth.hba = Arc::new(Hba::parse(hba).unwrap());
+    pooling.auth.ident = Arc::new(Ident::parse(ident).unwrap());
     pooling
 }
 

@@ -116,9 +116,10 @@ const UNUSABLE: &[(&str, &str)] = &[
     ("host all all all cert", "cert is for hostssl"),
     ("hostnossl all all all cert", "cert is for hostssl"),
     (
-        "hostssl all all all cert map=x",
-        "the option map=x is not available",
+        "hostssl all all all cert clientcert=1",
+        "the option clientcert=1 is not available",
     ),
+    ("host all all all md5 map=x", "map is for the method cert"),
     (
         "host @dbs all all trust",
         "@dbs is not available: names are not read",

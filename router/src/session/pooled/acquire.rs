@@ -12,6 +12,9 @@ use super::Pooled;
 use super::door::interned;
 use crate::config::pooling::Mode;
 use crate::error::{RequestError, SessionError};
+use crate::lanes::Ending;
+use crate::listener::Listening;
+use crate::pool::registry::{Mailbox, Registry};
 use crate::pool::{self, Checkout, Lease, NoServer, PoolId, Ticket};
 use crate::protocol::messages;
 use crate::protocol::settings::{Settings, SettingsSeen, tracked};
@@ -27,6 +30,11 @@ use crate::topology::routing_table::Wants;
 
 /// Pause before a pool whose lane is cut is looked for again; the next table is a moment away.
 const NEXT_TABLE: Duration = Duration::from_millis(20);
+/// What who waits hears when the router stops.
+const ROUTER_STOPS: SessionError = SessionError::Ended {
+    ending: Ending::RouterStops,
+    has_outstanding: false,
+};
 
 /// A version that no table has: a route that is not kept for the next request.
 const NOT_KEPT: u64 = 0;
@@ -87,9 +95,14 @@ impl Pooled {
         let limit = self.door.config.pool.query_wait_timeout;
         let pool = self.route.map(|(_, pool)| pool);
         let (client, mailbox) = (self.client.socket(), &self.mailbox);
-        let cancelled = poll_fn(|_| match mailbox.has_mail() && mailbox.take().is_cancel {
-            true => Poll::Ready(()),
-            false => Poll::Pending,
+        let cancelled = poll_fn(|_| {
+            let is_cancelled =
+                !mailbox.is_ending() && mailbox.has_mail() && mailbox.take().is_cancel;
+            if is_cancelled {
+                Poll::Ready(())
+            } else {
+                Poll::Pending
+            }
         });
         let over = async {
             match limit.is_zero() {
@@ -104,13 +117,18 @@ impl Pooled {
                 self.answer_cancel();
                 Ok(None)
             }
+            () = ending(mailbox) => Err(ROUTER_STOPS),
             () = gone(client) => Err(SessionError::ClientGone),
-            () = over => Err(SessionError::NoFreeServer {
-                database: self.door.database.to_string(),
-                user: self.door.user.to_string(),
-                limit,
-                why: pool.and_then(pool::failure).map_or_else(String::new, |why| format!(": {why}")),
-            }),
+            () = over => {
+                let failure = pool.and_then(pool::failure);
+                Err(SessionError::NoFreeServer {
+                    database: self.door.database.to_string(),
+                    user: self.door.user.to_string(),
+                    limit,
+                    why: failure.as_ref().map_or_else(String::new, |why| format!(": {why}")),
+                    code: failure.as_ref().and_then(OpenFailed::code).map(str::to_owned),
+                })
+            }
         }
     }
 
@@ -172,38 +190,15 @@ impl Pooled {
             tokio::select! {
                 _ = changed.changed() => {}
                 () = sleep(limit - waited) => {}
+                () = ending(&self.mailbox) => return Err(ROUTER_STOPS),
                 () = gone(self.client.socket()) => return Err(SessionError::ClientGone),
             }
         }
     }
 
     fn route_now(&self) -> Result<Way, NoRoute> {
-        let listening = &self.door.listening;
-        let cluster = &listening.cluster;
-        let published = cluster.published();
-        let request = RouteRequest {
-            kind: listening.kind(),
-            wants: match published.table.hold {
-                Some(_) => self.wants(),
-                None => Wants::Statement,
-            },
-            tried: &[],
-        };
-        let target = route(&request, &published.table, &|lane| cluster.lanes.load(lane))?;
-        let places = published.places(&target.address);
-        if places.is_empty() {
-            return Err(NoRoute::Hold(Awaited::Reachable(target.member)));
-        }
-        Ok(Way {
-            lanes: cluster.lanes.clone(),
-            lane: target.lane,
-            member: target.member,
-            places,
-            address: target.address,
-            is_writer: listening.kind() == TargetKind::Primary,
-            limits: listening.limits.clone(),
-            in_force: self.door.registry.in_force.clone(),
-        })
+        let (listening, registry) = (&self.door.listening, &self.door.registry);
+        way_now(listening, registry, || self.wants())
     }
 
     /// Gives the server the client's settings.
@@ -280,6 +275,48 @@ impl Pooled {
         self.release();
         Ok(())
     }
+}
+
+/// Waits until the router stops. The task is woken by the mail.
+async fn ending(mailbox: &Mailbox) {
+    poll_fn(|_| match mailbox.is_ending() {
+        true => Poll::Ready(()),
+        false => Poll::Pending,
+    })
+    .await;
+}
+
+/// The way that the table of this moment leads; `wants` is looked at while a planned change holds.
+pub(super) fn way_now(
+    listening: &Listening,
+    registry: &Registry,
+    wants: impl FnOnce() -> Wants,
+) -> Result<Way, NoRoute> {
+    let cluster = &listening.cluster;
+    let published = cluster.published();
+    let request = RouteRequest {
+        kind: listening.kind(),
+        wants: match published.table.hold {
+            Some(_) => wants(),
+            None => Wants::Statement,
+        },
+        tried: &[],
+    };
+    let target = route(&request, &published.table, &|lane| cluster.lanes.load(lane))?;
+    let places = published.places(&target.address);
+    if places.is_empty() {
+        return Err(NoRoute::Hold(Awaited::Reachable(target.member)));
+    }
+    Ok(Way {
+        lanes: cluster.lanes.clone(),
+        lane: target.lane,
+        member: target.member,
+        places,
+        address: target.address,
+        is_writer: listening.kind() == TargetKind::Primary,
+        limits: listening.limits.clone(),
+        in_force: registry.in_force.clone(),
+    })
 }
 
 /// What a client hears when PostgreSQL does not let the router in.

@@ -13,7 +13,7 @@ use crate::server::Server;
 use crate::session::carry_over::deallocate::deallocated;
 use crate::session::carry_over::executed::Executed;
 use crate::session::carry_over::look::{Look, PinReason, look};
-use crate::session::carry_over::{NO_UNNAMED, Statement, UNKNOWN, is_reserved, server_name};
+use crate::session::carry_over::{NO_UNNAMED, Statement, TAKEN, UNKNOWN, is_reserved, server_name};
 
 mod deallocate;
 
@@ -293,6 +293,15 @@ impl Scan<'_> {
         if may_take_away && self.parse_deallocate(tail, at..at + message.len(), splice) {
             return Ok(());
         }
+        if is_kept
+            && self
+                .statements
+                .get()
+                .is_some_and(|own| own.find(name).is_some())
+        {
+            self.parse_taken(tail, splice.replace(at, at + message.len()));
+            return Ok(());
+        }
         let registry = self.registry;
         let kept = is_kept.then(|| self.statements.keep(name, tail, registry));
         let Some(statement) = kept.flatten() else {
@@ -313,6 +322,31 @@ impl Scan<'_> {
             self.prepare(&statement, number, false, out);
         }
         Ok(())
+    }
+
+    /// A Parse under a name that the client has given already. PostgreSQL says what it says of that, or of the text first,
+    /// under a name that is surely taken: an empty statement has it.
+    fn parse_taken(&mut self, tail: &[u8], out: &mut Vec<u8>) {
+        frame(out, b'C', |body| {
+            body.push(b'S');
+            body.extend_from_slice(TAKEN.as_bytes());
+            body.push(0);
+        });
+        self.server.exchange.sent(Expect::Close {
+            statement: 0,
+            is_hidden: true,
+        });
+        for (tail, is_hidden) in [(&b"\0\0\0"[..], true), (tail, false)] {
+            frame(out, b'P', |body| {
+                body.extend_from_slice(TAKEN.as_bytes());
+                body.push(0);
+                body.extend_from_slice(tail);
+            });
+            self.server.exchange.sent(Expect::Parse {
+                statement: 0,
+                is_hidden,
+            });
+        }
     }
 
     /// A Parse whose name the server gets to know. If it has one, it stays there: no other client may find it.

@@ -5,16 +5,16 @@ use std::sync::Arc;
 
 use rustls::ServerConfig;
 use tokio::io::AsyncReadExt;
-use tokio::time::timeout;
 
 use super::Pooled;
 use super::door::{Door, interned};
-use crate::auth::certificate::{Binding, common_name};
+use super::proof::{Admitted, Arrival, authenticate};
+use crate::auth::certificate::Binding;
 use crate::auth::hba::{Asking, Verdict};
 use crate::auth::scram::MAX_MESSAGE;
-use crate::auth::{Beginning, Malformed, Method, Proven, ServerSide, Step};
+use crate::auth::{Malformed, Method};
 use crate::config::auth::AuthConfig;
-use crate::config::pooling::{Mode, PoolingConfig};
+use crate::config::pooling::Mode;
 use crate::error::{SessionError, Whence};
 use crate::fleet::cancels::{CancelKey, carry_out};
 use crate::listener::Listening;
@@ -122,17 +122,24 @@ async fn begin(
         messages::negotiate(&mut negotiation, minor.min(MINOR), &asked.unknown_options);
         send(&mut client.stream, &negotiation).await?;
     }
-    let limit = entrance.pooling.pool.client_login_timeout;
-    let proving = authenticate(registry, &entrance.pooling, client, &asked, binding);
-    let proving = timeout(limit, proving);
-    let (proven, mut greeting) = proving
-        .await
-        .unwrap_or(Err(SessionError::LoginTooSlow(limit)))?;
+    let arrival = Arrival {
+        listening,
+        registry,
+        entrance: &entrance,
+        asked: &asked,
+        binding,
+    };
+    let Admitted {
+        user,
+        proven,
+        mut greeting,
+    } = authenticate(&arrival, client).await?;
     let rules = registry.config().database(&asked.database);
     let Some(rules) = rules else {
         return Err(SessionError::UnknownDatabase(asked.database));
     };
-    let credential = registry.credential(&asked.user, proven);
+    let cluster = listening.cluster.name.as_str();
+    let credential = registry.credential(cluster, &asked.user, &user, proven);
     let names = (asked.database.as_str(), asked.user.as_str());
     let door = Door::find(listening, registry, names, rules, credential);
     greeting.extend_from_slice(AUTHENTICATION_OK);
@@ -217,8 +224,17 @@ fn whence(client: &Client, asked: &Parameters) -> Whence {
     }
 }
 
+pub(super) fn asking<'a>(client: &Client, asked: &'a Parameters) -> Asking<'a> {
+    Asking {
+        address: client.peer.ip(),
+        is_encrypted: client.stream.is_encrypted(),
+        database: (!asked.is_physical_replication()).then_some(&*asked.database),
+        user: &asked.user,
+    }
+}
+
 /// How the client is to prove who it is.
-fn method(
+pub(super) fn method(
     config: &AuthConfig,
     client: &Client,
     asked: &Parameters,
@@ -226,13 +242,7 @@ fn method(
     if let Some(method) = config.method {
         return Ok(method);
     }
-    let verdict = config.hba.verdict(&Asking {
-        address: client.peer.ip(),
-        is_encrypted: client.stream.is_encrypted(),
-        database: (!asked.is_physical_replication()).then_some(&*asked.database),
-        user: &asked.user,
-    });
-    match verdict {
+    match config.hba.verdict(&asking(client, asked)) {
         Some(Verdict::By(method)) => Ok(method),
         Some(Verdict::Reject) => Err(SessionError::HbaRejects(whence(client, asked))),
         None => Err(SessionError::NoHbaEntry(whence(client, asked))),
@@ -266,54 +276,12 @@ async fn cancel_one(
     }
 }
 
-/// The exchange. Returns what was proved, and a message that goes before AuthenticationOk.
-async fn authenticate(
-    registry: &Registry,
-    config: &PoolingConfig,
-    client: &mut Client,
-    asked: &Parameters,
-    binding: Option<Binding>,
-) -> Result<(Proven, Vec<u8>), SessionError> {
-    let method = method(&config.auth, client, asked)?;
-    let user = asked.user.as_str();
-    let random = registry.random().map_err(no_randomness)?;
-    let shown = client.stream.session().filter(|_| method == Method::Cert);
-    let shown = shown.and_then(|tls| common_name(tls.peer_certificates()?.first()?));
-    let (mut exchange, mut step) = ServerSide::begin(Beginning {
-        method,
-        name: user,
-        user: config.users.find(user).map(Arc::as_ref),
-        look: config.users.mock_look(method, user, registry.mock()),
-        random: &random,
-        mock: registry.mock(),
-        binding,
-        certificate: shown.as_deref(),
-    });
-    loop {
-        match step {
-            Step::Ask(message) => send(&mut client.stream, &message).await?,
-            Step::Proven(proven, last) => return Ok((proven, last)),
-            Step::Refused => {
-                let user = user.to_owned();
-                return Err(match method {
-                    Method::Cert => SessionError::WrongCertificate { user },
-                    Method::ScramSha256 | Method::Md5 | Method::Trust => {
-                        SessionError::WrongPassword { user }
-                    }
-                });
-            }
-        }
-        let answer = read_answer(client).await?;
-        step = exchange.answer(&answer)?;
-    }
-}
-
 pub(super) fn no_randomness(_: NoRandomness) -> SessionError {
     SessionError::TooMuch("the router has no random numbers to authenticate with")
 }
 
 /// The body of the client's next message, which must be one of authentication.
-async fn read_answer(client: &mut Client) -> Result<Vec<u8>, SessionError> {
+pub(super) async fn read_answer(client: &mut Client) -> Result<Vec<u8>, SessionError> {
     loop {
         let header =
             head(&client.bytes).map_err(|_| Malformed("a message of an impossible length"))?;

@@ -47,7 +47,10 @@ impl Pooled {
                     database: self.door.database.to_string(),
                     user: self.door.user.to_string(),
                     limit,
-                    why: why.map_or_else(String::new, |why| format!(": {why}")),
+                    why: why
+                        .as_ref()
+                        .map_or_else(String::new, |why| format!(": {why}")),
+                    code: why.as_ref().and_then(OpenFailed::code).map(str::to_owned),
                 });
             }
             tokio::select! {

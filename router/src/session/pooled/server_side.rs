@@ -19,7 +19,7 @@ use crate::protocol::sqlstate;
 use crate::server::{Complaint, MAX_READ_WHOLE, Server, report};
 use crate::session::carry_over::executed::Executed;
 use crate::session::carry_over::look::PinReason;
-use crate::session::carry_over::{NO_UNNAMED, PREFIX, UNKNOWN};
+use crate::session::carry_over::{NO_UNNAMED, PREFIX, TAKEN, UNKNOWN};
 
 /// A completion's tag is in its first bytes.
 const TAG: usize = 128;
@@ -271,6 +271,7 @@ impl Scan<'_> {
             sqlstate::INVALID_STATEMENT_NAME | sqlstate::DUPLICATE_STATEMENT
         ) && complaint.message.contains(PREFIX)
             && !complaint.message.contains(UNKNOWN)
+            && !complaint.message.contains(TAKEN)
             && !complaint.message.contains(NO_UNNAMED);
         if is_stale || is_of_the_router {
             // Under new numbers they are prepared anew, wherever they are used next.
