@@ -147,7 +147,7 @@ mod tests {
     fn routers_that_are_behind_the_leader_are_marked() {
         let text = render(&ClusterName::new("demo"), &fleet(Some(42)), Format::Pretty);
         let expected = "\
-+ Routers of cluster: demo ---+----------------+-------+---------+-------------------+-----------------+--------------+----------------+
++ Routers of cluster: demo ------+----------------+-------+---------+-------------------+-----------------+--------------+----------------+
 | Router | Instance    | Version | HTTP           | Epoch | Routing | Hold timeout (ms) | Writer sessions | Held clients | Acknowledged   |
 +--------+-------------+---------+----------------+-------+---------+-------------------+-----------------+--------------+----------------+
 | r1     | 41-0000000a | 0.1.0   | http://r1:8010 |  1.42 | current |             10000 |             120 |            0 | hold_all of 77 |
