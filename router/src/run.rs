@@ -101,9 +101,7 @@ pub fn run(config: RouterConfig, file: PathBuf, is_upgrade: bool) -> Result<(), 
     let _flushed = log.flushed_at_end();
     let folder = runtime_folder(config.http.listen)?;
     let cores = Arc::new(Cores::start(std::thread::available_parallelism()?.get())?);
-    let (rules, _) = watch::channel(Rules {
-        max_lag: config.max_lag,
-    });
+    let rules = watch::Sender::new(rules_of(&config));
     let clusters = clusters_of(&config);
     let registry = registry_of(&config)?;
     let listenings = listenings_of(&config, &clusters, registry.as_ref());
@@ -166,11 +164,16 @@ pub fn run(config: RouterConfig, file: PathBuf, is_upgrade: bool) -> Result<(), 
         origin,
         failure.clone(),
     );
-    server.run(RunArgs {
-        shutdown_signal: Box::new(conductor),
-    });
+    let shutdown_signal = Box::new(conductor);
+    server.run(RunArgs { shutdown_signal });
     let mut failure = failure.lock().unwrap_or_else(PoisonError::into_inner);
     failure.take().map_or(Ok(()), Err)
+}
+
+fn rules_of(config: &RouterConfig) -> Rules {
+    Rules {
+        max_lag: config.max_lag,
+    }
 }
 
 /// How this process comes to its ports. Said before it asks for them.
