@@ -17,7 +17,7 @@ async fn each_opens_a_server_with_its_own_parameters_and_takes_it_along() {
     let three = ONE.replace("size: 1", "size: 3, ignore_startup_parameters: x");
     let stack = stack(Mode::Statement, &three).await;
     stack.lead("a", a.address).await;
-    let physical = "user\0app\0database\0replication\0replication\0true\0options\0-c a=b\0x\01\0";
+    let physical = "user\0app\0database\0replication\0replication\0true\0options\0-c a=b\0x\0on\0";
     let mut one = login(&stack, physical).await;
     one.ready().await;
     let mut two = login(&stack, "user\0app\0database\0app\0replication\0database\0").await;
