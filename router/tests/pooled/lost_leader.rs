@@ -218,12 +218,14 @@ async fn a_client_in_a_transaction_hears_that_the_router_stops() {
 #[tokio::test]
 async fn a_client_that_waits_for_a_server_or_a_leader_hears_that_the_router_stops() {
     for has_leader in [true, false] {
-        let (stack, _a) = led(Mode::Transaction).await;
+        let (stack, mut a) = led(Mode::Transaction).await;
         let mut one = stack.session().await;
         let mut two = stack.session().await;
         ask(&mut one, "begin").await;
         if !has_leader {
             stack.delete("leader").await;
+            a.until(|seen| seen.ended == 1).await;
+            one.query("select 1").await;
             assert_eq!(error(&mut one).await, "40001");
             assert_eq!(answer(&mut one).await, "ZE");
         }
