@@ -15,6 +15,7 @@ use std::time::Duration;
 use goldenscript::{Command, Context, Runner};
 use test_each_file::test_each_path;
 use trunkline_router::pool::budget::{Budget, Budgets};
+use trunkline_router::pool::gate::Gate;
 use trunkline_router::pool::state::{Effect, Failure, PoolState, Rules, ServerId, WaiterId};
 use trunkline_shared::cluster::{Moment, quantity};
 
@@ -29,6 +30,7 @@ struct Script {
     now: Moment,
     budgets: Budgets,
     rules: Rules,
+    gate: Arc<Gate>,
     pools: BTreeMap<String, PoolState>,
 }
 
@@ -49,6 +51,7 @@ impl Default for Script {
                 lifetime: Duration::from_secs(3600),
                 idle_timeout: Duration::from_secs(600),
             },
+            gate: Arc::default(),
             pools: BTreeMap::new(),
         }
     }
@@ -76,6 +79,15 @@ impl Runner for Script {
                 self.now = self.now + quantity::duration(text).unwrap();
                 return Ok(String::new());
             }
+            // What an operator tells the database.
+            "pause" | "resume" => {
+                self.gate.pause(command.name == "pause");
+                return Ok(String::new());
+            }
+            "renew" => {
+                self.gate.renew(self.now);
+                return Ok(String::new());
+            }
             _ => {}
         }
         let pool = context.prefix.clone().unwrap_or_else(|| "p".to_owned());
@@ -88,10 +100,11 @@ impl Runner for Script {
             _ => self.budgets.clone(),
         };
         let rules = self.rules.clone();
+        let gate = self.gate.clone();
         let state = self
             .pools
             .entry(pool)
-            .or_insert_with(|| PoolState::new(rules, budgets));
+            .or_insert_with(|| PoolState::new(rules, budgets).behind(gate));
         let mut effects = Vec::new();
         let mut said = Vec::new();
         let word = args.next_pos();

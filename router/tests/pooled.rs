@@ -4,6 +4,8 @@
 
 #[path = "pooled/cancels.rs"]
 mod cancels;
+#[path = "pooled/console.rs"]
+mod console;
 #[path = "pooled/encrypted.rs"]
 mod encrypted;
 #[path = "pooled/lost_leader.rs"]

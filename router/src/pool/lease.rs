@@ -3,6 +3,9 @@
 use std::ops::{Deref, DerefMut};
 use std::task::{Context, Poll};
 
+use trunkline_shared::cluster::Moment;
+use trunkline_shared::service::clock;
+
 use super::local::Outcome;
 use super::running::Begun;
 use super::state::{ServerId, WaiterId};
@@ -17,6 +20,8 @@ pub struct Lease {
     pub(super) id: ServerId,
     /// Whether a planned change of leader waits for it, and since when.
     pub(super) begun: Option<Begun>,
+    /// When it was taken: nobody who keeps times needs to read the clock again.
+    pub since: Moment,
 }
 
 impl Lease {
@@ -28,30 +33,35 @@ impl Lease {
     }
 
     /// Gives it back. It must stand between two transactions with nothing outstanding and nothing unread.
-    pub fn checkin(mut self) {
+    pub fn checkin(self) {
+        self.checkin_at(clock::now());
+    }
+
+    /// The same by a clock that was read a moment ago.
+    pub fn checkin_at(mut self, now: Moment) {
         let Some(mut server) = self.server.take() else {
             return;
         };
         match server.cancel.take() {
-            None => checkin(self.pool, self.id, self.begun, server),
+            None => checkin(self.pool, self.id, (self.begun, now), server),
             Some(cancel) => {
                 let (pool, id, begun) = (self.pool, self.id, self.begun);
                 tokio::spawn(async move {
                     // One that may still come must not reach the next client.
                     server.is_spoiled |= !matches!(cancel.await, Ok(Cancelled::Over));
-                    checkin(pool, id, begun, server);
+                    checkin(pool, id, (begun, clock::now()), server);
                 });
             }
         }
     }
 }
 
-fn checkin(pool: PoolId, id: ServerId, begun: Option<Begun>, server: Box<Server>) {
+fn checkin(pool: PoolId, id: ServerId, (begun, now): (Option<Begun>, Moment), server: Box<Server>) {
     POOLS.with_borrow_mut(|pools| {
         if let Some(begun) = begun {
             pools.end(pool, begun);
         }
-        pools.checkin(pool, id, server);
+        pools.checkin(pool, id, server, now);
     });
 }
 

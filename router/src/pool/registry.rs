@@ -14,11 +14,13 @@ use secrecy::ExposeSecret;
 use tokio::sync::oneshot;
 use trunkline_shared::service::tls::Reloadable;
 
+use crate::admin::desk::Desk;
 use crate::auth::{Credential, Method, Proven, RANDOM_BYTES, Secret};
 use crate::config::pooling::{DatabaseConfig, PoolingConfig};
 use crate::in_force::{Entrance, InForce};
 use crate::pool::Spec;
 use crate::pool::budget::{Budget, Budgets};
+use crate::pool::gate::Gates;
 use crate::pool::state::Rules;
 
 /// What a server reports when it lets somebody in, by name.
@@ -35,6 +37,10 @@ type Key = (u32, Box<[u8]>);
 pub struct Registry {
     /// The settings of this moment.
     pub in_force: Arc<Reloadable<InForce>>,
+    /// What an operator has told the databases.
+    pub gates: Gates,
+    /// What the console acts upon.
+    pub desk: Desk,
     /// From which the answers for unknown users are derived.
     mock: [u8; 32],
     random: SystemRandom,
@@ -73,6 +79,8 @@ impl Registry {
         }
         Ok(Self {
             in_force: Arc::new(Reloadable::new(in_force)),
+            gates: Gates::default(),
+            desk: Desk::default(),
             mock,
             random,
             credentials: Mutex::default(),
@@ -193,6 +201,7 @@ impl Registry {
             lane,
             credential,
             budgets,
+            gate: self.gates.of(database),
             rules: Rules {
                 min_size: rules.min_pool_size.unwrap_or(pool.min_pool_size),
                 reserve_size: rules.reserve_pool_size.unwrap_or(pool.reserve_pool_size),
@@ -290,6 +299,8 @@ pub type Canceller = oneshot::Sender<Infallible>;
 
 const CANCEL: u8 = 1;
 const END: u8 = 2;
+const KILL: u8 = 4;
+const KILL_DATABASE: u8 = 8;
 
 /// What came since the last look.
 #[derive(Debug)]
@@ -300,6 +311,17 @@ pub struct Mail {
     pub cancellers: Vec<Canceller>,
     /// The session is to end, once it holds no server.
     pub is_end: bool,
+    /// The session is to end at once.
+    pub kill: Option<Kill>,
+}
+
+/// Who is ended by an operator.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kill {
+    /// This client: `KILL_CLIENT`.
+    Client,
+    /// All of its database: `KILL`.
+    Database,
 }
 
 impl Mailbox {
@@ -310,6 +332,14 @@ impl Mailbox {
         }
     }
 
+    /// Ends the session.
+    pub fn kill(&self, kill: Kill) {
+        self.put(match kill {
+            Kill::Client => KILL,
+            Kill::Database => KILL_DATABASE,
+        });
+    }
+
     /// Leaves the waker of the session's task.
     pub fn register(&self, cx: &Context<'_>) {
         *locked(&self.waker) = Some(cx.waker().clone());
@@ -318,6 +348,11 @@ impl Mailbox {
     /// Whether anything came since the last look.
     pub fn has_mail(&self) -> bool {
         self.mail.load(Ordering::Relaxed) != 0
+    }
+
+    /// Whether an order to end came since the last look.
+    pub fn is_end(&self) -> bool {
+        self.mail.load(Ordering::Acquire) & (END | KILL | KILL_DATABASE) != 0
     }
 
     /// Looks.
@@ -331,6 +366,11 @@ impl Mailbox {
             is_cancel: mail & CANCEL != 0,
             cancellers,
             is_end: mail & END != 0,
+            kill: match (mail & KILL != 0, mail & KILL_DATABASE != 0) {
+                (true, _) => Some(Kill::Client),
+                (false, true) => Some(Kill::Database),
+                (false, false) => None,
+            },
         }
     }
 }

@@ -125,6 +125,7 @@ pub async fn open(
         cancel: None,
         is_spoiled: false,
         opened_at: clock::now(),
+        card: Arc::default(),
     };
     greet(&mut server, &identity, nonce).await?;
     if server.way.is_writer && is_in_recovery(&mut server).await? {
@@ -135,6 +136,7 @@ pub async fn open(
     }
     server.initial = Arc::new(Settings::reported(server.report()));
     server.settings = server.initial.clone();
+    server.introduce();
     Ok(server)
 }
 

@@ -12,6 +12,7 @@ use super::Pooled;
 use super::door::interned;
 use crate::config::pooling::Mode;
 use crate::error::{RequestError, SessionError};
+use crate::pool::registry::{Mail, Mailbox};
 use crate::pool::{self, Checkout, Lease, NoServer, PoolId, Ticket};
 use crate::protocol::messages;
 use crate::protocol::settings::{Settings, SettingsSeen, tracked};
@@ -38,17 +39,32 @@ impl Pooled {
         let Some((_, pool)) = self.route.filter(|(known, _)| *known == version) else {
             return;
         };
-        if !pool::has_idle(pool) {
+        if self.door.gate.is_paused() || !pool::has_idle(pool) {
             return;
         }
         if let Checkout::Ready(lease) = pool::checkout(pool, || cx.waker().clone()) {
-            self.server = Some(lease);
+            self.door.tally.wait.note(Duration::ZERO);
+            self.lent(lease);
         }
     }
 
     /// Waits for a server: for a leader within `hold_timeout`, for its servers within `query_wait_timeout`.
     pub(super) async fn acquire(&mut self) -> Result<(), SessionError> {
+        let began = clock::now();
+        self.card.waits(Some(began));
+        let outcome = self.acquire_in_turn().await;
+        self.card.waits(None);
+        let waited = clock::now().since(began);
+        self.door.tally.wait.note(waited);
+        outcome
+    }
+
+    async fn acquire_in_turn(&mut self) -> Result<(), SessionError> {
         loop {
+            if self.door.gate.is_paused() && self.wait_at_gate().await?.is_none() {
+                // Cancelled, and answered.
+                return Ok(());
+            }
             let pool = self.find_pool().await?;
             let waker = poll_fn(|cx| Poll::Ready(cx.waker().clone())).await;
             let granted = match pool::checkout(pool, || waker) {
@@ -64,8 +80,7 @@ impl Pooled {
                 // A planned change of leader has begun while it waited.
                 Ok(lease) if self.is_held_meanwhile() => lease.checkin(),
                 Ok(lease) => {
-                    self.server = Some(lease);
-                    self.is_seated = false;
+                    self.lent(lease);
                     return Ok(());
                 }
                 Err(NoServer::Refused(why)) => return Err(rejected(why)),
@@ -86,32 +101,49 @@ impl Pooled {
     ) -> Result<Option<Result<Lease, NoServer>>, SessionError> {
         let limit = self.door.config.pool.query_wait_timeout;
         let pool = self.route.map(|(_, pool)| pool);
-        let (client, mailbox) = (self.client.socket(), &self.mailbox);
-        let cancelled = poll_fn(|_| match mailbox.has_mail() && mailbox.take().is_cancel {
-            true => Poll::Ready(()),
-            false => Poll::Pending,
-        });
-        let over = async {
-            match limit.is_zero() {
-                true => std::future::pending().await,
-                false => sleep(limit).await,
-            }
-        };
         tokio::select! {
             biased;
             granted = poll_fn(|cx| ticket.poll(cx)) => Ok(Some(granted)),
-            () = cancelled => {
-                self.answer_cancel();
-                Ok(None)
-            }
-            () = gone(client) => Err(SessionError::ClientGone),
-            () = over => Err(SessionError::NoFreeServer {
-                database: self.door.database.to_string(),
-                user: self.door.user.to_string(),
-                limit,
-                why: pool.and_then(pool::failure).map_or_else(String::new, |why| format!(": {why}")),
-            }),
+            mail = mail(&self.mailbox) => self.hear(&mail).map(|()| None),
+            () = gone(self.client.socket()) => Err(SessionError::ClientGone),
+            () = over(limit) => Err(self.no_free_server(
+                pool.and_then(pool::failure).map_or_else(String::new, |why| format!(": {why}")),
+            )),
         }
+    }
+
+    /// Waits until an operator lets the clients of the database go on. `None`: the client has cancelled its request.
+    async fn wait_at_gate(&mut self) -> Result<Option<()>, SessionError> {
+        let limit = self.door.config.pool.query_wait_timeout;
+        let gate = self.door.gate.clone();
+        tokio::select! {
+            biased;
+            () = gate.is_open() => Ok(Some(())),
+            mail = mail(&self.mailbox) => self.hear(&mail).map(|()| None),
+            () = gone(self.client.socket()) => Err(SessionError::ClientGone),
+            () = over(limit) => {
+                let why = ": it is paused by an operator (RESUME ends that)";
+                Err(self.no_free_server(why.to_owned()))
+            }
+        }
+    }
+
+    fn no_free_server(&self, why: String) -> SessionError {
+        SessionError::NoFreeServer {
+            database: self.door.database.to_string(),
+            user: self.door.user.to_string(),
+            limit: self.door.config.pool.query_wait_timeout,
+            why,
+        }
+    }
+
+    /// Mail for a session that waits for a server: its request is cancelled, or it is ended.
+    fn hear(&mut self, mail: &Mail) -> Result<(), SessionError> {
+        if let Some(error) = self.ordered_end(mail) {
+            return Err(error);
+        }
+        self.answer_cancel();
+        Ok(())
     }
 
     /// The request that waits was never sent: it is answered here.
@@ -172,6 +204,10 @@ impl Pooled {
             tokio::select! {
                 _ = changed.changed() => {}
                 () = sleep(limit - waited) => {}
+                () = ended(&self.mailbox) => {
+                    let ended = self.ordered_end(&self.mailbox.take());
+                    return Err(ended.unwrap_or(SessionError::ClientGone));
+                }
                 () = gone(self.client.socket()) => return Err(SessionError::ClientGone),
             }
         }
@@ -279,6 +315,38 @@ impl Pooled {
         self.to_ask = SettingsSeen::default();
         self.release();
         Ok(())
+    }
+}
+
+/// Mail for a session.
+async fn mail(mailbox: &Mailbox) -> Mail {
+    poll_fn(|cx| {
+        mailbox.register(cx);
+        match mailbox.has_mail() {
+            true => Poll::Ready(mailbox.take()),
+            false => Poll::Pending,
+        }
+    })
+    .await
+}
+
+/// The order to end, which stays in the mailbox as all other mail does.
+async fn ended(mailbox: &Mailbox) {
+    poll_fn(|cx| {
+        mailbox.register(cx);
+        match mailbox.is_end() {
+            true => Poll::Ready(()),
+            false => Poll::Pending,
+        }
+    })
+    .await;
+}
+
+/// The end of a time; zero: never.
+async fn over(limit: Duration) {
+    match limit.is_zero() {
+        true => std::future::pending().await,
+        false => sleep(limit).await,
     }
 }
 
