@@ -45,6 +45,18 @@ pub enum Method {
     Trust,
 }
 
+impl Method {
+    /// Its name in the file.
+    pub fn name(self) -> &'static str {
+        match self {
+            Method::ScramSha256 => "scram-sha-256",
+            Method::Md5 => "md5",
+            Method::Cert => "cert",
+            Method::Trust => "trust",
+        }
+    }
+}
+
 /// What is kept of a user's password.
 pub enum Secret {
     /// The password itself.

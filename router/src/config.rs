@@ -18,10 +18,12 @@ use crate::config::tls::{TlsMode, TlsSection};
 use crate::route::TargetKind;
 use crate::tls::{ClientTls, ServerTls};
 
+pub mod admin;
 pub mod auth;
 mod listeners;
 pub mod pooling;
 mod raw;
+pub mod running;
 pub mod tls;
 
 /// Everything this process was told.
@@ -113,6 +115,8 @@ pub struct ListenerConfig {
     pub max_client_conn: usize,
     /// How it speaks to its clients; in `tcp` mode TLS passes through.
     pub tls: TlsSection,
+    /// It leads to the console only (`admin.listen`).
+    pub is_console: bool,
 }
 
 /// `proxy_protocol`.
@@ -291,6 +295,7 @@ impl RouterConfig {
             own.listen == other.listen
                 && own.scope == other.scope
                 && own.mode == other.mode
+                && own.is_console == other.is_console
                 && own.proxy_protocol == other.proxy_protocol
                 && own.proxy_protocol_from == other.proxy_protocol_from
                 && std::mem::discriminant(&own.target) == std::mem::discriminant(&other.target)

@@ -8,6 +8,7 @@ use trunkline_shared::cluster::{ClusterName, MemberName};
 use crate::auth::Malformed;
 use crate::auth::scram::{NOT_BOUND, NOT_NEGOTIATED};
 use crate::lanes::Ending;
+use crate::pool::registry::Kill;
 use crate::protocol::startup::NotStartup;
 use crate::protocol::{messages, sqlstate};
 use crate::route::{Awaited, NoRoute};
@@ -18,7 +19,7 @@ mod wording;
 
 pub use request::RequestError;
 pub use wording::Whence;
-use wording::{awaited_text, ended_text, reasons_text, seconds, unknown};
+use wording::{awaited_text, ended_text, killed_text, reasons_text, seconds, unknown};
 
 /// Whose fault an error is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -229,6 +230,20 @@ pub enum SessionError {
     /// In statement mode a transaction is over with its statement.
     #[error("transaction blocks are not allowed in statement mode")]
     TransactionBlock,
+    /// An operator has ended it. The words are PgBouncer's.
+    #[error("{}{}", killed_text(*.kill), unknown(.has_outstanding))]
+    Killed {
+        /// Alone, or with all of its database.
+        kill: Kill,
+        /// As above.
+        has_outstanding: bool,
+    },
+    /// An operator lets nobody in: `DISABLE`. The words are PgBouncer's.
+    #[error("database \"{0}\" is disabled")]
+    Disabled(String),
+    /// Neither in `admin_users` nor in `stats_users`. The words are PgBouncer's.
+    #[error("not allowed")]
+    NoOperator,
 }
 
 impl From<Malformed> for SessionError {
@@ -250,6 +265,8 @@ impl SessionError {
             | SessionError::NoLookup { .. }
             | SessionError::Rejected { .. } => Side::Server,
             SessionError::Ended { .. }
+            | SessionError::Killed { .. }
+            | SessionError::Disabled(_)
             | SessionError::HeldTooLong { .. }
             | SessionError::StandbyCluster { .. }
             | SessionError::NoReplica { .. }
@@ -264,6 +281,7 @@ impl SessionError {
             | SessionError::BadMessage { .. }
             | SessionError::TooMuch(_)
             | SessionError::TransactionBlock
+            | SessionError::NoOperator
             | SessionError::IdleTooLong(_)
             | SessionError::IdleInTransaction(_)
             | SessionError::NotTheProtocol(_)
@@ -335,6 +353,9 @@ impl SessionError {
             SessionError::IdleTooLong(_) => "idle_too_long",
             SessionError::IdleInTransaction(_) => "idle_in_transaction",
             SessionError::QueryTooSlow { .. } => "query_too_slow",
+            SessionError::Killed { .. } => "killed",
+            SessionError::Disabled(_) => "disabled",
+            SessionError::NoOperator => "no_operator",
         }
     }
 
@@ -367,18 +388,23 @@ impl SessionError {
                 has_outstanding: true,
                 ..
             }
+            | SessionError::Killed {
+                has_outstanding: true,
+                ..
+            }
             | SessionError::QueryTooSlow {
                 has_outstanding: true,
                 ..
             } => sqlstate::TRANSACTION_RESOLUTION_UNKNOWN,
-            SessionError::Ended { .. } | SessionError::ServerLost { .. } => {
-                sqlstate::ADMIN_SHUTDOWN
-            }
+            SessionError::Ended { .. }
+            | SessionError::ServerLost { .. }
+            | SessionError::Killed { .. } => sqlstate::ADMIN_SHUTDOWN,
             SessionError::EncryptionUnanswered { .. }
             | SessionError::NotGreeted { .. }
             | SessionError::HeldTooLong { .. }
             | SessionError::StandbyCluster { .. }
             | SessionError::NoLookup { .. }
+            | SessionError::Disabled(_)
             | SessionError::NoReplica { .. } => sqlstate::CANNOT_CONNECT_NOW,
             SessionError::TooManyClients { .. } | SessionError::TooManyNewcomers { .. } => {
                 sqlstate::TOO_MANY_CONNECTIONS
@@ -393,6 +419,7 @@ impl SessionError {
             | SessionError::NoHbaEntry(_)
             | SessionError::HbaRejects(_)
             | SessionError::NotBound(_)
+            | SessionError::NoOperator
             | SessionError::WrongCertificate { .. } => sqlstate::INVALID_AUTHORIZATION,
             SessionError::Handshake(_) | SessionError::ClientGone => return None,
         })
@@ -404,6 +431,7 @@ impl SessionError {
         let hint = match self {
             SessionError::Ended { .. }
             | SessionError::ServerLost { .. }
+            | SessionError::Killed { .. }
             | SessionError::QueryTooSlow { .. }
                 if code == sqlstate::TRANSACTION_RESOLUTION_UNKNOWN =>
             {
@@ -437,6 +465,9 @@ impl SessionError {
             SessionError::NotEncrypted(_) => Some(
                 "This listener demands TLS (tls.client.mode): set sslmode to require or above.",
             ),
+            SessionError::Disabled(_) => {
+                Some("ENABLE at the router's console lets clients in again.")
+            }
             SessionError::TransactionBlock => {
                 Some("Use a listener or a database in transaction mode.")
             }
@@ -461,6 +492,8 @@ impl SessionError {
             | SessionError::IdleTooLong(_)
             | SessionError::IdleInTransaction(_)
             | SessionError::QueryTooSlow { .. }
+            | SessionError::Killed { .. }
+            | SessionError::NoOperator
             | SessionError::ClientGone => None,
         };
         Some(messages::fatal(code, &self.to_string(), hint))

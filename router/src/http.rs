@@ -11,9 +11,13 @@ use axum::http::{StatusCode, header};
 use axum::response::{Html, IntoResponse, Response};
 use axum::routing::{get, post};
 use serde_json::{Value, json};
+use tokio::runtime::Handle;
+use tracing::warn;
 use trunkline_shared::service::metrics::Metrics;
 
+use crate::admin::gather::gather;
 use crate::listener::Listening;
+use crate::metrics::pools;
 use crate::topology::Cluster;
 use crate::topology::routing_table::{RoutingTable, Writer};
 
@@ -29,6 +33,8 @@ pub struct Shown {
     pub is_draining: AtomicBool,
     /// Renders the metrics.
     pub metrics: Metrics,
+    /// The cores, where some listener pools.
+    pub pooled: Option<Arc<[Handle]>>,
 }
 
 /// The endpoint's routes.
@@ -71,7 +77,15 @@ async fn ready(State(shown): State<Arc<Shown>>) -> Response {
 
 async fn metrics(State(shown): State<Arc<Shown>>) -> Response {
     let kind = [(header::CONTENT_TYPE, "text/plain; version=0.0.4")];
-    (kind, shown.metrics.render()).into_response()
+    let mut text = shown.metrics.render();
+    if let Some(cores) = &shown.pooled {
+        match gather(cores).await {
+            Ok(views) => text.push_str(&pools::render(&views)),
+            // What is half known is not told.
+            Err(silent) => warn!("the metrics of pools are left out: {silent}"),
+        }
+    }
+    (kind, text).into_response()
 }
 
 async fn topology(State(shown): State<Arc<Shown>>) -> Response {
@@ -95,7 +109,7 @@ fn describe(shown: &Shown) -> Value {
                 "listen": listening.address,
                 "scope": listening.cluster.name.as_str(),
                 "target": target_word(listening),
-                "mode": "tcp",
+                "mode": if listening.is_console { "console" } else { listening.mode.name() },
                 "clients": listening.clients(),
                 "max_client_conn": listening.max_client_conn(),
             })

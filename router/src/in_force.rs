@@ -7,7 +7,7 @@ use std::sync::Arc;
 use trunkline_shared::service::tls::TlsError;
 
 use crate::config::ListenerConfig;
-use crate::config::pooling::{Mode, PoolingConfig};
+use crate::config::pooling::{Mode, PoolConfig, PoolingConfig};
 use crate::server::lookup::Lookups;
 use crate::tls::{ClientTls, ServerTls};
 
@@ -101,6 +101,26 @@ impl InForce {
             }
         }
         Ok((new, kept))
+    }
+
+    /// The same with other limits and times of pools; TLS and users stay together.
+    pub fn with_pool(&self, pool: PoolConfig) -> Self {
+        let mut new = self.clone();
+        let changed = |pooling: &PoolingConfig| {
+            Arc::new(PoolingConfig {
+                pool: pool.clone(),
+                ..pooling.clone()
+            })
+        };
+        new.pooling = changed(&self.pooling);
+        for entrance in new.entrances.values_mut() {
+            // One that the file has no more keeps its own.
+            entrance.pooling = match Arc::ptr_eq(&entrance.pooling, &self.pooling) {
+                true => new.pooling.clone(),
+                false => changed(&entrance.pooling),
+            };
+        }
+        new
     }
 
     /// How clients come in at the listener of this address.

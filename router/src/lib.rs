@@ -6,6 +6,7 @@
 //!
 //! The router is never the safety mechanism: it may serve nobody, it may not decide who leads.
 
+pub mod admin;
 pub mod auth;
 pub mod cancel;
 pub mod config;
@@ -21,10 +22,12 @@ pub mod listener;
 pub mod metrics;
 pub mod pool;
 pub mod protocol;
+pub mod roster;
 pub mod route;
 pub mod run;
 pub mod server;
 pub mod session;
 pub mod stream;
+pub mod tally;
 pub mod tls;
 pub mod topology;

@@ -51,6 +51,8 @@ pub struct Listening {
     pub proxy_protocol_from: Vec<Network>,
     /// What it does with its clients.
     pub mode: Mode,
+    /// Whether it leads to the console only.
+    pub is_console: bool,
     /// What pooled sessions share; present unless in mode `tcp`.
     pub registry: Option<Arc<Registry>>,
     /// Limits of the whole process.
@@ -84,6 +86,7 @@ impl Listening {
             proxy_protocol_from: config.proxy_protocol_from.clone(),
             limits,
             mode: config.mode,
+            is_console: config.is_console,
             registry,
             others: OnceLock::new(),
             is_for_writes: config.target == TargetKind::Primary,

@@ -17,6 +17,7 @@ use trunkline_shared::service::clock;
 use crate::auth::Credential;
 use crate::cores;
 use crate::pool::budget::Budgets;
+use crate::pool::gate::Gate;
 use crate::pool::local::{Hungry, Outcome, Pool};
 use crate::pool::running::{Begun, Count, Running};
 use crate::pool::state::{Effect, Failure, PoolState, Rules, ServerId, WaiterId};
@@ -25,11 +26,13 @@ use crate::server::{Parcel, Server, Way};
 
 pub mod alone;
 pub mod budget;
+pub mod gate;
 mod lease;
 mod local;
 pub mod registry;
 pub mod running;
 pub mod state;
+pub mod view;
 
 pub use lease::{Lease, Ticket};
 
@@ -58,6 +61,8 @@ pub struct Spec {
     pub credential: Arc<ArcSwap<Credential>>,
     /// What the servers count in.
     pub budgets: Budgets,
+    /// What an operator has told the database.
+    pub gate: Arc<Gate>,
     /// Limits and times.
     pub rules: Rules,
     /// How long a server may take to connect.
@@ -181,7 +186,8 @@ impl Pools {
             spec: spec.clone(),
             way: way.clone(),
             tls: way.in_force.current().server.clone(),
-            state: PoolState::new(rules, spec.budgets.clone()),
+            state: PoolState::new(rules, spec.budgets.clone()).behind(spec.gate.clone()),
+            cards: BTreeMap::new(),
             parked: Vec::new(),
             waiters: BTreeMap::new(),
             failure: None,
@@ -211,22 +217,27 @@ impl Pools {
                 break Checkout::Wait(Ticket { pool: id, waiter });
             };
             match pool.unpark(server) {
-                Some(server) => break Checkout::Ready(pool.lease(id, server)),
+                Some(server) => break Checkout::Ready(pool.lease(id, server, now)),
                 // It has closed, or has said something, while it was idle.
-                None => pool.state.lost(server, now, &mut effects),
+                None => {
+                    pool.count_closed("ended_idle");
+                    pool.state.lost(server, now, &mut effects);
+                }
             }
         };
         self.perform(id, effects, now);
         checkout
     }
 
-    fn checkin(&mut self, id: PoolId, server_id: ServerId, server: Box<Server>) {
-        let now = clock::now();
+    fn checkin(&mut self, id: PoolId, server_id: ServerId, server: Box<Server>, now: Moment) {
         let mut effects = std::mem::take(&mut self.effects);
         let Some(pool) = self.get(id) else {
             return;
         };
+        server.card.is_with(0);
         if server.is_spoiled || server.seat.notice().is_some() || !pool.is_opened_now(&server) {
+            let is_cut = server.seat.notice().is_some();
+            pool.count_closed(if is_cut { "lane_cut" } else { "spoiled" });
             server.close();
             pool.state.lost(server_id, now, &mut effects);
         } else {
@@ -256,6 +267,7 @@ impl Pools {
         let now = clock::now();
         let mut effects = std::mem::take(&mut self.effects);
         if let Some(pool) = self.get(id) {
+            pool.count_closed("with_client");
             pool.state.lost(server, now, &mut effects);
         }
         self.perform(id, effects, now);
@@ -271,6 +283,7 @@ impl Pools {
             Ok(server) => {
                 pool.failure = None;
                 pool.renew();
+                pool.cards.insert(server_id, server.card.clone());
                 pool.parked.push((server_id, Box::new(server)));
                 pool.state.connected(server_id, now, &mut effects);
             }
@@ -303,7 +316,7 @@ impl Pools {
             };
             match effect {
                 Effect::Connect(server) => pool.connect(id, server),
-                Effect::Grant { waiter, server } => pool.grant(id, waiter, server),
+                Effect::Grant { waiter, server } => pool.grant(id, waiter, server, now),
                 Effect::Close(server, reason) => pool.discard(server, reason),
                 Effect::Refuse { waiter, why } => pool.refuse(waiter, why),
                 Effect::LookAt(moment) => {
@@ -438,6 +451,7 @@ impl Pools {
         pool.renew();
         let opened_at = server.opened_at;
         let number = pool.state.next_number();
+        pool.cards.insert(number, server.card.clone());
         pool.parked.push((number, Box::new(server)));
         pool.state.adopt(opened_at, now, &mut effects);
         self.perform(id, effects, now);

@@ -18,6 +18,7 @@ use trunkline_shared::service::logging::{self, Log, LogSettings, LoggingError, S
 use trunkline_shared::service::metrics::{Metrics, MetricsError};
 use trunkline_shared::service::tls::TlsError;
 
+use crate::admin::desk::{MAX_ORDERS, Order};
 use crate::config::{ListenerConfig, RouterConfig};
 use crate::cores::Cores;
 use crate::fleet;
@@ -28,7 +29,7 @@ use crate::listener::{CannotListen, Listening, Ports};
 use crate::pool::registry::{NoRandomness, Registry};
 use crate::run::conductor::{Conductor, Live, Origin, Switches};
 use crate::run::hand_over::{Meeting, READY_WITHIN};
-use crate::run::services::{Certificates, Http, Topologies};
+use crate::run::services::{Certificates, Http, Samples, Topologies};
 use crate::topology::Cluster;
 use crate::topology::state_file::StateFile;
 use crate::topology::transition::Rules;
@@ -105,12 +106,14 @@ pub fn run(config: RouterConfig, file: PathBuf, is_upgrade: bool) -> Result<(), 
     let clusters = clusters_of(&config);
     let registry = registry_of(&config)?;
     let listenings = listenings_of(&config, &clusters, registry.as_ref());
+    let hear_orders = equip_console(registry.as_ref(), &listenings);
     let shown = Arc::new(Shown {
         name: config.name.clone(),
         clusters: clusters.clone(),
         listenings: listenings.iter().map(|(_, l)| l.clone()).collect(),
         is_draining: false.into(),
         metrics,
+        pooled: registry.as_ref().map(|_| cores.handles()),
     });
     let (events, hear) = mpsc::channel(EVENTS);
     let (http_socket, take_socket) = mpsc::channel(1);
@@ -140,10 +143,8 @@ pub fn run(config: RouterConfig, file: PathBuf, is_upgrade: bool) -> Result<(), 
         (cores.handles(), registration),
     );
     server.add_service(background_service("topology", topologies));
-    let certificates = Certificates::new(registry.clone());
-    server.add_service(background_service("certificates", certificates));
-    let stop = switches.http.clone();
-    let http = Http::new(shown.clone(), take_socket, stop, cancels);
+    add_pooled_services(&mut server, registry.as_ref(), &cores);
+    let http = Http::new(shown.clone(), take_socket, switches.http.clone(), cancels);
     server.add_service(background_service("http", http));
 
     let failure: Arc<Mutex<Option<RunError>>> = Arc::default();
@@ -159,7 +160,7 @@ pub fn run(config: RouterConfig, file: PathBuf, is_upgrade: bool) -> Result<(), 
         live,
         cores,
         switches,
-        hear,
+        (hear, hear_orders),
         meeting,
         origin,
         failure.clone(),
@@ -174,6 +175,27 @@ fn rules_of(config: &RouterConfig) -> Rules {
     Rules {
         max_lag: config.max_lag,
     }
+}
+
+/// Gives the console what it acts upon. Returns where its orders are heard.
+fn equip_console(
+    registry: Option<&Arc<Registry>>,
+    listenings: &[(SocketAddr, Arc<Listening>)],
+) -> mpsc::Receiver<Order> {
+    let (orders, hear) = mpsc::channel(MAX_ORDERS);
+    if let Some(registry) = registry {
+        let ports = listenings.iter().map(|(_, port)| port.clone());
+        registry.desk.equip(orders, ports.collect());
+    }
+    hear
+}
+
+/// What pooled listeners have done for them from time to time.
+fn add_pooled_services(server: &mut Server, registry: Option<&Arc<Registry>>, cores: &Cores) {
+    let certificates = Certificates::new(registry.cloned());
+    server.add_service(background_service("certificates", certificates));
+    let samples = Samples::new(registry.cloned(), cores.handles());
+    server.add_service(background_service("samples", samples));
 }
 
 /// How this process comes to its ports. Said before it asks for them.

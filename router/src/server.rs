@@ -22,12 +22,14 @@ use crate::protocol::exchange::{Exchange, Heard};
 use crate::protocol::messages::{self, TERMINATE};
 use crate::protocol::settings::Settings;
 use crate::protocol::splice::head;
+use crate::server::card::ServerCard;
 use crate::server::encryption::encrypt;
 use crate::server::login::OpenFailed;
 use crate::stream::{Detached, Stream};
 use crate::tls::ServerTls;
 use crate::topology::routing_table::LaneId;
 
+pub mod card;
 mod encryption;
 pub mod login;
 pub mod lookup;
@@ -162,6 +164,8 @@ pub struct Server {
     pub is_spoiled: bool,
     /// When it was opened.
     pub opened_at: Moment,
+    /// What is shown of it.
+    pub card: Arc<ServerCard>,
 }
 
 /// PostgreSQL's words about why it does not do something.
@@ -299,6 +303,12 @@ impl Server {
             .map(|(name, value)| (&**name, &**value))
     }
 
+    /// Makes out what is shown of it, once it has let the router in.
+    fn introduce(&mut self) {
+        let card = ServerCard::of(&self.stream, self.key.process, self.opened_at);
+        self.card = Arc::new(card);
+    }
+
     /// Says goodbye, as far as the socket takes it at once, and closes.
     pub fn close(mut self) {
         if self.exchange.is_quiet() && self.to_server.is_empty() {
@@ -319,6 +329,7 @@ pub struct Parcel {
     settings: Arc<Settings>,
     prepared: Prepared,
     opened_at: Moment,
+    card: Arc<ServerCard>,
 }
 
 impl Parcel {
@@ -338,6 +349,7 @@ impl Parcel {
             settings: server.settings,
             prepared: server.prepared,
             opened_at: server.opened_at,
+            card: server.card,
         })
     }
 
@@ -362,6 +374,7 @@ impl Parcel {
             cancel: None,
             is_spoiled: false,
             opened_at: self.opened_at,
+            card: self.card,
         })
     }
 }

@@ -69,6 +69,15 @@ impl Stream {
         self.tls.as_ref().map(|tls| &tls.session)
     }
 
+    /// Version and cipher of TLS, as PgBouncer shows them; `None` in the clear.
+    pub fn tls_name(&self) -> Option<String> {
+        let session = self.session()?;
+        let version = session.protocol_version()?.as_str()?.replace('_', ".");
+        let suite = session.negotiated_cipher_suite()?.suite();
+        let cipher = suite.as_str()?.replace("TLS13_", "TLS_");
+        Some(format!("{version}/{cipher}"))
+    }
+
     /// Begins TLS as the server. `early` is what was read of the handshake already, `longest` what the client may send
     /// before it is over, bytes.
     ///

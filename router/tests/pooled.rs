@@ -6,6 +6,8 @@
 mod bound;
 #[path = "pooled/cancels.rs"]
 mod cancels;
+#[path = "pooled/console.rs"]
+mod console;
 #[path = "pooled/encrypted.rs"]
 mod encrypted;
 #[path = "pooled/fleet.rs"]

@@ -9,6 +9,8 @@
 
 #[path = "../../agent/tests/support/as_postgres.rs"]
 mod as_postgres;
+#[path = "postgres/console.rs"]
+mod console;
 #[path = "postgres/fleet.rs"]
 mod fleet;
 #[path = "postgres/refused.rs"]

@@ -180,6 +180,30 @@ const IMPORTS: &[Never] = &[
         why: "pure: what it needs is given to it",
     },
     Never {
+        modules: &[
+            "router/src/admin/commands",
+            "router/src/admin/show",
+            "router/src/admin/table",
+            "router/src/metrics/pools",
+            "router/src/tally",
+        ],
+        imports: &[
+            "tokio",
+            "std::fs",
+            "std::process",
+            "std::thread",
+            "std::net::Tcp",
+            "std::net::Udp",
+            "trunkline_shared::dcs",
+            "trunkline_shared::service",
+        ],
+        except: &[
+            "trunkline_shared::service::clock::WallTime",
+            "trunkline_shared::service::metrics::DEFAULT_BUCKETS",
+        ],
+        why: "pure: what it needs is given to it; a time and a list of bounds are values",
+    },
+    Never {
         modules: &["router/src/route"],
         imports: &["crate::pool", "crate::server", "crate::session"],
         except: &[],

@@ -178,6 +178,11 @@ impl Users {
         looks.get(at).copied().unwrap_or(none)
     }
 
+    /// The names of all.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.by_name.keys().map(AsRef::as_ref)
+    }
+
     /// The user of this name.
     pub fn find(&self, name: &str) -> Option<&Arc<User>> {
         self.by_name.get(name)

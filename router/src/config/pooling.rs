@@ -8,6 +8,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::Mistake;
+use super::admin::{AdminConfig, RawAdmin, is_console};
 use super::auth::{AuthConfig, RawAuth};
 use super::raw::{Leaf, Reader, duration, text};
 use super::tls::TlsSection;
@@ -27,11 +28,25 @@ pub enum Mode {
     Statement,
 }
 
+impl Mode {
+    /// Its name in the file.
+    pub fn name(self) -> &'static str {
+        match self {
+            Mode::Tcp => "tcp",
+            Mode::Session => "session",
+            Mode::Transaction => "transaction",
+            Mode::Statement => "statement",
+        }
+    }
+}
+
 /// All of it.
 #[derive(Clone, Debug)]
 pub struct PoolingConfig {
     /// `auth`.
     pub auth: AuthConfig,
+    /// `admin`.
+    pub admin: AdminConfig,
     /// What stands in `auth.file`.
     pub users: Arc<Users>,
     /// `tls.server`.
@@ -204,6 +219,7 @@ pub(super) struct RawUser {
 /// The four sections as they stand in the file.
 pub(super) struct RawPooling {
     pub(super) auth: Option<RawAuth>,
+    pub(super) admin: Option<RawAdmin>,
     pub(super) pool: Option<RawPool>,
     pub(super) databases: Option<BTreeMap<String, RawDatabase>>,
     pub(super) users: Option<BTreeMap<String, RawUser>>,
@@ -222,6 +238,7 @@ impl Reader {
             let why = "is for listeners in mode session, transaction or statement, and there is none; \
                        in tcp mode PostgreSQL itself does this";
             for (key, is_there) in [
+                ("admin", raw.admin.is_some()),
                 ("auth", raw.auth.is_some()),
                 ("databases", raw.databases.is_some()),
                 ("pool", raw.pool.is_some()),
@@ -234,10 +251,15 @@ impl Reader {
             return None;
         }
         let auth = self.auth(raw.auth.unwrap_or_default());
+        let admin = self.admin(raw.admin.unwrap_or_default());
         let pool = self.pool(raw.pool.unwrap_or_default());
         let databases = raw.databases.map(|databases| {
             let each = databases.into_iter();
             each.map(|(name, raw)| {
+                if is_console(&name) {
+                    let why = "is the console; choose another name for clients, and name PostgreSQL's by dbname";
+                    self.wrong(0, &format!("databases.{name}"), String::new(), why);
+                }
                 let rules = self.database(&format!("databases.{name}"), raw);
                 (name, rules)
             })
@@ -254,6 +276,7 @@ impl Reader {
         }
         Some(PoolingConfig {
             auth,
+            admin,
             users: Arc::default(),
             tls_server: raw.tls_server,
             pool,

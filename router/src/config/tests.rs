@@ -58,7 +58,7 @@ line 10: switchover.hold_timeout is \"soon\": a time up to 1h is allowed, such a
 #[test]
 fn keys_of_later_versions_are_refused_by_name() {
     let text = format!("{SMALLEST}admin: {{admin_users: x}}\n");
-    assert!(wrong(&text).starts_with("line 6: admin: is not available in this version"));
+    assert!(wrong(&text).starts_with("admin: is for listeners in mode session"));
     let text = format!("{SMALLEST}pool: {{default_pool_size: 20}}\n");
     assert!(wrong(&text).starts_with("pool: is for listeners in mode session"));
     let pooled = SMALLEST.replace("replicas}", "replicas, mode: transaction}");

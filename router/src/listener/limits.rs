@@ -101,6 +101,11 @@ impl Limits {
         turns
     }
 
+    /// Clients that are not authenticated.
+    pub fn newcomers(&self) -> usize {
+        self.newcomers.load(Ordering::Relaxed)
+    }
+
     /// Counts one more client that is not authenticated; `None` if there are too many.
     pub fn admit(self: &Arc<Self>, address: IpAddr) -> Option<Newcomer> {
         if self.newcomers.fetch_add(1, Ordering::Relaxed) >= MAX_NEWCOMERS {

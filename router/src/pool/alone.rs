@@ -128,6 +128,7 @@ impl Opening {
         Ok(Lease {
             server: Some(Box::new(server)),
             home: Home::Alone(self.counted),
+            since: clock::now(),
             begun: None,
         })
     }

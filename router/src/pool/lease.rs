@@ -3,6 +3,9 @@
 use std::ops::{Deref, DerefMut};
 use std::task::{Context, Poll};
 
+use trunkline_shared::cluster::Moment;
+use trunkline_shared::service::clock;
+
 use super::alone::Home;
 use super::local::Outcome;
 use super::running::Begun;
@@ -17,6 +20,8 @@ pub struct Lease {
     pub(super) home: Home,
     /// Whether a planned change of leader waits for it, and since when.
     pub(super) begun: Option<Begun>,
+    /// When it was taken: nobody who keeps times needs to read the clock again.
+    pub since: Moment,
 }
 
 impl Lease {
@@ -29,7 +34,12 @@ impl Lease {
 
     /// Gives it back. It must stand between two transactions with nothing outstanding and nothing unread. One that
     /// is its client's alone is closed.
-    pub fn checkin(mut self) {
+    pub fn checkin(self) {
+        self.checkin_at(clock::now());
+    }
+
+    /// The same by a clock that was read a moment ago.
+    pub fn checkin_at(mut self, now: Moment) {
         let Some((pool, id)) = self.home.pool() else {
             return;
         };
@@ -37,25 +47,25 @@ impl Lease {
             return;
         };
         match server.cancel.take() {
-            None => checkin(pool, id, self.begun, server),
+            None => checkin(pool, id, (self.begun, now), server),
             Some(cancel) => {
                 let begun = self.begun;
                 tokio::spawn(async move {
                     // One that may still come must not reach the next client.
                     server.is_spoiled |= !matches!(cancel.await, Ok(Cancelled::Over));
-                    checkin(pool, id, begun, server);
+                    checkin(pool, id, (begun, clock::now()), server);
                 });
             }
         }
     }
 }
 
-fn checkin(pool: PoolId, id: ServerId, begun: Option<Begun>, server: Box<Server>) {
+fn checkin(pool: PoolId, id: ServerId, (begun, now): (Option<Begun>, Moment), server: Box<Server>) {
     POOLS.with_borrow_mut(|pools| {
         if let Some(begun) = begun {
             pools.end(pool, begun);
         }
-        pools.checkin(pool, id, server);
+        pools.checkin(pool, id, server, now);
     });
 }
 

@@ -15,6 +15,8 @@ use crate::cores;
 use crate::pool::alone::Home;
 use crate::pool::running::Running;
 use crate::pool::state::{CloseReason, Effect, PoolState, Refusal, ServerId, WaiterId};
+use crate::roster;
+use crate::server::card::ServerCard;
 use crate::server::login::{Identity, OpenFailed, open};
 use crate::server::{Parcel, Server, Way};
 use crate::tls::ServerTls;
@@ -33,6 +35,8 @@ pub(super) struct Pool {
     /// How PostgreSQL is spoken to, as last looked at: what was opened otherwise is closed when it comes free.
     pub(super) tls: Arc<ServerTls>,
     pub(super) state: PoolState,
+    /// What is shown of the servers; also of some that are closed, until the next look.
+    pub(super) cards: BTreeMap<ServerId, Arc<ServerCard>>,
     /// The idle servers, in the order of the state.
     pub(super) parked: Vec<(ServerId, Box<Server>)>,
     pub(super) waiters: BTreeMap<WaiterId, Outcome>,
@@ -60,8 +64,14 @@ pub(super) struct Unparked(ServerId, Box<Server>);
 
 impl Pool {
     /// Puts it into somebody's hands.
-    pub(super) fn lease(&mut self, pool: PoolId, Unparked(id, server): Unparked) -> Lease {
+    pub(super) fn lease(
+        &mut self,
+        pool: PoolId,
+        Unparked(id, server): Unparked,
+        since: Moment,
+    ) -> Lease {
         Lease {
+            since,
             server: Some(server),
             home: Home::Pool(pool, id),
             begun: Some(self.running.begin()),
@@ -118,11 +128,11 @@ impl Pool {
         });
     }
 
-    pub(super) fn grant(&mut self, pool: PoolId, waiter: WaiterId, server: ServerId) {
+    pub(super) fn grant(&mut self, pool: PoolId, waiter: WaiterId, server: ServerId, now: Moment) {
         let Some(own) = self.take(server) else {
             return;
         };
-        let lease = self.lease(pool, Unparked(server, own));
+        let lease = self.lease(pool, Unparked(server, own), now);
         self.resolve(waiter, Outcome::Granted(lease));
     }
 
@@ -141,11 +151,17 @@ impl Pool {
     }
 
     pub(super) fn discard(&mut self, server: ServerId, reason: CloseReason) {
+        self.count_closed(reason.name());
         if let Some(own) = self.take(server) {
             let (member, database) = (&own.way.member, &self.spec.database);
             debug!(%member, %database, user = %self.spec.user, ?reason, "server closed");
             own.close();
         }
+    }
+
+    pub(super) fn count_closed(&self, reason: &'static str) {
+        let spec = &self.spec;
+        roster::closed([&spec.cluster, &spec.database, &spec.user], reason);
     }
 
     pub(super) fn close(&mut self, effects: &mut Vec<Effect>) {
@@ -224,9 +240,11 @@ impl Pool {
             })
             .collect();
         for server in dead {
+            self.count_closed("ended_idle");
             self.state.drop_idle(server);
             drop(self.take(server));
         }
+        self.sort_cards();
         // Who still waits asks again: a core that had nothing then may have something now.
         self.has_asked = false;
         self.state.maintain(now, effects);

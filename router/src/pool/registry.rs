@@ -13,6 +13,7 @@ use ring::rand::{SecureRandom, SystemRandom};
 use tokio::sync::oneshot;
 use trunkline_shared::service::tls::Reloadable;
 
+use crate::admin::desk::Desk;
 use crate::auth::mock::MockSecret;
 use crate::auth::users::User;
 use crate::auth::{Credential, Method, Proven, RANDOM_BYTES, Secret};
@@ -21,6 +22,7 @@ use crate::fleet::cancel_key;
 use crate::in_force::{Entrance, InForce};
 use crate::pool::Spec;
 use crate::pool::budget::{Budget, Budgets};
+use crate::pool::gate::Gates;
 use crate::pool::state::Rules;
 
 /// What a server reports when it lets somebody in, by name.
@@ -37,6 +39,10 @@ type Key = (u32, Box<[u8]>);
 pub struct Registry {
     /// The settings of this moment.
     pub in_force: Arc<Reloadable<InForce>>,
+    /// What an operator has told the databases.
+    pub gates: Gates,
+    /// What the console acts upon.
+    pub desk: Desk,
     /// From which the answers for unknown users are derived, where the file names nothing else.
     mock: MockSecret,
     random: SystemRandom,
@@ -81,6 +87,8 @@ impl Registry {
         }
         Ok(Self {
             in_force: Arc::new(Reloadable::new(in_force)),
+            gates: Gates::default(),
+            desk: Desk::default(),
             mock,
             random,
             credentials: Mutex::default(),
@@ -208,6 +216,7 @@ impl Registry {
             lane,
             credential,
             budgets,
+            gate: self.gates.of(database),
             rules: Rules {
                 min_size: rules.min_pool_size.unwrap_or(pool.min_pool_size),
                 reserve_size: rules.reserve_pool_size.unwrap_or(pool.reserve_pool_size),
@@ -306,6 +315,8 @@ pub type Canceller = oneshot::Sender<Infallible>;
 
 const CANCEL: u8 = 1;
 const END: u8 = 2;
+const KILL: u8 = 4;
+const KILL_DATABASE: u8 = 8;
 
 /// What came since the last look.
 #[derive(Debug)]
@@ -316,6 +327,17 @@ pub struct Mail {
     pub cancellers: Vec<Canceller>,
     /// The session is to end, once it holds no server.
     pub is_end: bool,
+    /// The session is to end at once.
+    pub kill: Option<Kill>,
+}
+
+/// Who is ended by an operator.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kill {
+    /// This client: `KILL_CLIENT`.
+    Client,
+    /// All of its database: `KILL`.
+    Database,
 }
 
 impl Mailbox {
@@ -324,6 +346,14 @@ impl Mailbox {
         if let Some(waker) = locked(&self.waker).as_ref() {
             waker.wake_by_ref();
         }
+    }
+
+    /// Ends the session.
+    pub fn kill(&self, kill: Kill) {
+        self.put(match kill {
+            Kill::Client => KILL,
+            Kill::Database => KILL_DATABASE,
+        });
     }
 
     /// Leaves the waker of the session's task.
@@ -336,9 +366,9 @@ impl Mailbox {
         self.mail.load(Ordering::Relaxed) != 0
     }
 
-    /// Whether the session is to end. The mail stays.
-    pub fn is_ending(&self) -> bool {
-        self.mail.load(Ordering::Acquire) & END != 0
+    /// Whether an order to end came since the last look.
+    pub fn is_end(&self) -> bool {
+        self.mail.load(Ordering::Acquire) & (END | KILL | KILL_DATABASE) != 0
     }
 
     /// Looks.
@@ -352,6 +382,11 @@ impl Mailbox {
             is_cancel: mail & CANCEL != 0,
             cancellers,
             is_end: mail & END != 0,
+            kill: match (mail & KILL != 0, mail & KILL_DATABASE != 0) {
+                (true, _) => Some(Kill::Client),
+                (false, true) => Some(Kill::Database),
+                (false, false) => None,
+            },
         }
     }
 }

@@ -97,6 +97,24 @@ pub fn error(
     });
 }
 
+/// Appends a NoticeResponse of severity NOTICE.
+pub fn notice(out: &mut Vec<u8>, message: &str, detail: Option<&str>) {
+    frame(out, b'N', |body| {
+        let mut field = |code: u8, content: &str| {
+            body.push(code);
+            text(body, content);
+        };
+        field(b'S', "NOTICE");
+        field(b'V', "NOTICE");
+        field(b'C', "00000");
+        field(b'M', message);
+        if let Some(detail) = detail {
+            field(b'D', detail);
+        }
+        body.push(0);
+    });
+}
+
 /// Appends ReadyForQuery with this status.
 pub fn ready(out: &mut Vec<u8>, status: u8) {
     out.extend_from_slice(&[b'Z', 0, 0, 0, 5, status]);

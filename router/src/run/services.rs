@@ -160,6 +160,31 @@ fn renew(registry: &Registry) {
     }
 }
 
+/// Takes the samples that averages of `SHOW STATS` begin with.
+pub(super) struct Samples {
+    registry: Option<Arc<Registry>>,
+    cores: Arc<[Handle]>,
+}
+
+impl Samples {
+    pub(super) fn new(registry: Option<Arc<Registry>>, cores: Arc<[Handle]>) -> Self {
+        Self { registry, cores }
+    }
+}
+
+#[async_trait]
+impl BackgroundService for Samples {
+    async fn start(&self, mut shutdown: ShutdownWatch) {
+        let Some(registry) = &self.registry else {
+            return;
+        };
+        tokio::select! {
+            () = registry.desk.take_samples(&self.cores) => {}
+            _ = shutdown.changed() => {}
+        }
+    }
+}
+
 /// The HTTP endpoint.
 pub(super) struct Http {
     shown: Arc<Shown>,

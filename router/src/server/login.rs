@@ -150,6 +150,7 @@ pub async fn open(
         cancel: None,
         is_spoiled: false,
         opened_at: clock::now(),
+        card: Arc::default(),
     };
     greet(&mut server, &identity, nonce).await?;
     if server.way.is_writer && is_in_recovery(&mut server, &identity).await? {
@@ -160,6 +161,7 @@ pub async fn open(
     }
     server.initial = Arc::new(Settings::reported(server.report()));
     server.settings = server.initial.clone();
+    server.introduce();
     Ok(server)
 }
 

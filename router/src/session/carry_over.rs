@@ -192,6 +192,11 @@ pub const MAX_STATEMENT_BYTES: usize = 16 << 20;
 pub const MAX_NAME: usize = 63;
 
 impl Statements {
+    /// How many have a name.
+    pub fn count(&self) -> usize {
+        self.by_name.len()
+    }
+
     /// Whether another one can be kept under this name.
     pub fn has_room_for(&self, name: &[u8], statement: &Statement) -> bool {
         name.len() <= MAX_NAME

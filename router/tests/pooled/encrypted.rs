@@ -36,6 +36,7 @@ fn reload(stack: &Stack, sections: &str, mode: Mode, tls: TlsSection) -> Vec<Str
         proxy_protocol_from: Vec::new(),
         max_client_conn: 100,
         tls,
+        is_console: false,
     };
     let registry = stack.listening.registry.as_ref().unwrap();
     let now = registry.in_force.current();

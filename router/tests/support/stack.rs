@@ -101,6 +101,7 @@ impl Stack {
             proxy_protocol_from: vec![Network::parse("127.0.0.0/8").unwrap()],
             max_client_conn: setup.max_client_conn,
             tls: setup.tls,
+            is_console: false,
         };
         let limits = Arc::new(Limits::default());
         let pooling = setup.pooling.as_deref().map(pooling_of);

@@ -12,9 +12,8 @@ use super::Pooled;
 use super::door::interned;
 use crate::config::pooling::Mode;
 use crate::error::{RequestError, SessionError};
-use crate::lanes::Ending;
 use crate::listener::Listening;
-use crate::pool::registry::{Mailbox, Registry};
+use crate::pool::registry::{Mail, Mailbox, Registry};
 use crate::pool::{self, Checkout, Lease, NoServer, PoolId, Ticket};
 use crate::protocol::messages;
 use crate::protocol::settings::{Settings, SettingsSeen, tracked};
@@ -30,12 +29,6 @@ use crate::topology::routing_table::Wants;
 
 /// Pause before a pool whose lane is cut is looked for again; the next table is a moment away.
 const NEXT_TABLE: Duration = Duration::from_millis(20);
-/// What who waits hears when the router stops.
-const ROUTER_STOPS: SessionError = SessionError::Ended {
-    ending: Ending::RouterStops,
-    has_outstanding: false,
-};
-
 /// A version that no table has: a route that is not kept for the next request.
 const NOT_KEPT: u64 = 0;
 
@@ -46,17 +39,32 @@ impl Pooled {
         let Some((_, pool)) = self.route.filter(|(known, _)| *known == version) else {
             return;
         };
-        if !pool::has_idle(pool) {
+        if self.door.gate.is_paused() || !pool::has_idle(pool) {
             return;
         }
         if let Checkout::Ready(lease) = pool::checkout(pool, || cx.waker().clone()) {
-            self.server = Some(lease);
+            self.door.tally.wait.note(Duration::ZERO);
+            self.lent(lease);
         }
     }
 
     /// Waits for a server: for a leader within `hold_timeout`, for its servers within `query_wait_timeout`.
     pub(super) async fn acquire(&mut self) -> Result<(), SessionError> {
+        let began = clock::now();
+        self.card.waits(Some(began));
+        let outcome = self.acquire_in_turn().await;
+        self.card.waits(None);
+        let waited = clock::now().since(began);
+        self.door.tally.wait.note(waited);
+        outcome
+    }
+
+    async fn acquire_in_turn(&mut self) -> Result<(), SessionError> {
         loop {
+            if self.door.gate.is_paused() && self.wait_at_gate().await?.is_none() {
+                // Cancelled, and answered.
+                return Ok(());
+            }
             let pool = self.find_pool().await?;
             let waker = poll_fn(|cx| Poll::Ready(cx.waker().clone())).await;
             let granted = match pool::checkout(pool, || waker) {
@@ -72,8 +80,7 @@ impl Pooled {
                 // A planned change of leader has begun while it waited.
                 Ok(lease) if self.is_held_meanwhile() => lease.checkin(),
                 Ok(lease) => {
-                    self.server = Some(lease);
-                    self.is_seated = false;
+                    self.lent(lease);
                     return Ok(());
                 }
                 Err(NoServer::Refused(why)) => return Err(rejected(why)),
@@ -94,42 +101,53 @@ impl Pooled {
     ) -> Result<Option<Result<Lease, NoServer>>, SessionError> {
         let limit = self.door.config.pool.query_wait_timeout;
         let pool = self.route.map(|(_, pool)| pool);
-        let (client, mailbox) = (self.client.socket(), &self.mailbox);
-        let cancelled = poll_fn(|_| {
-            let is_cancelled =
-                !mailbox.is_ending() && mailbox.has_mail() && mailbox.take().is_cancel;
-            if is_cancelled {
-                Poll::Ready(())
-            } else {
-                Poll::Pending
-            }
-        });
-        let over = async {
-            match limit.is_zero() {
-                true => std::future::pending().await,
-                false => sleep(limit).await,
-            }
-        };
         tokio::select! {
             biased;
             granted = poll_fn(|cx| ticket.poll(cx)) => Ok(Some(granted)),
-            () = cancelled => {
-                self.answer_cancel();
-                Ok(None)
-            }
-            () = ending(mailbox) => Err(ROUTER_STOPS),
-            () = gone(client) => Err(SessionError::ClientGone),
-            () = over => {
+            mail = mail(&self.mailbox) => self.hear(&mail).map(|()| None),
+            () = gone(self.client.socket()) => Err(SessionError::ClientGone),
+            () = over(limit) => {
                 let failure = pool.and_then(pool::failure);
-                Err(SessionError::NoFreeServer {
-                    database: self.door.database.to_string(),
-                    user: self.door.user.to_string(),
-                    limit,
-                    why: failure.as_ref().map_or_else(String::new, |why| format!(": {why}")),
-                    code: failure.as_ref().and_then(OpenFailed::code).map(str::to_owned),
-                })
+                let code = failure.as_ref().and_then(OpenFailed::code);
+                let why = failure.as_ref().map_or_else(String::new, |why| format!(": {why}"));
+                Err(self.no_free_server(why, code))
             }
         }
+    }
+
+    /// Waits until an operator lets the clients of the database go on. `None`: the client has cancelled its request.
+    async fn wait_at_gate(&mut self) -> Result<Option<()>, SessionError> {
+        let limit = self.door.config.pool.query_wait_timeout;
+        let gate = self.door.gate.clone();
+        tokio::select! {
+            biased;
+            () = gate.is_open() => Ok(Some(())),
+            mail = mail(&self.mailbox) => self.hear(&mail).map(|()| None),
+            () = gone(self.client.socket()) => Err(SessionError::ClientGone),
+            () = over(limit) => {
+                let why = ": it is paused by an operator (RESUME ends that)";
+                Err(self.no_free_server(why.to_owned(), None))
+            }
+        }
+    }
+
+    fn no_free_server(&self, why: String, code: Option<&str>) -> SessionError {
+        SessionError::NoFreeServer {
+            database: self.door.database.to_string(),
+            user: self.door.user.to_string(),
+            limit: self.door.config.pool.query_wait_timeout,
+            why,
+            code: code.map(str::to_owned),
+        }
+    }
+
+    /// Mail for a session that waits for a server: its request is cancelled, or it is ended.
+    fn hear(&mut self, mail: &Mail) -> Result<(), SessionError> {
+        if let Some(error) = self.ordered_end(mail) {
+            return Err(error);
+        }
+        self.answer_cancel();
+        Ok(())
     }
 
     /// The request that waits was never sent: it is answered here.
@@ -190,7 +208,10 @@ impl Pooled {
             tokio::select! {
                 _ = changed.changed() => {}
                 () = sleep(limit - waited) => {}
-                () = ending(&self.mailbox) => return Err(ROUTER_STOPS),
+                () = ended(&self.mailbox) => {
+                    let ended = self.ordered_end(&self.mailbox.take());
+                    return Err(ended.unwrap_or(SessionError::ClientGone));
+                }
                 () = gone(self.client.socket()) => return Err(SessionError::ClientGone),
             }
         }
@@ -277,13 +298,36 @@ impl Pooled {
     }
 }
 
-/// Waits until the router stops. The task is woken by the mail.
-async fn ending(mailbox: &Mailbox) {
-    poll_fn(|_| match mailbox.is_ending() {
-        true => Poll::Ready(()),
-        false => Poll::Pending,
+/// Mail for a session.
+async fn mail(mailbox: &Mailbox) -> Mail {
+    poll_fn(|cx| {
+        mailbox.register(cx);
+        match mailbox.has_mail() {
+            true => Poll::Ready(mailbox.take()),
+            false => Poll::Pending,
+        }
+    })
+    .await
+}
+
+/// The order to end, which stays in the mailbox as all other mail does.
+async fn ended(mailbox: &Mailbox) {
+    poll_fn(|cx| {
+        mailbox.register(cx);
+        match mailbox.is_end() {
+            true => Poll::Ready(()),
+            false => Poll::Pending,
+        }
     })
     .await;
+}
+
+/// The end of a time; zero: never.
+async fn over(limit: Duration) {
+    match limit.is_zero() {
+        true => std::future::pending().await,
+        false => sleep(limit).await,
+    }
 }
 
 /// The way that the table of this moment leads; `wants` is looked at while a planned change holds.

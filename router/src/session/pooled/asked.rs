@@ -14,6 +14,7 @@ use crate::session::carry_over::deallocate::deallocated;
 use crate::session::carry_over::executed::Executed;
 use crate::session::carry_over::look::{Look, PinReason, look};
 use crate::session::carry_over::{NO_UNNAMED, Statement, TAKEN, UNKNOWN, is_reserved, server_name};
+use crate::tally::Tally;
 
 mod deallocate;
 
@@ -48,6 +49,7 @@ pub(super) struct Scan<'a> {
     /// The most statements that are prepared on a server; 0: names go on as they are.
     pub(super) limit: usize,
     pub(super) registry: &'a Registry,
+    pub(super) tally: &'a Tally,
     pub(super) server: &'a mut Server,
     pub(super) statements: &'a mut Own,
     pub(super) left: &'a mut usize,
@@ -286,6 +288,7 @@ impl Scan<'_> {
         let Some((name, tail)) = text(&message[5..]) else {
             return self.unreadable(b'P', total);
         };
+        self.tally.client_parses.add(1);
         let is_whole = total == message.len();
         let is_skipping = self.server.exchange.is_skipping();
         let is_kept = !name.is_empty() && self.is_mapping() && is_whole && !is_skipping;
@@ -351,6 +354,7 @@ impl Scan<'_> {
 
     /// A Parse whose name the server gets to know. If it has one, it stays there: no other client may find it.
     fn parse_as_it_is(&mut self, name: &[u8], tail: &[u8], is_whole: bool) {
+        self.tally.server_parses.add(1);
         let act = self.look(tail, is_whole);
         self.server.exchange.sent(Expect::Parse {
             statement: 0,
@@ -387,6 +391,7 @@ impl Scan<'_> {
                 is_hidden: true,
             });
         }
+        self.tally.server_parses.add(1);
         frame(out, b'P', |body| {
             server_name(body, number);
             body.push(0);
@@ -410,6 +415,7 @@ impl Scan<'_> {
                 // Another client's may be there.
                 return Some(NO_UNNAMED.as_bytes().to_vec());
             };
+            self.tally.server_parses.add(1);
             frame(splice.replace(at, at), b'P', |body| {
                 body.push(0);
                 body.extend_from_slice(&tail);
@@ -462,6 +468,7 @@ impl Scan<'_> {
     ) -> Result<(), SessionError> {
         let names = text(&message[5..]).and_then(|(portal, rest)| Some((portal, text(rest)?)));
         let is_mapping = self.is_mapping();
+        self.tally.binds.add(1);
         let Some((portal, (name, _))) = names else {
             if is_mapping {
                 return self.unreadable(b'B', total);

@@ -60,6 +60,7 @@ impl Pooled {
             if bytes.is_empty() {
                 return Err(Turn::ClientLeft);
             }
+            self.door.tally.received.add_length(count);
             if self.carry.is_empty() {
                 self.take(bytes, out, cx)?;
                 return Ok(Step::Moved);
@@ -110,6 +111,7 @@ impl Pooled {
             && self.pinned.is_none()
             && server.is_some_and(|server| server.exchange.may_be_left())
         {
+            self.note_returned();
             self.server = None;
             self.is_seated = false;
             self.has_unnamed = false;
@@ -143,6 +145,7 @@ impl Pooled {
         out: &mut Vec<u8>,
         cx: &mut Context<'_>,
     ) -> Result<(), Turn> {
+        self.note_asked();
         let Some(server) = &mut self.server else {
             return Ok(());
         };
@@ -150,6 +153,7 @@ impl Pooled {
         let mut scan = Scan {
             limit: self.door.limit,
             registry: &self.door.registry,
+            tally: &self.door.tally,
             server,
             statements: &mut self.statements,
             left: &mut self.left,

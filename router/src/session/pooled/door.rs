@@ -10,8 +10,11 @@ use crate::auth::Credential;
 use crate::config::pooling::{DatabaseConfig, Mode, PoolingConfig};
 use crate::listener::Listening;
 use crate::pool::Spec;
+use crate::pool::gate::Gate;
 use crate::pool::registry::Registry;
 use crate::protocol::settings::Settings;
+use crate::roster::{self, Place};
+use crate::tally::Tally;
 use crate::topology::routing_table::LaneId;
 
 /// Above this many, what nobody uses any more is dropped.
@@ -30,6 +33,11 @@ pub(in crate::session) struct Door {
     credential: Arc<ArcSwap<Credential>>,
     /// Statements that are prepared on a server at most.
     pub(super) limit: usize,
+    /// What an operator has told the database.
+    pub(super) gate: Arc<Gate>,
+    pub(super) position: Arc<Place>,
+    /// What its sessions have done on this core.
+    pub(super) tally: Arc<Tally>,
     specs: Mutex<BTreeMap<u64, Arc<Spec>>>,
 }
 
@@ -66,7 +74,16 @@ impl Door {
             if doors.len() >= SWEEP_FROM {
                 doors.retain(|_, door| Arc::strong_count(door) > 1);
             }
+            let position = Place {
+                scope: listening.cluster.name.as_str().into(),
+                database: database.into(),
+                user: user.into(),
+                listener: listening.address.as_str().into(),
+            };
             let door = Arc::new(Door {
+                gate: registry.gates.of(database),
+                tally: roster::tally(&position),
+                position: Arc::new(position),
                 listening: listening.clone(),
                 registry: registry.clone(),
                 mode: listening.mode,

@@ -19,9 +19,11 @@ use crate::session::stranded::{Next, Stranded};
 impl Pooled {
     /// The client is gone, or says so. What it leaves on its server is cleaned up, if that is possible.
     pub(super) fn leave(&mut self) {
+        self.note_returned();
         let Some(server) = self.server.take() else {
             return;
         };
+        server.card.is_cleaned();
         let is_clean = server.exchange.is_quiet()
             && server.to_server.is_empty()
             && server.inbound.left == 0
@@ -88,6 +90,7 @@ impl Pooled {
         self.is_resetting = false;
         // Parts of a message that went to the lost server are followed by the rest of it.
         self.discards = self.left > 0;
+        self.note_returned();
         let Some(server) = self.server.take() else {
             return Ok(());
         };

@@ -6,13 +6,17 @@ use std::sync::Arc;
 use rustls::ServerConfig;
 use tokio::io::AsyncReadExt;
 
+use trunkline_shared::service::clock;
+
 use super::Pooled;
 use super::door::{Door, interned};
 use super::proof::{Admitted, Arrival, authenticate};
+use crate::admin::{self, Visit};
 use crate::auth::certificate::Binding;
 use crate::auth::hba::{Asking, Verdict};
 use crate::auth::scram::MAX_MESSAGE;
 use crate::auth::{Malformed, Method};
+use crate::config::admin::{Role, is_console};
 use crate::config::auth::AuthConfig;
 use crate::config::pooling::Mode;
 use crate::error::{SessionError, Whence};
@@ -23,6 +27,7 @@ use crate::protocol::messages::{self, AUTHENTICATION_OK, ENCRYPTION_REFUSED, TLS
 use crate::protocol::settings::{Settings, tracked};
 use crate::protocol::splice::head;
 use crate::protocol::startup::{First, Parameters, parameters};
+use crate::roster::{Listed, Newcomer};
 use crate::route::TargetKind;
 use crate::session::{Client, first_packet, in_startup_time, meet, send};
 use crate::tls::{ALPN, ClientTls};
@@ -44,14 +49,18 @@ pub(in crate::session) async fn login(
     let began = begin(listening, registry, &mut client, has_place).await;
     *peer = client.peer;
     let told = match began {
-        Ok(Some(begun)) => begun,
+        Ok(Some(Begun::Session(begun))) => begun,
+        Ok(Some(Begun::Console(role, asked))) => {
+            let visit = visit(listening, registry, client, role, asked);
+            return admin::serve(visit).await.map(|()| None);
+        }
         Ok(None) => return Ok(None),
         Err(error) => {
             crate::session::relay::say(&mut client.stream, &error).await;
             return Err(error);
         }
     };
-    let Begun {
+    let Proved {
         door,
         asked,
         greeting,
@@ -63,7 +72,16 @@ pub(in crate::session) async fn login(
         ..
     } = client;
     drop(newcomer);
-    let mut pooled = Box::new(Pooled::new(stream, door));
+    let card = Listed::new(Newcomer {
+        place: door.position.clone(),
+        mode: Some(door.mode),
+        peer: *peer,
+        local: stream.socket().local_addr().ok(),
+        tls: stream.tls_name(),
+        now: clock::now(),
+    });
+    door.tally.logins.add(1);
+    let mut pooled = Box::new(Pooled::new(stream, door, card));
     if !bytes.is_empty() {
         // An empty one would keep its room for as long as the client stays.
         pooled.is_unread = true;
@@ -78,8 +96,16 @@ pub(in crate::session) async fn login(
     }
 }
 
-/// A client that has proved who it is.
-struct Begun {
+/// A client that has proved who it is, and where it wants to.
+enum Begun {
+    /// To a database.
+    Session(Proved),
+    /// To the console, with what it may do there.
+    Console(Role, Parameters),
+}
+
+/// A client of a database.
+struct Proved {
     door: Arc<Door>,
     asked: Parameters,
     /// What is to be sent before anything else.
@@ -111,7 +137,9 @@ async fn begin(
             return Ok(None);
         }
     };
-    if !has_place {
+    // An operator comes in where clients do not any more.
+    let is_console = is_console(&asked.database);
+    if !has_place && !is_console {
         return Err(SessionError::TooManyClients {
             listener: listening.address.clone(),
             limit: listening.max_client_conn(),
@@ -134,20 +162,52 @@ async fn begin(
         proven,
         mut greeting,
     } = authenticate(&arrival, client).await?;
+    if is_console {
+        let role = entrance.pooling.admin.role(&asked.user);
+        let role = role.ok_or(SessionError::NoOperator)?;
+        // What goes before AuthenticationOk.
+        send(&mut client.stream, &greeting).await?;
+        return Ok(Some(Begun::Console(role, asked)));
+    }
     let rules = registry.config().database(&asked.database);
-    let Some(rules) = rules else {
+    let Some(rules) = rules.filter(|_| !listening.is_console) else {
         return Err(SessionError::UnknownDatabase(asked.database));
     };
+    if registry.gates.of(&asked.database).is_disabled() {
+        return Err(SessionError::Disabled(asked.database));
+    }
     let cluster = listening.cluster.name.as_str();
     let credential = registry.credential(cluster, &asked.user, &user, proven);
     let names = (asked.database.as_str(), asked.user.as_str());
     let door = Door::find(listening, registry, names, rules, credential);
     greeting.extend_from_slice(AUTHENTICATION_OK);
-    Ok(Some(Begun {
+    Ok(Some(Begun::Session(Proved {
         door,
         asked,
         greeting,
-    }))
+    })))
+}
+
+fn visit(
+    listening: &Arc<Listening>,
+    registry: &Arc<Registry>,
+    client: Client,
+    role: Role,
+    asked: Parameters,
+) -> Visit {
+    let mut settings = asked.settings.into_iter();
+    let application = settings.find(|(name, _)| name == "application_name");
+    Visit {
+        listening: listening.clone(),
+        registry: registry.clone(),
+        stream: client.stream,
+        bytes: client.bytes,
+        peer: client.peer,
+        user: asked.user,
+        database: asked.database,
+        application: application.map(|(_, value)| value),
+        role,
+    }
 }
 
 /// What a client asks for once it is clear how it is spoken to.
@@ -334,6 +394,7 @@ impl Pooled {
         let (process, secret) = key;
         messages::backend_key(&mut greeting, process, &secret);
         messages::ready(&mut greeting, b'I');
+        self.tell();
         let registry = &self.door.registry;
         self.entered = Some(registry.enter(process, &secret, self.mailbox.clone()));
         self.send(&greeting).await

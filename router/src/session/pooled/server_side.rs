@@ -83,6 +83,7 @@ impl Pooled {
         let server: &mut Server = server;
         let is_replication = self.pinned == Some(PinReason::Replication);
         let is_statement_mode = self.door.mode == Mode::Statement && !is_replication;
+        let before = (self.answers, self.ends);
         let mut scan = Scan {
             server,
             statements: &mut self.statements,
@@ -96,6 +97,7 @@ impl Pooled {
             door: &self.door,
             is_explained: &mut self.is_explained,
             answers: &mut self.answers,
+            ends: &mut self.ends,
             has_unnamed: &mut self.has_unnamed,
             executed: &mut self.executed,
         };
@@ -104,7 +106,9 @@ impl Pooled {
         let end = outcome.end;
         server.inbound.carry = bytes[end..].to_vec();
         let onwards = splice.finish(end);
+        self.door.tally.sent.add_length(onwards.len());
         let told = write_on(&mut self.client, &mut self.to_client, onwards, cx);
+        self.note_answered(before);
         told.map_err(|_| Turn::ClientLeft)?;
         match outcome.trouble {
             None => Ok(()),
@@ -144,6 +148,7 @@ struct Scan<'a> {
     door: &'a super::door::Door,
     is_explained: &'a mut bool,
     answers: &'a mut u64,
+    ends: &'a mut u64,
     has_unnamed: &'a mut bool,
     executed: &'a mut Executed,
 }
@@ -220,6 +225,7 @@ impl Scan<'_> {
                 }
                 *self.is_resetting = false;
                 *self.answers += 1;
+                *self.ends += u64::from(status == Status::Idle);
                 self.server.exchange.ready(status)
             }
             b'E' => {
