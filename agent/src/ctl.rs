@@ -25,6 +25,7 @@ mod change;
 mod cluster_role;
 mod clusters;
 mod difference;
+mod drain;
 mod dsn;
 mod edit;
 mod effective;
@@ -257,7 +258,7 @@ async fn carry_out(
         Command::Reinit(a) => members::reinit(&named(&a.cluster).await?, &a).await,
         Command::Reload(a) => members::reload(&named(&a.cluster).await?, &a).await,
         Command::Flush(a) => flush::flush(&named(&a.cluster).await?, &a).await,
-        Command::History(a) => history::show(&open(&a.cluster).await?, a.format).await,
+        Command::History(a) => history::show(&open(&a.cluster).await?, &a).await,
         Command::Routers(a) => routers::show(&open(&a.cluster).await?, a.format).await,
         Command::ShowConfig(a) => {
             effective::show_config(&open(&a.cluster).await?, &a, file, env).await

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use super::drain::DrainArguments;
+
 /// The operator's command: looks at a cluster and changes it.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "trunkline", version, about)]
@@ -178,6 +180,9 @@ pub struct Topology {
 /// `history`
 #[derive(Clone, Debug, Args)]
 pub struct History {
+    /// How long each part of the changes took, where it is known.
+    #[arg(long)]
+    pub parts: bool,
     /// The cluster; the file's scope if absent.
     pub cluster: Option<String>,
     /// How it is printed.
@@ -209,6 +214,9 @@ pub struct Switchover {
     /// When: ISO 8601, such as 2026-11-20T10:00:00+00:00; without an offset in this machine's time zone.
     #[arg(long, value_name = "TIME")]
     pub scheduled: Option<String>,
+    /// What becomes of transactions that run.
+    #[command(flatten)]
+    pub drain: DrainArguments,
     /// Never ask.
     #[arg(long)]
     pub force: bool,
@@ -222,6 +230,9 @@ pub struct Failover {
     /// The member to change to.
     #[arg(long)]
     pub candidate: Option<String>,
+    /// What becomes of transactions that run.
+    #[command(flatten)]
+    pub drain: DrainArguments,
     /// Never ask.
     #[arg(long)]
     pub force: bool,

@@ -70,6 +70,7 @@ impl World {
             | Action::RecordSystemId(_)
             | Action::PublishStatus(_)
             | Action::RecordHistory
+            | Action::RecordChange(_)
             | Action::DropFailoverRequest { .. }
             | Action::RequestSwitchover(_)
             | Action::AnnounceSwitchover(_)
@@ -266,6 +267,7 @@ impl World {
             | Action::RecordSystemId(_)
             | Action::PublishStatus(_)
             | Action::RecordHistory
+            | Action::RecordChange(_)
             | Action::DropFailoverRequest { .. }
             | Action::RequestSwitchover(_)
             | Action::AnnounceSwitchover(_)
@@ -382,6 +384,7 @@ impl World {
     }
 
     fn stop(&mut self, node: NodeId, mode: StopMode) -> Went {
+        self.check_planned_stop(node, mode);
         self.begin_stop(node, mode);
         Went::Done
     }

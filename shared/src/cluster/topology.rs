@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use super::switchover::{ChangeParts, Drain};
 use super::sync_state::SyncState;
 use super::timeline::Ancestry;
 use super::{
@@ -74,14 +75,14 @@ pub enum Fact {
     Succeeds(Arc<[u64]>),
     /// The last timeline number that a leader claimed.
     Timeline(ClaimedTimeline),
+    /// The epoch of the newest change of leader that is written down.
+    Changes(Option<LeaderEpoch>),
     /// A paused leader that disarmed its fence.
     Disarmed,
     /// A planned change in progress.
     Switchover(Arc<SwitchoverRecord>),
     /// A router's record.
     Router(Arc<RouterRecord>),
-    /// A value that the topology does not need in parsed form.
-    Opaque,
     /// The value could not be read; says why.
     Unreadable(Arc<str>),
 }
@@ -118,6 +119,8 @@ pub struct FailoverRequest {
     pub candidate: Option<MemberName>,
     /// When, as ISO 8601 text, if scheduled.
     pub scheduled_at: Option<Arc<str>>,
+    /// How long to wait for transactions, and what follows.
+    pub drain: Drain,
     /// The mod revision of the record: identifies the request.
     pub revision: i64,
 }
@@ -151,6 +154,8 @@ pub struct SwitchoverRecord {
     pub to: MemberName,
     /// How far it has come.
     pub stage: SwitchoverStage,
+    /// How long the parts took that are over, known once the old leader has stopped.
+    pub parts: ChangeParts,
 }
 
 /// The `initialize` key.
@@ -223,6 +228,8 @@ pub struct Topology {
     pub switchover: Option<Arc<SwitchoverRecord>>,
     /// The registered routers, by `<name>/<instance>`.
     pub routers: Routers,
+    /// The epoch of the newest change of leader that is written down.
+    pub last_change: Option<LeaderEpoch>,
 }
 
 /// Routers by `<name>/<instance>`; shared, since a fleet may be large and changes seldom.
@@ -368,6 +375,7 @@ impl Topology {
             Fact::Generation(generation) => self.set_generation(*generation),
             Fact::Succeeds(stores) => self.succeeds = stores.clone(),
             Fact::Timeline(claimed) => self.set_claimed(*claimed, revision),
+            Fact::Changes(epoch) => self.last_change = *epoch,
             Fact::Disarmed => {
                 if let FactKey::Disarmed(name) = &change.key {
                     self.disarmed.insert(name.clone());
@@ -379,7 +387,6 @@ impl Topology {
                     Arc::make_mut(&mut self.routers).insert(name.clone(), record.clone());
                 }
             }
-            Fact::Opaque => {}
             Fact::Unreadable(_) => self.put_unreadable(&change.key, revision),
         }
     }
@@ -430,7 +437,8 @@ impl Topology {
                     Arc::make_mut(&mut self.routers).remove(name);
                 }
             }
-            FactKey::History | FactKey::Changes => {}
+            FactKey::Changes => self.last_change = None,
+            FactKey::History => {}
         }
     }
 

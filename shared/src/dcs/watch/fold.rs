@@ -86,12 +86,12 @@ pub(super) fn keep_old(topology: &mut Topology, old: &Topology, key: &FactKey) {
         FactKey::Succeeds => topology.succeeds = old.succeeds.clone(),
         FactKey::Timeline => topology.keep_claim_of(old),
         FactKey::Switchover => topology.switchover.clone_from(&old.switchover),
+        FactKey::Changes => topology.last_change = old.last_change,
         FactKey::Leader
         | FactKey::Member(_)
         | FactKey::Failover
         | FactKey::History
         | FactKey::Disarmed(_)
-        | FactKey::Changes
         | FactKey::Router(_) => {}
     }
 }
