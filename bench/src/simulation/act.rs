@@ -387,6 +387,7 @@ impl World {
     }
 
     fn stop(&mut self, node: NodeId, mode: StopMode) -> Went {
+        self.check_planned_stop(node, mode);
         self.begin_stop(node, mode);
         Went::Done
     }
