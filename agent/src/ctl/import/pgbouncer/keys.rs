@@ -32,14 +32,13 @@ const PROTOCOLS: &str =
     "TLS 1.2 and 1.3 are spoken, and nothing older: old clients and servers must be renewed first";
 const SOCKETS: &str =
     "the router sets its sockets itself: keepalive is on, and buffers are the system's";
-const CONSOLE: &str = "there is no console; numbers are on http.listen (/metrics, /topology)";
 const LOOKUP: &str =
     "users are looked up in one way for all databases: auth.user, auth.query and auth.database";
 const BY_LISTENER: &str = "clients are counted per listener only: listeners[].max_client_conn";
 
 /// The keys of `[pgbouncer]`.
 pub const SETTINGS: &[(&str, Meaning)] = &[
-    ("admin_users", Absent("", CONSOLE)),
+    ("admin_users", Text("admin.admin_users")),
     (
         "application_name_add_host",
         Absent("0", "application_name is passed on as the client gave it"),
@@ -198,7 +197,7 @@ pub const SETTINGS: &[(&str, Meaning)] = &[
         "stats_period",
         Moot("numbers are on http.listen (/metrics), from the start of the process on"),
     ),
-    ("stats_users", Absent("", CONSOLE)),
+    ("stats_users", Text("admin.stats_users")),
     ("syslog", Moot(LOG)),
     ("syslog_facility", Moot(LOG)),
     ("syslog_ident", Moot(LOG)),
