@@ -174,6 +174,7 @@ pub fn run(config: RouterConfig, file: PathBuf, is_upgrade: bool) -> Result<(), 
 fn rules_of(config: &RouterConfig) -> Rules {
     Rules {
         max_lag: config.max_lag,
+        hold_timeout: Some(config.hold_timeout),
     }
 }
 

@@ -123,6 +123,7 @@ impl Runner for Script {
             "switchover" => self.switchover(&words),
             "generation" => self.topology.generation = words.first().parse()?,
             "max_lag" => self.rules.max_lag = quantity::bytes(words.first()),
+            "hold_timeout" => self.rules.hold_timeout = quantity::duration(words.first()),
             "silence" => self.proven_at = self.proven_at.map(|at| at - words.time(words.first())),
             "answer" => self.answer(&words),
             "down" => {

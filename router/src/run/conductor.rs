@@ -94,6 +94,7 @@ impl Live {
         }
         self.rules.send_replace(Rules {
             max_lag: new.max_lag,
+            hold_timeout: Some(new.hold_timeout),
         });
         // The file's check knows the level already.
         let _ = self.log.set_level(&filter_of(&new.log.level));

@@ -52,6 +52,8 @@ pub struct Hold {
     pub epoch: LeaderEpoch,
     /// How much is held.
     pub stage: HoldStage,
+    /// When this router began to hold for it.
+    pub since: Moment,
 }
 
 /// What a client wants to be dispatched.
@@ -270,6 +272,8 @@ pub struct RoutingTable {
     pub writer: Writer,
     /// Whether a planned change of leader holds what is new on the writer's lane.
     pub hold: Option<Hold>,
+    /// A planned change that was held for until its time was over: nobody is held for it again.
+    pub outlived: Option<(u64, LeaderEpoch)>,
     /// The last leader.
     pub last: Option<LastLeader>,
     /// Why it is doubted, and since when.
@@ -296,6 +300,7 @@ impl Default for RoutingTable {
                 why: NoWriter::NothingKnownYet,
             },
             hold: None,
+            outlived: None,
             last: None,
             doubt: None,
             readers: BTreeMap::new(),

@@ -97,6 +97,8 @@ impl Health {
 pub struct Rules {
     /// `replicas.max_lag`, bytes; none is no limit.
     pub max_lag: Option<u64>,
+    /// `switchover.hold_timeout`; none is no limit.
+    pub hold_timeout: Option<Duration>,
 }
 
 /// Why a lane is cut.
@@ -152,7 +154,7 @@ pub fn transition(
         step.next.generation = view.topology.generation;
     }
     step.writer(view, health);
-    step.next.hold = hold::hold(view.map(|view| view.topology), &step.next);
+    step.hold(view.map(|view| view.topology), rules.hold_timeout);
     if let Some(view) = view {
         step.readers(view.topology, health, rules);
     } else {

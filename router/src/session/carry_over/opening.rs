@@ -5,36 +5,36 @@ use super::look::{Look, look};
 use crate::protocol::splice::{head, text};
 use crate::topology::routing_table::Wants;
 
-/// Looks at the client's bytes up to the end of its next batch. What is not whole, or of which nobody knows what it does,
-/// may open a block.
+/// Looks at everything that the client has sent, for all of it goes to the server at once. What is not whole, or of which
+/// nobody knows what it does, may open a block.
 pub fn wants(mut bytes: &[u8], own: Option<&Statements>) -> Wants {
+    // Statements that these bytes prepare have been looked at when they are bound.
+    let mut prepared: Vec<&[u8]> = Vec::new();
+    let mut has_ended = true;
     while let Ok(Some((kind, total))) = head(bytes) {
         let Some((message, rest)) = bytes.split_at_checked(total) else {
-            break;
+            return Wants::Transaction;
         };
         let body = &message[5..];
-        let opens = match kind {
-            b'Q' => text(body).is_none_or(|(sql, _)| may_open(&look(sql))),
-            b'P' => {
-                let sql = text(body).and_then(|(_, rest)| text(rest));
-                sql.is_none_or(|(sql, _)| may_open(&look(sql)))
+        let opens = match (kind, text(body)) {
+            (b'Q', Some((sql, _))) => may_open(&look(sql)),
+            (b'P', Some((name, rest))) => {
+                prepared.push(name);
+                text(rest).is_none_or(|(sql, _)| may_open(&look(sql)))
             }
-            b'B' => {
-                let named = text(body).and_then(|(_, rest)| text(rest));
-                named.is_none_or(|(name, _)| may_open_by_name(name, own))
-            }
-            _ => false,
+            (b'B', Some((_, rest))) => text(rest)
+                .is_none_or(|(name, _)| !prepared.contains(&name) && may_open_by_name(name, own)),
+            (b'Q' | b'P' | b'B', None) => true,
+            (_, _) => false,
         };
         if opens {
             return Wants::Transaction;
         }
-        if matches!(kind, b'Q' | b'S' | b'F') {
-            return Wants::Statement;
-        }
+        has_ended = matches!(kind, b'Q' | b'S' | b'F');
         bytes = rest;
     }
-    // The batch has not ended: a part of it, or the beginning of a long message.
-    match bytes.is_empty() {
+    // A batch without its end goes on with nobody knows what.
+    match has_ended && bytes.is_empty() {
         true => Wants::Statement,
         false => Wants::Transaction,
     }
@@ -75,8 +75,12 @@ mod tests {
         message(b'Q', &[sql.as_bytes(), b"\0"])
     }
 
+    fn parse_as(name: &str, sql: &str) -> Vec<u8> {
+        message(b'P', &[name.as_bytes(), b"\0", sql.as_bytes(), b"\0\0\0"])
+    }
+
     fn parse(sql: &str) -> Vec<u8> {
-        message(b'P', &[b"\0", sql.as_bytes(), b"\0\0\0"])
+        parse_as("", sql)
     }
 
     fn bind(name: &str) -> Vec<u8> {
@@ -91,8 +95,9 @@ mod tests {
             query("insert into t values (1); "),
             query("copy t from stdin"),
             [parse("update t set n = 1"), bind(""), sync.clone()].concat(),
-            // What follows its batch is looked at when its turn has come.
-            [query("select 1"), query("begin")].concat(),
+            [query("select 1"), query("select 2")].concat(),
+            // Prepared under a name and run in one batch.
+            [parse_as("s", "select 1"), bind("s"), sync.clone()].concat(),
             sync,
         ] {
             assert_eq!(wants(&single, None), Wants::Statement);
@@ -108,6 +113,11 @@ mod tests {
             query("select 1; begin"),
             [parse("begin"), bind("")].concat(),
             [parse("select 1"), bind(""), parse("begin")].concat(),
+            // All of it would go at once.
+            [query("select 1"), query("begin")].concat(),
+            [parse_as("s", "begin"), bind("s"), message(b'S', &[])].concat(),
+            // Nobody knows how the batch goes on.
+            [parse("select 1"), bind(""), message(b'H', &[])].concat(),
             // A statement that nobody knows here, and a text of which the end has not come.
             bind("s"),
             query("select 1")[..9].to_vec(),
@@ -125,9 +135,10 @@ mod tests {
         let select: Option<Arc<_>> = shared.intern(b"select 1\0\0\0", || 2);
         own.name(b"b", begin);
         own.name(b"s", select);
-        assert_eq!(wants(&bind("s"), Some(&own)), Wants::Statement);
-        assert_eq!(wants(&bind("b"), Some(&own)), Wants::Transaction);
+        let run = |name| [bind(name), message(b'S', &[])].concat();
+        assert_eq!(wants(&run("s"), Some(&own)), Wants::Statement);
+        assert_eq!(wants(&run("b"), Some(&own)), Wants::Transaction);
         own.unnamed = Some(Box::from(&b"begin\0\0\0"[..]));
-        assert_eq!(wants(&bind(""), Some(&own)), Wants::Transaction);
+        assert_eq!(wants(&run(""), Some(&own)), Wants::Transaction);
     }
 }

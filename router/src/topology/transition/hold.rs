@@ -1,18 +1,50 @@
 //! Whether a planned change of leader holds what is new.
 
-use trunkline_shared::cluster::Topology;
 use trunkline_shared::cluster::topology::SwitchoverStage;
+use trunkline_shared::cluster::{LeaderEpoch, Topology};
 
+use super::Step;
 use crate::topology::routing_table::{Hold, HoldStage, RoutingTable};
 
-/// What the announcement of the leader's agent holds. It counts for the epoch that it names, so that what a former
-/// leader left behind holds nobody. Without a view of the DCS what was held last still is: each client for no longer
-/// than `hold_timeout`.
-pub(super) fn hold(topology: Option<&Topology>, next: &RoutingTable) -> Option<Hold> {
-    let Some(topology) = topology else {
-        let epoch = next.last.as_ref().map(|last| last.epoch);
-        return next.hold.filter(|hold| Some(hold.epoch) == epoch);
-    };
+/// What is announced: which change, the epoch that it ends, and how much it holds.
+type Announced = (u64, LeaderEpoch, HoldStage);
+
+impl Step<'_> {
+    /// Holds what the leader's agent has announced, for as long as a client may be held: an agent that is away cannot
+    /// call its change off, and a leader that goes on must be written to.
+    pub(super) fn hold(&mut self, topology: Option<&Topology>, limit: Option<std::time::Duration>) {
+        let before = self.next.hold.take();
+        let announced = match topology {
+            Some(topology) => announced(topology),
+            None => still(before, &self.next),
+        };
+        let Some((switchover, epoch, stage)) = announced else {
+            return;
+        };
+        if self.next.outlived == Some((switchover, epoch)) {
+            return;
+        }
+        let known = before.filter(|known| (known.switchover, known.epoch) == (switchover, epoch));
+        let since = known.map_or(self.now, |known| known.since);
+        if let Some(limit) = limit {
+            let until = since + limit;
+            if self.now >= until {
+                self.next.outlived = Some((switchover, epoch));
+                return;
+            }
+            self.look_again_at(until);
+        }
+        self.next.hold = Some(Hold {
+            switchover,
+            epoch,
+            stage,
+            since,
+        });
+    }
+}
+
+/// The announcement counts for the epoch that it names, so that what a former leader left behind holds nobody.
+fn announced(topology: &Topology) -> Option<Announced> {
     let leader = topology.leader.as_ref()?;
     let announced = topology.switchover.as_ref()?;
     if announced.epoch != leader.epoch || announced.from != leader.member {
@@ -23,9 +55,12 @@ pub(super) fn hold(topology: Option<&Topology>, next: &RoutingTable) -> Option<H
         SwitchoverStage::HoldAll | SwitchoverStage::Stopped { .. } => HoldStage::All,
         SwitchoverStage::Resume => return None,
     };
-    Some(Hold {
-        switchover: announced.id,
-        epoch: announced.epoch,
-        stage,
-    })
+    Some((announced.id, announced.epoch, stage))
+}
+
+/// Without a view of the DCS what was held last still is.
+fn still(before: Option<Hold>, next: &RoutingTable) -> Option<Announced> {
+    let epoch = next.last.as_ref().map(|last| last.epoch);
+    let hold = before.filter(|hold| Some(hold.epoch) == epoch)?;
+    Some((hold.switchover, hold.epoch, hold.stage))
 }
