@@ -59,6 +59,21 @@ pub struct SwitchoverOptions {
     json: Option<PathBuf>,
 }
 
+impl SwitchoverOptions {
+    /// A few changes, with each disturbance that needs no root: nothing is held against a time then.
+    pub fn short() -> Self {
+        Self {
+            times: 4,
+            clients: 8,
+            quiet: 300,
+            second_router: vec![Disturbance::Kill, Disturbance::Freeze],
+            seed: None,
+            keep_logs: None,
+            json: None,
+        }
+    }
+}
+
 /// One change.
 #[derive(Clone, Debug, Serialize)]
 struct Change {
