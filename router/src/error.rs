@@ -8,6 +8,7 @@ use trunkline_shared::cluster::{ClusterName, MemberName};
 use crate::auth::Malformed;
 use crate::auth::scram::{NOT_BOUND, NOT_NEGOTIATED};
 use crate::lanes::Ending;
+use crate::listener::limits::{Full, MAX_CLIENT_CONN};
 use crate::protocol::startup::NotStartup;
 use crate::protocol::{messages, sqlstate};
 use crate::route::{Awaited, NoRoute};
@@ -92,14 +93,15 @@ pub enum SessionError {
         /// Each member and why not.
         reasons: Vec<(MemberName, String)>,
     },
-    /// The listener is full.
-    #[error(
-        "sorry, too many clients already: listener {listener} allows {limit} (max_client_conn)"
-    )]
-    TooManyClients {
-        /// Its address.
-        listener: String,
-        /// Its limit.
+    /// The listener, the router, a database or a user has too many clients.
+    #[error(transparent)]
+    TooManyClients(#[from] Full),
+    /// The router follows too many clusters to follow this one, too.
+    #[error("cluster {cluster} is not served: this router follows {limit} clusters already")]
+    TooManyClusters {
+        /// Which cluster.
+        cluster: ClusterName,
+        /// How many are followed.
         limit: usize,
     },
     /// Too many connections of one address, or in total, that are not logged in.
@@ -167,9 +169,14 @@ pub enum SessionError {
     /// The log-in took too long.
     #[error("the log-in was not complete after {} (client_login_timeout)", seconds(.0))]
     LoginTooSlow(Duration),
-    /// No such database in the router's file.
-    #[error("database \"{0}\" does not exist: it is not one of the router's databases")]
-    UnknownDatabase(String),
+    /// No such database in the router's file, or no such cluster.
+    #[error("database \"{database}\" does not exist: {why}")]
+    UnknownDatabase {
+        /// As the client calls it.
+        database: String,
+        /// What is missing.
+        why: String,
+    },
     /// Something that only `tcp` listeners carry.
     #[error("{0} is not supported in pooled modes; connect to a listener in tcp mode for it")]
     NotPooled(&'static str),
@@ -247,12 +254,13 @@ impl SessionError {
             | SessionError::NoReplica { .. }
             | SessionError::NoFreeServer { .. }
             | SessionError::QueryTooSlow { .. }
-            | SessionError::TooManyClients { .. } => Side::Router,
+            | SessionError::TooManyClients(_)
+            | SessionError::TooManyClusters { .. } => Side::Router,
             SessionError::WrongPassword { .. }
             | SessionError::Authentication(_)
             | SessionError::NotBound(_)
             | SessionError::LoginTooSlow(_)
-            | SessionError::UnknownDatabase(_)
+            | SessionError::UnknownDatabase { .. }
             | SessionError::NotPooled(_)
             | SessionError::BadMessage { .. }
             | SessionError::TooMuch(_)
@@ -300,7 +308,8 @@ impl SessionError {
             SessionError::HeldTooLong { .. } => "held_too_long",
             SessionError::StandbyCluster { .. } => "standby_cluster",
             SessionError::NoReplica { .. } => "no_replica",
-            SessionError::TooManyClients { .. } => "too_many_clients",
+            SessionError::TooManyClients(_) => "too_many_clients",
+            SessionError::TooManyClusters { .. } => "too_many_clusters",
             SessionError::TooManyNewcomers { .. } => "too_many_newcomers",
             SessionError::NotTheProtocol(_) => "not_the_protocol",
             SessionError::OldProtocol { .. } => "old_protocol",
@@ -318,7 +327,7 @@ impl SessionError {
             SessionError::Authentication(_) => "bad_authentication",
             SessionError::NotBound(_) => "not_bound",
             SessionError::LoginTooSlow(_) => "login_too_slow",
-            SessionError::UnknownDatabase(_) => "unknown_database",
+            SessionError::UnknownDatabase { .. } => "unknown_database",
             SessionError::NotPooled(_) => "not_pooled",
             SessionError::NoFreeServer { .. } => "no_free_server",
             SessionError::Rejected { .. } => "rejected",
@@ -335,7 +344,7 @@ impl SessionError {
     pub fn sqlstate(&self) -> Option<&str> {
         Some(match self {
             SessionError::WrongPassword { .. } => sqlstate::INVALID_PASSWORD,
-            SessionError::UnknownDatabase(_) => sqlstate::INVALID_CATALOG_NAME,
+            SessionError::UnknownDatabase { .. } => sqlstate::INVALID_CATALOG_NAME,
             SessionError::NotPooled(_) | SessionError::TransactionBlock => {
                 sqlstate::FEATURE_NOT_SUPPORTED
             }
@@ -371,9 +380,9 @@ impl SessionError {
             | SessionError::HeldTooLong { .. }
             | SessionError::StandbyCluster { .. }
             | SessionError::NoReplica { .. } => sqlstate::CANNOT_CONNECT_NOW,
-            SessionError::TooManyClients { .. } | SessionError::TooManyNewcomers { .. } => {
-                sqlstate::TOO_MANY_CONNECTIONS
-            }
+            SessionError::TooManyClients(_)
+            | SessionError::TooManyClusters { .. }
+            | SessionError::TooManyNewcomers { .. } => sqlstate::TOO_MANY_CONNECTIONS,
             SessionError::OldProtocol { .. } => sqlstate::FEATURE_NOT_SUPPORTED,
             SessionError::NotTheProtocol(_)
             | SessionError::EncryptionTwice
@@ -415,7 +424,9 @@ impl SessionError {
             SessionError::NoReplica { .. } => {
                 Some("Connect again later, or set replicas.fallback to primary.")
             }
-            SessionError::TooManyClients { .. } => Some("Raise max_client_conn of the listener."),
+            SessionError::TooManyClients(Full { key, .. }) if *key == MAX_CLIENT_CONN => {
+                Some("Raise max_client_conn of the listener.")
+            }
             SessionError::NoFreeServer { .. } => {
                 Some("Try again, or raise pool_size of the database or query_wait_timeout.")
             }
@@ -428,7 +439,9 @@ impl SessionError {
             SessionError::TransactionBlock => {
                 Some("Use a listener or a database in transaction mode.")
             }
-            SessionError::TooManyNewcomers { .. }
+            SessionError::TooManyClients(_)
+            | SessionError::TooManyClusters { .. }
+            | SessionError::TooManyNewcomers { .. }
             | SessionError::NotTheProtocol(_)
             | SessionError::OldProtocol { .. }
             | SessionError::EncryptionTwice
@@ -442,7 +455,7 @@ impl SessionError {
             | SessionError::Authentication(_)
             | SessionError::NotBound(_)
             | SessionError::LoginTooSlow(_)
-            | SessionError::UnknownDatabase(_)
+            | SessionError::UnknownDatabase { .. }
             | SessionError::NotPooled(_)
             | SessionError::Rejected { .. }
             | SessionError::BadMessage { .. }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use trunkline_shared::service::tls::TlsError;
 
 use crate::config::ListenerConfig;
+use crate::config::databases::Scopes;
 use crate::config::pooling::{Mode, PoolingConfig};
 use crate::tls::{ClientTls, ServerTls};
 
@@ -77,6 +78,18 @@ impl InForce {
             }
         }
         Ok((new, kept))
+    }
+
+    /// Every cluster that the database of some client leads to.
+    pub fn scopes(&self) -> Scopes {
+        let mut all = Scopes::default();
+        let entrances = self.entrances.values().map(|own| &own.pooling);
+        for pooling in entrances.chain([&self.pooling]) {
+            let own = Scopes::of(&[], pooling.databases.as_ref());
+            all.named.extend(own.named);
+            all.patterns.extend(own.patterns);
+        }
+        all
     }
 
     /// How clients come in at the listener of this address.

@@ -8,6 +8,7 @@
 
 pub mod auth;
 pub mod cancel;
+pub mod clusters;
 pub mod config;
 pub mod cores;
 pub mod drain;

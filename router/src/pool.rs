@@ -24,6 +24,7 @@ use crate::server::login::OpenFailed;
 use crate::server::{Parcel, Server, Way};
 
 pub mod budget;
+pub mod clients;
 mod lease;
 mod local;
 pub mod registry;

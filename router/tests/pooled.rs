@@ -4,6 +4,8 @@
 
 #[path = "pooled/cancels.rs"]
 mod cancels;
+#[path = "pooled/clusters.rs"]
+mod clusters;
 #[path = "pooled/encrypted.rs"]
 mod encrypted;
 #[path = "pooled/lost_leader.rs"]
@@ -463,6 +465,7 @@ async fn unknown_users_and_databases_are_refused_as_postgresql_does() {
     client
         .send(b"\0\0\0\x20\0\x03\0\0user\0app\0database\0none\0\0")
         .await;
+    assert_eq!(client.message().await.0, b'R', "it is who it says");
     let (code, text) = client.fatal().await;
     assert_eq!(code, "3D000");
     assert!(text.contains("\"none\""), "{text}");

@@ -9,6 +9,8 @@
 
 #[path = "../../agent/tests/support/as_postgres.rs"]
 mod as_postgres;
+#[path = "postgres/clusters.rs"]
+mod clusters;
 #[path = "postgres/settings.rs"]
 mod settings;
 #[path = "postgres/statements.rs"]
@@ -19,6 +21,8 @@ mod support {
     pub mod certificates;
     #[path = "../support/client.rs"]
     pub mod client;
+    #[path = "../support/etcd.rs"]
+    pub mod etcd;
     #[path = "../support/messages.rs"]
     pub mod messages;
     #[path = "../support/stack.rs"]

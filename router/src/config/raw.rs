@@ -13,8 +13,9 @@ use trunkline_shared::cluster::quantity;
 use trunkline_shared::service::tls::TlsFiles;
 
 use super::auth::RawAuth;
+use super::databases::{RawDatabase, RawUser};
 use super::listeners::RawListener;
-use super::pooling::{RawDatabase, RawPool, RawPooling, RawUser};
+use super::pooling::{RawPool, RawPooling};
 use super::tls::RawTls;
 use super::{CtlConfig, EtcdSection, HttpConfig, LogConfig, Mistake, RouterConfig};
 
@@ -205,7 +206,7 @@ impl Reader {
             users: raw.users,
             tls_server,
         };
-        let pooling = self.pooling(pooling, is_pooled);
+        let pooling = self.pooling(pooling, is_pooled, &listeners);
         if let Some(pooling) = &pooling {
             self.certificates(&pooling.auth, &listeners);
         }

@@ -19,6 +19,8 @@ use crate::config::pooling::Mode;
 use crate::error::SessionError;
 use crate::held_back::HeldBack;
 use crate::lanes::Notice;
+use crate::listener::limits::Counted;
+use crate::pool::clients::Places;
 use crate::pool::registry::{Entered, Mailbox, Registry};
 use crate::pool::{Lease, PoolId};
 use crate::protocol::exchange::Heard;
@@ -43,6 +45,7 @@ mod hoard;
 pub(super) mod login;
 mod server_side;
 mod timeouts;
+mod whereabouts;
 
 /// How long a client may take for the last bytes that it is sent.
 const FLUSH_TIME: Duration = Duration::from_millis(500);
@@ -179,10 +182,14 @@ pub(super) struct Pooled {
     answers: u64,
     /// Where times are limited.
     stay: Option<Box<Stay>>,
+    _counts: Counts,
 }
 
+/// Where a client is counted: among the others, and as one that uses its cluster.
+type Counts = (Places, Option<Counted>);
+
 impl Pooled {
-    fn new(client: Stream, door: Arc<Door>) -> Self {
+    fn new(client: Stream, door: Arc<Door>, counts: Counts) -> Self {
         let pinned = (door.mode == Mode::Session).then_some(PinReason::SessionMode);
         Self {
             client,
@@ -212,6 +219,7 @@ impl Pooled {
             is_explained: false,
             answers: 0,
             stay: None,
+            _counts: counts,
         }
     }
 

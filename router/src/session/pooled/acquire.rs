@@ -34,7 +34,7 @@ const NOT_KEPT: u64 = 0;
 impl Pooled {
     /// Takes a server if one is idle.
     pub(super) fn quick_server(&mut self, cx: &Context<'_>) {
-        let version = self.door.listening.cluster.version();
+        let version = self.door.cluster.version();
         let Some((_, pool)) = self.route.filter(|(known, _)| *known == version) else {
             return;
         };
@@ -71,7 +71,7 @@ impl Pooled {
                 Err(NoServer::Refused(why)) => return Err(rejected(why)),
                 Err(NoServer::PoolClosed) => {
                     let known = self.route.take().map(|(version, _)| version);
-                    if known == Some(self.door.listening.cluster.version()) {
+                    if known == Some(self.door.cluster.version()) {
                         sleep(NEXT_TABLE).await;
                     }
                 }
@@ -84,7 +84,7 @@ impl Pooled {
         &mut self,
         mut ticket: Ticket,
     ) -> Result<Option<Result<Lease, NoServer>>, SessionError> {
-        let limit = self.door.config.pool.query_wait_timeout;
+        let limit = self.door.terms.pool.query_wait_timeout;
         let pool = self.route.map(|(_, pool)| pool);
         let (client, mailbox) = (self.client.socket(), &self.mailbox);
         let cancelled = poll_fn(|_| match mailbox.has_mail() && mailbox.take().is_cancel {
@@ -122,7 +122,7 @@ impl Pooled {
 
     /// Whether the route that was found does not hold any more, because of a planned change of leader.
     fn is_held_meanwhile(&self) -> bool {
-        let is_new = |(version, _)| version != self.door.listening.cluster.version();
+        let is_new = |(version, _)| version != self.door.cluster.version();
         self.route.is_none_or(is_new)
             && matches!(self.route_now(), Err(NoRoute::Hold(Awaited::Switchover)))
     }
@@ -143,15 +143,15 @@ impl Pooled {
         let began = clock::now();
         let limit = listening.hold_timeout();
         loop {
-            let version = listening.cluster.version();
+            let version = self.door.cluster.version();
             if let Some((known, pool)) = self.route
                 && known == version
                 && pool::is_there(pool)
             {
                 return Ok(pool);
             }
-            let mut changed = listening.cluster.changes();
-            let is_change = listening.cluster.published().table.hold.is_some();
+            let mut changed = self.door.cluster.changes();
+            let is_change = self.door.cluster.published().table.hold.is_some();
             let why = match self.route_now() {
                 Ok(way) => {
                     let spec = self.door.spec(way.lane);
@@ -166,9 +166,9 @@ impl Pooled {
             let waited = clock::now().since(began);
             let is_held = matches!(why, NoRoute::Hold(_));
             if !is_held || waited >= limit {
-                return Err(SessionError::no_route(&listening.cluster.name, why, waited));
+                return Err(SessionError::no_route(&self.door.cluster.name, why, waited));
             }
-            let _held = Held::new(&listening);
+            let _held = Held::new(&listening, &self.door.cluster);
             tokio::select! {
                 _ = changed.changed() => {}
                 () = sleep(limit - waited) => {}
@@ -179,7 +179,7 @@ impl Pooled {
 
     fn route_now(&self) -> Result<Way, NoRoute> {
         let listening = &self.door.listening;
-        let cluster = &listening.cluster;
+        let cluster = &self.door.cluster;
         let published = cluster.published();
         let request = RouteRequest {
             kind: listening.kind(),

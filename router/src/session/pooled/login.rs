@@ -7,8 +7,9 @@ use rustls::ServerConfig;
 use tokio::io::AsyncReadExt;
 use tokio::time::timeout;
 
-use super::Pooled;
 use super::door::{Door, interned};
+use super::whereabouts::{self, Whereabouts};
+use super::{Counts, Pooled};
 use crate::auth::certificate::{Binding, common_name};
 use crate::auth::hba::{Asking, Verdict};
 use crate::auth::scram::MAX_MESSAGE;
@@ -53,11 +54,7 @@ pub(in crate::session) async fn login(
             return Err(error);
         }
     };
-    let Begun {
-        door,
-        asked,
-        greeting,
-    } = told;
+    let Begun { door, asked, stay } = told;
     let Client {
         stream,
         bytes,
@@ -65,13 +62,13 @@ pub(in crate::session) async fn login(
         ..
     } = client;
     drop(newcomer);
-    let mut pooled = Box::new(Pooled::new(stream, door));
+    let mut pooled = Box::new(Pooled::new(stream, door, stay));
     if !bytes.is_empty() {
         // An empty one would keep its room for as long as the client stays.
         pooled.is_unread = true;
         pooled.carry = bytes;
     }
-    match pooled.greet(asked, greeting).await {
+    match pooled.greet(asked).await {
         Ok(()) => Ok(Some(pooled)),
         Err(error) => {
             pooled.is_explained = false;
@@ -84,8 +81,7 @@ pub(in crate::session) async fn login(
 struct Begun {
     door: Arc<Door>,
     asked: Parameters,
-    /// What is to be sent before anything else.
-    greeting: Vec<u8>,
+    stay: Counts,
 }
 
 async fn begin(
@@ -114,10 +110,7 @@ async fn begin(
         }
     };
     if !has_place {
-        return Err(SessionError::TooManyClients {
-            listener: listening.address.clone(),
-            limit: listening.max_client_conn(),
-        });
+        return Err(listening.full().into());
     }
     if asked.is_replication {
         return Err(SessionError::NotPooled("a replication connection"));
@@ -133,18 +126,31 @@ async fn begin(
     let (proven, mut greeting) = proving
         .await
         .unwrap_or(Err(SessionError::LoginTooSlow(limit)))?;
-    let rules = registry.config().database(&asked.database);
-    let Some(rules) = rules else {
-        return Err(SessionError::UnknownDatabase(asked.database));
-    };
-    let credential = registry.credential(&asked.user, proven);
-    let names = (asked.database.as_str(), asked.user.as_str());
-    let door = Door::find(listening, registry, names, rules, credential);
+    // The client learns that it is in before it hears of its database, as from PostgreSQL, or waits for a server.
     greeting.extend_from_slice(AUTHENTICATION_OK);
+    send(&mut client.stream, &greeting).await?;
+    let config = &entrance.pooling;
+    let names = (asked.database.as_str(), asked.user.as_str());
+    let Whereabouts {
+        cluster,
+        terms,
+        used,
+    } = whereabouts::find(listening, config, names, client).await?;
+    let place = (cluster.name.as_str(), names.0, names.1);
+    let places = registry.clients.admit(place, &terms.pool)?;
+    let credential = registry.credential(&asked.user, proven);
+    let door = Door::find(
+        listening,
+        registry,
+        config,
+        names,
+        (cluster, terms),
+        credential,
+    );
     Ok(Some(Begun {
         door,
         asked,
-        greeting,
+        stay: (places, used),
     }))
 }
 
@@ -345,14 +351,8 @@ async fn read_answer(client: &mut Client) -> Result<Vec<u8>, SessionError> {
 
 impl Pooled {
     /// Sends what a client hears before it may ask: parameters, its key, ReadyForQuery.
-    async fn greet(
-        &mut self,
-        asked: Parameters,
-        mut greeting: Vec<u8>,
-    ) -> Result<(), SessionError> {
-        // The client learns that it is in before it waits for a server.
-        self.send(&greeting).await?;
-        greeting.clear();
+    async fn greet(&mut self, asked: Parameters) -> Result<(), SessionError> {
+        let mut greeting = Vec::new();
         let (report, key) = match self.door.mode {
             Mode::Session => self.own_server(&asked).await?,
             Mode::Tcp | Mode::Transaction | Mode::Statement => self.any_report(&asked).await?,
@@ -439,7 +439,7 @@ impl Pooled {
 
     /// The settings of a client that asks for these, on top of what a server begins with.
     fn wanted(&self, asked: &Parameters, mut base: Settings) -> Settings {
-        let ignored = &self.door.config.pool.ignore_startup_parameters;
+        let ignored = &self.door.terms.pool.ignore_startup_parameters;
         for (name, value) in &asked.settings {
             if !ignored.iter().any(|known| known.eq_ignore_ascii_case(name)) {
                 base.set(name, value);
