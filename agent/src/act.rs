@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tokio::sync::{RwLock, watch};
 use tokio::time::timeout;
-use trunkline_shared::cluster::{Lsn, Moment};
+use trunkline_shared::cluster::{Lsn, MemberName, Moment};
 use trunkline_shared::dcs::keys::Keys;
 use trunkline_shared::dcs::watch::{Refresh, View};
 use trunkline_shared::dcs::{Dcs, DcsError, Revision};
@@ -210,18 +210,14 @@ impl Actor {
                 record_revision,
                 position,
             } => {
-                let order = HandOver {
-                    to: to.clone(),
-                    lease: *lease,
-                    record_revision: *record_revision,
-                    status: records::status(seen, *position),
-                };
-                self.lease.hand_over(order).await?
+                let key = (*lease, *record_revision);
+                self.hand_over(seen, to, key, *position).await?
             }
             Action::ClaimBootstrap => self.claim_bootstrap(seen).await?,
             Action::RecordSystemId(id) => self.record_system_id(seen, *id).await?,
             Action::PublishStatus(status) => self.publish_status(seen, status).await?,
             Action::RecordHistory => self.record_history(seen).await?,
+            Action::RecordChange(change) => self.record_change(seen, change).await?,
             Action::DropFailoverRequest { revision } => self.drop_failover(*revision).await?,
             Action::RequestSwitchover(to) => self.request_switchover(seen, to).await?,
             Action::AnnounceSwitchover(record) => self.announce_switchover(seen, record).await?,
@@ -237,7 +233,7 @@ impl Actor {
             Action::Stop(mode) => self.stop(seen, *mode, stop_limit).await?,
             Action::ClaimTimeline(claimed) => self.claim_timeline(seen, *claimed).await?,
             Action::Promote(timeline) => self.promote(seen, *timeline).await?,
-            Action::Checkpoint => self.checkpoint()?,
+            Action::Checkpoint => self.checkpoint().await?,
             Action::Follow(upstream) => self.follow(upstream).await?,
             Action::Clone(upstream) => self.clone_from(seen, upstream).await?,
             Action::Rewind(upstream) => self.rewind(seen, upstream).await?,
@@ -267,6 +263,22 @@ impl Actor {
                 self.judge_store(seen, action).await?
             }
         })
+    }
+
+    async fn hand_over(
+        &self,
+        seen: &Observation,
+        to: &MemberName,
+        (lease, record_revision): (i64, i64),
+        position: Lsn,
+    ) -> Result<Revision, ActError> {
+        let order = HandOver {
+            to: to.clone(),
+            lease,
+            record_revision,
+            status: records::status(seen, position),
+        };
+        Ok(self.lease.hand_over(order).await?)
     }
 
     fn call_back(&self, callback: &'static str, role: &'static str) -> Revision {

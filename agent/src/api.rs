@@ -387,7 +387,8 @@ async fn change_leader(api: &Api, kind: Kind, body: &[u8]) -> Response {
         .settings_or_default()
         .loop_wait
         .max(LEAST_WAIT)
-        * 2;
+        * 2
+        + asked.drain.timeout.unwrap_or_default();
     let deadline = clock::now() + wait;
     let mut called_off_since = None;
     loop {

@@ -25,12 +25,14 @@ mod change;
 mod cluster_role;
 mod clusters;
 mod difference;
+mod drain;
 mod dsn;
 mod edit;
 mod effective;
 pub mod explain;
 mod flush;
 mod history;
+mod import;
 mod list;
 mod local_time;
 mod members;
@@ -39,6 +41,7 @@ mod query;
 mod remove;
 pub mod rest;
 mod restart;
+mod routers;
 mod steps;
 mod table;
 pub mod terminal;
@@ -255,7 +258,8 @@ async fn carry_out(
         Command::Reinit(a) => members::reinit(&named(&a.cluster).await?, &a).await,
         Command::Reload(a) => members::reload(&named(&a.cluster).await?, &a).await,
         Command::Flush(a) => flush::flush(&named(&a.cluster).await?, &a).await,
-        Command::History(a) => history::show(&open(&a.cluster).await?, a.format).await,
+        Command::History(a) => history::show(&open(&a.cluster).await?, &a).await,
+        Command::Routers(a) => routers::show(&open(&a.cluster).await?, a.format).await,
         Command::ShowConfig(a) => {
             effective::show_config(&open(&a.cluster).await?, &a, file, env).await
         }
@@ -264,6 +268,7 @@ async fn carry_out(
         Command::Query(a) => query::query(&open(&a.cluster).await?, &a, env).await,
         Command::Top(a) => top::top(&open(&a.cluster).await?, &a).await,
         Command::Explain(a) => explain::explain(&open(&a.cluster).await?, &a).await,
+        Command::Import(a) => import::import(&desk.terminal, &a, &desk.config),
         Command::Apply(a) => apply::apply(&open(&a.cluster).await?, &a).await,
         Command::DemoteCluster(a) => cluster_role::demote(&open(&a.cluster).await?, &a).await,
         Command::PromoteCluster(a) => cluster_role::promote(&open(&a.cluster).await?, &a).await,

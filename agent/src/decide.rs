@@ -23,6 +23,7 @@ pub mod defective;
 pub mod failsafe;
 mod following;
 mod foreign_data;
+mod handing_over;
 mod holding_lease;
 mod host_health;
 mod job_running;
@@ -34,6 +35,7 @@ mod newcomer;
 mod no_data;
 mod no_leader;
 pub mod observation;
+mod past_changes;
 mod recreate;
 mod requests;
 pub mod script;
@@ -126,6 +128,8 @@ struct Turn<'a> {
     decision: Decision,
     /// The first reason given for what was added; a rule that collects actions ends with it.
     why: Option<Reason>,
+    /// What belongs to it.
+    why_detail: Detail,
     /// The longest pause that a rule which collects actions allows.
     soon: Option<Duration>,
 }
@@ -162,6 +166,7 @@ impl<'a> Turn<'a> {
                 stop_limit: None,
             },
             why: None,
+            why_detail: Detail::None,
             soon: None,
         }
     }
@@ -184,6 +189,26 @@ impl<'a> Turn<'a> {
     fn because(mut self, reason: Reason) -> Self {
         self.why = self.why.or(Some(reason));
         self
+    }
+
+    /// The same with what belongs to it.
+    fn because_of(mut self, reason: Reason, detail: Detail) -> Self {
+        if self.why.is_none() {
+            self.why_detail = detail;
+        }
+        self.because(reason)
+    }
+
+    /// Ends a turn that collected actions: for the first reason given, else for this one.
+    fn collected(mut self, otherwise: Reason) -> Decision {
+        let detail = std::mem::take(&mut self.why_detail);
+        let reason = self.why.unwrap_or(otherwise);
+        let soon = self.soon;
+        let turn = self.detail(detail);
+        match soon {
+            Some(within) => turn.within(reason, within),
+            None => turn.routine(reason),
+        }
     }
 
     /// The next look is to come after `within` at the latest.

@@ -102,6 +102,10 @@ pub enum Probe {
     Answer(Box<ServerStatus>),
 }
 
+/// How long a stop waits for a receiver that everything is to be sent to. One that is frozen, or cut off, would hold it
+/// up until `wal_sender_timeout`; without it the stop is as clean.
+const RECEIVER_PATIENCE: Duration = Duration::from_secs(1);
+
 /// How to stop.
 #[derive(Clone, Debug)]
 pub struct StopPlan {
@@ -368,9 +372,9 @@ impl Postgres {
             // Only to make the stop short; without it the shutdown writes the same pages.
             let _ = self.checkpoint(CHECKPOINT_LIMIT).await;
         }
-        let cut = match &plan.wait_for {
-            Some(names) => self.senders_except(names).await,
-            None => Vec::new(),
+        let (kept, cut) = match &plan.wait_for {
+            Some(names) => self.walsenders(names).await,
+            None => (Vec::new(), Vec::new()),
         };
         self.session.close().await;
         let checkpoint = clock::now().since(began);
@@ -378,10 +382,16 @@ impl Postgres {
         let mut is_as_planned = true;
         if let Some(running) = self.watched() {
             running.stop(plan.mode);
-            for pidfd in &cut {
-                let _ = rustix::process::pidfd_send_signal(pidfd, Signal::TERM);
+            replication::end_all(&cut);
+            let patience = match kept.is_empty() {
+                true => plan.limit,
+                false => plan.limit.min(RECEIVER_PATIENCE),
+            };
+            is_as_planned = running.ended_within(patience).await;
+            if !is_as_planned && patience < plan.limit {
+                replication::end_all(&kept);
+                is_as_planned = running.ended_within(plan.limit - patience).await;
             }
-            is_as_planned = running.ended_within(plan.limit).await;
             if !is_as_planned && plan.mode != StopMode::Immediate {
                 running.stop(StopMode::Immediate);
                 running.ended_within(IMMEDIATE_LIMIT).await;

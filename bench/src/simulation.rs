@@ -16,6 +16,7 @@ mod failsafe;
 mod fake_postgres;
 mod faults;
 mod fence;
+mod fleet;
 mod instance;
 mod invariants;
 mod jobs;

@@ -62,6 +62,8 @@ pub struct Plan {
     pub router: Option<Entrance>,
     /// A listener whose sessions share servers of the leader, if there is to be one.
     pub pooled: Option<Pooled>,
+    /// Whether a second router, r2, stands beside the first one.
+    pub has_second_router: bool,
     /// The folder of PostgreSQL's programs, if not the newest found.
     pub postgresql: Option<std::path::PathBuf>,
 }
@@ -76,6 +78,7 @@ impl Plan {
             timing,
             router: None,
             pooled: None,
+            has_second_router: false,
             postgresql: None,
         }
     }
@@ -92,6 +95,8 @@ pub struct Stack {
     pub members: Vec<Member>,
     /// The router.
     pub router: Router,
+    /// Another one beside it.
+    pub second_router: Option<Router>,
     /// The etcd members, e1 to e3, each on the node of the member of its number.
     pub etcd: Vec<Etcd>,
     /// The files of the programs.
@@ -108,6 +113,9 @@ impl Stack {
             member.start()?;
         }
         stack.router.start()?;
+        if let Some(router) = &mut stack.second_router {
+            router.start()?;
+        }
         let limit = BOOTSTRAP_LIMIT;
         stack
             .until("a leader", limit, async |stack| {
@@ -116,7 +124,13 @@ impl Stack {
             .await?;
         progress.step("cloning the replicas");
         stack.until_converged(limit).await?;
-        let ready = async |stack: &Stack| stack.router.is_ready().await;
+        let ready = async |stack: &Stack| {
+            let second = match &stack.second_router {
+                Some(router) => router.is_ready().await,
+                None => true,
+            };
+            stack.router.is_ready().await && second
+        };
         stack
             .until("the router to be ready", Duration::from_secs(30), ready)
             .await?;
@@ -146,12 +160,9 @@ impl Stack {
             Layout::Loopback => None,
             Layout::Namespaces => Some(namespaces::name(number, node)),
         };
+        let routers = if plan.has_second_router { 2 } else { 1 };
         if plan.layout == Layout::Namespaces {
-            namespaces::make_bridge(number)?;
-            for last in 1..=MEMBERS {
-                namespaces::make(number, &format!("n{last}"), &address(last))?;
-            }
-            namespaces::make(number, "r1", &address(4))?;
+            make_namespaces(number, routers, address)?;
         }
         let stores: Vec<_> = (1..=plan.etcd_members)
             .map(|last| (format!("e{last}"), address(last)))
@@ -181,19 +192,25 @@ impl Stack {
             };
             members.push(Member::new(&place, &programs, home, &hosts, &plan.timing)?);
         }
-        let at = plan.router.clone();
-        let at = at.unwrap_or_else(|| Entrance::new(address(4), 5432, 5433));
-        let at = Entrance {
-            pooled: plan.pooled.clone(),
-            ..at
+        let at = |last: usize| match &plan.router {
+            Some(at) if last == 1 => at.clone(),
+            Some(_) | None => Entrance::new(address(MEMBERS + last), 5432, 5433),
         };
-        let router = Router::new(&place, &programs, at, &address(4), namespace("r1"), &hosts)?;
+        let router = |last: usize| {
+            let (name, own) = (format!("r{last}"), address(MEMBERS + last));
+            let pooled = plan.pooled.clone();
+            let at = Entrance { pooled, ..at(last) };
+            Router::new(&place, &programs, &name, at, &own, namespace(&name), &hosts)
+        };
+        let second_router = plan.has_second_router.then(|| router(2)).transpose()?;
+        let router = router(1)?;
         let (layout, timing) = (plan.layout, plan.timing.clone());
         Ok(Stack {
             layout,
             timing,
             members,
             router,
+            second_router,
             etcd,
             programs,
             place,
@@ -401,6 +418,17 @@ impl Stack {
         }
         text + &format!("--- the router said last:\n{}", self.router.tail())
     }
+}
+
+/// A namespace for each member and router, on one bridge.
+fn make_namespaces(number: u8, routers: usize, address: impl Fn(usize) -> String) -> Result<()> {
+    namespaces::make_bridge(number)?;
+    let members = (1..=MEMBERS).map(|last| (format!("n{last}"), last));
+    let routers = (1..=routers).map(|last| (format!("r{last}"), MEMBERS + last));
+    for (name, last) in members.chain(routers) {
+        namespaces::make(number, &name, &address(last))?;
+    }
+    Ok(())
 }
 
 /// The user and database of the load.

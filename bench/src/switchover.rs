@@ -17,9 +17,11 @@ use crate::report::{self, Progress, ms, say};
 use crate::stack::router::{POOL_SIZE, Pooled};
 use crate::stack::{APP, Layout, Plan, Stack};
 use clients::Clients;
+use disturbance::{Disturbance, WITHIN};
 use verdict::{Rows, Verdict};
 
 mod clients;
+mod disturbance;
 mod verdict;
 
 /// The pooled listener.
@@ -43,6 +45,12 @@ pub struct SwitchoverOptions {
     /// Milliseconds between a whole cluster and the next change
     #[arg(long, default_value_t = 500)]
     quiet: u64,
+    /// What happens to a second router in the middle of each change, in turn; clients are then on both
+    #[arg(long, value_delimiter = ',')]
+    second_router: Vec<Disturbance>,
+    /// The number by which its moments are drawn, if not one by chance
+    #[arg(long)]
+    seed: Option<u64>,
     /// Copy the logs of agents and router to this folder at the end
     #[arg(long)]
     keep_logs: Option<PathBuf>,
@@ -66,7 +74,9 @@ struct Change {
     stall_ms: f64,
     /// The same of the client that waited longest.
     one_client_ms: f64,
-    /// Errors of clients, by SQLSTATE.
+    /// What happened to the second router, and how long after the command began.
+    second_router: Option<(Disturbance, f64)>,
+    /// Errors of clients, by SQLSTATE; of the first router alone where there are two.
     errors: BTreeMap<String, usize>,
 }
 
@@ -78,38 +88,30 @@ struct Results {
     #[serde(flatten)]
     verdict: Verdict,
     quiet_ms: f64,
+    /// Errors of the clients of a router that was disturbed.
+    second_router_errors: usize,
+    seed: u64,
 }
 
 /// Runs it; whether it met its bar.
 pub async fn run(options: &SwitchoverOptions) -> Result<bool> {
     let progress = Progress::new();
-    let plan = Plan {
-        pooled: Some(Pooled {
-            listeners: vec![(PORT, "transaction")],
-            auth: "scram-sha-256",
-            size: POOL_SIZE,
-            alias: None,
-        }),
-        ..Plan::new(Layout::Loopback)
-    };
-    let mut stack = Stack::start(&plan, &progress).await?;
-    let leader = stack.leader().await?;
-    writers::prepare(&stack, leader).await?;
-    let direct = stack.members[leader].sql(APP).await?;
-    direct.batch_execute(clients::TABLE).await?;
-    stack.until_converged(WHOLE).await?;
+    let seed = options.seed.unwrap_or_else(|| fastrand::u64(..1_000_000));
+    let mut stack = start(options, &progress).await?;
     let config = writers::client_config(&stack.router.address, PORT);
-    let load = Clients::start(&config, options.clients);
+    let second = stack.second_router.as_ref();
+    let second = second.map(|router| writers::client_config(&router.address, PORT));
+    let load = Clients::start(&config, second.as_ref(), options.clients);
     let began = clock::now();
-    let changes = change_all(options, &mut stack, &progress).await;
-    let history = load.finish().await?;
+    let changes = change_all(options, seed, &mut stack, &progress).await;
+    let [history, of_second] = load.finish().await?;
     progress.done();
     if let Some(folder) = &options.keep_logs {
         stack.keep_logs(folder)?;
     }
     let mut changes = changes?;
     let rows = rows(&mut stack).await?;
-    let verdict = verdict::judge(&history, &rows);
+    let verdict = verdict::judge(&history, &rows).and(verdict::judge(&of_second, &rows));
     let first = changes.first().context("no change was made")?.asked;
     let quiet = history.gaps(began, first).anybody;
     for change in &mut changes {
@@ -121,6 +123,8 @@ pub async fn run(options: &SwitchoverOptions) -> Result<bool> {
         changes,
         verdict,
         quiet_ms: quiet.as_secs_f64() * 1e3,
+        second_router_errors: of_second.cuts.len(),
+        seed,
     };
     if let Some(file) = &options.json {
         std::fs::write(file, serde_json::to_string_pretty(&results)?)?;
@@ -128,24 +132,66 @@ pub async fn run(options: &SwitchoverOptions) -> Result<bool> {
     Ok(tell(&results, &history.cuts))
 }
 
+async fn start(options: &SwitchoverOptions, progress: &Progress) -> Result<Stack> {
+    let layout = match options.second_router.contains(&Disturbance::Cut) {
+        true => Layout::Namespaces,
+        false => Layout::Loopback,
+    };
+    let plan = Plan {
+        pooled: Some(Pooled {
+            listeners: vec![(PORT, "transaction")],
+            auth: "scram-sha-256",
+            size: POOL_SIZE,
+            alias: None,
+        }),
+        has_second_router: !options.second_router.is_empty(),
+        ..Plan::new(layout)
+    };
+    let mut stack = Stack::start(&plan, progress).await?;
+    let leader = stack.leader().await?;
+    writers::prepare(&stack, leader).await?;
+    let direct = stack.members[leader].sql(APP).await?;
+    direct.batch_execute(clients::TABLE).await?;
+    stack.until_converged(WHOLE).await?;
+    Ok(stack)
+}
+
 /// Makes the changes, each once the cluster is whole.
 async fn change_all(
     options: &SwitchoverOptions,
+    seed: u64,
     stack: &mut Stack,
     progress: &Progress,
 ) -> Result<Vec<Change>> {
     let mut changes: Vec<Change> = Vec::new();
-    for number in 1..=options.times {
-        progress.step(format!("change {number} of {}", options.times));
+    let mut random = fastrand::Rng::with_seed(seed);
+    for number in 0..options.times {
+        progress.step(format!("change {} of {}", number + 1, options.times));
         tokio::time::sleep(Duration::from_millis(options.quiet)).await;
         let from = stack.leader().await?;
         let from = stack.members[from].name.clone();
+        let kinds = options.second_router.len();
+        let disturbance = (kinds > 0).then(|| options.second_router[number % kinds]);
+        let after = WITHIN.mul_f64(random.f64());
         let asked = clock::now();
         if let Some(last) = changes.last_mut() {
             last.over = asked;
         }
-        let said = stack.trunkline(&["switchover", "--force"]).await?;
-        let command_ms = clock::now().since(asked).as_secs_f64() * 1e3;
+        let mut second = stack.second_router.take();
+        let disturbing = async {
+            match (disturbance, &mut second) {
+                (Some(disturbance), Some(router)) => disturbance.inflict(router, after).await,
+                (_, _) => Ok(()),
+            }
+        };
+        let switching = async {
+            let said = stack.trunkline(&["switchover", "--force"]).await;
+            (said, clock::now())
+        };
+        let (disturbed, (said, answered)) = tokio::join!(disturbing, switching);
+        stack.second_router = second;
+        disturbed?;
+        let said = said?;
         let whole = stack.until_converged(WHOLE).await?;
         let to = stack.members[whole.leader].name.clone();
         if to == from {
@@ -156,9 +202,10 @@ async fn change_all(
             to,
             asked,
             over: clock::now(),
-            command_ms,
+            command_ms: answered.since(asked).as_secs_f64() * 1e3,
             stall_ms: 0.0,
             one_client_ms: 0.0,
+            second_router: disturbance.map(|it| (it, after.as_secs_f64() * 1e3)),
             errors: BTreeMap::new(),
         });
     }
@@ -191,69 +238,66 @@ async fn rows(stack: &mut Stack) -> Result<BTreeMap<(i32, i64), Rows>> {
     Ok(rows.collect())
 }
 
+/// The stall that this part of all does not go beyond.
+fn quantile(sorted: &[f64], part: f64) -> f64 {
+    let place = (part * sorted.len() as f64).ceil() as usize;
+    let found = sorted.get(place.saturating_sub(1)).copied();
+    found.unwrap_or_default()
+}
+
 /// Prints the results; whether they are within the bars.
 fn tell(results: &Results, cuts: &[Cut]) -> bool {
     let mut stalls: Vec<f64> = results.changes.iter().map(|c| c.stall_ms).collect();
     stalls.sort_by(f64::total_cmp);
-    let at = |part: f64| {
-        let place = (part * stalls.len() as f64).ceil() as usize;
-        stalls
-            .get(place.saturating_sub(1))
-            .copied()
-            .unwrap_or_default()
-    };
-    let (median, nearly_all, longest) = (at(0.5), at(0.99), at(1.0));
+    let [median, nearly_all, longest] = [0.5, 0.99, 1.0].map(|part| quantile(&stalls, part));
     let client = results.changes.iter().map(|c| c.one_client_ms);
     let client = client.fold(0.0, f64::max);
+    let verdict = &results.verdict;
+    let cells = [
+        ("changes", results.changes.len().to_string()),
+        ("p50 ms", format!("{median:.1}")),
+        ("p99 ms", format!("{nearly_all:.1}")),
+        ("longest ms", format!("{longest:.1}")),
+        ("one client ms", format!("{client:.1}")),
+        ("quiet ms", format!("{:.1}", results.quiet_ms)),
+        ("errors", cuts.len().to_string()),
+        ("acknowledged", verdict.acknowledged.to_string()),
+        ("lost", verdict.lost.to_string()),
+        ("doubled", (verdict.doubled + verdict.undead).to_string()),
+        ("torn", verdict.torn.to_string()),
+    ];
+    let head = cells.each_ref().map(|(name, _)| *name);
+    say(report::table(
+        &head,
+        &[cells.map(|(_, cell)| cell).to_vec()],
+    ));
     let mut errors: BTreeMap<&str, usize> = BTreeMap::new();
     for cut in cuts {
         *errors.entry(&cut.code).or_default() += 1;
     }
-    let verdict = &results.verdict;
-    let head = [
-        "changes",
-        "p50 ms",
-        "p99 ms",
-        "longest ms",
-        "one client ms",
-        "quiet ms",
-        "errors",
-        "acknowledged",
-        "lost",
-        "doubled",
-        "torn",
-    ];
-    let row = vec![
-        results.changes.len().to_string(),
-        format!("{median:.1}"),
-        format!("{nearly_all:.1}"),
-        format!("{longest:.1}"),
-        format!("{client:.1}"),
-        format!("{:.1}", results.quiet_ms),
-        cuts.len().to_string(),
-        verdict.acknowledged.to_string(),
-        verdict.lost.to_string(),
-        (verdict.doubled + verdict.undead).to_string(),
-        verdict.torn.to_string(),
-    ];
-    say(report::table(&head, &[row]));
     if !errors.is_empty() {
         say(format!("errors by SQLSTATE: {errors:?}"));
     }
-    say(format!("{} clients; {}", results.clients, results.machine));
-    let is_met = cuts.is_empty()
-        && verdict.is_true()
-        && median <= MEDIAN.as_secs_f64() * 1e3
-        && nearly_all <= NEARLY_ALL.as_secs_f64() * 1e3;
-    let bar = format!(
-        "no error, nothing lost or doubled, p50 {} ms, p99 {} ms",
-        ms(MEDIAN),
-        ms(NEARLY_ALL)
-    );
-    say(if is_met {
-        format!("met: {bar}")
+    say(format!(
+        "{} clients, seed {}; {}",
+        results.clients, results.seed, results.machine
+    ));
+    let is_true = cuts.is_empty() && verdict.is_true();
+    let is_disturbed = results.changes.iter().any(|it| it.second_router.is_some());
+    let (is_met, bar) = if is_disturbed {
+        let errors = results.second_router_errors;
+        say(format!(
+            "half of the clients were on a router that was disturbed: {errors} errors"
+        ));
+        let bar = "no error on the other router, nothing lost or doubled".to_owned();
+        (is_true, bar)
     } else {
-        format!("MISSED: {bar}")
-    });
+        let (half, most) = (ms(MEDIAN), ms(NEARLY_ALL));
+        let is_short =
+            median <= MEDIAN.as_secs_f64() * 1e3 && nearly_all <= NEARLY_ALL.as_secs_f64() * 1e3;
+        let bar = format!("no error, nothing lost or doubled, p50 {half} ms, p99 {most} ms");
+        (is_true && is_short, bar)
+    };
+    say(format!("{}: {bar}", if is_met { "met" } else { "MISSED" }));
     is_met
 }

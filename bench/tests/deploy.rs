@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use trunkline_router::config::RouterConfig;
 use trunkline_shared::service::config_file;
 
 fn file(path: &str) -> PathBuf {
@@ -51,6 +52,30 @@ fn expect(unit: &BTreeMap<(String, String), String>, wanted: &[(&str, &str, &str
         let found = unit.get(&((*section).to_owned(), (*key).to_owned()));
         assert_eq!(found.map(String::as_str), Some(*value), "[{section}] {key}");
     }
+}
+
+/// The files that `trunkline import` made for its tests: the router reads each of them.
+#[test]
+fn a_router_takes_what_trunkline_import_writes() {
+    let cases = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../agent/tests/import");
+    let folders = std::fs::read_dir(&cases).unwrap_or_else(|error| panic!("{error}"));
+    let mut read = 0;
+    for folder in folders {
+        let folder = folder.unwrap_or_else(|error| panic!("{error}")).path();
+        let Ok(text) = std::fs::read_to_string(folder.join("router.yml")) else {
+            continue;
+        };
+        // A file of users is the operator's to give.
+        let text = match text.contains("auth:") && !text.contains("  file:") {
+            true => text.replace("auth:\n", "auth:\n  file: users\n"),
+            false => text,
+        };
+        if let Err(mistakes) = RouterConfig::parse(&text) {
+            panic!("{}: {mistakes:?}", folder.display());
+        }
+        read += 1;
+    }
+    assert!(read >= 5, "{read}");
 }
 
 #[test]

@@ -22,7 +22,10 @@ use crate::protocol::messages;
 
 pub mod certificate;
 pub mod hba;
+pub mod ident;
+pub mod lookup;
 pub mod md5;
+pub mod mock;
 pub mod scram;
 pub mod users;
 
@@ -40,6 +43,18 @@ pub enum Method {
     Cert,
     /// A known user is believed.
     Trust,
+}
+
+impl Method {
+    /// Its name in the file.
+    pub fn name(self) -> &'static str {
+        match self {
+            Method::ScramSha256 => "scram-sha-256",
+            Method::Md5 => "md5",
+            Method::Cert => "cert",
+            Method::Trust => "trust",
+        }
+    }
 }
 
 /// What is kept of a user's password.
@@ -244,8 +259,10 @@ fn initial_response<'a>(
 }
 
 /// What the router logs in to PostgreSQL with.
+#[derive(Default)]
 pub enum Credential {
     /// Nothing: PostgreSQL must trust it.
+    #[default]
     Nothing,
     /// The password.
     Plain(Password),

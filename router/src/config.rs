@@ -18,12 +18,14 @@ use crate::config::tls::{TlsMode, TlsSection};
 use crate::route::TargetKind;
 use crate::tls::{ClientTls, ServerTls};
 
+pub mod admin;
 pub mod auth;
 pub mod databases;
 mod listeners;
 pub mod pattern;
 pub mod pooling;
 mod raw;
+pub mod running;
 pub mod tls;
 
 /// Everything this process was told.
@@ -115,6 +117,8 @@ pub struct ListenerConfig {
     pub max_client_conn: usize,
     /// How it speaks to its clients; in `tcp` mode TLS passes through.
     pub tls: TlsSection,
+    /// It leads to the console only (`admin.listen`).
+    pub is_console: bool,
 }
 
 /// `proxy_protocol`.
@@ -208,6 +212,9 @@ impl RouterConfig {
             if let Some(file) = &pooling.auth.file {
                 pooling.users = read_users(file).map_err(|mistake| wrong(vec![mistake]))?;
             }
+            pooling
+                .check_lookup()
+                .map_err(|mistake| wrong(vec![mistake]))?;
             pooling.auth.read_hba().map_err(wrong)?;
             let asks = pooling.auth.uses(Method::Cert);
             for listener in &mut config.listeners {
@@ -290,6 +297,7 @@ impl RouterConfig {
             own.listen == other.listen
                 && own.scope == other.scope
                 && own.mode == other.mode
+                && own.is_console == other.is_console
                 && own.proxy_protocol == other.proxy_protocol
                 && own.proxy_protocol_from == other.proxy_protocol_from
                 && std::mem::discriminant(&own.target) == std::mem::discriminant(&other.target)

@@ -9,6 +9,7 @@ use crate::auth::Malformed;
 use crate::auth::scram::{NOT_BOUND, NOT_NEGOTIATED};
 use crate::lanes::Ending;
 use crate::listener::limits::{Full, MAX_CLIENT_CONN};
+use crate::pool::registry::Kill;
 use crate::protocol::startup::NotStartup;
 use crate::protocol::{messages, sqlstate};
 use crate::route::{Awaited, NoRoute};
@@ -19,7 +20,7 @@ mod wording;
 
 pub use request::RequestError;
 pub use wording::Whence;
-use wording::{awaited_text, ended_text, reasons_text, seconds, unknown};
+use wording::{awaited_text, ended_text, killed_text, reasons_text, seconds, unknown};
 
 /// Whose fault an error is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -145,6 +146,14 @@ pub enum SessionError {
         /// Who it said it is.
         user: String,
     },
+    /// PostgreSQL cannot be asked for users now.
+    #[error("users of cluster {cluster} cannot be looked up now (auth.query): {why}")]
+    NoLookup {
+        /// Which cluster.
+        cluster: ClusterName,
+        /// Why, in words that are fit for somebody who has proved nothing.
+        why: String,
+    },
     /// The PROXY header is missing, malformed, or from a place that may not send one.
     #[error("PROXY protocol: {0}")]
     ProxyHeader(String),
@@ -177,9 +186,6 @@ pub enum SessionError {
         /// What is missing.
         why: String,
     },
-    /// Something that only `tcp` listeners carry.
-    #[error("{0} is not supported in pooled modes; connect to a listener in tcp mode for it")]
-    NotPooled(&'static str),
     /// No server came free in time.
     #[error("no server of database \"{database}\" came free for user \"{user}\" within {} (query_wait_timeout){why}", seconds(.limit))]
     NoFreeServer {
@@ -191,6 +197,8 @@ pub enum SessionError {
         limit: Duration,
         /// Why the last one could not be opened, after a colon; empty if that is not known.
         why: String,
+        /// PostgreSQL's code for that, if it has refused.
+        code: Option<String>,
     },
     /// Nothing was asked for too long.
     #[error("terminating connection: idle for {} (client_idle_timeout)", seconds(.0))]
@@ -229,6 +237,20 @@ pub enum SessionError {
     /// In statement mode a transaction is over with its statement.
     #[error("transaction blocks are not allowed in statement mode")]
     TransactionBlock,
+    /// An operator has ended it. The words are PgBouncer's.
+    #[error("{}{}", killed_text(*.kill), unknown(.has_outstanding))]
+    Killed {
+        /// Alone, or with all of its database.
+        kill: Kill,
+        /// As above.
+        has_outstanding: bool,
+    },
+    /// An operator lets nobody in: `DISABLE`. The words are PgBouncer's.
+    #[error("database \"{0}\" is disabled")]
+    Disabled(String),
+    /// Neither in `admin_users` nor in `stats_users`. The words are PgBouncer's.
+    #[error("not allowed")]
+    NoOperator,
 }
 
 impl From<Malformed> for SessionError {
@@ -247,8 +269,11 @@ impl SessionError {
             SessionError::ServerLost { .. }
             | SessionError::EncryptionUnanswered { .. }
             | SessionError::NotGreeted { .. }
+            | SessionError::NoLookup { .. }
             | SessionError::Rejected { .. } => Side::Server,
             SessionError::Ended { .. }
+            | SessionError::Killed { .. }
+            | SessionError::Disabled(_)
             | SessionError::HeldTooLong { .. }
             | SessionError::StandbyCluster { .. }
             | SessionError::NoReplica { .. }
@@ -261,10 +286,10 @@ impl SessionError {
             | SessionError::NotBound(_)
             | SessionError::LoginTooSlow(_)
             | SessionError::UnknownDatabase { .. }
-            | SessionError::NotPooled(_)
             | SessionError::BadMessage { .. }
             | SessionError::TooMuch(_)
             | SessionError::TransactionBlock
+            | SessionError::NoOperator
             | SessionError::IdleTooLong(_)
             | SessionError::IdleInTransaction(_)
             | SessionError::NotTheProtocol(_)
@@ -315,6 +340,7 @@ impl SessionError {
             SessionError::OldProtocol { .. } => "old_protocol",
             SessionError::EncryptionTwice => "encryption_twice",
             SessionError::EarlyData => "early_data",
+            SessionError::NoLookup { .. } => "no_lookup",
             SessionError::Handshake(_) => "handshake",
             SessionError::NotEncrypted(_) => "not_encrypted",
             SessionError::NoHbaEntry(_) => "no_hba_entry",
@@ -328,7 +354,6 @@ impl SessionError {
             SessionError::NotBound(_) => "not_bound",
             SessionError::LoginTooSlow(_) => "login_too_slow",
             SessionError::UnknownDatabase { .. } => "unknown_database",
-            SessionError::NotPooled(_) => "not_pooled",
             SessionError::NoFreeServer { .. } => "no_free_server",
             SessionError::Rejected { .. } => "rejected",
             SessionError::BadMessage { .. } => "bad_message",
@@ -337,17 +362,21 @@ impl SessionError {
             SessionError::IdleTooLong(_) => "idle_too_long",
             SessionError::IdleInTransaction(_) => "idle_in_transaction",
             SessionError::QueryTooSlow { .. } => "query_too_slow",
+            SessionError::Killed { .. } => "killed",
+            SessionError::Disabled(_) => "disabled",
+            SessionError::NoOperator => "no_operator",
         }
     }
 
     /// The one table: what the client is told, by code. `None` where there is nobody to tell.
     pub fn sqlstate(&self) -> Option<&str> {
         Some(match self {
+            SessionError::NoFreeServer {
+                code: Some(code), ..
+            } => code,
             SessionError::WrongPassword { .. } => sqlstate::INVALID_PASSWORD,
             SessionError::UnknownDatabase { .. } => sqlstate::INVALID_CATALOG_NAME,
-            SessionError::NotPooled(_) | SessionError::TransactionBlock => {
-                sqlstate::FEATURE_NOT_SUPPORTED
-            }
+            SessionError::TransactionBlock => sqlstate::FEATURE_NOT_SUPPORTED,
             SessionError::NoFreeServer { .. }
             | SessionError::QueryTooSlow {
                 has_outstanding: false,
@@ -368,17 +397,23 @@ impl SessionError {
                 has_outstanding: true,
                 ..
             }
+            | SessionError::Killed {
+                has_outstanding: true,
+                ..
+            }
             | SessionError::QueryTooSlow {
                 has_outstanding: true,
                 ..
             } => sqlstate::TRANSACTION_RESOLUTION_UNKNOWN,
-            SessionError::Ended { .. } | SessionError::ServerLost { .. } => {
-                sqlstate::ADMIN_SHUTDOWN
-            }
+            SessionError::Ended { .. }
+            | SessionError::ServerLost { .. }
+            | SessionError::Killed { .. } => sqlstate::ADMIN_SHUTDOWN,
             SessionError::EncryptionUnanswered { .. }
             | SessionError::NotGreeted { .. }
             | SessionError::HeldTooLong { .. }
             | SessionError::StandbyCluster { .. }
+            | SessionError::NoLookup { .. }
+            | SessionError::Disabled(_)
             | SessionError::NoReplica { .. } => sqlstate::CANNOT_CONNECT_NOW,
             SessionError::TooManyClients(_)
             | SessionError::TooManyClusters { .. }
@@ -393,6 +428,7 @@ impl SessionError {
             | SessionError::NoHbaEntry(_)
             | SessionError::HbaRejects(_)
             | SessionError::NotBound(_)
+            | SessionError::NoOperator
             | SessionError::WrongCertificate { .. } => sqlstate::INVALID_AUTHORIZATION,
             SessionError::Handshake(_) | SessionError::ClientGone => return None,
         })
@@ -401,44 +437,51 @@ impl SessionError {
     /// The message for the client; `None` where there is nobody to tell.
     pub fn to_client(&self) -> Option<Vec<u8>> {
         let code = self.sqlstate()?;
-        let hint = match self {
+        let hint = self.hint(code);
+        Some(messages::fatal(code, &self.to_string(), hint))
+    }
+
+    /// What the client, or who runs the router, can do about it.
+    fn hint(&self, code: &str) -> Option<&'static str> {
+        Some(match self {
             SessionError::Ended { .. }
             | SessionError::ServerLost { .. }
+            | SessionError::Killed { .. }
             | SessionError::QueryTooSlow { .. }
                 if code == sqlstate::TRANSACTION_RESOLUTION_UNKNOWN =>
             {
-                Some(
-                    "Connect again, and check whether the last transaction took place before repeating it.",
-                )
+                "Connect again, and check whether the last transaction took place before repeating it."
             }
             SessionError::Ended { .. } | SessionError::ServerLost { .. } => {
-                Some("Connect again; nothing was outstanding.")
+                "Connect again; nothing was outstanding."
             }
             SessionError::HeldTooLong { .. } => {
-                Some("Connect again later; \"trunkline list\" shows the cluster.")
+                "Connect again later; \"trunkline list\" shows the cluster."
             }
             SessionError::EncryptionUnanswered { .. } | SessionError::NotGreeted { .. } => {
-                Some("Connect again later, and look into PostgreSQL's log on that member.")
+                "Connect again later, and look into PostgreSQL's log on that member."
             }
-            SessionError::StandbyCluster { .. } => Some("Connect to the main cluster for writes."),
+            SessionError::NoLookup { .. } => {
+                "Connect again later; the router's log says what is wrong."
+            }
+            SessionError::StandbyCluster { .. } => "Connect to the main cluster for writes.",
             SessionError::NoReplica { .. } => {
-                Some("Connect again later, or set replicas.fallback to primary.")
+                "Connect again later, or set replicas.fallback to primary."
             }
             SessionError::TooManyClients(Full { key, .. }) if *key == MAX_CLIENT_CONN => {
-                Some("Raise max_client_conn of the listener.")
+                "Raise max_client_conn of the listener."
             }
             SessionError::NoFreeServer { .. } => {
-                Some("Try again, or raise pool_size of the database or query_wait_timeout.")
+                "Try again, or raise pool_size of the database or query_wait_timeout."
             }
             SessionError::EarlyData => {
-                Some("This is a defect of the client, or an attack on the way from it.")
+                "This is a defect of the client, or an attack on the way from it."
             }
-            SessionError::NotEncrypted(_) => Some(
-                "This listener demands TLS (tls.client.mode): set sslmode to require or above.",
-            ),
-            SessionError::TransactionBlock => {
-                Some("Use a listener or a database in transaction mode.")
+            SessionError::NotEncrypted(_) => {
+                "This listener demands TLS (tls.client.mode): set sslmode to require or above."
             }
+            SessionError::Disabled(_) => "ENABLE at the router's console lets clients in again.",
+            SessionError::TransactionBlock => "Use a listener or a database in transaction mode.",
             SessionError::TooManyClients(_)
             | SessionError::TooManyClusters { .. }
             | SessionError::TooManyNewcomers { .. }
@@ -456,16 +499,16 @@ impl SessionError {
             | SessionError::NotBound(_)
             | SessionError::LoginTooSlow(_)
             | SessionError::UnknownDatabase { .. }
-            | SessionError::NotPooled(_)
             | SessionError::Rejected { .. }
             | SessionError::BadMessage { .. }
             | SessionError::TooMuch(_)
             | SessionError::IdleTooLong(_)
             | SessionError::IdleInTransaction(_)
             | SessionError::QueryTooSlow { .. }
-            | SessionError::ClientGone => None,
-        };
-        Some(messages::fatal(code, &self.to_string(), hint))
+            | SessionError::Killed { .. }
+            | SessionError::NoOperator
+            | SessionError::ClientGone => return None,
+        })
     }
 
     /// The error of a session that found no route.

@@ -11,11 +11,14 @@ use axum::http::{StatusCode, header};
 use axum::response::{Html, IntoResponse, Response};
 use axum::routing::{get, post};
 use serde_json::{Value, json};
+use tokio::runtime::Handle;
+use tracing::warn;
 use trunkline_shared::service::metrics::Metrics;
 
+use crate::admin::gather::gather;
 use crate::clusters::{Clusters, Sight};
-use crate::config::pooling::Mode;
 use crate::listener::Listening;
+use crate::metrics::pools;
 use crate::topology::Cluster;
 use crate::topology::routing_table::{RoutingTable, Writer};
 
@@ -31,6 +34,8 @@ pub struct Shown {
     pub is_draining: AtomicBool,
     /// Renders the metrics.
     pub metrics: Metrics,
+    /// The cores, where some listener pools.
+    pub pooled: Option<Arc<[Handle]>>,
 }
 
 /// The endpoint's routes.
@@ -65,7 +70,15 @@ async fn ready(State(shown): State<Arc<Shown>>) -> Response {
 
 async fn metrics(State(shown): State<Arc<Shown>>) -> Response {
     let kind = [(header::CONTENT_TYPE, "text/plain; version=0.0.4")];
-    (kind, shown.metrics.render()).into_response()
+    let mut text = shown.metrics.render();
+    if let Some(cores) = &shown.pooled {
+        match gather(cores).await {
+            Ok(views) => text.push_str(&pools::render(&views)),
+            // What is half known is not told.
+            Err(silent) => warn!("the metrics of pools are left out: {silent}"),
+        }
+    }
+    (kind, text).into_response()
 }
 
 async fn topology(State(shown): State<Arc<Shown>>) -> Response {
@@ -90,7 +103,7 @@ fn describe(shown: &Shown) -> Value {
                 "listen": listening.address,
                 "scope": listening.cluster.as_ref().map(|own| own.name.as_str()),
                 "target": target_word(listening),
-                "mode": mode_word(listening.mode),
+                "mode": if listening.is_console { "console" } else { listening.mode.name() },
                 "clients": listening.clients(),
                 "max_client_conn": listening.max_client_conn(),
             })
@@ -115,15 +128,6 @@ fn describe_namespace(shown: &Shown) -> Option<Value> {
     };
     let left_out: Vec<&str> = left_out.iter().map(|name| name.as_str()).collect();
     Some(json!({"state": state, "dcs_trouble": why, "left_out": left_out}))
-}
-
-fn mode_word(mode: Mode) -> &'static str {
-    match mode {
-        Mode::Tcp => "tcp",
-        Mode::Session => "session",
-        Mode::Transaction => "transaction",
-        Mode::Statement => "statement",
-    }
 }
 
 fn target_word(listening: &Listening) -> &'static str {

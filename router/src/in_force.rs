@@ -8,7 +8,8 @@ use trunkline_shared::service::tls::TlsError;
 
 use crate::config::ListenerConfig;
 use crate::config::databases::Scopes;
-use crate::config::pooling::{Mode, PoolingConfig};
+use crate::config::pooling::{Mode, PoolConfig, PoolingConfig};
+use crate::server::lookup::Lookups;
 use crate::tls::{ClientTls, ServerTls};
 
 /// How clients come in at one listener: what they are asked for, and what hides it.
@@ -18,6 +19,8 @@ pub struct Entrance {
     pub tls: Arc<ClientTls>,
     /// Who they are, and how they prove it.
     pub pooling: Arc<PoolingConfig>,
+    /// What PostgreSQL has said of them.
+    pub lookups: Arc<Lookups>,
 }
 
 /// All of it.
@@ -27,6 +30,8 @@ pub struct InForce {
     pub pooling: Arc<PoolingConfig>,
     /// How PostgreSQL is spoken to.
     pub server: Arc<ServerTls>,
+    /// What PostgreSQL was asked by `auth.query` of this file.
+    lookups: Arc<Lookups>,
     /// By the address of the listener.
     entrances: BTreeMap<String, Entrance>,
 }
@@ -40,6 +45,14 @@ impl InForce {
     /// # Errors
     /// Names the file of TLS and what is wrong with it.
     pub fn load(pooling: PoolingConfig, listeners: &[ListenerConfig]) -> Result<Self, TlsError> {
+        Self::with(pooling, listeners, Arc::default())
+    }
+
+    fn with(
+        pooling: PoolingConfig,
+        listeners: &[ListenerConfig],
+        lookups: Arc<Lookups>,
+    ) -> Result<Self, TlsError> {
         let server = Arc::new(ServerTls::load(&pooling.tls_server)?);
         let pooling = Arc::new(pooling);
         let pooled = listeners.iter().filter(|own| own.mode != Mode::Tcp);
@@ -47,6 +60,7 @@ impl InForce {
             let entrance = Entrance {
                 tls: Arc::new(ClientTls::load(&listener.tls)?),
                 pooling: pooling.clone(),
+                lookups: lookups.clone(),
             };
             Ok((listener.listen.to_string(), entrance))
         });
@@ -54,6 +68,7 @@ impl InForce {
             entrances: entrances.collect::<Result<_, TlsError>>()?,
             server,
             pooling,
+            lookups,
         })
     }
 
@@ -67,7 +82,16 @@ impl InForce {
         pooling: PoolingConfig,
         listeners: &[ListenerConfig],
     ) -> Result<(Self, Vec<String>), TlsError> {
-        let mut new = Self::load(pooling, listeners)?;
+        // Answers to another question are none to this one.
+        let lookups = match self.pooling.auth.lookup == pooling.auth.lookup {
+            true => self.lookups.clone(),
+            false => Arc::default(),
+        };
+        let mut new = Self::with(pooling, listeners, lookups)?;
+        // What servers were opened by stays the same one where nothing has changed: others are closed.
+        if new.server.is_same_as(&self.server) {
+            new.server = self.server.clone();
+        }
         new.entrances
             .retain(|address, _| self.entrances.contains_key(address));
         let mut kept = Vec::new();
@@ -90,6 +114,34 @@ impl InForce {
             all.patterns.extend(own.patterns);
         }
         all
+    }
+
+    /// Forgets how a cluster was asked for users that is not followed any more.
+    pub fn forget_lines(&self, cluster: &str) {
+        let entrances = self.entrances.values().map(|own| &own.lookups);
+        for lookups in entrances.chain([&self.lookups]) {
+            lookups.forget_lines(cluster);
+        }
+    }
+
+    /// The same with other limits and times of pools; TLS and users stay together.
+    pub fn with_pool(&self, pool: PoolConfig) -> Self {
+        let mut new = self.clone();
+        let changed = |pooling: &PoolingConfig| {
+            Arc::new(PoolingConfig {
+                pool: pool.clone(),
+                ..pooling.clone()
+            })
+        };
+        new.pooling = changed(&self.pooling);
+        for entrance in new.entrances.values_mut() {
+            // One that the file has no more keeps its own.
+            entrance.pooling = match Arc::ptr_eq(&entrance.pooling, &self.pooling) {
+                true => new.pooling.clone(),
+                false => changed(&entrance.pooling),
+            };
+        }
+        new
     }
 
     /// How clients come in at the listener of this address.

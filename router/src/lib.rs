@@ -6,6 +6,7 @@
 //!
 //! The router is never the safety mechanism: it may serve nobody, it may not decide who leads.
 
+pub mod admin;
 pub mod auth;
 pub mod cancel;
 pub mod clusters;
@@ -13,6 +14,7 @@ pub mod config;
 pub mod cores;
 pub mod drain;
 pub mod error;
+pub mod fleet;
 pub mod held_back;
 pub mod http;
 pub mod in_force;
@@ -21,10 +23,12 @@ pub mod listener;
 pub mod metrics;
 pub mod pool;
 pub mod protocol;
+pub mod roster;
 pub mod route;
 pub mod run;
 pub mod server;
 pub mod session;
 pub mod stream;
+pub mod tally;
 pub mod tls;
 pub mod topology;

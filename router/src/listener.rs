@@ -5,8 +5,8 @@ use std::collections::HashSet;
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{IntoRawFd, OwnedFd, RawFd};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -23,6 +23,7 @@ use crate::clusters::Clusters;
 use crate::config::pooling::Mode;
 use crate::config::{ListenerConfig, Network, ProxyProtocol};
 use crate::cores::Cores;
+use crate::fleet::cancels::Others;
 use crate::listener::limits::{Counted, Full, Limits, MAX_CLIENT_CONN};
 use crate::metrics::Metrics;
 use crate::pool::registry::Registry;
@@ -53,10 +54,14 @@ pub struct Listening {
     pub proxy_protocol_from: Vec<Network>,
     /// What it does with its clients.
     pub mode: Mode,
+    /// Whether it leads to the console only.
+    pub is_console: bool,
     /// What pooled sessions share; present unless in mode `tcp`.
     pub registry: Option<Arc<Registry>>,
     /// Limits of the whole process.
     pub limits: Arc<Limits>,
+    /// The other routers, to which cancels go that are nobody's here; none in mode `tcp`.
+    pub others: OnceLock<Arc<Others>>,
     /// Handles of its metrics.
     pub metrics: Metrics,
     is_for_writes: bool,
@@ -85,7 +90,9 @@ impl Listening {
             proxy_protocol_from: config.proxy_protocol_from.clone(),
             limits,
             mode: config.mode,
+            is_console: config.is_console,
             registry,
+            others: OnceLock::new(),
             is_for_writes: config.target == TargetKind::Primary,
             clients: Arc::default(),
             falls_back: AtomicBool::default(),

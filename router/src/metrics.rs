@@ -1,4 +1,4 @@
-//! Name, help and labels of every metric. Handles are made once; the data path only adds to them.
+//! Name, help and labels of every metric; those of pools are in [`pools`]. Handles are made once; the data path only adds to them.
 
 use std::sync::Arc;
 
@@ -6,6 +6,8 @@ use metrics::{
     Counter, Gauge, Histogram, counter, describe_counter, describe_gauge, describe_histogram,
     gauge, histogram,
 };
+
+pub mod pools;
 
 const SESSIONS_OPENED: &str = "trunkline_router_sessions_opened_total";
 const SESSIONS_ENDED: &str = "trunkline_router_sessions_ended_total";

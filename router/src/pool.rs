@@ -17,19 +17,23 @@ use trunkline_shared::service::clock;
 use crate::auth::Credential;
 use crate::cores;
 use crate::pool::budget::Budgets;
+use crate::pool::gate::Gate;
 use crate::pool::local::{Hungry, Outcome, Pool};
 use crate::pool::running::{Begun, Count, Running};
 use crate::pool::state::{Effect, Failure, PoolState, Rules, ServerId, WaiterId};
 use crate::server::login::OpenFailed;
 use crate::server::{Parcel, Server, Way};
 
+pub mod alone;
 pub mod budget;
 pub mod clients;
+pub mod gate;
 mod lease;
 mod local;
 pub mod registry;
 pub mod running;
 pub mod state;
+pub mod view;
 
 pub use lease::{Lease, Ticket};
 
@@ -58,6 +62,8 @@ pub struct Spec {
     pub credential: Arc<ArcSwap<Credential>>,
     /// What the servers count in.
     pub budgets: Budgets,
+    /// What an operator has told the database.
+    pub gate: Arc<Gate>,
     /// Limits and times.
     pub rules: Rules,
     /// How long a server may take to connect.
@@ -180,7 +186,9 @@ impl Pools {
         let pool = Pool {
             spec: spec.clone(),
             way: way.clone(),
-            state: PoolState::new(rules, spec.budgets.clone()),
+            tls: way.in_force.current().server.clone(),
+            state: PoolState::new(rules, spec.budgets.clone()).behind(spec.gate.clone()),
+            cards: BTreeMap::new(),
             parked: Vec::new(),
             waiters: BTreeMap::new(),
             failure: None,
@@ -210,22 +218,27 @@ impl Pools {
                 break Checkout::Wait(Ticket { pool: id, waiter });
             };
             match pool.unpark(server) {
-                Some(server) => break Checkout::Ready(pool.lease(id, server)),
+                Some(server) => break Checkout::Ready(pool.lease(id, server, now)),
                 // It has closed, or has said something, while it was idle.
-                None => pool.state.lost(server, now, &mut effects),
+                None => {
+                    pool.count_closed("ended_idle");
+                    pool.state.lost(server, now, &mut effects);
+                }
             }
         };
         self.perform(id, effects, now);
         checkout
     }
 
-    fn checkin(&mut self, id: PoolId, server_id: ServerId, server: Box<Server>) {
-        let now = clock::now();
+    fn checkin(&mut self, id: PoolId, server_id: ServerId, server: Box<Server>, now: Moment) {
         let mut effects = std::mem::take(&mut self.effects);
         let Some(pool) = self.get(id) else {
             return;
         };
-        if server.is_spoiled || server.seat.notice().is_some() {
+        server.card.is_with(0);
+        if server.is_spoiled || server.seat.notice().is_some() || !pool.is_opened_now(&server) {
+            let is_cut = server.seat.notice().is_some();
+            pool.count_closed(if is_cut { "lane_cut" } else { "spoiled" });
             server.close();
             pool.state.lost(server_id, now, &mut effects);
         } else {
@@ -255,6 +268,7 @@ impl Pools {
         let now = clock::now();
         let mut effects = std::mem::take(&mut self.effects);
         if let Some(pool) = self.get(id) {
+            pool.count_closed("with_client");
             pool.state.lost(server, now, &mut effects);
         }
         self.perform(id, effects, now);
@@ -269,6 +283,8 @@ impl Pools {
         match opened {
             Ok(server) => {
                 pool.failure = None;
+                pool.renew();
+                pool.cards.insert(server_id, server.card.clone());
                 pool.parked.push((server_id, Box::new(server)));
                 pool.state.connected(server_id, now, &mut effects);
             }
@@ -301,7 +317,7 @@ impl Pools {
             };
             match effect {
                 Effect::Connect(server) => pool.connect(id, server),
-                Effect::Grant { waiter, server } => pool.grant(id, waiter, server),
+                Effect::Grant { waiter, server } => pool.grant(id, waiter, server, now),
                 Effect::Close(server, reason) => pool.discard(server, reason),
                 Effect::Refuse { waiter, why } => pool.refuse(waiter, why),
                 Effect::LookAt(moment) => {
@@ -433,8 +449,10 @@ impl Pools {
             return;
         };
         pool.has_asked = false;
+        pool.renew();
         let opened_at = server.opened_at;
         let number = pool.state.next_number();
+        pool.cards.insert(number, server.card.clone());
         pool.parked.push((number, Box::new(server)));
         pool.state.adopt(opened_at, now, &mut effects);
         self.perform(id, effects, now);

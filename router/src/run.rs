@@ -18,10 +18,12 @@ use trunkline_shared::service::logging::{self, Log, LogSettings, LoggingError, S
 use trunkline_shared::service::metrics::{Metrics, MetricsError};
 use trunkline_shared::service::tls::TlsError;
 
+use crate::admin::desk::{MAX_ORDERS, Order};
 use crate::clusters::Clusters;
 use crate::config::databases::Scopes;
 use crate::config::{ListenerConfig, RouterConfig};
 use crate::cores::Cores;
+use crate::fleet;
 use crate::http::Shown;
 use crate::in_force::InForce;
 use crate::listener::limits::Limits;
@@ -29,7 +31,7 @@ use crate::listener::{CannotListen, Listening, Ports};
 use crate::pool::registry::{NoRandomness, Registry};
 use crate::run::conductor::{Conductor, Live, Origin, Switches};
 use crate::run::hand_over::{Meeting, READY_WITHIN};
-use crate::run::services::{Certificates, Http, Topologies};
+use crate::run::services::{Certificates, Http, Samples, Topologies};
 use crate::topology::state_file::StateFile;
 use crate::topology::transition::Rules;
 
@@ -101,19 +103,19 @@ pub fn run(config: RouterConfig, file: PathBuf, is_upgrade: bool) -> Result<(), 
     let _flushed = log.flushed_at_end();
     let folder = runtime_folder(config.http.listen)?;
     let cores = Arc::new(Cores::start(std::thread::available_parallelism()?.get())?);
-    let (rules, _) = watch::channel(Rules {
-        max_lag: config.max_lag,
-    });
+    let rules = watch::Sender::new(rules_of(&config));
     let state_file = Arc::new(StateFile::open(config.state_file.as_deref()));
     let clusters = clusters_of(&config, &state_file);
     let registry = registry_of(&config)?;
     let listenings = listenings_of(&config, &clusters, registry.as_ref());
+    let hear_orders = equip_console(registry.as_ref(), &listenings);
     let shown = Arc::new(Shown {
         name: config.name.clone(),
         clusters: clusters.clone(),
         listenings: listenings.iter().map(|(_, l)| l.clone()).collect(),
         is_draining: false.into(),
         metrics,
+        pooled: registry.as_ref().map(|_| cores.handles()),
     });
     let (events, hear) = mpsc::channel(EVENTS);
     let (http_socket, take_socket) = mpsc::channel(1);
@@ -121,30 +123,30 @@ pub fn run(config: RouterConfig, file: PathBuf, is_upgrade: bool) -> Result<(), 
     let meeting = Meeting::new(&folder);
     let origin = origin_of(&meeting, &folder, is_upgrade)?;
     let mut server = pingora_server(&folder, &meeting.socket, is_upgrade);
-    let http = (config.http.listen, http_socket);
     server.add_service(Ports::new(
         listenings,
         cores.clone(),
         hear_switches,
         events.clone(),
-        http,
+        (config.http.listen, http_socket),
     ));
+    let client = HttpClient::trusting(&config.ctl.files, config.ctl.is_insecure)?;
+    let own = fleet::own(&config.name, &config.http.advertise)?;
+    let joining = (own, folder.as_path(), &switches.fleet);
+    let (registration, cancels) = fleet::join(joining, &clusters, &shown.listenings, &client);
     let topologies = Topologies::new(
         &config,
         (clusters, registry.clone()),
         rules.subscribe(),
         state_file,
-        HttpClient::trusting(&config.ctl.files, config.ctl.is_insecure)?,
+        client,
         events,
-        cores.handles(),
+        (cores.handles(), registration),
     );
     server.add_service(background_service("topology", topologies));
-    let certificates = Certificates::new(registry.clone());
-    server.add_service(background_service("certificates", certificates));
-    server.add_service(background_service(
-        "http",
-        Http::new(shown.clone(), take_socket, switches.http.clone()),
-    ));
+    add_pooled_services(&mut server, registry.as_ref(), &cores);
+    let http = Http::new(shown.clone(), take_socket, switches.http.clone(), cancels);
+    server.add_service(background_service("http", http));
 
     let failure: Arc<Mutex<Option<RunError>>> = Arc::default();
     let live = Live {
@@ -159,16 +161,42 @@ pub fn run(config: RouterConfig, file: PathBuf, is_upgrade: bool) -> Result<(), 
         live,
         cores,
         switches,
-        hear,
+        (hear, hear_orders),
         meeting,
         origin,
         failure.clone(),
     );
-    server.run(RunArgs {
-        shutdown_signal: Box::new(conductor),
-    });
+    let shutdown_signal = Box::new(conductor);
+    server.run(RunArgs { shutdown_signal });
     let mut failure = failure.lock().unwrap_or_else(PoisonError::into_inner);
     failure.take().map_or(Ok(()), Err)
+}
+
+fn rules_of(config: &RouterConfig) -> Rules {
+    Rules {
+        max_lag: config.max_lag,
+    }
+}
+
+/// Gives the console what it acts upon. Returns where its orders are heard.
+fn equip_console(
+    registry: Option<&Arc<Registry>>,
+    listenings: &[(SocketAddr, Arc<Listening>)],
+) -> mpsc::Receiver<Order> {
+    let (orders, hear) = mpsc::channel(MAX_ORDERS);
+    if let Some(registry) = registry {
+        let ports = listenings.iter().map(|(_, port)| port.clone());
+        registry.desk.equip(orders, ports.collect());
+    }
+    hear
+}
+
+/// What pooled listeners have done for them from time to time.
+fn add_pooled_services(server: &mut Server, registry: Option<&Arc<Registry>>, cores: &Cores) {
+    let certificates = Certificates::new(registry.cloned());
+    server.add_service(background_service("certificates", certificates));
+    let samples = Samples::new(registry.cloned(), cores.handles());
+    server.add_service(background_service("samples", samples));
 }
 
 /// How this process comes to its ports. Said before it asks for them.

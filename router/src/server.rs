@@ -22,14 +22,17 @@ use crate::protocol::exchange::{Exchange, Heard};
 use crate::protocol::messages::{self, TERMINATE};
 use crate::protocol::settings::Settings;
 use crate::protocol::splice::head;
+use crate::server::card::ServerCard;
 use crate::server::encryption::encrypt;
 use crate::server::login::OpenFailed;
 use crate::stream::{Detached, Stream};
 use crate::tls::ServerTls;
 use crate::topology::routing_table::LaneId;
 
+pub mod card;
 mod encryption;
 pub mod login;
+pub mod lookup;
 
 /// How long a server has for a query that the router asks of itself.
 const OWN_QUERY_TIME: Duration = Duration::from_secs(10);
@@ -138,6 +141,8 @@ pub struct Server {
     pub way: Arc<Way>,
     /// For cancels.
     pub key: CancelKey,
+    /// How PostgreSQL was to be spoken to when it was opened.
+    pub opened_by: Arc<ServerTls>,
     /// What it reports of itself, by name, as last heard.
     pub reported: BTreeMap<Box<str>, Box<str>>,
     /// What it reported when it was opened, as far as that moves with clients.
@@ -159,6 +164,8 @@ pub struct Server {
     pub is_spoiled: bool,
     /// When it was opened.
     pub opened_at: Moment,
+    /// What is shown of it.
+    pub card: Arc<ServerCard>,
 }
 
 /// PostgreSQL's words about why it does not do something.
@@ -219,13 +226,32 @@ impl Server {
             sent.map_err(|_| QueryFailed::Lost)?;
             self.hear().await
         });
+        let rows = asked.await.unwrap_or(Err(QueryFailed::Lost))?;
+        let first = rows
+            .into_iter()
+            .next()
+            .and_then(|row| row.into_iter().next());
+        Ok(first.flatten())
+    }
+
+    /// Runs a query with one parameter, as [`Server::run`] does. Returns two rows at most.
+    pub async fn ask(
+        &mut self,
+        sql: &str,
+        parameter: &str,
+    ) -> Result<Vec<Vec<Option<String>>>, QueryFailed> {
+        let asked = timeout(OWN_QUERY_TIME, async {
+            let sent = self.stream.send(&messages::ask(sql, parameter, 2)).await;
+            sent.map_err(|_| QueryFailed::Lost)?;
+            self.hear().await
+        });
         asked.await.unwrap_or(Err(QueryFailed::Lost))
     }
 
-    async fn hear(&mut self) -> Result<Option<String>, QueryFailed> {
+    async fn hear(&mut self) -> Result<Vec<Vec<Option<String>>>, QueryFailed> {
         let mut bytes = std::mem::take(&mut self.inbound.carry);
         let mut complaint = None;
-        let mut value = None;
+        let mut rows = Vec::new();
         loop {
             while let Some((kind, length)) = head(&bytes).map_err(|_| QueryFailed::Lost)? {
                 if length > MAX_READ_WHOLE {
@@ -244,11 +270,11 @@ impl Server {
                         complaint.get_or_insert(read);
                     }
                     b'S' => self.note_report(body),
-                    b'D' => value = value.or(first_value(body)),
+                    b'D' if rows.len() < 2 => rows.push(row(body).ok_or(QueryFailed::Lost)?),
                     b'Z' if body == b"I" && bytes.len() == length => {
                         return match complaint {
                             Some(complaint) => Err(QueryFailed::Refused(complaint)),
-                            None => Ok(value),
+                            None => Ok(rows),
                         };
                     }
                     b'Z' => return Err(QueryFailed::Lost),
@@ -277,6 +303,12 @@ impl Server {
             .map(|(name, value)| (&**name, &**value))
     }
 
+    /// Makes out what is shown of it, once it has let the router in.
+    fn introduce(&mut self) {
+        let card = ServerCard::of(&self.stream, self.key.process, self.opened_at);
+        self.card = Arc::new(card);
+    }
+
     /// Says goodbye, as far as the socket takes it at once, and closes.
     pub fn close(mut self) {
         if self.exchange.is_quiet() && self.to_server.is_empty() {
@@ -291,11 +323,13 @@ pub struct Parcel {
     seat: Seat,
     way: Arc<Way>,
     key: CancelKey,
+    opened_by: Arc<ServerTls>,
     reported: BTreeMap<Box<str>, Box<str>>,
     initial: Arc<Settings>,
     settings: Arc<Settings>,
     prepared: Prepared,
     opened_at: Moment,
+    card: Arc<ServerCard>,
 }
 
 impl Parcel {
@@ -309,11 +343,13 @@ impl Parcel {
             seat: server.seat,
             way: server.way,
             key: server.key,
+            opened_by: server.opened_by,
             reported: server.reported,
             initial: server.initial,
             settings: server.settings,
             prepared: server.prepared,
             opened_at: server.opened_at,
+            card: server.card,
         })
     }
 
@@ -327,6 +363,7 @@ impl Parcel {
             seat: self.seat,
             way: self.way,
             key: self.key,
+            opened_by: self.opened_by,
             reported: self.reported,
             initial: self.initial,
             settings: self.settings,
@@ -337,6 +374,7 @@ impl Parcel {
             cancel: None,
             is_spoiled: false,
             opened_at: self.opened_at,
+            card: self.card,
         })
     }
 }
@@ -349,12 +387,23 @@ pub fn report(body: &[u8]) -> Option<(&str, &str)> {
     Some((name, value))
 }
 
-/// The first column of a DataRow, as text.
-fn first_value(body: &[u8]) -> Option<String> {
-    let length = body.get(2..6)?;
-    let length = u32::from_be_bytes(length.try_into().ok()?);
-    let text = body.get(6..6 + usize::try_from(length).ok()?)?;
-    Some(String::from_utf8_lossy(text).into_owned())
+/// The columns of a DataRow, as text; none for NULL.
+fn row(body: &[u8]) -> Option<Vec<Option<String>>> {
+    let (count, mut rest) = body.split_first_chunk::<2>()?;
+    let mut columns = Vec::new();
+    for _ in 0..u16::from_be_bytes(*count) {
+        let (length, after) = rest.split_first_chunk::<4>()?;
+        // A negative length is that of NULL.
+        let Ok(length) = usize::try_from(i32::from_be_bytes(*length)) else {
+            columns.push(None);
+            rest = after;
+            continue;
+        };
+        let (text, after) = after.split_at_checked(length)?;
+        columns.push(Some(String::from_utf8_lossy(text).into_owned()));
+        rest = after;
+    }
+    Some(columns)
 }
 
 /// What is known of a cancel request.

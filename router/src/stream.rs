@@ -4,9 +4,9 @@
 //! peer is left inside (decrypted, or the beginning of a record), and how to take a connection to another core.
 
 use std::cell::RefCell;
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::io::{self, Read, Write};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
 
@@ -16,6 +16,7 @@ use rustls::{ClientConfig, ClientConnection, Connection, ServerConfig, ServerCon
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
+use tokio::task::unconstrained;
 
 use crate::listener::limits::{MAX_HANDSHAKE_OF_SERVER, MAX_HANDSHAKES_AT_WORK};
 
@@ -66,6 +67,15 @@ impl Stream {
     /// The session, under TLS.
     pub fn session(&self) -> Option<&Connection> {
         self.tls.as_ref().map(|tls| &tls.session)
+    }
+
+    /// Version and cipher of TLS, as PgBouncer shows them; `None` in the clear.
+    pub fn tls_name(&self) -> Option<String> {
+        let session = self.session()?;
+        let version = session.protocol_version()?.as_str()?.replace('_', ".");
+        let suite = session.negotiated_cipher_suite()?.suite();
+        let cipher = suite.as_str()?.replace("TLS13_", "TLS_");
+        Some(format!("{version}/{cipher}"))
     }
 
     /// Begins TLS as the server. `early` is what was read of the handshake already, `longest` what the client may send
@@ -161,17 +171,23 @@ impl Stream {
         self.tls.as_ref().is_none_or(|tls| tls.is_empty())
     }
 
-    /// Whether an idle peer has said nothing: neither a word nor its end.
+    /// Whether an idle peer has said nothing: neither a word nor its end. It is looked at in any case: a task that has
+    /// used up its turn is told by tokio that nothing is ready.
     pub fn is_silent(&mut self) -> bool {
+        let look = unconstrained(poll_fn(|cx| Poll::Ready(self.looks_silent(cx))));
         let mut cx = Context::from_waker(Waker::noop());
-        let is_quiet = self.socket.poll_read_ready(&mut cx).is_pending();
+        pin!(look).poll(&mut cx) == Poll::Ready(true)
+    }
+
+    fn looks_silent(&mut self, cx: &mut Context<'_>) -> bool {
+        let is_quiet = self.socket.poll_read_ready(cx).is_pending();
         match &mut self.tls {
             None => is_quiet,
             Some(tls) if is_quiet => tls.is_empty(),
             Some(tls) => {
                 // It may have been a word between the two TLS engines.
                 let mut byte = [0];
-                let read = tls.poll_read(&mut self.socket, &mut cx, &mut ReadBuf::new(&mut byte));
+                let read = tls.poll_read(&mut self.socket, cx, &mut ReadBuf::new(&mut byte));
                 read.is_pending() && tls.is_empty()
             }
         }
@@ -517,6 +533,30 @@ impl Write for Outgoing<'_, '_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_peer_that_spoke_is_not_silent_to_a_task_that_used_up_its_turn() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (client, served) = tokio::join!(
+            TcpStream::connect(listener.local_addr().unwrap()),
+            listener.accept()
+        );
+        let (mut client, mut served) = (
+            Stream::from(client.unwrap()),
+            Stream::from(served.unwrap().0),
+        );
+        // What tokio has not looked at yet counts as spoken.
+        let early = served.socket().try_read(&mut [0]).unwrap_err();
+        assert_eq!(early.kind(), io::ErrorKind::WouldBlock);
+        assert!(served.is_silent());
+        client.send(b"x").await.unwrap();
+        served.socket().readable().await.unwrap();
+        let is_silent = poll_fn(|cx| {
+            while pin!(tokio::task::consume_budget()).poll(cx).is_ready() {}
+            Poll::Ready(served.is_silent())
+        });
+        assert!(!is_silent.await);
+    }
 
     #[test]
     fn records_are_followed_however_they_come() {

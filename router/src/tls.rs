@@ -32,6 +32,16 @@ impl Source {
         }
     }
 
+    fn is_same_as(&self, other: &Self) -> bool {
+        let TlsSection {
+            mode,
+            files,
+            asks_for_certificates: _,
+            at: _,
+        } = &self.section;
+        (*mode, files, &self.stamps) == (other.section.mode, &other.section.files, &other.stamps)
+    }
+
     fn has_changed(&self) -> bool {
         stamps(&self.section) != self.stamps
     }
@@ -76,16 +86,15 @@ impl ClientTls {
             }
             TlsMode::VerifyCa | TlsMode::VerifyFull => ClientCertificates::Required,
         };
-        let mut settings = tls::server(&section.files, certificates)?;
+        let (mut settings, leaf) = tls::server_and_leaf(&section.files, certificates)?;
         settings.alpn_protocols = vec![ALPN.to_vec()];
         // As PostgreSQL: no client of it resumes, and what is kept for that would cost memory.
         settings.session_storage = Arc::new(NoServerSessionStorage {});
         settings.send_tls13_tickets = 0;
-        let leaf = tls::leaf(&section.files)?;
         Ok(Self {
             source,
             settings: Some(Arc::new(settings)),
-            binding: leaf.and_then(|leaf| Binding::of(&leaf)),
+            binding: Binding::of(&leaf),
             asks_for_certificates: certificates != ClientCertificates::Ignore,
         })
     }
@@ -179,6 +188,11 @@ impl ServerTls {
     /// What a handshake needs; `None` where TLS is off.
     pub fn settings(&self) -> Option<&Arc<ClientConfig>> {
         self.settings.as_ref()
+    }
+
+    /// Whether servers that were opened by the other one are as good as those that this one opens.
+    pub fn is_same_as(&self, other: &Self) -> bool {
+        self.source.is_same_as(&other.source)
     }
 
     /// Whether SCRAM must be bound to the server's certificate where the server can do so: TLS is demanded and

@@ -13,6 +13,7 @@ use arc_swap::ArcSwap;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{Instant, sleep, sleep_until};
 use tracing::{info, warn};
+use trunkline_shared::cluster::topology::Routers;
 use trunkline_shared::cluster::{ClusterName, Moment};
 use trunkline_shared::dcs::watch::{Follow, View as DcsView};
 use trunkline_shared::service::clock;
@@ -82,6 +83,8 @@ pub struct Cluster {
     /// Why the DCS cannot be followed at present.
     trouble: ArcSwap<Option<Arc<str>>>,
     wants_refresh: Notify,
+    /// The routers that are registered for it.
+    routers: ArcSwap<Routers>,
 }
 
 impl Cluster {
@@ -103,6 +106,7 @@ impl Cluster {
             version: AtomicU64::new(0),
             trouble: ArcSwap::default(),
             wants_refresh: Notify::new(),
+            routers: ArcSwap::default(),
         }
     }
 
@@ -124,6 +128,12 @@ impl Cluster {
     /// Why the DCS cannot be followed at present, if so.
     pub fn trouble(&self) -> Option<Arc<str>> {
         self.trouble.load().as_ref().clone()
+    }
+
+    /// The routers that are registered for it, this one included, by `<name>/<instance>`. Their counts may be those of
+    /// a second ago.
+    pub fn routers(&self) -> Routers {
+        self.routers.load().as_ref().clone()
     }
 
     /// Asks for a read of the DCS now; many requests make one read.
@@ -226,6 +236,8 @@ impl Keeper {
     fn step(&mut self) {
         let view = self.follow.views.borrow_and_update().clone();
         self.cluster.trouble.store(Arc::new(trouble(&view)));
+        let routers = view.topology.routers.clone();
+        self.cluster.routers.store(Arc::new(routers));
         let now = clock::now();
         let rules = *self.rules.borrow_and_update();
         let shown = shown(&view);

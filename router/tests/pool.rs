@@ -12,9 +12,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use goldenscript::{Command, Context, Runner};
+use goldenscript::{ArgumentConsumer, Command, Context, Runner};
 use test_each_file::test_each_path;
 use trunkline_router::pool::budget::{Budget, Budgets};
+use trunkline_router::pool::gate::Gate;
 use trunkline_router::pool::state::{Effect, Failure, PoolState, Rules, ServerId, WaiterId};
 use trunkline_shared::cluster::{Moment, quantity};
 
@@ -29,6 +30,7 @@ struct Script {
     now: Moment,
     budgets: Budgets,
     rules: Rules,
+    gate: Arc<Gate>,
     pools: BTreeMap<String, PoolState>,
 }
 
@@ -48,9 +50,23 @@ impl Default for Script {
                 reserve_after: Duration::from_secs(5),
                 lifetime: Duration::from_secs(3600),
                 idle_timeout: Duration::from_secs(600),
+                longest_pause: Duration::from_secs(1),
             },
+            gate: Arc::default(),
             pools: BTreeMap::new(),
         }
+    }
+}
+
+impl Script {
+    fn set_rules(&mut self, args: &mut ArgumentConsumer<'_>) {
+        let mut number =
+            |key: &str, or: usize| args.take_key(key).map_or(or, |n| n.parse().unwrap());
+        self.budgets.pool.set_limit(number("size", 2));
+        self.budgets.database.set_limit(number("db", usize::MAX));
+        self.budgets.user.set_limit(number("user", usize::MAX));
+        self.rules.min_size = number("min", 0);
+        self.rules.reserve_size = number("reserve", 0);
     }
 }
 
@@ -61,19 +77,22 @@ impl Runner for Script {
         let mut args = command.consume_args();
         match command.name.as_str() {
             "rules" => {
-                let mut number =
-                    |key: &str, or: usize| args.take_key(key).map_or(or, |n| n.parse().unwrap());
-                self.budgets.pool.set_limit(number("size", 2));
-                self.budgets.database.set_limit(number("db", usize::MAX));
-                self.budgets.user.set_limit(number("user", usize::MAX));
-                self.rules.min_size = number("min", 0);
-                self.rules.reserve_size = number("reserve", 0);
+                self.set_rules(&mut args);
                 args.reject_next()?;
                 return Ok(String::new());
             }
             "after" => {
                 let text = args.next_pos().unwrap();
                 self.now = self.now + quantity::duration(text).unwrap();
+                return Ok(String::new());
+            }
+            // What an operator tells the database.
+            "pause" | "resume" => {
+                self.gate.pause(command.name == "pause");
+                return Ok(String::new());
+            }
+            "renew" => {
+                self.gate.renew(self.now);
                 return Ok(String::new());
             }
             _ => {}
@@ -87,13 +106,12 @@ impl Runner for Script {
             },
             _ => self.budgets.clone(),
         };
-        let rules = self.rules.clone();
+        let (rules, gate) = (self.rules.clone(), self.gate.clone());
         let state = self
             .pools
             .entry(pool)
-            .or_insert_with(|| PoolState::new(rules, budgets));
-        let mut effects = Vec::new();
-        let mut said = Vec::new();
+            .or_insert_with(|| PoolState::new(rules, budgets).behind(gate));
+        let (mut effects, mut said) = (Vec::new(), Vec::new());
         let word = args.next_pos();
         let number = || word.unwrap()[1..].parse::<u32>().unwrap();
         let now = self.now;

@@ -2,16 +2,28 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "pooled/bound.rs"]
+mod bound;
 #[path = "pooled/cancels.rs"]
 mod cancels;
 #[path = "pooled/clusters.rs"]
 mod clusters;
+#[path = "pooled/console.rs"]
+mod console;
 #[path = "pooled/encrypted.rs"]
 mod encrypted;
+#[path = "pooled/fleet.rs"]
+mod fleet;
 #[path = "pooled/lost_leader.rs"]
 mod lost_leader;
 #[path = "pooled/planned_change.rs"]
 mod planned_change;
+#[path = "pooled/replication.rs"]
+mod replication;
+#[path = "pooled/slow_readers.rs"]
+mod slow_readers;
+#[path = "pooled/strangers.rs"]
+mod strangers;
 #[path = "pooled/timeouts.rs"]
 mod timeouts;
 mod support {
@@ -21,6 +33,8 @@ mod support {
     pub mod client;
     #[path = "../support/fake_postgres.rs"]
     pub mod fake_postgres;
+    #[path = "../support/in_fleet.rs"]
+    pub mod in_fleet;
     #[path = "../support/messages.rs"]
     pub mod messages;
     #[path = "../support/stack.rs"]

@@ -11,6 +11,14 @@
 mod as_postgres;
 #[path = "postgres/clusters.rs"]
 mod clusters;
+#[path = "postgres/console.rs"]
+mod console;
+#[path = "postgres/fleet.rs"]
+mod fleet;
+#[path = "postgres/refused.rs"]
+mod refused;
+#[path = "postgres/replication.rs"]
+mod replication;
 #[path = "postgres/settings.rs"]
 mod settings;
 #[path = "postgres/statements.rs"]
@@ -23,6 +31,8 @@ mod support {
     pub mod client;
     #[path = "../support/etcd.rs"]
     pub mod etcd;
+    #[path = "../support/in_fleet.rs"]
+    pub mod in_fleet;
     #[path = "../support/messages.rs"]
     pub mod messages;
     #[path = "../support/stack.rs"]
@@ -30,6 +40,8 @@ mod support {
 }
 #[path = "postgres/encrypted.rs"]
 mod encrypted;
+#[path = "postgres/lookup.rs"]
+mod lookup;
 
 use std::fs;
 use std::future::Future;
@@ -155,20 +167,23 @@ impl Postgres {
 
     /// The same with more sections in its file, and with TLS.
     async fn router_with(&self, mode: Mode, sections: &str, tls: TlsSection) -> Stack {
+        let stack = Stack::start(self.setup(mode, sections, tls)).await;
+        let address = SocketAddr::from(([127, 0, 0, 1], self.port));
+        stack.lead("a", address).await;
+        stack
+    }
+
+    fn setup(&self, mode: Mode, sections: &str, tls: TlsSection) -> Setup {
         let verifier = self.ask("select rolpassword from pg_authid where rolname = 'app'");
         let pooling = format!(
             "\"app\" \"{verifier}\"\n---\nauth: {{file: x}}\npool: {{default_pool_size: {SERVERS}}}\n{sections}"
         );
-        let stack = Stack::start(Setup {
+        Setup {
             mode,
             pooling: Some(pooling),
             tls,
             ..Setup::default()
-        })
-        .await;
-        let address = SocketAddr::from(([127, 0, 0, 1], self.port));
-        stack.lead("a", address).await;
-        stack
+        }
     }
 }
 

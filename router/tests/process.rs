@@ -385,3 +385,102 @@ fn a_reload_takes_up_the_clusters_that_the_databases_name() {
     assert!(setting.shows("/ready", "200 OK"));
     assert!(!setting.has_said("only by a restart"));
 }
+
+/// A session of the console, on its own port.
+struct Console(TcpStream);
+
+impl Console {
+    fn connect(port: SocketAddr) -> Self {
+        let mut stream = TcpStream::connect(port).unwrap();
+        stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        let body = "user\0boss\0database\0pgbouncer\0\0";
+        let length = u32::try_from(body.len() + 8).unwrap().to_be_bytes();
+        let packet = [&length[..], &[0, 3, 0, 0], body.as_bytes()].concat();
+        stream.write_all(&packet).unwrap();
+        let mut own = Self(stream);
+        own.answer();
+        own
+    }
+
+    /// What a command comes to: its tag, or the words of an error.
+    fn order(&mut self, sql: &str) -> String {
+        let length = u32::try_from(sql.len() + 5).unwrap().to_be_bytes();
+        let packet = [b"Q", &length[..], sql.as_bytes(), b"\0"].concat();
+        self.0.write_all(&packet).unwrap();
+        self.answer()
+    }
+
+    fn answer(&mut self) -> String {
+        let mut said = String::new();
+        loop {
+            let mut header = [0; 5];
+            self.0.read_exact(&mut header).unwrap();
+            let length = u32::from_be_bytes(header[1..].try_into().unwrap());
+            let mut body = vec![0; usize::try_from(length).unwrap() - 4];
+            self.0.read_exact(&mut body).unwrap();
+            match header[0] {
+                b'C' => said = String::from_utf8_lossy(&body[..body.len() - 1]).into_owned(),
+                b'E' => {
+                    let words = body.split(|b| *b == 0).find(|f| f.first() == Some(&b'M'));
+                    said = String::from_utf8_lossy(&words.unwrap()[1..]).into_owned();
+                }
+                b'Z' => return said,
+                _ => {}
+            }
+        }
+    }
+}
+
+impl Setting {
+    /// A file with a pooled listener, and the console at this port.
+    fn pooled_file(&self, console: SocketAddr, pool: &str) -> PathBuf {
+        let users = self.folder.path().join("users");
+        std::fs::write(&users, "\"boss\" \"hunter2\"\n").unwrap();
+        let pooled = vacant();
+        self.file(&format!(
+            "  - {{listen: \"{pooled}\", scope: demo, target: primary, mode: transaction}}\n\
+             auth: {{type: trust, file: {}}}\nadmin: {{listen: \"{console}\", admin_users: boss}}\npool: {pool}\n",
+            users.display()
+        ))
+    }
+}
+
+#[test]
+fn the_console_has_a_port_of_its_own_reloads_the_file_and_shuts_the_router_down() {
+    let (setting, port) = (Setting::new(), vacant());
+    let file = setting.pooled_file(port, "{query_timeout: 7s}");
+    let mut running = setting.start(&file, &[]);
+    until(|| setting.pid().is_some());
+    let mut console = Console::connect(port);
+    assert_eq!(console.order("show config"), "SHOW");
+    assert_eq!(console.order("reload"), "RELOAD");
+    std::fs::write(&file, "listeners: nowhere\n").unwrap();
+    let refused = console.order("reload");
+    assert!(refused.starts_with("RELOAD failed"), "{refused}");
+    // A reload by signal is not missed, and metrics of pools are told.
+    running.signal(Signal::HUP);
+    until(|| {
+        setting.shows(
+            "/metrics",
+            "# TYPE trunkline_router_pool_wait_seconds histogram",
+        )
+    });
+    // A session that says nothing does not hold up an immediate end.
+    let mut silent = TcpStream::connect(setting.port).unwrap();
+    silent.write_all(&[0, 0]).unwrap();
+    until(|| setting.shows("/topology", "\"clients\": 1"));
+    let mut other = Console::connect(port);
+    assert_eq!(other.order("shutdown"), "SHUTDOWN");
+    until(|| running.is_over());
+}
+
+#[test]
+fn a_shutdown_that_waits_for_servers_ends_when_there_is_none() {
+    let (setting, port) = (Setting::new(), vacant());
+    let mut running = setting.start(&setting.pooled_file(port, "{}"), &[]);
+    until(|| setting.pid().is_some());
+    let mut console = Console::connect(port);
+    assert_eq!(console.order("shutdown wait_for_servers"), "SHUTDOWN");
+    until(|| running.is_over());
+    assert!(!setting.has_said("hunter2"));
+}

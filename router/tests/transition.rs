@@ -194,6 +194,7 @@ impl Script {
             from: MemberName::new(words.get("from").unwrap_or("a")),
             to: MemberName::new(words.get("to").unwrap_or("b")),
             stage,
+            parts: Default::default(),
         };
         self.topology.switchover = Some(Arc::new(record));
     }

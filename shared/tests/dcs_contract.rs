@@ -302,12 +302,13 @@ async fn follows_a_cluster(dcs: Arc<dyn Dcs>) {
     );
 
     let written = write(&*dcs, "/service/demo/config", r#"{"ttl":7}"#).await;
-    write(&*dcs, "/service/demo/routers/r1/7", "{}").await;
+    let router = r#"{"http_url":"http://r1:8010","hold_timeout":1}"#;
+    write(&*dcs, "/service/demo/routers/r1/7", router).await;
     let view = follow.refresh.now().await.unwrap();
     assert_eq!(view.topology.settings_or_default().ttl.as_secs(), 7);
     let raw = view.raw_config().unwrap();
     assert_eq!((&*raw.text, raw.revision), (r#"{"ttl":7}"#, written));
-    assert_eq!(view.routers().count(), 1);
+    assert!(view.topology.routers.contains_key("r1/7"));
     assert!(view.is_complete && view.read_at.is_some() && view.went_back.is_none());
 
     // The last good settings stand while the text is unusable, and the view says so.

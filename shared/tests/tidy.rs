@@ -147,8 +147,17 @@ const IMPORTS: &[Never] = &[
     },
     Never {
         modules: &[
+            "agent/src/ctl/import/haproxy",
+            "agent/src/ctl/import/ini",
+            "agent/src/ctl/import/notes",
+            "agent/src/ctl/import/pgbouncer",
+            "agent/src/ctl/import/router_file",
+            "agent/src/ctl/import/scopes",
             "router/src/route",
             "router/src/topology/transition",
+            "router/src/fleet/record",
+            "router/src/fleet/cancel_key",
+            "router/src/fleet/wrong_keys",
             "router/src/pool/state",
             "router/src/pool/budget",
             "router/src/pool/running",
@@ -171,6 +180,30 @@ const IMPORTS: &[Never] = &[
         ],
         except: &[],
         why: "pure: what it needs is given to it",
+    },
+    Never {
+        modules: &[
+            "router/src/admin/commands",
+            "router/src/admin/show",
+            "router/src/admin/table",
+            "router/src/metrics/pools",
+            "router/src/tally",
+        ],
+        imports: &[
+            "tokio",
+            "std::fs",
+            "std::process",
+            "std::thread",
+            "std::net::Tcp",
+            "std::net::Udp",
+            "trunkline_shared::dcs",
+            "trunkline_shared::service",
+        ],
+        except: &[
+            "trunkline_shared::service::clock::WallTime",
+            "trunkline_shared::service::metrics::DEFAULT_BUCKETS",
+        ],
+        why: "pure: what it needs is given to it; a time and a list of bounds are values",
     },
     Never {
         modules: &["router/src/route"],

@@ -1,8 +1,13 @@
 //! The `history` record: the timeline's own history file, with time and leader of each promotion.
 
+use std::sync::Arc;
+
+use trunkline_shared::cluster::switchover::LeaderChange;
 use trunkline_shared::cluster::topology::FactKey;
 use trunkline_shared::cluster::{Lsn, Timeline};
-use trunkline_shared::dcs::records::{HistoryLine, history_lines, history_to_json};
+use trunkline_shared::dcs::records::{
+    HistoryLine, changes_from_json, history_lines, history_to_json, leader_changes_to_json,
+};
 use trunkline_shared::dcs::{Compare, Operation, Revision, Txn};
 use trunkline_shared::service::clock;
 
@@ -60,6 +65,41 @@ impl Actor {
         };
         self.write("history", vec![self.still_leads(seen)?, as_seen], vec![put])
             .await
+    }
+}
+
+/// So many past changes of leader are kept.
+const MOST_CHANGES: usize = 100;
+
+impl Actor {
+    /// Adds the change, unless it stands there; a list that cannot be read is begun anew.
+    pub(super) async fn record_change(
+        &self,
+        seen: &Observation,
+        change: &LeaderChange,
+    ) -> Result<Revision, ActError> {
+        let key = self.keys.path(&FactKey::Changes);
+        let read = Txn {
+            then: vec![Operation::Get(key.clone())],
+            ..Txn::default()
+        };
+        let recorded = self.dcs.commit(&read).await?.entries.into_iter().next();
+        let text = recorded
+            .as_ref()
+            .and_then(|entry| std::str::from_utf8(&entry.value).ok());
+        let mut changes = text
+            .and_then(|text| changes_from_json(text).ok())
+            .unwrap_or_default();
+        changes.retain(|known| known.epoch < change.epoch);
+        changes.push(LeaderChange {
+            at: Arc::from(clock::wall_clock().rfc3339().as_str()),
+            ..change.clone()
+        });
+        changes.drain(..changes.len().saturating_sub(MOST_CHANGES));
+        let revision = recorded.map_or(0, |entry| entry.mod_revision);
+        let when = vec![self.still_leads(seen)?, Compare::as_seen(key, revision)];
+        let put = self.put(&FactKey::Changes, leader_changes_to_json(&changes));
+        self.write("trunkline/history", when, vec![put]).await
     }
 }
 

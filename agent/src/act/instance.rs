@@ -81,11 +81,10 @@ impl Actor {
         self.begin(JobKind::PrePromote, None, Box::pin(work)).await
     }
 
-    pub(super) fn checkpoint(&mut self) -> Result<Revision, ActError> {
+    pub(super) async fn checkpoint(&mut self) -> Result<Revision, ActError> {
         let door = self.door();
         let work = async move { door.checkpoint(CHECKPOINT_LIMIT).await.map_err(said) };
-        self.jobs.start(JobKind::Checkpoint, None, Box::pin(work))?;
-        Ok(0)
+        self.begin(JobKind::Checkpoint, None, Box::pin(work)).await
     }
 
     pub(super) async fn start(
@@ -127,10 +126,10 @@ impl Actor {
             limit,
         };
         let (kind, plan) = match mode {
-            StopMode::Planned => {
+            StopMode::Planned | StopMode::HandOver => {
                 let plan = StopPlan {
                     wait_for: successor(seen),
-                    ..plan(postgres::StopMode::Fast, true)
+                    ..plan(postgres::StopMode::Fast, mode == StopMode::Planned)
                 };
                 (JobKind::Stop, plan)
             }

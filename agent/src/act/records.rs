@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use trunkline_shared::cluster::switchover::{Drain, OnTimeout};
 use trunkline_shared::cluster::topology::{
     ClaimedTimeline, FactKey, FailoverRequest, Initialize, Status, SwitchoverRecord,
 };
@@ -176,6 +177,11 @@ impl Actor {
             leader: Some(self.me.name.clone()),
             candidate: Some(to.clone()),
             scheduled_at: None,
+            // A full disk would end every session.
+            drain: Drain {
+                timeout: None,
+                on_timeout: Some(OnTimeout::Terminate),
+            },
             revision: 0,
         };
         let none = Compare::Absent(self.keys.path(&FactKey::Failover));

@@ -2,6 +2,8 @@
 //! the REST API and by the operator's command alike. Nothing here touches PostgreSQL or the lease.
 
 use serde::Deserialize;
+use serde_json::{Map, Value};
+use trunkline_shared::cluster::switchover::Drain;
 use trunkline_shared::cluster::topology::{Fact, FactKey, FailoverRequest, SwitchoverStage};
 use trunkline_shared::cluster::{Member, MemberName, MemberRole, MemberState, Topology};
 use trunkline_shared::dcs::keys::Keys;
@@ -47,6 +49,8 @@ pub struct ChangeOfLeader {
     pub candidate: Option<MemberName>,
     /// When, as written by who asks; now if absent.
     pub scheduled_at: Option<String>,
+    /// How long to wait for transactions, and what follows.
+    pub drain: Drain,
 }
 
 /// The body of `POST /switchover` and `/failover`.
@@ -83,6 +87,8 @@ impl ChangeOfLeader {
     /// # Errors
     /// 400 when it is no JSON object, 422 for what is not supported.
     pub fn from_body(kind: Kind, body: &[u8]) -> Result<Self, Refusal> {
+        let fields: Map<String, Value> = local::object(body).map_err(|why| refuse(400, why))?;
+        let drain = records::drain_from_json(&fields).map_err(|why| refuse(400, why))?;
         let body: Body = local::object(body).map_err(|why| refuse(400, why))?;
         let scheduled_at = body.scheduled_at.filter(|at| !at.is_empty() && at != "now");
         if scheduled_at.is_some() && kind == Kind::Failover {
@@ -106,6 +112,7 @@ impl ChangeOfLeader {
             leader,
             candidate: name(body.candidate.or(body.member)),
             scheduled_at,
+            drain,
         })
     }
 
@@ -264,6 +271,7 @@ impl ChangeOfLeader {
             },
             candidate: self.candidate.clone(),
             scheduled_at: self.scheduled_at.as_deref().map(Into::into),
+            drain: self.drain,
             revision: 0,
         }
     }
@@ -517,6 +525,7 @@ mod tests {
             leader: Some(MemberName::new("a")),
             candidate: None,
             scheduled_at: None,
+            drain: Drain::default(),
         };
         let (before, b) = (MemberName::new("a"), MemberName::new("b"));
         let member = |role: &str| {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use hyper::Method;
 use serde_json::{Value, json};
+use trunkline_shared::cluster::switchover::Drain;
 use trunkline_shared::cluster::{Lsn, Member, MemberName, MemberState, Topology};
 use trunkline_shared::dcs::records::state_word;
 use trunkline_shared::service::clock;
@@ -169,6 +170,7 @@ impl Work<'_> {
             leader: Some(from.clone()),
             candidate: None,
             scheduled_at: None,
+            drain: Drain::default(),
         };
         let started = clock::now();
         loop {

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use super::drain::DrainArguments;
+
 /// The operator's command: looks at a cluster and changes it.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "trunkline", version, about)]
@@ -51,6 +53,8 @@ pub enum Command {
     Flush(Flush),
     /// Show the changes of leader.
     History(History),
+    /// Show the routers that are registered for the cluster.
+    Routers(Routers),
     /// Show the configuration of the cluster.
     ShowConfig(ShowConfig),
     /// Change the configuration of the cluster.
@@ -79,6 +83,8 @@ pub enum Command {
     Explain(Explain),
     /// Put parameters that wait for a restart into force, member by member.
     Apply(Apply),
+    /// Turn a pgbouncer.ini or a haproxy.cfg into a router's file, and tell what has no equivalent.
+    Import(Import),
 }
 
 /// How a table is printed.
@@ -174,6 +180,19 @@ pub struct Topology {
 /// `history`
 #[derive(Clone, Debug, Args)]
 pub struct History {
+    /// How long each part of the changes took, where it is known.
+    #[arg(long)]
+    pub parts: bool,
+    /// The cluster; the file's scope if absent.
+    pub cluster: Option<String>,
+    /// How it is printed.
+    #[arg(short, long, value_enum, default_value_t = Format::Pretty, hide_possible_values = true, help = "pretty, tsv, json or yaml")]
+    pub format: Format,
+}
+
+/// `routers`
+#[derive(Clone, Debug, Args)]
+pub struct Routers {
     /// The cluster; the file's scope if absent.
     pub cluster: Option<String>,
     /// How it is printed.
@@ -195,6 +214,9 @@ pub struct Switchover {
     /// When: ISO 8601, such as 2026-11-20T10:00:00+00:00; without an offset in this machine's time zone.
     #[arg(long, value_name = "TIME")]
     pub scheduled: Option<String>,
+    /// What becomes of transactions that run.
+    #[command(flatten)]
+    pub drain: DrainArguments,
     /// Never ask.
     #[arg(long)]
     pub force: bool,
@@ -208,6 +230,9 @@ pub struct Failover {
     /// The member to change to.
     #[arg(long)]
     pub candidate: Option<String>,
+    /// What becomes of transactions that run.
+    #[command(flatten)]
+    pub drain: DrainArguments,
     /// Never ask.
     #[arg(long)]
     pub force: bool,
@@ -521,6 +546,28 @@ pub struct Apply {
     /// Never ask.
     #[arg(long)]
     pub force: bool,
+}
+
+/// `import`. Where the store is comes from -c or -d, as for every command.
+#[derive(Clone, Debug, Args)]
+pub struct Import {
+    /// pgbouncer.ini or haproxy.cfg.
+    pub file: PathBuf,
+    /// PgBouncer's userlist.txt, in place of the one that auth_file names.
+    pub userlist: Option<PathBuf>,
+    /// The cluster behind WHAT: a host, host:port, or a section of haproxy.cfg; without WHAT behind all others.
+    /// CLUSTER/replicas leads to its replicas.
+    #[arg(short, long, value_name = "[WHAT=]CLUSTER")]
+    pub scope: Vec<String>,
+    /// Write to a new file instead of standard output.
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    /// Replace that file if it is there.
+    #[arg(long, requires = "output")]
+    pub force: bool,
+    /// The trunkline-router that checks the result; the one beside this program, or on the path, if absent.
+    #[arg(long, value_name = "PROGRAM")]
+    pub router: Option<PathBuf>,
 }
 
 /// `edit-config`

@@ -4,11 +4,12 @@ use std::cell::Cell;
 use std::time::Duration;
 
 use hyper::Method;
-use serde_json::json;
+use serde_json::{Map, Value, json};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 use trunkline_shared::cluster::settings::SynchronousMode;
 use trunkline_shared::cluster::{MemberName, Topology};
+use trunkline_shared::dcs::records::drain_to_json;
 use trunkline_shared::dcs::watch::Follow;
 use trunkline_shared::service::clock;
 
@@ -64,6 +65,7 @@ pub(super) async fn switchover(session: &Session, asked: &Switchover) -> Result<
         leader: Some(MemberName::new(&leader)),
         candidate,
         scheduled_at: when(session, asked).await?,
+        drain: asked.drain.drain(),
     };
     change.check(&topology)?;
     if !asked.force {
@@ -132,6 +134,7 @@ pub(super) async fn failover(session: &Session, asked: &Failover) -> Result<(), 
         leader: None,
         candidate,
         scheduled_at: None,
+        drain: asked.drain.drain(),
     };
     change.check(&topology)?;
     if !asked.force {
@@ -290,6 +293,9 @@ async fn until_done(
                 Seen::Done(line) => session.terminal.success(&line)?,
             }
         }
+        if let Some(waits) = steps.waits_for(&view.topology) {
+            label.replace(waits);
+        }
         if let Some(leader) = steps.leader() {
             return verdict(change, leader);
         }
@@ -389,13 +395,14 @@ async fn ask_agent(
     change: &ChangeOfLeader,
 ) -> Result<Option<Answered>, CtlError> {
     let client = session.client()?;
-    let body = json!({
-        "leader": change.leader.as_ref().map(MemberName::as_str),
-        "candidate": change.candidate.as_ref().map(MemberName::as_str),
-        "scheduled_at": change.scheduled_at,
-    });
+    let mut body = Map::new();
+    let name = |name: &Option<MemberName>| json!(name.as_ref().map(MemberName::as_str));
+    body.insert("leader".into(), name(&change.leader));
+    body.insert("candidate".into(), name(&change.candidate));
+    body.insert("scheduled_at".into(), json!(change.scheduled_at));
+    drain_to_json(&change.drain, &mut body);
     let path = format!("/{}", change.kind.word());
-    let body = body.to_string();
+    let body = Value::Object(body).to_string();
     let answer = request(&client, url, Method::POST, &path, body, PATIENCE).await;
     Ok(match answer {
         Ok(Answer {

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use trunkline_shared::cluster::router::{Acknowledged, HoldStage};
 use trunkline_shared::cluster::topology::SwitchoverStage;
 use trunkline_shared::cluster::{MemberName, Moment, Topology};
 
@@ -14,6 +15,8 @@ pub struct Steps {
     before: Option<MemberName>,
     started: Moment,
     requested: Option<Moment>,
+    held: Option<Moment>,
+    drained: Option<Moment>,
     stopped: Option<Moment>,
     moved: Option<(Moment, MemberName)>,
     promoted: Option<(Moment, MemberName)>,
@@ -40,6 +43,8 @@ impl Steps {
             before,
             started,
             requested: None,
+            held: None,
+            drained: None,
             stopped: None,
             moved: None,
             promoted: None,
@@ -58,6 +63,7 @@ impl Steps {
             let to = to.map_or_else(String::new, |to| format!(", to {to}"));
             seen.push(self.step(now, &format!("requested{to}")));
         }
+        seen.extend(self.see_held(topology, now));
         if let Some(record) = &topology.switchover
             && let SwitchoverStage::Stopped {
                 shutdown_checkpoint,
@@ -95,6 +101,49 @@ impl Steps {
         seen
     }
 
+    /// What registered routers do; without any nobody is held before the stop.
+    fn see_held(&mut self, topology: &Topology, now: Moment) -> Option<Seen> {
+        let record = topology.switchover.as_ref()?;
+        let routers = topology.routers.len();
+        match record.stage {
+            SwitchoverStage::HoldTransactions if self.held.is_none() => {
+                self.held = Some(now);
+                Some(self.step(
+                    now,
+                    &format!("holding: {routers} routers hold new transactions"),
+                ))
+            }
+            SwitchoverStage::HoldAll if self.drained.is_none() && routers > 0 => {
+                self.drained = Some(now);
+                Some(self.step(now, "drained: routers hold everything"))
+            }
+            SwitchoverStage::HoldTransactions
+            | SwitchoverStage::HoldAll
+            | SwitchoverStage::Stopped { .. }
+            | SwitchoverStage::Resume => None,
+        }
+    }
+
+    /// Which routers the change waits for, for the line that lives.
+    pub fn waits_for(&self, topology: &Topology) -> Option<String> {
+        let record = topology.switchover.as_ref()?;
+        let stage = match record.stage {
+            SwitchoverStage::HoldTransactions => HoldStage::Transactions,
+            SwitchoverStage::HoldAll => HoldStage::All,
+            SwitchoverStage::Stopped { .. } | SwitchoverStage::Resume => return None,
+        };
+        let wanted = Some(Acknowledged {
+            switchover: record.id,
+            stage,
+        });
+        let mut routers = topology.routers.iter();
+        let (name, router) = routers.find(|(_, router)| router.acknowledged != wanted)?;
+        Some(format!(
+            "waits for router {name}: {} open writer sessions, {} clients held",
+            router.writer_sessions, router.held_clients
+        ))
+    }
+
     fn see_moved(&mut self, leader: MemberName, now: Moment) -> Option<Seen> {
         self.called_off = None;
         if self
@@ -128,6 +177,10 @@ impl Steps {
         let moved = self.moved.as_ref().map_or(now, |(at, _)| *at);
         let requested = self.requested.unwrap_or(self.started);
         let mut parts = Vec::new();
+        if let (Some(held), Some(drained)) = (self.held, self.drained) {
+            parts.push(format!("drain {}", plain(drained.since(held))));
+        }
+        let requested = self.drained.unwrap_or(requested);
         match self.stopped {
             Some(stopped) => {
                 parts.push(format!("stop {}", plain(stopped.since(requested))));

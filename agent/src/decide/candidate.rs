@@ -18,6 +18,9 @@ use super::observation::{
 use super::store::{self, Word};
 use super::sync_standbys::election;
 
+/// A candidate with more than this to replay would not be ready soon after its leader has stopped.
+const REPLAY_LIMIT: u64 = 64 * 1024 * 1024;
+
 /// How far a member stands; greater is better.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Standing<'a> {
@@ -364,6 +367,14 @@ pub(super) fn has_received(seen: &Observation, name: &MemberName, record: Lsn) -
     }
 }
 
+/// Why a running replica will not have everything soon after its leader has stopped.
+fn cannot_catch_up(view: &PeerView) -> Option<&'static str> {
+    if view.is_replay_paused {
+        return Some("does not replay: its replay is paused");
+    }
+    (view.is_streaming == Some(false)).then_some("does not stream")
+}
+
 /// How the next leader comes to lead.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Succession {
@@ -399,6 +410,19 @@ pub(super) fn successor(
         let Some(record) = topology.members.get(name) else {
             continue;
         };
+        let promotes = settings.standby_cluster.is_none();
+        if how != Succession::AfterCrash
+            && promotes
+            && let Some(why) = cannot_catch_up(view)
+        {
+            lacking = Detail::Text(format!("{name} {why}").into());
+            continue;
+        }
+        let backlog = view.replayed.bytes_behind(position);
+        if how != Succession::AfterCrash && promotes && backlog > REPLAY_LIMIT {
+            lacking = Detail::Text(format!("{name} has {backlog} bytes to replay").into());
+            continue;
+        }
         let behind = view.position.bytes_behind(position);
         let sync = election::record_in_force(topology);
         let has_acknowledged = sync.is_some() && how == Succession::AfterCrash;

@@ -14,7 +14,7 @@ use super::observation::{
     JobKind, Local, LocalRequest, Observation, Running, RunningRole, Stopped,
 };
 use super::sync_standbys::keeping;
-use super::{RETRY_PAUSE, Turn, no_data, slots, upstream};
+use super::{RETRY_PAUSE, Turn, no_data, past_changes, slots, upstream};
 
 /// How often a candidate looks whether it has the old leader's last record, and whether the new leader is
 /// ready: PostgreSQL tells nobody when replay gets there.
@@ -204,6 +204,7 @@ fn wait_for_leader(turn: Turn<'_>, topology: &Topology) -> Decision {
         record.to == turn.seen.me.name && matches!(record.stage, SwitchoverStage::Stopped { .. })
     });
     if is_candidate {
+        let turn = past_changes::note_candidacy(turn, topology);
         return turn.within(Reason::WaitingForLeader, WATCH_REPLAY);
     }
     turn.routine(Reason::WaitingForLeader)

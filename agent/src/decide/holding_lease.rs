@@ -518,6 +518,11 @@ pub(super) fn start_as(seen: &Observation) -> StartAs {
 
 /// What an operator asked of a leader alone.
 pub(super) fn local_request<'a>(turn: Turn<'a>) -> ControlFlow<Decision, Turn<'a>> {
+    let topology = turn.seen.topology();
+    if topology.is_some_and(|t| requests::own_switchover(turn.seen, t).is_some()) {
+        // Clients are held for a change of leader: first that, whatever comes of it.
+        return ControlFlow::Continue(turn);
+    }
     match turn.seen.request {
         Some(LocalRequest::Restart) => ControlFlow::Break(
             turn.request_taken()

@@ -6,12 +6,12 @@ use std::sync::Arc;
 
 use trunkline_shared::cluster::{Lsn, Topology};
 
-use super::decision::{Action, Decision, Detail, Reason, StopMode};
+use super::decision::{Action, Decision, Reason, StopMode};
 use super::observation::{JobKind, LeaseView, Running, WatchdogView};
 use super::sync_standbys::keeping;
 use super::{
-    RETRY_PAUSE, Turn, authority_gone, bootstrap, failsafe, holding_lease, host_health, requests,
-    slots, small_moves,
+    RETRY_PAUSE, Turn, authority_gone, bootstrap, failsafe, holding_lease, host_health,
+    past_changes, requests, slots, small_moves,
 };
 
 pub(super) fn decide(
@@ -22,7 +22,7 @@ pub(super) fn decide(
     is_checkpointed: bool,
 ) -> Decision {
     let seen = turn.seen;
-    let turn = turn.remember(|memory| {
+    let turn = past_changes::note_promotion(turn, topology).remember(|memory| {
         memory.not_primary_since = None;
         memory.stands_back_until = None;
     });
@@ -116,16 +116,12 @@ const DUTIES: &[Duty] = &[
     keep_logical_slots,
     keep_failover_slots,
     record_history,
+    record_change,
 ];
 
 fn duties(turn: Turn<'_>, leading: &Leading<'_>) -> Decision {
     let turn = DUTIES.iter().fold(turn, |turn, duty| duty(turn, leading));
-    let reason = turn.why.unwrap_or(Reason::Leading);
-    let turn = turn.detail(Detail::None);
-    match turn.soon {
-        Some(within) => turn.within(reason, within),
-        None => turn.routine(reason),
-    }
+    turn.collected(Reason::Leading)
 }
 
 fn withdraw_announcement<'a>(turn: Turn<'a>, leading: &Leading<'_>) -> Turn<'a> {
@@ -223,4 +219,8 @@ fn record_history<'a>(turn: Turn<'a>, leading: &Leading<'_>) -> Turn<'a> {
     }
     turn.act(Action::RecordHistory)
         .because(Reason::RecordingHistory)
+}
+
+fn record_change<'a>(turn: Turn<'a>, leading: &Leading<'_>) -> Turn<'a> {
+    past_changes::record(turn, leading.topology)
 }

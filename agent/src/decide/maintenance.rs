@@ -8,7 +8,7 @@ use trunkline_shared::cluster::Topology;
 use trunkline_shared::cluster::topology::Initialize;
 
 use super::decision::{Action, Decision, Detail, Reason};
-use super::memory::Memory;
+use super::memory::{Memory, PlannedChange};
 use super::observation::{Held, LeaseView, Local, Observation, RunningRole};
 use super::sync_standbys::keeping;
 use super::{
@@ -65,7 +65,7 @@ fn as_leader<'a>(turn: Turn<'a>, held: &Held, topology: &Topology) -> Decision {
     match running.role {
         RunningRole::Primary { position, .. } => {
             let turn = keeping::let_clients_in(turn, running, position);
-            leading::publish(turn, topology, running, position).routine(Reason::Paused)
+            leading::publish(turn, topology, running, position).collected(Reason::Paused)
         }
         RunningRole::Replica { .. } => turn.routine(Reason::Paused),
     }
@@ -148,7 +148,9 @@ fn as_member(turn: Turn<'_>, memory: &Memory, topology: &Topology) -> Decision {
     let turn = following::let_run_again(turn, topology);
     let is_stopped_for_switchover = match &seen.local {
         Local::Stopped(stopped) => {
-            memory.switchover.is_some() && stopped.is_clean && stopped.was_primary
+            let change = memory.switchover.as_ref();
+            let has_stopped = change.is_some_and(PlannedChange::has_stopped);
+            has_stopped && stopped.is_clean && stopped.was_primary
         }
         Local::Running(_)
         | Local::Unknown(_)

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use trunkline_shared::cluster::switchover::{ChangeParts, LeaderChange};
+use trunkline_shared::cluster::topology::SwitchoverStage;
 use trunkline_shared::cluster::{LeaderEpoch, Lsn, MemberName, Moment};
 
 use super::callbacks::Told;
@@ -14,8 +16,10 @@ use super::sync_standbys::SyncNames;
 pub struct Memory {
     /// The next look is to ask the other members' agents.
     pub wants_peers: bool,
-    /// The switchover in progress and when this member first saw it.
-    pub switchover: Option<(u64, Moment)>,
+    /// The switchover in progress.
+    pub switchover: Option<PlannedChange>,
+    /// The change that made this member leader, until it is written down.
+    pub unrecorded: Option<LeaderChange>,
     /// When the primary last crashed here: a second crash soon after fails over.
     pub crashed_at: Option<Moment>,
     /// When the last published position was written.
@@ -98,6 +102,36 @@ impl Memory {
             former: former.collect(),
             is_key_unchecked: true,
             ..Self::default()
+        }
+    }
+}
+
+/// A planned change of leader, as this member has followed it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PlannedChange {
+    /// What identifies it.
+    pub id: u64,
+    /// The stage announced; `None` before that, while the checkpoint ahead is made.
+    pub stage: Option<SwitchoverStage>,
+    /// Since when it has been at this stage.
+    pub since: Moment,
+    /// The candidate streamed from this leader when the change was announced.
+    pub was_streaming: bool,
+    /// How long the parts took that are over.
+    pub parts: ChangeParts,
+}
+
+impl PlannedChange {
+    /// Whether the old leader has announced its last position.
+    pub fn has_stopped(&self) -> bool {
+        match self.stage {
+            Some(SwitchoverStage::Stopped { .. }) => true,
+            Some(
+                SwitchoverStage::HoldTransactions
+                | SwitchoverStage::HoldAll
+                | SwitchoverStage::Resume,
+            )
+            | None => false,
         }
     }
 }

@@ -367,6 +367,10 @@ pub struct PeerView {
     pub position: Lsn,
     /// How far it has replayed.
     pub replayed: Lsn,
+    /// WAL streams to it, as it says; `None` where it does not.
+    pub is_streaming: Option<bool>,
+    /// An operator has paused its replay.
+    pub is_replay_paused: bool,
     /// It may be promoted by its tags, its watchdog and what it has promised.
     pub may_lead: bool,
     /// Its preference among equals.

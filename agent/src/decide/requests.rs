@@ -1,7 +1,8 @@
-//! Planned changes of leader: preconditions and steps (`ha.md` 11).
+//! Planned changes of leader: what is asked for, and the steps of the old leader once it has stopped (`ha.md` 11).
+//! Its steps before that are in [`super::handing_over`].
 //!
 //! The steps stand in `trunkline/switchover`, so that an agent that restarts in the middle goes on:
-//! announced → stopped (with the last record's position) → the candidate confirms it in its own record →
+//! announced → everything held → stopped (with the last record's position) → the candidate confirms it in its own record →
 //! the key moves by one transaction. Before the move everything rolls back; after it nothing does. A candidate
 //! run by Patroni confirms nothing and takes no key that is moved to it: it is asked for its position, and the
 //! key is deleted beside the operator's request, which it takes up by its own rules.
@@ -11,17 +12,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use trunkline_shared::cluster::member::SwitchoverReady;
+use trunkline_shared::cluster::switchover::ChangeParts;
 use trunkline_shared::cluster::topology::{FailoverRequest, SwitchoverRecord, SwitchoverStage};
-use trunkline_shared::cluster::{Lsn, MemberName, Moment, Topology};
+use trunkline_shared::cluster::{Lsn, Topology};
 
-use super::candidate::{self, Succession};
-use super::decision::{Action, Decision, Detail, Reason, StopMode};
+use super::decision::{Action, Decision, Detail, Reason};
+use super::handing_over::{self, Plan};
 use super::observation::{Due, Held, LeaseView, Observation, Stopped};
-use super::{PROMOTE_NEEDS, RETRY_PAUSE, Turn, holding_lease};
+use super::{PROMOTE_NEEDS, RETRY_PAUSE, Turn, candidate, holding_lease};
 
-/// How long the stopped leader waits for the candidate to confirm before it goes on as leader. Within the
-/// ten seconds that routers hold clients.
-const CONFIRM_LIMIT: Duration = Duration::from_secs(4);
+/// How long the stop and the candidate's confirmation may take together before this member goes on as leader. With
+/// its start, after that, clients wait for two seconds at the most.
+const STOP_AND_CONFIRM: Duration = Duration::from_millis(1500);
+
+/// How long the candidate has at the least, however long the stop took.
+const LEAST_CONFIRM: Duration = Duration::from_millis(700);
 
 /// How soon a candidate that Patroni runs is asked again for its position.
 const ASK_AGAIN: Duration = Duration::from_millis(50);
@@ -74,8 +79,7 @@ pub(super) fn as_leader<'a>(
         let detail = Detail::Member(other.clone());
         return ControlFlow::Break(turn.detail(detail).act(drop).now(Reason::SwitchoverRefused));
     }
-    let named = request.candidate.as_ref();
-    ControlFlow::Break(hand_over(turn, topology, id, named, Some(drop)))
+    handing_over::step(turn, topology, &Plan::asked(request))
 }
 
 /// A scheduled change waits for its time; one that nobody could begin in time is dropped, as Patroni does: what
@@ -100,6 +104,7 @@ pub(super) fn waits_for(
 
 /// A record that nobody's request stands behind any more is removed.
 fn clear_leftover<'a>(turn: Turn<'a>, topology: &Topology) -> ControlFlow<Decision, Turn<'a>> {
+    let turn = handing_over::forget(turn);
     match &topology.switchover {
         Some(record) if !turn.seen.is_shutting_down => {
             let detail = Detail::Member(record.to.clone());
@@ -107,71 +112,6 @@ fn clear_leftover<'a>(turn: Turn<'a>, topology: &Topology) -> ControlFlow<Decisi
             ControlFlow::Break(turn.now(Reason::Leading))
         }
         Some(_) | None => ControlFlow::Continue(turn),
-    }
-}
-
-/// The steps of a running primary towards its successor: ask, announce, stop.
-pub(super) fn hand_over(
-    turn: Turn<'_>,
-    topology: &Topology,
-    id: u64,
-    named: Option<&MemberName>,
-    on_refusal: Option<Action>,
-) -> Decision {
-    let seen = turn.seen;
-    let LeaseView::Held(held) = seen.lease else {
-        return turn.routine(Reason::ConfirmingLease);
-    };
-    let announced = own_switchover(seen, topology).filter(|record| record.id == id);
-    match announced.map(|record| record.stage) {
-        Some(SwitchoverStage::HoldTransactions | SwitchoverStage::HoldAll) => turn
-            .act(Action::Stop(StopMode::Planned))
-            .routine(Reason::SwitchoverStopping),
-        Some(SwitchoverStage::Stopped { .. } | SwitchoverStage::Resume) => {
-            // This leader runs again: the change was rolled back before its traces were removed.
-            let turn = on_refusal.into_iter().fold(turn, Turn::act);
-            turn.act(Action::ClearSwitchover)
-                .now(Reason::SwitchoverRolledBack)
-        }
-        None => {
-            if candidate::answers(seen).is_none() {
-                return turn.ask_peers();
-            }
-            let is_failover = topology
-                .failover
-                .as_ref()
-                .is_some_and(|request| named.is_some() && request.leader.is_none());
-            let how = if is_failover {
-                Succession::ByOperator
-            } else {
-                Succession::Planned
-            };
-            match candidate::successor(seen, topology, &seen.settings(), named, how) {
-                Err(detail) => refuse(turn.detail(detail), on_refusal),
-                Ok(to) => {
-                    let record = SwitchoverRecord {
-                        id,
-                        epoch: held.epoch,
-                        from: seen.me.name.clone(),
-                        to: to.clone(),
-                        stage: SwitchoverStage::HoldAll,
-                    };
-                    turn.detail(Detail::Member(to))
-                        .act(Action::AnnounceSwitchover(Arc::new(record)))
-                        .now(Reason::SwitchoverAnnounced)
-                }
-            }
-        }
-    }
-}
-
-fn refuse(turn: Turn<'_>, on_refusal: Option<Action>) -> Decision {
-    match on_refusal {
-        Some(drop) => turn.act(drop).now(Reason::SwitchoverRefused),
-        // The agent ends and nobody can take over: the stop goes on without a successor.
-        None => turn
-            .act(Action::Stop(StopMode::Planned))
-            .routine(Reason::StoppingForShutdown),
     }
 }
 
@@ -183,24 +123,28 @@ pub(super) fn when_stopped(
     record: &Arc<SwitchoverRecord>,
     stopped: &Stopped,
 ) -> Decision {
+    let (turn, change) = handing_over::follow(turn, record);
     let seen = turn.seen;
-    let since = match turn.decision.memory.switchover {
-        Some((id, since)) if id == record.id => since,
-        _ => seen.now,
-    };
-    let turn = turn
-        .remember(|memory| memory.switchover = Some((record.id, since)))
-        .detail(Detail::Member(record.to.clone()));
+    if stopped.crashed_at.is_some() && !stopped.is_clean {
+        // Nothing of the change is left to wait for: whatever a crash asks for comes next.
+        let turn = drop_request(turn, topology).act(Action::ClearSwitchover);
+        return turn.now(Reason::SwitchoverRolledBack);
+    }
+    let turn = turn.detail(Detail::Member(record.to.clone()));
     if !stopped.is_clean || !stopped.was_primary {
         return roll_back(turn, held, topology);
     }
     match record.stage {
         SwitchoverStage::HoldTransactions | SwitchoverStage::HoldAll => {
-            let stage = SwitchoverStage::Stopped {
-                shutdown_checkpoint: stopped.checkpoint,
-            };
+            let held = change.parts.hold_all.unwrap_or_default();
             let stopped = SwitchoverRecord {
-                stage,
+                stage: SwitchoverStage::Stopped {
+                    shutdown_checkpoint: stopped.checkpoint,
+                },
+                parts: ChangeParts {
+                    stop: Some(seen.now.since(change.since).saturating_sub(held)),
+                    ..change.parts
+                },
                 ..SwitchoverRecord::clone(record)
             };
             turn.act(Action::AnnounceSwitchover(Arc::new(stopped)))
@@ -208,9 +152,18 @@ pub(super) fn when_stopped(
         }
         SwitchoverStage::Stopped {
             shutdown_checkpoint,
-        } => confirm_or_wait(turn, held, topology, record, shutdown_checkpoint, since),
+        } => {
+            let limit = confirm_limit(record);
+            let left = limit.saturating_sub(seen.now.since(change.since));
+            confirm_or_wait(turn, held, topology, record, shutdown_checkpoint, left)
+        }
         SwitchoverStage::Resume => roll_back(turn, held, topology),
     }
+}
+
+fn confirm_limit(record: &SwitchoverRecord) -> Duration {
+    let stop = record.parts.stop.unwrap_or_default();
+    STOP_AND_CONFIRM.saturating_sub(stop).max(LEAST_CONFIRM)
 }
 
 fn confirm_or_wait(
@@ -219,14 +172,13 @@ fn confirm_or_wait(
     topology: &Topology,
     record: &SwitchoverRecord,
     shutdown_checkpoint: Lsn,
-    since: Moment,
+    left: Duration,
 ) -> Decision {
-    let seen = turn.seen;
     let Some(member) = topology.members.get(&record.to) else {
         return roll_back(turn, held, topology);
     };
     if !member.is_trunkline() {
-        return leave_to_patroni(turn, held, topology, record, shutdown_checkpoint, since);
+        return leave_to_patroni(turn, held, topology, record, shutdown_checkpoint, left);
     }
     let ready = member.trunkline.as_ref().and_then(|fields| fields.ready);
     let is_ready = ready.is_some_and(|SwitchoverReady { id, replayed }| {
@@ -244,14 +196,10 @@ fn confirm_or_wait(
             .act(action)
             .now(Reason::HandingOver);
     }
-    let waited = seen.now.since(since);
-    if waited >= CONFIRM_LIMIT {
+    if left.is_zero() {
         return roll_back(turn, held, topology);
     }
-    turn.within(
-        Reason::SwitchoverWaitingForCandidate,
-        CONFIRM_LIMIT - waited,
-    )
+    turn.within(Reason::SwitchoverWaitingForCandidate, left)
 }
 
 /// The key is deleted once the candidate says that it has the last record. Nothing was left in
@@ -262,24 +210,21 @@ fn leave_to_patroni(
     topology: &Topology,
     record: &SwitchoverRecord,
     shutdown_checkpoint: Lsn,
-    since: Moment,
+    left: Duration,
 ) -> Decision {
     let seen = turn.seen;
     if candidate::has_received(seen, &record.to, shutdown_checkpoint) {
         let turn = turn.act(Action::ClearSwitchover);
         return holding_lease::give_up(turn, Reason::HandingOver, Some(shutdown_checkpoint));
     }
-    let waited = seen.now.since(since);
-    if waited >= CONFIRM_LIMIT {
+    if left.is_zero() {
         return roll_back(turn, held, topology);
     }
     if candidate::answers(seen).is_none() {
         return turn.ask_peers();
     }
-    turn.remember(|memory| memory.wants_peers = true).within(
-        Reason::SwitchoverWaitingForCandidate,
-        ASK_AGAIN.min(CONFIRM_LIMIT - waited),
-    )
+    turn.remember(|memory| memory.wants_peers = true)
+        .within(Reason::SwitchoverWaitingForCandidate, ASK_AGAIN.min(left))
 }
 
 /// Goes on as leader. Only while no hand-over can still be executed, and with enough of the lease left.
@@ -295,14 +240,18 @@ fn roll_back(turn: Turn<'_>, held: &Held, topology: &Topology) -> Decision {
     if seen.now.until(held.deadline) <= PROMOTE_NEEDS || !seen.fence.is_live {
         return turn.within(Reason::WaitingToPromote, RETRY_PAUSE);
     }
-    let turn = match &topology.failover {
+    drop_request(turn, topology)
+        .act(Action::ClearSwitchover)
+        .act(Action::ArmFence)
+        .act(Action::Start(holding_lease::start_as(seen)))
+        .routine(Reason::SwitchoverRolledBack)
+}
+
+fn drop_request<'a>(turn: Turn<'a>, topology: &Topology) -> Turn<'a> {
+    match &topology.failover {
         Some(request) => turn.act(Action::DropFailoverRequest {
             revision: request.revision,
         }),
         None => turn,
-    };
-    turn.act(Action::ClearSwitchover)
-        .act(Action::ArmFence)
-        .act(Action::Start(holding_lease::start_as(seen)))
-        .routine(Reason::SwitchoverRolledBack)
+    }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use trunkline_shared::cluster::member::{Member, SwitchoverReady, TrunklineFields};
 use trunkline_shared::cluster::timeline::TimelineEnd;
 use trunkline_shared::cluster::topology::{
-    ClaimedTimeline, FailoverRequest, Initialize, SwitchoverRecord, SwitchoverStage,
+    ClaimedTimeline, FailoverRequest, Initialize, SwitchoverRecord,
 };
 use trunkline_shared::cluster::{
     ClusterSettings, Leader, LeaderEpoch, MemberName, MemberRole, MemberState, Moment, SystemId,
@@ -27,6 +27,7 @@ use names::{ROLES, STATES, role_word, state_word};
 pub use test_case::{outcome, test_case};
 use words::{Words, split_words};
 
+mod changes;
 mod failsafe;
 mod instance;
 mod names;
@@ -174,6 +175,13 @@ impl Scene {
             }
             "failover" => self.failover(&words)?,
             "switchover" => self.switchover(&words)?,
+            "router" => changes::router(&mut self.topology.routers, &words)?,
+            "planned" => self.memory.switchover = Some(changes::planned(&words, self.seen.now)?),
+            "unrecorded" => self.memory.unrecorded = Some(changes::unrecorded(&words)?),
+            "recorded" => {
+                let text = words.first().unwrap_or_default();
+                self.topology.last_change = Some(changes::epoch(&words, text)?);
+            }
             "history" => self.history(&words)?,
             "sync" => self.topology.sync = synchronous::record(&words)?,
             "failsafe" => self.topology.failsafe = failsafe::list(&words),
@@ -446,6 +454,7 @@ impl Scene {
             leader: words.text("leader").map(MemberName::new),
             candidate: words.text("candidate").map(MemberName::new),
             scheduled_at: words.text("at").map(Arc::from),
+            drain: changes::drain(words)?,
             revision: words.value("revision")?.unwrap_or(20),
         });
         Ok(())
@@ -456,17 +465,6 @@ impl Scene {
             self.topology.switchover = None;
             return Ok(());
         }
-        let stage = match words.text("stage") {
-            Some("hold_transactions") => SwitchoverStage::HoldTransactions,
-            None | Some("hold_all") => SwitchoverStage::HoldAll,
-            Some("resume") => SwitchoverStage::Resume,
-            Some(text) => match text.strip_prefix("stopped@") {
-                Some(at) => SwitchoverStage::Stopped {
-                    shutdown_checkpoint: words.parse(at, "a position")?,
-                },
-                None => return Err(words.wrong(text, "a stage")),
-            },
-        };
         self.topology.switchover = Some(Arc::new(SwitchoverRecord {
             id: words.value("id")?.unwrap_or(20),
             epoch: LeaderEpoch {
@@ -475,7 +473,8 @@ impl Scene {
             },
             from: MemberName::new(words.text("from").unwrap_or("a")),
             to: MemberName::new(words.text("to").unwrap_or("b")),
-            stage,
+            stage: changes::stage(words, words.text("stage").unwrap_or("hold_all"))?,
+            parts: changes::parts(words)?,
         }));
         Ok(())
     }

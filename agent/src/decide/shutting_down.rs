@@ -1,10 +1,13 @@
 //! The agent was told to end: leadership is handed over where somebody can take it, PostgreSQL stops.
 
+use std::ops::ControlFlow;
+
 use super::decision::{Action, Decision, Reason, StopMode};
+use super::handing_over::Plan;
 use super::memory::Memory;
 use super::observation::{Held, LeaseView, Local, Observation, Running, RunningRole};
 use super::sync_standbys::election;
-use super::{Turn, requests};
+use super::{Turn, handing_over, requests};
 use trunkline_shared::cluster::Topology;
 
 pub(super) fn decide(seen: &Observation, memory: &Memory) -> Decision {
@@ -70,8 +73,11 @@ fn as_leader(turn: Turn<'_>, held: &Held, topology: &Topology) -> Decision {
     match &seen.local {
         Local::Running(running) => match running.role {
             RunningRole::Primary { .. } if seen.is_dcs_fresh() => {
-                let id = u64::try_from(held.epoch.revision).unwrap_or(0);
-                requests::hand_over(turn, topology, id, None, None)
+                let plan = Plan::for_shutdown(held.epoch.revision);
+                match handing_over::step(turn, topology, &plan) {
+                    ControlFlow::Break(decision) => decision,
+                    ControlFlow::Continue(turn) => turn.collected(Reason::StoppingForShutdown),
+                }
             }
             RunningRole::Primary { .. } => stop(turn),
             RunningRole::Replica { .. } if running.is_promoting => stop(turn),

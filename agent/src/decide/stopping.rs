@@ -10,7 +10,12 @@ use super::observation::{Local, Observation};
 
 /// Completes a decision.
 pub(super) fn note(seen: &Observation, mut decision: Decision) -> Decision {
-    let stops = |a: &Action| matches!(a, Action::Stop(StopMode::Planned | StopMode::Fast));
+    let stops = |a: &Action| {
+        matches!(
+            a,
+            Action::Stop(StopMode::Planned | StopMode::HandOver | StopMode::Fast)
+        )
+    };
     if decision.actions.iter().any(stops) {
         decision.stop_limit = limit(seen);
     }

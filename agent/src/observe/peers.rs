@@ -91,6 +91,11 @@ fn view(body: &[u8], registered: &Tags) -> Option<PeerView> {
             .max()
             .unwrap_or_default(),
         replayed: replayed.or(current).unwrap_or_default(),
+        is_streaming: answer
+            .get("replication_state")
+            .and_then(Value::as_str)
+            .map(|state| state == "streaming"),
+        is_replay_paused: xlog.and_then(|x| x.get("paused")?.as_bool()) == Some(true),
         may_lead: tags.may_lead() && !says("watchdog_failed") && !is_bound,
         priority: tags.priority(),
         is_nearly_full: answer
@@ -143,6 +148,14 @@ mod tests {
         assert!(seen.is_running && !seen.is_primary && seen.may_lead);
         assert_eq!((seen.position, seen.replayed), (Lsn(100), Lsn(90)));
         assert_eq!((seen.timeline, seen.priority), (Some(Timeline(3)), 2));
+        assert_eq!((seen.is_streaming, seen.is_replay_paused), (None, false));
+        let paused = br#"{"state":"running","role":"replica","replication_state":"streaming",
+            "xlog":{"received_location":1,"replayed_location":1,"paused":true}}"#;
+        let seen = view(paused, &Tags::default()).unwrap();
+        assert_eq!(
+            (seen.is_streaming, seen.is_replay_paused),
+            (Some(true), true)
+        );
         let full = br#"{"state":"running","role":"replica","xlog":{"received_location":1,
             "replayed_location":1},"trunkline":{"disk_nearly_full":true}}"#;
         assert!(view(full, &Tags::default()).unwrap().is_nearly_full);

@@ -219,23 +219,34 @@ impl Postgres {
         self.query(&sql, STATEMENT_LIMIT).await.map(drop)
     }
 
-    /// The walsenders whose receiver is not among `names`, opened while SQL can still name them.
-    pub(crate) async fn senders_except(&self, names: &[String]) -> Vec<OwnedFd> {
-        let kept: Vec<String> = names.iter().map(|name| quote_literal(name)).collect();
-        let condition = if kept.is_empty() {
-            String::new()
-        } else {
-            format!(" WHERE application_name NOT IN ({})", kept.join(", "))
-        };
-        let sql = format!("SELECT pid::text FROM pg_catalog.pg_stat_replication{condition}");
-        let pids = self.query(&sql, STATEMENT_LIMIT).await.unwrap_or_default();
-        pids.iter()
-            .filter_map(|pid| ProcessId::of(pid.parse().ok()?)?.open())
-            .collect()
+    /// The walsenders whose receiver is among `names`, and the others, opened while SQL can still name them.
+    pub(crate) async fn walsenders(&self, names: &[String]) -> (Vec<OwnedFd>, Vec<OwnedFd>) {
+        let sql = "SELECT pid::text || ' ' || application_name FROM pg_catalog.pg_stat_replication";
+        let rows = self.query(sql, STATEMENT_LIMIT).await.unwrap_or_default();
+        let (mut kept, mut others) = (Vec::new(), Vec::new());
+        for row in &rows {
+            let (pid, name) = row.split_once(' ').unwrap_or((row, ""));
+            let opened = pid.parse().ok().and_then(ProcessId::of);
+            let Some(pidfd) = opened.and_then(|id| id.open()) else {
+                continue;
+            };
+            match names.iter().any(|wanted| wanted == name) {
+                true => kept.push(pidfd),
+                false => others.push(pidfd),
+            }
+        }
+        (kept, others)
     }
 
     /// The status, without the memory of [`Postgres::probe`].
     pub async fn status_now(&self) -> Result<ServerStatus, PostgresError> {
         self.status(STATEMENT_LIMIT).await
+    }
+}
+
+/// Tells processes to end; those that have are nobody any more.
+pub(crate) fn end_all(processes: &[OwnedFd]) {
+    for process in processes {
+        let _ = rustix::process::pidfd_send_signal(process, Signal::TERM);
     }
 }

@@ -1,6 +1,7 @@
 //! What is asked of this member alone, by people and by other agents.
 
 use trunkline_agent::api::requests::{ChangeOfLeader, Kind};
+use trunkline_shared::cluster::switchover::{ChangeParts, Drain};
 use trunkline_shared::cluster::topology::{SwitchoverRecord, SwitchoverStage};
 
 use super::*;
@@ -183,6 +184,7 @@ async fn a_standing_request_is_replaced_and_taken_back_until_it_has_begun() {
         leader: None,
         candidate: Some(MemberName::new("n2")),
         scheduled_at: None,
+        drain: Drain::default(),
     };
     let (dcs, keys) = (fixture.dcs.as_ref(), &fixture.keys);
     let later = r#"{"leader":"n1","scheduled_at":"2099-01-01T00:00:00+00:00"}"#;
@@ -205,6 +207,7 @@ async fn a_standing_request_is_replaced_and_taken_back_until_it_has_begun() {
             from: MemberName::new("n1"),
             to: MemberName::new("n2"),
             stage: SwitchoverStage::HoldAll,
+            parts: ChangeParts::default(),
         })
     };
     fixture.put(&FactKey::Switchover, &begun(revision)).await;

@@ -70,6 +70,7 @@ impl World {
             | Action::RecordSystemId(_)
             | Action::PublishStatus(_)
             | Action::RecordHistory
+            | Action::RecordChange(_)
             | Action::DropFailoverRequest { .. }
             | Action::RequestSwitchover(_)
             | Action::AnnounceSwitchover(_)
@@ -97,7 +98,10 @@ impl World {
             Action::Initialize => self.begin_job(node, JobKind::Initialize, None),
             Action::FinishBootstrap => self.begin_job(node, JobKind::FinishBootstrap, None),
             Action::Start(start) => self.start(node, start),
-            Action::Stop(mode) => self.stop(node, *mode),
+            Action::Stop(mode) => {
+                self.check_planned_stop(node, action);
+                self.stop(node, *mode)
+            }
             Action::Promote(timeline) => self.promote(node, *timeline),
             Action::Checkpoint => self.begin_job(node, JobKind::Checkpoint, None),
             Action::Follow(upstream) => self.follow(node, upstream),
@@ -266,6 +270,7 @@ impl World {
             | Action::RecordSystemId(_)
             | Action::PublishStatus(_)
             | Action::RecordHistory
+            | Action::RecordChange(_)
             | Action::DropFailoverRequest { .. }
             | Action::RequestSwitchover(_)
             | Action::AnnounceSwitchover(_)

@@ -252,6 +252,8 @@ impl World {
             timeline: None,
             position: Lsn(0),
             replayed: Lsn(0),
+            is_streaming: None,
+            is_replay_paused: false,
             may_lead: tags.may_lead() && self.node(node).watchdog != WatchdogView::Failed,
             priority: tags.priority(),
             is_nearly_full: self.node(node).troubles.disk_is_full > self.now,
@@ -268,8 +270,12 @@ impl World {
                         view.replayed = position;
                     }
                     RunningRole::Replica {
-                        received, replayed, ..
+                        received,
+                        replayed,
+                        is_streaming,
+                        ..
                     } => {
+                        view.is_streaming = Some(is_streaming);
                         view.position = received.max(replayed);
                         view.replayed = replayed;
                     }

@@ -87,11 +87,13 @@ pub enum Break {
     StoreForgotten,
     /// What a leader wrote into the failsafe list without an answer counts no more once its key is written again.
     ListForgotten,
+    /// A leader that is to change waits for no router.
+    RoutersUnheard,
 }
 
 impl Break {
     /// Every one, with its word.
-    pub const ALL: [(Break, &'static str); 33] = [
+    pub const ALL: [(Break, &'static str); 34] = [
         (Break::PingedToTheEnd, "pinged-to-the-end"),
         (Break::NoFence, "no-fence"),
         (Break::DeadlineFromAnswer, "deadline-from-answer"),
@@ -128,6 +130,7 @@ impl Break {
         (Break::LostMemoryBelieved, "lost-memory-believed"),
         (Break::StoreForgotten, "store-forgotten-in-a-blackout"),
         (Break::ListForgotten, "failsafe-list-forgotten"),
+        (Break::RoutersUnheard, "routers-unheard"),
     ];
 
     /// The word of the command line.
@@ -192,6 +195,7 @@ impl Break {
             Break::PromoteOutsideSync => broken::in_the_race(seen, |topology| topology.sync = None),
             Break::CheckpointerUnwatched => broken::believe_all_were_told(seen),
             Break::NoRaceIgnored => seen.no_race = NoRace::default(),
+            Break::RoutersUnheard => super::fleet::forget_routers(seen),
             Break::IllDiskUnseen | Break::WalGoneUnseen | Break::ScheduleUnread => {
                 self.leave_unread(seen);
             }
@@ -232,8 +236,10 @@ impl Break {
                 }
             }
             Break::ReleaseAlive => {
-                let is_stop =
-                    |a: &Action| matches!(a, Action::Stop(StopMode::Planned | StopMode::Fast));
+                let is_stop = |a: &Action| {
+                    let Action::Stop(mode) = a else { return false };
+                    *mode != StopMode::Immediate
+                };
                 if let Some(at) = decision.actions.iter().position(is_stop) {
                     decision
                         .actions
@@ -280,6 +286,7 @@ impl Break {
             | Break::LostMemoryBelieved
             | Break::StoreForgotten
             | Break::ListForgotten
+            | Break::RoutersUnheard
             | Break::LagLimitIgnored => {}
         }
     }
@@ -356,6 +363,7 @@ pub fn noticed_by(rule: Break) -> &'static [Invariant] {
             &[Invariant::LogicalSlotsAreEverywhere]
         }
         Break::ConsumersUnheld => &[Invariant::ConsumersWaitForStandbys],
+        Break::RoutersUnheard => &[Invariant::APlannedStopCutsNobody],
     }
 }
 

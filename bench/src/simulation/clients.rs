@@ -11,15 +11,18 @@ use super::world::World;
 #[derive(Clone, Copy, Debug)]
 pub(super) struct WriteSent {
     router: u8,
-    lane: Lane,
+    pub(super) lane: Lane,
     /// Which life of the instance its connection is to.
-    run: u32,
+    pub(super) run: u32,
     branch: u32,
     end: u64,
     /// How old the router's view was when it sent it.
     sent: Time,
     /// Acknowledged past the deadline of a node on which nothing ran that could end it.
     is_unguarded: bool,
+    /// A transaction that lasts.
+    pub(super) is_transaction: bool,
+    pub(super) is_answered: bool,
 }
 
 /// How long an instance may still be written to after it stopped being a primary: how long a router may
@@ -38,6 +41,10 @@ impl World {
         let Some(lane) = self.routers[usize::from(router)].writer else {
             return true;
         };
+        let is_transaction = client % 2 == 1;
+        if !self.dispatches(router, is_transaction) {
+            return true;
+        }
         self.check_sent(router, lane);
         if !self
             .net
@@ -54,8 +61,15 @@ impl World {
             end: 0,
             sent: self.now,
             is_unguarded: false,
+            is_transaction,
+            is_answered: false,
         });
-        let way = self.hop();
+        self.routers[usize::from(router)].fleet.open.push(write);
+        let lasts = match is_transaction {
+            true => self.plan.fleet.transaction,
+            false => 0,
+        };
+        let way = self.hop() + lasts;
         self.put_in(way, Event::WriteArrives { write });
         true
     }
@@ -126,6 +140,7 @@ impl World {
     }
 
     pub(super) fn on_write_answered(&mut self, write: u32) -> bool {
+        self.writes[write as usize].is_answered = true;
         let sent = self.writes[write as usize];
         let router = &self.routers[usize::from(sent.router)];
         // A session that was cut takes no answer to its client.

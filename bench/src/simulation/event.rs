@@ -87,6 +87,10 @@ pub(super) enum Event {
     WriteArrives { write: u32 },
     /// PostgreSQL's answer passes the router.
     WriteAnswered { write: u32 },
+    /// A router renews its registration.
+    FleetRenews { router: u8 },
+    /// A router looks whether it may acknowledge that it holds.
+    FleetLooks { router: u8 },
     /// A router looks at its clock.
     RouterTick { router: u8 },
     /// A router's question reaches an agent.

@@ -487,6 +487,7 @@ impl World {
             leader,
             candidate,
             scheduled_at: None,
+            drain: self.drain_asked(),
             revision: 0,
         };
         self.write_by_operator(FactKey::Failover, Fact::Failover(request));

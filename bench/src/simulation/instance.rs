@@ -81,7 +81,7 @@ impl World {
     pub(super) fn begin_stop(&mut self, node: NodeId, mode: StopMode) {
         let now = self.now;
         let kind = match mode {
-            StopMode::Planned | StopMode::Fast => JobKind::Stop,
+            StopMode::Planned | StopMode::HandOver | StopMode::Fast => JobKind::Stop,
             StopMode::Immediate => JobKind::StopNow,
         };
         self.coverage.job(kind);

@@ -67,6 +67,10 @@ pub enum Invariant {
     TurnsAreBounded,
     /// No switchover begins before the time that it is scheduled for, or long after.
     NothingBeforeItsTime,
+    /// No client of a registered router waits for an answer when PostgreSQL stops for a change that may be given up.
+    APlannedStopCutsNobody,
+    /// Once calm, no announced change stands and nobody is held.
+    AChangeComesToItsEnd,
     /// Nobody leads for long whose disk hangs or is nearly full, if another can.
     AnIllDiskIsLeft,
     /// Once calm, somebody leads and writes are possible.
@@ -528,6 +532,7 @@ impl World {
             .as_ref()
             .map(|data| data.branch);
         self.slots_are_in_place(leader)?;
+        self.changes_are_over()?;
         for (index, node) in self.nodes.iter().enumerate() {
             let is_fine = index == usize::from(leader)
                 || (matches!(node.postgres.phase, Phase::Replica { promotes: false })

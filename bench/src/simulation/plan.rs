@@ -9,6 +9,7 @@ use trunkline_agent::watchdog::Order;
 use trunkline_shared::cluster::settings::SynchronousMode;
 
 use super::event::{MS, NodeId, SECOND, Time};
+use super::fleet::Fleet;
 
 /// Declares the kinds of faults with their words once.
 macro_rules! fault_kinds {
@@ -161,6 +162,7 @@ pub(super) struct Plan {
     /// PostgreSQL itself keeps that slot on standbys.
     pub(super) keeps_slots: bool,
     pub(super) faults: Vec<Fault>,
+    pub(super) fleet: Fleet,
     pub(super) ends: Time,
 }
 
@@ -215,6 +217,7 @@ impl Plan {
             has_logical_slot: false,
             keeps_slots: false,
             faults: Vec::new(),
+            fleet: Plan::fleet(rng),
             ends: shape.lasts,
         };
         plan.draw_faults(rng);

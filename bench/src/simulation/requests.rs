@@ -538,6 +538,7 @@ fn matters(
         || !Arc::ptr_eq(&old.history, &new.history)
         || old.failover != new.failover
         || old.switchover != new.switchover
+        || !Arc::ptr_eq(&old.routers, &new.routers)
         || old.disarmed != new.disarmed
         || old.claimed != new.claimed
         || old.settings != new.settings

@@ -11,6 +11,7 @@ use trunkline_shared::dcs::belief::Belief;
 
 use super::breaks::Break;
 use super::event::{Event, MS, NodeId, SECOND, Time};
+use super::fleet::Registered;
 use super::network::Place;
 use super::story::{Actor, tell};
 use super::world::World;
@@ -55,6 +56,8 @@ pub(super) struct Router {
     pub(super) sent: LeaderEpoch,
     table: RoutingTable,
     health: Health,
+    /// What it is in the fleet.
+    pub(super) fleet: Registered,
     /// The lanes that were cut.
     cut: Vec<u64>,
     asking: Option<Asking>,
@@ -131,6 +134,7 @@ impl World {
             this.cut.push(lane.0);
         }
         self.take_writer(router);
+        self.hold_steps(router);
         self.ask_leader(router);
         let this = &mut self.routers[usize::from(router)];
         let mut at = now + LOOK_EVERY;

@@ -36,6 +36,7 @@ impl World {
             leader,
             candidate: None,
             scheduled_at: Some((self.now + after).to_string().into()),
+            drain: self.drain_asked(),
             revision: 0,
         };
         self.write_by_operator(FactKey::Failover, Fact::Failover(request));

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use trunkline_agent::decide::Action;
+use trunkline_shared::cluster::switchover::{Drain, OnTimeout};
 use trunkline_shared::cluster::sync_state::SyncState;
 use trunkline_shared::cluster::topology::{
     ClaimedTimeline, Fact, FactKey, FailoverRequest, Initialize, Status, SwitchoverRecord,
@@ -32,6 +33,10 @@ impl World {
             Action::RecordSystemId(id) => self.record_system_id(node, *id),
             Action::PublishStatus(status) => self.publish(node, status),
             Action::RecordHistory => self.record_history(node),
+            Action::RecordChange(change) => {
+                let fact = Fact::Changes(Some(change.epoch));
+                self.as_leader(node, vec![put(FactKey::Changes, fact)])
+            }
             Action::DropFailoverRequest { revision } => Some(drop_failover(*revision)),
             Action::RequestSwitchover(to) => self.request_switchover(node, to),
             Action::AnnounceSwitchover(record) => self.announce(node, record.clone()),
@@ -124,6 +129,10 @@ impl World {
             leader: Some(self.node(node).name.clone()),
             candidate: Some(to.clone()),
             scheduled_at: None,
+            drain: Drain {
+                timeout: None,
+                on_timeout: Some(OnTimeout::Terminate),
+            },
             revision: 0,
         };
         let then = Write::Put(FactKey::Failover, Fact::Failover(request), 0);

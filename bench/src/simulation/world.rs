@@ -156,6 +156,7 @@ impl World {
             self.start_watch(self.plan.members + router);
             self.put_in(50 * MS, Event::RouterTick { router });
         }
+        self.fleet_begins();
         for client in 0..self.plan.clients {
             let offset = self.plan.write_every / u64::from(self.plan.clients) * u64::from(client);
             self.put_in(SECOND + offset, Event::Write { client });
@@ -298,6 +299,8 @@ impl World {
             Event::Write { client } => self.on_write(client),
             Event::WriteArrives { write } => self.on_write_arrives(event, write),
             Event::WriteAnswered { write } => self.on_write_answered(write),
+            Event::FleetRenews { router } => self.on_fleet_renews(router),
+            Event::FleetLooks { router } => self.on_fleet_looks(router),
             Event::RouterTick { router } => self.on_router_tick(router),
             Event::Vouch {
                 router,

@@ -63,6 +63,8 @@ pub struct Router {
     pub read_port: u16,
     /// Its file.
     pub config: PathBuf,
+    /// The network namespace it lives in, if it has one of its own.
+    pub namespace: Option<String>,
     http: String,
     launch: Launch,
     process: Option<Process>,
@@ -81,12 +83,13 @@ impl Router {
     pub fn new(
         place: &Place,
         programs: &Programs,
+        name: &str,
         entrance: Entrance,
         http_address: &str,
         namespace: Option<String>,
         etcd_hosts: &str,
     ) -> Result<Router> {
-        let folder = place.folder().join("r1");
+        let folder = place.folder().join(name);
         place.own(&folder)?;
         let config = folder.join("router.yml");
         let state = folder.join("state.json");
@@ -98,7 +101,7 @@ impl Router {
         } = entrance;
         let http = format!("{http_address}:{HTTP_PORT}");
         let text = format!(
-            r#"name: r1
+            r#"name: {name}
 etcd3: {{hosts: "{etcd_hosts}"}}
 state_file: {state}
 http: {{listen: "{http}", advertise: "{http}"}}
@@ -120,7 +123,7 @@ listeners:
             env: vec![("RUNTIME_DIRECTORY".to_owned(), folder.display().to_string())],
             log: folder.join("router.log"),
             folder: place.folder().to_owned(),
-            namespace,
+            namespace: namespace.clone(),
             user: place.owner().user(),
             ..Launch::default()
         };
@@ -130,6 +133,7 @@ listeners:
             write_port,
             read_port,
             config,
+            namespace,
             launch,
             process: None,
         })

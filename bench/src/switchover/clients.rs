@@ -67,27 +67,35 @@ impl Kind {
 /// The clients of one run.
 pub struct Clients {
     stop: Arc<AtomicBool>,
-    tasks: Vec<JoinHandle<History>>,
+    /// Each, and whether it is on the second router.
+    tasks: Vec<(JoinHandle<History>, bool)>,
 }
 
 impl Clients {
-    /// Starts this many.
-    pub fn start(config: &Config, count: i32) -> Clients {
+    /// Starts this many; of each kind as many on the second router, where there is one.
+    pub fn start(first: &Config, second: Option<&Config>, count: i32) -> Clients {
         let stop = Arc::new(AtomicBool::new(false));
-        let tasks = (0..count)
-            .map(|number| tokio::spawn(live(config.clone(), number, stop.clone())))
-            .collect();
+        let tasks = (0..count).map(|number| {
+            let (config, is_second) = match second {
+                Some(second) if number / 4 % 2 == 1 => (second, true),
+                Some(_) | None => (first, false),
+            };
+            let task = tokio::spawn(live(config.clone(), number, stop.clone()));
+            (task, is_second)
+        });
+        let tasks = tasks.collect();
         Clients { stop, tasks }
     }
 
-    /// Ends them and returns what they saw.
-    pub async fn finish(self) -> Result<History> {
+    /// Ends them and returns what they saw, on the first router and on the second.
+    pub async fn finish(self) -> Result<[History; 2]> {
         self.stop.store(true, Ordering::Relaxed);
-        let mut all = History::default();
-        for task in self.tasks {
+        let mut all = [History::default(), History::default()];
+        for (task, is_second) in self.tasks {
             let history = task.await?;
-            all.writes.extend(history.writes);
-            all.cuts.extend(history.cuts);
+            let own = &mut all[usize::from(is_second)];
+            own.writes.extend(history.writes);
+            own.cuts.extend(history.cuts);
         }
         Ok(all)
     }

@@ -32,6 +32,17 @@ pub struct Verdict {
 }
 
 impl Verdict {
+    /// Both together.
+    pub fn and(self, other: Verdict) -> Verdict {
+        Verdict {
+            acknowledged: self.acknowledged + other.acknowledged,
+            lost: self.lost + other.lost,
+            doubled: self.doubled + other.doubled,
+            torn: self.torn + other.torn,
+            undead: self.undead + other.undead,
+        }
+    }
+
     /// Whether everything is as was said.
     pub fn is_true(&self) -> bool {
         self.lost + self.doubled + self.torn + self.undead == 0

@@ -22,6 +22,8 @@ struct Rule {
     /// Absent: from anywhere.
     from: Option<Network>,
     verdict: Verdict,
+    /// The map by which a certificate's name stands for a user.
+    map: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,7 +40,7 @@ enum Name {
     All,
     /// The database of the user's own name.
     SameUser,
-    /// Replication connections, which no pooled listener carries.
+    /// Physical replication.
     Replication,
     Exactly(String),
 }
@@ -59,8 +61,8 @@ pub struct Asking<'a> {
     pub address: IpAddr,
     /// Whether it is under TLS.
     pub is_encrypted: bool,
-    /// Where it wants to.
-    pub database: &'a str,
+    /// Where it wants to; none is physical replication, which only the word `replication` fits.
+    pub database: Option<&'a str>,
     /// Who it says it is.
     pub user: &'a str,
 }
@@ -83,18 +85,11 @@ impl Hba {
     pub fn parse(text: &str) -> Result<Self, Vec<BadRule>> {
         let mut own = Self::default();
         let mut mistakes = Vec::new();
-        let mut lines = text.lines().enumerate();
-        while let Some((at, first)) = lines.next() {
-            let mut whole = first.to_owned();
-            // As PostgreSQL: a backslash at its end joins a line with the next.
-            while let Some(begun) = whole.strip_suffix('\\') {
-                let next = lines.next().map_or("", |(_, next)| next);
-                whole = format!("{begun}{next}");
-            }
-            match rule(&whole) {
+        for (number, text) in lines(text) {
+            match rule(&text) {
                 Ok(None) => {}
                 Ok(Some(rule)) => own.rules.push(rule),
-                Err(why) => mistakes.push(BadRule { line: at + 1, why }),
+                Err(why) => mistakes.push(BadRule { line: number, why }),
             }
         }
         match mistakes.is_empty() {
@@ -105,8 +100,21 @@ impl Hba {
 
     /// What the first rule that fits says; `None` if none does.
     pub fn verdict(&self, asking: &Asking<'_>) -> Option<Verdict> {
-        let fitting = self.rules.iter().find(|rule| rule.fits(asking));
-        fitting.map(|rule| rule.verdict)
+        self.first(asking).map(|rule| rule.verdict)
+    }
+
+    /// The map of that rule, if it has one.
+    pub fn map(&self, asking: &Asking<'_>) -> Option<&str> {
+        self.first(asking)?.map.as_deref()
+    }
+
+    fn first(&self, asking: &Asking<'_>) -> Option<&Rule> {
+        self.rules.iter().find(|rule| rule.fits(asking))
+    }
+
+    /// The maps that rules name.
+    pub fn maps(&self) -> impl Iterator<Item = &str> {
+        self.rules.iter().filter_map(|rule| rule.map.as_deref())
     }
 
     /// Whether a rule lets clients in by this method.
@@ -124,31 +132,31 @@ impl Rule {
             Connection::HostSsl => asking.is_encrypted,
             Connection::HostNoSsl => !asking.is_encrypted,
         };
-        let is = |names: &[Name], own: &str| {
+        let is = |names: &[Name], own: Option<&str>| {
             names.iter().any(|name| match name {
-                Name::All => true,
-                Name::SameUser => asking.database == asking.user,
-                Name::Replication => false,
-                Name::Exactly(name) => name == own,
+                Name::All => own.is_some(),
+                Name::SameUser => asking.database == Some(asking.user),
+                Name::Replication => own.is_none(),
+                Name::Exactly(name) => Some(name.as_str()) == own,
             })
         };
         is_so_connected
             && self.from.is_none_or(|from| from.contains(asking.address))
             && is(&self.databases, asking.database)
-            && is(&self.users, asking.user)
+            && is(&self.users, Some(asking.user))
     }
 }
 
 /// A word of a line.
 #[derive(Debug, PartialEq, Eq)]
-struct Word {
-    text: String,
+pub(super) struct Word {
+    pub(super) text: String,
     /// It begins with a quote: then it is no keyword.
-    is_quoted: bool,
+    pub(super) is_quoted: bool,
 }
 
 impl Word {
-    fn is(&self, keyword: &str) -> bool {
+    pub(super) fn is(&self, keyword: &str) -> bool {
         !self.is_quoted && self.text == keyword
     }
 }
@@ -177,14 +185,18 @@ fn rule(line: &str) -> Result<Option<Rule>, String> {
         }
     };
     let verdict = verdict(&one(next("method")?, "method")?, connection)?;
-    if let Some(option) = fields.next() {
-        let option = option
-            .into_iter()
-            .next()
-            .map_or_else(String::new, |word| word.text);
-        return Err(format!(
-            "the option {option} is not available: rules have none here"
-        ));
+    let mut map = None;
+    for option in fields {
+        let option = one(option, "value of an option")?.text;
+        map = match option.strip_prefix("map=") {
+            Some(name) if verdict == Verdict::By(Method::Cert) => Some(name.to_owned()),
+            Some(_) => return Err("map is for the method cert".to_owned()),
+            None => {
+                return Err(format!(
+                    "the option {option} is not available: map is, with the method cert"
+                ));
+            }
+        };
     }
     Ok(Some(Rule {
         connection,
@@ -192,7 +204,24 @@ fn rule(line: &str) -> Result<Option<Rule>, String> {
         users,
         from,
         verdict,
+        map,
     }))
+}
+
+/// The lines of a file with the number of each, from one. As PostgreSQL: a backslash at its end joins a line with the
+/// next.
+pub(super) fn lines(text: &str) -> Vec<(usize, String)> {
+    let mut joined = Vec::new();
+    let mut lines = text.lines().enumerate();
+    while let Some((at, first)) = lines.next() {
+        let mut whole = first.to_owned();
+        while let Some(begun) = whole.strip_suffix('\\') {
+            let next = lines.next().map_or("", |(_, next)| next);
+            whole = format!("{begun}{next}");
+        }
+        joined.push((at + 1, whole));
+    }
+    joined
 }
 
 fn one(mut field: Vec<Word>, what: &str) -> Result<Word, String> {
@@ -307,7 +336,7 @@ fn verdict(word: &Word, connection: Connection) -> Result<Verdict, String> {
 
 /// The fields of a line, each a list of words. As PostgreSQL splits them: blanks separate fields, a comma that ends
 /// a word goes on with the list, quotes take everything, `#` begins a comment.
-fn fields(line: &str) -> Result<Vec<Vec<Word>>, String> {
+pub(super) fn fields(line: &str) -> Result<Vec<Vec<Word>>, String> {
     let mut fields: Vec<Vec<Word>> = Vec::new();
     let mut goes_on = false;
     let mut rest = line.chars().peekable();

@@ -7,7 +7,7 @@ use secrecy::ExposeSecret;
 
 use crate::auth::md5::Md5Secret;
 use crate::auth::scram::{SALT, STORED_PREFIX, Shape, Verifier, labelled, salt_for};
-use crate::auth::{Method, Secret};
+use crate::auth::{Credential, Method, Secret};
 
 /// The longest name, bytes: PostgreSQL's NAMEDATALEN less one, with room for PgBouncer's longer ones.
 const MAX_NAME: usize = 127;
@@ -27,6 +27,30 @@ impl User {
         Self {
             secret,
             verifier: OnceLock::new(),
+        }
+    }
+
+    /// One by what PostgreSQL, or the file, keeps of the password.
+    ///
+    /// # Errors
+    /// It cannot be used.
+    pub fn read(name: &str, secret: String) -> Result<Self, &'static str> {
+        Ok(Self::new(kind_of(name, secret)?))
+    }
+
+    /// One who cannot prove itself by a password.
+    pub fn without_password() -> Self {
+        Self::new(Secret::Empty)
+    }
+
+    /// How the router logs in as this user, who has proved nothing.
+    pub fn credential(&self) -> Credential {
+        match &self.secret {
+            Secret::Plain(password) => {
+                Credential::Plain(password.expose_secret().to_owned().into())
+            }
+            Secret::Md5(secret) => Credential::Md5(*secret),
+            Secret::Scram(_) | Secret::Empty => Credential::Nothing,
         }
     }
 
@@ -152,6 +176,11 @@ impl Users {
         let count = u64::try_from(looks.len()).unwrap_or(u64::MAX);
         let at = usize::try_from(chosen.saturating_mul(count) >> 32).unwrap_or(usize::MAX);
         looks.get(at).copied().unwrap_or(none)
+    }
+
+    /// The names of all.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.by_name.keys().map(AsRef::as_ref)
     }
 
     /// The user of this name.

@@ -142,7 +142,7 @@ impl Following {
         cluster.lanes.close(clock::now());
         ClusterMetrics::new(cluster.name.as_str()).retire();
         if let Some(registry) = &self.registry {
-            registry.forget_reports(cluster.name.as_str());
+            registry.forget_cluster(cluster.name.as_str());
         }
         if is_gone {
             self.state_file.forget(&cluster.name);

@@ -8,6 +8,7 @@ use serde::Deserialize;
 use trunkline_shared::cluster::ClusterName;
 
 use super::ListenerConfig;
+use super::admin::is_console;
 use super::listeners::pooled_mode;
 use super::pattern::Pattern;
 use super::pooling::{Mode, PoolConfig, PoolingConfig};
@@ -104,6 +105,11 @@ impl Databases {
         patterns.find_map(|(pattern, config)| Some((config, pattern.taken(name)?)))
     }
 
+    /// The names that stand for themselves.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.exact.keys().map(String::as_str)
+    }
+
     fn entries(&self) -> impl Iterator<Item = &DatabaseConfig> {
         let patterns = self.patterns.iter().map(|(_, config)| config);
         self.exact.values().chain(patterns)
@@ -111,6 +117,12 @@ impl Databases {
 }
 
 impl PoolingConfig {
+    /// Whether there is such a database.
+    pub fn has_database(&self, name: &str) -> bool {
+        let all = self.databases.as_ref();
+        all.is_none_or(|all| all.find(name).is_some())
+    }
+
     /// What this user keeps to in this database; `None` if there is no such database.
     pub fn terms(&self, database: &str, user: &str) -> Option<Terms> {
         let none = DatabaseConfig::default();
@@ -255,6 +267,10 @@ impl Reader {
         let mut databases = Databases::default();
         for (name, raw) in raw? {
             let key = format!("databases.{name}");
+            if is_console(&name) {
+                let why = "is the console; choose another name for clients, and name PostgreSQL's by dbname";
+                self.wrong(0, &key, String::new(), why);
+            }
             let pattern = Pattern::new(&name);
             let has_scope = raw.scope.as_ref().is_some_and(|leaf| !leaf.value.is_null());
             let config = self.database(&key, raw, &pattern);

@@ -133,6 +133,7 @@ impl Reader {
             proxy_protocol_from,
             max_client_conn: max_client_conn.unwrap_or(DEFAULT_MAX_CLIENT_CONN),
             tls,
+            is_console: false,
         })
     }
 

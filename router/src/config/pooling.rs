@@ -7,11 +7,13 @@ use std::time::Duration;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::ListenerConfig;
+use super::admin::{AdminConfig, RawAdmin};
 use super::auth::{AuthConfig, RawAuth};
 use super::databases::{Databases, RawDatabase, RawUser, UserConfig};
 use super::raw::{Leaf, Reader, duration};
 use super::tls::TlsSection;
+use super::{ListenerConfig, Mistake};
+use crate::auth::Secret;
 use crate::auth::users::Users;
 
 /// `mode` of a listener.
@@ -27,11 +29,25 @@ pub enum Mode {
     Statement,
 }
 
+impl Mode {
+    /// Its name in the file.
+    pub fn name(self) -> &'static str {
+        match self {
+            Mode::Tcp => "tcp",
+            Mode::Session => "session",
+            Mode::Transaction => "transaction",
+            Mode::Statement => "statement",
+        }
+    }
+}
+
 /// All of it.
 #[derive(Clone, Debug)]
 pub struct PoolingConfig {
     /// `auth`.
     pub auth: AuthConfig,
+    /// `admin`.
+    pub admin: AdminConfig,
     /// What stands in `auth.file`.
     pub users: Arc<Users>,
     /// `tls.server`.
@@ -85,12 +101,14 @@ pub struct PoolConfig {
     pub client_login_timeout: Duration,
     /// How long a server may take to connect and let the router in.
     pub server_connect_timeout: Duration,
+    /// The longest pause after PostgreSQL did not let the router in.
+    pub server_login_retry: Duration,
     /// Start-up parameters of clients that are dropped.
     pub ignore_startup_parameters: Vec<String>,
 }
 
 impl Default for PoolConfig {
-    /// PgBouncer's.
+    /// PgBouncer's, but for `server_login_retry`: 15 s there, in which clients are refused after a blip.
     fn default() -> Self {
         Self {
             default_pool_size: 20,
@@ -112,7 +130,29 @@ impl Default for PoolConfig {
             idle_transaction_timeout: Duration::ZERO,
             client_login_timeout: Duration::from_secs(60),
             server_connect_timeout: Duration::from_secs(15),
+            server_login_retry: Duration::from_secs(1),
             ignore_startup_parameters: Vec::new(),
+        }
+    }
+}
+
+impl PoolingConfig {
+    /// Whether the router can log in as the one who looks users up.
+    pub(super) fn check_lookup(&self) -> Result<(), Mistake> {
+        let Some(lookup) = &self.auth.lookup else {
+            return Ok(());
+        };
+        match self.users.find(&lookup.user).map(|user| user.secret()) {
+            Some(Secret::Scram(_)) => Err(Mistake {
+                line: 0,
+                key: "auth.user".to_owned(),
+                value: lookup.user.clone(),
+                allowed:
+                    "its secret in auth.file is a SCRAM verifier, by which nobody can log in; \
+                          put the password there, or let pg_hba.conf take the router's certificate"
+                        .to_owned(),
+            }),
+            Some(Secret::Plain(_) | Secret::Md5(_) | Secret::Empty) | None => Ok(()),
         }
     }
 }
@@ -148,6 +188,7 @@ pub(super) struct RawPool {
 /// The four sections as they stand in the file.
 pub(super) struct RawPooling {
     pub(super) auth: Option<RawAuth>,
+    pub(super) admin: Option<RawAdmin>,
     pub(super) pool: Option<RawPool>,
     pub(super) databases: Option<BTreeMap<String, RawDatabase>>,
     pub(super) users: Option<BTreeMap<String, RawUser>>,
@@ -171,6 +212,7 @@ impl Reader {
             let why = "is for listeners in mode session, transaction or statement, and there is none; \
                        in tcp mode PostgreSQL itself does this";
             for (key, is_there) in [
+                ("admin", raw.admin.is_some()),
                 ("auth", raw.auth.is_some()),
                 ("databases", raw.databases.is_some()),
                 ("pool", raw.pool.is_some()),
@@ -183,6 +225,7 @@ impl Reader {
             return None;
         }
         let auth = self.auth(raw.auth.unwrap_or_default());
+        let admin = self.admin(raw.admin.unwrap_or_default());
         let pool = self.pool(raw.pool.unwrap_or_default());
         let databases = self.databases(raw.databases, listeners);
         let mut user_limits = BTreeMap::new();
@@ -192,6 +235,7 @@ impl Reader {
         }
         Some(PoolingConfig {
             auth,
+            admin,
             users: Arc::default(),
             tls_server: raw.tls_server,
             pool,
@@ -202,7 +246,6 @@ impl Reader {
 
     fn pool(&mut self, mut raw: RawPool) -> PoolConfig {
         for (key, leaf) in [
-            ("server_login_retry", &mut raw.server_login_retry),
             ("cancel_wait_timeout", &mut raw.cancel_wait_timeout),
             ("track_extra_parameters", &mut raw.track_extra_parameters),
         ] {
@@ -326,6 +369,11 @@ impl Reader {
                 "server_connect_timeout",
                 &mut raw.server_connect_timeout,
                 &mut own.server_connect_timeout,
+            ),
+            (
+                "server_login_retry",
+                &mut raw.server_login_retry,
+                &mut own.server_login_retry,
             ),
         ] {
             let key = format!("pool.{key}");

@@ -12,6 +12,7 @@ use serde_saphyr::Spanned;
 use trunkline_shared::cluster::quantity;
 use trunkline_shared::service::tls::TlsFiles;
 
+use super::admin::RawAdmin;
 use super::auth::RawAuth;
 use super::databases::{RawDatabase, RawUser};
 use super::listeners::RawListener;
@@ -46,7 +47,7 @@ struct Raw {
     replicas: Option<RawReplicas>,
     switchover: Option<RawSwitchover>,
     ctl: Option<RawCtl>,
-    admin: Leaf,
+    admin: Option<RawAdmin>,
     auth: Option<RawAuth>,
     databases: Option<BTreeMap<String, RawDatabase>>,
     pool: Option<RawPool>,
@@ -169,7 +170,6 @@ pub(super) fn read(text: &str) -> Result<RouterConfig, Vec<Mistake>> {
 
 impl Reader {
     fn config(&mut self, raw: Raw) -> Option<RouterConfig> {
-        self.later(&raw);
         let name = self
             .value("name", raw.name, "a name without / is allowed", name)
             .unwrap_or_else(host_name);
@@ -189,7 +189,7 @@ impl Reader {
         let raw_listeners = raw.listeners.unwrap_or_default();
         let is_pooled = raw_listeners.iter().any(RawListener::is_pooled);
         let [tls, tls_server] = self.tls(raw.tls, is_pooled);
-        let listeners = self.listeners(raw_listeners, falls_back, &tls);
+        let mut listeners = self.listeners(raw_listeners, falls_back, &tls);
         let hold_timeout = self
             .value(
                 "switchover.hold_timeout",
@@ -201,6 +201,7 @@ impl Reader {
         let ctl = self.ctl(raw.ctl.unwrap_or_default());
         let pooling = RawPooling {
             auth: raw.auth,
+            admin: raw.admin,
             pool: raw.pool,
             databases: raw.databases,
             users: raw.users,
@@ -208,6 +209,7 @@ impl Reader {
         };
         let pooling = self.pooling(pooling, is_pooled, &listeners);
         if let Some(pooling) = &pooling {
+            self.console_port(&pooling.admin, &tls, &mut listeners);
             self.certificates(&pooling.auth, &listeners);
         }
         Some(RouterConfig {
@@ -310,11 +312,6 @@ impl Reader {
             }
         }
         self.mistakes.len() == before
-    }
-
-    fn later(&mut self, raw: &Raw) {
-        let why = "is not available in this version";
-        self.not_yet("admin", raw.admin.clone(), why);
     }
 
     fn log(&mut self, raw: RawLog) -> LogConfig {

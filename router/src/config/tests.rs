@@ -58,21 +58,21 @@ line 10: switchover.hold_timeout is \"soon\": a time up to 1h is allowed, such a
 #[test]
 fn keys_of_later_versions_are_refused_by_name() {
     let text = format!("{SMALLEST}admin: {{admin_users: x}}\n");
-    assert!(wrong(&text).starts_with("line 6: admin: is not available in this version"));
+    assert!(wrong(&text).starts_with("admin: is for listeners in mode session"));
     let text = format!("{SMALLEST}pool: {{default_pool_size: 20}}\n");
     assert!(wrong(&text).starts_with("pool: is for listeners in mode session"));
     let pooled = SMALLEST.replace("replicas}", "replicas, mode: transaction}");
     let text = format!(
-        "{pooled}pool: {{server_login_retry: 20}}
+        "{pooled}pool: {{track_extra_parameters: 20}}
 auth: {{query: x}}
 "
     );
     assert_eq!(
         wrong(&text),
         "\
-line 7: auth.query: is not available in this version
+line 7: auth.query: needs auth.user: who asks PostgreSQL for users
 auth.file: is missing; the path of a file of users is allowed, lines of \"name\" \"secret\" as in PgBouncer
-line 6: pool.server_login_retry: is not available in this version"
+line 6: pool.track_extra_parameters: is not available in this version"
     );
 }
 
@@ -285,4 +285,82 @@ fn rules_of_access_are_read_with_the_rest_and_every_mistake_is_named() {
         wrong(&text),
         "listeners[1].tls.mode: auth.type: cert needs tls.client.mode: verify-full on every pooled listener"
     );
+}
+
+#[test]
+fn a_mock_secret_that_is_too_short_is_named_and_not_shown() {
+    let pooled = SMALLEST.replace("replicas}", "replicas, mode: session}");
+    let with = |secret: &str| {
+        RouterConfig::parse(&format!(
+            "{pooled}auth: {{file: x, mock_secret: {secret}}}\n"
+        ))
+    };
+    for secret in ["hunter2", "1234567", "[hunter2]"] {
+        let said = with(secret).unwrap_err()[0].to_string();
+        assert!(
+            said.contains("auth.mock_secret: a text of at least 32 characters"),
+            "{said}"
+        );
+        assert!(
+            !said.contains("hunter2") && !said.contains("1234567"),
+            "{said}"
+        );
+    }
+    let secret = "a-secret-of-more-than-thirty-two-characters";
+    let auth = with(secret).unwrap().pooling.unwrap().auth;
+    assert!(auth.mock.is_some() && !format!("{auth:?}").contains("a-secret"));
+    assert!(with("null").unwrap().pooling.unwrap().auth.mock.is_none());
+}
+
+#[test]
+fn a_map_that_no_file_has_is_a_mistake() {
+    let folder = tempfile::tempdir().unwrap();
+    let [file, hba, ident] = ["router.yml", "hba", "ident"].map(|name| folder.path().join(name));
+    let pooled = SMALLEST.replace("replicas}", "replicas, mode: session}");
+    let auth = format!(
+        "auth: {{type: hba, file: {}, hba_file: {}",
+        folder.path().join("users").display(),
+        hba.display()
+    );
+    std::fs::write(folder.path().join("users"), "").unwrap();
+    std::fs::write(&hba, "hostssl all all all cert map=ops\n").unwrap();
+    std::fs::write(&file, format!("{pooled}{auth}}}\n")).unwrap();
+    let said = RouterConfig::load(&file).unwrap_err().to_string();
+    assert!(
+        said.contains("the map ops is not in auth.ident_file"),
+        "{said}"
+    );
+    let text = format!("{pooled}{auth}, ident_file: {}}}\n", ident.display());
+    std::fs::write(&file, text).unwrap();
+    std::fs::write(&ident, "ops jane\n").unwrap();
+    let said = RouterConfig::load(&file).unwrap_err().to_string();
+    assert!(said.contains("line 1: a line is a map"), "{said}");
+    std::fs::write(&ident, "ops jane app\n").unwrap();
+    assert!(RouterConfig::load(&file).is_ok());
+}
+
+#[test]
+fn users_are_looked_up_where_somebody_is_named_to_ask() {
+    let folder = tempfile::tempdir().unwrap();
+    let users = folder.path().join("users");
+    let pooled = SMALLEST.replace("replicas}", "replicas, mode: session}");
+    let with = |auth: &str| RouterConfig::parse(&format!("{pooled}auth: {{{auth}}}\n"));
+    let auth = with("user: asker").unwrap().pooling.unwrap().auth;
+    let lookup = auth.lookup.unwrap();
+    assert_eq!(
+        (lookup.user.as_str(), lookup.database.as_str()),
+        ("asker", "postgres")
+    );
+    assert!(lookup.query.contains("pg_catalog.pg_authid") && auth.file.is_none());
+    let mistakes = with("user: asker, query: select 1").unwrap_err();
+    assert!(mistakes[0].to_string().contains("SQL with $1"));
+    let file = folder.path().join("router.yml");
+    let text = format!("{pooled}auth: {{user: asker, file: {}}}\n", users.display());
+    std::fs::write(&file, text).unwrap();
+    let verifier = "SCRAM-SHA-256$4096:W22ZaJ0SNY7soEsUEjb6gQ==$WG5d8oPm3OtcPnkdi4Uo7BkeZkBFzpcXkuLmtbsT4qY=:wfPLwcE6nTWhTAmQ7tl2KeoiWGPlZqQxSrmfPwDl2dU=";
+    std::fs::write(&users, format!("\"asker\" \"{verifier}\"\n")).unwrap();
+    let error = RouterConfig::load(&file).unwrap_err().to_string();
+    assert!(error.contains("by which nobody can log in"), "{error}");
+    std::fs::write(&users, "\"asker\" \"secret\"\n").unwrap();
+    assert!(RouterConfig::load(&file).is_ok());
 }

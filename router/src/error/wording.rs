@@ -7,6 +7,7 @@ use std::time::Duration;
 use trunkline_shared::cluster::MemberName;
 
 use crate::lanes::Ending;
+use crate::pool::registry::Kill;
 use crate::route::Awaited;
 use crate::topology::transition::CutCause;
 
@@ -91,4 +92,11 @@ pub(super) fn reasons_text(reasons: &[(MemberName, String)]) -> String {
 
 pub(super) fn seconds(duration: &Duration) -> String {
     format!("{:.1} s", duration.as_secs_f64())
+}
+
+pub(super) fn killed_text(kill: Kill) -> &'static str {
+    match kill {
+        Kill::Client => "admin forced disconnect",
+        Kill::Database => "database removed",
+    }
 }

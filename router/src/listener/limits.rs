@@ -4,10 +4,12 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
+
+use crate::fleet::wrong_keys::WrongKeys;
 
 /// Clients that are not yet authenticated, in total. Each costs a socket, and what it has sent: in the clear a start-up
 /// packet, under TLS [`MAX_HANDSHAKE`] and one read at most, and while it is asked for its proof two records of TLS.
@@ -44,6 +46,8 @@ pub struct Limits {
     by_address: Mutex<BTreeMap<IpAddr, usize>>,
     /// Cancels in flight.
     pub cancels: Semaphore,
+    /// Cancel keys that are nobody's.
+    wrong_keys: Mutex<WrongKeys>,
     /// Connects in flight, by the address of the member as its record names it: one that does not answer
     /// holds up no other.
     connects: Mutex<BTreeMap<Arc<str>, Arc<Semaphore>>>,
@@ -55,6 +59,7 @@ impl Default for Limits {
             newcomers: AtomicUsize::new(0),
             by_address: Mutex::default(),
             cancels: Semaphore::new(MAX_CANCELS),
+            wrong_keys: Mutex::default(),
             connects: Mutex::default(),
         }
     }
@@ -76,6 +81,13 @@ impl Newcomer {
 }
 
 impl Limits {
+    /// The counts of cancel keys that are nobody's.
+    pub fn wrong_keys(&self) -> MutexGuard<'_, WrongKeys> {
+        self.wrong_keys
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// The turns of those who connect to this address.
     pub fn connects(&self, address: &Arc<str>) -> Arc<Semaphore> {
         let mut connects = self.connects.lock().unwrap_or_else(PoisonError::into_inner);
@@ -87,6 +99,11 @@ impl Limits {
         let turns = Arc::new(Semaphore::new(MAX_CONNECTS));
         connects.insert(address.clone(), turns.clone());
         turns
+    }
+
+    /// Clients that are not authenticated.
+    pub fn newcomers(&self) -> usize {
+        self.newcomers.load(Ordering::Relaxed)
     }
 
     /// Counts one more client that is not authenticated; `None` if there are too many.

@@ -3,6 +3,10 @@
 use std::ops::{Deref, DerefMut};
 use std::task::{Context, Poll};
 
+use trunkline_shared::cluster::Moment;
+use trunkline_shared::service::clock;
+
+use super::alone::Home;
 use super::local::Outcome;
 use super::running::Begun;
 use super::state::{ServerId, WaiterId};
@@ -13,45 +17,55 @@ use crate::server::{Cancelled, Server};
 pub struct Lease {
     /// Present until it is given back.
     pub(super) server: Option<Box<Server>>,
-    pub(super) pool: PoolId,
-    pub(super) id: ServerId,
+    pub(super) home: Home,
     /// Whether a planned change of leader waits for it, and since when.
     pub(super) begun: Option<Begun>,
+    /// When it was taken: nobody who keeps times needs to read the clock again.
+    pub since: Moment,
 }
 
 impl Lease {
     /// The client keeps it for as long as it stays: no planned change of leader waits for that.
     pub fn keep(&mut self) {
-        if let Some(begun) = self.begun.take() {
-            POOLS.with_borrow_mut(|pools| pools.end(self.pool, begun));
+        if let (Some((pool, _)), Some(begun)) = (self.home.pool(), self.begun.take()) {
+            POOLS.with_borrow_mut(|pools| pools.end(pool, begun));
         }
     }
 
-    /// Gives it back. It must stand between two transactions with nothing outstanding and nothing unread.
-    pub fn checkin(mut self) {
+    /// Gives it back. It must stand between two transactions with nothing outstanding and nothing unread. One that
+    /// is its client's alone is closed.
+    pub fn checkin(self) {
+        self.checkin_at(clock::now());
+    }
+
+    /// The same by a clock that was read a moment ago.
+    pub fn checkin_at(mut self, now: Moment) {
+        let Some((pool, id)) = self.home.pool() else {
+            return;
+        };
         let Some(mut server) = self.server.take() else {
             return;
         };
         match server.cancel.take() {
-            None => checkin(self.pool, self.id, self.begun, server),
+            None => checkin(pool, id, (self.begun, now), server),
             Some(cancel) => {
-                let (pool, id, begun) = (self.pool, self.id, self.begun);
+                let begun = self.begun;
                 tokio::spawn(async move {
                     // One that may still come must not reach the next client.
                     server.is_spoiled |= !matches!(cancel.await, Ok(Cancelled::Over));
-                    checkin(pool, id, begun, server);
+                    checkin(pool, id, (begun, clock::now()), server);
                 });
             }
         }
     }
 }
 
-fn checkin(pool: PoolId, id: ServerId, begun: Option<Begun>, server: Box<Server>) {
+fn checkin(pool: PoolId, id: ServerId, (begun, now): (Option<Begun>, Moment), server: Box<Server>) {
     POOLS.with_borrow_mut(|pools| {
         if let Some(begun) = begun {
             pools.end(pool, begun);
         }
-        pools.checkin(pool, id, server);
+        pools.checkin(pool, id, server, now);
     });
 }
 
@@ -81,7 +95,10 @@ impl Drop for Lease {
     fn drop(&mut self) {
         if let Some(server) = self.server.take() {
             server.close();
-            let (pool, id, begun) = (self.pool, self.id, self.begun);
+            let begun = self.begun;
+            let Some((pool, id)) = self.home.pool() else {
+                return;
+            };
             // While the thread ends there are no pools any more.
             let _ = POOLS.try_with(|pools| {
                 if let Ok(mut pools) = pools.try_borrow_mut() {

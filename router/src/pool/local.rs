@@ -12,10 +12,14 @@ use trunkline_shared::cluster::Moment;
 use super::{Lease, NoServer, PATIENCE, POOLS, PoolId, STILL_HUNGRY, Spec};
 use crate::auth::RANDOM_BYTES;
 use crate::cores;
+use crate::pool::alone::Home;
 use crate::pool::running::Running;
 use crate::pool::state::{CloseReason, Effect, PoolState, Refusal, ServerId, WaiterId};
+use crate::roster;
+use crate::server::card::ServerCard;
 use crate::server::login::{Identity, OpenFailed, open};
 use crate::server::{Parcel, Server, Way};
+use crate::tls::ServerTls;
 
 /// What has become of somebody who waits.
 pub(super) enum Outcome {
@@ -28,7 +32,11 @@ pub(super) enum Outcome {
 pub(super) struct Pool {
     pub(super) spec: Arc<Spec>,
     pub(super) way: Arc<Way>,
+    /// How PostgreSQL is spoken to, as last looked at: what was opened otherwise is closed when it comes free.
+    pub(super) tls: Arc<ServerTls>,
     pub(super) state: PoolState,
+    /// What is shown of the servers; also of some that are closed, until the next look.
+    pub(super) cards: BTreeMap<ServerId, Arc<ServerCard>>,
     /// The idle servers, in the order of the state.
     pub(super) parked: Vec<(ServerId, Box<Server>)>,
     pub(super) waiters: BTreeMap<WaiterId, Outcome>,
@@ -56,11 +64,16 @@ pub(super) struct Unparked(ServerId, Box<Server>);
 
 impl Pool {
     /// Puts it into somebody's hands.
-    pub(super) fn lease(&mut self, pool: PoolId, Unparked(id, server): Unparked) -> Lease {
+    pub(super) fn lease(
+        &mut self,
+        pool: PoolId,
+        Unparked(id, server): Unparked,
+        since: Moment,
+    ) -> Lease {
         Lease {
-            id,
+            since,
             server: Some(server),
-            pool,
+            home: Home::Pool(pool, id),
             begun: Some(self.running.begin()),
         }
     }
@@ -68,11 +81,25 @@ impl Pool {
     /// Takes an idle server that is as it was left.
     pub(super) fn unpark(&mut self, server: ServerId) -> Option<Unparked> {
         let mut own = self.take(server)?;
-        if own.seat.notice().is_some() || !own.stream.is_silent() {
-            debug!(member = %own.way.member, "an idle server has closed or been cut");
+        let is_usable = own.seat.notice().is_none() && self.is_opened_now(&own);
+        if !is_usable || !own.stream.is_silent() {
+            debug!(member = %own.way.member, "an idle server has closed, been cut, or was opened by an older tls.server");
             return None;
         }
         Some(Unparked(server, own))
+    }
+
+    /// Looks at how PostgreSQL is spoken to now.
+    pub(super) fn renew(&mut self) {
+        let now = self.way.in_force.current();
+        if !Arc::ptr_eq(&now.server, &self.tls) {
+            self.tls = now.server.clone();
+        }
+    }
+
+    /// Whether a server was opened as one would be now.
+    pub(super) fn is_opened_now(&self, server: &Server) -> bool {
+        Arc::ptr_eq(&server.opened_by, &self.tls)
     }
 
     pub(super) fn take(&mut self, server: ServerId) -> Option<Box<Server>> {
@@ -85,6 +112,7 @@ impl Pool {
             database: self.spec.dbname.clone(),
             user: self.spec.user.clone(),
             credential: self.spec.credential.load_full(),
+            more: Vec::new(),
         };
         let (way, limit) = (self.way.clone(), self.spec.connect_timeout);
         tokio::spawn(async move {
@@ -100,11 +128,11 @@ impl Pool {
         });
     }
 
-    pub(super) fn grant(&mut self, pool: PoolId, waiter: WaiterId, server: ServerId) {
+    pub(super) fn grant(&mut self, pool: PoolId, waiter: WaiterId, server: ServerId, now: Moment) {
         let Some(own) = self.take(server) else {
             return;
         };
-        let lease = self.lease(pool, Unparked(server, own));
+        let lease = self.lease(pool, Unparked(server, own), now);
         self.resolve(waiter, Outcome::Granted(lease));
     }
 
@@ -123,11 +151,17 @@ impl Pool {
     }
 
     pub(super) fn discard(&mut self, server: ServerId, reason: CloseReason) {
+        self.count_closed(reason.name());
         if let Some(own) = self.take(server) {
             let (member, database) = (&own.way.member, &self.spec.database);
             debug!(%member, %database, user = %self.spec.user, ?reason, "server closed");
             own.close();
         }
+    }
+
+    pub(super) fn count_closed(&self, reason: &'static str) {
+        let spec = &self.spec;
+        roster::closed([&spec.cluster, &spec.database, &spec.user], reason);
     }
 
     pub(super) fn close(&mut self, effects: &mut Vec<Effect>) {
@@ -195,15 +229,22 @@ impl Pool {
             self.close(effects);
             return;
         }
+        self.renew();
+        let tls = &self.tls;
         let dead: Vec<ServerId> = self
             .parked
             .iter_mut()
-            .filter_map(|(id, server)| (!server.stream.is_silent()).then_some(*id))
+            .filter_map(|(id, server)| {
+                let is_good = Arc::ptr_eq(&server.opened_by, tls) && server.stream.is_silent();
+                (!is_good).then_some(*id)
+            })
             .collect();
         for server in dead {
+            self.count_closed("ended_idle");
             self.state.drop_idle(server);
             drop(self.take(server));
         }
+        self.sort_cards();
         // Who still waits asks again: a core that had nothing then may have something now.
         self.has_asked = false;
         self.state.maintain(now, effects);

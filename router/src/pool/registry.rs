@@ -10,17 +10,21 @@ use std::task::{Context, Waker};
 
 use arc_swap::ArcSwap;
 use ring::rand::{SecureRandom, SystemRandom};
-use secrecy::ExposeSecret;
 use tokio::sync::oneshot;
 use trunkline_shared::service::tls::Reloadable;
 
+use crate::admin::desk::Desk;
+use crate::auth::mock::MockSecret;
+use crate::auth::users::User;
 use crate::auth::{Credential, Method, Proven, RANDOM_BYTES, Secret};
 use crate::config::databases::Terms;
 use crate::config::pooling::PoolingConfig;
+use crate::fleet::cancel_key;
 use crate::in_force::{Entrance, InForce};
 use crate::pool::Spec;
 use crate::pool::budget::{Budget, Budgets};
 use crate::pool::clients::Clients;
+use crate::pool::gate::Gates;
 use crate::pool::state::Rules;
 
 /// What a server reports when it lets somebody in, by name.
@@ -39,16 +43,22 @@ pub struct Registry {
     pub in_force: Arc<Reloadable<InForce>>,
     /// How many clients there are.
     pub clients: Clients,
-    /// From which the answers for unknown users are derived.
-    mock: [u8; 32],
+    /// What an operator has told the databases.
+    pub gates: Gates,
+    /// What the console acts upon.
+    pub desk: Desk,
+    /// From which the answers for unknown users are derived, where the file names nothing else.
+    mock: MockSecret,
     random: SystemRandom,
-    credentials: Mutex<BTreeMap<Box<str>, Arc<ArcSwap<Credential>>>>,
+    credentials: Mutex<BTreeMap<Half, Arc<ArcSwap<Credential>>>>,
     pool_budgets: Mutex<BTreeMap<(Place, u64), Arc<Budget>>>,
     database_budgets: Mutex<BTreeMap<Half, Arc<Budget>>>,
     user_budgets: Mutex<BTreeMap<Half, Arc<Budget>>>,
     reports: Mutex<BTreeMap<(Place, bool), Report>>,
     mailboxes: Mutex<BTreeMap<Key, Arc<Mailbox>>>,
-    next_process: AtomicU32,
+    /// In the cancel keys that are given out here.
+    pub cancel_number: u16,
+    next_session: AtomicU32,
     next_statement: AtomicU32,
 }
 
@@ -71,13 +81,19 @@ impl Registry {
         let random = SystemRandom::new();
         let mut mock = [0; 32];
         random.fill(&mut mock).map_err(|_| NoRandomness)?;
+        let mut number = [0; 2];
+        random.fill(&mut number).map_err(|_| NoRandomness)?;
+        let mock = MockSecret::of_bytes(mock);
         let config = &in_force.pooling;
         if config.auth.uses(Method::ScramSha256) {
-            config.users.derive(&mock, None);
+            let mock = config.auth.mock.unwrap_or(mock);
+            config.users.derive(mock.bytes(), None);
         }
         Ok(Self {
             in_force: Arc::new(Reloadable::new(in_force)),
             clients: Clients::default(),
+            gates: Gates::default(),
+            desk: Desk::default(),
             mock,
             random,
             credentials: Mutex::default(),
@@ -86,7 +102,8 @@ impl Registry {
             user_budgets: Mutex::default(),
             reports: Mutex::default(),
             mailboxes: Mutex::default(),
-            next_process: AtomicU32::new(1),
+            cancel_number: u16::from_be_bytes(number) % cancel_key::NUMBERS,
+            next_session: AtomicU32::new(1),
             next_statement: AtomicU32::new(1),
         })
     }
@@ -96,7 +113,10 @@ impl Registry {
     pub fn reload(&self, new: InForce) {
         if new.pooling.auth.uses(Method::ScramSha256) {
             let before = self.config();
-            new.pooling.users.derive(&self.mock, Some(&before.users));
+            let mock = self.mock(&new.pooling);
+            let is_same = mock == self.mock(&before);
+            let earlier = is_same.then_some(&*before.users);
+            new.pooling.users.derive(mock.bytes(), earlier);
         }
         self.in_force.replace(new);
     }
@@ -111,9 +131,9 @@ impl Registry {
         self.in_force.current().entrance(address).cloned()
     }
 
-    /// The secret for mock answers.
-    pub fn mock(&self) -> &[u8; 32] {
-        &self.mock
+    /// The secret for mock answers under these settings.
+    pub fn mock(&self, pooling: &PoolingConfig) -> MockSecret {
+        pooling.auth.mock.unwrap_or(self.mock)
     }
 
     /// Random bytes for one exchange.
@@ -131,20 +151,23 @@ impl Registry {
         self.next_statement.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// How the router logs in as this user, after the user has logged in here.
-    pub fn credential(&self, user: &str, proven: Proven) -> Arc<ArcSwap<Credential>> {
-        let config = self.config();
-        let known = config.users.find(user);
-        let credential = match (known.map(|user| user.secret()), proven.keys) {
-            (Some(Secret::Plain(password)), _) => {
-                Credential::Plain(password.expose_secret().to_owned().into())
+    /// How the router logs in as this user of a cluster, after the user has logged in here.
+    pub fn credential(
+        &self,
+        cluster: &str,
+        name: &str,
+        user: &User,
+        proven: Proven,
+    ) -> Arc<ArcSwap<Credential>> {
+        let credential = match (user.secret(), proven.keys) {
+            (Secret::Scram(_), Some(keys)) => Credential::Keys(keys),
+            (Secret::Scram(_) | Secret::Plain(_) | Secret::Md5(_) | Secret::Empty, _) => {
+                user.credential()
             }
-            (Some(Secret::Md5(secret)), _) => Credential::Md5(*secret),
-            (Some(Secret::Scram(_)), Some(keys)) => Credential::Keys(keys),
-            (Some(Secret::Scram(_) | Secret::Empty) | None, _) => Credential::Nothing,
         };
+        let who: Half = (cluster.into(), name.into());
         let mut credentials = locked(&self.credentials);
-        match credentials.get(user) {
+        match credentials.get(&who) {
             Some(own) => {
                 // One who was trusted proves nothing, and takes nothing away.
                 let is_nothing = matches!(credential, Credential::Nothing);
@@ -155,7 +178,7 @@ impl Registry {
             }
             None => {
                 let own = Arc::new(ArcSwap::from_pointee(credential));
-                credentials.insert(user.into(), own.clone());
+                credentials.insert(who, own.clone());
                 own
             }
         }
@@ -196,12 +219,14 @@ impl Registry {
             lane,
             credential,
             budgets,
+            gate: self.gates.of(database),
             rules: Rules {
                 min_size: pool.min_pool_size,
                 reserve_size: pool.reserve_pool_size,
                 reserve_after: pool.reserve_pool_timeout,
                 lifetime: pool.server_lifetime,
                 idle_timeout: pool.server_idle_timeout,
+                longest_pause: pool.server_login_retry,
             },
             connect_timeout: pool.server_connect_timeout,
         }
@@ -219,9 +244,11 @@ impl Registry {
         locked(&self.reports).insert((place, is_writer), report);
     }
 
-    /// Forgets what the servers of a cluster reported.
-    pub fn forget_reports(&self, cluster: &str) {
+    /// Forgets what is known of a cluster that is not followed any more: what its servers reported, and its users.
+    pub fn forget_cluster(&self, cluster: &str) {
         locked(&self.reports).retain(|(place, _), _| &*place.0 != cluster);
+        locked(&self.credentials).retain(|(own, _), _| &**own != cluster);
+        self.in_force.current().forget_lines(cluster);
     }
 
     /// A cancel key that nobody has, for a new session.
@@ -229,9 +256,9 @@ impl Registry {
     /// # Errors
     /// The system gives no randomness.
     pub fn new_key(&self) -> Result<(u32, [u8; 4]), NoRandomness> {
-        // Clients take it for a process number: positive.
-        let process = self.next_process.fetch_add(1, Ordering::Relaxed) & 0x7FFF_FFFF;
-        Ok((process.max(1), self.new_secret()?))
+        let session = self.next_session.fetch_add(1, Ordering::Relaxed);
+        let process = cancel_key::process(self.cancel_number, session);
+        Ok((process, self.new_secret()?))
     }
 
     /// The secret of a cancel key of the router's own. A server's own one is told to nobody: it would go on to
@@ -298,6 +325,8 @@ pub type Canceller = oneshot::Sender<Infallible>;
 
 const CANCEL: u8 = 1;
 const END: u8 = 2;
+const KILL: u8 = 4;
+const KILL_DATABASE: u8 = 8;
 
 /// What came since the last look.
 #[derive(Debug)]
@@ -308,6 +337,17 @@ pub struct Mail {
     pub cancellers: Vec<Canceller>,
     /// The session is to end, once it holds no server.
     pub is_end: bool,
+    /// The session is to end at once.
+    pub kill: Option<Kill>,
+}
+
+/// Who is ended by an operator.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kill {
+    /// This client: `KILL_CLIENT`.
+    Client,
+    /// All of its database: `KILL`.
+    Database,
 }
 
 impl Mailbox {
@@ -318,6 +358,14 @@ impl Mailbox {
         }
     }
 
+    /// Ends the session.
+    pub fn kill(&self, kill: Kill) {
+        self.put(match kill {
+            Kill::Client => KILL,
+            Kill::Database => KILL_DATABASE,
+        });
+    }
+
     /// Leaves the waker of the session's task.
     pub fn register(&self, cx: &Context<'_>) {
         *locked(&self.waker) = Some(cx.waker().clone());
@@ -326,6 +374,11 @@ impl Mailbox {
     /// Whether anything came since the last look.
     pub fn has_mail(&self) -> bool {
         self.mail.load(Ordering::Relaxed) != 0
+    }
+
+    /// Whether an order to end came since the last look.
+    pub fn is_end(&self) -> bool {
+        self.mail.load(Ordering::Acquire) & (END | KILL | KILL_DATABASE) != 0
     }
 
     /// Looks.
@@ -339,6 +392,11 @@ impl Mailbox {
             is_cancel: mail & CANCEL != 0,
             cancellers,
             is_end: mail & END != 0,
+            kill: match (mail & KILL != 0, mail & KILL_DATABASE != 0) {
+                (true, _) => Some(Kill::Client),
+                (false, true) => Some(Kill::Database),
+                (false, false) => None,
+            },
         }
     }
 }

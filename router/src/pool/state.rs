@@ -7,19 +7,19 @@
 #![deny(clippy::wildcard_enum_match_arm)]
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 use std::time::Duration;
 
 use trunkline_shared::cluster::Moment;
 
 use crate::pool::budget::Budgets;
+use crate::pool::gate::Gate;
 
 /// Servers that are being connected at once, per pool and core: a burst of clients after a blip must not
 /// become a burst of log-ins at PostgreSQL.
 pub const PARALLEL_CONNECTS: usize = 4;
 /// The pause after a server could not be connected; doubled at each failure.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
-/// The longest such pause.
-const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// A pool in which nobody has waited and no server was for this long is taken down: clients choose the names
 /// of databases.
 pub const EMPTY_FOR: Duration = Duration::from_secs(60);
@@ -45,6 +45,8 @@ pub struct Rules {
     pub lifetime: Duration,
     /// `server_idle_timeout`: a server idle for longer is closed. Zero: never.
     pub idle_timeout: Duration,
+    /// `server_login_retry`: the longest pause after a server could not be connected.
+    pub longest_pause: Duration,
 }
 
 /// Why a server could not be connected.
@@ -67,6 +69,24 @@ pub enum CloseReason {
     Evicted,
     /// The pool is closed: its lane was cut.
     PoolClosed,
+    /// `PAUSE` or `KILL`.
+    Paused,
+    /// `RECONNECT`: it was opened before that.
+    Renewed,
+}
+
+impl CloseReason {
+    /// Its name in metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            CloseReason::Lifetime => "lifetime",
+            CloseReason::IdleTimeout => "idle_timeout",
+            CloseReason::Evicted => "evicted",
+            CloseReason::PoolClosed => "pool_closed",
+            CloseReason::Paused => "paused",
+            CloseReason::Renewed => "renewed",
+        }
+    }
 }
 
 /// Why somebody who waits gets no server.
@@ -133,11 +153,19 @@ pub struct Counts {
     pub waiting: usize,
 }
 
+impl Counts {
+    /// Servers that are connected.
+    pub fn connected(&self) -> usize {
+        self.idle + self.active
+    }
+}
+
 /// One pool on one core.
 #[derive(Debug)]
 pub struct PoolState {
     rules: Rules,
     budgets: Budgets,
+    gate: Arc<Gate>,
     servers: BTreeMap<ServerId, Known>,
     /// The one used last is on top: it is warm, and those below can end by `server_idle_timeout`.
     idle: Vec<ServerId>,
@@ -160,6 +188,7 @@ impl PoolState {
         Self {
             rules,
             budgets,
+            gate: Arc::default(),
             servers: BTreeMap::new(),
             idle: Vec::new(),
             waiting: VecDeque::new(),
@@ -171,6 +200,11 @@ impl PoolState {
             is_refused: false,
             empty_since: None,
         }
+    }
+
+    /// The same pool, under what an operator tells its database.
+    pub fn behind(self, gate: Arc<Gate>) -> Self {
+        Self { gate, ..self }
     }
 
     /// Takes over changed rules.
@@ -186,9 +220,14 @@ impl PoolState {
         effects: &mut Vec<Effect>,
     ) -> Option<ServerId> {
         self.empty_since = None;
-        if let Some(server) = self.idle.pop() {
-            self.mark(server, Condition::Active, now);
-            return Some(server);
+        while let Some(server) = self.idle.pop() {
+            match self.unwanted(server, now) {
+                Some(reason) => self.close(server, reason, effects),
+                None => {
+                    self.mark(server, Condition::Active, now);
+                    return Some(server);
+                }
+            }
         }
         if self.is_closed {
             let why = Refusal::PoolClosed;
@@ -210,17 +249,10 @@ impl PoolState {
 
     /// A server comes back clean: between transactions, with nothing outstanding.
     pub fn checkin(&mut self, server: ServerId, now: Moment, effects: &mut Vec<Effect>) {
-        let Some(known) = self.servers.get(&server) else {
+        if !self.servers.contains_key(&server) {
             return;
-        };
-        let reason = if self.is_closed {
-            Some(CloseReason::PoolClosed)
-        } else if now.since(known.opened_at) > self.rules.lifetime {
-            Some(CloseReason::Lifetime)
-        } else {
-            None
-        };
-        match reason {
+        }
+        match self.unwanted(server, now) {
             Some(reason) => {
                 self.forget(server);
                 effects.push(Effect::Close(server, reason));
@@ -241,7 +273,9 @@ impl PoolState {
         let Some(known) = self.servers.get_mut(&server) else {
             return;
         };
-        known.opened_at = now;
+        // One that was begun before all were to be new is not new.
+        let is_old = self.gate.is_old(known.since);
+        known.opened_at = if is_old { known.since } else { now };
         self.connecting -= 1;
         self.pause = Duration::ZERO;
         self.retry_at = Moment::default();
@@ -263,9 +297,10 @@ impl PoolState {
             self.forget(server);
         }
         self.pause = match failure {
-            Failure::Passing => (self.pause * 2).clamp(FIRST_PAUSE, LONGEST_PAUSE),
-            Failure::Lasting => LONGEST_PAUSE,
+            Failure::Passing => (self.pause * 2).max(FIRST_PAUSE),
+            Failure::Lasting => self.rules.longest_pause,
         };
+        self.pause = self.pause.min(self.rules.longest_pause);
         self.retry_at = now + self.pause;
         self.is_refused = failure == Failure::Lasting;
         match failure {
@@ -336,7 +371,7 @@ impl PoolState {
         }
         self.idle = kept;
         self.open(now, effects);
-        let has_paused = now < self.retry_at;
+        let has_paused = now < self.retry_at || self.gate.is_paused();
         while self.servers.len() < self.rules.min_size
             && self.connecting < PARALLEL_CONNECTS
             && !has_paused
@@ -354,14 +389,30 @@ impl PoolState {
     }
 
     fn expired(&self, server: ServerId, left: usize, now: Moment) -> Option<CloseReason> {
+        if let Some(reason) = self.unwanted(server, now) {
+            return Some(reason);
+        }
         let known = self.servers.get(&server)?;
         let idle_timeout = self.rules.idle_timeout;
-        if now.since(known.opened_at) > self.rules.lifetime {
-            return Some(CloseReason::Lifetime);
-        }
         let is_spare = left > self.rules.min_size;
         let is_over = !idle_timeout.is_zero() && now.since(known.since) > idle_timeout;
         (is_spare && is_over).then_some(CloseReason::IdleTimeout)
+    }
+
+    /// Why a server that nobody has is closed, idle or coming back.
+    fn unwanted(&self, server: ServerId, now: Moment) -> Option<CloseReason> {
+        let known = self.servers.get(&server)?;
+        if self.is_closed {
+            Some(CloseReason::PoolClosed)
+        } else if self.gate.is_paused() {
+            Some(CloseReason::Paused)
+        } else if self.gate.is_old(known.opened_at) {
+            Some(CloseReason::Renewed)
+        } else if now.since(known.opened_at) > self.rules.lifetime {
+            Some(CloseReason::Lifetime)
+        } else {
+            None
+        }
     }
 
     /// Ends the pool: its lane was cut. Servers at work are closed when they come back.
@@ -392,6 +443,13 @@ impl PoolState {
         }
     }
 
+    /// Every server that is connected: whether it works, since when, and when it was opened.
+    pub fn servers(&self) -> impl Iterator<Item = (ServerId, bool, Moment)> {
+        let connected = self.servers.iter();
+        let connected = connected.filter(|(_, known)| known.condition != Condition::Connecting);
+        connected.map(|(id, known)| (*id, known.condition == Condition::Active, known.opened_at))
+    }
+
     /// Since when the oldest waiter waits.
     pub fn oldest_waiter(&self) -> Option<Moment> {
         self.waiting.front().map(|(_, since)| *since)
@@ -413,7 +471,7 @@ impl PoolState {
 
     /// Connects servers for those who wait, as far as the limits go.
     fn open(&mut self, now: Moment, effects: &mut Vec<Effect>) {
-        if self.is_closed {
+        if self.is_closed || self.gate.is_paused() {
             return;
         }
         while self.connecting < PARALLEL_CONNECTS.min(self.waiting.len()) && now >= self.retry_at {

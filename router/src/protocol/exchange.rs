@@ -46,6 +46,15 @@ pub enum Verdict {
     Lost,
 }
 
+impl Verdict {
+    fn of(is_hidden: bool) -> Self {
+        match is_hidden {
+            true => Verdict::Hide,
+            false => Verdict::Pass,
+        }
+    }
+}
+
 /// What becomes of statements that the server was asked to prepare or close.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Heard {
@@ -174,7 +183,8 @@ impl Exchange {
             | Expect::Close { .. }
             | Expect::OwedParse
             | Expect::OwedClose
-            | Expect::Deallocate => self.statements_in = Some(self.sent),
+            | Expect::Deallocate
+            | Expect::ExecuteDeallocate => self.statements_in = Some(self.sent),
             Expect::Bind
             | Expect::Describe
             | Expect::Execute(_)
@@ -247,6 +257,7 @@ impl Exchange {
                 | Expect::Describe
                 | Expect::Close { .. }
                 | Expect::Execute(_)
+                | Expect::ExecuteDeallocate
                 | Expect::Sync
                 | Expect::Query(_)
                 | Expect::Function
@@ -276,19 +287,11 @@ impl Exchange {
                 if parse.renames() {
                     hear(Heard::Renamed);
                 }
-                if is_hidden {
-                    Verdict::Hide
-                } else {
-                    Verdict::Pass
-                }
+                Verdict::of(is_hidden)
             }
             (b'3', Some(Expect::Close { is_hidden, .. })) => {
                 self.queue.pop_front();
-                if is_hidden {
-                    Verdict::Hide
-                } else {
-                    Verdict::Pass
-                }
+                Verdict::of(is_hidden)
             }
             (b'2', Some(Expect::Bind)) | (b'T' | b'n', Some(Expect::Describe)) => {
                 self.queue.pop_front();
@@ -300,6 +303,12 @@ impl Exchange {
                 self.place = self.place.after(act.block);
                 Verdict::Pass
             }
+            (b'C', Some(Expect::ExecuteDeallocate)) => {
+                self.queue.pop_front();
+                self.place = self.place.after(Block::Stays);
+                hear(Heard::Renamed);
+                Verdict::Pass
+            }
             (b'C', Some(Expect::Query(_))) => {
                 self.end_copy(true);
                 Verdict::Pass
@@ -308,7 +317,8 @@ impl Exchange {
             | (b'D' | b'H' | b'd' | b'c', Some(Expect::Execute(_) | Expect::Query(_)))
             | (b'T' | b'I', Some(Expect::Query(_)))
             | (b'V', Some(Expect::Function)) => Verdict::Pass,
-            (b'G', Some(Expect::Execute(_) | Expect::Query(_))) => {
+            // `W` is data in both directions, of a replication connection.
+            (b'G' | b'W', Some(Expect::Execute(_) | Expect::Query(_))) => {
                 self.swallow();
                 Verdict::Pass
             }
@@ -412,6 +422,7 @@ impl Exchange {
                 | Expect::Bind
                 | Expect::Describe
                 | Expect::Execute(_)
+                | Expect::ExecuteDeallocate
                 | Expect::Sync
                 | Expect::Query(_)
                 | Expect::Function
@@ -471,6 +482,7 @@ impl Exchange {
             .iter()
             .fold(self.place, |place, asked| match asked {
                 Expect::Execute(act) => place.after(act.block),
+                Expect::ExecuteDeallocate => place.after(Block::Stays),
                 Expect::Query(act) => place.after(act.block).next_batch(),
                 Expect::Function | Expect::Deallocate => place.after(Block::Stays).next_batch(),
                 Expect::Sync => place.next_batch(),

@@ -97,6 +97,24 @@ pub fn error(
     });
 }
 
+/// Appends a NoticeResponse of severity NOTICE.
+pub fn notice(out: &mut Vec<u8>, message: &str, detail: Option<&str>) {
+    frame(out, b'N', |body| {
+        let mut field = |code: u8, content: &str| {
+            body.push(code);
+            text(body, content);
+        };
+        field(b'S', "NOTICE");
+        field(b'V', "NOTICE");
+        field(b'C', "00000");
+        field(b'M', message);
+        if let Some(detail) = detail {
+            field(b'D', detail);
+        }
+        body.push(0);
+    });
+}
+
 /// Appends ReadyForQuery with this status.
 pub fn ready(out: &mut Vec<u8>, status: u8) {
     out.extend_from_slice(&[b'Z', 0, 0, 0, 5, status]);
@@ -211,6 +229,30 @@ pub fn cancel(process: u32, secret: &[u8]) -> Vec<u8> {
 /// A simple query.
 pub fn query(sql: &str) -> Vec<u8> {
     framed(b'Q', |body| text(body, sql))
+}
+
+/// A query with one parameter, a text, that is to return so many rows at most: Parse, Bind, Execute, Sync.
+pub fn ask(sql: &str, parameter: &str, rows: u32) -> Vec<u8> {
+    let mut out = Vec::with_capacity(64 + sql.len());
+    frame(&mut out, b'P', |body| {
+        text(body, "");
+        text(body, sql);
+        body.extend_from_slice(&[0; 2]);
+    });
+    frame(&mut out, b'B', |body| {
+        // No portal's name, no statement's; formats as they are by default, text.
+        body.extend_from_slice(&[0, 0, 0, 0, 0, 1]);
+        let length = u32::try_from(parameter.len()).unwrap_or(u32::MAX);
+        body.extend_from_slice(&length.to_be_bytes());
+        body.extend_from_slice(parameter.as_bytes());
+        body.extend_from_slice(&[0; 2]);
+    });
+    frame(&mut out, b'E', |body| {
+        text(body, "");
+        body.extend_from_slice(&rows.to_be_bytes());
+    });
+    frame(&mut out, b'S', |_| {});
+    out
 }
 
 #[cfg(test)]

@@ -112,12 +112,21 @@ pub struct Parameters {
     pub user: String,
     /// Where; the user's name if the client did not say.
     pub database: String,
-    /// The client wants a replication connection.
-    pub is_replication: bool,
+    /// The client wants a replication connection: `database` is one to a database, anything else a physical one.
+    pub replication: Option<String>,
     /// Settings by name, those of `options` first, as in PostgreSQL.
     pub settings: Vec<(String, String)>,
     /// Protocol options (`_pq_.`) that nobody here knows.
     pub unknown_options: Vec<String>,
+}
+
+impl Parameters {
+    /// Whether PostgreSQL takes it for a replication connection to no database.
+    pub fn is_physical_replication(&self) -> bool {
+        self.replication
+            .as_ref()
+            .is_some_and(|kind| kind != "database")
+    }
 }
 
 /// Reads the parameters of a whole start-up packet.
@@ -146,7 +155,8 @@ pub fn parameters(packet: &[u8]) -> Result<Parameters, NotStartup> {
             "database" => read.database = value,
             "replication" => {
                 let off = ["", "false", "off", "no", "0"];
-                read.is_replication = !off.contains(&value.as_str());
+                let is_off = off.contains(&value.to_ascii_lowercase().as_str());
+                read.replication = (!is_off).then_some(value);
             }
             "options" => {
                 let options = options(&value);
@@ -240,7 +250,12 @@ mod tests {
         );
         assert_eq!(read.unknown_options, ["_pq_.x"]);
         let read = parameters(&packet("user\0a\0database\0d\0replication\0database\0\0")).unwrap();
-        assert!(read.is_replication && read.database == "d");
+        assert_eq!(read.replication.as_deref(), Some("database"));
+        assert!(!read.is_physical_replication() && read.database == "d");
+        let read = parameters(&packet("user\0a\0replication\0true\0\0")).unwrap();
+        assert!(read.is_physical_replication());
+        let read = parameters(&packet("user\0a\0replication\0OFF\0\0")).unwrap();
+        assert_eq!(read.replication, None);
     }
 
     #[test]

@@ -19,8 +19,12 @@ use trunkline_shared::service::tls::TlsError;
 
 use super::hand_over::{Meeting, READY_WITHIN, ended};
 use super::{RunError, filter_of};
+use crate::admin::commands::Wait;
+use crate::admin::desk::Order;
+use crate::admin::gather::{gather, servers};
 use crate::config::RouterConfig;
 use crate::cores::Cores;
+use crate::fleet::Leaving;
 use crate::http::Shown;
 use crate::in_force::InForce;
 use crate::listener::{self, Event};
@@ -31,6 +35,8 @@ use crate::topology::transition::Rules;
 const DRAIN_TIME: Duration = Duration::from_secs(60);
 /// After the drain time, how long sessions have to hear the goodbye.
 const GOODBYE_TIME: Duration = Duration::from_millis(250);
+/// How long the end waits for this router's keys to be taken away; later their lease does it.
+const LEAVE_TIME: Duration = Duration::from_secs(1);
 /// How often the sessions are counted meanwhile.
 const COUNT_EVERY: Duration = Duration::from_millis(10);
 /// How often a process that takes over looks whether it can route.
@@ -47,12 +53,13 @@ pub(super) struct Live {
 }
 
 impl Live {
-    fn reload(&mut self) {
+    /// Reads the file again; whether it was taken up.
+    fn reload(&mut self) -> bool {
         let new = match RouterConfig::load(&self.file) {
             Ok(new) => new,
             Err(mistakes) => {
                 error!("reload refused, everything stays as it is:\n{mistakes}");
-                return;
+                return false;
             }
         };
         let fixed = self.config.needs_restart(&new);
@@ -66,7 +73,7 @@ impl Live {
             Err(error) => {
                 // Checked a moment ago: a file was changed meanwhile.
                 error!("reload refused, everything stays as it is: {error}");
-                return;
+                return false;
             }
         };
         if let (Some(registry), Some(next)) = (&self.registry, next) {
@@ -96,6 +103,7 @@ impl Live {
         self.config.hold_timeout = new.hold_timeout;
         self.config.max_lag = new.max_lag;
         info!("reloaded");
+        true
     }
 
     /// What the new file comes to for the pooled listeners, and which of them keep what they have.
@@ -122,6 +130,8 @@ pub(super) struct Switches {
     pub(super) close: watch::Sender<bool>,
     /// Ends HTTP: another process serves it from here on.
     pub(super) http: CancellationToken,
+    /// Takes this router's keys out of the DCS.
+    pub(super) fleet: Leaving,
 }
 
 impl Switches {
@@ -129,8 +139,13 @@ impl Switches {
     pub(super) fn new() -> (Self, (watch::Receiver<bool>, watch::Receiver<bool>)) {
         let (open, opening) = watch::channel(false);
         let (close, closing) = watch::channel(false);
-        let http = CancellationToken::new();
-        (Self { open, close, http }, (opening, closing))
+        let switches = Self {
+            open,
+            close,
+            http: CancellationToken::new(),
+            fleet: Leaving::default(),
+        };
+        (switches, (opening, closing))
     }
 }
 
@@ -142,6 +157,8 @@ pub(super) struct Conductor {
     registry: Option<Arc<Registry>>,
     switches: Switches,
     events: tokio::sync::Mutex<mpsc::Receiver<Event>>,
+    /// Of the console.
+    orders: tokio::sync::Mutex<mpsc::Receiver<Order>>,
     meeting: Meeting,
     origin: Mutex<Origin>,
     failure: Arc<Mutex<Option<RunError>>>,
@@ -152,7 +169,7 @@ impl Conductor {
         live: Live,
         cores: Arc<Cores>,
         switches: Switches,
-        events: mpsc::Receiver<Event>,
+        (events, orders): (mpsc::Receiver<Event>, mpsc::Receiver<Order>),
         meeting: Meeting,
         origin: Origin,
         failure: Arc<Mutex<Option<RunError>>>,
@@ -164,6 +181,7 @@ impl Conductor {
             cores,
             switches,
             events: tokio::sync::Mutex::new(events),
+            orders: tokio::sync::Mutex::new(orders),
             meeting,
             origin: Mutex::new(origin),
             failure,
@@ -240,23 +258,27 @@ impl Conductor {
         events: &mut mpsc::Receiver<Event>,
     ) {
         self.switches.http.cancel();
-        self.drain(fds, signals, events).await;
+        self.drain(fds, signals, events, Wait::Clients).await;
     }
 
-    /// Accepts no more, and waits until the last session is over, or the time is.
+    /// Accepts no more, waits for this or until the time is over, and ends the sessions that are left.
     async fn drain(
         &self,
         fds: &ListenFds,
         signals: &mut Signals,
         events: &mut mpsc::Receiver<Event>,
+        wait: Wait,
     ) {
         self.shown.is_draining.store(true, Ordering::Relaxed);
         self.switches.close.send_replace(true);
         listener::close(fds);
+        if let Some(registry) = &self.registry {
+            registry.desk.over.cancel();
+        }
         let sessions = self.cores.sessions();
         info!(sessions, "draining");
         tokio::select! {
-            _ = timeout(DRAIN_TIME, self.empty()) => {}
+            _ = timeout(DRAIN_TIME, self.waited(wait)) => {}
             () = told_to_stop(signals) => info!("told again to stop: not waiting any more"),
             error = failed(events) => error!("{error}; not waiting any more"),
         }
@@ -274,6 +296,30 @@ impl Conductor {
         }
     }
 
+    async fn waited(&self, wait: Wait) {
+        match (wait, &self.registry) {
+            (Wait::Nothing, _) => {}
+            (Wait::Servers, Some(registry)) => {
+                registry.gates.pause_all(true);
+                self.servers_released().await;
+            }
+            (Wait::Servers, None) | (Wait::Clients, _) => self.empty().await,
+        }
+    }
+
+    /// Waits until no pool has a server; sessions in `tcp` mode are not waited for.
+    async fn servers_released(&self) {
+        let cores = self.cores.handles();
+        let mut look = interval(COUNT_EVERY);
+        loop {
+            look.tick().await;
+            let views = gather(&cores).await;
+            if views.is_ok_and(|views| servers(&views, None) == 0) {
+                return;
+            }
+        }
+    }
+
     async fn empty(&self) {
         let mut look = interval(COUNT_EVERY);
         while self.cores.sessions() > 0 {
@@ -281,13 +327,80 @@ impl Conductor {
         }
     }
 
-    fn reload(&self) {
+    /// The end of the process, behind its last session.
+    async fn leave(&self) -> ShutdownSignal {
+        let _ = timeout(LEAVE_TIME, self.switches.fleet.leave()).await;
+        self.meeting.leave();
+        ShutdownSignal::GracefulTerminate
+    }
+
+    /// Does what signals and operators ask for, until that is to stop.
+    async fn serve(
+        &self,
+        fds: &ListenFds,
+        signals: &mut Signals,
+        events: &mut mpsc::Receiver<Event>,
+    ) -> ShutdownSignal {
+        let mut orders = self.orders.lock().await;
+        loop {
+            let request = tokio::select! {
+                failed = failed(events) => return self.fail(failed),
+                request = signals.next() => request,
+                Some(order) = orders.recv() => match order {
+                    Order::Reload(told) => {
+                        // Who asked may be gone.
+                        let _ = told.send(self.reload());
+                        continue;
+                    }
+                    Order::Stop(wait) => {
+                        let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+                        self.drain(fds, signals, events, wait).await;
+                        return self.leave().await;
+                    }
+                },
+            };
+            let is_over = match request {
+                Request::Reload => {
+                    self.reload();
+                    false
+                }
+                Request::Reexecute => {
+                    info!(
+                        "SIGUSR2 is the agent's; to replace a router start it with --upgrade and send SIGQUIT"
+                    );
+                    false
+                }
+                Request::Stop => {
+                    let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+                    self.drain(fds, signals, events, Wait::Clients).await;
+                    true
+                }
+                Request::HandOver => tokio::select! {
+                    is_served = self.hand_over(fds) => {
+                        if is_served {
+                            self.retire(fds, signals, events).await;
+                        }
+                        is_served
+                    }
+                    failed = failed(events) => return self.fail(failed),
+                    () = told_to_stop(signals) => {
+                        self.drain(fds, signals, events, Wait::Clients).await;
+                        true
+                    }
+                },
+            };
+            if is_over {
+                return self.leave().await;
+            }
+        }
+    }
+
+    fn reload(&self) -> bool {
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Reloading]);
-        self.live
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .reload();
+        let mut live = self.live.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_taken_up = live.reload();
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+        is_taken_up
     }
 }
 
@@ -318,46 +431,7 @@ impl ShutdownSignalWatch for Conductor {
             () = told_to_stop(&mut signals) => return ShutdownSignal::GracefulTerminate,
         }
         self.announce();
-        loop {
-            let request = tokio::select! {
-                failed = failed(&mut events) => return self.fail(failed),
-                request = signals.next() => request,
-            };
-            let is_over = match request {
-                Request::Reload => {
-                    self.reload();
-                    false
-                }
-                Request::Reexecute => {
-                    info!(
-                        "SIGUSR2 is the agent's; to replace a router start it with --upgrade and send SIGQUIT"
-                    );
-                    false
-                }
-                Request::Stop => {
-                    let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
-                    self.drain(&fds, &mut signals, &mut events).await;
-                    true
-                }
-                Request::HandOver => tokio::select! {
-                    is_served = self.hand_over(&fds) => {
-                        if is_served {
-                            self.retire(&fds, &mut signals, &mut events).await;
-                        }
-                        is_served
-                    }
-                    failed = failed(&mut events) => return self.fail(failed),
-                    () = told_to_stop(&mut signals) => {
-                        self.drain(&fds, &mut signals, &mut events).await;
-                        true
-                    }
-                },
-            };
-            if is_over {
-                self.meeting.leave();
-                return ShutdownSignal::GracefulTerminate;
-            }
-        }
+        self.serve(&fds, &mut signals, &mut events).await
     }
 }
 

@@ -4,6 +4,7 @@ use std::net::TcpListener;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use axum::Router;
 use pingora::server::ShutdownWatch;
 use pingora::services::background::BackgroundService;
 use tokio::runtime::Handle;
@@ -20,6 +21,7 @@ use super::DCS_BUDGETS;
 use crate::clusters::Clusters;
 use crate::clusters::following::Following;
 use crate::config::RouterConfig;
+use crate::fleet::registration::Registration;
 use crate::http::{self, Shown};
 use crate::in_force::InForce;
 use crate::listener::Event;
@@ -39,6 +41,7 @@ pub(super) struct Topologies {
     registry: Option<Arc<Registry>>,
     events: mpsc::Sender<Event>,
     cores: Arc<[Handle]>,
+    registration: Registration,
 }
 
 impl Topologies {
@@ -49,10 +52,11 @@ impl Topologies {
         state_file: Arc<StateFile>,
         client: HttpClient,
         events: mpsc::Sender<Event>,
-        cores: Arc<[Handle]>,
+        (cores, registration): (Arc<[Handle]>, Registration),
     ) -> Self {
         Self {
             cores,
+            registration,
             client,
             etcd: config.etcd3.config.clone(),
             namespace: config.namespace.clone(),
@@ -78,7 +82,7 @@ impl BackgroundService for Topologies {
             }
         };
         let following = Following {
-            dcs,
+            dcs: dcs.clone(),
             namespace: self.namespace.clone(),
             clusters: self.clusters.clone(),
             rules: self.rules.clone(),
@@ -87,6 +91,9 @@ impl BackgroundService for Topologies {
             registry: self.registry.clone(),
             cores: self.cores.clone(),
         };
+        // Its tasks end when the process leaves the fleet.
+        self.registration
+            .keep(dcs, self.namespace.clone(), self.clusters.clone());
         // Better no router than one that cuts nothing.
         let defect = following.run().await;
         let _ = self.events.send(Event::Defect(defect)).await;
@@ -143,12 +150,39 @@ fn renew(registry: &Registry) {
     }
 }
 
+/// Takes the samples that averages of `SHOW STATS` begin with.
+pub(super) struct Samples {
+    registry: Option<Arc<Registry>>,
+    cores: Arc<[Handle]>,
+}
+
+impl Samples {
+    pub(super) fn new(registry: Option<Arc<Registry>>, cores: Arc<[Handle]>) -> Self {
+        Self { registry, cores }
+    }
+}
+
+#[async_trait]
+impl BackgroundService for Samples {
+    async fn start(&self, mut shutdown: ShutdownWatch) {
+        let Some(registry) = &self.registry else {
+            return;
+        };
+        tokio::select! {
+            () = registry.desk.take_samples(&self.cores) => {}
+            _ = shutdown.changed() => {}
+        }
+    }
+}
+
 /// The HTTP endpoint.
 pub(super) struct Http {
     shown: Arc<Shown>,
     socket: Mutex<mpsc::Receiver<TcpListener>>,
     /// Set when another process serves it.
     stop: CancellationToken,
+    /// What takes cancels of other routers.
+    cancels: Option<Router>,
 }
 
 impl Http {
@@ -156,8 +190,10 @@ impl Http {
         shown: Arc<Shown>,
         socket: mpsc::Receiver<TcpListener>,
         stop: CancellationToken,
+        cancels: Option<Router>,
     ) -> Self {
         Self {
+            cancels,
             shown,
             socket: Mutex::new(socket),
             stop,
@@ -177,7 +213,8 @@ impl BackgroundService for Http {
             .and_then(|()| tokio::net::TcpListener::from_std(socket));
         match registered {
             Ok(listener) => {
-                let routes = http::routes(self.shown.clone());
+                let cancels = self.cancels.clone().unwrap_or_default();
+                let routes = http::routes(self.shown.clone()).merge(cancels);
                 tokio::join!(
                     serve(listener, routes, None, self.stop.clone()),
                     self.shown.metrics.clone().upkeep()

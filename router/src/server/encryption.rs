@@ -14,24 +14,21 @@ use crate::protocol::messages::{ENCRYPTION_REFUSED, SSL_REQUEST, TLS_ACCEPTED};
 use crate::stream::Stream;
 use crate::tls::ServerTls;
 
-/// Connects to PostgreSQL, under TLS as the settings have it; and the settings of the TLS that came of it.
+/// Connects to PostgreSQL, under TLS as the settings have it; and those settings.
 ///
 /// # Errors
 /// It cannot be reached; or TLS is demanded and cannot be had, or the server is not trusted.
-pub(super) async fn reach(way: &Way) -> Result<(Stream, Option<Arc<ServerTls>>), OpenFailed> {
+pub(super) async fn reach(way: &Way) -> Result<(Stream, Arc<ServerTls>), OpenFailed> {
     let tls = way.in_force.current().server.clone();
     let mut stream = connect(way).await?;
     match encrypt(&mut stream, &way.address, &tls).await {
         // As libpq does: what is only preferred keeps nobody from his data.
         Err(OpenFailed::Handshake(why)) if !tls.is_required() => {
             warn!(member = %way.member, "spoken to in the clear (tls.server.mode), since TLS cannot be begun: {why}");
-            Ok((connect(way).await?, None))
+            Ok((connect(way).await?, tls))
         }
         Err(why) => Err(why),
-        Ok(()) => {
-            let own = stream.is_encrypted().then_some(tls);
-            Ok((stream, own))
-        }
+        Ok(()) => Ok((stream, tls)),
     }
 }
 

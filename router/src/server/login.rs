@@ -40,6 +40,14 @@ pub struct Identity {
     pub user: Arc<str>,
     /// How it proves that.
     pub credential: Arc<Credential>,
+    /// What the start-up packet says beside that: of a server that is opened for one client, or for the router itself.
+    pub more: Vec<(String, String)>,
+}
+
+impl Identity {
+    fn is_replication(&self) -> bool {
+        self.more.iter().any(|(name, _)| name == "replication")
+    }
 }
 
 /// Why a server could not be opened.
@@ -75,13 +83,29 @@ pub enum OpenFailed {
 }
 
 impl OpenFailed {
+    /// PostgreSQL's SQLSTATE, if it has refused.
+    pub fn code(&self) -> Option<&str> {
+        match self {
+            OpenFailed::Refused(complaint) => Some(&complaint.code),
+            OpenFailed::LaneCut
+            | OpenFailed::Unreachable(_)
+            | OpenFailed::TooSlow
+            | OpenFailed::InRecovery
+            | OpenFailed::NoTls
+            | OpenFailed::Handshake(_)
+            | OpenFailed::NoLogin(_)
+            | OpenFailed::Broken => None,
+        }
+    }
+
     /// Whether it will stay so until somebody changes something.
     pub fn is_lasting(&self) -> bool {
         match self {
             OpenFailed::NoLogin(_) | OpenFailed::NoTls | OpenFailed::Handshake(_) => true,
             OpenFailed::Refused(complaint) => {
-                // Authorization, no such database, no permission to connect.
-                ["28", "3D", "42"]
+                // Authorization, no such database, no permission to connect; a database that takes no connections,
+                // and what cannot be asked for in a start-up packet.
+                ["28", "3D", "42", "55", "22", "0A"]
                     .iter()
                     .any(|class| complaint.code.starts_with(class))
             }
@@ -108,13 +132,14 @@ pub async fn open(
     let _permit = turns.acquire().await;
     let (stream, tls) = reach(&way).await?;
     let mut server = Server {
+        key: CancelKey {
+            tls: stream.is_encrypted().then(|| tls.clone()),
+            ..CancelKey::default()
+        },
+        opened_by: tls,
         stream,
         seat,
         way,
-        key: CancelKey {
-            tls,
-            ..CancelKey::default()
-        },
         reported: BTreeMap::new(),
         initial: Arc::default(),
         settings: Arc::default(),
@@ -125,9 +150,10 @@ pub async fn open(
         cancel: None,
         is_spoiled: false,
         opened_at: clock::now(),
+        card: Arc::default(),
     };
     greet(&mut server, &identity, nonce).await?;
-    if server.way.is_writer && is_in_recovery(&mut server).await? {
+    if server.way.is_writer && is_in_recovery(&mut server, &identity).await? {
         return Err(OpenFailed::InRecovery);
     }
     if server.seat.notice().is_some() {
@@ -135,6 +161,7 @@ pub async fn open(
     }
     server.initial = Arc::new(Settings::reported(server.report()));
     server.settings = server.initial.clone();
+    server.introduce();
     Ok(server)
 }
 
@@ -144,7 +171,14 @@ async fn greet(
     nonce: [u8; RANDOM_BYTES],
 ) -> Result<(), OpenFailed> {
     let broken = |_: io::Error| OpenFailed::Broken;
-    let packet = messages::startup(&[("user", &identity.user), ("database", &identity.database)]);
+    let mut parameters = vec![("user", &*identity.user), ("database", &*identity.database)];
+    parameters.extend(
+        identity
+            .more
+            .iter()
+            .map(|(name, value)| (&**name, &**value)),
+    );
+    let packet = messages::startup(&parameters);
     server.stream.send(&packet).await.map_err(broken)?;
     let login = ClientSide::new(&identity.user, identity.credential.clone(), nonce);
     let mut login = login.over(channel(server));
@@ -219,10 +253,14 @@ async fn prove(mut login: ClientSide, body: &[u8]) -> Result<(ClientSide, Reply)
     Ok(proving.await.map_err(|_| OpenFailed::Broken)??)
 }
 
-/// PostgreSQL reports it from 14 on; before, it is asked.
-async fn is_in_recovery(server: &mut Server) -> Result<bool, OpenFailed> {
+/// PostgreSQL reports it from 14 on; before, it is asked, but for a replication connection, which may take no SQL:
+/// that the store confirms its member as the leader must do.
+async fn is_in_recovery(server: &mut Server, identity: &Identity) -> Result<bool, OpenFailed> {
     if let Some(value) = server.reported.get("in_hot_standby") {
         return Ok(&**value == "on");
+    }
+    if identity.is_replication() {
+        return Ok(false);
     }
     match server.run("SELECT pg_catalog.pg_is_in_recovery()").await {
         Ok(value) => Ok(value.as_deref() != Some("f")),

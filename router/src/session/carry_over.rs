@@ -49,6 +49,9 @@ impl Statement {
     }
 }
 
+/// In the place of a name that the client has given already: prepared just before, so that the server finds it taken.
+pub const TAKEN: &str = "trunkline_taken";
+
 /// Appends the name of a statement on servers.
 pub fn server_name(out: &mut Vec<u8>, number: u32) {
     let mut name = PREFIX.to_owned();
@@ -189,6 +192,11 @@ pub const MAX_STATEMENT_BYTES: usize = 16 << 20;
 pub const MAX_NAME: usize = 63;
 
 impl Statements {
+    /// How many have a name.
+    pub fn count(&self) -> usize {
+        self.by_name.len()
+    }
+
     /// Whether another one can be kept under this name.
     pub fn has_room_for(&self, name: &[u8], statement: &Statement) -> bool {
         name.len() <= MAX_NAME

@@ -25,10 +25,12 @@ use crate::pool::registry::{Entered, Mailbox, Registry};
 use crate::pool::{Lease, PoolId};
 use crate::protocol::exchange::Heard;
 use crate::protocol::settings::{Settings, SettingsSeen};
+use crate::roster::Listed;
 use crate::server::Cancelled;
 use crate::session::carry_over::executed::Executed;
 use crate::session::carry_over::look::PinReason;
 use crate::session::carry_over::{Shared, Statement, Statements};
+use crate::session::pooled::books::Books;
 use crate::session::pooled::door::Door;
 use crate::session::pooled::hoard::Hoard;
 use crate::session::pooled::timeouts::Stay;
@@ -38,11 +40,15 @@ use crate::stream::Stream;
 
 mod acquire;
 mod asked;
+mod books;
 mod client_side;
 pub(super) mod door;
 mod ends;
 mod hoard;
 pub(super) mod login;
+mod lookup;
+mod proof;
+mod replication;
 mod server_side;
 mod timeouts;
 mod whereabouts;
@@ -140,6 +146,9 @@ enum Step {
 pub(super) struct Pooled {
     client: Stream,
     door: Arc<Door>,
+    /// What is shown of it.
+    card: Listed,
+    books: Books,
     mailbox: Arc<Mailbox>,
     entered: Option<Entered>,
     /// What the client would not take yet.
@@ -180,6 +189,8 @@ pub(super) struct Pooled {
     is_explained: bool,
     /// ReadyForQuery so far.
     answers: u64,
+    /// Of them those that ended a transaction.
+    ends: u64,
     /// Where times are limited.
     stay: Option<Box<Stay>>,
     _counts: Counts,
@@ -189,12 +200,14 @@ pub(super) struct Pooled {
 type Counts = (Places, Option<Counted>);
 
 impl Pooled {
-    fn new(client: Stream, door: Arc<Door>, counts: Counts) -> Self {
+    fn new(client: Stream, door: Arc<Door>, card: Listed, counts: Counts) -> Self {
         let pinned = (door.mode == Mode::Session).then_some(PinReason::SessionMode);
         Self {
             client,
             door,
-            mailbox: Arc::default(),
+            mailbox: card.mailbox.clone(),
+            card,
+            books: Books::default(),
             entered: None,
             to_client: HeldBack::default(),
             carry: Vec::new(),
@@ -218,6 +231,7 @@ impl Pooled {
             is_registered: false,
             is_explained: false,
             answers: 0,
+            ends: 0,
             stay: None,
             _counts: counts,
         }
@@ -346,13 +360,17 @@ impl Pooled {
         self.is_seated = false;
         self.has_unnamed = false;
         self.is_resetting = false;
+        let now = self.note_returned();
         if let Some(server) = self.server.take() {
-            server.checkin();
+            server.checkin_at(now);
         }
     }
 
     fn read_mail(&mut self) -> Result<(), SessionError> {
         let mail = self.mailbox.take();
+        if let Some(error) = self.ordered_end(&mail) {
+            return Err(error);
+        }
         if mail.is_cancel
             && let Some(server) = &mut self.server
             && !server.exchange.is_quiet()
@@ -368,18 +386,14 @@ impl Pooled {
                 outcome
             }));
         }
-        if mail.is_end && self.server.is_none() {
-            return Err(SessionError::Ended {
-                ending: crate::lanes::Ending::RouterStops,
-                has_outstanding: false,
-            });
-        }
         Ok(())
     }
 
     /// Tells the client why its session is over, if its stream stands at a boundary.
     async fn end(mut self: Box<Self>, error: SessionError) -> Result<(), SessionError> {
         let is_at_boundary = self.is_at_boundary();
+        self.door.tally.ended(error.reason());
+        self.note_returned();
         self.server = None;
         let rest = std::mem::take(&mut self.to_client);
         let flushed = tokio::time::timeout(FLUSH_TIME, self.client.send(rest.rest())).await;

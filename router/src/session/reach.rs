@@ -225,7 +225,7 @@ impl Drop for Held<'_> {
 }
 
 /// Waits until the client has closed its side, without reading a byte of what it may have sent.
-pub(super) async fn gone(client: &TcpStream) {
+pub async fn gone(client: &TcpStream) {
     loop {
         match client.ready(Interest::READABLE).await {
             Ok(ready) if !ready.is_read_closed() && !ready.is_error() => sleep(LOOK_AT_HELD).await,

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
+pub use trunkline_shared::cluster::router::HoldStage;
 use trunkline_shared::cluster::{
     LeaderEpoch, MemberName, MemberRole, MemberState, Moment, Timeline,
 };
@@ -51,15 +52,6 @@ pub struct Hold {
     pub epoch: LeaderEpoch,
     /// How much is held.
     pub stage: HoldStage,
-}
-
-/// How much is held on the writer's lane.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum HoldStage {
-    /// What may open a transaction block, and new sessions.
-    Transactions,
-    /// Everything new.
-    All,
 }
 
 /// What a client wants to be dispatched.

@@ -1,10 +1,14 @@
 //! Many clusters behind one listener: the database of a client says which.
 
+use std::path::Path;
 use std::sync::Arc;
 
+use trunkline_router::config::databases::Scopes;
 use trunkline_shared::cluster::ClusterName;
+use trunkline_shared::dcs::Dcs;
 use trunkline_shared::dcs::memory::MemoryDcs;
 
+use super::support::in_fleet::{InFleet, NOWHERE, prepare, until};
 use super::support::stack::{pooling_of, startup_in};
 use super::*;
 
@@ -284,4 +288,65 @@ async fn a_users_mode_goes_before_its_databases_and_too_many_clients_are_told_of
     // The listener's mode, where neither says otherwise.
     let mut one = stack.inside("app", "x").await;
     assert_eq!(ask(&mut one, "begin").await, "CZT");
+}
+
+/// Makes it a router of the fleet in every cluster that it follows.
+async fn in_fleet(stack: &Stack, name: &str) -> InFleet {
+    let (own, registration) = prepare(stack, name, Path::new(NOWHERE)).await;
+    let (dcs, clusters) = (stack.dcs.clone(), stack.clusters.clone());
+    registration.keep(dcs, "service".to_owned(), clusters);
+    own
+}
+
+#[tokio::test]
+async fn a_router_is_registered_in_the_clusters_that_it_follows_and_in_no_other() {
+    let dcs = MemoryDcs::new();
+    let stack = by_database(&dcs, "databases: {one: {scope: one}, two: {scope: two}}").await;
+    let own = in_fleet(&stack, "r").await;
+    let registered = async || {
+        let mut scopes = Vec::new();
+        for scope in ["one", "two"] {
+            let prefix = format!("/service/{scope}/routers/{}", own.key);
+            if !dcs.read_keys(&prefix).await.unwrap().entries.is_empty() {
+                scopes.push(scope);
+            }
+        }
+        scopes
+    };
+    until(async || registered().await == ["one", "two"]).await;
+    let scopes = |names: &[&str]| Scopes {
+        named: names.iter().map(|name| ClusterName::new(name)).collect(),
+        ..Scopes::default()
+    };
+    stack.clusters.want(scopes(&["two"]));
+    until(async || registered().await == ["two"]).await;
+    stack.clusters.want(scopes(&["one", "two"]));
+    until(async || registered().await == ["one", "two"]).await;
+    own.leaving.leave().await;
+    assert!(registered().await.is_empty());
+}
+
+#[tokio::test]
+async fn a_cancel_finds_its_query_in_any_cluster_through_another_router() {
+    let dcs = MemoryDcs::new();
+    let mut a = FakePostgres::start(false).await;
+    let databases = "databases: {app: {scope: one}, other: {scope: two}}";
+    let one = by_database(&dcs, databases).await;
+    let two = by_database(&dcs, databases).await;
+    one.lead_in("one", "a", a.address).await;
+    let _members = (in_fleet(&one, "r").await, in_fleet(&two, "s").await);
+    let knows = |stack: &Stack| {
+        let followed = stack.clusters.find(&ClusterName::new("one")).unwrap();
+        followed.cluster.routers().len() == 2
+    };
+    until(async || knows(&one) && knows(&two)).await;
+    let (mut client, key) = keyed(&one).await;
+    client.query("wait").await;
+    a.until(|seen| seen.queries.len() == 1).await;
+    let mut canceller = two.client().await;
+    let packet = [&[0, 0, 0, 16, 4, 210, 22, 46][..], &key].concat();
+    canceller.send(&packet).await;
+    assert_eq!(canceller.rest().await, b"");
+    assert_eq!(error(&mut client).await, "57014");
+    assert_eq!(answer(&mut client).await, "ZI");
 }

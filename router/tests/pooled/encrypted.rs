@@ -36,6 +36,7 @@ fn reload(stack: &Stack, sections: &str, mode: Mode, tls: TlsSection) -> Vec<Str
         proxy_protocol_from: Vec::new(),
         max_client_conn: 100,
         tls,
+        is_console: false,
     };
     let registry = stack.listening.registry.as_ref().unwrap();
     let now = registry.in_force.current();
@@ -310,6 +311,40 @@ async fn a_rule_decides_who_comes_in_and_by_what() {
     }
 }
 
+#[tokio::test]
+async fn by_a_map_a_certificate_is_good_for_the_users_that_it_names() {
+    let ca = Certificates::new();
+    let rules = "\"app\" \"\"\n\"other\" \"\"\n\"third\" \"\"\n-hba-\nhostssl all third all cert map=any\n\
+                 hostssl all all all cert map=ops\n-ident-\nops jane app\nops jane nobody\nops third third\nany eve all\n\
+                 ---\nauth: {type: hba, file: x, hba_file: x}\n";
+    let mut by = setup(TlsMode::Allow, ca.issue("router"));
+    by.pooling = Some(rules.to_owned());
+    by.tls.asks_for_certificates = true;
+    let (stack, _a) = encrypted_by(by).await;
+    for (certificate, user, is_let_in) in [
+        ("jane", "app", true),
+        ("jane", "other", false),
+        // Known to the map, and to nobody else.
+        ("jane", "nobody", false),
+        // The name alone is nothing where a map decides, and each rule has its own.
+        ("app", "app", false),
+        ("third", "third", false),
+        ("eve", "third", true),
+        ("eve", "app", false),
+    ] {
+        let settings = trusting(&ca, Some(ca.issue(certificate)));
+        let mut client = secret(&stack, settings).await.unwrap();
+        client.send(&startup(user)).await;
+        match is_let_in {
+            true => client.ready().await,
+            false => {
+                let words = format!("certificate authentication failed for user \"{user}\"");
+                assert_eq!(client.fatal().await, ("28000".to_owned(), words));
+            }
+        }
+    }
+}
+
 /// Everybody proves by password.
 const PROVED: &str = "\"app\" \"secret\"\n---\nauth: {type: scram-sha-256, file: x}\n";
 
@@ -361,6 +396,38 @@ async fn session(stack: &Stack, ca: &Certificates) -> Client {
     client.send(&startup("app")).await;
     client.ready().await;
     client
+}
+
+#[tokio::test]
+async fn servers_of_an_older_tls_section_are_closed_as_they_come_free() {
+    let ca = Certificates::new();
+    let (stack, mut a) = both_under(&ca, Mode::Transaction, 0).await;
+    let own = || setup(TlsMode::Allow, ca.issue("router")).tls;
+    let in_force = &stack.listening.registry.as_ref().unwrap().in_force;
+    let before = in_force.current().server.clone();
+    // The same once more, further down in the file: nothing is opened anew.
+    reload(&stack, &format!("{ONE}\n"), Mode::Transaction, own());
+    assert!(std::sync::Arc::ptr_eq(&before, &in_force.current().server));
+    let mut one = session(&stack, &ca).await;
+    let mut two = session(&stack, &ca).await;
+    assert_eq!(ask(&mut two, "begin").await, "CZT");
+    let stricter = format!("{ONE}tls: {{server: {{mode: require}}}}\n");
+    reload(&stack, &stricter, Mode::Transaction, own());
+    let mut looks = tokio::time::interval(std::time::Duration::from_millis(50));
+    // One that is at work finishes what it does.
+    assert_eq!(ask(&mut two, "select 2").await, "CZT");
+    assert_eq!(ask(&mut two, "commit").await, "CZI");
+    let renewed = async {
+        loop {
+            looks.tick().await;
+            assert_eq!(ask(&mut one, "select 1").await, "CZI");
+            let seen = a.until(|_| true).await;
+            if seen.startups.len() == 2 && seen.ended == 1 {
+                return;
+            }
+        }
+    };
+    tokio::time::timeout(DEADLINE, renewed).await.unwrap();
 }
 
 #[tokio::test]

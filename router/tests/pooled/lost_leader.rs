@@ -216,6 +216,32 @@ async fn a_client_in_a_transaction_hears_that_the_router_stops() {
 }
 
 #[tokio::test]
+async fn a_client_that_waits_for_a_server_or_a_leader_hears_that_the_router_stops() {
+    for has_leader in [true, false] {
+        let (stack, mut a) = led(Mode::Transaction).await;
+        let mut one = stack.session().await;
+        let mut two = stack.session().await;
+        ask(&mut one, "begin").await;
+        if !has_leader {
+            stack.delete("leader").await;
+            a.until(|seen| seen.ended == 1).await;
+            one.query("select 1").await;
+            assert_eq!(error(&mut one).await, "40001");
+            assert_eq!(answer(&mut one).await, "ZE");
+        }
+        two.query("select 1").await;
+        // It has long come to where it waits when these are answered; what is told is the same before.
+        for _ in 0..50 {
+            ask(&mut one, "select 2").await;
+        }
+        stack.listening.registry.as_ref().unwrap().end_all();
+        let (code, message) = two.fatal().await;
+        assert_eq!(code, "57P01");
+        assert!(message.contains("router is stopping"), "{message}");
+    }
+}
+
+#[tokio::test]
 async fn a_client_pinned_to_a_lost_leader_hears_what_session_mode_says() {
     for (mode, first) in [(Mode::Transaction, "listen x"), (Mode::Session, "select 1")] {
         let (stack, _a) = led(mode).await;

@@ -30,6 +30,7 @@ async fn announce(stack: &Stack, stage: SwitchoverStage) {
         from: last.member,
         to: MemberName::new("b"),
         stage,
+        parts: Default::default(),
     };
     stack
         .put("trunkline/switchover", &switchover_to_json(&record))

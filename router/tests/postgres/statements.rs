@@ -67,6 +67,64 @@ fn a_batch_that_fails_takes_back_what_gave_way() {
 }
 
 #[test]
+fn a_statement_is_taken_away_by_an_unnamed_one() {
+    as_postgres(
+        "statements::a_statement_is_taken_away_by_an_unnamed_one",
+        async || {
+            let server = Postgres::start();
+            let stack = trusting(&server, "default_pool_size: 1").await;
+            let (mut one, mut other) = (stack.session().await, stack.session().await);
+            // As libpq before 17 lets its drivers do it.
+            let away = |name: &str| {
+                let describe = message(b'D', b"P\0");
+                let [bind, execute] = [
+                    message(b'B', b"\0\0\0\0\0\0\0\0"),
+                    message(b'E', b"\0\0\0\0\0"),
+                ];
+                let parse = parse("", &format!("DEALLOCATE {name}"));
+                [parse, bind, describe, execute].concat()
+            };
+            for client in [&mut one, &mut other] {
+                let prepared = [parse("s", "select 1"), run("s"), sync()];
+                assert_eq!(ask(client, &prepared).await, "12DCZI");
+            }
+            assert_eq!(ask(&mut one, &[away("s"), sync()]).await, "12nCZI");
+            for (client, told) in [(&mut one, "EZI"), (&mut other, "2DCZI")] {
+                assert_eq!(ask(client, &[run("s"), sync()]).await, told);
+            }
+            // All in one pipeline, and the name again.
+            let again = [
+                parse("s", "select 2"),
+                run("s"),
+                away("s"),
+                parse("s", "select 3, 3"),
+                run("s"),
+                sync(),
+            ];
+            assert_eq!(ask(&mut one, &again).await, "12DC12nC12DCZI");
+            // A batch that fails, or a transaction that has, takes nothing away.
+            let failing = [run("nobody"), away("s"), sync()];
+            assert_eq!(ask(&mut one, &failing).await, "EZI");
+            assert_eq!(ask(&mut one, &[query("begin")]).await, "CZT");
+            assert_eq!(ask(&mut one, &[query("select 1/0")]).await, "EZE");
+            assert_eq!(ask(&mut one, &[away("s"), sync()]).await, "EZE");
+            assert_eq!(ask(&mut one, &[query("rollback")]).await, "CZI");
+            assert_eq!(ask(&mut one, &[run("s"), sync()]).await, "2DCZI");
+            // Prepared and never executed, it takes nothing away either; executed twice, it fails as PostgreSQL's own.
+            let only = [parse("", "DEALLOCATE s"), sync()];
+            assert_eq!(ask(&mut one, &only).await, "1ZI");
+            assert_eq!(ask(&mut one, &[run("s"), sync()]).await, "2DCZI");
+            let twice = [away("s"), run(""), sync()];
+            assert_eq!(ask(&mut one, &twice).await, "12nC2EZI");
+            for unknown in ["s", "trunkline_1"] {
+                assert_eq!(ask(&mut one, &[away(unknown), sync()]).await, "12nEZI");
+            }
+            assert_eq!(ask(&mut other, &[run("s"), sync()]).await, "2DCZI");
+        },
+    );
+}
+
+#[test]
 fn a_name_means_what_it_meant_where_its_change_is_skipped() {
     as_postgres(
         "statements::a_name_means_what_it_meant_where_its_change_is_skipped",
@@ -316,6 +374,68 @@ fn a_statement_of_the_protocol_is_deallocated_in_sql() {
             assert_eq!(answer(&mut one).await, "CZI");
             assert_eq!(ask(&mut one, &[run("S 1"), sync()]).await, "EZI");
             assert_eq!(ask(&mut other, &[run("S 1"), sync()]).await, "2DCZI");
+        },
+    );
+}
+
+#[test]
+fn a_name_that_is_taken_is_refused_and_means_what_it_meant() {
+    as_postgres(
+        "statements::a_name_that_is_taken_is_refused_and_means_what_it_meant",
+        async || {
+            let server = Postgres::start();
+            let stack = trusting(&server, "default_pool_size: 1").await;
+            let mut one = stack.session().await;
+            let mut other = stack.session().await;
+            for session in [&mut one, &mut other] {
+                let told = ask(session, &[parse("s", "select 1, 1"), sync()]).await;
+                assert_eq!(told, "1ZI");
+            }
+            // The same text and another one, alone and in front of what is skipped with it.
+            for (sql, code) in [
+                ("select 1, 1", "42P05"),
+                ("select 2", "42P05"),
+                ("selekt", "42601"),
+            ] {
+                for session in [&mut one, &mut other] {
+                    let batch = [parse("s", sql), run("s"), parse("t", "select 3"), sync()];
+                    session.send(&batch.concat()).await;
+                    let (kind, body) = session.message().await;
+                    let said = String::from_utf8_lossy(&body).into_owned();
+                    assert!(
+                        kind == b'E' && said.contains(&format!("\0C{code}\0")),
+                        "{said}"
+                    );
+                    assert_eq!(answer(session).await, "ZI");
+                    // Nothing was replaced, nothing was given.
+                    session.send(&[run("s"), sync()].concat()).await;
+                    assert_eq!(session.message().await.0, b'2');
+                    assert_eq!(session.message().await.1[..2], [0, 2]);
+                    assert_eq!(answer(session).await, "CZI");
+                    assert_eq!(ask(session, &[run("t"), sync()]).await, "EZI");
+                }
+            }
+            // In a transaction it fails the transaction; a name that was closed is free in the same batch.
+            assert_eq!(ask(&mut one, &[query("begin")]).await, "CZT");
+            assert_eq!(
+                ask(&mut one, &[parse("s", "select 2"), sync()]).await,
+                "EZE"
+            );
+            assert_eq!(
+                ask(&mut one, &[parse("s", "select 2"), sync()]).await,
+                "EZE"
+            );
+            assert_eq!(ask(&mut one, &[query("rollback")]).await, "CZI");
+            let closed = [
+                message(b'C', b"Ss\0"),
+                parse("s", "select 2"),
+                run("s"),
+                sync(),
+            ];
+            assert_eq!(ask(&mut one, &closed).await, "312DCZI");
+            // It was no mistake of the router's: the server is the same one.
+            let servers = "select count(*) from pg_stat_activity where usename = 'app'";
+            assert_eq!(server.ask(servers), "1");
         },
     );
 }

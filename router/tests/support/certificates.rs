@@ -33,7 +33,7 @@ impl Certificates {
         self.issue_as(name, "P-256", true)
     }
 
-    /// The same with a key of this curve. Without extensions it is of version 1, as by the recipe of PostgreSQL's
+    /// The same with a key of this curve, or of `RSA` or `Ed25519`. Without extensions it is of version 1, as by the recipe of PostgreSQL's
     /// documentation.
     pub fn issue_as(&self, name: &str, curve: &str, has_extensions: bool) -> TlsFiles {
         let request = format!("{name}.csr");
@@ -65,9 +65,15 @@ impl Certificates {
     }
 
     fn request(&self, key: &str, name: &str, out: &str, (kind, curve): (&str, &str)) -> bool {
+        let parameter = format!("ec_paramgen_curve:{curve}");
+        let algorithm: &[&str] = match curve {
+            "RSA" => &["rsa:2048"],
+            "Ed25519" => &["ed25519"],
+            _ => &["ec", "-pkeyopt", &parameter],
+        };
         let made = openssl()
-            .args(["req", kind, "-newkey", "ec", "-nodes", "-days", "2"])
-            .args(["-pkeyopt", &format!("ec_paramgen_curve:{curve}")])
+            .args(["req", kind, "-nodes", "-days", "2", "-newkey"])
+            .args(algorithm)
             .args(["-subj", &format!("/O=Trunkline/CN={name}")])
             .args([Path::new("-keyout"), &self.file(&format!("{key}.key"))])
             .args([Path::new("-out"), &self.file(out)])

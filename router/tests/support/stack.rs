@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 use trunkline_router::auth::hba::Hba;
+use trunkline_router::auth::ident::Ident;
 use trunkline_router::auth::users::Users;
 use trunkline_router::clusters::Clusters;
 use trunkline_router::clusters::following::Following;
@@ -32,7 +33,8 @@ pub const DEADLINE: Duration = Duration::from_secs(20);
 
 /// A router with one listener.
 pub struct Stack {
-    dcs: Arc<dyn Dcs>,
+    /// Its store.
+    pub dcs: Arc<dyn Dcs>,
     /// The cluster `demo`, which the listener leads to if it names one.
     pub cluster: Arc<Cluster>,
     /// All that are followed.
@@ -97,6 +99,7 @@ impl Stack {
             proxy_protocol_from: vec![Network::parse("127.0.0.0/8").unwrap()],
             max_client_conn: setup.max_client_conn,
             tls: setup.tls,
+            is_console: false,
         };
         let listeners = std::slice::from_ref(&config);
         let limits = Arc::new(Limits::default());
@@ -137,6 +140,11 @@ impl Stack {
             _cores: cores,
             _rules: rules,
         }
+    }
+
+    /// The same in a store that is there already.
+    pub async fn start_in(dcs: Arc<dyn Dcs>, setup: Setup) -> Self {
+        Self::start(Setup { dcs, ..setup }).await
     }
 
     /// Writes one key of cluster `demo`.
@@ -212,7 +220,8 @@ impl Stack {
     }
 }
 
-/// The sections as the program would read them; before them the text of the file of users, and of that of rules.
+/// The sections as the program would read them; before them the text of the file of users, and of those of rules and
+/// of maps.
 pub fn pooling_of(sections: &str) -> PoolingConfig {
     let (users, sections) = sections.split_once("---\n").unwrap();
     let text = format!(
@@ -221,8 +230,10 @@ pub fn pooling_of(sections: &str) -> PoolingConfig {
     );
     let mut pooling = RouterConfig::parse(&text).unwrap().pooling.unwrap();
     let (users, hba) = users.split_once("-hba-\n").unwrap_or((users, ""));
+    let (hba, ident) = hba.split_once("-ident-\n").unwrap_or((hba, ""));
     pooling.users = Arc::new(Users::parse(users).unwrap());
     pooling.auth.hba = Arc::new(Hba::parse(hba).unwrap());
+    pooling.auth.ident = Arc::new(Ident::parse(ident).unwrap());
     pooling
 }
 

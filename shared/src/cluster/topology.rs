@@ -3,11 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use super::switchover::{ChangeParts, Drain};
 use super::sync_state::SyncState;
 use super::timeline::Ancestry;
 use super::{
-    ClusterSettings, Leader, LeaderEpoch, Lsn, Member, MemberName, SystemId, Timeline,
-    TimelineHistory,
+    ClusterSettings, Leader, LeaderEpoch, Lsn, Member, MemberName, RouterRecord, SystemId,
+    Timeline, TimelineHistory,
 };
 
 /// Which key a fact stands under.
@@ -74,12 +75,14 @@ pub enum Fact {
     Succeeds(Arc<[u64]>),
     /// The last timeline number that a leader claimed.
     Timeline(ClaimedTimeline),
+    /// The epoch of the newest change of leader that is written down.
+    Changes(Option<LeaderEpoch>),
     /// A paused leader that disarmed its fence.
     Disarmed,
     /// A planned change in progress.
     Switchover(Arc<SwitchoverRecord>),
-    /// A value that the topology does not need in parsed form.
-    Opaque,
+    /// A router's record.
+    Router(Arc<RouterRecord>),
     /// The value could not be read; says why.
     Unreadable(Arc<str>),
 }
@@ -116,6 +119,8 @@ pub struct FailoverRequest {
     pub candidate: Option<MemberName>,
     /// When, as ISO 8601 text, if scheduled.
     pub scheduled_at: Option<Arc<str>>,
+    /// How long to wait for transactions, and what follows.
+    pub drain: Drain,
     /// The mod revision of the record: identifies the request.
     pub revision: i64,
 }
@@ -149,6 +154,8 @@ pub struct SwitchoverRecord {
     pub to: MemberName,
     /// How far it has come.
     pub stage: SwitchoverStage,
+    /// How long the parts took that are over, known once the old leader has stopped.
+    pub parts: ChangeParts,
 }
 
 /// The `initialize` key.
@@ -219,7 +226,14 @@ pub struct Topology {
     pub disarmed: BTreeSet<MemberName>,
     /// A planned change in progress.
     pub switchover: Option<Arc<SwitchoverRecord>>,
+    /// The registered routers, by `<name>/<instance>`.
+    pub routers: Routers,
+    /// The epoch of the newest change of leader that is written down.
+    pub last_change: Option<LeaderEpoch>,
 }
+
+/// Routers by `<name>/<instance>`; shared, since a fleet may be large and changes seldom.
+pub type Routers = Arc<BTreeMap<Arc<str>, Arc<RouterRecord>>>;
 
 impl Topology {
     /// The settings, or Patroni's defaults where the key is absent.
@@ -361,32 +375,40 @@ impl Topology {
             Fact::Generation(generation) => self.set_generation(*generation),
             Fact::Succeeds(stores) => self.succeeds = stores.clone(),
             Fact::Timeline(claimed) => self.set_claimed(*claimed, revision),
+            Fact::Changes(epoch) => self.last_change = *epoch,
             Fact::Disarmed => {
                 if let FactKey::Disarmed(name) = &change.key {
                     self.disarmed.insert(name.clone());
                 }
             }
             Fact::Switchover(record) => self.switchover = Some(record.clone()),
-            Fact::Opaque => {}
-            Fact::Unreadable(_) => match &change.key {
-                FactKey::Leader | FactKey::Member(_) | FactKey::Failover => {
-                    self.delete(&change.key);
+            Fact::Router(record) => {
+                if let FactKey::Router(name) = &change.key {
+                    Arc::make_mut(&mut self.routers).insert(name.clone(), record.clone());
                 }
-                // Whoever leads next writes it anew, and proves with its revision to have seen it so.
-                FactKey::Timeline => self.set_claimed(self.claimed, revision),
-                FactKey::Failsafe => self.failsafe_revision = revision,
-                FactKey::Settings => self.is_config_unreadable = true,
-                FactKey::Initialize
-                | FactKey::Status
-                | FactKey::Sync
-                | FactKey::History
-                | FactKey::Generation
-                | FactKey::Succeeds
-                | FactKey::Disarmed(_)
-                | FactKey::Switchover
-                | FactKey::Changes
-                | FactKey::Router(_) => {}
-            },
+            }
+            Fact::Unreadable(_) => self.put_unreadable(&change.key, revision),
+        }
+    }
+
+    fn put_unreadable(&mut self, key: &FactKey, revision: i64) {
+        match key {
+            FactKey::Leader | FactKey::Member(_) | FactKey::Failover | FactKey::Router(_) => {
+                self.delete(key);
+            }
+            // Whoever leads next writes it anew, and proves with its revision to have seen it so.
+            FactKey::Timeline => self.set_claimed(self.claimed, revision),
+            FactKey::Failsafe => self.failsafe_revision = revision,
+            FactKey::Settings => self.is_config_unreadable = true,
+            FactKey::Initialize
+            | FactKey::Status
+            | FactKey::Sync
+            | FactKey::History
+            | FactKey::Generation
+            | FactKey::Succeeds
+            | FactKey::Disarmed(_)
+            | FactKey::Switchover
+            | FactKey::Changes => {}
         }
     }
 
@@ -410,7 +432,13 @@ impl Topology {
             FactKey::Switchover => self.switchover = None,
             // A claim and a history that vanished are still those of the timelines that exist.
             FactKey::Timeline => self.claim_and_history.0 = 0,
-            FactKey::History | FactKey::Changes | FactKey::Router(_) => {}
+            FactKey::Router(name) => {
+                if self.routers.contains_key(name) {
+                    Arc::make_mut(&mut self.routers).remove(name);
+                }
+            }
+            FactKey::Changes => self.last_change = None,
+            FactKey::History => {}
         }
     }
 

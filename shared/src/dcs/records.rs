@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 
+use crate::cluster::switchover::{ChangeParts, Drain};
 use crate::cluster::sync_state::SyncState;
 use crate::cluster::timeline::{TimelineEnd, TimelineHistory};
 use crate::cluster::topology::{
@@ -15,13 +16,17 @@ use crate::cluster::topology::{
 };
 use crate::cluster::{LeaderEpoch, Lsn, MemberName, SystemId, Timeline};
 
+mod changes;
 mod member;
+mod router;
 mod settings;
 
+pub use changes::{changes_from_json, drain_from_json, drain_to_json, leader_changes_to_json};
 pub use member::{
     changes_to_json, member_from_json, member_to_json, restart_schedule_to_json, role_from_word,
     role_word, state_from_word, state_word, tags_from_json, tags_to_json,
 };
+pub use router::{hold_stage_word, router_from_json, router_to_json};
 pub use settings::{
     ReadSettings, SettingsError, merge_patch, read_settings, read_value, settings_from_json,
     settings_from_value,
@@ -90,7 +95,11 @@ fn fact(key: &FactKey, text: &str) -> Result<Fact, String> {
         FactKey::Timeline => Fact::Timeline(claimed_from_json(text)?),
         FactKey::Disarmed(_) => Fact::Disarmed,
         FactKey::Switchover => Fact::Switchover(Arc::new(switchover_from_json(text)?)),
-        FactKey::Changes | FactKey::Router(_) => Fact::Opaque,
+        FactKey::Router(_) => Fact::Router(Arc::new(router_from_json(text)?)),
+        FactKey::Changes => {
+            let changes = changes_from_json(text)?;
+            Fact::Changes(changes.last().map(|change| change.epoch))
+        }
     })
 }
 
@@ -233,6 +242,7 @@ fn failover_from_text(text: &str) -> Result<FailoverRequest, String> {
             leader: part(leader),
             candidate: part(member),
             scheduled_at: None,
+            drain: Drain::default(),
             revision: 0,
         });
     }
@@ -244,6 +254,7 @@ fn failover_from_text(text: &str) -> Result<FailoverRequest, String> {
             .get("scheduled_at")
             .and_then(Value::as_str)
             .map(Arc::from),
+        drain: drain_from_json(&map)?,
         revision: 0,
     })
 }
@@ -260,6 +271,7 @@ pub fn failover_to_json(request: &FailoverRequest) -> String {
     if let Some(at) = &request.scheduled_at {
         map.insert("scheduled_at".into(), json!(at));
     }
+    drain_to_json(&request.drain, &mut map);
     Value::Object(map).to_string()
 }
 
@@ -435,6 +447,7 @@ fn switchover_from_json(text: &str) -> Result<SwitchoverRecord, String> {
         from: name(map.get("from")).ok_or_else(|| missing("from"))?,
         to: name(map.get("to")).ok_or_else(|| missing("to"))?,
         stage,
+        parts: changes::parts_from_json(map.get("parts_ms")),
     })
 }
 
@@ -456,6 +469,9 @@ pub fn switchover_to_json(record: &SwitchoverRecord) -> String {
     map.insert("stage".into(), json!(stage));
     if let Some(at) = checkpoint {
         map.insert("shutdown_checkpoint".into(), json!(at.0));
+    }
+    if record.parts != ChangeParts::default() {
+        map.insert("parts_ms".into(), changes::parts_to_json(&record.parts));
     }
     Value::Object(map).to_string()
 }

@@ -21,7 +21,7 @@ mod fold;
 mod judge;
 mod kept;
 
-use fold::{Built, change, fold_one, keep_old};
+use fold::{Built, change, fold_one, is_a_mere_count, keep_old};
 
 /// The first pause after a failure; the first attempt after a watch that worked has none.
 const FIRST_BACKOFF: Duration = Duration::from_millis(100);
@@ -51,7 +51,7 @@ pub struct Raw {
 pub struct View {
     /// The cluster at one revision. Empty until [`View::is_complete`].
     pub topology: Arc<Topology>,
-    /// The texts of the keys whose parsed form is not everything: settings, history, changes and routers.
+    /// The texts of the keys whose parsed form is not everything: settings, history and changes.
     pub raw: Arc<BTreeMap<FactKey, Raw>>,
     /// The keys whose values could not be read, and why.
     pub unreadable: Arc<BTreeMap<FactKey, Arc<str>>>,
@@ -99,14 +99,6 @@ impl View {
     /// The `config` key as it stands, for a compare-and-write.
     pub fn raw_config(&self) -> Option<&Raw> {
         self.raw.get(&FactKey::Settings)
-    }
-
-    /// The registered routers: `<name>/<instance>` and the record.
-    pub fn routers(&self) -> impl Iterator<Item = (&Arc<str>, &Raw)> {
-        self.raw.iter().filter_map(|(key, raw)| match key {
-            FactKey::Router(name) => Some((name, raw)),
-            _ => None,
-        })
     }
 }
 
@@ -487,16 +479,20 @@ impl Follower {
     }
 
     fn fold(&self, revision: Revision, changes: Vec<(String, Option<Entry>)>) {
-        self.views.send_modify(|view| {
+        self.views.send_if_modified(|view| {
             let view = Arc::make_mut(view);
             let topology = Arc::make_mut(&mut view.topology);
             let raw = Arc::make_mut(&mut view.raw);
+            let mut are_counts = !changes.is_empty();
             let unreadable = Arc::make_mut(&mut view.unreadable);
             for (path, entry) in &changes {
                 if let Some(key) = self.keys.parse(path) {
                     let at = entry.as_ref().map_or(topology.revision, |e| e.mod_revision);
                     let change = change(key, entry.as_ref(), at);
+                    are_counts &= is_a_mere_count(topology, &change);
                     fold_one(topology, raw, unreadable, &change, entry.as_ref());
+                } else {
+                    are_counts = false;
                 }
             }
             topology.revision = topology.revision.max(revision);
@@ -505,6 +501,7 @@ impl Follower {
                 ..view.belief.seen
             };
             view.belief.take(header, topology);
+            !are_counts
         });
     }
 

@@ -142,17 +142,6 @@ fn certificates(what: &'static str, file: &Path) -> Result<Vec<CertificateDer<'s
     Ok(found)
 }
 
-/// The certificate that is shown by who uses these files, if one is named.
-///
-/// # Errors
-/// Names the file and what is wrong with it.
-pub fn leaf(files: &TlsFiles) -> Result<Option<CertificateDer<'static>>, TlsError> {
-    let Some(file) = &files.certificate else {
-        return Ok(None);
-    };
-    Ok(certificates("certificate", file)?.into_iter().next())
-}
-
 fn identity(
     files: &TlsFiles,
 ) -> Result<Option<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)>, TlsError> {
@@ -225,8 +214,23 @@ fn other(error: impl std::error::Error + Send + Sync + 'static) -> Error {
 /// # Errors
 /// Names the file and what is wrong with it.
 pub fn server(files: &TlsFiles, clients: ClientCertificates) -> Result<ServerConfig, TlsError> {
+    Ok(server_and_leaf(files, clients)?.0)
+}
+
+/// The same, and the certificate that is shown: of one read, so that both are the same one while the file is replaced.
+///
+/// # Errors
+/// As [`server`].
+pub fn server_and_leaf(
+    files: &TlsFiles,
+    clients: ClientCertificates,
+) -> Result<(ServerConfig, CertificateDer<'static>), TlsError> {
+    let nothing = |why| unusable("certificate", Path::new(""), why);
     let Some((chain, key)) = identity(files)? else {
-        return Err(unusable("certificate", Path::new(""), "no file is named"));
+        return Err(nothing("no file is named"));
+    };
+    let Some(leaf) = chain.first().cloned() else {
+        return Err(nothing("no certificate is in the file"));
     };
     let builder = ServerConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()
@@ -253,9 +257,8 @@ pub fn server(files: &TlsFiles, clients: ClientCertificates) -> Result<ServerCon
         None => builder.with_no_client_auth(),
         Some(verifier) => builder.with_client_cert_verifier(verifier),
     };
-    builder
-        .with_single_cert(chain, key)
-        .map_err(|error| mistaken(files, error))
+    let settings = builder.with_single_cert(chain, key);
+    Ok((settings.map_err(|error| mistaken(files, error))?, leaf))
 }
 
 /// A client's settings.

@@ -72,7 +72,7 @@ impl Frame<'_> {
                 self.dcs()
             ),
             self.leader(topology),
-            format!("holds: {}", held(topology, self.view.routers().count())),
+            format!("holds: {}", held(topology, topology.routers.len())),
             String::new(),
         ];
         let views = members(topology);

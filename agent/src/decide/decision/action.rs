@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use trunkline_shared::cluster::switchover::LeaderChange;
 use trunkline_shared::cluster::sync_state::SyncState;
 use trunkline_shared::cluster::topology::{ClaimedTimeline, Status, SwitchoverRecord};
 use trunkline_shared::cluster::{Lsn, MemberName, SystemId, Timeline};
@@ -46,6 +47,8 @@ pub enum Action {
     PublishStatus(Arc<Status>),
     /// Write the ancestry of the own timeline into `history`.
     RecordHistory,
+    /// Add this change of leader to `trunkline/history`, with the time.
+    RecordChange(Arc<LeaderChange>),
     /// Delete the `failover` record of this revision.
     DropFailoverRequest {
         /// Its revision.
@@ -224,6 +227,8 @@ pub struct Upstream {
 pub enum StopMode {
     /// A checkpoint first, then fast; walsenders that are not needed are cut.
     Planned,
+    /// The same for a hand-over, whose checkpoint was made before anybody was held up.
+    HandOver,
     /// Fast.
     Fast,
     /// Immediate, then by force: authority is uncertain or gone.
@@ -289,6 +294,7 @@ impl Action {
         "record_system_id",
         "publish_status",
         "record_history",
+        "record_change",
         "drop_failover_request",
         "request_switchover",
         "announce_switchover",
@@ -347,6 +353,7 @@ impl Action {
             Action::RecordSystemId(_) => brief("record_system_id"),
             Action::PublishStatus(_) => brief("publish_status"),
             Action::RecordHistory => brief("record_history"),
+            Action::RecordChange(_) => brief("record_change"),
             Action::DropFailoverRequest { .. } => brief("drop_failover_request"),
             Action::RequestSwitchover(_) => brief("request_switchover"),
             Action::AnnounceSwitchover(_) => brief("announce_switchover"),
@@ -359,7 +366,9 @@ impl Action {
             Action::Initialize => replaces("initialize", JobKind::Initialize),
             Action::FinishBootstrap => long("finish_bootstrap", JobKind::FinishBootstrap),
             Action::Start(_) => changes("start", JobKind::Start),
-            Action::Stop(StopMode::Planned | StopMode::Fast) => changes("stop", JobKind::Stop),
+            Action::Stop(StopMode::Planned | StopMode::HandOver | StopMode::Fast) => {
+                changes("stop", JobKind::Stop)
+            }
             Action::Stop(StopMode::Immediate) => changes("stop", JobKind::StopNow),
             Action::Promote(_) => changes("promote", JobKind::Promote),
             Action::Checkpoint => long("checkpoint", JobKind::Checkpoint),

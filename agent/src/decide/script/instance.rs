@@ -38,12 +38,6 @@ pub(super) fn memory(words: &Words<'_, '_>, now: Moment) -> Result<Memory, Scrip
         contradicted_since: at("contradicted")?,
         ..Memory::default()
     };
-    if let Some((id, since)) = words
-        .text("switchover")
-        .and_then(|text| text.split_once('@'))
-    {
-        memory.switchover = Some((words.parse(id, "a number")?, ago(since)?));
-    }
     if let Some(text) = words.text("foreign_led") {
         let split = text.rsplit_once('@');
         let (name, since) = split.ok_or_else(|| words.wrong(text, "MEMBER@SECONDS"))?;
@@ -207,6 +201,8 @@ pub(super) fn peers(words: &Words<'_, '_>) -> Result<Peers, ScriptError> {
                     Some(text) => words.parse(text, "a position")?,
                     None => position,
                 },
+                is_streaming: (!rest.contains(&"unknown")).then(|| !rest.contains(&"stalled")),
+                is_replay_paused: rest.contains(&"paused"),
                 may_lead: !rest.contains(&"nofailover"),
                 priority: priority.map_or(Ok(1), |p| words.parse(p, "a priority"))?,
                 is_nearly_full: rest.contains(&"nearly_full"),

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use super::changes;
 use super::synchronous::named;
 use trunkline_shared::cluster::sync_state::SyncState;
 use trunkline_shared::cluster::topology::{Status, SwitchoverRecord, SwitchoverStage};
@@ -63,6 +64,7 @@ impl fmt::Display for Action {
             }
             Action::RequestSwitchover(to) => write!(f, " to {to}"),
             Action::RemoveDisarmedOf(name, at) => write!(f, " {name} record {at}"),
+            Action::RecordChange(change) => write!(f, " {}", changes::Recorded(change)),
             Action::AnnounceSwitchover(record) => write!(f, " {}", Announced(record)),
             Action::Start(start) => write!(f, " {start}"),
             Action::PublishFailsafe(list) => list.keys().try_for_each(|name| write!(f, " {name}")),
@@ -129,6 +131,7 @@ fn both(
 fn mode_word(mode: StopMode) -> &'static str {
     match mode {
         StopMode::Planned => "planned",
+        StopMode::HandOver => "hand_over",
         StopMode::Fast => "fast",
         StopMode::Immediate => "immediate",
     }

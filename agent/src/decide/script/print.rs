@@ -3,11 +3,11 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use trunkline_shared::cluster::topology::{Initialize, SwitchoverStage};
+use trunkline_shared::cluster::topology::Initialize;
 use trunkline_shared::cluster::{ClusterSettings, Member, Moment, SystemId, Topology};
 
 use super::names::{role_word, state_word};
-use super::{failsafe, slots, store, synchronous};
+use super::{changes, failsafe, slots, store, synchronous};
 use crate::decide::callbacks::Told;
 use crate::decide::memory::Memory;
 use crate::decide::observation::{
@@ -111,19 +111,19 @@ fn print_host(out: &mut String, seen: &Observation) {
     };
 }
 
-fn flag(out: &mut String, is_set: bool, word: &str) {
+pub(super) fn flag(out: &mut String, is_set: bool, word: &str) {
     if is_set {
         let _ = write!(out, " {word}");
     }
 }
 
-fn option<T: std::fmt::Display>(out: &mut String, key: &str, value: Option<T>) {
+pub(super) fn option<T: std::fmt::Display>(out: &mut String, key: &str, value: Option<T>) {
     if let Some(value) = value {
         let _ = write!(out, " {key}={value}");
     }
 }
 
-fn seconds(duration: Duration) -> String {
+pub(super) fn seconds(duration: Duration) -> String {
     format!("{}.{:09}", duration.as_secs(), duration.subsec_nanos())
 }
 
@@ -196,9 +196,14 @@ fn print_topology(out: &mut String, topology: &Topology, is_config_lost: bool) {
         option(out, "leader", request.leader.as_ref());
         option(out, "candidate", request.candidate.as_ref());
         option(out, "at", request.scheduled_at.as_deref().map(quoted));
+        changes::print_drain(out, &request.drain);
         out.push('\n');
     }
     print_switchover(out, topology);
+    changes::print_routers(out, topology);
+    if let Some(epoch) = topology.last_change {
+        let _ = writeln!(out, "recorded {}@{}", epoch.generation, epoch.revision);
+    }
     if !topology.history.ends().is_empty() {
         out.push_str("history");
         for end in topology.history.ends() {
@@ -230,19 +235,15 @@ fn print_switchover(out: &mut String, topology: &Topology) {
     };
     let _ = write!(
         out,
-        "switchover id={} epoch={} from={} to={} stage=",
-        record.id, record.epoch.revision, record.from, record.to
+        "switchover id={} epoch={} from={} to={} stage={}",
+        record.id,
+        record.epoch.revision,
+        record.from,
+        record.to,
+        changes::stage_text(record.stage)
     );
-    let _ = match record.stage {
-        SwitchoverStage::HoldTransactions => writeln!(out, "hold_transactions"),
-        SwitchoverStage::HoldAll => writeln!(out, "hold_all"),
-        SwitchoverStage::Resume => writeln!(out, "resume"),
-        SwitchoverStage::Stopped {
-            shutdown_checkpoint,
-        } => {
-            writeln!(out, "stopped@{shutdown_checkpoint}")
-        }
-    };
+    changes::print_parts(out, &record.parts);
+    out.push('\n');
 }
 
 fn print_member(out: &mut String, member: &Member) {
@@ -426,6 +427,14 @@ fn print_peers(out: &mut String, peers: &Peers) {
             out.push_str("@nofailover");
         }
         let _ = write!(out, "@priority{}", view.priority);
+        match view.is_streaming {
+            Some(true) => {}
+            Some(false) => out.push_str("@stalled"),
+            None => out.push_str("@unknown"),
+        }
+        if view.is_replay_paused {
+            out.push_str("@paused");
+        }
         if view.is_nearly_full {
             out.push_str("@nearly_full");
         }
@@ -490,13 +499,6 @@ fn print_moments(out: &mut String, memory: &Memory, now: Moment) {
 fn print_memory(out: &mut String, memory: &Memory, now: Moment) {
     let ago = |at: Moment| seconds(now.since(at));
     out.push_str("memory");
-    option(
-        out,
-        "switchover",
-        memory
-            .switchover
-            .map(|(id, at)| format!("{id}@{}", ago(at))),
-    );
     print_moments(out, memory, now);
     print_standby(out, memory);
     for (name, at) in &memory.slot_needed {
@@ -556,4 +558,5 @@ fn print_memory(out: &mut String, memory: &Memory, now: Moment) {
     );
     synchronous::print_memory(out, memory, now);
     out.push('\n');
+    changes::print_memory(out, memory, now);
 }

@@ -1,10 +1,13 @@
 use super::*;
 
+/// In the place of a database.
+const PHYSICAL: &str = "(physical replication)";
+
 fn asking<'a>(address: &str, is_encrypted: bool, database: &'a str, user: &'a str) -> Asking<'a> {
     Asking {
         address: address.parse().unwrap(),
         is_encrypted,
-        database,
+        database: Some(database).filter(|name| *name != PHYSICAL),
         user,
     }
 }
@@ -55,6 +58,10 @@ fn the_first_rule_that_fits_decides() {
         ("192.168.9.9", true, "x", "x", None),
         ("fd00::1", true, "x", "y", Some(Verdict::By(Cert))),
         ("fd00::1", false, "replication", "y", None),
+        ("fd00::1", false, PHYSICAL, "y", Some(Verdict::By(Trust))),
+        ("fd00::1", true, PHYSICAL, "y", Some(Verdict::By(Trust))),
+        ("10.1.2.3", true, PHYSICAL, "app", None),
+        ("10.1.2.3", true, PHYSICAL, "bad", None),
         (
             "fd00::1",
             false,
@@ -109,9 +116,10 @@ const UNUSABLE: &[(&str, &str)] = &[
     ("host all all all cert", "cert is for hostssl"),
     ("hostnossl all all all cert", "cert is for hostssl"),
     (
-        "hostssl all all all cert map=x",
-        "the option map=x is not available",
+        "hostssl all all all cert clientcert=1",
+        "the option clientcert=1 is not available",
     ),
+    ("host all all all md5 map=x", "map is for the method cert"),
     (
         "host @dbs all all trust",
         "@dbs is not available: names are not read",

@@ -67,6 +67,8 @@ pub enum Expect {
     },
     /// Execute, and what is executed.
     Execute(Act),
+    /// Execute of what takes a name of the client's away.
+    ExecuteDeallocate,
     /// Sync.
     Sync,
     /// A simple query, and what it does.
@@ -89,9 +91,11 @@ impl Expect {
     /// Whether it changes what a name of the client's means.
     pub(super) fn renames(&self) -> bool {
         match self {
-            Expect::OwedParse | Expect::OwedClose | Expect::Deallocate | Expect::OwedDeallocate => {
-                true
-            }
+            Expect::OwedParse
+            | Expect::OwedClose
+            | Expect::Deallocate
+            | Expect::OwedDeallocate
+            | Expect::ExecuteDeallocate => true,
             Expect::Parse {
                 statement,
                 is_hidden,
@@ -116,6 +120,7 @@ impl Expect {
             | Expect::Describe
             | Expect::Close { .. }
             | Expect::Execute(_)
+            | Expect::ExecuteDeallocate
             | Expect::CopyEnd
             | Expect::OwedParse
             | Expect::OwedClose
@@ -126,7 +131,8 @@ impl Expect {
     pub(super) fn drops(&self) -> bool {
         match self {
             Expect::Execute(act) | Expect::Query(act) => act.drops,
-            Expect::Parse { .. }
+            Expect::ExecuteDeallocate
+            | Expect::Parse { .. }
             | Expect::Bind
             | Expect::Describe
             | Expect::Close { .. }

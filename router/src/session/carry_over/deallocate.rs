@@ -1,4 +1,4 @@
-//! `DEALLOCATE name` in SQL, where the name is one that the router keeps for its client. Pure.
+//! `DEALLOCATE name` in SQL, in a simple query or as an unnamed statement, where the name is one that the router keeps for its client. Pure.
 
 use super::look::skip_blank;
 
@@ -7,6 +7,11 @@ use super::look::skip_blank;
 pub const STAND_IN: &[u8] = b"SHOW is_superuser\0";
 /// What is asked where the name could be mistaken for one of the router's: PostgreSQL says that there is no such one.
 pub const OF_UNKNOWN: &[u8] = b"DEALLOCATE trunkline_unknown\0";
+
+/// In the extended protocol a statement of this name, made for it, is taken away in its place.
+pub const STATEMENT_STAND_IN: &[u8] = b"trunkline_gone\0";
+/// That is done by this.
+pub const OF_STAND_IN: &[u8] = b"DEALLOCATE trunkline_gone\0";
 
 /// The statement that a text takes away, by its name, if that is all it does.
 pub fn deallocated(sql: &[u8]) -> Option<Vec<u8>> {

@@ -14,6 +14,8 @@ const MAX_NAME: usize = 64;
 pub struct Executed {
     unnamed_statement: Act,
     unnamed_portal: Act,
+    /// The statements of the client that the unnamed statement and the unnamed portal take away.
+    takes_away: [Option<Box<[u8]>>; 2],
     /// Portals and statements by kind and name. What was behind a name once may be so still: a server that
     /// skips to a Sync, or refuses, keeps the old one.
     named: BTreeMap<Box<[u8]>, Act>,
@@ -24,6 +26,7 @@ impl Default for Executed {
         Self {
             unnamed_statement: Act::UNKNOWN,
             unnamed_portal: Act::UNKNOWN,
+            takes_away: [None, None],
             named: BTreeMap::new(),
         }
     }
@@ -33,9 +36,22 @@ impl Executed {
     /// A statement is prepared.
     pub fn parsed(&mut self, name: &[u8], act: Act) {
         match name {
-            b"" => self.unnamed_statement = act,
+            b"" => {
+                self.unnamed_statement = act;
+                self.takes_away[0] = None;
+            }
             name => self.note(b'S', name, act),
         }
+    }
+
+    /// The unnamed statement, just prepared, takes this one away.
+    pub fn takes_away(&mut self, name: &[u8]) {
+        self.takes_away[0] = Some(name.into());
+    }
+
+    /// What the unnamed portal takes away, which it does once.
+    pub fn taken_away(&mut self) -> Option<Box<[u8]>> {
+        self.takes_away[1].take()
     }
 
     /// What a statement does.
@@ -46,10 +62,14 @@ impl Executed {
         }
     }
 
-    /// A statement that does this is bound to a portal.
-    pub fn bound(&mut self, portal: &[u8], act: Act) {
+    /// A statement is bound to a portal; it does this.
+    pub fn bound(&mut self, portal: &[u8], statement: &[u8], act: Act) {
         match portal {
-            b"" => self.unnamed_portal = act,
+            b"" => {
+                self.unnamed_portal = act;
+                let is_unnamed = statement.is_empty();
+                self.takes_away[1] = self.takes_away[0].clone().filter(|_| is_unnamed);
+            }
             name => self.note(b'P', name, act),
         }
     }
@@ -66,6 +86,7 @@ impl Executed {
     pub fn doubt_unnamed(&mut self) {
         self.unnamed_statement = Act::UNKNOWN;
         self.unnamed_portal = Act::UNKNOWN;
+        self.takes_away = [None, None];
     }
 
     fn note(&mut self, kind: u8, name: &[u8], act: Act) {
@@ -103,9 +124,9 @@ mod tests {
         let mut own = Executed::default();
         assert_eq!(own.portal(b""), Act::UNKNOWN);
         own.parsed(b"", STAYS);
-        own.bound(b"", own.statement(b""));
+        own.bound(b"", b"", own.statement(b""));
         own.parsed(b"s", STAYS);
-        own.bound(b"p", own.statement(b"s"));
+        own.bound(b"p", b"s", own.statement(b"s"));
         assert_eq!((own.portal(b""), own.portal(b"p")), (STAYS, STAYS));
         // A statement is no portal, and a name that was never given is nothing known.
         assert_eq!(own.portal(b"s"), Act::UNKNOWN);
@@ -117,6 +138,24 @@ mod tests {
         own.doubt_unnamed();
         assert_eq!(own.portal(b""), Act::UNKNOWN);
         assert_eq!(own.statement(b""), Act::UNKNOWN);
+    }
+
+    #[test]
+    fn what_takes_a_statement_away_does_so_once_and_by_the_portal_it_is_bound_to() {
+        let mut own = Executed::default();
+        own.parsed(b"", STAYS);
+        own.takes_away(b"s");
+        assert_eq!(own.taken_away(), None);
+        own.bound(b"", b"", STAYS);
+        assert_eq!(own.taken_away().as_deref(), Some(&b"s"[..]));
+        assert_eq!(own.taken_away(), None);
+        own.bound(b"", b"other", STAYS);
+        assert_eq!(own.taken_away(), None);
+        own.bound(b"", b"", STAYS);
+        own.parsed(b"", STAYS);
+        assert_eq!(own.taken_away().as_deref(), Some(&b"s"[..]));
+        own.bound(b"", b"", STAYS);
+        assert_eq!(own.taken_away(), None);
     }
 
     #[test]

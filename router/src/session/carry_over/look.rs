@@ -10,6 +10,8 @@ use crate::protocol::settings::SettingsSeen;
 pub enum PinReason {
     /// The listener or the database says so.
     SessionMode,
+    /// It is a replication connection.
+    Replication,
     /// A setting that does not move with the client was set.
     Set,
     /// LISTEN.
@@ -34,10 +36,28 @@ pub enum PinReason {
 }
 
 impl PinReason {
+    /// Whether the server is the client's from its first message on: what it prepares there needs no other name.
+    pub fn is_from_the_start(self) -> bool {
+        match self {
+            PinReason::SessionMode | PinReason::Replication => true,
+            PinReason::Set
+            | PinReason::Listen
+            | PinReason::Prepare
+            | PinReason::TemporaryTable
+            | PinReason::HoldCursor
+            | PinReason::AdvisoryLock
+            | PinReason::Load
+            | PinReason::LongText
+            | PinReason::Unclear
+            | PinReason::Statement => false,
+        }
+    }
+
     /// Its name in logs and `SHOW CLIENTS`.
     pub fn name(self) -> &'static str {
         match self {
             PinReason::SessionMode => "session mode",
+            PinReason::Replication => "replication",
             PinReason::Set => "set",
             PinReason::Listen => "listen",
             PinReason::Prepare => "prepare",

@@ -12,6 +12,8 @@ use super::Pooled;
 use super::door::interned;
 use crate::config::pooling::Mode;
 use crate::error::{RequestError, SessionError};
+use crate::listener::Listening;
+use crate::pool::registry::{Mail, Mailbox, Registry};
 use crate::pool::{self, Checkout, Lease, NoServer, PoolId, Ticket};
 use crate::protocol::messages;
 use crate::protocol::settings::{Settings, SettingsSeen, tracked};
@@ -23,11 +25,11 @@ use crate::session::carry_over::look::PinReason;
 use crate::session::carry_over::opening::wants;
 use crate::session::reach::{Held, gone};
 use crate::session::stranded::Stranded;
+use crate::topology::Cluster;
 use crate::topology::routing_table::Wants;
 
 /// Pause before a pool whose lane is cut is looked for again; the next table is a moment away.
 const NEXT_TABLE: Duration = Duration::from_millis(20);
-
 /// A version that no table has: a route that is not kept for the next request.
 const NOT_KEPT: u64 = 0;
 
@@ -38,17 +40,32 @@ impl Pooled {
         let Some((_, pool)) = self.route.filter(|(known, _)| *known == version) else {
             return;
         };
-        if !pool::has_idle(pool) {
+        if self.door.gate.is_paused() || !pool::has_idle(pool) {
             return;
         }
         if let Checkout::Ready(lease) = pool::checkout(pool, || cx.waker().clone()) {
-            self.server = Some(lease);
+            self.door.tally.wait.note(Duration::ZERO);
+            self.lent(lease);
         }
     }
 
     /// Waits for a server: for a leader within `hold_timeout`, for its servers within `query_wait_timeout`.
     pub(super) async fn acquire(&mut self) -> Result<(), SessionError> {
+        let began = clock::now();
+        self.card.waits(Some(began));
+        let outcome = self.acquire_in_turn().await;
+        self.card.waits(None);
+        let waited = clock::now().since(began);
+        self.door.tally.wait.note(waited);
+        outcome
+    }
+
+    async fn acquire_in_turn(&mut self) -> Result<(), SessionError> {
         loop {
+            if self.door.gate.is_paused() && self.wait_at_gate().await?.is_none() {
+                // Cancelled, and answered.
+                return Ok(());
+            }
             let pool = self.find_pool().await?;
             let waker = poll_fn(|cx| Poll::Ready(cx.waker().clone())).await;
             let granted = match pool::checkout(pool, || waker) {
@@ -64,8 +81,7 @@ impl Pooled {
                 // A planned change of leader has begun while it waited.
                 Ok(lease) if self.is_held_meanwhile() => lease.checkin(),
                 Ok(lease) => {
-                    self.server = Some(lease);
-                    self.is_seated = false;
+                    self.lent(lease);
                     return Ok(());
                 }
                 Err(NoServer::Refused(why)) => return Err(rejected(why)),
@@ -86,32 +102,53 @@ impl Pooled {
     ) -> Result<Option<Result<Lease, NoServer>>, SessionError> {
         let limit = self.door.terms.pool.query_wait_timeout;
         let pool = self.route.map(|(_, pool)| pool);
-        let (client, mailbox) = (self.client.socket(), &self.mailbox);
-        let cancelled = poll_fn(|_| match mailbox.has_mail() && mailbox.take().is_cancel {
-            true => Poll::Ready(()),
-            false => Poll::Pending,
-        });
-        let over = async {
-            match limit.is_zero() {
-                true => std::future::pending().await,
-                false => sleep(limit).await,
-            }
-        };
         tokio::select! {
             biased;
             granted = poll_fn(|cx| ticket.poll(cx)) => Ok(Some(granted)),
-            () = cancelled => {
-                self.answer_cancel();
-                Ok(None)
+            mail = mail(&self.mailbox) => self.hear(&mail).map(|()| None),
+            () = gone(self.client.socket()) => Err(SessionError::ClientGone),
+            () = over(limit) => {
+                let failure = pool.and_then(pool::failure);
+                let code = failure.as_ref().and_then(OpenFailed::code);
+                let why = failure.as_ref().map_or_else(String::new, |why| format!(": {why}"));
+                Err(self.no_free_server(why, code))
             }
-            () = gone(client) => Err(SessionError::ClientGone),
-            () = over => Err(SessionError::NoFreeServer {
-                database: self.door.database.to_string(),
-                user: self.door.user.to_string(),
-                limit,
-                why: pool.and_then(pool::failure).map_or_else(String::new, |why| format!(": {why}")),
-            }),
         }
+    }
+
+    /// Waits until an operator lets the clients of the database go on. `None`: the client has cancelled its request.
+    async fn wait_at_gate(&mut self) -> Result<Option<()>, SessionError> {
+        let limit = self.door.terms.pool.query_wait_timeout;
+        let gate = self.door.gate.clone();
+        tokio::select! {
+            biased;
+            () = gate.is_open() => Ok(Some(())),
+            mail = mail(&self.mailbox) => self.hear(&mail).map(|()| None),
+            () = gone(self.client.socket()) => Err(SessionError::ClientGone),
+            () = over(limit) => {
+                let why = ": it is paused by an operator (RESUME ends that)";
+                Err(self.no_free_server(why.to_owned(), None))
+            }
+        }
+    }
+
+    fn no_free_server(&self, why: String, code: Option<&str>) -> SessionError {
+        SessionError::NoFreeServer {
+            database: self.door.database.to_string(),
+            user: self.door.user.to_string(),
+            limit: self.door.terms.pool.query_wait_timeout,
+            why,
+            code: code.map(str::to_owned),
+        }
+    }
+
+    /// Mail for a session that waits for a server: its request is cancelled, or it is ended.
+    fn hear(&mut self, mail: &Mail) -> Result<(), SessionError> {
+        if let Some(error) = self.ordered_end(mail) {
+            return Err(error);
+        }
+        self.answer_cancel();
+        Ok(())
     }
 
     /// The request that waits was never sent: it is answered here.
@@ -129,16 +166,16 @@ impl Pooled {
 
     /// What the client asks needs, of which nothing was sent yet.
     fn wants(&self) -> Wants {
-        match self.door.mode {
-            Mode::Tcp | Mode::Session => Wants::Session,
+        match (self.door.mode, self.pinned) {
+            (Mode::Tcp | Mode::Session, _) | (_, Some(PinReason::Replication)) => Wants::Session,
             // A block is refused there.
-            Mode::Statement => Wants::Statement,
-            Mode::Transaction => wants(&self.carry, self.statements.get()),
+            (Mode::Statement, _) => Wants::Statement,
+            (Mode::Transaction, _) => wants(&self.carry, self.statements.get()),
         }
     }
 
     /// The pool of the client's target, however long it is held for one.
-    async fn find_pool(&mut self) -> Result<PoolId, SessionError> {
+    pub(super) async fn find_pool(&mut self) -> Result<PoolId, SessionError> {
         let listening = self.door.listening.clone();
         let began = clock::now();
         let limit = listening.hold_timeout();
@@ -172,38 +209,18 @@ impl Pooled {
             tokio::select! {
                 _ = changed.changed() => {}
                 () = sleep(limit - waited) => {}
+                () = ended(&self.mailbox) => {
+                    let ended = self.ordered_end(&self.mailbox.take());
+                    return Err(ended.unwrap_or(SessionError::ClientGone));
+                }
                 () = gone(self.client.socket()) => return Err(SessionError::ClientGone),
             }
         }
     }
 
     fn route_now(&self) -> Result<Way, NoRoute> {
-        let listening = &self.door.listening;
-        let cluster = &self.door.cluster;
-        let published = cluster.published();
-        let request = RouteRequest {
-            kind: listening.kind(),
-            wants: match published.table.hold {
-                Some(_) => self.wants(),
-                None => Wants::Statement,
-            },
-            tried: &[],
-        };
-        let target = route(&request, &published.table, &|lane| cluster.lanes.load(lane))?;
-        let places = published.places(&target.address);
-        if places.is_empty() {
-            return Err(NoRoute::Hold(Awaited::Reachable(target.member)));
-        }
-        Ok(Way {
-            lanes: cluster.lanes.clone(),
-            lane: target.lane,
-            member: target.member,
-            places,
-            address: target.address,
-            is_writer: listening.kind() == TargetKind::Primary,
-            limits: listening.limits.clone(),
-            in_force: self.door.registry.in_force.clone(),
-        })
+        let (listening, registry) = (&self.door.listening, &self.door.registry);
+        way_now(listening, &self.door.cluster, registry, || self.wants())
     }
 
     /// Gives the server the client's settings.
@@ -282,8 +299,73 @@ impl Pooled {
     }
 }
 
+/// Mail for a session.
+async fn mail(mailbox: &Mailbox) -> Mail {
+    poll_fn(|cx| {
+        mailbox.register(cx);
+        match mailbox.has_mail() {
+            true => Poll::Ready(mailbox.take()),
+            false => Poll::Pending,
+        }
+    })
+    .await
+}
+
+/// The order to end, which stays in the mailbox as all other mail does.
+async fn ended(mailbox: &Mailbox) {
+    poll_fn(|cx| {
+        mailbox.register(cx);
+        match mailbox.is_end() {
+            true => Poll::Ready(()),
+            false => Poll::Pending,
+        }
+    })
+    .await;
+}
+
+/// The end of a time; zero: never.
+async fn over(limit: Duration) {
+    match limit.is_zero() {
+        true => std::future::pending().await,
+        false => sleep(limit).await,
+    }
+}
+
+/// The way that the table of this moment leads; `wants` is looked at while a planned change holds.
+pub(super) fn way_now(
+    listening: &Listening,
+    cluster: &Cluster,
+    registry: &Registry,
+    wants: impl FnOnce() -> Wants,
+) -> Result<Way, NoRoute> {
+    let published = cluster.published();
+    let request = RouteRequest {
+        kind: listening.kind(),
+        wants: match published.table.hold {
+            Some(_) => wants(),
+            None => Wants::Statement,
+        },
+        tried: &[],
+    };
+    let target = route(&request, &published.table, &|lane| cluster.lanes.load(lane))?;
+    let places = published.places(&target.address);
+    if places.is_empty() {
+        return Err(NoRoute::Hold(Awaited::Reachable(target.member)));
+    }
+    Ok(Way {
+        lanes: cluster.lanes.clone(),
+        lane: target.lane,
+        member: target.member,
+        places,
+        address: target.address,
+        is_writer: listening.kind() == TargetKind::Primary,
+        limits: listening.limits.clone(),
+        in_force: registry.in_force.clone(),
+    })
+}
+
 /// What a client hears when PostgreSQL does not let the router in.
-fn rejected(why: OpenFailed) -> SessionError {
+pub(super) fn rejected(why: OpenFailed) -> SessionError {
     let code = match &why {
         OpenFailed::Refused(complaint) => complaint.code.clone(),
         OpenFailed::NoLogin(_) => sqlstate::INVALID_AUTHORIZATION.to_owned(),

@@ -10,10 +10,13 @@ use crate::protocol::messages::frame;
 use crate::protocol::settings::SettingsSeen;
 use crate::protocol::splice::{Splice, head, text};
 use crate::server::Server;
-use crate::session::carry_over::deallocate::{OF_UNKNOWN, STAND_IN, deallocated};
+use crate::session::carry_over::deallocate::deallocated;
 use crate::session::carry_over::executed::Executed;
 use crate::session::carry_over::look::{Look, PinReason, look};
-use crate::session::carry_over::{NO_UNNAMED, Statement, UNKNOWN, is_reserved, server_name};
+use crate::session::carry_over::{NO_UNNAMED, Statement, TAKEN, UNKNOWN, is_reserved, server_name};
+use crate::tally::Tally;
+
+mod deallocate;
 
 /// The longest message of a kind that carries no data, bytes: PostgreSQL's `PQ_SMALL_MESSAGE_LIMIT`.
 const SMALL: usize = 10_000;
@@ -46,6 +49,7 @@ pub(super) struct Scan<'a> {
     /// The most statements that are prepared on a server; 0: names go on as they are.
     pub(super) limit: usize,
     pub(super) registry: &'a Registry,
+    pub(super) tally: &'a Tally,
     pub(super) server: &'a mut Server,
     pub(super) statements: &'a mut Own,
     pub(super) left: &'a mut usize,
@@ -123,7 +127,11 @@ impl Scan<'_> {
                 let name = first.and_then(|(_, rest)| text(rest));
                 name.is_some_and(|(name, _)| is_one(name))
             }
-            (b'P', _) => named && first.is_some_and(|(name, _)| !name.is_empty()),
+            (b'P', _) => {
+                let may_take_away =
+                    |tail| text(tail).is_some_and(|(sql, _)| deallocated(sql).is_some());
+                named && first.is_some_and(|(name, tail)| !name.is_empty() || may_take_away(tail))
+            }
             (b'C' | b'D', [b'S', rest @ ..]) => text(rest).is_some_and(|(name, _)| is_one(name)),
             (b'Q', _) => named && first.is_some_and(|(sql, _)| deallocated(sql).is_some()),
             _ => false,
@@ -168,7 +176,7 @@ impl Scan<'_> {
 
     /// Whether the server is another client's in between.
     fn is_shared(&self) -> bool {
-        *self.pinned != Some(PinReason::SessionMode)
+        !self.pinned.is_some_and(PinReason::is_from_the_start)
     }
 
     /// Deals with one message, of which at least what it needs is there.
@@ -217,8 +225,7 @@ impl Scan<'_> {
                 _ => talk.sent(CLOSE),
             },
             b'E' => {
-                let portal = text(body).map(|(name, _)| self.executed.portal(name));
-                talk.sent(Expect::Execute(portal.unwrap_or(Act::UNKNOWN)));
+                return self.execute(body);
             }
             b'S' => talk.sent(Expect::Sync),
             b'F' => talk.sent(Expect::Function),
@@ -245,26 +252,6 @@ impl Scan<'_> {
                 self.server.exchange.sent(Expect::Query(act));
             }
         }
-    }
-
-    /// A statement of the client is taken away in SQL.
-    fn deallocate(&mut self, name: &[u8], at: usize, message: &[u8], splice: &mut Splice<'_>) {
-        let is_skipping = self.server.exchange.is_skipping();
-        let is_own = self.statements.get().and_then(|own| own.find(name));
-        let (expect, instead) = match is_own {
-            Some(_) if !is_skipping => {
-                self.statements.get_mut().rename(name, None);
-                (Expect::Deallocate, Some(STAND_IN))
-            }
-            Some(_) | None if is_reserved(name) => (Expect::Query(Act::NOTHING), Some(OF_UNKNOWN)),
-            Some(_) | None => (Expect::Query(Act::NOTHING), None),
-        };
-        if let Some(text) = instead {
-            frame(splice.replace(at, at + message.len()), b'Q', |body| {
-                body.extend_from_slice(text);
-            });
-        }
-        self.server.exchange.sent(expect);
     }
 
     /// Looks at a text; pins the client where it leaves something behind, or may, that does not move.
@@ -301,9 +288,23 @@ impl Scan<'_> {
         let Some((name, tail)) = text(&message[5..]) else {
             return self.unreadable(b'P', total);
         };
+        self.tally.client_parses.add(1);
         let is_whole = total == message.len();
         let is_skipping = self.server.exchange.is_skipping();
         let is_kept = !name.is_empty() && self.is_mapping() && is_whole && !is_skipping;
+        let may_take_away = name.is_empty() && self.is_mapping() && is_whole && !is_skipping;
+        if may_take_away && self.parse_deallocate(tail, at..at + message.len(), splice) {
+            return Ok(());
+        }
+        if is_kept
+            && self
+                .statements
+                .get()
+                .is_some_and(|own| own.find(name).is_some())
+        {
+            self.parse_taken(tail, splice.replace(at, at + message.len()));
+            return Ok(());
+        }
         let registry = self.registry;
         let kept = is_kept.then(|| self.statements.keep(name, tail, registry));
         let Some(statement) = kept.flatten() else {
@@ -326,8 +327,34 @@ impl Scan<'_> {
         Ok(())
     }
 
+    /// A Parse under a name that the client has given already. PostgreSQL says what it says of that, or of the text first,
+    /// under a name that is surely taken: an empty statement has it.
+    fn parse_taken(&mut self, tail: &[u8], out: &mut Vec<u8>) {
+        frame(out, b'C', |body| {
+            body.push(b'S');
+            body.extend_from_slice(TAKEN.as_bytes());
+            body.push(0);
+        });
+        self.server.exchange.sent(Expect::Close {
+            statement: 0,
+            is_hidden: true,
+        });
+        for (tail, is_hidden) in [(&b"\0\0\0"[..], true), (tail, false)] {
+            frame(out, b'P', |body| {
+                body.extend_from_slice(TAKEN.as_bytes());
+                body.push(0);
+                body.extend_from_slice(tail);
+            });
+            self.server.exchange.sent(Expect::Parse {
+                statement: 0,
+                is_hidden,
+            });
+        }
+    }
+
     /// A Parse whose name the server gets to know. If it has one, it stays there: no other client may find it.
     fn parse_as_it_is(&mut self, name: &[u8], tail: &[u8], is_whole: bool) {
+        self.tally.server_parses.add(1);
         let act = self.look(tail, is_whole);
         self.server.exchange.sent(Expect::Parse {
             statement: 0,
@@ -364,6 +391,7 @@ impl Scan<'_> {
                 is_hidden: true,
             });
         }
+        self.tally.server_parses.add(1);
         frame(out, b'P', |body| {
             server_name(body, number);
             body.push(0);
@@ -387,6 +415,7 @@ impl Scan<'_> {
                 // Another client's may be there.
                 return Some(NO_UNNAMED.as_bytes().to_vec());
             };
+            self.tally.server_parses.add(1);
             frame(splice.replace(at, at), b'P', |body| {
                 body.push(0);
                 body.extend_from_slice(&tail);
@@ -439,6 +468,7 @@ impl Scan<'_> {
     ) -> Result<(), SessionError> {
         let names = text(&message[5..]).and_then(|(portal, rest)| Some((portal, text(rest)?)));
         let is_mapping = self.is_mapping();
+        self.tally.binds.add(1);
         let Some((portal, (name, _))) = names else {
             if is_mapping {
                 return self.unreadable(b'B', total);
@@ -449,7 +479,7 @@ impl Scan<'_> {
         if self.server.exchange.is_skipping() {
             return Ok(());
         }
-        self.executed.bound(portal, self.does(name));
+        self.executed.bound(portal, name, self.does(name));
         if !is_mapping {
             self.server.exchange.sent(Expect::Bind);
             return Ok(());

@@ -38,7 +38,7 @@ impl Pooled {
         if let Some(server) = &mut self.server {
             let server: &mut Server = server;
             // A message that was begun is finished: the server answers nothing before.
-            let is_shared = self.pinned != Some(PinReason::SessionMode);
+            let is_shared = !self.pinned.is_some_and(PinReason::is_from_the_start);
             let talk = &mut server.exchange;
             let is_full = self.left == 0
                 && (talk.is_full() || talk.is_held() || is_shared && talk.may_drop());
@@ -60,6 +60,7 @@ impl Pooled {
             if bytes.is_empty() {
                 return Err(Turn::ClientLeft);
             }
+            self.door.tally.received.add_length(count);
             if self.carry.is_empty() {
                 self.take(bytes, out, cx)?;
                 return Ok(Step::Moved);
@@ -110,6 +111,7 @@ impl Pooled {
             && self.pinned.is_none()
             && server.is_some_and(|server| server.exchange.may_be_left())
         {
+            self.note_returned();
             self.server = None;
             self.is_seated = false;
             self.has_unnamed = false;
@@ -143,6 +145,7 @@ impl Pooled {
         out: &mut Vec<u8>,
         cx: &mut Context<'_>,
     ) -> Result<(), Turn> {
+        self.note_asked();
         let Some(server) = &mut self.server else {
             return Ok(());
         };
@@ -150,6 +153,7 @@ impl Pooled {
         let mut scan = Scan {
             limit: self.door.limit,
             registry: &self.door.registry,
+            tally: &self.door.tally,
             server,
             statements: &mut self.statements,
             left: &mut self.left,
@@ -204,7 +208,7 @@ impl Pooled {
             return Ok(());
         };
         let server: &mut Server = server;
-        let is_shared = self.pinned != Some(PinReason::SessionMode);
+        let is_shared = !self.pinned.is_some_and(PinReason::is_from_the_start);
         let is_full = server.exchange.is_full() || is_shared && server.exchange.may_drop();
         // Within a message of the server it is written at the end of that.
         if (has_flushed || is_full) && server.inbound.left == 0 && server.exchange.owes() {

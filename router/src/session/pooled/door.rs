@@ -11,8 +11,11 @@ use crate::config::databases::Terms;
 use crate::config::pooling::{Mode, PoolingConfig};
 use crate::listener::Listening;
 use crate::pool::Spec;
+use crate::pool::gate::Gate;
 use crate::pool::registry::Registry;
 use crate::protocol::settings::Settings;
+use crate::roster::{self, Place};
+use crate::tally::Tally;
 use crate::topology::Cluster;
 use crate::topology::routing_table::LaneId;
 
@@ -35,6 +38,11 @@ pub(in crate::session) struct Door {
     credential: Arc<ArcSwap<Credential>>,
     /// Statements that are prepared on a server at most.
     pub(super) limit: usize,
+    /// What an operator has told the database.
+    pub(super) gate: Arc<Gate>,
+    pub(super) position: Arc<Place>,
+    /// What its sessions have done on this core.
+    pub(super) tally: Arc<Tally>,
     specs: Mutex<BTreeMap<u64, Arc<Spec>>>,
 }
 
@@ -72,7 +80,16 @@ impl Door {
             if doors.len() >= SWEEP_FROM {
                 doors.retain(|_, door| Arc::strong_count(door) > 1);
             }
+            let position = Place {
+                scope: cluster.name.as_str().into(),
+                database: database.into(),
+                user: user.into(),
+                listener: listening.address.as_str().into(),
+            };
             let door = Arc::new(Door {
+                gate: registry.gates.of(database),
+                tally: roster::tally(&position),
+                position: Arc::new(position),
                 listening: listening.clone(),
                 registry: registry.clone(),
                 cluster,

@@ -13,21 +13,24 @@ use crate::lanes::{Ending, Notice};
 use crate::pool::Lease;
 use crate::protocol::exchange::{Fate, Status};
 use crate::protocol::settings::Settings;
+use crate::session::carry_over::look::PinReason;
 use crate::session::stranded::{Next, Stranded};
 
 impl Pooled {
     /// The client is gone, or says so. What it leaves on its server is cleaned up, if that is possible.
     pub(super) fn leave(&mut self) {
+        self.note_returned();
         let Some(server) = self.server.take() else {
             return;
         };
+        server.card.is_cleaned();
         let is_clean = server.exchange.is_quiet()
             && server.to_server.is_empty()
             && server.inbound.left == 0
             && server.inbound.carry.is_empty()
             && server.stream.is_empty()
             && self.left == 0;
-        if !is_clean {
+        if !is_clean || self.pinned == Some(PinReason::Replication) {
             // Dropped: what was asked may run on there, and what it answers is nobody's.
             return;
         }
@@ -87,6 +90,7 @@ impl Pooled {
         self.is_resetting = false;
         // Parts of a message that went to the lost server are followed by the rest of it.
         self.discards = self.left > 0;
+        self.note_returned();
         let Some(server) = self.server.take() else {
             return Ok(());
         };

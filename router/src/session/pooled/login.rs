@@ -1,37 +1,41 @@
 //! The log-in of a client at a pooled listener: start-up packet, authentication, greeting.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use rustls::ServerConfig;
 use tokio::io::AsyncReadExt;
-use tokio::time::timeout;
+
+use trunkline_shared::service::clock;
 
 use super::door::{Door, interned};
+use super::proof::{Admitted, Arrival, authenticate};
 use super::whereabouts::{self, Whereabouts};
 use super::{Counts, Pooled};
-use crate::auth::certificate::{Binding, common_name};
+use crate::admin::{self, Visit};
+use crate::auth::certificate::Binding;
 use crate::auth::hba::{Asking, Verdict};
 use crate::auth::scram::MAX_MESSAGE;
-use crate::auth::{Beginning, Malformed, Method, Proven, ServerSide, Step};
+use crate::auth::users::User;
+use crate::auth::{Malformed, Method, Proven};
+use crate::config::admin::{Role, is_console};
 use crate::config::auth::AuthConfig;
-use crate::config::pooling::{Mode, PoolingConfig};
+use crate::config::pooling::Mode;
 use crate::error::{SessionError, Whence};
+use crate::fleet::cancels::{CancelKey, carry_out};
 use crate::listener::Listening;
 use crate::pool::registry::{NoRandomness, Registry, Report};
 use crate::protocol::messages::{self, AUTHENTICATION_OK, ENCRYPTION_REFUSED, TLS_ACCEPTED};
 use crate::protocol::settings::{Settings, tracked};
 use crate::protocol::splice::head;
 use crate::protocol::startup::{First, Parameters, parameters};
+use crate::roster::{Listed, Newcomer};
 use crate::route::TargetKind;
 use crate::session::{Client, first_packet, in_startup_time, meet, send};
 use crate::tls::{ALPN, ClientTls};
 
 /// The newest minor version of the protocol that is spoken.
 const MINOR: u16 = 2;
-
-/// How long a cancel request waits for its end: a session that waits for a leader looks at its mail later.
-const CANCEL_TIME: Duration = Duration::from_secs(1);
 
 /// The longest message of a client that logs in, bytes.
 const MAX_ANSWER: usize = MAX_MESSAGE + 128;
@@ -42,19 +46,27 @@ pub(in crate::session) async fn login(
     registry: &Arc<Registry>,
     mut client: Client,
     has_place: bool,
-    peer: &mut std::net::SocketAddr,
+    peer: &mut SocketAddr,
 ) -> Result<Option<Box<Pooled>>, SessionError> {
     let began = begin(listening, registry, &mut client, has_place).await;
     *peer = client.peer;
     let told = match began {
-        Ok(Some(begun)) => begun,
+        Ok(Some(Begun::Session(begun))) => begun,
+        Ok(Some(Begun::Console(role, asked))) => {
+            let visit = visit(listening, registry, client, role, asked);
+            return admin::serve(visit).await.map(|()| None);
+        }
         Ok(None) => return Ok(None),
         Err(error) => {
             crate::session::relay::say(&mut client.stream, &error).await;
             return Err(error);
         }
     };
-    let Begun { door, asked, stay } = told;
+    let Proved {
+        door,
+        asked,
+        counts,
+    } = told;
     let Client {
         stream,
         bytes,
@@ -62,7 +74,16 @@ pub(in crate::session) async fn login(
         ..
     } = client;
     drop(newcomer);
-    let mut pooled = Box::new(Pooled::new(stream, door, stay));
+    let card = Listed::new(Newcomer {
+        place: door.position.clone(),
+        mode: Some(door.mode),
+        peer: *peer,
+        local: stream.socket().local_addr().ok(),
+        tls: stream.tls_name(),
+        now: clock::now(),
+    });
+    door.tally.logins.add(1);
+    let mut pooled = Box::new(Pooled::new(stream, door, card, counts));
     if !bytes.is_empty() {
         // An empty one would keep its room for as long as the client stays.
         pooled.is_unread = true;
@@ -77,11 +98,19 @@ pub(in crate::session) async fn login(
     }
 }
 
-/// A client that has proved who it is.
-struct Begun {
+/// A client that has proved who it is, and where it wants to.
+enum Begun {
+    /// To a database.
+    Session(Proved),
+    /// To the console, with what it may do there.
+    Console(Role, Parameters),
+}
+
+/// A client of a database.
+struct Proved {
     door: Arc<Door>,
     asked: Parameters,
-    stay: Counts,
+    counts: Counts,
 }
 
 async fn begin(
@@ -105,53 +134,98 @@ async fn begin(
             binding,
         } => (minor, parameters, binding),
         Asked::Cancel(packet) => {
-            cancel_one(listening, registry, &packet).await;
+            cancel_one(listening, registry, &packet, client.peer).await;
             return Ok(None);
         }
     };
-    if !has_place {
+    // An operator comes in where clients do not any more.
+    let is_console = is_console(&asked.database);
+    if !has_place && !is_console {
         return Err(listening.full().into());
-    }
-    if asked.is_replication {
-        return Err(SessionError::NotPooled("a replication connection"));
     }
     if minor > MINOR || !asked.unknown_options.is_empty() {
         let mut negotiation = Vec::new();
         messages::negotiate(&mut negotiation, minor.min(MINOR), &asked.unknown_options);
         send(&mut client.stream, &negotiation).await?;
     }
-    let limit = entrance.pooling.pool.client_login_timeout;
-    let proving = authenticate(registry, &entrance.pooling, client, &asked, binding);
-    let proving = timeout(limit, proving);
-    let (proven, mut greeting) = proving
-        .await
-        .unwrap_or(Err(SessionError::LoginTooSlow(limit)))?;
+    let arrival = Arrival {
+        listening,
+        registry,
+        entrance: &entrance,
+        asked: &asked,
+        binding,
+    };
+    let Admitted {
+        user,
+        proven,
+        mut greeting,
+    } = authenticate(&arrival, client).await?;
+    if is_console {
+        let role = entrance.pooling.admin.role(&asked.user);
+        let role = role.ok_or(SessionError::NoOperator)?;
+        // What goes before AuthenticationOk.
+        send(&mut client.stream, &greeting).await?;
+        return Ok(Some(Begun::Console(role, asked)));
+    }
+    if registry.gates.of(&asked.database).is_disabled() {
+        return Err(SessionError::Disabled(asked.database));
+    }
     // The client learns that it is in before it hears of its database, as from PostgreSQL, or waits for a server.
     greeting.extend_from_slice(AUTHENTICATION_OK);
     send(&mut client.stream, &greeting).await?;
-    let config = &entrance.pooling;
-    let names = (asked.database.as_str(), asked.user.as_str());
+    client.newcomer = None;
+    let (door, counts) = enter(&arrival, client, &user, proven).await?;
+    Ok(Some(Begun::Session(Proved {
+        door,
+        asked,
+        counts,
+    })))
+}
+
+/// Leads who has proved who it is to its database, if that lets it in.
+async fn enter(
+    arrival: &Arrival<'_>,
+    client: &Client,
+    user: &User,
+    proven: Proven,
+) -> Result<(Arc<Door>, Counts), SessionError> {
+    let (listening, registry) = (arrival.listening, arrival.registry);
+    let config = &arrival.entrance.pooling;
+    let names = arrival.names();
     let Whereabouts {
         cluster,
         terms,
         used,
     } = whereabouts::find(listening, config, names, client).await?;
-    let place = (cluster.name.as_str(), names.0, names.1);
+    let scope = cluster.name.clone();
+    let place = (scope.as_str(), names.0, names.1);
     let places = registry.clients.admit(place, &terms.pool)?;
-    let credential = registry.credential(&asked.user, proven);
-    let door = Door::find(
-        listening,
-        registry,
-        config,
-        names,
-        (cluster, terms),
-        credential,
-    );
-    Ok(Some(Begun {
-        door,
-        asked,
-        stay: (places, used),
-    }))
+    let credential = registry.credential(place.0, place.2, user, proven);
+    let place = (cluster, terms);
+    let door = Door::find(listening, registry, config, names, place, credential);
+    Ok((door, (places, used)))
+}
+
+fn visit(
+    listening: &Arc<Listening>,
+    registry: &Arc<Registry>,
+    client: Client,
+    role: Role,
+    asked: Parameters,
+) -> Visit {
+    let mut settings = asked.settings.into_iter();
+    let application = settings.find(|(name, _)| name == "application_name");
+    Visit {
+        listening: listening.clone(),
+        registry: registry.clone(),
+        stream: client.stream,
+        bytes: client.bytes,
+        peer: client.peer,
+        user: asked.user,
+        database: asked.database,
+        application: application.map(|(_, value)| value),
+        role,
+    }
 }
 
 /// What a client asks for once it is clear how it is spoken to.
@@ -228,8 +302,17 @@ fn whence(client: &Client, asked: &Parameters) -> Whence {
     }
 }
 
+pub(super) fn asking<'a>(client: &Client, asked: &'a Parameters) -> Asking<'a> {
+    Asking {
+        address: client.peer.ip(),
+        is_encrypted: client.stream.is_encrypted(),
+        database: (!asked.is_physical_replication()).then_some(&*asked.database),
+        user: &asked.user,
+    }
+}
+
 /// How the client is to prove who it is.
-fn method(
+pub(super) fn method(
     config: &AuthConfig,
     client: &Client,
     asked: &Parameters,
@@ -237,13 +320,7 @@ fn method(
     if let Some(method) = config.method {
         return Ok(method);
     }
-    let verdict = config.hba.verdict(&Asking {
-        address: client.peer.ip(),
-        is_encrypted: client.stream.is_encrypted(),
-        database: &asked.database,
-        user: &asked.user,
-    });
-    match verdict {
+    match config.hba.verdict(&asking(client, asked)) {
         Some(Verdict::By(method)) => Ok(method),
         Some(Verdict::Reject) => Err(SessionError::HbaRejects(whence(client, asked))),
         None => Err(SessionError::NoHbaEntry(whence(client, asked))),
@@ -261,71 +338,28 @@ async fn shake_hands(
     shaken.map_err(|why| SessionError::Handshake(why.to_string()))
 }
 
-/// A key that a session here was given reaches that session. Any other goes nowhere: PostgreSQL's own keys are
+/// A key that a session of the fleet was given reaches that session. Any other goes nowhere: PostgreSQL's own keys are
 /// told to no client. As PostgreSQL does, the connection closes when the cancel is over.
-async fn cancel_one(listening: &Arc<Listening>, registry: &Registry, packet: &[u8]) {
-    let Ok(_permit) = listening.limits.cancels.try_acquire() else {
-        return;
-    };
-    listening.metrics.cancels.increment(1);
-    let process = packet.get(8..12).and_then(|four| four.try_into().ok());
-    let (Some(process), Some(secret)) = (process.map(u32::from_be_bytes), packet.get(12..)) else {
-        return;
-    };
-    if let Some(over) = registry.cancel(process, secret) {
-        // It ends by an error: nothing is ever sent.
-        let _ = timeout(CANCEL_TIME, over).await;
-    }
-}
-
-/// The exchange. Returns what was proved, and a message that goes before AuthenticationOk.
-async fn authenticate(
+async fn cancel_one(
+    listening: &Arc<Listening>,
     registry: &Registry,
-    config: &PoolingConfig,
-    client: &mut Client,
-    asked: &Parameters,
-    binding: Option<Binding>,
-) -> Result<(Proven, Vec<u8>), SessionError> {
-    let method = method(&config.auth, client, asked)?;
-    let user = asked.user.as_str();
-    let random = registry.random().map_err(no_randomness)?;
-    let shown = client.stream.session().filter(|_| method == Method::Cert);
-    let shown = shown.and_then(|tls| common_name(tls.peer_certificates()?.first()?));
-    let (mut exchange, mut step) = ServerSide::begin(Beginning {
-        method,
-        name: user,
-        user: config.users.find(user).map(Arc::as_ref),
-        look: config.users.mock_look(method, user, registry.mock()),
-        random: &random,
-        mock: registry.mock(),
-        binding,
-        certificate: shown.as_deref(),
-    });
-    loop {
-        match step {
-            Step::Ask(message) => send(&mut client.stream, &message).await?,
-            Step::Proven(proven, last) => return Ok((proven, last)),
-            Step::Refused => {
-                let user = user.to_owned();
-                return Err(match method {
-                    Method::Cert => SessionError::WrongCertificate { user },
-                    Method::ScramSha256 | Method::Md5 | Method::Trust => {
-                        SessionError::WrongPassword { user }
-                    }
-                });
-            }
-        }
-        let answer = read_answer(client).await?;
-        step = exchange.answer(&answer)?;
+    packet: &[u8],
+    from: SocketAddr,
+) {
+    listening.metrics.cancels.increment(1);
+    if let Some(key) = CancelKey::of_packet(packet) {
+        let (limits, others) = (&listening.limits, listening.others.get());
+        let others = others.map(Arc::as_ref);
+        carry_out(registry, limits, others, &key, from.ip().to_canonical()).await;
     }
 }
 
-fn no_randomness(_: NoRandomness) -> SessionError {
+pub(super) fn no_randomness(_: NoRandomness) -> SessionError {
     SessionError::TooMuch("the router has no random numbers to authenticate with")
 }
 
 /// The body of the client's next message, which must be one of authentication.
-async fn read_answer(client: &mut Client) -> Result<Vec<u8>, SessionError> {
+pub(super) async fn read_answer(client: &mut Client) -> Result<Vec<u8>, SessionError> {
     loop {
         let header =
             head(&client.bytes).map_err(|_| Malformed("a message of an impossible length"))?;
@@ -353,9 +387,12 @@ impl Pooled {
     /// Sends what a client hears before it may ask: parameters, its key, ReadyForQuery.
     async fn greet(&mut self, asked: Parameters) -> Result<(), SessionError> {
         let mut greeting = Vec::new();
-        let (report, key) = match self.door.mode {
-            Mode::Session => self.own_server(&asked).await?,
-            Mode::Tcp | Mode::Transaction | Mode::Statement => self.any_report(&asked).await?,
+        let (report, key) = match (self.door.mode, &asked.replication) {
+            (_, Some(_)) => self.replication_server(&asked).await?,
+            (Mode::Session, None) => self.own_server(&asked).await?,
+            (Mode::Tcp | Mode::Transaction | Mode::Statement, None) => {
+                self.any_report(&asked).await?
+            }
         };
         let mut settings = Settings::clone(&self.settings);
         for (name, value) in report.iter() {
@@ -369,6 +406,7 @@ impl Pooled {
         let (process, secret) = key;
         messages::backend_key(&mut greeting, process, &secret);
         messages::ready(&mut greeting, b'I');
+        self.tell();
         let registry = &self.door.registry;
         self.entered = Some(registry.enter(process, &secret, self.mailbox.clone()));
         self.send(&greeting).await
@@ -450,4 +488,4 @@ impl Pooled {
 }
 
 /// A cancel key: process and secret.
-type Key = (u32, Vec<u8>);
+pub(super) type Key = (u32, Vec<u8>);

@@ -19,7 +19,7 @@ use crate::protocol::sqlstate;
 use crate::server::{Complaint, MAX_READ_WHOLE, Server, report};
 use crate::session::carry_over::executed::Executed;
 use crate::session::carry_over::look::PinReason;
-use crate::session::carry_over::{NO_UNNAMED, PREFIX, UNKNOWN};
+use crate::session::carry_over::{NO_UNNAMED, PREFIX, TAKEN, UNKNOWN};
 
 /// A completion's tag is in its first bytes.
 const TAG: usize = 128;
@@ -81,6 +81,9 @@ impl Pooled {
             return Ok(());
         };
         let server: &mut Server = server;
+        let is_replication = self.pinned == Some(PinReason::Replication);
+        let is_statement_mode = self.door.mode == Mode::Statement && !is_replication;
+        let before = (self.answers, self.ends);
         let mut scan = Scan {
             server,
             statements: &mut self.statements,
@@ -90,10 +93,11 @@ impl Pooled {
             reports: Vec::new(),
             pinned: &mut self.pinned,
             to_ask: &self.to_ask,
-            is_statement_mode: self.door.mode == Mode::Statement,
+            is_statement_mode,
             door: &self.door,
             is_explained: &mut self.is_explained,
             answers: &mut self.answers,
+            ends: &mut self.ends,
             has_unnamed: &mut self.has_unnamed,
             executed: &mut self.executed,
         };
@@ -102,7 +106,9 @@ impl Pooled {
         let end = outcome.end;
         server.inbound.carry = bytes[end..].to_vec();
         let onwards = splice.finish(end);
+        self.door.tally.sent.add_length(onwards.len());
         let told = write_on(&mut self.client, &mut self.to_client, onwards, cx);
+        self.note_answered(before);
         told.map_err(|_| Turn::ClientLeft)?;
         match outcome.trouble {
             None => Ok(()),
@@ -142,6 +148,7 @@ struct Scan<'a> {
     door: &'a super::door::Door,
     is_explained: &'a mut bool,
     answers: &'a mut u64,
+    ends: &'a mut u64,
     has_unnamed: &'a mut bool,
     executed: &'a mut Executed,
 }
@@ -218,6 +225,7 @@ impl Scan<'_> {
                 }
                 *self.is_resetting = false;
                 *self.answers += 1;
+                *self.ends += u64::from(status == Status::Idle);
                 self.server.exchange.ready(status)
             }
             b'E' => {
@@ -269,6 +277,7 @@ impl Scan<'_> {
             sqlstate::INVALID_STATEMENT_NAME | sqlstate::DUPLICATE_STATEMENT
         ) && complaint.message.contains(PREFIX)
             && !complaint.message.contains(UNKNOWN)
+            && !complaint.message.contains(TAKEN)
             && !complaint.message.contains(NO_UNNAMED);
         if is_stale || is_of_the_router {
             // Under new numbers they are prepared anew, wherever they are used next.

@@ -14,6 +14,7 @@ use super::{Pooled, Turn};
 use crate::config::pooling::PoolConfig;
 use crate::error::SessionError;
 use crate::protocol::exchange::{Fate, Status};
+use crate::session::carry_over::look::PinReason;
 
 /// What a client is at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,7 +25,7 @@ enum Phase {
     InTransaction,
     /// An answer is to come.
     Asking,
-    /// It copies data in, and takes its time.
+    /// It copies data in, or replicates, and takes its time.
     Copying,
 }
 
@@ -89,7 +90,10 @@ impl Pooled {
     fn phase(&self) -> Phase {
         match &self.server {
             Some(server) if server.exchange.is_copying() => Phase::Copying,
-            Some(server) if server.exchange.is_owed_an_answer() => Phase::Asking,
+            Some(server) if server.exchange.is_owed_an_answer() => match self.pinned {
+                Some(PinReason::Replication) => Phase::Copying,
+                Some(_) | None => Phase::Asking,
+            },
             Some(server) if !server.exchange.is_quiet() => Phase::InTransaction,
             Some(server) if server.exchange.status() != Status::Idle => Phase::InTransaction,
             None if self.stranded.is_some() => Phase::InTransaction,

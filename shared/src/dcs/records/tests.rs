@@ -6,6 +6,7 @@ use super::*;
 use crate::cluster::member::{ParameterChange, RestartSchedule, SwitchoverReady, TrunklineFields};
 use crate::cluster::settings::SynchronousMode;
 use crate::cluster::slots::{ClusterType, SlotKind};
+use crate::cluster::switchover::OnTimeout;
 use crate::cluster::{ClusterSettings, Member, MemberRole, MemberState, Tags};
 
 fn unreadable(key: &FactKey, text: &str) -> String {
@@ -198,6 +199,11 @@ fn a_consumed_failover_request_counts_as_no_key() {
         failover_to_json(&request),
         r#"{"leader":"a","member":"b","scheduled_at":"2026-11-20T10:00:00+00:00"}"#
     );
+    let patient = r#"{"leader":"a","drain_timeout":2.5,"on_timeout":"terminate"}"#;
+    let request = failover_from_text(patient).unwrap();
+    assert_eq!(request.drain.on_timeout, Some(OnTimeout::Terminate));
+    assert_eq!(failover_to_json(&request), patient);
+    assert!(failover_from_text(r#"{"leader":"a","on_timeout":"wait"}"#).is_err());
     let legacy = failover_from_text(":b").unwrap();
     assert_eq!(
         (legacy.leader, legacy.candidate),
@@ -251,6 +257,11 @@ fn a_switchover_record_survives_the_wire_at_every_stage() {
             from: MemberName::new("a"),
             to: MemberName::new("b"),
             stage,
+            parts: ChangeParts {
+                checkpoint: Some(Duration::from_micros(1500)),
+                stop: Some(Duration::from_millis(90)),
+                ..ChangeParts::default()
+            },
         };
         let read = parse(&FactKey::Switchover, switchover_to_json(&record).as_bytes());
         assert_eq!(read, Fact::Switchover(Arc::new(record)));

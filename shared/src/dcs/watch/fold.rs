@@ -44,10 +44,7 @@ pub(super) fn fold_one(
             unreadable.remove(key);
         }
     }
-    let keeps_text = matches!(
-        key,
-        FactKey::Settings | FactKey::History | FactKey::Changes | FactKey::Router(_)
-    );
+    let keeps_text = matches!(key, FactKey::Settings | FactKey::History | FactKey::Changes);
     if !keeps_text {
         return;
     }
@@ -67,6 +64,16 @@ pub(super) fn fold_one(
     }
 }
 
+/// Whether the change only tells anew how many sessions a router has. Nobody acts on that but whoever carries out
+/// a planned change; the others would be woken by every router every few seconds.
+pub(super) fn is_a_mere_count(topology: &Topology, change: &Change) -> bool {
+    let (FactKey::Router(name), Some(Fact::Router(new))) = (&change.key, &change.fact) else {
+        return false;
+    };
+    let old = topology.routers.get(name);
+    topology.switchover.is_none() && old.is_some_and(|old| old.is_same_but_for_counts(new))
+}
+
 /// Where a value cannot be read, the last good one stands, as when it is folded from an event.
 pub(super) fn keep_old(topology: &mut Topology, old: &Topology, key: &FactKey) {
     match key {
@@ -79,12 +86,12 @@ pub(super) fn keep_old(topology: &mut Topology, old: &Topology, key: &FactKey) {
         FactKey::Succeeds => topology.succeeds = old.succeeds.clone(),
         FactKey::Timeline => topology.keep_claim_of(old),
         FactKey::Switchover => topology.switchover.clone_from(&old.switchover),
+        FactKey::Changes => topology.last_change = old.last_change,
         FactKey::Leader
         | FactKey::Member(_)
         | FactKey::Failover
         | FactKey::History
         | FactKey::Disarmed(_)
-        | FactKey::Changes
         | FactKey::Router(_) => {}
     }
 }

@@ -1,0 +1,424 @@
+//! The steps of a running primary towards its successor, none of which touches a client's work before it is known
+//! that the change can succeed (`ha.md` 11, `router.md` 4): look at the candidate and the routers, a checkpoint,
+//! look again, let routers hold new transactions until those that run have ended, let them hold everything, stop.
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::time::Duration;
+
+use trunkline_shared::cluster::router::HoldStage;
+use trunkline_shared::cluster::switchover::{ChangeParts, OnTimeout};
+use trunkline_shared::cluster::topology::{FailoverRequest, SwitchoverRecord, SwitchoverStage};
+use trunkline_shared::cluster::{MemberName, RouterRecord, Topology};
+
+use super::Turn;
+use super::candidate::{self, Succession};
+use super::decision::{Action, Decision, Detail, Reason, StopMode};
+use super::memory::PlannedChange;
+use super::observation::{JobKind, LeaseView, Local, Observation};
+use super::requests::own_switchover;
+
+/// How long routers hold new transactions until those that run have ended, where nobody says it.
+const DRAIN: Duration = Duration::from_secs(5);
+
+/// The same for an agent that ends: whoever ended it does not wait for long.
+const DRAIN_FOR_SHUTDOWN: Duration = Duration::from_secs(2);
+
+/// How long everything may be held until the last statements have ended: nobody's work goes on meanwhile.
+const HOLD_ALL_LIMIT: Duration = Duration::from_secs(2);
+
+/// The same where what has not ended is ended by the stop: only routers that are late to hold are waited for.
+const HOLD_ALL_TO_TERMINATE: Duration = Duration::from_millis(500);
+
+/// What follows the drain at the most before the key moves: [`HOLD_ALL_LIMIT`], and the stop with the candidate's
+/// confirmation. Together with the drain it must fit in the time for which routers hold clients.
+const AFTER_DRAIN: Duration = Duration::from_secs(4);
+
+/// An agent that looks later than this beyond a limit was held up itself, and what routers said may be over: they let
+/// their clients go at a time of their own.
+const LATE: Duration = Duration::from_millis(500);
+
+/// How long the checkpoint ahead is waited for. Without it the stop takes longer, and nothing else is different.
+const CHECKPOINT_PATIENCE: Duration = Duration::from_secs(60);
+
+/// So many routers are named at the most where something waits for them.
+const MOST_NAMED: usize = 3;
+
+/// A change that is asked for.
+pub(super) struct Plan<'a> {
+    /// What identifies it.
+    id: u64,
+    /// The successor, where it is named.
+    named: Option<&'a MemberName>,
+    how: Succession,
+    drain: Duration,
+    on_timeout: OnTimeout,
+    /// The request to drop when nothing comes of it; `None` where the agent ends, which nobody can refuse.
+    request: Option<i64>,
+}
+
+impl<'a> Plan<'a> {
+    /// As an operator asked for it.
+    pub(super) fn asked(request: &'a FailoverRequest) -> Self {
+        let named = request.candidate.as_ref();
+        let is_failover = named.is_some() && request.leader.is_none();
+        // Who asks for a failover wants it to happen.
+        let (how, on_timeout) = match is_failover {
+            true => (Succession::ByOperator, OnTimeout::Terminate),
+            false => (Succession::Planned, OnTimeout::GiveUp),
+        };
+        Self {
+            id: u64::try_from(request.revision).unwrap_or(0),
+            named,
+            how,
+            drain: request.drain.timeout.unwrap_or(DRAIN),
+            on_timeout: request.drain.on_timeout.unwrap_or(on_timeout),
+            request: Some(request.revision),
+        }
+    }
+
+    /// Of an agent that ends, in the epoch of this revision.
+    pub(super) fn for_shutdown(revision: i64) -> Self {
+        Self {
+            id: u64::try_from(revision).unwrap_or(0),
+            named: None,
+            how: Succession::Planned,
+            drain: DRAIN_FOR_SHUTDOWN,
+            on_timeout: OnTimeout::Terminate,
+            request: None,
+        }
+    }
+}
+
+/// The next step: a decision, or nothing but to wait, while the leader goes on with everything else.
+pub(super) fn step<'a>(
+    turn: Turn<'a>,
+    topology: &Topology,
+    plan: &Plan<'_>,
+) -> ControlFlow<Decision, Turn<'a>> {
+    let announced = own_switchover(turn.seen, topology).filter(|record| record.id == plan.id);
+    let Some(record) = announced else {
+        return before_announcing(turn, topology, plan);
+    };
+    let (turn, change) = follow(turn, record);
+    match record.stage {
+        SwitchoverStage::HoldTransactions => drain(turn, topology, plan, record, &change),
+        SwitchoverStage::HoldAll => ControlFlow::Break(hold(turn, topology, plan, record, &change)),
+        SwitchoverStage::Stopped { .. } | SwitchoverStage::Resume => {
+            // This leader runs again: the change was rolled back before its traces were removed.
+            let turn = drop_request(turn, plan).act(Action::ClearSwitchover);
+            ControlFlow::Break(turn.now(Reason::SwitchoverRolledBack))
+        }
+    }
+}
+
+/// How far the change has come as this member remembers it. An agent that was restarted counts a stage anew.
+pub(super) fn follow<'a>(turn: Turn<'a>, record: &SwitchoverRecord) -> (Turn<'a>, PlannedChange) {
+    let known = turn.decision.memory.switchover.as_ref();
+    let known = known.filter(|change| change.id == record.id);
+    let change = match known {
+        Some(change) if change.stage == Some(record.stage) => change.clone(),
+        Some(_) | None => PlannedChange {
+            id: record.id,
+            stage: Some(record.stage),
+            since: turn.seen.now,
+            was_streaming: known.is_some_and(|change| change.was_streaming),
+            parts: known.map_or(record.parts, |change| change.parts),
+        },
+    };
+    let kept = change.clone();
+    let turn = turn.remember(|memory| memory.switchover = Some(kept));
+    (turn, change)
+}
+
+/// Nothing stands of it any more. Until then what is remembered lets a write that failed be tried again at once.
+pub(super) fn forget(turn: Turn<'_>) -> Turn<'_> {
+    turn.remember(|memory| memory.switchover = None)
+}
+
+fn drop_request<'a>(turn: Turn<'a>, plan: &Plan<'_>) -> Turn<'a> {
+    match plan.request {
+        Some(revision) => turn.act(Action::DropFailoverRequest { revision }),
+        None => turn,
+    }
+}
+
+/// Whatever speaks against the change is found here, while nobody is touched.
+fn before_announcing<'a>(
+    turn: Turn<'a>,
+    topology: &Topology,
+    plan: &Plan<'_>,
+) -> ControlFlow<Decision, Turn<'a>> {
+    let seen = turn.seen;
+    let LeaseView::Held(held) = seen.lease else {
+        return ControlFlow::Break(turn.routine(Reason::ConfirmingLease));
+    };
+    let known = turn.decision.memory.switchover.clone();
+    let begun = known.filter(|change| change.id == plan.id && change.stage.is_none());
+    let waited = begun.as_ref().map(|change| seen.now.since(change.since));
+    let runs = is_checkpoint_running(seen);
+    if let Some(left) = waited.and_then(|waited| CHECKPOINT_PATIENCE.checked_sub(waited))
+        && runs
+    {
+        let turn = turn.because_of(Reason::SwitchoverCheckpoint, Detail::None);
+        return ControlFlow::Continue(turn.soon(left));
+    }
+    if candidate::answers(seen).is_none() {
+        return ControlFlow::Break(turn.ask_peers());
+    }
+    let successor = candidate::successor(seen, topology, &seen.settings(), plan.named, plan.how);
+    let to = match (successor, holds_too_shortly(topology, plan)) {
+        (Err(detail), _) => return ControlFlow::Break(refuse(turn.detail(detail), plan)),
+        (Ok(_), Some(why)) => return ControlFlow::Break(refuse(turn.detail(why), plan)),
+        (Ok(to), None) => to,
+    };
+    if begun.is_none() {
+        return ControlFlow::Break(checkpoint_ahead(turn, plan, runs));
+    }
+    let parts = ChangeParts {
+        checkpoint: waited,
+        ..ChangeParts::default()
+    };
+    let record = SwitchoverRecord {
+        id: plan.id,
+        epoch: held.epoch,
+        from: seen.me.name.clone(),
+        to,
+        // Where no router is registered there is nothing to drain.
+        stage: match topology.routers.is_empty() {
+            true => SwitchoverStage::HoldAll,
+            false => SwitchoverStage::HoldTransactions,
+        },
+        parts: ChangeParts::default(),
+    };
+    let was_streaming = streams_from_here(seen, &record.to);
+    let turn = turn.detail(Detail::Member(record.to.clone()));
+    let turn = announce(turn, record, was_streaming, parts);
+    ControlFlow::Break(turn.now(Reason::SwitchoverAnnounced))
+}
+
+fn is_checkpoint_running(seen: &Observation) -> bool {
+    let running = seen.job.running.as_ref();
+    running.is_some_and(|job| job.kind == JobKind::Checkpoint)
+}
+
+/// What would otherwise be written while everybody waits.
+fn checkpoint_ahead(turn: Turn<'_>, plan: &Plan<'_>, runs: bool) -> Decision {
+    let change = PlannedChange {
+        id: plan.id,
+        stage: None,
+        since: turn.seen.now,
+        was_streaming: false,
+        parts: ChangeParts::default(),
+    };
+    let turn = turn.remember(|memory| memory.switchover = Some(change));
+    match runs {
+        true => turn.routine(Reason::SwitchoverCheckpoint),
+        false => turn
+            .act(Action::Checkpoint)
+            .routine(Reason::SwitchoverCheckpoint),
+    }
+}
+
+fn announce<'a>(
+    turn: Turn<'a>,
+    record: SwitchoverRecord,
+    was_streaming: bool,
+    parts: ChangeParts,
+) -> Turn<'a> {
+    let change = PlannedChange {
+        id: record.id,
+        stage: Some(record.stage),
+        since: turn.seen.now,
+        was_streaming,
+        parts,
+    };
+    turn.remember(|memory| memory.switchover = Some(change))
+        .act(Action::AnnounceSwitchover(Arc::new(record)))
+}
+
+fn refuse(turn: Turn<'_>, plan: &Plan<'_>) -> Decision {
+    match plan.request {
+        Some(_) => drop_request(turn, plan).now(Reason::SwitchoverRefused),
+        // The agent ends and nobody can take over: the stop goes on without a successor.
+        None => turn
+            .act(Action::Stop(StopMode::Planned))
+            .routine(Reason::StoppingForShutdown),
+    }
+}
+
+/// Clients that are held longer than their router holds them would get an error, which a planned change spares them.
+/// Neither a forced change nor the end of an agent is refused for that.
+fn holds_too_shortly(topology: &Topology, plan: &Plan<'_>) -> Option<Detail> {
+    if plan.request.is_none() || plan.how == Succession::ByOperator {
+        return None;
+    }
+    let needed = plan.drain + AFTER_DRAIN;
+    let shortest = topology.routers.iter().min_by_key(|(_, r)| r.hold_timeout);
+    let (name, router) = shortest.filter(|(_, router)| router.hold_timeout < needed)?;
+    Some(Detail::Text(Arc::from(format!(
+        "router {name} holds clients for {:?} at the most and the change may take {needed:?}: ask for a drain_timeout \
+         that is shorter by that, or raise the router's switchover.hold_timeout",
+        router.hold_timeout
+    ))))
+}
+
+/// New transactions are held; single statements go on.
+fn drain<'a>(
+    turn: Turn<'a>,
+    topology: &Topology,
+    plan: &Plan<'_>,
+    record: &SwitchoverRecord,
+    change: &PlannedChange,
+) -> ControlFlow<Decision, Turn<'a>> {
+    if let Some(why) = candidate_is_lost(turn.seen, topology, record, change) {
+        return ControlFlow::Break(give_up(turn.detail(why), plan));
+    }
+    let waited = turn.seen.now.since(change.since);
+    let missing = unacknowledged(topology, record.id, HoldStage::Transactions);
+    let is_over = waited >= plan.drain;
+    if !missing.is_empty() && !is_over {
+        let turn = turn.because_of(Reason::SwitchoverDraining, awaited(&missing));
+        return ControlFlow::Continue(turn.soon(plan.drain - waited));
+    }
+    let is_late = waited >= plan.drain + LATE;
+    if (!missing.is_empty() || is_late) && plan.on_timeout == OnTimeout::GiveUp {
+        let why = not_in_time(&missing, plan.drain);
+        return ControlFlow::Break(give_up(turn.detail(why), plan));
+    }
+    let parts = ChangeParts {
+        hold_transactions: Some(waited),
+        ..change.parts
+    };
+    let next = SwitchoverRecord {
+        stage: SwitchoverStage::HoldAll,
+        ..record.clone()
+    };
+    let turn = turn.detail(awaited(&missing));
+    let turn = announce(turn, next, change.was_streaming, parts);
+    ControlFlow::Break(turn.now(Reason::SwitchoverHolding))
+}
+
+/// Everything new is held; the last statements end. Nothing else is done meanwhile: each moment counts.
+fn hold(
+    turn: Turn<'_>,
+    topology: &Topology,
+    plan: &Plan<'_>,
+    record: &SwitchoverRecord,
+    change: &PlannedChange,
+) -> Decision {
+    if let Some(why) = candidate_is_lost(turn.seen, topology, record, change) {
+        return give_up(turn.detail(why), plan);
+    }
+    let waited = turn.seen.now.since(change.since);
+    let missing = unacknowledged(topology, record.id, HoldStage::All);
+    let limit = match plan.on_timeout {
+        OnTimeout::GiveUp => HOLD_ALL_LIMIT,
+        OnTimeout::Terminate => HOLD_ALL_TO_TERMINATE,
+    };
+    if !missing.is_empty() && waited < limit {
+        let turn = turn.detail(awaited(&missing));
+        return turn.within(Reason::SwitchoverHolding, limit - waited);
+    }
+    if waited >= limit && plan.on_timeout == OnTimeout::GiveUp {
+        return give_up(turn.detail(not_in_time(&missing, limit)), plan);
+    }
+    let parts = ChangeParts {
+        hold_all: Some(waited),
+        ..change.parts
+    };
+    let change = PlannedChange {
+        parts,
+        ..change.clone()
+    };
+    turn.remember(|memory| memory.switchover = Some(change))
+        .act(Action::Stop(StopMode::HandOver))
+        .routine(Reason::SwitchoverStopping)
+}
+
+/// Called off before PostgreSQL was touched: clients go on at once.
+fn give_up(turn: Turn<'_>, plan: &Plan<'_>) -> Decision {
+    let turn = drop_request(turn, plan).act(Action::ClearSwitchover);
+    match plan.request {
+        Some(_) => turn.now(Reason::SwitchoverGivenUp),
+        None => turn
+            .act(Action::Stop(StopMode::Planned))
+            .routine(Reason::StoppingForShutdown),
+    }
+}
+
+/// What happened to the candidate since the change was announced, as far as it can be seen from here.
+fn candidate_is_lost(
+    seen: &Observation,
+    topology: &Topology,
+    record: &SwitchoverRecord,
+    change: &PlannedChange,
+) -> Option<Detail> {
+    let to = &record.to;
+    if !topology.members.contains_key(to) {
+        let why = format!("{to} is not registered any more");
+        return Some(Detail::Text(why.into()));
+    }
+    if change.was_streaming && !streams_from_here(seen, to) {
+        let why = format!("{to} does not stream from here any more");
+        return Some(Detail::Text(why.into()));
+    }
+    None
+}
+
+fn streams_from_here(seen: &Observation, name: &MemberName) -> bool {
+    let Local::Running(running) = &seen.local else {
+        return false;
+    };
+    let mut senders = running.commits.senders.iter();
+    senders.any(|sender| sender.is_streaming && sender.name == *name)
+}
+
+type Named<'a> = (&'a str, &'a RouterRecord);
+
+/// The registered routers that have not said that they hold, and that everything which ran before has ended. One
+/// whose lease is over holds nobody up: it is not registered any more.
+fn unacknowledged(topology: &Topology, id: u64, stage: HoldStage) -> Vec<Named<'_>> {
+    let has = |router: &RouterRecord| {
+        let said = router.acknowledged.filter(|said| said.switchover == id);
+        said.is_some_and(|said| match (stage, said.stage) {
+            (HoldStage::Transactions, HoldStage::Transactions | HoldStage::All)
+            | (HoldStage::All, HoldStage::All) => true,
+            (HoldStage::All, HoldStage::Transactions) => false,
+        })
+    };
+    let routers = topology.routers.iter();
+    let routers = routers.filter(|(_, router)| !has(router));
+    routers.map(|(name, router)| (&**name, &**router)).collect()
+}
+
+fn awaited(missing: &[Named<'_>]) -> Detail {
+    match missing.is_empty() {
+        true => Detail::None,
+        false => Detail::Text(named(missing).into()),
+    }
+}
+
+fn not_in_time(missing: &[Named<'_>], limit: Duration) -> Detail {
+    let text = match missing.is_empty() {
+        true => format!("this member's agent was held up itself for longer than {limit:?}"),
+        false => format!("not drained within {limit:?}: {}", named(missing)),
+    };
+    Detail::Text(text.into())
+}
+
+fn named(routers: &[Named<'_>]) -> String {
+    let one = |(name, router): &Named<'_>| {
+        let open = router.writer_sessions;
+        format!("router {name} with {open} open writer sessions")
+    };
+    let mut names: Vec<String> = routers.iter().take(MOST_NAMED).map(one).collect();
+    if let Some(more) = routers
+        .len()
+        .checked_sub(MOST_NAMED)
+        .filter(|more| *more > 0)
+    {
+        names.push(format!("{more} more"));
+    }
+    names.join(", ")
+}

@@ -1,0 +1,62 @@
+//! Where the clusters stand, for `SHOW TOPOLOGY`: by the routing tables that are in force.
+
+use std::sync::Arc;
+
+use crate::admin::show::Seat;
+use crate::topology::Cluster;
+use crate::topology::routing_table::Writer;
+
+/// Where these clusters stand.
+pub(super) fn seats(clusters: &[Arc<Cluster>]) -> Vec<Seat> {
+    let mut seats = Vec::new();
+    for cluster in clusters {
+        let published = cluster.published();
+        let table = &published.table;
+        let scope = cluster.name.to_string();
+        let seat = |role, member, address, epoch, state: String, sessions| Seat {
+            scope: scope.clone(),
+            role,
+            member,
+            address,
+            epoch,
+            state,
+            sessions,
+        };
+        seats.push(match &table.writer {
+            Writer::Known {
+                member,
+                epoch,
+                address,
+                lane,
+            } => seat(
+                "writer",
+                Some(member.to_string()),
+                Some(address.to_string()),
+                Some(epoch.to_string()),
+                "open".to_owned(),
+                cluster.lanes.load(*lane).open,
+            ),
+            Writer::Promoting { member, epoch } => seat(
+                "writer",
+                Some(member.to_string()),
+                None,
+                Some(epoch.to_string()),
+                "is being promoted".to_owned(),
+                0,
+            ),
+            Writer::None { why } => seat("writer", None, None, None, why.to_string(), 0),
+        });
+        for (name, reader) in &table.readers {
+            let state = reader.unfit.as_ref();
+            seats.push(seat(
+                "reader",
+                Some(name.to_string()),
+                Some(reader.address.to_string()),
+                None,
+                state.map_or_else(|| "open".to_owned(), ToString::to_string),
+                cluster.lanes.load(reader.lane).open,
+            ));
+        }
+    }
+    seats
+}

@@ -1,0 +1,91 @@
+//! How many cancel keys that are nobody's one address may try: a secret of 32 bits is to be guessed by nobody. Pure.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use trunkline_shared::cluster::Moment;
+
+/// Wrong keys from one address in one [`WINDOW`]; what comes from there after them is not looked at until it is over.
+/// One secret in particular is found in three months, on average. A load balancer without PROXY protocol is one
+/// address, and keys of sessions that are just over are wrong, too.
+pub const MAX_WRONG_KEYS: u32 = 256;
+/// See [`MAX_WRONG_KEYS`].
+pub const WINDOW: Duration = Duration::from_secs(1);
+/// Addresses that are remembered in one window. Those beyond it share one count.
+const MAX_ADDRESSES: usize = 1024;
+
+/// The counts of one window.
+#[derive(Debug, Default)]
+pub struct WrongKeys {
+    since: Moment,
+    by_address: BTreeMap<IpAddr, u32>,
+    others: u32,
+}
+
+impl WrongKeys {
+    /// Whether a key from this address is looked at now.
+    pub fn may_try(&mut self, address: IpAddr, now: Moment) -> bool {
+        self.turn(now);
+        let count = match self.by_address.get(&address) {
+            Some(count) => *count,
+            None if self.by_address.len() < MAX_ADDRESSES => 0,
+            None => self.others,
+        };
+        count < MAX_WRONG_KEYS
+    }
+
+    /// A key from this address was nobody's.
+    pub fn note(&mut self, address: IpAddr, now: Moment) {
+        self.turn(now);
+        let has_room = self.by_address.len() < MAX_ADDRESSES;
+        let count = match self.by_address.get_mut(&address) {
+            Some(count) => count,
+            None if has_room => self.by_address.entry(address).or_default(),
+            None => &mut self.others,
+        };
+        *count = count.saturating_add(1);
+    }
+
+    fn turn(&mut self, now: Moment) {
+        if now.since(self.since) >= WINDOW {
+            *self = Self {
+                since: now,
+                ..Self::default()
+            };
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: Moment = Moment(7_000_000_000);
+
+    fn address(number: u32) -> IpAddr {
+        IpAddr::V4(number.into())
+    }
+
+    #[test]
+    fn who_tries_too_many_keys_waits_for_the_next_window_and_nobody_else_does() {
+        let mut keys = WrongKeys::default();
+        for _ in 0..MAX_WRONG_KEYS {
+            assert!(keys.may_try(address(1), NOW));
+            keys.note(address(1), NOW);
+        }
+        assert!(!keys.may_try(address(1), NOW));
+        assert!(keys.may_try(address(2), NOW));
+        assert!(keys.may_try(address(1), NOW + WINDOW));
+    }
+
+    #[test]
+    fn addresses_beyond_those_remembered_share_a_count() {
+        let mut keys = WrongKeys::default();
+        let many = u32::try_from(MAX_ADDRESSES).unwrap();
+        (0..many + MAX_WRONG_KEYS).for_each(|number| keys.note(address(number), NOW));
+        assert_eq!(keys.by_address.len(), MAX_ADDRESSES);
+        assert!(keys.may_try(address(0), NOW));
+        assert!(!keys.may_try(address(u32::MAX), NOW));
+    }
+}

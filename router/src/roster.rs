@@ -1,0 +1,283 @@
+//! Who is here: the clients of pooled listeners on this core as the console shows them, and what they have done.
+//! A session that comes or goes changes a map of its own core; nothing here is on the way of a query.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::ops::Deref;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use trunkline_shared::cluster::Moment;
+
+use crate::config::pooling::Mode;
+use crate::pool::registry::{Kill, Mailbox};
+use crate::protocol::settings::Settings;
+use crate::server::card::next_id;
+use crate::session::carry_over::look::PinReason;
+use crate::tally::{Tally, Totals};
+
+/// Counted apart are so many places: clients choose names. All others are counted as one whose names are [`OTHER`].
+pub const MAX_PLACES: usize = 4096;
+/// The name in the place of those that are not counted apart.
+pub const OTHER: &str = "other";
+
+/// Where a session is.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Place {
+    /// The cluster.
+    pub scope: Box<str>,
+    /// The database, as clients call it.
+    pub database: Box<str>,
+    /// The user.
+    pub user: Box<str>,
+    /// The address of the listener.
+    pub listener: Box<str>,
+}
+
+impl Place {
+    fn other() -> Self {
+        Self {
+            scope: OTHER.into(),
+            database: OTHER.into(),
+            user: OTHER.into(),
+            listener: OTHER.into(),
+        }
+    }
+}
+
+/// The places of all cores, numbered as they came: which is counted apart does not change.
+static PLACES: Mutex<BTreeMap<Place, usize>> = Mutex::new(BTreeMap::new());
+
+/// The number of this place; `None` if it is not counted apart.
+fn number(place: &Place) -> Option<usize> {
+    let mut places = locked(&PLACES);
+    if let Some(number) = places.get(place) {
+        return Some(*number);
+    }
+    let number = places.len();
+    (number < MAX_PLACES).then(|| {
+        places.insert(place.clone(), number);
+        number
+    })
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // What is inside is whole whatever panics around it: every change is one insert or one store.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What changes seldom in a session, as it was told last.
+#[derive(Clone, Debug, Default)]
+pub struct Told {
+    /// Its settings.
+    pub settings: Arc<Settings>,
+    /// Why it keeps its server.
+    pub pin: Option<PinReason>,
+    /// Named statements that are kept for it.
+    pub statements: usize,
+}
+
+/// What is shown of a client.
+pub struct ClientCard {
+    /// Its number.
+    pub id: u32,
+    /// Where it is.
+    pub place: Arc<Place>,
+    /// What its listener does; none at the console.
+    pub mode: Option<Mode>,
+    /// Where it comes from.
+    pub peer: SocketAddr,
+    /// The router's end.
+    pub local: Option<SocketAddr>,
+    /// Version and cipher of TLS; none in the clear.
+    pub tls: Option<String>,
+    /// When it had logged in.
+    pub connected_at: Moment,
+    /// Where it hears what others want of it.
+    pub mailbox: Arc<Mailbox>,
+    /// 0: it does not wait.
+    waiting_since: AtomicU64,
+    asked_at: AtomicU64,
+    told: Mutex<Told>,
+}
+
+impl ClientCard {
+    /// It begins to wait for a server, or has one; then `None`.
+    pub fn waits(&self, since: Option<Moment>) {
+        let since = since.map_or(0, |since| since.0.max(1));
+        self.waiting_since.store(since, Ordering::Relaxed);
+    }
+
+    /// It asks something.
+    pub fn asks(&self, now: Moment) {
+        self.asked_at.store(now.0, Ordering::Relaxed);
+    }
+
+    /// What has changed of it.
+    pub fn tell(&self, told: Told) {
+        *locked(&self.told) = told;
+    }
+
+    fn view(self: &Arc<Self>) -> ClientView {
+        let waiting = self.waiting_since.load(Ordering::Relaxed);
+        let asked = Moment(self.asked_at.load(Ordering::Relaxed));
+        ClientView {
+            card: self.clone(),
+            waiting_since: (waiting != 0).then_some(Moment(waiting)),
+            asked_at: asked.max(self.connected_at),
+            told: locked(&self.told).clone(),
+        }
+    }
+}
+
+/// A client as it was at one moment.
+#[derive(Clone)]
+pub struct ClientView {
+    /// What it is.
+    pub card: Arc<ClientCard>,
+    /// Since when it waits for a server, if it does.
+    pub waiting_since: Option<Moment>,
+    /// When it asked last.
+    pub asked_at: Moment,
+    /// What changes seldom.
+    pub told: Told,
+}
+
+/// Scope, database and user of a pool.
+pub type PoolName = [Box<str>; 3];
+
+#[derive(Default)]
+struct Roster {
+    clients: BTreeMap<u32, Arc<ClientCard>>,
+    tallies: BTreeMap<Place, (usize, Arc<Tally>)>,
+    closed: BTreeMap<(PoolName, &'static str), u64>,
+}
+
+thread_local! {
+    static ROSTER: RefCell<Roster> = RefCell::default();
+}
+
+/// The numbers of a place on this core. Not per transaction.
+pub fn tally(place: &Place) -> Arc<Tally> {
+    let (place, number) = match number(place) {
+        Some(number) => (place.clone(), number),
+        None => (Place::other(), MAX_PLACES),
+    };
+    ROSTER.with_borrow_mut(|roster| {
+        let own = roster.tallies.entry(place);
+        own.or_insert_with(|| (number, Arc::default())).1.clone()
+    })
+}
+
+/// Counts a server of this core that was closed.
+pub fn closed(pool: [&str; 3], reason: &'static str) {
+    // While the thread ends there is nobody to count for.
+    let _ = ROSTER.try_with(|roster| {
+        let Ok(mut roster) = roster.try_borrow_mut() else {
+            return;
+        };
+        let is_full = roster.closed.len() >= MAX_PLACES;
+        let key = (pool.map(Into::into), reason);
+        if is_full && !roster.closed.contains_key(&key) {
+            let other = ([OTHER; 3].map(Into::into), reason);
+            *roster.closed.entry(other).or_default() += 1;
+            return;
+        }
+        *roster.closed.entry(key).or_default() += 1;
+    });
+}
+
+/// A client's place on the roster of its core, until it is dropped.
+pub struct Listed(Arc<ClientCard>);
+
+/// What is known of a client that has logged in.
+pub struct Newcomer {
+    /// Where it is.
+    pub place: Arc<Place>,
+    /// What its listener does; none at the console.
+    pub mode: Option<Mode>,
+    /// Where it comes from.
+    pub peer: SocketAddr,
+    /// The router's end.
+    pub local: Option<SocketAddr>,
+    /// Version and cipher of TLS.
+    pub tls: Option<String>,
+    /// Now.
+    pub now: Moment,
+}
+
+impl Listed {
+    /// Puts a client on it.
+    pub fn new(client: Newcomer) -> Self {
+        let card = Arc::new(ClientCard {
+            id: next_id(),
+            place: client.place,
+            mode: client.mode,
+            peer: client.peer,
+            local: client.local,
+            tls: client.tls,
+            connected_at: client.now,
+            mailbox: Arc::default(),
+            waiting_since: AtomicU64::new(0),
+            asked_at: AtomicU64::new(0),
+            told: Mutex::default(),
+        });
+        ROSTER.with_borrow_mut(|roster| roster.clients.insert(card.id, card.clone()));
+        Self(card)
+    }
+}
+
+impl Deref for Listed {
+    type Target = ClientCard;
+
+    fn deref(&self) -> &ClientCard {
+        &self.0
+    }
+}
+
+impl Drop for Listed {
+    fn drop(&mut self) {
+        let _ = ROSTER.try_with(|roster| {
+            if let Ok(mut roster) = roster.try_borrow_mut() {
+                roster.clients.remove(&self.0.id);
+            }
+        });
+    }
+}
+
+/// What this core has.
+#[derive(Clone, Default)]
+pub struct RosterView {
+    /// Its clients.
+    pub clients: Vec<ClientView>,
+    /// What was done, by place with its number.
+    pub tallies: Vec<(Place, usize, Totals)>,
+    /// Servers that were closed, by pool and reason.
+    pub closed: Vec<(PoolName, &'static str, u64)>,
+}
+
+/// All of it.
+pub fn view() -> RosterView {
+    ROSTER.with_borrow(|roster| {
+        let tallies = roster.tallies.iter();
+        let closed = roster.closed.iter();
+        RosterView {
+            clients: roster.clients.values().map(ClientCard::view).collect(),
+            tallies: tallies
+                .map(|(place, (number, tally))| (place.clone(), *number, tally.read()))
+                .collect(),
+            closed: closed
+                .map(|((pool, reason), count)| (pool.clone(), *reason, *count))
+                .collect(),
+        }
+    })
+}
+
+/// Ends the clients of this core of which this is so. How many.
+pub fn kill(kill: Kill, is_meant: impl Fn(&ClientCard) -> bool) -> usize {
+    ROSTER.with_borrow(|roster| {
+        let meant = roster.clients.values().filter(|card| is_meant(card));
+        meant.map(|card| card.mailbox.kill(kill)).count()
+    })
+}

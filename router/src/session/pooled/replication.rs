@@ -1,0 +1,103 @@
+//! A replication connection: a server that is opened for this client, with what its start-up packet says, and is never
+//! anybody else's. What goes over it is carried as in session mode, whatever the listener's mode is.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::sleep;
+use trunkline_shared::service::clock;
+
+use super::Pooled;
+use super::acquire::rejected;
+use super::login::{Key, no_randomness};
+use crate::error::SessionError;
+use crate::pool::alone::{Opening, Place, take_place};
+use crate::pool::registry::Report;
+use crate::pool::{self, Lease};
+use crate::protocol::startup::Parameters;
+use crate::server::login::OpenFailed;
+use crate::session::carry_over::look::PinReason;
+use crate::session::reach::gone;
+
+/// Pause before the next attempt, where there was no place for a server, or none could be reached.
+const AGAIN: Duration = Duration::from_millis(100);
+
+impl Pooled {
+    /// Opens the client's own server; what it reports, and its key. What keeps a server from being reached may pass
+    /// within `query_wait_timeout`; what PostgreSQL refuses is told at once.
+    pub(super) async fn replication_server(
+        &mut self,
+        asked: &Parameters,
+    ) -> Result<(Report, Key), SessionError> {
+        self.pinned = Some(PinReason::Replication);
+        let limit = self.door.terms.pool.query_wait_timeout;
+        let began = clock::now();
+        let server = loop {
+            let pool = self.find_pool().await?;
+            let why = match take_place(pool) {
+                Place::Free(opening) => match self.open(opening, asked).await? {
+                    Ok(server) => break server,
+                    Err(why) => Some(why),
+                },
+                Place::Full => pool::failure(pool),
+                Place::Closed => None,
+            };
+            if !limit.is_zero() && clock::now().since(began) >= limit {
+                return Err(SessionError::NoFreeServer {
+                    database: self.door.database.to_string(),
+                    user: self.door.user.to_string(),
+                    limit,
+                    why: why
+                        .as_ref()
+                        .map_or_else(String::new, |why| format!(": {why}")),
+                    code: why.as_ref().and_then(OpenFailed::code).map(str::to_owned),
+                });
+            }
+            tokio::select! {
+                () = sleep(AGAIN) => {}
+                () = gone(self.client.socket()) => return Err(SessionError::ClientGone),
+            }
+        };
+        // The process is the one of `pg_stat_activity`; the secret is good for this session only.
+        let secret = self.door.registry.new_secret().map_err(no_randomness)?;
+        let key = (server.key.process, secret.to_vec());
+        let report = Arc::new(server.reported.clone());
+        self.settings = server.settings.clone();
+        self.server = Some(server);
+        Ok((report, key))
+    }
+
+    async fn open(
+        &self,
+        opening: Opening,
+        asked: &Parameters,
+    ) -> Result<Result<Lease, OpenFailed>, SessionError> {
+        let ignored = &self.door.terms.pool.ignore_startup_parameters;
+        let is_kept = |name: &str| !ignored.iter().any(|own| own.eq_ignore_ascii_case(name));
+        let kind = asked.replication.clone().unwrap_or_default();
+        let mut more = vec![("replication".to_owned(), kind)];
+        // It takes no SQL perhaps, so its settings come with the packet.
+        let settings = asked.settings.iter().filter(|(name, _)| is_kept(name));
+        more.extend(settings.cloned());
+        let opened = tokio::select! {
+            opened = opening.open(more) => opened,
+            () = gone(self.client.socket()) => return Err(SessionError::ClientGone),
+        };
+        match opened {
+            Ok(server) => Ok(Ok(server)),
+            Err(
+                why @ (OpenFailed::Refused(_)
+                | OpenFailed::NoLogin(_)
+                | OpenFailed::NoTls
+                | OpenFailed::Handshake(_)),
+            ) => Err(rejected(why)),
+            Err(
+                why @ (OpenFailed::LaneCut
+                | OpenFailed::Unreachable(_)
+                | OpenFailed::TooSlow
+                | OpenFailed::InRecovery
+                | OpenFailed::Broken),
+            ) => Ok(Err(why)),
+        }
+    }
+}
