@@ -98,10 +98,7 @@ impl World {
             Action::Initialize => self.begin_job(node, JobKind::Initialize, None),
             Action::FinishBootstrap => self.begin_job(node, JobKind::FinishBootstrap, None),
             Action::Start(start) => self.start(node, start),
-            Action::Stop(mode) => {
-                self.check_planned_stop(node, action);
-                self.stop(node, *mode)
-            }
+            Action::Stop(mode) => self.stop(node, *mode),
             Action::Promote(timeline) => self.promote(node, *timeline),
             Action::Checkpoint => self.begin_job(node, JobKind::Checkpoint, None),
             Action::Follow(upstream) => self.follow(node, upstream),
@@ -387,6 +384,7 @@ impl World {
     }
 
     fn stop(&mut self, node: NodeId, mode: StopMode) -> Went {
+        self.check_planned_stop(node, mode);
         self.begin_stop(node, mode);
         Went::Done
     }

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fastrand::Rng;
-use trunkline_agent::decide::Action;
 use trunkline_agent::decide::decision::StopMode;
 use trunkline_agent::decide::observation::{DcsView, Observation};
 use trunkline_shared::cluster::RouterRecord;
@@ -321,8 +320,8 @@ impl World {
 
     /// `a_planned_stop_cuts_nobody`: called when an agent begins to stop PostgreSQL for its successor. Where the
     /// operator would rather have no change, no client of a registered router waits for an answer.
-    pub(super) fn check_planned_stop(&mut self, node: NodeId, action: &Action) {
-        if *action != Action::Stop(StopMode::HandOver) {
+    pub(super) fn check_planned_stop(&mut self, node: NodeId, mode: StopMode) {
+        if mode != StopMode::HandOver {
             return;
         }
         let agent = &self.node(node).agent;

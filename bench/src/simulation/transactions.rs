@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use trunkline_agent::decide::Action;
-use trunkline_shared::cluster::switchover::{Drain, OnTimeout};
+use trunkline_shared::cluster::switchover::{Drain, LeaderChange, OnTimeout};
 use trunkline_shared::cluster::sync_state::SyncState;
 use trunkline_shared::cluster::topology::{
     ClaimedTimeline, Fact, FactKey, FailoverRequest, Initialize, Status, SwitchoverRecord,
@@ -33,10 +33,7 @@ impl World {
             Action::RecordSystemId(id) => self.record_system_id(node, *id),
             Action::PublishStatus(status) => self.publish(node, status),
             Action::RecordHistory => self.record_history(node),
-            Action::RecordChange(change) => {
-                let fact = Fact::Changes(Some(change.epoch));
-                self.as_leader(node, vec![put(FactKey::Changes, fact)])
-            }
+            Action::RecordChange(change) => self.record_change(node, change),
             Action::DropFailoverRequest { revision } => Some(drop_failover(*revision)),
             Action::RequestSwitchover(to) => self.request_switchover(node, to),
             Action::AnnounceSwitchover(record) => self.announce(node, record.clone()),
@@ -169,6 +166,11 @@ impl World {
             put(FactKey::Settings, Fact::Settings(settings)),
         ];
         self.as_leader(node, then)
+    }
+
+    fn record_change(&self, node: NodeId, change: &LeaderChange) -> Option<Txn> {
+        let fact = Fact::Changes(Some(change.epoch));
+        self.as_leader(node, vec![put(FactKey::Changes, fact)])
     }
 
     fn record_history(&self, node: NodeId) -> Option<Txn> {

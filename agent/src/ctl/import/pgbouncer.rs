@@ -213,15 +213,62 @@ impl Translator {
             ),
             (_, None) => {}
         }
+        match (
+            kind.as_str(),
+            self.setting_of("auth_ident_file").map(str::to_owned),
+        ) {
+            ("hba", Some(maps)) => self.made.file.set("auth.ident_file", json!(maps)),
+            (_, Some(_)) => {
+                let text = "it is used with auth_type = hba only, as in PgBouncer: left out";
+                self.attention("auth_ident_file", text);
+            }
+            (_, None) => {}
+        }
+        let looks_up = self.lookup();
         let file = userlist.or_else(|| self.setting_of("auth_file"));
         match file.map(str::to_owned) {
             Some(file) => self.made.file.set("auth.file", json!(file)),
+            None if looks_up => {}
             None => self.attention(
                 "auth_file",
                 "no file of users is named, and the router needs one: make it from pg_authid (\"name\" \"verifier\" \
                  on each line) and name it behind the ini file",
             ),
         }
+    }
+
+    /// Users that are not in the file. Whether they are looked up.
+    fn lookup(&mut self) -> bool {
+        let keys = [
+            ("auth_user", "auth.user"),
+            ("auth_query", "auth.query"),
+            ("auth_dbname", "auth.database"),
+        ];
+        let looks_up = self.setting_of("auth_user").is_some();
+        for (key, path) in keys {
+            let Some(value) = self.setting_of(key).map(str::to_owned) else {
+                continue;
+            };
+            match (looks_up, self.places.get(key)) {
+                (true, _) => self.made.file.set(path, json!(value)),
+                (false, Some(place)) => {
+                    let why = "without auth_user nobody is looked up, as in PgBouncer";
+                    self.made.notes.moot(place, key, why);
+                }
+                (false, None) => {}
+            }
+        }
+        if self.setting_of("auth_query").is_some() && looks_up {
+            let text = "it is asked in auth.database (postgres if absent) for all databases, with search_path pg_catalog: \
+                        its function must be there, and be named with its schema";
+            self.attention("auth_query", text);
+        }
+        if self.setting_of("auth_dbname").is_some() && looks_up {
+            let text =
+                "auth.database is a name of PostgreSQL's, not one of [databases]: see that it is";
+            self.attention("auth_dbname", text);
+        }
+        looks_up
     }
 
     /// In PgBouncer a `reserve_pool_timeout` of 0 switches the reserve off.

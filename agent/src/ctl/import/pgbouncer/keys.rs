@@ -32,34 +32,28 @@ const PROTOCOLS: &str =
     "TLS 1.2 and 1.3 are spoken, and nothing older: old clients and servers must be renewed first";
 const SOCKETS: &str =
     "the router sets its sockets itself: keepalive is on, and buffers are the system's";
-const CONSOLE: &str = "there is no console; numbers are on http.listen (/metrics, /topology)";
-const LOOKUP: &str = "users are not looked up in PostgreSQL: put them into auth.file";
+const LOOKUP: &str =
+    "users are looked up in one way for all databases: auth.user, auth.query and auth.database";
 const BY_LISTENER: &str = "clients are counted per listener only: listeners[].max_client_conn";
 
 /// The keys of `[pgbouncer]`.
 pub const SETTINGS: &[(&str, Meaning)] = &[
-    ("admin_users", Absent("", CONSOLE)),
+    ("admin_users", Text("admin.admin_users")),
     (
         "application_name_add_host",
         Absent("0", "application_name is passed on as the client gave it"),
     ),
-    ("auth_dbname", Absent("", LOOKUP)),
+    ("auth_dbname", Own),
     ("auth_file", Own),
     ("auth_hba_file", Own),
-    (
-        "auth_ident_file",
-        Absent(
-            "",
-            "user names are not mapped: give clients the names of their roles",
-        ),
-    ),
+    ("auth_ident_file", Own),
     (
         "auth_ldap_options",
         Absent("", "LDAP is not asked: put the users into auth.file"),
     ),
-    ("auth_query", Absent("", LOOKUP)),
+    ("auth_query", Own),
     ("auth_type", Own),
-    ("auth_user", Absent("", LOOKUP)),
+    ("auth_user", Own),
     (
         "autodb_idle_timeout",
         Moot("an empty pool costs nothing and goes by itself"),
@@ -178,10 +172,7 @@ pub const SETTINGS: &[(&str, Meaning)] = &[
     ),
     ("server_idle_timeout", Time("pool.server_idle_timeout")),
     ("server_lifetime", Time("pool.server_lifetime")),
-    (
-        "server_login_retry",
-        Moot("a server that refuses is tried again after short pauses that grow"),
-    ),
+    ("server_login_retry", Time("pool.server_login_retry")),
     ("server_reset_query", Text("pool.server_reset_query")),
     (
         "server_reset_query_always",
@@ -206,7 +197,7 @@ pub const SETTINGS: &[(&str, Meaning)] = &[
         "stats_period",
         Moot("numbers are on http.listen (/metrics), from the start of the process on"),
     ),
-    ("stats_users", Absent("", CONSOLE)),
+    ("stats_users", Text("admin.stats_users")),
     ("syslog", Moot(LOG)),
     ("syslog_facility", Moot(LOG)),
     ("syslog_ident", Moot(LOG)),
