@@ -18,12 +18,20 @@ fn address(server: &Postgres) -> SocketAddr {
 
 /// A client of this database, or the server's refusal.
 async fn enter(stack: &Stack, database: &str) -> Result<Client, tokio_postgres::Error> {
+    enter_as(stack, ("app", "secret"), database).await
+}
+
+async fn enter_as(
+    stack: &Stack,
+    (user, password): (&str, &str),
+    database: &str,
+) -> Result<Client, tokio_postgres::Error> {
     let mut config = Config::new();
     config
         .host("127.0.0.1")
         .port(stack.address.port())
-        .user("app")
-        .password("secret")
+        .user(user)
+        .password(password)
         .dbname(database);
     let (client, connection) = config.connect(NoTls).await?;
     tokio::spawn(connection);
@@ -127,6 +135,47 @@ fn each_database_is_in_its_cluster_and_a_new_cluster_needs_no_edit() {
         let mut looks = tokio::time::interval(Duration::from_millis(20));
         while servers[0].ask(running) != "0" {
             looks.tick().await;
+        }
+    });
+}
+
+#[test]
+fn users_are_looked_up_in_the_cluster_of_their_database() {
+    let name = "clusters::users_are_looked_up_in_the_cluster_of_their_database";
+    as_postgres(name, async || {
+        let servers = [Postgres::start(), Postgres::start()];
+        for (server, password) in servers.iter().zip(["one", "two"]) {
+            server.ask("create role asker superuser login password 'secret'");
+            server.ask(&format!("create role own login password '{password}'"));
+        }
+        let pooling = format!(
+            "\"asker\" \"secret\"\n---\nauth: {{user: asker, file: x}}\npool: {{default_pool_size: {SERVERS}}}\n\
+             databases: {{one: {{scope: one, dbname: app}}, two: {{scope: two, dbname: app}}, s_*: {{scope: s-*}}}}\n"
+        );
+        let stack = Stack::start(Setup {
+            mode: Mode::Transaction,
+            pooling: Some(pooling),
+            is_by_database: true,
+            ..Setup::default()
+        })
+        .await;
+        stack.lead_in("one", "a", address(&servers[0])).await;
+        stack.lead_in("two", "a", address(&servers[1])).await;
+        for (server, scope) in servers.iter().zip(["one", "two"]) {
+            let client = enter_as(&stack, ("own", scope), scope).await.unwrap();
+            assert_eq!(text(&client, "show port").await, server.port.to_string());
+        }
+        // The password of the other cluster is none here, and where there is no cluster nobody is known.
+        for (password, database) in [("one", "two"), ("two", "one"), ("one", "s_1"), ("one", "x")] {
+            let refused = enter_as(&stack, ("own", password), database).await;
+            let refused = refused.err().unwrap();
+            assert_eq!(refused.code(), Some(&SqlState::INVALID_PASSWORD));
+        }
+        // Who has proved who it is hears of the database.
+        for database in ["s_1", "x"] {
+            let unknown = enter_as(&stack, ("asker", "secret"), database).await;
+            let unknown = unknown.err().unwrap();
+            assert_eq!(unknown.code(), Some(&SqlState::UNDEFINED_DATABASE));
         }
     });
 }
