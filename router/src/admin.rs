@@ -460,9 +460,9 @@ impl Console {
         if is_console(&name) {
             return Err(Failed::IsConsole(verb, name));
         }
-        match self.registry.config().database(&name) {
-            Some(_) => Ok(name),
-            None => Err(Failed::NoDatabase(name)),
+        match self.registry.config().has_database(&name) {
+            true => Ok(name),
+            false => Err(Failed::NoDatabase(name)),
         }
     }
 
@@ -502,7 +502,7 @@ impl Console {
             ports: ports.collect(),
             newcomers: self.listening.limits.newcomers(),
             sample: self.desk().sample(),
-            topology: seats(listenings),
+            topology: seats(&self.listening.clusters.all()),
         })
     }
 }

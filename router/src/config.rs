@@ -20,7 +20,9 @@ use crate::tls::{ClientTls, ServerTls};
 
 pub mod admin;
 pub mod auth;
+pub mod databases;
 mod listeners;
+pub mod pattern;
 pub mod pooling;
 mod raw;
 pub mod running;
@@ -101,8 +103,8 @@ pub struct HttpConfig {
 pub struct ListenerConfig {
     /// Where it listens.
     pub listen: SocketAddr,
-    /// The cluster it leads to.
-    pub scope: ClusterName,
+    /// The cluster it leads to; none where each client's database names it.
+    pub scope: Option<ClusterName>,
     /// Where in it.
     pub target: TargetKind,
     /// What it does with its clients.

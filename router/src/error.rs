@@ -8,6 +8,7 @@ use trunkline_shared::cluster::{ClusterName, MemberName};
 use crate::auth::Malformed;
 use crate::auth::scram::{NOT_BOUND, NOT_NEGOTIATED};
 use crate::lanes::Ending;
+use crate::listener::limits::{Full, MAX_CLIENT_CONN};
 use crate::pool::registry::Kill;
 use crate::protocol::startup::NotStartup;
 use crate::protocol::{messages, sqlstate};
@@ -93,14 +94,15 @@ pub enum SessionError {
         /// Each member and why not.
         reasons: Vec<(MemberName, String)>,
     },
-    /// The listener is full.
-    #[error(
-        "sorry, too many clients already: listener {listener} allows {limit} (max_client_conn)"
-    )]
-    TooManyClients {
-        /// Its address.
-        listener: String,
-        /// Its limit.
+    /// The listener, the router, a database or a user has too many clients.
+    #[error(transparent)]
+    TooManyClients(#[from] Full),
+    /// The router follows too many clusters to follow this one, too.
+    #[error("cluster {cluster} is not served: this router follows {limit} clusters already")]
+    TooManyClusters {
+        /// Which cluster.
+        cluster: ClusterName,
+        /// How many are followed.
         limit: usize,
     },
     /// Too many connections of one address, or in total, that are not logged in.
@@ -176,9 +178,14 @@ pub enum SessionError {
     /// The log-in took too long.
     #[error("the log-in was not complete after {} (client_login_timeout)", seconds(.0))]
     LoginTooSlow(Duration),
-    /// No such database in the router's file.
-    #[error("database \"{0}\" does not exist: it is not one of the router's databases")]
-    UnknownDatabase(String),
+    /// No such database in the router's file, or no such cluster.
+    #[error("database \"{database}\" does not exist: {why}")]
+    UnknownDatabase {
+        /// As the client calls it.
+        database: String,
+        /// What is missing.
+        why: String,
+    },
     /// No server came free in time.
     #[error("no server of database \"{database}\" came free for user \"{user}\" within {} (query_wait_timeout){why}", seconds(.limit))]
     NoFreeServer {
@@ -272,12 +279,13 @@ impl SessionError {
             | SessionError::NoReplica { .. }
             | SessionError::NoFreeServer { .. }
             | SessionError::QueryTooSlow { .. }
-            | SessionError::TooManyClients { .. } => Side::Router,
+            | SessionError::TooManyClients(_)
+            | SessionError::TooManyClusters { .. } => Side::Router,
             SessionError::WrongPassword { .. }
             | SessionError::Authentication(_)
             | SessionError::NotBound(_)
             | SessionError::LoginTooSlow(_)
-            | SessionError::UnknownDatabase(_)
+            | SessionError::UnknownDatabase { .. }
             | SessionError::BadMessage { .. }
             | SessionError::TooMuch(_)
             | SessionError::TransactionBlock
@@ -325,7 +333,8 @@ impl SessionError {
             SessionError::HeldTooLong { .. } => "held_too_long",
             SessionError::StandbyCluster { .. } => "standby_cluster",
             SessionError::NoReplica { .. } => "no_replica",
-            SessionError::TooManyClients { .. } => "too_many_clients",
+            SessionError::TooManyClients(_) => "too_many_clients",
+            SessionError::TooManyClusters { .. } => "too_many_clusters",
             SessionError::TooManyNewcomers { .. } => "too_many_newcomers",
             SessionError::NotTheProtocol(_) => "not_the_protocol",
             SessionError::OldProtocol { .. } => "old_protocol",
@@ -344,7 +353,7 @@ impl SessionError {
             SessionError::Authentication(_) => "bad_authentication",
             SessionError::NotBound(_) => "not_bound",
             SessionError::LoginTooSlow(_) => "login_too_slow",
-            SessionError::UnknownDatabase(_) => "unknown_database",
+            SessionError::UnknownDatabase { .. } => "unknown_database",
             SessionError::NoFreeServer { .. } => "no_free_server",
             SessionError::Rejected { .. } => "rejected",
             SessionError::BadMessage { .. } => "bad_message",
@@ -366,7 +375,7 @@ impl SessionError {
                 code: Some(code), ..
             } => code,
             SessionError::WrongPassword { .. } => sqlstate::INVALID_PASSWORD,
-            SessionError::UnknownDatabase(_) => sqlstate::INVALID_CATALOG_NAME,
+            SessionError::UnknownDatabase { .. } => sqlstate::INVALID_CATALOG_NAME,
             SessionError::TransactionBlock => sqlstate::FEATURE_NOT_SUPPORTED,
             SessionError::NoFreeServer { .. }
             | SessionError::QueryTooSlow {
@@ -406,9 +415,9 @@ impl SessionError {
             | SessionError::NoLookup { .. }
             | SessionError::Disabled(_)
             | SessionError::NoReplica { .. } => sqlstate::CANNOT_CONNECT_NOW,
-            SessionError::TooManyClients { .. } | SessionError::TooManyNewcomers { .. } => {
-                sqlstate::TOO_MANY_CONNECTIONS
-            }
+            SessionError::TooManyClients(_)
+            | SessionError::TooManyClusters { .. }
+            | SessionError::TooManyNewcomers { .. } => sqlstate::TOO_MANY_CONNECTIONS,
             SessionError::OldProtocol { .. } => sqlstate::FEATURE_NOT_SUPPORTED,
             SessionError::NotTheProtocol(_)
             | SessionError::EncryptionTwice
@@ -428,50 +437,54 @@ impl SessionError {
     /// The message for the client; `None` where there is nobody to tell.
     pub fn to_client(&self) -> Option<Vec<u8>> {
         let code = self.sqlstate()?;
-        let hint = match self {
+        let hint = self.hint(code);
+        Some(messages::fatal(code, &self.to_string(), hint))
+    }
+
+    /// What the client, or who runs the router, can do about it.
+    fn hint(&self, code: &str) -> Option<&'static str> {
+        Some(match self {
             SessionError::Ended { .. }
             | SessionError::ServerLost { .. }
             | SessionError::Killed { .. }
             | SessionError::QueryTooSlow { .. }
                 if code == sqlstate::TRANSACTION_RESOLUTION_UNKNOWN =>
             {
-                Some(
-                    "Connect again, and check whether the last transaction took place before repeating it.",
-                )
+                "Connect again, and check whether the last transaction took place before repeating it."
             }
             SessionError::Ended { .. } | SessionError::ServerLost { .. } => {
-                Some("Connect again; nothing was outstanding.")
+                "Connect again; nothing was outstanding."
             }
             SessionError::HeldTooLong { .. } => {
-                Some("Connect again later; \"trunkline list\" shows the cluster.")
+                "Connect again later; \"trunkline list\" shows the cluster."
             }
             SessionError::EncryptionUnanswered { .. } | SessionError::NotGreeted { .. } => {
-                Some("Connect again later, and look into PostgreSQL's log on that member.")
+                "Connect again later, and look into PostgreSQL's log on that member."
             }
             SessionError::NoLookup { .. } => {
-                Some("Connect again later; the router's log says what is wrong.")
+                "Connect again later; the router's log says what is wrong."
             }
-            SessionError::StandbyCluster { .. } => Some("Connect to the main cluster for writes."),
+            SessionError::StandbyCluster { .. } => "Connect to the main cluster for writes.",
             SessionError::NoReplica { .. } => {
-                Some("Connect again later, or set replicas.fallback to primary.")
+                "Connect again later, or set replicas.fallback to primary."
             }
-            SessionError::TooManyClients { .. } => Some("Raise max_client_conn of the listener."),
+            SessionError::TooManyClients(Full { key, .. }) if *key == MAX_CLIENT_CONN => {
+                "Raise max_client_conn of the listener."
+            }
             SessionError::NoFreeServer { .. } => {
-                Some("Try again, or raise pool_size of the database or query_wait_timeout.")
+                "Try again, or raise pool_size of the database or query_wait_timeout."
             }
             SessionError::EarlyData => {
-                Some("This is a defect of the client, or an attack on the way from it.")
+                "This is a defect of the client, or an attack on the way from it."
             }
-            SessionError::NotEncrypted(_) => Some(
-                "This listener demands TLS (tls.client.mode): set sslmode to require or above.",
-            ),
-            SessionError::Disabled(_) => {
-                Some("ENABLE at the router's console lets clients in again.")
+            SessionError::NotEncrypted(_) => {
+                "This listener demands TLS (tls.client.mode): set sslmode to require or above."
             }
-            SessionError::TransactionBlock => {
-                Some("Use a listener or a database in transaction mode.")
-            }
-            SessionError::TooManyNewcomers { .. }
+            SessionError::Disabled(_) => "ENABLE at the router's console lets clients in again.",
+            SessionError::TransactionBlock => "Use a listener or a database in transaction mode.",
+            SessionError::TooManyClients(_)
+            | SessionError::TooManyClusters { .. }
+            | SessionError::TooManyNewcomers { .. }
             | SessionError::NotTheProtocol(_)
             | SessionError::OldProtocol { .. }
             | SessionError::EncryptionTwice
@@ -485,7 +498,7 @@ impl SessionError {
             | SessionError::Authentication(_)
             | SessionError::NotBound(_)
             | SessionError::LoginTooSlow(_)
-            | SessionError::UnknownDatabase(_)
+            | SessionError::UnknownDatabase { .. }
             | SessionError::Rejected { .. }
             | SessionError::BadMessage { .. }
             | SessionError::TooMuch(_)
@@ -494,9 +507,8 @@ impl SessionError {
             | SessionError::QueryTooSlow { .. }
             | SessionError::Killed { .. }
             | SessionError::NoOperator
-            | SessionError::ClientGone => None,
-        };
-        Some(messages::fatal(code, &self.to_string(), hint))
+            | SessionError::ClientGone => return None,
+        })
     }
 
     /// The error of a session that found no route.

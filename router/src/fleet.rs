@@ -12,6 +12,7 @@ use tokio_util::task::TaskTracker;
 use trunkline_shared::cluster::router::{Acknowledged, name_and_instance};
 use trunkline_shared::service::http::HttpClient;
 
+use crate::clusters::Clusters;
 use crate::fleet::beside::Beside;
 use crate::fleet::cancels::{Carrier, Others};
 use crate::fleet::record::{Own, Standing};
@@ -50,6 +51,7 @@ pub fn own(name: &str, advertise: &str) -> Result<Own, NoRandomness> {
 /// take over from it. Returns what registers it; and what takes cancels of other routers, if any listener is pooled.
 pub fn join(
     (own, folder, leaving): (Own, &Path, &Leaving),
+    clusters: &Arc<Clusters>,
     listenings: &[Arc<Listening>],
     client: &HttpClient,
 ) -> (Registration, Option<Router>) {
@@ -64,15 +66,13 @@ pub fn join(
         cancel_number: number,
         ..own
     });
-    let mut clusters: Vec<Arc<Cluster>> = Vec::new();
-    for listening in listenings {
-        let cluster = &listening.cluster;
-        if clusters.iter().all(|known| known.name != cluster.name) {
-            clusters.push(cluster.clone());
-        }
-    }
     let beside = Beside::new(folder, name_and_instance(&own.key).1);
-    let others = Others::new(own.clone(), clusters, client.clone(), beside.clone());
+    let others = Others::new(
+        own.clone(),
+        clusters.clone(),
+        client.clone(),
+        beside.clone(),
+    );
     let others = Arc::new(others);
     for listening in listenings {
         listening.others.get_or_init(|| others.clone());
@@ -99,9 +99,11 @@ pub fn standing(cluster: &Cluster, listenings: &[Arc<Listening>]) -> Standing {
         }
     };
     let acknowledged = cluster.progress.borrow().acknowledged;
-    let own = listenings
-        .iter()
-        .filter(|listening| listening.cluster.name == cluster.name);
+    // One that names no cluster may lead to any.
+    let own = listenings.iter().filter(|listening| {
+        let own = listening.cluster.as_ref();
+        own.is_none_or(|own| own.name == cluster.name)
+    });
     Standing {
         epoch,
         acknowledged: acknowledged.map(|(switchover, stage)| Acknowledged { switchover, stage }),

@@ -16,6 +16,7 @@ use tracing::warn;
 use trunkline_shared::service::metrics::Metrics;
 
 use crate::admin::gather::gather;
+use crate::clusters::{Clusters, Sight};
 use crate::listener::Listening;
 use crate::metrics::pools;
 use crate::topology::Cluster;
@@ -26,7 +27,7 @@ pub struct Shown {
     /// This router's name.
     pub name: String,
     /// Its clusters.
-    pub clusters: Vec<Arc<Cluster>>,
+    pub clusters: Arc<Clusters>,
     /// Its ports.
     pub listenings: Vec<Arc<Listening>>,
     /// Set while it drains.
@@ -52,15 +53,7 @@ pub fn routes(shown: Arc<Shown>) -> Router {
 impl Shown {
     /// What is missing before sessions can be routed; `None` if nothing is.
     pub fn cannot_route_yet(&self) -> Option<String> {
-        let unknown = self.clusters.iter().find(|cluster| {
-            let published = cluster.published();
-            let table = &published.table;
-            table.revision == 0 && !table.has_writer()
-        })?;
-        let cluster = &unknown.name;
-        Some(format!(
-            "the DCS has not answered yet for cluster {cluster}"
-        ))
+        self.clusters.cannot_route_yet()
     }
 }
 
@@ -95,19 +88,20 @@ async fn topology(State(shown): State<Arc<Shown>>) -> Response {
 
 /// Nothing in the request is believed; it only makes the router look.
 async fn refresh(State(shown): State<Arc<Shown>>) -> StatusCode {
-    shown.clusters.iter().for_each(|cluster| cluster.refresh());
+    shown.clusters.all().iter().for_each(|own| own.refresh());
     StatusCode::ACCEPTED
 }
 
 fn describe(shown: &Shown) -> Value {
-    let clusters: Vec<Value> = shown.clusters.iter().map(|c| describe_cluster(c)).collect();
+    let clusters = shown.clusters.all();
+    let clusters: Vec<Value> = clusters.iter().map(|c| describe_cluster(c)).collect();
     let listeners: Vec<Value> = shown
         .listenings
         .iter()
         .map(|listening| {
             json!({
                 "listen": listening.address,
-                "scope": listening.cluster.name.as_str(),
+                "scope": listening.cluster.as_ref().map(|own| own.name.as_str()),
                 "target": target_word(listening),
                 "mode": if listening.is_console { "console" } else { listening.mode.name() },
                 "clients": listening.clients(),
@@ -119,8 +113,21 @@ fn describe(shown: &Shown) -> Value {
         "name": shown.name,
         "version": env!("CARGO_PKG_VERSION"),
         "clusters": clusters,
+        "namespace": describe_namespace(shown),
         "listeners": listeners,
     })
+}
+
+/// What is known of clusters that patterns name.
+fn describe_namespace(shown: &Shown) -> Option<Value> {
+    let (sight, left_out) = shown.clusters.namespace()?;
+    let (state, why) = match sight {
+        Sight::Never(why) => ("unknown", why),
+        Sight::Clear => ("known", None),
+        Sight::Lost(why) => ("lost", Some(why)),
+    };
+    let left_out: Vec<&str> = left_out.iter().map(|name| name.as_str()).collect();
+    Some(json!({"state": state, "dcs_trouble": why, "left_out": left_out}))
 }
 
 fn target_word(listening: &Listening) -> &'static str {
@@ -188,7 +195,7 @@ async fn page(State(shown): State<Arc<Shown>>) -> Html<String> {
     );
     // Writing into a String does not fail.
     let _ = write!(text, "<h1>{}</h1>", escaped(&shown.name));
-    for cluster in &shown.clusters {
+    for cluster in &shown.clusters.all() {
         let published = cluster.published();
         let table = &published.table;
         let writer = match &table.writer {
@@ -224,7 +231,10 @@ async fn page(State(shown): State<Arc<Shown>>) -> Html<String> {
             text,
             "<tr><td>{}<td>{}<td>{}<td>{} of {}</tr>",
             escaped(&listening.address),
-            escaped(listening.cluster.name.as_str()),
+            match &listening.cluster {
+                Some(own) => escaped(own.name.as_str()),
+                None => "by database".to_owned(),
+            },
             target_word(listening),
             listening.clients(),
             listening.max_client_conn()

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use trunkline_shared::service::tls::TlsError;
 
 use crate::config::ListenerConfig;
+use crate::config::databases::Scopes;
 use crate::config::pooling::{Mode, PoolConfig, PoolingConfig};
 use crate::server::lookup::Lookups;
 use crate::tls::{ClientTls, ServerTls};
@@ -101,6 +102,26 @@ impl InForce {
             }
         }
         Ok((new, kept))
+    }
+
+    /// Every cluster that the database of some client leads to.
+    pub fn scopes(&self) -> Scopes {
+        let mut all = Scopes::default();
+        let entrances = self.entrances.values().map(|own| &own.pooling);
+        for pooling in entrances.chain([&self.pooling]) {
+            let own = Scopes::of(&[], pooling.databases.as_ref());
+            all.named.extend(own.named);
+            all.patterns.extend(own.patterns);
+        }
+        all
+    }
+
+    /// Forgets how a cluster was asked for users that is not followed any more.
+    pub fn forget_lines(&self, cluster: &str) {
+        let entrances = self.entrances.values().map(|own| &own.lookups);
+        for lookups in entrances.chain([&self.lookups]) {
+            lookups.forget_lines(cluster);
+        }
     }
 
     /// The same with other limits and times of pools; TLS and users stay together.

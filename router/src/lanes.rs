@@ -184,6 +184,19 @@ impl Lanes {
         end_together(locked(&self.leaving).values(), notice);
     }
 
+    /// Ends what is left on every lane, and takes no seat any more: the cluster is not followed.
+    pub fn close(&self, now: Moment) {
+        let closed = std::mem::take(&mut *locked(&self.lanes));
+        let notice = Notice {
+            ending: Ending::Lane(CutCause::MemberLost),
+            since: now,
+            deadline: now + CUT_WITHIN,
+        };
+        let left = closed.values().flat_map(|lane| lane.seats.values());
+        end_together(left, notice);
+        end_together(locked(&self.leaving).values(), notice);
+    }
+
     /// A seat on the lane; `None` if the lane was cut, so that the session must be routed again.
     pub fn take_seat(self: &Arc<Self>, lane: LaneId) -> Option<Seat> {
         let number = self.next_seat.fetch_add(1, Ordering::Relaxed);

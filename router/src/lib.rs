@@ -9,6 +9,7 @@
 pub mod admin;
 pub mod auth;
 pub mod cancel;
+pub mod clusters;
 pub mod config;
 pub mod cores;
 pub mod drain;

@@ -19,11 +19,12 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tracing::{debug, info, warn};
 
+use crate::clusters::Clusters;
 use crate::config::pooling::Mode;
 use crate::config::{ListenerConfig, Network, ProxyProtocol};
 use crate::cores::Cores;
 use crate::fleet::cancels::Others;
-use crate::listener::limits::{Counted, Limits};
+use crate::listener::limits::{Counted, Full, Limits, MAX_CLIENT_CONN};
 use crate::metrics::Metrics;
 use crate::pool::registry::Registry;
 use crate::route::TargetKind;
@@ -43,8 +44,10 @@ const PAUSE_WITHOUT_DESCRIPTORS: Duration = Duration::from_millis(100);
 pub struct Listening {
     /// Its address, as configured: its name in logs, metrics and errors.
     pub address: String,
-    /// The cluster it leads to.
-    pub cluster: Arc<Cluster>,
+    /// The cluster it leads to; none where each client's database names it.
+    pub cluster: Option<Arc<Cluster>>,
+    /// All that there are.
+    pub clusters: Arc<Clusters>,
     /// Whether a PROXY header comes first.
     pub proxy_protocol: ProxyProtocol,
     /// From where it is believed.
@@ -73,7 +76,7 @@ impl Listening {
     pub fn new(
         config: &ListenerConfig,
         hold_timeout: Duration,
-        cluster: Arc<Cluster>,
+        clusters: &Arc<Clusters>,
         limits: Arc<Limits>,
         registry: Option<Arc<Registry>>,
     ) -> Self {
@@ -81,7 +84,8 @@ impl Listening {
         let listening = Self {
             metrics: Metrics::new(&address),
             address,
-            cluster,
+            cluster: config.scope.as_ref().and_then(|name| clusters.own(name)),
+            clusters: clusters.clone(),
             proxy_protocol: config.proxy_protocol,
             proxy_protocol_from: config.proxy_protocol_from.clone(),
             limits,
@@ -123,6 +127,15 @@ impl Listening {
     /// The most clients at once.
     pub fn max_client_conn(&self) -> usize {
         self.max_client_conn.load(Ordering::Relaxed)
+    }
+
+    /// What is said when there are as many.
+    pub fn full(&self) -> Full {
+        Full {
+            whose: format!("listener {}", self.address),
+            limit: self.max_client_conn(),
+            key: MAX_CLIENT_CONN,
+        }
     }
 
     /// Clients connected now.
@@ -339,7 +352,10 @@ pub async fn accept(port: TcpListener, listening: Arc<Listening>, cores: Arc<Cor
             return;
         }
     };
-    info!(%listener, cluster = %listening.cluster.name, "accepting");
+    match &listening.cluster {
+        Some(cluster) => info!(%listener, cluster = %cluster.name, "accepting"),
+        None => info!(%listener, "accepting, for the clusters of the databases"),
+    }
     loop {
         // The socket leaves this thread's runtime again: it belongs to the core that gets it.
         let accepted = port.accept().await.and_then(|(client, peer)| {

@@ -23,6 +23,7 @@ const WRITER_KNOWN: &str = "trunkline_router_writer_known";
 const READERS_FIT: &str = "trunkline_router_readers_fit";
 const EPOCH: &str = "trunkline_router_epoch_revision";
 const CHANGES: &str = "trunkline_router_leader_changes_total";
+const CLUSTERS: &str = "trunkline_router_clusters";
 
 /// Says what each metric is. Called once, after the recorder is installed.
 pub fn describe() {
@@ -58,6 +59,7 @@ pub fn describe() {
     describe_gauge!(READERS_FIT, "Replicas fit to serve reads, by scope");
     describe_gauge!(EPOCH, "Revision part of the writer's epoch, by scope");
     describe_counter!(CHANGES, "Changes of the writer, by scope");
+    describe_gauge!(CLUSTERS, "Clusters that are followed now");
 }
 
 /// One listener's handles.
@@ -108,6 +110,11 @@ impl Metrics {
     }
 }
 
+/// So many clusters are followed now.
+pub fn clusters(count: usize) {
+    gauge!(CLUSTERS).set(count as f64);
+}
+
 /// One cluster's handles.
 pub struct ClusterMetrics {
     /// Whether the writer is known.
@@ -130,5 +137,11 @@ impl ClusterMetrics {
             epoch: gauge!(EPOCH, &label()),
             changes: counter!(CHANGES, &label()),
         }
+    }
+
+    /// The cluster is not followed any more.
+    pub fn retire(&self) {
+        self.writer_known.set(0.0);
+        self.readers_fit.set(0.0);
     }
 }

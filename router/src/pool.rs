@@ -26,6 +26,7 @@ use crate::server::{Parcel, Server, Way};
 
 pub mod alone;
 pub mod budget;
+pub mod clients;
 pub mod gate;
 mod lease;
 mod local;

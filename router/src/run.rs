@@ -19,6 +19,8 @@ use trunkline_shared::service::metrics::{Metrics, MetricsError};
 use trunkline_shared::service::tls::TlsError;
 
 use crate::admin::desk::{MAX_ORDERS, Order};
+use crate::clusters::Clusters;
+use crate::config::databases::Scopes;
 use crate::config::{ListenerConfig, RouterConfig};
 use crate::cores::Cores;
 use crate::fleet;
@@ -30,7 +32,6 @@ use crate::pool::registry::{NoRandomness, Registry};
 use crate::run::conductor::{Conductor, Live, Origin, Switches};
 use crate::run::hand_over::{Meeting, READY_WITHIN};
 use crate::run::services::{Certificates, Http, Samples, Topologies};
-use crate::topology::Cluster;
 use crate::topology::state_file::StateFile;
 use crate::topology::transition::Rules;
 
@@ -103,7 +104,8 @@ pub fn run(config: RouterConfig, file: PathBuf, is_upgrade: bool) -> Result<(), 
     let folder = runtime_folder(config.http.listen)?;
     let cores = Arc::new(Cores::start(std::thread::available_parallelism()?.get())?);
     let rules = watch::Sender::new(rules_of(&config));
-    let clusters = clusters_of(&config);
+    let state_file = Arc::new(StateFile::open(config.state_file.as_deref()));
+    let clusters = clusters_of(&config, &state_file);
     let registry = registry_of(&config)?;
     let listenings = listenings_of(&config, &clusters, registry.as_ref());
     let hear_orders = equip_console(registry.as_ref(), &listenings);
@@ -121,23 +123,22 @@ pub fn run(config: RouterConfig, file: PathBuf, is_upgrade: bool) -> Result<(), 
     let meeting = Meeting::new(&folder);
     let origin = origin_of(&meeting, &folder, is_upgrade)?;
     let mut server = pingora_server(&folder, &meeting.socket, is_upgrade);
-    let http = (config.http.listen, http_socket);
     server.add_service(Ports::new(
         listenings,
         cores.clone(),
         hear_switches,
         events.clone(),
-        http,
+        (config.http.listen, http_socket),
     ));
     let client = HttpClient::trusting(&config.ctl.files, config.ctl.is_insecure)?;
     let own = fleet::own(&config.name, &config.http.advertise)?;
     let joining = (own, folder.as_path(), &switches.fleet);
-    let (registration, cancels) = fleet::join(joining, &shown.listenings, &client);
+    let (registration, cancels) = fleet::join(joining, &clusters, &shown.listenings, &client);
     let topologies = Topologies::new(
         &config,
-        clusters.clone(),
+        (clusters, registry.clone()),
         rules.subscribe(),
-        Arc::new(StateFile::open(config.state_file.as_deref())),
+        state_file,
         client,
         events,
         (cores.handles(), registration),
@@ -265,36 +266,25 @@ fn registry_of(config: &RouterConfig) -> Result<Option<Arc<Registry>>, RunError>
     Ok(Some(Arc::new(Registry::new(in_force)?)))
 }
 
-fn clusters_of(config: &RouterConfig) -> Vec<Arc<Cluster>> {
-    let mut clusters: Vec<Arc<Cluster>> = Vec::new();
-    for listener in &config.listeners {
-        if !clusters.iter().any(|known| known.name == listener.scope) {
-            clusters.push(Arc::new(Cluster::new(listener.scope.clone())));
-        }
-    }
-    clusters
+fn clusters_of(config: &RouterConfig, state_file: &StateFile) -> Arc<Clusters> {
+    let databases = config.pooling.as_ref().and_then(|p| p.databases.as_ref());
+    let of_ports = Scopes::of(&config.listeners, None).named;
+    let scopes = Scopes::of(&config.listeners, databases);
+    Arc::new(Clusters::new(scopes, of_ports, state_file.clusters()))
 }
 
 fn listenings_of(
     config: &RouterConfig,
-    clusters: &[Arc<Cluster>],
+    clusters: &Arc<Clusters>,
     registry: Option<&Arc<Registry>>,
 ) -> Vec<(SocketAddr, Arc<Listening>)> {
     let limits = Arc::new(Limits::default());
-    let cluster_of = |listener: &ListenerConfig| {
-        let found = clusters.iter().find(|known| known.name == listener.scope);
-        found.cloned()
+    let own = |listener: &ListenerConfig| {
+        let (hold, limits) = (config.hold_timeout, limits.clone());
+        let listening = Listening::new(listener, hold, clusters, limits, registry.cloned());
+        (listener.listen, Arc::new(listening))
     };
-    config
-        .listeners
-        .iter()
-        .filter_map(|listener| {
-            let cluster = cluster_of(listener)?;
-            let (hold, limits) = (config.hold_timeout, limits.clone());
-            let listening = Listening::new(listener, hold, cluster, limits, registry.cloned());
-            Some((listener.listen, Arc::new(listening)))
-        })
-        .collect()
+    config.listeners.iter().map(own).collect()
 }
 
 /// The folder for the pid file and the upgrade socket: systemd's, or one of this user's own. Its name holds

@@ -21,6 +21,7 @@ use crate::session::pooled::Pooled;
 use crate::session::reach::{Connected, Reach, gone};
 use crate::session::relay::{Relay, say};
 use crate::stream::Stream;
+use crate::topology::Cluster;
 
 pub mod carry_over;
 mod pooled;
@@ -174,13 +175,16 @@ async fn opening(
     has_place: bool,
 ) -> Result<Opened, SessionError> {
     meet(listening, client).await?;
+    let Some(cluster) = &listening.cluster else {
+        return Err(SessionError::TooMuch(
+            "a listener without scope carries pooled sessions only",
+        ));
+    };
     let mut opening = Opening {
         listening,
-        reach: Reach::new(listening),
-        refusal: (!has_place).then(|| SessionError::TooManyClients {
-            listener: listening.address.clone(),
-            limit: listening.max_client_conn(),
-        }),
+        cluster,
+        reach: Reach::new(listening, cluster),
+        refusal: (!has_place).then(|| listening.full().into()),
         connected: None,
         asked: [false; 2],
     };
@@ -214,6 +218,7 @@ async fn meet(listening: &Arc<Listening>, client: &mut Client) -> Result<(), Ses
 /// The opening so far.
 struct Opening<'a> {
     listening: &'a Arc<Listening>,
+    cluster: &'a Arc<Cluster>,
     reach: Reach<'a>,
     /// Told to the client once it has sent its start-up packet: before that it would not understand.
     refusal: Option<SessionError>,
@@ -232,7 +237,7 @@ impl Opening<'_> {
     ) -> Result<Option<Opened>, SessionError> {
         match first {
             First::Cancel => {
-                pass_cancel_on(self.listening, &client.bytes[..length]).await;
+                pass_cancel_on(self.listening, self.cluster, &client.bytes[..length]).await;
                 Ok(Some(Opened::Over))
             }
             First::OldProtocol { major, minor } => Err(SessionError::OldProtocol { major, minor }),
@@ -332,10 +337,10 @@ async fn first_packet(client: &mut Client) -> Result<(First, usize), SessionErro
     }
 }
 
-async fn pass_cancel_on(listening: &Arc<Listening>, request: &[u8]) {
+async fn pass_cancel_on(listening: &Listening, cluster: &Arc<Cluster>, request: &[u8]) {
     if let Ok(_permit) = listening.limits.cancels.try_acquire() {
         listening.metrics.cancels.increment(1);
-        cancel::pass_on(&listening.cluster, listening.kind(), request).await;
+        cancel::pass_on(cluster, listening.kind(), request).await;
     }
 }
 

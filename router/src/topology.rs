@@ -41,6 +41,8 @@ const ASK_EVERY: Duration = Duration::from_millis(500);
 const ASK_AGAIN_AFTER: Duration = Duration::from_millis(100);
 /// The shortest time between two forced reads of the DCS, however often they are asked for.
 const REFRESH_EVERY: Duration = Duration::from_millis(100);
+/// So many bits of a lane's number count the lanes of one cluster; those above are the cluster's number.
+const LANE_BITS: u32 = 40;
 /// The longest sleep: whatever was missed is noticed then.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
@@ -66,6 +68,8 @@ impl Published {
 pub struct Cluster {
     /// Its name.
     pub name: ClusterName,
+    /// Tells it from others, of the same name too, that this process follows or has followed.
+    pub number: u64,
     /// Its sessions.
     pub lanes: Arc<Lanes>,
     /// Clients of it that wait for a writer or a replica.
@@ -86,8 +90,14 @@ pub struct Cluster {
 impl Cluster {
     /// A cluster of which nothing is known.
     pub fn new(name: ClusterName) -> Self {
+        Self::numbered(name, 0)
+    }
+
+    /// The same for one of many, of which each has a number of its own.
+    pub fn numbered(name: ClusterName, number: u64) -> Self {
         Self {
             name,
+            number,
             lanes: Arc::default(),
             held: AtomicUsize::new(0),
             progress: watch::Sender::default(),
@@ -175,7 +185,9 @@ impl Keeper {
         state_file: Arc<StateFile>,
         client: HttpClient,
     ) -> Self {
-        let table = RoutingTable::remembering(state_file.last_leader(&cluster.name));
+        let mut table = RoutingTable::remembering(state_file.last_leader(&cluster.name));
+        // A cluster that is followed again has none of the lanes it had before.
+        table.next_lane += cluster.number << LANE_BITS;
         let (probing, probes) = mpsc::channel(1);
         let now = in_time(Duration::ZERO);
         Self {

@@ -6,6 +6,8 @@
 mod bound;
 #[path = "pooled/cancels.rs"]
 mod cancels;
+#[path = "pooled/clusters.rs"]
+mod clusters;
 #[path = "pooled/console.rs"]
 mod console;
 #[path = "pooled/encrypted.rs"]
@@ -477,6 +479,7 @@ async fn unknown_users_and_databases_are_refused_as_postgresql_does() {
     client
         .send(b"\0\0\0\x20\0\x03\0\0user\0app\0database\0none\0\0")
         .await;
+    assert_eq!(client.message().await.0, b'R', "it is who it says");
     let (code, text) = client.fatal().await;
     assert_eq!(code, "3D000");
     assert!(text.contains("\"none\""), "{text}");

@@ -9,6 +9,8 @@
 
 #[path = "../../agent/tests/support/as_postgres.rs"]
 mod as_postgres;
+#[path = "postgres/clusters.rs"]
+mod clusters;
 #[path = "postgres/console.rs"]
 mod console;
 #[path = "postgres/fleet.rs"]
@@ -27,6 +29,8 @@ mod support {
     pub mod certificates;
     #[path = "../support/client.rs"]
     pub mod client;
+    #[path = "../support/etcd.rs"]
+    pub mod etcd;
     #[path = "../support/in_fleet.rs"]
     pub mod in_fleet;
     #[path = "../support/messages.rs"]

@@ -7,13 +7,17 @@
     reason = "a test fails by panicking"
 )]
 
+#[path = "support/etcd.rs"]
+mod etcd;
+
 use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, Output};
 use std::time::Duration;
 
+use etcd::Etcd;
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 use trunkline_shared::service::clock;
@@ -24,6 +28,8 @@ const DEADLINE: Duration = Duration::from_secs(30);
 struct Setting {
     folder: TempDir,
     port: SocketAddr,
+    /// Of a second listener, where a test has one.
+    pooled: SocketAddr,
     http: SocketAddr,
 }
 
@@ -32,6 +38,7 @@ impl Setting {
         Self {
             folder: tempfile::tempdir().unwrap(),
             port: vacant(),
+            pooled: vacant(),
             http: vacant(),
         }
     }
@@ -217,47 +224,6 @@ fn a_drain_ends_with_the_last_session() {
     until(|| running.is_over());
 }
 
-/// An etcd of one member.
-struct Etcd {
-    child: Child,
-    address: SocketAddr,
-    _folder: TempDir,
-}
-
-impl Etcd {
-    #[expect(clippy::disallowed_methods, reason = "this file starts etcd, too")]
-    fn start() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let address = vacant();
-        let (client, peer) = (format!("http://{address}"), format!("http://{}", vacant()));
-        let child = Command::new("/usr/bin/etcd")
-            .arg("--data-dir")
-            .arg(folder.path().join("data"))
-            .args(["--name", "m", "--unsafe-no-fsync"])
-            .args(["--listen-client-urls", &client])
-            .args(["--advertise-client-urls", &client])
-            .args(["--listen-peer-urls", &peer])
-            .args(["--initial-advertise-peer-urls", &peer])
-            .args(["--initial-cluster", &format!("m={peer}")])
-            .stderr(Stdio::null())
-            .stdout(Stdio::null())
-            .spawn()
-            .expect("these tests need etcd 3.4 or newer: apt-get install etcd-server");
-        Self {
-            child,
-            address,
-            _folder: folder,
-        }
-    }
-}
-
-impl Drop for Etcd {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
 #[test]
 fn a_hand_over_refuses_no_connection() {
     let etcd = Etcd::start();
@@ -388,6 +354,36 @@ fn a_hand_over_to_nobody_changes_nothing() {
     // The hand-over gives up after some seconds; only then is the next signal heard.
     running.signal(Signal::TERM);
     until(|| running.is_over());
+}
+
+#[test]
+fn a_reload_takes_up_the_clusters_that_the_databases_name() {
+    let etcd = Etcd::start();
+    let setting = Setting::new();
+    let users = setting.folder.path().join("users");
+    std::fs::write(&users, "").unwrap();
+    let file = |databases: &str| {
+        let more = format!(
+            "  - {{listen: \"{}\", target: primary, mode: transaction}}\n\
+             auth: {{file: {}}}\ndatabases: {{{databases}}}\n",
+            setting.pooled,
+            users.display()
+        );
+        setting.file_with("router.yml", etcd.address, &more)
+    };
+    let own = file("shard_*: {scope: shard-*}, app: {scope: old}");
+    let running = setting.start(&own, &[]);
+    until(|| setting.shows("/ready", "200 OK"));
+    assert!(setting.shows("/topology", "\"scope\": \"old\""));
+    assert!(setting.shows("/topology", "\"state\": \"known\""));
+    file("app: {scope: new}");
+    running.signal(Signal::HUP);
+    until(|| setting.shows("/topology", "\"scope\": \"new\""));
+    until(|| !setting.shows("/topology", "\"scope\": \"old\""));
+    assert!(setting.shows("/topology", "\"scope\": \"demo\""));
+    assert!(setting.shows("/topology", "\"namespace\": null"));
+    assert!(setting.shows("/ready", "200 OK"));
+    assert!(!setting.has_said("only by a restart"));
 }
 
 /// A session of the console, on its own port.

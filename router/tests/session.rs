@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[expect(dead_code, reason = "other tests use more of it")]
 mod support {
     pub mod client;
     #[expect(dead_code, reason = "pooled sessions use more of it")]

@@ -217,6 +217,15 @@ pub trait Dcs: Send + Sync + 'static {
     /// All keys below `prefix`, linearizable.
     async fn read(&self, prefix: &str) -> Result<Listing, DcsError>;
 
+    /// The same without the values, which are empty.
+    async fn read_keys(&self, prefix: &str) -> Result<Listing, DcsError> {
+        let mut listing = self.read(prefix).await?;
+        for entry in &mut listing.entries {
+            entry.value.clear();
+        }
+        Ok(listing)
+    }
+
     /// One transaction. On [`DcsError::UnknownOutcome`] it may have been executed.
     async fn commit(&self, txn: &Txn) -> Result<Committed, DcsError>;
 

@@ -121,6 +121,19 @@ async fn conditions_hold_as_they_say(dcs: &dyn Dcs) {
     assert!(holds(dcs, Compare::Lease(key(), 0)).await);
 }
 
+async fn keys_are_read_without_their_values(dcs: &dyn Dcs) {
+    let last = write(dcs, "/keys/a", "one").await;
+    write(dcs, "/keys/b", "two").await;
+    let listing = dcs.read_keys("/keys/").await.unwrap();
+    assert!(listing.header.revision > last);
+    let found = listing.entries.iter();
+    let found: Vec<_> = found
+        .map(|entry| (entry.key.as_str(), entry.value.len()))
+        .collect();
+    assert_eq!(found, [("/keys/a", 0), ("/keys/b", 0)]);
+    assert_eq!(listing.entries[0].mod_revision, last);
+}
+
 /// Who creates a leader key names the last claim of a timeline as it was seen, by revision or absence.
 async fn whoever_missed_the_last_claim_creates_no_leader_key(dcs: &dyn Dcs) {
     let (leader, claim) = ("/claim/leader".to_owned(), "/claim/timeline".to_owned());
@@ -323,6 +336,7 @@ async fn everything(dcs: Arc<dyn Dcs>) {
     whoever_missed_the_last_claim_creates_no_leader_key(&*dcs).await;
     a_transaction_is_all_or_nothing(&*dcs).await;
     a_prefix_shows_its_keys_and_no_others(&*dcs).await;
+    keys_are_read_without_their_values(&*dcs).await;
     a_watch_replays_from_an_old_revision(&*dcs).await;
     a_lease_that_ends_takes_its_keys_along(&*dcs).await;
     follows_a_cluster(dcs).await;

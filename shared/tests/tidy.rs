@@ -165,6 +165,8 @@ const IMPORTS: &[Never] = &[
             "router/src/session/stranded",
             "router/src/auth",
             "router/src/protocol",
+            "router/src/config/pattern",
+            "router/src/config/databases",
         ],
         imports: &[
             "tokio",

@@ -216,8 +216,7 @@ impl Snapshot {
 
     /// Every database that is known: of the file, of a client, of a pool, of an operator's word. Not the console.
     fn databases(&self) -> BTreeSet<&str> {
-        let of_file = self.config.databases.iter().flat_map(|all| all.keys());
-        let of_file = of_file.map(String::as_str).filter(|it| !it.contains('*'));
+        let of_file = self.config.databases.iter().flat_map(|all| all.names());
         let of_clients = self.clients().filter(|client| client.card.mode.is_some());
         let of_clients = of_clients.map(|client| &*client.card.place.database);
         let of_pools = self.pools().map(|pool| &*pool.database);
@@ -229,7 +228,7 @@ impl Snapshot {
             .collect()
     }
 
-    /// What the listeners do by which clients came to this database, as this user or any.
+    /// What is done for the clients that came to this database, as this user or any.
     fn mode(&self, database: &str, user: Option<&str>) -> Cell {
         let places = self.views.iter().flat_map(|view| &view.roster.tallies);
         let meant = places.filter(|(place, ..)| {
@@ -239,7 +238,9 @@ impl Snapshot {
             .filter_map(|(place, ..)| {
                 let mut ports = self.ports.iter();
                 let port = ports.find(|port| port.address == *place.listener)?;
-                Some(port.mode.name())
+                let terms = self.config.terms(&place.database, &place.user);
+                let own = terms.and_then(|terms| terms.mode);
+                Some(own.unwrap_or(port.mode).name())
             })
             .collect();
         let modes: Vec<&str> = modes.into_iter().collect();

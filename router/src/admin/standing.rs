@@ -3,19 +3,13 @@
 use std::sync::Arc;
 
 use crate::admin::show::Seat;
-use crate::listener::Listening;
+use crate::topology::Cluster;
 use crate::topology::routing_table::Writer;
 
-/// Where the clusters of these ports stand.
-pub(super) fn seats(listenings: &[Arc<Listening>]) -> Vec<Seat> {
+/// Where these clusters stand.
+pub(super) fn seats(clusters: &[Arc<Cluster>]) -> Vec<Seat> {
     let mut seats = Vec::new();
-    let mut seen: Vec<&str> = Vec::new();
-    for listening in listenings {
-        let cluster = &listening.cluster;
-        if seen.contains(&cluster.name.as_str()) {
-            continue;
-        }
-        seen.push(cluster.name.as_str());
+    for cluster in clusters {
         let published = cluster.published();
         let table = &published.table;
         let scope = cluster.name.to_string();

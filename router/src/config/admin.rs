@@ -78,10 +78,13 @@ impl Reader {
         tls: &TlsSection,
         listeners: &mut Vec<ListenerConfig>,
     ) {
-        let pooled = listeners.iter().find(|it| it.mode != Mode::Tcp);
-        let (Some(listen), Some(pooled)) = (admin.listen, pooled) else {
+        let mut pooled = listeners.iter().filter(|it| it.mode != Mode::Tcp);
+        let (Some(listen), Some(first)) = (admin.listen, pooled.next()) else {
             return;
         };
+        // The cluster that is asked for operators who are not in auth.file.
+        let scope = first.scope.clone();
+        let scope = scope.or_else(|| pooled.find_map(|it| it.scope.clone()));
         if listeners.iter().any(|it| it.listen == listen) && listen.port() != 0 {
             let why =
                 "a listener has this address already; the console is database pgbouncer there, too";
@@ -90,7 +93,7 @@ impl Reader {
         }
         let port = ListenerConfig {
             listen,
-            scope: pooled.scope.clone(),
+            scope,
             target: TargetKind::Primary,
             mode: Mode::Session,
             proxy_protocol: ProxyProtocol::Off,

@@ -96,13 +96,16 @@ impl Reader {
                 self.client_tls(&key("tls"), own, base)
             }
         };
+        let line = raw.listen.as_ref().map_or(0, |leaf| leaf.referenced.line());
         let listen = self.needed(&key("listen"), raw.listen, ADDRESS, address);
-        let scope = self.needed(
-            &key("scope"),
-            raw.scope,
-            "the name of a cluster, without /, is allowed",
-            name,
-        );
+        let has_no_scope = raw.scope.as_ref().is_none_or(|leaf| leaf.value.is_null());
+        if has_no_scope && mode == Mode::Tcp {
+            let why = "is missing; in tcp mode a port leads to one cluster: write its name here, or mode: session, \
+                       transaction or statement, where the entry of the client's database names it (databases)";
+            self.wrong(line, &key("scope"), String::new(), why);
+        }
+        let allowed = "the name of a cluster, without /, is allowed";
+        let scope = self.value(&key("scope"), raw.scope, allowed, name);
         let target = self.needed(
             &key("target"),
             raw.target,
@@ -123,7 +126,7 @@ impl Reader {
         );
         Some(ListenerConfig {
             listen: listen?,
-            scope: ClusterName::new(&scope?),
+            scope: scope.as_deref().map(ClusterName::new),
             target: target?,
             mode,
             proxy_protocol,
@@ -175,6 +178,11 @@ fn mode_of(value: &Value) -> Option<Mode> {
         "statement" => Some(Mode::Statement),
         _ => None,
     }
+}
+
+/// The mode of an entry of `databases` or `users`.
+pub(super) fn pooled_mode(value: &Value) -> Option<Mode> {
+    mode_of(value).filter(|mode| *mode != Mode::Tcp)
 }
 
 fn networks(value: &Value) -> Option<Vec<Network>> {

@@ -7,11 +7,12 @@ use std::time::Duration;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::Mistake;
-use super::admin::{AdminConfig, RawAdmin, is_console};
+use super::admin::{AdminConfig, RawAdmin};
 use super::auth::{AuthConfig, RawAuth};
-use super::raw::{Leaf, Reader, duration, text};
+use super::databases::{Databases, RawDatabase, RawUser, UserConfig};
+use super::raw::{Leaf, Reader, duration};
 use super::tls::TlsSection;
+use super::{ListenerConfig, Mistake};
 use crate::auth::Secret;
 use crate::auth::users::Users;
 
@@ -53,10 +54,10 @@ pub struct PoolingConfig {
     pub tls_server: TlsSection,
     /// `pool`.
     pub pool: PoolConfig,
-    /// `databases`, by the name that clients use; `*` is the rest. None: every name is passed on.
-    pub databases: Option<BTreeMap<String, DatabaseConfig>>,
+    /// `databases`. None: every name is passed on to the listener's cluster.
+    pub databases: Option<Databases>,
     /// `users`.
-    pub max_user_connections: BTreeMap<String, usize>,
+    pub user_limits: BTreeMap<String, UserConfig>,
 }
 
 /// `pool`. A limit of 0 is none, as in PgBouncer; here that is `usize::MAX`.
@@ -74,6 +75,12 @@ pub struct PoolConfig {
     pub max_db_connections: usize,
     /// Servers per user.
     pub max_user_connections: usize,
+    /// Clients of all pooled listeners.
+    pub max_client_conn: usize,
+    /// Clients per database.
+    pub max_db_client_connections: usize,
+    /// Clients per user.
+    pub max_user_client_connections: usize,
     /// Statements prepared per server; 0: names are passed on as they are.
     pub max_prepared_statements: usize,
     /// What a server is asked after a client in session mode; empty: nothing.
@@ -110,6 +117,9 @@ impl Default for PoolConfig {
             reserve_pool_timeout: Duration::from_secs(5),
             max_db_connections: usize::MAX,
             max_user_connections: usize::MAX,
+            max_client_conn: usize::MAX,
+            max_db_client_connections: usize::MAX,
+            max_user_client_connections: usize::MAX,
             max_prepared_statements: 200,
             server_reset_query: "DISCARD ALL".to_owned(),
             server_lifetime: Duration::from_secs(3600),
@@ -124,21 +134,6 @@ impl Default for PoolConfig {
             ignore_startup_parameters: Vec::new(),
         }
     }
-}
-
-/// One of `databases`.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct DatabaseConfig {
-    /// The name that PostgreSQL knows; the client's if absent.
-    pub dbname: Option<String>,
-    /// In place of `default_pool_size`.
-    pub pool_size: Option<usize>,
-    /// In place of the pool's.
-    pub min_pool_size: Option<usize>,
-    /// In place of the pool's.
-    pub reserve_pool_size: Option<usize>,
-    /// In place of the pool's.
-    pub max_db_connections: Option<usize>,
 }
 
 impl PoolingConfig {
@@ -158,14 +153,6 @@ impl PoolingConfig {
                         .to_owned(),
             }),
             Some(Secret::Plain(_) | Secret::Md5(_) | Secret::Empty) | None => Ok(()),
-        }
-    }
-
-    /// The rules of a database; `None` if there is no such one.
-    pub fn database(&self, name: &str) -> Option<DatabaseConfig> {
-        match &self.databases {
-            None => Some(DatabaseConfig::default()),
-            Some(databases) => databases.get(name).or_else(|| databases.get("*")).cloned(),
         }
     }
 }
@@ -188,32 +175,14 @@ pub(super) struct RawPool {
     server_connect_timeout: Leaf,
     ignore_startup_parameters: Leaf,
     max_client_conn: Leaf,
+    max_db_client_connections: Leaf,
+    max_user_client_connections: Leaf,
     query_timeout: Leaf,
     client_idle_timeout: Leaf,
     idle_transaction_timeout: Leaf,
     server_login_retry: Leaf,
     cancel_wait_timeout: Leaf,
     track_extra_parameters: Leaf,
-}
-
-#[derive(Deserialize, Default)]
-#[serde(deny_unknown_fields)]
-pub(super) struct RawDatabase {
-    dbname: Leaf,
-    pool_size: Leaf,
-    min_pool_size: Leaf,
-    reserve_pool_size: Leaf,
-    max_db_connections: Leaf,
-    scope: Leaf,
-    pool_mode: Leaf,
-}
-
-#[derive(Deserialize, Default)]
-#[serde(deny_unknown_fields)]
-pub(super) struct RawUser {
-    max_user_connections: Leaf,
-    pool_mode: Leaf,
-    pool_size: Leaf,
 }
 
 /// The four sections as they stand in the file.
@@ -233,7 +202,12 @@ const TIME: &str = "a time is allowed, such as 10s or 500ms";
 
 impl Reader {
     /// Reads the sections, if a listener pools; else none of them may be there.
-    pub(super) fn pooling(&mut self, raw: RawPooling, is_pooled: bool) -> Option<PoolingConfig> {
+    pub(super) fn pooling(
+        &mut self,
+        raw: RawPooling,
+        is_pooled: bool,
+        listeners: &[ListenerConfig],
+    ) -> Option<PoolingConfig> {
         if !is_pooled {
             let why = "is for listeners in mode session, transaction or statement, and there is none; \
                        in tcp mode PostgreSQL itself does this";
@@ -253,26 +227,11 @@ impl Reader {
         let auth = self.auth(raw.auth.unwrap_or_default());
         let admin = self.admin(raw.admin.unwrap_or_default());
         let pool = self.pool(raw.pool.unwrap_or_default());
-        let databases = raw.databases.map(|databases| {
-            let each = databases.into_iter();
-            each.map(|(name, raw)| {
-                if is_console(&name) {
-                    let why = "is the console; choose another name for clients, and name PostgreSQL's by dbname";
-                    self.wrong(0, &format!("databases.{name}"), String::new(), why);
-                }
-                let rules = self.database(&format!("databases.{name}"), raw);
-                (name, rules)
-            })
-            .collect()
-        });
-        let mut max_user_connections = BTreeMap::new();
+        let databases = self.databases(raw.databases, listeners);
+        let mut user_limits = BTreeMap::new();
         for (name, raw) in raw.users.unwrap_or_default() {
-            let key = |leaf: &str| format!("users.{name}.{leaf}");
-            self.not_yet(&key("pool_mode"), raw.pool_mode, NOT_YET);
-            self.not_yet(&key("pool_size"), raw.pool_size, NOT_YET);
-            if let Some(most) = self.limit(&key("max_user_connections"), raw.max_user_connections) {
-                max_user_connections.insert(name, most);
-            }
+            let own = self.user(&name, raw);
+            user_limits.insert(name, own);
         }
         Some(PoolingConfig {
             auth,
@@ -281,13 +240,12 @@ impl Reader {
             tls_server: raw.tls_server,
             pool,
             databases,
-            max_user_connections,
+            user_limits,
         })
     }
 
     fn pool(&mut self, mut raw: RawPool) -> PoolConfig {
         for (key, leaf) in [
-            ("max_client_conn", &mut raw.max_client_conn),
             ("cancel_wait_timeout", &mut raw.cancel_wait_timeout),
             ("track_extra_parameters", &mut raw.track_extra_parameters),
         ] {
@@ -342,6 +300,21 @@ impl Reader {
                 "max_user_connections",
                 &mut raw.max_user_connections,
                 &mut own.max_user_connections,
+            ),
+            (
+                "max_client_conn",
+                &mut raw.max_client_conn,
+                &mut own.max_client_conn,
+            ),
+            (
+                "max_db_client_connections",
+                &mut raw.max_db_client_connections,
+                &mut own.max_db_client_connections,
+            ),
+            (
+                "max_user_client_connections",
+                &mut raw.max_user_client_connections,
+                &mut own.max_user_client_connections,
             ),
         ] {
             *limit = self
@@ -404,9 +377,7 @@ impl Reader {
             ),
         ] {
             let key = format!("pool.{key}");
-            *time = self
-                .value(&key, leaf.take(), TIME, duration)
-                .unwrap_or(*time);
+            *time = self.time(&key, leaf.take()).unwrap_or(*time);
         }
     }
 
@@ -427,31 +398,19 @@ impl Reader {
         own.ignore_startup_parameters = ignored.unwrap_or_default();
     }
 
-    fn database(&mut self, at: &str, raw: RawDatabase) -> DatabaseConfig {
-        let key = |leaf: &str| format!("{at}.{leaf}");
-        let why = "is not available in this version: a listener names its cluster and its mode";
-        self.not_yet(&key("scope"), raw.scope, why);
-        self.not_yet(&key("pool_mode"), raw.pool_mode, why);
-        DatabaseConfig {
-            dbname: self.value(&key("dbname"), raw.dbname, "a name is allowed", text),
-            pool_size: self
-                .number(&key("pool_size"), raw.pool_size)
-                .map(|n| n.max(1)),
-            min_pool_size: self.number(&key("min_pool_size"), raw.min_pool_size),
-            reserve_pool_size: self.number(&key("reserve_pool_size"), raw.reserve_pool_size),
-            max_db_connections: self.limit(&key("max_db_connections"), raw.max_db_connections),
-        }
-    }
-
-    fn number(&mut self, key: &str, leaf: Leaf) -> Option<usize> {
+    pub(super) fn number(&mut self, key: &str, leaf: Leaf) -> Option<usize> {
         self.value(key, leaf, NUMBER, |v: &Value| {
             usize::try_from(v.as_u64()?).ok()
         })
     }
 
     /// A number of which 0 is no limit.
-    fn limit(&mut self, key: &str, leaf: Leaf) -> Option<usize> {
+    pub(super) fn limit(&mut self, key: &str, leaf: Leaf) -> Option<usize> {
         let number = self.number(key, leaf)?;
         Some(if number == 0 { usize::MAX } else { number })
+    }
+
+    pub(super) fn time(&mut self, key: &str, leaf: Leaf) -> Option<Duration> {
+        self.value(key, leaf, TIME, duration)
     }
 }

@@ -14,8 +14,9 @@ use trunkline_shared::service::tls::TlsFiles;
 
 use super::admin::RawAdmin;
 use super::auth::RawAuth;
+use super::databases::{RawDatabase, RawUser};
 use super::listeners::RawListener;
-use super::pooling::{RawDatabase, RawPool, RawPooling, RawUser};
+use super::pooling::{RawPool, RawPooling};
 use super::tls::RawTls;
 use super::{CtlConfig, EtcdSection, HttpConfig, LogConfig, Mistake, RouterConfig};
 
@@ -206,7 +207,7 @@ impl Reader {
             users: raw.users,
             tls_server,
         };
-        let pooling = self.pooling(pooling, is_pooled);
+        let pooling = self.pooling(pooling, is_pooled, &listeners);
         if let Some(pooling) = &pooling {
             self.console_port(&pooling.admin, &tls, &mut listeners);
             self.certificates(&pooling.auth, &listeners);

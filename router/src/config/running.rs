@@ -39,64 +39,55 @@ pub enum NotSet {
     },
 }
 
+/// A setting with its key.
+type Named<'a> = (&'static str, Setting<'a>);
+
+fn number<'a>(key: &'static str, own: &'a mut usize) -> Named<'a> {
+    (key, Setting::Number(own))
+}
+
+fn limit<'a>(key: &'static str, own: &'a mut usize) -> Named<'a> {
+    (key, Setting::Limit(own))
+}
+
+fn time<'a>(key: &'static str, own: &'a mut Duration) -> Named<'a> {
+    (key, Setting::Time(own))
+}
+
 impl PoolConfig {
-    fn settings(&mut self) -> [(&'static str, Setting<'_>); 17] {
+    fn settings(&mut self) -> [Named<'_>; 20] {
         [
-            (
-                "client_idle_timeout",
-                Setting::Time(&mut self.client_idle_timeout),
-            ),
-            (
-                "client_login_timeout",
-                Setting::Time(&mut self.client_login_timeout),
-            ),
-            (
-                "default_pool_size",
-                Setting::Number(&mut self.default_pool_size),
-            ),
-            (
+            time("client_idle_timeout", &mut self.client_idle_timeout),
+            time("client_login_timeout", &mut self.client_login_timeout),
+            number("default_pool_size", &mut self.default_pool_size),
+            time(
                 "idle_transaction_timeout",
-                Setting::Time(&mut self.idle_transaction_timeout),
+                &mut self.idle_transaction_timeout,
             ),
             (
                 "ignore_startup_parameters",
                 Setting::Names(&mut self.ignore_startup_parameters),
             ),
-            (
-                "max_db_connections",
-                Setting::Limit(&mut self.max_db_connections),
+            limit(
+                "max_db_client_connections",
+                &mut self.max_db_client_connections,
             ),
-            (
-                "max_prepared_statements",
-                Setting::Number(&mut self.max_prepared_statements),
+            limit("max_db_connections", &mut self.max_db_connections),
+            number("max_prepared_statements", &mut self.max_prepared_statements),
+            limit(
+                "max_user_client_connections",
+                &mut self.max_user_client_connections,
             ),
-            (
-                "max_user_connections",
-                Setting::Limit(&mut self.max_user_connections),
-            ),
-            ("min_pool_size", Setting::Number(&mut self.min_pool_size)),
-            ("query_timeout", Setting::Time(&mut self.query_timeout)),
-            (
-                "query_wait_timeout",
-                Setting::Time(&mut self.query_wait_timeout),
-            ),
-            (
-                "reserve_pool_size",
-                Setting::Number(&mut self.reserve_pool_size),
-            ),
-            (
-                "reserve_pool_timeout",
-                Setting::Time(&mut self.reserve_pool_timeout),
-            ),
-            (
-                "server_connect_timeout",
-                Setting::Time(&mut self.server_connect_timeout),
-            ),
-            (
-                "server_idle_timeout",
-                Setting::Time(&mut self.server_idle_timeout),
-            ),
-            ("server_lifetime", Setting::Time(&mut self.server_lifetime)),
+            limit("max_user_connections", &mut self.max_user_connections),
+            number("min_pool_size", &mut self.min_pool_size),
+            time("query_timeout", &mut self.query_timeout),
+            time("query_wait_timeout", &mut self.query_wait_timeout),
+            number("reserve_pool_size", &mut self.reserve_pool_size),
+            time("reserve_pool_timeout", &mut self.reserve_pool_timeout),
+            time("server_connect_timeout", &mut self.server_connect_timeout),
+            time("server_idle_timeout", &mut self.server_idle_timeout),
+            time("server_login_retry", &mut self.server_login_retry),
+            time("server_lifetime", &mut self.server_lifetime),
             (
                 "server_reset_query",
                 Setting::Text(&mut self.server_reset_query),

@@ -94,13 +94,12 @@ users: {{batch: {{max_user_connections: 3}}}}
     assert_eq!(pooling.pool.server_lifetime, Duration::from_secs(1800));
     assert_eq!(pooling.pool.query_wait_timeout, Duration::from_secs(120));
     assert_eq!(pooling.pool.ignore_startup_parameters, ["a", "b"]);
-    let app = pooling.database("app").unwrap();
-    assert_eq!(
-        (app.dbname.as_deref(), app.pool_size),
-        (Some("production"), Some(50))
-    );
-    assert!(pooling.database("other").is_some());
-    assert_eq!(pooling.max_user_connections["batch"], 3);
+    let app = pooling.terms("app", "batch").unwrap();
+    assert_eq!(&*app.dbname, "production");
+    assert_eq!(app.pool.default_pool_size, 50);
+    assert_eq!(app.pool.max_user_connections, 3);
+    let other = pooling.terms("other", "app").unwrap();
+    assert_eq!((&*other.dbname, other.pool), ("other", pooling.pool));
 }
 
 #[test]

@@ -26,6 +26,7 @@ use trunkline_shared::cluster::{ClusterName, RouterRecord};
 use trunkline_shared::service::clock;
 use trunkline_shared::service::http::{HttpClient, Peer};
 
+use crate::clusters::Clusters;
 use crate::fleet::beside::Beside;
 use crate::fleet::cancel_key;
 use crate::fleet::record::Own;
@@ -165,7 +166,7 @@ pub async fn carry_out(
 /// The other routers, as this process knows them.
 pub struct Others {
     own: Arc<Own>,
-    clusters: Vec<Arc<Cluster>>,
+    clusters: Arc<Clusters>,
     client: HttpClient,
     beside: Beside,
     offers: Semaphore,
@@ -173,12 +174,7 @@ pub struct Others {
 
 impl Others {
     /// Those that are registered for any of these clusters, and the processes of this one's hand-over.
-    pub fn new(
-        own: Arc<Own>,
-        clusters: Vec<Arc<Cluster>>,
-        client: HttpClient,
-        beside: Beside,
-    ) -> Self {
+    pub fn new(own: Arc<Own>, clusters: Arc<Clusters>, client: HttpClient, beside: Beside) -> Self {
         Self {
             own,
             clusters,
@@ -198,7 +194,7 @@ impl Others {
             };
             routers.iter().map(entry).collect::<Vec<_>>()
         };
-        self.clusters.iter().flat_map(of_cluster).collect()
+        self.clusters.all().iter().flat_map(of_cluster).collect()
     }
 
     /// Whether one of them had the key. The first that has it is waited for, and no other.
@@ -212,7 +208,7 @@ impl Others {
         };
         // Numbers and text always become JSON.
         let body = serde_json::to_vec(&offer).unwrap_or_default();
-        let fleets: Vec<Routers> = self.clusters.iter().map(|c| c.routers()).collect();
+        let fleets: Vec<Routers> = self.clusters.all().iter().map(|c| c.routers()).collect();
         let mut asking = JoinSet::new();
         let (beside, own) = (self.beside.clone(), key.clone());
         asking.spawn(async move { beside.offer(&own).await });

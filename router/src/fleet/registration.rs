@@ -1,19 +1,23 @@
 //! The tasks that keep this process's keys: one holds the lease, one per cluster writes the record. Routing depends on
 //! neither: without rights in the DCS, or without a DCS, the router goes on.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
-use trunkline_shared::cluster::RouterRecord;
 use trunkline_shared::cluster::topology::FactKey;
+use trunkline_shared::cluster::{ClusterName, RouterRecord};
 use trunkline_shared::dcs::keys::Keys;
 use trunkline_shared::dcs::records::router_to_json;
 use trunkline_shared::dcs::{Compare, Dcs, DcsError, LeaseId, Operation, Revision, Txn};
 use trunkline_shared::service::clock;
 
+use crate::clusters::Clusters;
 use crate::fleet::beside::Beside;
 use crate::fleet::cancels::Carrier;
 use crate::fleet::record::{Own, Written, record, wait};
@@ -67,7 +71,43 @@ impl Registration {
         lease
     }
 
-    /// Keeps the key of one cluster.
+    /// Keeps a key in every cluster that is followed, for as long as it is.
+    pub fn keep(&self, dcs: Arc<dyn Dcs>, namespace: String, clusters: Arc<Clusters>) {
+        let (own, token) = (self.clone(), self.leaving.token.clone());
+        let lease = self.begin(dcs.clone());
+        self.leaving.tasks.spawn(async move {
+            let mut kept: BTreeMap<ClusterName, Kept> = BTreeMap::new();
+            let mut changes = clusters.changes();
+            loop {
+                changes.mark_unchanged();
+                let all = clusters.all();
+                kept.retain(|name, key| {
+                    let is_same = |other: &Arc<Cluster>| other.number == key.cluster;
+                    if !all.iter().any(is_same) {
+                        key.over.cancel();
+                    }
+                    // One that comes back waits for the end of what was.
+                    all.iter().any(|own| own.name == *name) || !key.task.is_finished()
+                });
+                for cluster in all {
+                    let known = kept.get(&cluster.name).map(|key| key.cluster);
+                    if known != Some(cluster.number) {
+                        let earlier = kept.remove(&cluster.name).map(|key| key.task);
+                        let keys = Keys::new(&namespace, &cluster.name);
+                        let name = cluster.name.clone();
+                        let key = own.after(earlier, dcs.clone(), &keys, cluster, lease.clone());
+                        kept.insert(name, key);
+                    }
+                }
+                tokio::select! {
+                    () = token.cancelled() => return,
+                    _ = changes.changed() => {}
+                }
+            }
+        });
+    }
+
+    /// Keeps the key of one cluster for as long as the process is in the fleet.
     pub fn register(
         &self,
         dcs: Arc<dyn Dcs>,
@@ -75,7 +115,23 @@ impl Registration {
         cluster: Arc<Cluster>,
         lease: watch::Receiver<Option<LeaseId>>,
     ) {
+        // The task goes on without its handle.
+        drop(self.after(None, dcs, keys, cluster, lease));
+    }
+
+    /// The same until it is told that it is over, and not before an earlier task for the same key has ended.
+    fn after(
+        &self,
+        earlier: Option<JoinHandle<()>>,
+        dcs: Arc<dyn Dcs>,
+        keys: &Keys,
+        cluster: Arc<Cluster>,
+        lease: watch::Receiver<Option<LeaseId>>,
+    ) -> Kept {
         let path = keys.path(&FactKey::Router(self.own.key.clone()));
+        // It ends with the fleet, too.
+        let over = self.leaving.token.child_token();
+        let (number, told) = (cluster.number, over.clone());
         let registrar = Registrar {
             dcs,
             path,
@@ -85,9 +141,30 @@ impl Registration {
             written: None,
             revision: 0,
             is_told: false,
+            over: told,
         };
-        self.leaving.tasks.spawn(registrar.run());
+        let task = self.leaving.tasks.spawn(async move {
+            if let Some(earlier) = earlier {
+                // However it ended.
+                let _ = earlier.await;
+            }
+            registrar.run().await;
+        });
+        Kept {
+            cluster: number,
+            over,
+            task,
+        }
     }
+}
+
+/// The task that keeps the key of one cluster.
+struct Kept {
+    /// The number of the cluster.
+    cluster: u64,
+    /// Ends it.
+    over: CancellationToken,
+    task: JoinHandle<()>,
 }
 
 async fn renew(dcs: &dyn Dcs, sender: watch::Sender<Option<LeaseId>>) {
@@ -126,6 +203,8 @@ struct Registrar {
     revision: Revision,
     /// Somebody was told that the record cannot be written.
     is_told: bool,
+    /// The key is to go.
+    over: CancellationToken,
 }
 
 impl Registrar {
@@ -137,7 +216,7 @@ impl Registrar {
             progress.mark_unchanged();
             let pause = self.step().await;
             tokio::select! {
-                () = self.part.leaving.token.cancelled() => break,
+                () = self.over.cancelled() => break,
                 () = sleep(pause) => {}
                 _ = changes.changed(), if !self.is_told => {}
                 _ = progress.changed(), if !self.is_told => {}

@@ -146,7 +146,23 @@ impl Drop for Newcomer {
     }
 }
 
+/// The key of a listener's limit.
+pub const MAX_CLIENT_CONN: &str = "max_client_conn";
+
+/// There are too many clients already.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("sorry, too many clients already: {whose} allows {limit} ({key})")]
+pub struct Full {
+    /// Of what there are too many clients, in words.
+    pub whose: String,
+    /// How many it allows.
+    pub limit: usize,
+    /// The key that says so.
+    pub key: &'static str,
+}
+
 /// Counts something that is open; gives it back when dropped.
+#[derive(Debug)]
 pub struct Counted(Arc<AtomicUsize>);
 
 impl Counted {

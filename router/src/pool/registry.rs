@@ -17,11 +17,13 @@ use crate::admin::desk::Desk;
 use crate::auth::mock::MockSecret;
 use crate::auth::users::User;
 use crate::auth::{Credential, Method, Proven, RANDOM_BYTES, Secret};
-use crate::config::pooling::{DatabaseConfig, PoolingConfig};
+use crate::config::databases::Terms;
+use crate::config::pooling::PoolingConfig;
 use crate::fleet::cancel_key;
 use crate::in_force::{Entrance, InForce};
 use crate::pool::Spec;
 use crate::pool::budget::{Budget, Budgets};
+use crate::pool::clients::Clients;
 use crate::pool::gate::Gates;
 use crate::pool::state::Rules;
 
@@ -39,6 +41,8 @@ type Key = (u32, Box<[u8]>);
 pub struct Registry {
     /// The settings of this moment.
     pub in_force: Arc<Reloadable<InForce>>,
+    /// How many clients there are.
+    pub clients: Clients,
     /// What an operator has told the databases.
     pub gates: Gates,
     /// What the console acts upon.
@@ -87,6 +91,7 @@ impl Registry {
         }
         Ok(Self {
             in_force: Arc::new(Reloadable::new(in_force)),
+            clients: Clients::default(),
             gates: Gates::default(),
             desk: Desk::default(),
             mock,
@@ -183,43 +188,41 @@ impl Registry {
     pub fn spec(
         &self,
         (cluster, database, user): (&str, &str, &str),
-        rules: &DatabaseConfig,
+        terms: &Terms,
         lane: u64,
         credential: Arc<ArcSwap<Credential>>,
     ) -> Spec {
-        let config = self.config();
-        let pool = &config.pool;
+        let pool = &terms.pool;
         let place = (cluster.into(), database.into(), user.into());
-        let of_user = config.max_user_connections.get(user);
         let budgets = Budgets {
             pool: budget(
                 &mut locked(&self.pool_budgets),
                 (place, lane),
-                rules.pool_size.unwrap_or(pool.default_pool_size),
+                pool.default_pool_size,
             ),
             database: budget(
                 &mut locked(&self.database_budgets),
                 (cluster.into(), database.into()),
-                rules.max_db_connections.unwrap_or(pool.max_db_connections),
+                pool.max_db_connections,
             ),
             user: budget(
                 &mut locked(&self.user_budgets),
                 (cluster.into(), user.into()),
-                *of_user.unwrap_or(&pool.max_user_connections),
+                pool.max_user_connections,
             ),
         };
         Spec {
             cluster: cluster.into(),
             database: database.into(),
-            dbname: rules.dbname.as_deref().unwrap_or(database).into(),
+            dbname: terms.dbname.clone(),
             user: user.into(),
             lane,
             credential,
             budgets,
             gate: self.gates.of(database),
             rules: Rules {
-                min_size: rules.min_pool_size.unwrap_or(pool.min_pool_size),
-                reserve_size: rules.reserve_pool_size.unwrap_or(pool.reserve_pool_size),
+                min_size: pool.min_pool_size,
+                reserve_size: pool.reserve_pool_size,
                 reserve_after: pool.reserve_pool_timeout,
                 lifetime: pool.server_lifetime,
                 idle_timeout: pool.server_idle_timeout,
@@ -239,6 +242,13 @@ impl Registry {
     pub fn set_report(&self, place: (&str, &str, &str), is_writer: bool, report: Report) {
         let place = (place.0.into(), place.1.into(), place.2.into());
         locked(&self.reports).insert((place, is_writer), report);
+    }
+
+    /// Forgets what is known of a cluster that is not followed any more: what its servers reported, and its users.
+    pub fn forget_cluster(&self, cluster: &str) {
+        locked(&self.reports).retain(|(place, _), _| &*place.0 != cluster);
+        locked(&self.credentials).retain(|(own, _), _| &**own != cluster);
+        self.in_force.current().forget_lines(cluster);
     }
 
     /// A cancel key that nobody has, for a new session.

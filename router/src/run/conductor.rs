@@ -77,6 +77,8 @@ impl Live {
             }
         };
         if let (Some(registry), Some(next)) = (&self.registry, next) {
+            // Before any client is led there: none hears that its cluster is unknown.
+            self.shown.clusters.want(next.scopes());
             registry.reload(next);
         }
         for listener in kept.into_iter().flatten() {
@@ -285,7 +287,7 @@ impl Conductor {
         if left > 0 {
             info!(sessions = left, "ending the sessions that are left");
             let now = clock::now();
-            for cluster in &self.shown.clusters {
+            for cluster in self.shown.clusters.all() {
                 cluster.lanes.end_all(now);
             }
             if let Some(registry) = &self.registry {

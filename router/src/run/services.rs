@@ -9,20 +9,18 @@ use pingora::server::ShutdownWatch;
 use pingora::services::background::BackgroundService;
 use tokio::runtime::Handle;
 use tokio::sync::{Mutex, mpsc, watch};
-use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 use trunkline_shared::dcs::Dcs;
 use trunkline_shared::dcs::etcd::{Etcd, EtcdConfig};
-use trunkline_shared::dcs::keys::Keys;
-use trunkline_shared::dcs::watch::follow;
 use trunkline_shared::service::http::{HttpClient, serve};
 use trunkline_shared::service::tls::FILES_LOOK;
 
 use super::DCS_BUDGETS;
+use crate::clusters::Clusters;
+use crate::clusters::following::Following;
 use crate::config::RouterConfig;
-use crate::drain;
 use crate::fleet::registration::Registration;
 use crate::http::{self, Shown};
 use crate::in_force::InForce;
@@ -30,17 +28,17 @@ use crate::listener::Event;
 use crate::pool::registry::Registry;
 use crate::topology::state_file::StateFile;
 use crate::topology::transition::Rules;
-use crate::topology::{Cluster, Keeper};
 
 /// One watch and one table per cluster.
 pub(super) struct Topologies {
     etcd: EtcdConfig,
     namespace: String,
-    clusters: Vec<Arc<Cluster>>,
+    clusters: Arc<Clusters>,
     rules: watch::Receiver<Rules>,
     state_file: Arc<StateFile>,
     /// Asks the agents.
     client: HttpClient,
+    registry: Option<Arc<Registry>>,
     events: mpsc::Sender<Event>,
     cores: Arc<[Handle]>,
     registration: Registration,
@@ -49,7 +47,7 @@ pub(super) struct Topologies {
 impl Topologies {
     pub(super) fn new(
         config: &RouterConfig,
-        clusters: Vec<Arc<Cluster>>,
+        (clusters, registry): (Arc<Clusters>, Option<Arc<Registry>>),
         rules: watch::Receiver<Rules>,
         state_file: Arc<StateFile>,
         client: HttpClient,
@@ -65,6 +63,7 @@ impl Topologies {
             clusters,
             rules,
             state_file,
+            registry,
             events,
         }
     }
@@ -82,31 +81,22 @@ impl BackgroundService for Topologies {
                 return;
             }
         };
-        let mut keepers = JoinSet::new();
-        let lease = self.registration.begin(dcs.clone());
-        for cluster in &self.clusters {
-            let keys = Keys::new(&self.namespace, &cluster.name);
-            self.registration
-                .register(dcs.clone(), &keys, cluster.clone(), lease.clone());
-            let follow = follow(dcs.clone(), keys);
-            let keeper = Keeper::new(
-                cluster.clone(),
-                follow,
-                self.rules.clone(),
-                self.state_file.clone(),
-                self.client.clone(),
-            );
-            keepers.spawn(keeper.run());
-            tokio::spawn(drain::follow(cluster.clone(), self.cores.clone()));
-        }
-        while let Some(ended) = keepers.join_next().await {
-            // Without its table a cluster's sessions would never be cut: better no router than that one.
-            let defect = match ended {
-                Ok(cluster) => format!("nobody follows cluster {cluster} any more"),
-                Err(defect) => defect.to_string(),
-            };
-            let _ = self.events.send(Event::Defect(defect)).await;
-        }
+        let following = Following {
+            dcs: dcs.clone(),
+            namespace: self.namespace.clone(),
+            clusters: self.clusters.clone(),
+            rules: self.rules.clone(),
+            state_file: self.state_file.clone(),
+            client: self.client.clone(),
+            registry: self.registry.clone(),
+            cores: self.cores.clone(),
+        };
+        // Its tasks end when the process leaves the fleet.
+        self.registration
+            .keep(dcs, self.namespace.clone(), self.clusters.clone());
+        // Better no router than one that cuts nothing.
+        let defect = following.run().await;
+        let _ = self.events.send(Event::Defect(defect)).await;
     }
 }
 

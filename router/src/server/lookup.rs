@@ -88,6 +88,11 @@ impl Lookups {
         line.clone()
     }
 
+    /// Forgets the lines to a cluster. What is open closes with its member's lane.
+    pub fn forget_lines(&self, cluster: &str) {
+        locked(&self.lines).retain(|(own, _), _| &**own != cluster);
+    }
+
     /// What was answered, and is good still; if something newer is wanted, what was asked for after that moment.
     pub fn known(&self, who: &Who, after: Option<Moment>) -> Option<Answer> {
         let answers = locked(&self.answers);

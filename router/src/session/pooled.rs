@@ -19,6 +19,8 @@ use crate::config::pooling::Mode;
 use crate::error::SessionError;
 use crate::held_back::HeldBack;
 use crate::lanes::Notice;
+use crate::listener::limits::Counted;
+use crate::pool::clients::Places;
 use crate::pool::registry::{Entered, Mailbox, Registry};
 use crate::pool::{Lease, PoolId};
 use crate::protocol::exchange::Heard;
@@ -49,6 +51,7 @@ mod proof;
 mod replication;
 mod server_side;
 mod timeouts;
+mod whereabouts;
 
 /// How long a client may take for the last bytes that it is sent.
 const FLUSH_TIME: Duration = Duration::from_millis(500);
@@ -190,10 +193,14 @@ pub(super) struct Pooled {
     ends: u64,
     /// Where times are limited.
     stay: Option<Box<Stay>>,
+    _counts: Counts,
 }
 
+/// Where a client is counted: among the others, and as one that uses its cluster.
+type Counts = (Places, Option<Counted>);
+
 impl Pooled {
-    fn new(client: Stream, door: Arc<Door>, card: Listed) -> Self {
+    fn new(client: Stream, door: Arc<Door>, card: Listed, counts: Counts) -> Self {
         let pinned = (door.mode == Mode::Session).then_some(PinReason::SessionMode);
         Self {
             client,
@@ -226,6 +233,7 @@ impl Pooled {
             answers: 0,
             ends: 0,
             stay: None,
+            _counts: counts,
         }
     }
 

@@ -2,7 +2,6 @@
 //! to go yet.
 
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -20,6 +19,7 @@ use crate::listener::limits::CONNECT_TIME;
 use crate::route::{Awaited, NoRoute, RouteRequest, Target, TargetKind, route};
 use crate::server::login::connect_to;
 use crate::session::Client;
+use crate::topology::Cluster;
 use crate::topology::routing_table::Wants;
 
 /// Pause before a leader that refused a connection is tried again; a change of the table ends it early.
@@ -50,7 +50,8 @@ impl Connected {
 
 /// The search of one session.
 pub struct Reach<'a> {
-    listening: &'a Arc<Listening>,
+    listening: &'a Listening,
+    cluster: &'a Cluster,
     tried: Vec<MemberName>,
     /// The member that a connection is being made to.
     connecting: Option<MemberName>,
@@ -58,9 +59,10 @@ pub struct Reach<'a> {
 
 impl<'a> Reach<'a> {
     /// Begins a search.
-    pub fn new(listening: &'a Arc<Listening>) -> Self {
+    pub fn new(listening: &'a Listening, cluster: &'a Cluster) -> Self {
         Self {
             listening,
+            cluster,
             tried: Vec::new(),
             connecting: None,
         }
@@ -69,7 +71,7 @@ impl<'a> Reach<'a> {
     /// A connected server, however long the client is held for it; or why there is none.
     pub(super) async fn server(&mut self, client: &mut Client) -> Result<Connected, SessionError> {
         let began = clock::now();
-        let mut changed = self.listening.cluster.changes();
+        let mut changed = self.cluster.changes();
         let mut held: Option<Held<'_>> = None;
         loop {
             changed.mark_unchanged();
@@ -103,7 +105,7 @@ impl<'a> Reach<'a> {
                 return Err(self.refused(NoRoute::Hold(awaited), waited));
             }
             client.newcomer = None;
-            held.get_or_insert_with(|| Held::new(self.listening));
+            held.get_or_insert_with(|| Held::new(self.listening, self.cluster));
             let pause = match awaited {
                 Awaited::Reachable(_) => RETRY_PAUSE.min(limit - waited),
                 Awaited::FirstView
@@ -121,7 +123,7 @@ impl<'a> Reach<'a> {
     }
 
     fn refused(&self, why: NoRoute, waited: Duration) -> SessionError {
-        SessionError::no_route(&self.listening.cluster.name, why, waited)
+        SessionError::no_route(&self.cluster.name, why, waited)
     }
 
     /// Why there is no server, where the time ended during a connect.
@@ -146,7 +148,7 @@ impl<'a> Reach<'a> {
     async fn attempt(&mut self) -> Result<Connected, NoRoute> {
         loop {
             let target = self.target()?;
-            let Some(seat) = self.listening.cluster.lanes.take_seat(target.lane) else {
+            let Some(seat) = self.cluster.lanes.take_seat(target.lane) else {
                 // Cut between the choice and now; the next table is a moment away.
                 tokio::task::yield_now().await;
                 continue;
@@ -175,7 +177,7 @@ impl<'a> Reach<'a> {
     }
 
     fn target(&self) -> Result<Target, NoRoute> {
-        let cluster = &self.listening.cluster;
+        let cluster = self.cluster;
         let request = RouteRequest {
             kind: self.listening.kind(),
             wants: Wants::Session,
@@ -189,7 +191,7 @@ impl<'a> Reach<'a> {
         let turns = self.listening.limits.connects(&target.address);
         let _permit = turns.acquire().await;
         let began = clock::now();
-        let places = self.listening.cluster.published().places(&target.address);
+        let places = self.cluster.published().places(&target.address);
         let server = connect_to(&places).await?;
         let took = clock::now().since(began);
         self.listening.metrics.connect_seconds.record(took);
@@ -198,24 +200,27 @@ impl<'a> Reach<'a> {
 }
 
 /// A client being held, for the metrics and for who changes the leader.
-pub(super) struct Held<'a>(&'a Listening);
+pub(super) struct Held<'a> {
+    listening: &'a Listening,
+    cluster: &'a Cluster,
+}
 
 impl<'a> Held<'a> {
-    pub(super) fn new(listening: &'a Listening) -> Self {
+    pub(super) fn new(listening: &'a Listening, cluster: &'a Cluster) -> Self {
         listening.metrics.held.increment(1);
-        listening.cluster.held.fetch_add(1, Ordering::Relaxed);
-        Self(listening)
+        cluster.held.fetch_add(1, Ordering::Relaxed);
+        Self { listening, cluster }
     }
 
     fn over(&self, waited: Duration) {
-        self.0.metrics.hold_seconds.record(waited);
+        self.listening.metrics.hold_seconds.record(waited);
     }
 }
 
 impl Drop for Held<'_> {
     fn drop(&mut self) {
-        self.0.metrics.held.decrement(1);
-        self.0.cluster.held.fetch_sub(1, Ordering::Relaxed);
+        self.listening.metrics.held.decrement(1);
+        self.cluster.held.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

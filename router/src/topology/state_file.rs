@@ -64,6 +64,22 @@ impl StateFile {
         })
     }
 
+    /// The clusters of which something is kept.
+    pub fn clusters(&self) -> Vec<ClusterName> {
+        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.keys().map(|name| ClusterName::new(name)).collect()
+    }
+
+    /// Forgets a cluster that is not there any more.
+    pub fn forget(&self, cluster: &ClusterName) {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        if kept.remove(cluster.as_str()).is_some()
+            && let Some(file) = &self.file
+        {
+            put(file, &kept);
+        }
+    }
+
     /// Keeps the last leader of a cluster, if the DCS confirmed it under its epoch.
     pub fn keep(&self, cluster: &ClusterName, last: Option<&LastLeader>) {
         let last = last.filter(|last| last.is_confirmed);
@@ -84,10 +100,14 @@ impl StateFile {
             return;
         }
         kept.insert(cluster.to_string(), new);
-        if let Err(error) = write(file, &kept) {
-            let file = file.display();
-            warn!(%file, "the state file cannot be written: {error}");
-        }
+        put(file, &kept);
+    }
+}
+
+fn put(file: &Path, kept: &BTreeMap<String, Kept>) {
+    if let Err(error) = write(file, kept) {
+        let file = file.display();
+        warn!(%file, "the state file cannot be written: {error}");
     }
 }
 
@@ -126,6 +146,9 @@ mod tests {
         file.keep(&demo, Some(&last));
         let again = StateFile::open(Some(&path));
         assert_eq!(again.last_leader(&demo), Some(last));
+        assert_eq!(again.clusters(), std::slice::from_ref(&demo));
+        again.forget(&demo);
+        assert!(StateFile::open(Some(&path)).clusters().is_empty());
         std::fs::write(&path, "{").unwrap();
         assert_eq!(StateFile::open(Some(&path)).last_leader(&demo), None);
     }

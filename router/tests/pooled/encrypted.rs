@@ -29,7 +29,7 @@ fn setup(mode: TlsMode, files: TlsFiles) -> Setup {
 fn reload(stack: &Stack, sections: &str, mode: Mode, tls: TlsSection) -> Vec<String> {
     let own = ListenerConfig {
         listen: stack.address,
-        scope: stack.cluster.name.clone(),
+        scope: Some(stack.cluster.name.clone()),
         target: TargetKind::Primary,
         mode,
         proxy_protocol: ProxyProtocol::Off,

@@ -13,7 +13,6 @@ use trunkline_router::fleet::cancel_key;
 use trunkline_shared::cluster::router::{Acknowledged, HoldStage};
 use trunkline_shared::cluster::{ClusterName, RouterRecord};
 use trunkline_shared::dcs::keys::Keys;
-use trunkline_shared::dcs::memory::MemoryDcs;
 use trunkline_shared::dcs::{
     Committed, Dcs, DcsError, LeaseAnswer, LeaseId, Listing, Revision, Txn, Watch,
 };
@@ -175,7 +174,7 @@ async fn a_router_tells_its_epoch_and_its_stage_at_once_and_takes_its_key_away_w
 
 /// A store that lets everybody read and nobody write.
 struct ReadOnly {
-    store: MemoryDcs,
+    store: Arc<dyn Dcs>,
     refused: AtomicUsize,
 }
 
@@ -211,7 +210,7 @@ async fn a_router_that_may_not_write_routes_on_and_does_not_press_the_dcs() {
     let (stack, a) = led(Mode::Transaction).await;
     let (own, registration) = prepare(&stack, "one", Path::new(NOWHERE)).await;
     let dcs = Arc::new(ReadOnly {
-        store: stack.dcs.as_ref().clone(),
+        store: stack.dcs.clone(),
         refused: AtomicUsize::new(0),
     });
     let lease = registration.begin(dcs.clone());

@@ -46,7 +46,12 @@ pub async fn prepare(stack: &Stack, name: &str, folder: &Path) -> (InFleet, Regi
     let leaving = Leaving::default();
     let listenings = [stack.listening.clone()];
     let client = HttpClient::default();
-    let (registration, cancels) = fleet::join((own, folder, &leaving), &listenings, &client);
+    let (registration, cancels) = fleet::join(
+        (own, folder, &leaving),
+        &stack.clusters,
+        &listenings,
+        &client,
+    );
     let stop = CancellationToken::new();
     tokio::spawn(serve(socket, cancels.unwrap(), None, stop.clone()));
     let own = InFleet {

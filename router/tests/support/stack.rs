@@ -8,11 +8,13 @@ use tokio::sync::watch;
 use trunkline_router::auth::hba::Hba;
 use trunkline_router::auth::ident::Ident;
 use trunkline_router::auth::users::Users;
+use trunkline_router::clusters::Clusters;
+use trunkline_router::clusters::following::Following;
+use trunkline_router::config::databases::Scopes;
 use trunkline_router::config::pooling::{Mode, PoolingConfig};
 use trunkline_router::config::tls::TlsSection;
 use trunkline_router::config::{ListenerConfig, Network, ProxyProtocol, RouterConfig};
 use trunkline_router::cores::Cores;
-use trunkline_router::drain;
 use trunkline_router::in_force::InForce;
 use trunkline_router::listener::limits::Limits;
 use trunkline_router::listener::{self, Listening};
@@ -20,11 +22,9 @@ use trunkline_router::pool::registry::Registry;
 use trunkline_router::route::TargetKind;
 use trunkline_router::topology::state_file::StateFile;
 use trunkline_router::topology::transition::Rules;
-use trunkline_router::topology::{Cluster, Keeper, Published};
+use trunkline_router::topology::{Cluster, Published};
 use trunkline_shared::cluster::ClusterName;
-use trunkline_shared::dcs::keys::Keys;
 use trunkline_shared::dcs::memory::MemoryDcs;
-use trunkline_shared::dcs::watch::follow;
 use trunkline_shared::dcs::{Dcs, Operation, Txn};
 use trunkline_shared::service::http::HttpClient;
 
@@ -34,10 +34,14 @@ pub const DEADLINE: Duration = Duration::from_secs(20);
 /// A router with one listener.
 pub struct Stack {
     /// Its store.
-    pub dcs: Arc<MemoryDcs>,
-    /// Its cluster.
+    pub dcs: Arc<dyn Dcs>,
+    /// The cluster `demo`, which the listener leads to if it names one.
     pub cluster: Arc<Cluster>,
-    /// Its listener.
+    /// All that are followed.
+    pub clusters: Arc<Clusters>,
+    /// Its listener as configured.
+    pub config: ListenerConfig,
+    /// The same at work.
     pub listening: Arc<Listening>,
     /// Where clients connect.
     pub address: SocketAddr,
@@ -58,6 +62,10 @@ pub struct Setup {
     pub pooling: Option<String>,
     /// What the listener's `tls` says.
     pub tls: TlsSection,
+    /// The listener names no cluster: the databases do.
+    pub is_by_database: bool,
+    /// Where the keys are.
+    pub dcs: Arc<dyn Dcs>,
 }
 
 impl Default for Setup {
@@ -70,6 +78,8 @@ impl Default for Setup {
             mode: Mode::Tcp,
             pooling: None,
             tls: TlsSection::default(),
+            is_by_database: false,
+            dcs: Arc::new(MemoryDcs::new()),
         }
     }
 }
@@ -77,24 +87,12 @@ impl Default for Setup {
 impl Stack {
     /// Starts one. The cluster has no key yet.
     pub async fn start(setup: Setup) -> Self {
-        Self::start_in(Arc::new(MemoryDcs::new()), setup).await
-    }
-
-    /// The same in a store that is there already.
-    pub async fn start_in(dcs: Arc<MemoryDcs>, setup: Setup) -> Self {
         let name = ClusterName::new("demo");
-        let keys = Keys::new("service", &name);
-        let cluster = Arc::new(Cluster::new(name.clone()));
-        let (rules, heard) = watch::channel(Rules::default());
-        let follow = follow(dcs.clone(), keys);
-        let state_file = Arc::new(StateFile::default());
-        let client = HttpClient::default();
-        tokio::spawn(Keeper::new(cluster.clone(), follow, heard, state_file, client).run());
         let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = socket.local_addr().unwrap();
         let config = ListenerConfig {
             listen: address,
-            scope: name,
+            scope: (!setup.is_by_database).then_some(name),
             target: setup.target,
             mode: setup.mode,
             proxy_protocol: setup.proxy_protocol,
@@ -103,21 +101,40 @@ impl Stack {
             tls: setup.tls,
             is_console: false,
         };
+        let listeners = std::slice::from_ref(&config);
         let limits = Arc::new(Limits::default());
         let pooling = setup.pooling.as_deref().map(pooling_of);
+        let databases = pooling.as_ref().and_then(|p| p.databases.clone());
+        let of_ports = Scopes::of(listeners, None).named;
+        let scopes = Scopes::of(listeners, databases.as_ref());
+        let clusters = Arc::new(Clusters::new(scopes, of_ports, []));
         let registry = pooling.map(|pooling| {
-            let in_force = InForce::load(pooling, std::slice::from_ref(&config)).unwrap();
+            let in_force = InForce::load(pooling, listeners).unwrap();
             Arc::new(Registry::new(in_force).unwrap())
         });
-        let (hold, own) = (setup.hold_timeout, cluster.clone());
-        let listening = Listening::new(&config, hold, own, limits, registry);
-        let listening = Arc::new(listening);
         let cores = Arc::new(Cores::start(2).unwrap());
-        tokio::spawn(drain::follow(cluster.clone(), cores.handles()));
+        let (rules, heard) = watch::channel(Rules::default());
+        let following = Following {
+            dcs: setup.dcs.clone(),
+            namespace: "service".to_owned(),
+            clusters: clusters.clone(),
+            rules: heard,
+            state_file: Arc::new(StateFile::default()),
+            client: HttpClient::default(),
+            registry: registry.clone(),
+            cores: cores.handles(),
+        };
+        tokio::spawn(following.run());
+        let cluster = clusters.all().first().cloned();
+        let cluster = cluster.unwrap_or_else(|| Arc::new(Cluster::new(ClusterName::new("none"))));
+        let listening = Listening::new(&config, setup.hold_timeout, &clusters, limits, registry);
+        let listening = Arc::new(listening);
         tokio::spawn(listener::accept(socket, listening.clone(), cores.clone()));
         Self {
-            dcs,
+            dcs: setup.dcs,
             cluster,
+            clusters,
+            config,
             listening,
             address,
             _cores: cores,
@@ -125,10 +142,20 @@ impl Stack {
         }
     }
 
-    /// Writes one key.
+    /// The same in a store that is there already.
+    pub async fn start_in(dcs: Arc<dyn Dcs>, setup: Setup) -> Self {
+        Self::start(Setup { dcs, ..setup }).await
+    }
+
+    /// Writes one key of cluster `demo`.
     pub async fn put(&self, key: &str, value: &str) {
+        self.put_in("demo", key, value).await;
+    }
+
+    /// The same in another cluster.
+    pub async fn put_in(&self, scope: &str, key: &str, value: &str) {
         self.commit(Operation::Put {
-            key: format!("/service/demo/{key}"),
+            key: format!("/service/{scope}/{key}"),
             value: value.as_bytes().to_vec(),
             lease: 0,
         })
@@ -151,6 +178,10 @@ impl Stack {
 
     /// Writes a member's record.
     pub async fn member(&self, name: &str, address: SocketAddr, role: &str) {
+        self.member_of("demo", name, address, role).await;
+    }
+
+    async fn member_of(&self, scope: &str, name: &str, address: SocketAddr, role: &str) {
         let record = serde_json::json!({
             "conn_url": format!("postgres://{address}/postgres"),
             "api_url": "",
@@ -160,8 +191,8 @@ impl Stack {
             "xlog_location": 1000,
             "timeline": 1,
         });
-        self.put(&format!("members/{name}"), &record.to_string())
-            .await;
+        let key = format!("members/{name}");
+        self.put_in(scope, &key, &record.to_string()).await;
     }
 
     /// Makes a member the leader and waits until the router believes it.
@@ -169,6 +200,12 @@ impl Stack {
         self.put("leader", name).await;
         self.member(name, address, "primary").await;
         self.until(|p| p.table.has_writer()).await;
+    }
+
+    /// Makes a member the leader of another cluster, which the router may not follow yet.
+    pub async fn lead_in(&self, scope: &str, name: &str, address: SocketAddr) {
+        self.put_in(scope, "leader", name).await;
+        self.member_of(scope, name, address, "primary").await;
     }
 
     /// Waits for a table.
@@ -202,7 +239,12 @@ pub fn pooling_of(sections: &str) -> PoolingConfig {
 
 /// A start-up packet.
 pub fn startup(user: &str) -> Vec<u8> {
-    let body = format!("user\0{user}\0database\0app\0\0");
+    startup_in(user, "app")
+}
+
+/// The same for another database.
+pub fn startup_in(user: &str, database: &str) -> Vec<u8> {
+    let body = format!("user\0{user}\0database\0{database}\0\0");
     let mut packet = u32::try_from(body.len() + 8)
         .unwrap()
         .to_be_bytes()

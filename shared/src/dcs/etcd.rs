@@ -98,14 +98,20 @@ impl Etcd {
         outcome
     }
 
-    async fn list(&self, prefix: &str, checks: Checks) -> Result<Listing, DcsError> {
+    async fn list(
+        &self,
+        prefix: &str,
+        options: GetOptions,
+        checks: Checks,
+    ) -> Result<Listing, DcsError> {
         let prefix = prefix.to_owned();
+        let options = options.with_prefix();
         let all = checks.clone();
         let request = move |endpoint: Arc<Endpoint>| -> Attempt<Listing> {
             let (prefix, checks) = (prefix.clone(), checks.clone());
+            let options = options.clone();
             Box::pin(async move {
                 let before = checks.before()?;
-                let options = GetOptions::new().with_prefix();
                 let mut answer = endpoint
                     .client()
                     .await?
@@ -241,7 +247,12 @@ impl Checks {
 #[async_trait]
 impl Dcs for Etcd {
     async fn read(&self, prefix: &str) -> Result<Listing, DcsError> {
-        self.list(prefix, self.checks()?).await
+        self.list(prefix, GetOptions::new(), self.checks()?).await
+    }
+
+    async fn read_keys(&self, prefix: &str) -> Result<Listing, DcsError> {
+        let options = GetOptions::new().with_keys_only();
+        self.list(prefix, options, self.checks()?).await
     }
 
     async fn commit(&self, txn: &Txn) -> Result<Committed, DcsError> {
@@ -285,7 +296,7 @@ impl Dcs for Etcd {
     }
 
     async fn read_anew(&self, prefix: &str) -> Result<Listing, DcsError> {
-        self.list(prefix, Checks::Nothing).await
+        self.list(prefix, GetOptions::new(), Checks::Nothing).await
     }
 
     async fn grant_anew(&self, ttl: Duration) -> Result<LeaseAnswer, DcsError> {

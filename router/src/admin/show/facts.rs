@@ -6,7 +6,7 @@ use std::mem::size_of;
 use super::{CONSOLE, Snapshot};
 use crate::admin::desk::MAX_CONSOLES;
 use crate::admin::table::{Cell, Column, Kind, Table, number, text};
-use crate::config::pooling::{DatabaseConfig, Mode, PoolConfig};
+use crate::config::pooling::{Mode, PoolConfig};
 use crate::pool::gate::Gate;
 use crate::roster::ClientCard;
 use crate::server::Server;
@@ -67,9 +67,10 @@ fn limit(limit: usize) -> String {
 
 pub(super) fn databases(from: &Snapshot) -> Table {
     let mut table = Table::of(DATABASES);
-    let pool = &from.config.pool;
     for name in from.databases() {
-        let rules = from.config.database(name).unwrap_or_default();
+        // Without what a user has of its own: nobody is called by no name.
+        let terms = from.config.terms(name, "");
+        let pool = terms.as_ref().map_or(&from.config.pool, |own| &own.pool);
         let servers: Vec<_> = from
             .servers()
             .filter(|(pool, _)| *pool.database == *name)
@@ -79,24 +80,22 @@ pub(super) fn databases(from: &Snapshot) -> Table {
         let clients = clients.filter(|it| *it.card.place.database == *name);
         let gate = from.gates.iter().find(|(known, _)| **known == *name);
         let is = |told: fn(&Gate) -> bool| number(u8::from(gate.is_some_and(|(_, it)| told(it))));
-        let DatabaseConfig { dbname, .. } = &rules;
+        let dbname = terms.as_ref().map(|own| &*own.dbname);
         table.rows.push(vec![
             text(name),
             at.map(|at| at.ip().to_string()),
             number(at.map_or(0, |at| at.port())),
-            text(dbname.as_deref().unwrap_or(name)),
+            text(dbname.unwrap_or(name)),
             None,
-            number(rules.pool_size.unwrap_or(pool.default_pool_size)),
-            number(rules.min_pool_size.unwrap_or(pool.min_pool_size)),
-            number(rules.reserve_pool_size.unwrap_or(pool.reserve_pool_size)),
+            number(pool.default_pool_size),
+            number(pool.min_pool_size),
+            number(pool.reserve_pool_size),
             number(pool.server_lifetime.as_secs()),
             from.mode(name, None),
             None,
-            text(limit(
-                rules.max_db_connections.unwrap_or(pool.max_db_connections),
-            )),
+            text(limit(pool.max_db_connections)),
             number(servers.len()),
-            number(0),
+            text(limit(pool.max_db_client_connections)),
             number(clients.count()),
             is(Gate::is_paused),
             is(Gate::is_disabled),
@@ -132,18 +131,24 @@ fn console_row(from: &Snapshot) -> Vec<Cell> {
 pub(super) fn users(from: &Snapshot) -> Table {
     let mut table = Table::of(USERS);
     for name in user_names(from) {
-        let of_user = from.config.max_user_connections.get(name);
-        let most = *of_user.unwrap_or(&from.config.pool.max_user_connections);
+        let pool = &from.config.pool;
+        let own = from.config.user_limits.get(name);
+        let servers_at_most = own.and_then(|own| own.max_user_connections);
+        let clients_at_most = own.and_then(|own| own.max_user_client_connections);
+        let size = |size: Option<usize>| size.map(|size| size.to_string());
         let servers = from.servers().filter(|(pool, _)| *pool.user == *name);
         let clients = from.clients().filter(|it| *it.card.place.user == *name);
         table.rows.push(vec![
             text(name),
-            None,
-            None,
-            None,
-            text(limit(most)),
+            size(own.and_then(|own| own.pool_size)),
+            size(own.and_then(|own| own.reserve_pool_size)),
+            own.and_then(|own| own.pool_mode)
+                .map(|mode| mode.name().to_owned()),
+            text(limit(servers_at_most.unwrap_or(pool.max_user_connections))),
             number(servers.count()),
-            number(0),
+            text(limit(
+                clients_at_most.unwrap_or(pool.max_user_client_connections),
+            )),
             number(clients.count()),
         ]);
     }
@@ -219,6 +224,7 @@ pub(super) fn config(from: &Snapshot) -> Table {
     let config = &from.config;
     let clients = from.ports.iter().filter(|port| !port.is_console);
     let clients: usize = clients.map(|port| port.max_client_conn).sum();
+    let clients = clients.min(config.pool.max_client_conn);
     let file = config.auth.file.as_ref();
     let hba = config.auth.hba_file.as_ref();
     let path = |path: Option<&std::path::PathBuf>| {

@@ -25,6 +25,7 @@ use crate::session::carry_over::look::PinReason;
 use crate::session::carry_over::opening::wants;
 use crate::session::reach::{Held, gone};
 use crate::session::stranded::Stranded;
+use crate::topology::Cluster;
 use crate::topology::routing_table::Wants;
 
 /// Pause before a pool whose lane is cut is looked for again; the next table is a moment away.
@@ -35,7 +36,7 @@ const NOT_KEPT: u64 = 0;
 impl Pooled {
     /// Takes a server if one is idle.
     pub(super) fn quick_server(&mut self, cx: &Context<'_>) {
-        let version = self.door.listening.cluster.version();
+        let version = self.door.cluster.version();
         let Some((_, pool)) = self.route.filter(|(known, _)| *known == version) else {
             return;
         };
@@ -86,7 +87,7 @@ impl Pooled {
                 Err(NoServer::Refused(why)) => return Err(rejected(why)),
                 Err(NoServer::PoolClosed) => {
                     let known = self.route.take().map(|(version, _)| version);
-                    if known == Some(self.door.listening.cluster.version()) {
+                    if known == Some(self.door.cluster.version()) {
                         sleep(NEXT_TABLE).await;
                     }
                 }
@@ -99,7 +100,7 @@ impl Pooled {
         &mut self,
         mut ticket: Ticket,
     ) -> Result<Option<Result<Lease, NoServer>>, SessionError> {
-        let limit = self.door.config.pool.query_wait_timeout;
+        let limit = self.door.terms.pool.query_wait_timeout;
         let pool = self.route.map(|(_, pool)| pool);
         tokio::select! {
             biased;
@@ -117,7 +118,7 @@ impl Pooled {
 
     /// Waits until an operator lets the clients of the database go on. `None`: the client has cancelled its request.
     async fn wait_at_gate(&mut self) -> Result<Option<()>, SessionError> {
-        let limit = self.door.config.pool.query_wait_timeout;
+        let limit = self.door.terms.pool.query_wait_timeout;
         let gate = self.door.gate.clone();
         tokio::select! {
             biased;
@@ -135,7 +136,7 @@ impl Pooled {
         SessionError::NoFreeServer {
             database: self.door.database.to_string(),
             user: self.door.user.to_string(),
-            limit: self.door.config.pool.query_wait_timeout,
+            limit: self.door.terms.pool.query_wait_timeout,
             why,
             code: code.map(str::to_owned),
         }
@@ -158,7 +159,7 @@ impl Pooled {
 
     /// Whether the route that was found does not hold any more, because of a planned change of leader.
     fn is_held_meanwhile(&self) -> bool {
-        let is_new = |(version, _)| version != self.door.listening.cluster.version();
+        let is_new = |(version, _)| version != self.door.cluster.version();
         self.route.is_none_or(is_new)
             && matches!(self.route_now(), Err(NoRoute::Hold(Awaited::Switchover)))
     }
@@ -179,15 +180,15 @@ impl Pooled {
         let began = clock::now();
         let limit = listening.hold_timeout();
         loop {
-            let version = listening.cluster.version();
+            let version = self.door.cluster.version();
             if let Some((known, pool)) = self.route
                 && known == version
                 && pool::is_there(pool)
             {
                 return Ok(pool);
             }
-            let mut changed = listening.cluster.changes();
-            let is_change = listening.cluster.published().table.hold.is_some();
+            let mut changed = self.door.cluster.changes();
+            let is_change = self.door.cluster.published().table.hold.is_some();
             let why = match self.route_now() {
                 Ok(way) => {
                     let spec = self.door.spec(way.lane);
@@ -202,9 +203,9 @@ impl Pooled {
             let waited = clock::now().since(began);
             let is_held = matches!(why, NoRoute::Hold(_));
             if !is_held || waited >= limit {
-                return Err(SessionError::no_route(&listening.cluster.name, why, waited));
+                return Err(SessionError::no_route(&self.door.cluster.name, why, waited));
             }
-            let _held = Held::new(&listening);
+            let _held = Held::new(&listening, &self.door.cluster);
             tokio::select! {
                 _ = changed.changed() => {}
                 () = sleep(limit - waited) => {}
@@ -219,7 +220,7 @@ impl Pooled {
 
     fn route_now(&self) -> Result<Way, NoRoute> {
         let (listening, registry) = (&self.door.listening, &self.door.registry);
-        way_now(listening, registry, || self.wants())
+        way_now(listening, &self.door.cluster, registry, || self.wants())
     }
 
     /// Gives the server the client's settings.
@@ -333,10 +334,10 @@ async fn over(limit: Duration) {
 /// The way that the table of this moment leads; `wants` is looked at while a planned change holds.
 pub(super) fn way_now(
     listening: &Listening,
+    cluster: &Cluster,
     registry: &Registry,
     wants: impl FnOnce() -> Wants,
 ) -> Result<Way, NoRoute> {
-    let cluster = &listening.cluster;
     let published = cluster.published();
     let request = RouteRequest {
         kind: listening.kind(),

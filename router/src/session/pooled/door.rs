@@ -7,7 +7,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use arc_swap::ArcSwap;
 
 use crate::auth::Credential;
-use crate::config::pooling::{DatabaseConfig, Mode, PoolingConfig};
+use crate::config::databases::Terms;
+use crate::config::pooling::{Mode, PoolingConfig};
 use crate::listener::Listening;
 use crate::pool::Spec;
 use crate::pool::gate::Gate;
@@ -15,6 +16,7 @@ use crate::pool::registry::Registry;
 use crate::protocol::settings::Settings;
 use crate::roster::{self, Place};
 use crate::tally::Tally;
+use crate::topology::Cluster;
 use crate::topology::routing_table::LaneId;
 
 /// Above this many, what nobody uses any more is dropped.
@@ -24,12 +26,15 @@ const SWEEP_FROM: usize = 64;
 pub(in crate::session) struct Door {
     pub(super) listening: Arc<Listening>,
     pub(super) registry: Arc<Registry>,
-    pub(super) config: Arc<PoolingConfig>,
+    config: Arc<PoolingConfig>,
+    /// Where its database is.
+    pub(super) cluster: Arc<Cluster>,
     pub(super) mode: Mode,
     /// As the client calls it.
     pub(super) database: Box<str>,
     pub(super) user: Box<str>,
-    rules: DatabaseConfig,
+    /// What it keeps to.
+    pub(super) terms: Terms,
     credential: Arc<ArcSwap<Credential>>,
     /// Statements that are prepared on a server at most.
     pub(super) limit: usize,
@@ -54,11 +59,11 @@ impl Door {
     pub(super) fn find(
         listening: &Arc<Listening>,
         registry: &Arc<Registry>,
+        config: &Arc<PoolingConfig>,
         (database, user): (&str, &str),
-        rules: DatabaseConfig,
+        (cluster, terms): (Arc<Cluster>, Terms),
         credential: Arc<ArcSwap<Credential>>,
     ) -> Arc<Door> {
-        let config = registry.config();
         let key: Key = (
             listening.address.as_str().into(),
             database.into(),
@@ -66,7 +71,8 @@ impl Door {
         );
         DOORS.with_borrow_mut(|doors| {
             if let Some(door) = doors.get(&key)
-                && Arc::ptr_eq(&door.config, &config)
+                && Arc::ptr_eq(&door.config, config)
+                && Arc::ptr_eq(&door.cluster, &cluster)
                 && Arc::ptr_eq(&door.listening, listening)
             {
                 return door.clone();
@@ -75,7 +81,7 @@ impl Door {
                 doors.retain(|_, door| Arc::strong_count(door) > 1);
             }
             let position = Place {
-                scope: listening.cluster.name.as_str().into(),
+                scope: cluster.name.as_str().into(),
                 database: database.into(),
                 user: user.into(),
                 listener: listening.address.as_str().into(),
@@ -86,13 +92,14 @@ impl Door {
                 position: Arc::new(position),
                 listening: listening.clone(),
                 registry: registry.clone(),
-                mode: listening.mode,
+                cluster,
+                mode: terms.mode.unwrap_or(listening.mode),
                 database: database.into(),
                 user: user.into(),
-                rules,
                 credential,
-                limit: config.pool.max_prepared_statements,
-                config,
+                limit: terms.pool.max_prepared_statements,
+                terms,
+                config: config.clone(),
                 specs: Mutex::default(),
             });
             doors.insert(key, door.clone());
@@ -109,14 +116,10 @@ impl Door {
         if specs.len() >= SWEEP_FROM {
             specs.clear();
         }
-        let place = (
-            self.listening.cluster.name.as_str(),
-            &*self.database,
-            &*self.user,
-        );
+        let credential = self.credential.clone();
         let spec = self
             .registry
-            .spec(place, &self.rules, lane.0, self.credential.clone());
+            .spec(self.place(), &self.terms, lane.0, credential);
         let spec = Arc::new(spec);
         specs.insert(lane.0, spec.clone());
         spec
@@ -124,11 +127,7 @@ impl Door {
 
     /// Its name in the registry.
     pub(super) fn place(&self) -> (&str, &str, &str) {
-        (
-            self.listening.cluster.name.as_str(),
-            &self.database,
-            &self.user,
-        )
+        (self.cluster.name.as_str(), &self.database, &self.user)
     }
 }
 

@@ -35,7 +35,7 @@ impl Pooled {
             return;
         }
         let is_shared = self.pinned.is_none() && self.to_ask.is_empty();
-        let reset = match (is_shared, self.door.config.pool.server_reset_query.as_str()) {
+        let reset = match (is_shared, self.door.terms.pool.server_reset_query.as_str()) {
             (true, _) => None,
             // Without a query that resets it, nobody else may have it.
             (false, "") => return,

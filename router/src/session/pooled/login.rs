@@ -8,14 +8,16 @@ use tokio::io::AsyncReadExt;
 
 use trunkline_shared::service::clock;
 
-use super::Pooled;
 use super::door::{Door, interned};
 use super::proof::{Admitted, Arrival, authenticate};
+use super::whereabouts::{self, Whereabouts};
+use super::{Counts, Pooled};
 use crate::admin::{self, Visit};
 use crate::auth::certificate::Binding;
 use crate::auth::hba::{Asking, Verdict};
 use crate::auth::scram::MAX_MESSAGE;
-use crate::auth::{Malformed, Method};
+use crate::auth::users::User;
+use crate::auth::{Malformed, Method, Proven};
 use crate::config::admin::{Role, is_console};
 use crate::config::auth::AuthConfig;
 use crate::config::pooling::Mode;
@@ -63,7 +65,7 @@ pub(in crate::session) async fn login(
     let Proved {
         door,
         asked,
-        greeting,
+        counts,
     } = told;
     let Client {
         stream,
@@ -81,13 +83,13 @@ pub(in crate::session) async fn login(
         now: clock::now(),
     });
     door.tally.logins.add(1);
-    let mut pooled = Box::new(Pooled::new(stream, door, card));
+    let mut pooled = Box::new(Pooled::new(stream, door, card, counts));
     if !bytes.is_empty() {
         // An empty one would keep its room for as long as the client stays.
         pooled.is_unread = true;
         pooled.carry = bytes;
     }
-    match pooled.greet(asked, greeting).await {
+    match pooled.greet(asked).await {
         Ok(()) => Ok(Some(pooled)),
         Err(error) => {
             pooled.is_explained = false;
@@ -108,8 +110,7 @@ enum Begun {
 struct Proved {
     door: Arc<Door>,
     asked: Parameters,
-    /// What is to be sent before anything else.
-    greeting: Vec<u8>,
+    counts: Counts,
 }
 
 async fn begin(
@@ -140,10 +141,7 @@ async fn begin(
     // An operator comes in where clients do not any more.
     let is_console = is_console(&asked.database);
     if !has_place && !is_console {
-        return Err(SessionError::TooManyClients {
-            listener: listening.address.clone(),
-            limit: listening.max_client_conn(),
-        });
+        return Err(listening.full().into());
     }
     if minor > MINOR || !asked.unknown_options.is_empty() {
         let mut negotiation = Vec::new();
@@ -169,23 +167,43 @@ async fn begin(
         send(&mut client.stream, &greeting).await?;
         return Ok(Some(Begun::Console(role, asked)));
     }
-    let rules = registry.config().database(&asked.database);
-    let Some(rules) = rules.filter(|_| !listening.is_console) else {
-        return Err(SessionError::UnknownDatabase(asked.database));
-    };
     if registry.gates.of(&asked.database).is_disabled() {
         return Err(SessionError::Disabled(asked.database));
     }
-    let cluster = listening.cluster.name.as_str();
-    let credential = registry.credential(cluster, &asked.user, &user, proven);
-    let names = (asked.database.as_str(), asked.user.as_str());
-    let door = Door::find(listening, registry, names, rules, credential);
+    // The client learns that it is in before it hears of its database, as from PostgreSQL, or waits for a server.
     greeting.extend_from_slice(AUTHENTICATION_OK);
+    send(&mut client.stream, &greeting).await?;
+    client.newcomer = None;
+    let (door, counts) = enter(&arrival, client, &user, proven).await?;
     Ok(Some(Begun::Session(Proved {
         door,
         asked,
-        greeting,
+        counts,
     })))
+}
+
+/// Leads who has proved who it is to its database, if that lets it in.
+async fn enter(
+    arrival: &Arrival<'_>,
+    client: &Client,
+    user: &User,
+    proven: Proven,
+) -> Result<(Arc<Door>, Counts), SessionError> {
+    let (listening, registry) = (arrival.listening, arrival.registry);
+    let config = &arrival.entrance.pooling;
+    let names = arrival.names();
+    let Whereabouts {
+        cluster,
+        terms,
+        used,
+    } = whereabouts::find(listening, config, names, client).await?;
+    let scope = cluster.name.clone();
+    let place = (scope.as_str(), names.0, names.1);
+    let places = registry.clients.admit(place, &terms.pool)?;
+    let credential = registry.credential(place.0, place.2, user, proven);
+    let place = (cluster, terms);
+    let door = Door::find(listening, registry, config, names, place, credential);
+    Ok((door, (places, used)))
 }
 
 fn visit(
@@ -367,14 +385,8 @@ pub(super) async fn read_answer(client: &mut Client) -> Result<Vec<u8>, SessionE
 
 impl Pooled {
     /// Sends what a client hears before it may ask: parameters, its key, ReadyForQuery.
-    async fn greet(
-        &mut self,
-        asked: Parameters,
-        mut greeting: Vec<u8>,
-    ) -> Result<(), SessionError> {
-        // The client learns that it is in before it waits for a server.
-        self.send(&greeting).await?;
-        greeting.clear();
+    async fn greet(&mut self, asked: Parameters) -> Result<(), SessionError> {
+        let mut greeting = Vec::new();
         let (report, key) = match (self.door.mode, &asked.replication) {
             (_, Some(_)) => self.replication_server(&asked).await?,
             (Mode::Session, None) => self.own_server(&asked).await?,
@@ -465,7 +477,7 @@ impl Pooled {
 
     /// The settings of a client that asks for these, on top of what a server begins with.
     fn wanted(&self, asked: &Parameters, mut base: Settings) -> Settings {
-        let ignored = &self.door.config.pool.ignore_startup_parameters;
+        let ignored = &self.door.terms.pool.ignore_startup_parameters;
         for (name, value) in &asked.settings {
             if !ignored.iter().any(|known| known.eq_ignore_ascii_case(name)) {
                 base.set(name, value);

@@ -18,11 +18,14 @@ use crate::pool::registry::Registry;
 use crate::route::{NoRoute, TargetKind};
 use crate::server::Way;
 use crate::server::lookup::{Line, LookupFailed, Question};
+use crate::topology::Cluster;
 use crate::topology::routing_table::Wants;
 
 /// One log-in, as far as PostgreSQL is asked for it.
 pub(super) struct Inquiry<'a> {
     pub(super) listening: &'a Arc<Listening>,
+    /// It is followed for as long as this is asked.
+    pub(super) cluster: &'a Cluster,
     pub(super) registry: &'a Arc<Registry>,
     pub(super) entrance: &'a Entrance,
     pub(super) config: &'a LookupConfig,
@@ -38,14 +41,16 @@ impl Inquiry<'_> {
     /// # Errors
     /// PostgreSQL cannot be asked.
     pub(super) async fn answer(&self, before: Option<&Answer>) -> Result<Answer, SessionError> {
-        let cluster = self.listening.cluster.name.as_str();
+        let cluster = self.cluster.name.as_str();
         let is_writer = self.listening.kind() == TargetKind::Primary;
         let line = self.entrance.lookups.line(cluster, is_writer);
         let began = clock::now();
         let after = before.map(|before| before.at);
         let answered = timeout_at(self.until, self.persist(&line, began, after)).await;
         answered.unwrap_or_else(|_| {
-            match way_now(self.listening, self.registry, || Wants::Statement) {
+            match way_now(self.listening, self.cluster, self.registry, || {
+                Wants::Statement
+            }) {
                 Ok(_) => {
                     let why = line.trouble().why.unwrap_or(LookupFailed::Lost);
                     Err(self.failed(&line, &why))
@@ -63,7 +68,7 @@ impl Inquiry<'_> {
         after: Option<Moment>,
     ) -> Result<Answer, SessionError> {
         let lookups = &self.entrance.lookups;
-        let cluster = self.listening.cluster.name.as_str();
+        let cluster = self.cluster.name.as_str();
         let who = (cluster.into(), self.name.into());
         loop {
             if let Some(answer) = lookups.known(&who, after) {
@@ -104,7 +109,7 @@ impl Inquiry<'_> {
     }
 
     fn failed(&self, line: &Line, why: &LookupFailed) -> SessionError {
-        let cluster = self.listening.cluster.name.clone();
+        let cluster = self.cluster.name.clone();
         line.log(cluster.as_str(), why);
         SessionError::NoLookup {
             cluster,
@@ -114,7 +119,7 @@ impl Inquiry<'_> {
 
     fn no_route(&self, why: NoRoute, began: Moment) -> SessionError {
         let waited = clock::now().since(began);
-        SessionError::no_route(&self.listening.cluster.name, why, waited)
+        SessionError::no_route(&self.cluster.name, why, waited)
     }
 
     /// Where and how to ask, within the time that clients are held for a leader.
@@ -135,8 +140,8 @@ impl Inquiry<'_> {
         let listening = self.listening;
         let limit = listening.hold_timeout();
         loop {
-            let mut changed = listening.cluster.changes();
-            let why = match way_now(listening, self.registry, || Wants::Statement) {
+            let mut changed = self.cluster.changes();
+            let why = match way_now(listening, self.cluster, self.registry, || Wants::Statement) {
                 Ok(way) => return Ok(way),
                 Err(why) => why,
             };

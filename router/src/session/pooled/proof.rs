@@ -6,6 +6,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::login::{asking, method, no_randomness, read_answer};
 use super::lookup::Inquiry;
+use super::whereabouts;
 use crate::auth::certificate::{Binding, common_name};
 use crate::auth::lookup::Answer;
 use crate::auth::mock::MockSecret;
@@ -31,6 +32,13 @@ pub(super) struct Arrival<'a> {
     pub(super) binding: Option<Binding>,
 }
 
+impl Arrival<'_> {
+    /// The database and the user that it says.
+    pub(super) fn names(&self) -> (&str, &str) {
+        (&self.asked.database, &self.asked.user)
+    }
+}
+
 /// Who has proved who it is.
 pub(super) struct Admitted {
     pub(super) user: Arc<User>,
@@ -51,8 +59,15 @@ pub(super) async fn authenticate(
     let method = method(&config.auth, client, arrival.asked)?;
     let listed = config.users.find(name).cloned();
     let lookup = config.auth.lookup.as_ref().filter(|_| listed.is_none());
-    let inquiry = lookup.map(|config| Inquiry {
+    let asked = match lookup {
+        Some(_) => whereabouts::asked(arrival, client, until).await?,
+        None => None,
+    };
+    // Where there is no such cluster there is no such user, and a stranger cannot tell which it is.
+    let inquiry = lookup.zip(asked.as_ref());
+    let inquiry = inquiry.map(|(config, (cluster, _used))| Inquiry {
         listening: arrival.listening,
+        cluster,
         registry: arrival.registry,
         entrance: arrival.entrance,
         config,

@@ -30,7 +30,7 @@ impl Pooled {
         asked: &Parameters,
     ) -> Result<(Report, Key), SessionError> {
         self.pinned = Some(PinReason::Replication);
-        let limit = self.door.config.pool.query_wait_timeout;
+        let limit = self.door.terms.pool.query_wait_timeout;
         let began = clock::now();
         let server = loop {
             let pool = self.find_pool().await?;
@@ -72,7 +72,7 @@ impl Pooled {
         opening: Opening,
         asked: &Parameters,
     ) -> Result<Result<Lease, OpenFailed>, SessionError> {
-        let ignored = &self.door.config.pool.ignore_startup_parameters;
+        let ignored = &self.door.terms.pool.ignore_startup_parameters;
         let is_kept = |name: &str| !ignored.iter().any(|own| own.eq_ignore_ascii_case(name));
         let kind = asked.replication.clone().unwrap_or_default();
         let mut more = vec![("replication".to_owned(), kind)];

@@ -103,7 +103,7 @@ impl Pooled {
 
     /// Whether the client's time is over; if not, the task is woken when it is.
     pub(super) fn poll_timeouts(&mut self, cx: &mut Context<'_>) -> Poll<Turn> {
-        let pool = &self.door.config.pool;
+        let pool = &self.door.terms.pool;
         let all = [Phase::Idle, Phase::InTransaction, Phase::Asking];
         if all.iter().all(|phase| pool.limit(*phase).is_zero()) {
             return Poll::Pending;
@@ -117,7 +117,7 @@ impl Pooled {
             (stay.phase, stay.answers) = (phase, answers);
             stay.since = clock::now();
         }
-        let limit = self.door.config.pool.limit(phase);
+        let limit = self.door.terms.pool.limit(phase);
         if limit.is_zero() || stay.poll(limit, cx).is_pending() {
             return Poll::Pending;
         }
