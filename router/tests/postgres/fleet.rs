@@ -6,7 +6,7 @@ use super::*;
 #[test]
 fn a_cancel_reaches_its_query_through_the_other_router_in_every_pooled_mode() {
     as_postgres(
-        "a_cancel_reaches_its_query_through_the_other_router_in_every_pooled_mode",
+        "fleet::a_cancel_reaches_its_query_through_the_other_router_in_every_pooled_mode",
         async || {
             let server = Postgres::start();
             for mode in [Mode::Transaction, Mode::Session, Mode::Statement] {
