@@ -12,8 +12,8 @@ use super::write;
 /// What an operation may take, an election included.
 const OPERATION: Duration = Duration::from_secs(10);
 
-/// What an operation may take that cannot succeed.
-const IN_VAIN: Duration = Duration::from_millis(1500);
+/// What an operation may take that cannot succeed: a try has a third of it, and etcd reckons long at a password.
+const IN_VAIN: Duration = Duration::from_secs(6);
 
 fn client(operation: Duration, json: serde_json::Value) -> Etcd {
     let config: EtcdConfig = serde_json::from_value(json).unwrap();
