@@ -31,6 +31,7 @@ use trunkline_shared::service::logging::Queue;
 use trunkline_shared::service::tls::{Reloadable, ServerSettings};
 use trunkline_shared::service::{clock, http};
 
+use crate::decide::handing_over::longest;
 use crate::journal::Journal;
 use crate::metrics;
 
@@ -73,7 +74,8 @@ const READ_LIMIT: Duration = Duration::from_secs(1);
 /// Lines of the log that may wait without a word about it: Patroni's number.
 const NORMAL_QUEUE: usize = 2;
 
-/// Patroni polls a switchover for `2 * max(10, loop_wait)` seconds before it answers "unknown".
+/// Patroni polls a switchover for `2 * max(10, loop_wait)` seconds before it answers "unknown"; what Patroni has not, the
+/// checkpoint ahead and the drain, comes on top.
 const LEAST_WAIT: Duration = Duration::from_secs(10);
 
 /// How often the published topology is looked at while a change of leader goes on.
@@ -382,13 +384,8 @@ async fn change_leader(api: &Api, kind: Kind, body: &[u8]) -> Response {
     if asked.scheduled_at.is_some() {
         return text(StatusCode::ACCEPTED, "Switchover scheduled");
     }
-    let wait = published
-        .topology
-        .settings_or_default()
-        .loop_wait
-        .max(LEAST_WAIT)
-        * 2
-        + asked.drain.timeout.unwrap_or_default();
+    let loop_wait = published.topology.settings_or_default().loop_wait;
+    let wait = loop_wait.max(LEAST_WAIT) * 2 + longest(asked.drain.timeout);
     let deadline = clock::now() + wait;
     let mut called_off_since = None;
     loop {

@@ -23,7 +23,7 @@ pub mod defective;
 pub mod failsafe;
 mod following;
 mod foreign_data;
-mod handing_over;
+pub mod handing_over;
 mod holding_lease;
 mod host_health;
 mod job_running;

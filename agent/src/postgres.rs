@@ -11,6 +11,7 @@
 //!   directory.
 
 use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -64,6 +65,7 @@ pub use process::{Postmaster, StopMode};
 pub use scan::ProcessId;
 pub use status::ServerStatus;
 
+use control_data::ControlState;
 use postmaster_pid::PostmasterStatus;
 use process::{Tool, Watched};
 use sql::{LocalSession, SqlError, Target};
@@ -102,8 +104,15 @@ pub enum Probe {
     Answer(Box<ServerStatus>),
 }
 
-/// How long a stop waits for a receiver that everything is to be sent to. One that is frozen, or cut off, would hold it
-/// up until `wal_sender_timeout`; without it the stop is as clean.
+/// Pause between two looks at the control file of an instance that stops.
+const CONTROL_PAUSE: Duration = Duration::from_millis(50);
+
+/// How long the sessions may take to end, and the walsenders to come to a halt, before the shutdown checkpoint begins. A
+/// receiver that is frozen while much is under way to it keeps it from beginning.
+const SESSIONS_PATIENCE: Duration = Duration::from_secs(4);
+
+/// How long a stop waits, once the last record is written, for a receiver that everything is to be sent to. One that is
+/// frozen, or cut off, would hold it up until `wal_sender_timeout`; without it the stop is as clean.
 const RECEIVER_PATIENCE: Duration = Duration::from_secs(1);
 
 /// How to stop.
@@ -383,15 +392,10 @@ impl Postgres {
         if let Some(running) = self.watched() {
             running.stop(plan.mode);
             replication::end_all(&cut);
-            let patience = match kept.is_empty() {
-                true => plan.limit,
-                false => plan.limit.min(RECEIVER_PATIENCE),
+            is_as_planned = match kept.is_empty() {
+                true => running.ended_within(plan.limit).await,
+                false => self.ended_with(&running, &kept, plan.limit).await,
             };
-            is_as_planned = running.ended_within(patience).await;
-            if !is_as_planned && patience < plan.limit {
-                replication::end_all(&kept);
-                is_as_planned = running.ended_within(plan.limit - patience).await;
-            }
             if !is_as_planned && plan.mode != StopMode::Immediate {
                 running.stop(StopMode::Immediate);
                 running.ended_within(IMMEDIATE_LIMIT).await;
@@ -408,6 +412,42 @@ impl Postgres {
             checkpoint,
             took: clock::now().since(began),
         })
+    }
+
+    /// Waits for the end of a postmaster that stops, and for these walsenders' receivers only as long as they may take
+    /// once the last record is written: a checkpoint that lasts keeps nobody from receiving it.
+    async fn ended_with(&self, running: &Watched, kept: &[OwnedFd], limit: Duration) -> bool {
+        let began = clock::now();
+        let mut written_at = None;
+        loop {
+            let now = clock::now();
+            let left = limit.saturating_sub(now.since(began));
+            let patience = match self.control_data().await.map(|data| data.state) {
+                Ok(ControlState::ShutDown | ControlState::ShutDownInRecovery) => {
+                    let since = *written_at.get_or_insert(now);
+                    RECEIVER_PATIENCE.saturating_sub(now.since(since))
+                }
+                Ok(ControlState::ShuttingDown) => left,
+                // One that is just being rewritten cannot be read.
+                Ok(
+                    ControlState::StartingUp
+                    | ControlState::InCrashRecovery
+                    | ControlState::InArchiveRecovery
+                    | ControlState::InProduction,
+                )
+                | Err(_) => SESSIONS_PATIENCE.saturating_sub(now.since(began)),
+            };
+            let pause = CONTROL_PAUSE.min(patience).min(left);
+            if running.ended_within(pause).await {
+                return true;
+            }
+            if pause < CONTROL_PAUSE {
+                break;
+            }
+        }
+        replication::end_all(kept);
+        let left = limit.saturating_sub(clock::now().since(began));
+        running.ended_within(left).await
     }
 
     /// Ends every server process of the instance with SIGKILL.

@@ -479,16 +479,28 @@ fn a_planned_stop_sends_everything_and_a_follower_changes_its_upstream() {
                 .await
                 .unwrap();
 
-            // A walsender that cannot drain must not hold up the stop: only member-2 is waited for.
+            // A walsender that cannot drain must not hold up the stop: only member-2 is waited for. A session that takes
+            // its time to end does, and costs member-2 nothing of what is written then.
             let frozen = third.adopt().unwrap().pid;
             signal(frozen, Signal::STOP);
-            let report = first
-                .stop(&StopPlan {
-                    wait_for: Some(vec!["member-2".to_owned()]),
-                    ..plan(StopMode::Fast)
-                })
-                .await
-                .unwrap();
+            let session = servers.client(1).await;
+            let row = session.query_one("SELECT pg_backend_pid()", &[]).await;
+            let backend: i32 = row.unwrap().get(0);
+            signal(backend, Signal::STOP);
+            let to_member_2 = StopPlan {
+                wait_for: Some(vec!["member-2".to_owned()]),
+                ..plan(StopMode::Fast)
+            };
+            let stop = first.stop(&to_member_2);
+            tokio::pin!(stop);
+            let longer_than_a_receiver_may_take = Duration::from_millis(1500);
+            let early = tokio::time::timeout(longer_than_a_receiver_may_take, &mut stop).await;
+            assert!(
+                early.is_err(),
+                "stopped with a session that lives: {early:?}"
+            );
+            signal(backend, Signal::CONT);
+            let report = stop.await.unwrap();
             signal(frozen, Signal::CONT);
             println!(
                 "measured: with two replicas, checkpoint {:?}, then fast stop {:?}",

@@ -19,6 +19,13 @@ use crate::postgres::{self, Postgres, PostgresError, ServerRole, StopPlan, Upstr
 /// How long an immediate stop may take before what is left is killed.
 const IMMEDIATE_LIMIT: Duration = Duration::from_millis(200);
 
+/// Longest run of `before_stop`; the stop goes on without it.
+const BEFORE_STOP_LIMIT: Duration = Duration::from_secs(30);
+
+/// The same while routers hold every client for a change of leader: a third of what the stop and the candidate's confirmation
+/// may take.
+const BEFORE_HAND_OVER_LIMIT: Duration = Duration::from_millis(500);
+
 /// Longest checkpoint after a promotion; on a busy large instance it takes minutes.
 const CHECKPOINT_LIMIT: Duration = Duration::from_secs(3600);
 
@@ -126,10 +133,11 @@ impl Actor {
             limit,
         };
         let (kind, plan) = match mode {
-            StopMode::Planned | StopMode::HandOver => {
+            StopMode::Planned => (JobKind::Stop, plan(postgres::StopMode::Fast, true)),
+            StopMode::HandOver => {
                 let plan = StopPlan {
-                    wait_for: successor(seen),
-                    ..plan(postgres::StopMode::Fast, mode == StopMode::Planned)
+                    wait_for: receivers(seen),
+                    ..plan(postgres::StopMode::Fast, false)
                 };
                 (JobKind::Stop, plan)
             }
@@ -145,7 +153,11 @@ impl Actor {
         let door = self.door();
         let work = async move {
             if kind == JobKind::Stop {
-                door.before_stop().await;
+                let limit = match mode {
+                    StopMode::HandOver => BEFORE_HAND_OVER_LIMIT,
+                    StopMode::Planned | StopMode::Fast | StopMode::Immediate => BEFORE_STOP_LIMIT,
+                };
+                door.before_stop(limit).await;
             }
             let report = door.stop(&plan).await.map_err(said)?;
             tracing::info!(
@@ -298,10 +310,19 @@ fn recorded_id(seen: &Observation) -> Option<SystemId> {
     }
 }
 
-/// The receiver that a planned stop waits for: the successor of a switchover.
-fn successor(seen: &Observation) -> Option<Vec<String>> {
+/// The receivers that a stop for a successor waits for: the successor alone; where the agent ends and will not start
+/// PostgreSQL again, everybody who streams, for any of them may lead next when the successor does not.
+fn receivers(seen: &Observation) -> Option<Vec<String>> {
     let record = seen.topology()?.switchover.as_ref()?;
-    (record.from == seen.me.name).then(|| vec![record.to.to_string()])
+    let successor = (record.from == seen.me.name).then(|| record.to.to_string())?;
+    let mut names = vec![successor];
+    if let Local::Running(running) = &seen.local
+        && seen.is_shutting_down
+    {
+        let senders = running.commits.senders.iter();
+        names.extend(senders.map(|sender| sender.name.to_string()));
+    }
+    Some(names)
 }
 
 async fn rewind(

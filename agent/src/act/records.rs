@@ -190,18 +190,21 @@ impl Actor {
             .await
     }
 
+    /// Until PostgreSQL stops for it, only while the request that it comes of stands as it was seen: what was taken back
+    /// holds nobody up.
     pub(super) async fn announce_switchover(
         &self,
         seen: &Observation,
         record: &SwitchoverRecord,
     ) -> Result<Revision, ActError> {
         let then = self.put(&FactKey::Switchover, records::switchover_to_json(record));
-        self.write(
-            "trunkline/switchover",
-            vec![self.still_leads(seen)?],
-            vec![then],
-        )
-        .await
+        let mut when = vec![self.still_leads(seen)?];
+        let request = seen.topology().and_then(|t| t.failover.as_ref());
+        if let Some(revision) = record.request_to_stand(request) {
+            let failover = self.keys.path(&FactKey::Failover);
+            when.push(Compare::ModRevision(failover, revision));
+        }
+        self.write("trunkline/switchover", when, vec![then]).await
     }
 
     pub(super) async fn clear_switchover(&self, seen: &Observation) -> Result<Revision, ActError> {

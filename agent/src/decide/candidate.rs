@@ -381,7 +381,9 @@ pub(super) enum Succession {
     /// After a clean stop, with everything: it is to be a synchronous standby only so that it has little to
     /// catch up with, as Patroni demands it for a switchover.
     Planned,
-    /// The same, where an operator asked for a failover to a member that need not be synchronous.
+    /// The same, where it is better to wait for a long replay than not to change at all.
+    Urgent,
+    /// The same as planned, where an operator asked for a failover to a member that need not be synchronous.
     ByOperator,
     /// With what it has.
     AfterCrash,
@@ -419,7 +421,11 @@ pub(super) fn successor(
             continue;
         }
         let backlog = view.replayed.bytes_behind(position);
-        if how != Succession::AfterCrash && promotes && backlog > REPLAY_LIMIT {
+        let is_replay_short = match how {
+            Succession::Planned | Succession::ByOperator => backlog <= REPLAY_LIMIT,
+            Succession::Urgent | Succession::AfterCrash => true,
+        };
+        if promotes && !is_replay_short {
             lacking = Detail::Text(format!("{name} has {backlog} bytes to replay").into());
             continue;
         }
@@ -432,7 +438,9 @@ pub(super) fn successor(
         }
         let may = match how {
             Succession::ByOperator => true,
-            Succession::Planned => sync.is_none_or(|sync| sync.standbys.contains(name)),
+            Succession::Planned | Succession::Urgent => {
+                sync.is_none_or(|sync| sync.standbys.contains(name))
+            }
             Succession::AfterCrash => {
                 election::allows(topology, name, reach(view), votes(answers)).is_ok()
             }

@@ -24,8 +24,9 @@ const DRAIN: Duration = Duration::from_secs(5);
 /// The same for an agent that ends: whoever ended it does not wait for long.
 const DRAIN_FOR_SHUTDOWN: Duration = Duration::from_secs(2);
 
-/// How long everything may be held until the last statements have ended: nobody's work goes on meanwhile.
-const HOLD_ALL_LIMIT: Duration = Duration::from_secs(2);
+/// How long everything may be held until the last statements have ended: nobody's work goes on meanwhile. A router
+/// that dies then is gone within a lease of two seconds, and up to half a second until etcd looks.
+const HOLD_ALL_LIMIT: Duration = Duration::from_millis(2500);
 
 /// The same where what has not ended is ended by the stop: only routers that are late to hold are waited for.
 const HOLD_ALL_TO_TERMINATE: Duration = Duration::from_millis(500);
@@ -40,6 +41,12 @@ const LATE: Duration = Duration::from_millis(500);
 
 /// How long the checkpoint ahead is waited for. Without it the stop takes longer, and nothing else is different.
 const CHECKPOINT_PATIENCE: Duration = Duration::from_secs(60);
+
+/// The longest that a change takes from its request to its end, by what its drain is asked to be: the checkpoint ahead, the
+/// drain, and what follows.
+pub fn longest(drain: Option<Duration>) -> Duration {
+    CHECKPOINT_PATIENCE + drain.unwrap_or(DRAIN) + AFTER_DRAIN
+}
 
 /// So many routers are named at the most where something waits for them.
 const MOST_NAMED: usize = 3;
@@ -62,25 +69,45 @@ impl<'a> Plan<'a> {
     pub(super) fn asked(request: &'a FailoverRequest) -> Self {
         let named = request.candidate.as_ref();
         let is_failover = named.is_some() && request.leader.is_none();
-        // Who asks for a failover wants it to happen.
-        let (how, on_timeout) = match is_failover {
-            true => (Succession::ByOperator, OnTimeout::Terminate),
-            false => (Succession::Planned, OnTimeout::GiveUp),
+        // Who asks for a failover, or to end what does not end, wants it to happen.
+        let on_timeout = request.drain.on_timeout.unwrap_or(match is_failover {
+            true => OnTimeout::Terminate,
+            false => OnTimeout::GiveUp,
+        });
+        let how = match (is_failover, on_timeout) {
+            (true, OnTimeout::GiveUp | OnTimeout::Terminate) => Succession::ByOperator,
+            (false, OnTimeout::Terminate) => Succession::Urgent,
+            (false, OnTimeout::GiveUp) => Succession::Planned,
         };
         Self {
-            id: u64::try_from(request.revision).unwrap_or(0),
+            id: Self::id_of(request),
             named,
             how,
             drain: request.drain.timeout.unwrap_or(DRAIN),
-            on_timeout: request.drain.on_timeout.unwrap_or(on_timeout),
+            on_timeout,
             request: Some(request.revision),
         }
     }
 
-    /// Of an agent that ends, in the epoch of this revision.
-    pub(super) fn for_shutdown(revision: i64) -> Self {
+    /// What identifies the plan of a request.
+    pub(super) fn id_of(request: &FailoverRequest) -> u64 {
+        u64::try_from(request.revision).unwrap_or(0)
+    }
+
+    pub(super) fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// Whether what is in the way is ended rather than the change given up.
+    pub(super) fn is_forced(&self) -> bool {
+        self.on_timeout == OnTimeout::Terminate
+    }
+
+    /// Of an agent that ends, in the epoch of this revision. What it has announced already it goes on with.
+    pub(super) fn for_shutdown(revision: i64, announced: Option<&SwitchoverRecord>) -> Self {
+        let new = u64::try_from(revision).unwrap_or(0);
         Self {
-            id: u64::try_from(revision).unwrap_or(0),
+            id: announced.map_or(new, |record| record.id),
             named: None,
             how: Succession::Planned,
             drain: DRAIN_FOR_SHUTDOWN,
@@ -248,9 +275,9 @@ fn refuse(turn: Turn<'_>, plan: &Plan<'_>) -> Decision {
 }
 
 /// Clients that are held longer than their router holds them would get an error, which a planned change spares them.
-/// Neither a forced change nor the end of an agent is refused for that.
+/// Neither a change that ends what is in its way nor the end of an agent is refused for that.
 fn holds_too_shortly(topology: &Topology, plan: &Plan<'_>) -> Option<Detail> {
-    if plan.request.is_none() || plan.how == Succession::ByOperator {
+    if plan.request.is_none() || plan.is_forced() || plan.how == Succession::ByOperator {
         return None;
     }
     let needed = plan.drain + AFTER_DRAIN;

@@ -134,11 +134,13 @@ fn leave_full_disk<'a>(turn: Turn<'a>, topology: &Topology) -> ControlFlow<Decis
         PeerAnswer::Answered(view) if !view.is_nearly_full => Some(name.clone()),
         PeerAnswer::Answered(_) | PeerAnswer::Unreachable => None,
     };
-    let fits = |name: &MemberName| {
-        let how = Succession::Planned;
-        candidate::successor(seen, topology, &seen.settings(), Some(name), how).is_ok()
+    let fitting = |how| {
+        let fits = |name: &MemberName| {
+            candidate::successor(seen, topology, &seen.settings(), Some(name), how).is_ok()
+        };
+        answers.iter().filter_map(has_room).find(fits)
     };
-    let to = answers.iter().filter_map(has_room).find(fits);
+    let to = fitting(Succession::Planned).or_else(|| fitting(Succession::Urgent));
     match to.filter(|_| !was_asked && topology.failover.is_none()) {
         Some(to) => {
             let now = seen.now;

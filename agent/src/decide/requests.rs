@@ -18,12 +18,15 @@ use trunkline_shared::cluster::{Lsn, Topology};
 
 use super::decision::{Action, Decision, Detail, Reason};
 use super::handing_over::{self, Plan};
-use super::observation::{Due, Held, LeaseView, Observation, Stopped};
+use super::observation::{Due, Held, LeaseView, Local, Observation, Stopped};
 use super::{PROMOTE_NEEDS, RETRY_PAUSE, Turn, candidate, holding_lease};
 
 /// How long the stop and the candidate's confirmation may take together before this member goes on as leader. With
 /// its start, after that, clients wait for two seconds at the most.
 const STOP_AND_CONFIRM: Duration = Duration::from_millis(1500);
+
+/// The same where the change is forced: a crash, or a member that cannot go on, would cost more than that.
+const FORCED_STOP_AND_CONFIRM: Duration = Duration::from_secs(4);
 
 /// How long the candidate has at the least, however long the stop took.
 const LEAST_CONFIRM: Duration = Duration::from_millis(700);
@@ -57,7 +60,11 @@ pub(super) fn as_leader<'a>(
     let drop = Action::DropFailoverRequest {
         revision: request.revision,
     };
-    let id = u64::try_from(request.revision).unwrap_or(0);
+    let id = Plan::id_of(request);
+    if topology.switchover.as_ref().is_some_and(|r| r.id != id) {
+        // Routers hold clients for a change that this request has replaced, and it may take its time.
+        return clear(turn, topology);
+    }
     let is_done = topology
         .switchover
         .as_ref()
@@ -66,7 +73,10 @@ pub(super) fn as_leader<'a>(
         // The change has brought this member here, or it was asked for where it leads already.
         return ControlFlow::Break(turn.act(drop).now(Reason::Leading));
     }
-    let is_begun = own_switchover(turn.seen, topology).is_some_and(|record| record.id == id);
+    // The checkpoint ahead may outlast the time in which a change has to begin.
+    let remembered = turn.decision.memory.switchover.as_ref();
+    let is_begun = remembered.is_some_and(|change| change.id == id)
+        || own_switchover(turn.seen, topology).is_some();
     match waits_for(turn.seen, request, is_begun) {
         None => {}
         Some(Ok(left)) => return ControlFlow::Continue(turn.soon(left)),
@@ -104,7 +114,10 @@ pub(super) fn waits_for(
 
 /// A record that nobody's request stands behind any more is removed.
 fn clear_leftover<'a>(turn: Turn<'a>, topology: &Topology) -> ControlFlow<Decision, Turn<'a>> {
-    let turn = handing_over::forget(turn);
+    clear(handing_over::forget(turn), topology)
+}
+
+fn clear<'a>(turn: Turn<'a>, topology: &Topology) -> ControlFlow<Decision, Turn<'a>> {
     match &topology.switchover {
         Some(record) if !turn.seen.is_shutting_down => {
             let detail = Detail::Member(record.to.clone());
@@ -153,7 +166,7 @@ pub(super) fn when_stopped(
         SwitchoverStage::Stopped {
             shutdown_checkpoint,
         } => {
-            let limit = confirm_limit(record);
+            let limit = confirm_limit(topology, record, seen.is_shutting_down);
             let left = limit.saturating_sub(seen.now.since(change.since));
             confirm_or_wait(turn, held, topology, record, shutdown_checkpoint, left)
         }
@@ -161,9 +174,23 @@ pub(super) fn when_stopped(
     }
 }
 
-fn confirm_limit(record: &SwitchoverRecord) -> Duration {
+/// An agent that ends does not wait for longer: it would not go on as leader.
+fn confirm_limit(
+    topology: &Topology,
+    record: &SwitchoverRecord,
+    is_shutting_down: bool,
+) -> Duration {
     let stop = record.parts.stop.unwrap_or_default();
-    STOP_AND_CONFIRM.saturating_sub(stop).max(LEAST_CONFIRM)
+    let request = topology
+        .failover
+        .as_ref()
+        .map(|failover| Plan::asked(failover));
+    let is_forced = request.is_some_and(|plan| plan.id() == record.id && plan.is_forced());
+    let both = match is_forced && !is_shutting_down {
+        true => FORCED_STOP_AND_CONFIRM,
+        false => STOP_AND_CONFIRM,
+    };
+    both.saturating_sub(stop).max(LEAST_CONFIRM)
 }
 
 fn confirm_or_wait(
@@ -231,10 +258,23 @@ fn leave_to_patroni(
 fn roll_back(turn: Turn<'_>, held: &Held, topology: &Topology) -> Decision {
     let seen = turn.seen;
     if seen.is_shutting_down {
+        // Whoever leads next is measured by what was acknowledged here.
+        let position = match &seen.local {
+            Local::Stopped(stopped) if stopped.is_clean && stopped.was_primary => {
+                Some(stopped.checkpoint)
+            }
+            Local::Stopped(_)
+            | Local::Unknown(_)
+            | Local::Empty
+            | Local::Starting { .. }
+            | Local::Running(_)
+            | Local::Unresponsive { .. }
+            | Local::Orphaned { .. } => None,
+        };
         return turn
             .act(Action::ClearSwitchover)
             .act(Action::DisarmFence)
-            .act(Action::ReleaseLeader { position: None })
+            .act(Action::ReleaseLeader { position })
             .now(Reason::ReleasingForShutdown);
     }
     if seen.now.until(held.deadline) <= PROMOTE_NEEDS || !seen.fence.is_live {

@@ -73,7 +73,8 @@ fn as_leader(turn: Turn<'_>, held: &Held, topology: &Topology) -> Decision {
     match &seen.local {
         Local::Running(running) => match running.role {
             RunningRole::Primary { .. } if seen.is_dcs_fresh() => {
-                let plan = Plan::for_shutdown(held.epoch.revision);
+                let announced = requests::own_switchover(seen, topology);
+                let plan = Plan::for_shutdown(held.epoch.revision, announced.map(|r| &**r));
                 match handing_over::step(turn, topology, &plan) {
                     ControlFlow::Break(decision) => decision,
                     ControlFlow::Continue(turn) => turn.collected(Reason::StoppingForShutdown),

@@ -13,9 +13,6 @@ use super::{Postgres, PostgresError};
 /// Longest run of one callback; those behind it wait so long.
 const CALLBACK_LIMIT: Duration = Duration::from_secs(60);
 
-/// Longest run of `before_stop`; the stop goes on without it.
-const BEFORE_STOP_LIMIT: Duration = Duration::from_secs(30);
-
 /// Callbacks that may wait. Beyond it the oldest reload goes, or else the oldest event.
 const QUEUE: usize = 32;
 
@@ -172,13 +169,13 @@ impl Postgres {
         Script::new(command, limit, "pre_promote").run().await
     }
 
-    /// Runs `before_stop`, if there is one. Whatever becomes of it, the stop goes on.
-    pub async fn before_stop(&self) {
+    /// Runs `before_stop`, if there is one, for `limit` at the most. Whatever becomes of it, the stop goes on.
+    pub async fn before_stop(&self, limit: Duration) {
         let config = self.config();
         let Some(command) = &config.hooks.before_stop else {
             return;
         };
-        let limit = BEFORE_STOP_LIMIT.min(config.pg_ctl_timeout);
+        let limit = limit.min(config.pg_ctl_timeout);
         let script = Script::new(command, limit, "before_stop");
         if let Err(error) = script.run().await {
             tracing::warn!(%error, "before_stop failed; PostgreSQL is stopped all the same");

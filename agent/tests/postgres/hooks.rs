@@ -108,7 +108,7 @@ fn pre_promote_says_no_by_its_status_and_by_its_limit() {
                 "{error:?}"
             );
             // A failure of before_stop holds nothing up.
-            slow.before_stop().await;
+            slow.before_stop(PATIENCE).await;
         },
     );
 }

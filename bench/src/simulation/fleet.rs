@@ -21,8 +21,8 @@ use super::story::{Actor, tell};
 use super::world::World;
 
 /// A router's lease, and how often it renews it.
-const LEASE: Time = 3 * SECOND;
-const RENEW_EVERY: Time = SECOND;
+const LEASE: Time = 2 * SECOND;
+const RENEW_EVERY: Time = SECOND / 2;
 /// How long a router holds its clients.
 const HOLD_TIMEOUT: Time = 10 * SECOND;
 /// For so long after it registered an agent may not know of a router, beside `retry_timeout`.

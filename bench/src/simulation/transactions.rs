@@ -154,8 +154,14 @@ impl World {
 
     fn announce(&self, node: NodeId, record: Arc<SwitchoverRecord>) -> Option<Txn> {
         let lease = self.node(node).agent.lease.id;
+        let view = self.node(node).agent.view.as_ref();
+        let request = view.and_then(|view| view.failover.as_ref());
+        let request = record.request_to_stand(request);
         let put = Write::Put(FactKey::Switchover, Fact::Switchover(record), lease);
-        self.as_leader(node, vec![put])
+        let mut txn = self.as_leader(node, vec![put])?;
+        let as_seen = request.map(|revision| Compare::Revision(FactKey::Failover, revision));
+        txn.when.extend(as_seen);
+        Some(txn)
     }
 
     fn record_system_id(&self, node: NodeId, id: SystemId) -> Option<Txn> {

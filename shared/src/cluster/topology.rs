@@ -158,6 +158,19 @@ pub struct SwitchoverRecord {
     pub parts: ChangeParts,
 }
 
+impl SwitchoverRecord {
+    /// The revision at which the request has to stand for this to be announced, if it comes of `request`. Once PostgreSQL
+    /// stops the change goes on without it.
+    pub fn request_to_stand(&self, request: Option<&FailoverRequest>) -> Option<i64> {
+        let is_before_stop = match self.stage {
+            SwitchoverStage::HoldTransactions | SwitchoverStage::HoldAll => true,
+            SwitchoverStage::Stopped { .. } | SwitchoverStage::Resume => false,
+        };
+        let revision = request.filter(|_| is_before_stop)?.revision;
+        (u64::try_from(revision) == Ok(self.id)).then_some(revision)
+    }
+}
+
 /// The `initialize` key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum Initialize {
