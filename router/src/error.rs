@@ -113,7 +113,17 @@ pub enum SessionError {
     },
     /// The first bytes are not PostgreSQL's.
     #[error("this is not a PostgreSQL connection: {0}")]
-    NotTheProtocol(#[from] NotStartup),
+    NotTheProtocol(#[source] NotStartup),
+    /// A parameter of the start-up packet that cannot be, in PostgreSQL's words where it has some.
+    #[error("{message}")]
+    BadParameter {
+        /// SQLSTATE.
+        code: &'static str,
+        /// What is wrong.
+        message: String,
+        /// What to do.
+        hint: &'static str,
+    },
     /// A protocol version that is gone.
     #[error("unsupported frontend protocol {major}.{minor}: this server supports 3.0 to 3.2")]
     OldProtocol {
@@ -253,6 +263,27 @@ pub enum SessionError {
     NoOperator,
 }
 
+impl From<NotStartup> for SessionError {
+    fn from(why: NotStartup) -> Self {
+        let message = why.to_string();
+        match why {
+            NotStartup::NoSetting(_) => SessionError::BadParameter {
+                code: sqlstate::UNDEFINED_OBJECT,
+                message,
+                hint: "The options of a connection are settings.",
+            },
+            NotStartup::Replication(_) => SessionError::BadParameter {
+                code: sqlstate::INVALID_PARAMETER_VALUE,
+                message,
+                hint: "Valid values are: \"false\", 0, \"true\", 1, \"database\".",
+            },
+            NotStartup::Length(_) | NotStartup::Code(_) | NotStartup::Parameters(_) => {
+                SessionError::NotTheProtocol(why)
+            }
+        }
+    }
+}
+
 impl From<Malformed> for SessionError {
     fn from(why: Malformed) -> Self {
         if [NOT_NEGOTIATED, NOT_BOUND].contains(&why) {
@@ -293,6 +324,7 @@ impl SessionError {
             | SessionError::IdleTooLong(_)
             | SessionError::IdleInTransaction(_)
             | SessionError::NotTheProtocol(_)
+            | SessionError::BadParameter { .. }
             | SessionError::OldProtocol { .. }
             | SessionError::EncryptionTwice
             | SessionError::EarlyData
@@ -337,6 +369,7 @@ impl SessionError {
             SessionError::TooManyClusters { .. } => "too_many_clusters",
             SessionError::TooManyNewcomers { .. } => "too_many_newcomers",
             SessionError::NotTheProtocol(_) => "not_the_protocol",
+            SessionError::BadParameter { .. } => "bad_parameter",
             SessionError::OldProtocol { .. } => "old_protocol",
             SessionError::EncryptionTwice => "encryption_twice",
             SessionError::EarlyData => "early_data",
@@ -385,6 +418,7 @@ impl SessionError {
             SessionError::IdleTooLong(_) => sqlstate::IDLE_SESSION_TIMEOUT,
             SessionError::IdleInTransaction(_) => sqlstate::IDLE_IN_TRANSACTION_TIMEOUT,
             SessionError::Rejected { code, .. } => code,
+            SessionError::BadParameter { code, .. } => code,
             SessionError::TooMuch(_) => sqlstate::PROGRAM_LIMIT_EXCEEDED,
             SessionError::Authentication(_)
             | SessionError::LoginTooSlow(_)
@@ -480,6 +514,7 @@ impl SessionError {
             SessionError::NotEncrypted(_) => {
                 "This listener demands TLS (tls.client.mode): set sslmode to require or above."
             }
+            SessionError::BadParameter { hint, .. } => hint,
             SessionError::Disabled(_) => "ENABLE at the router's console lets clients in again.",
             SessionError::TransactionBlock => "Use a listener or a database in transaction mode.",
             SessionError::TooManyClients(_)

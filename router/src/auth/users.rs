@@ -10,7 +10,7 @@ use crate::auth::scram::{SALT, STORED_PREFIX, Shape, Verifier, labelled, salt_fo
 use crate::auth::{Credential, Method, Secret};
 
 /// The longest name, bytes: PostgreSQL's NAMEDATALEN less one, with room for PgBouncer's longer ones.
-const MAX_NAME: usize = 127;
+pub const MAX_NAME: usize = 127;
 /// The longest secret, bytes: PgBouncer's limit.
 const MAX_SECRET: usize = 2047;
 

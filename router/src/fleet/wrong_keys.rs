@@ -1,7 +1,7 @@
 //! How many cancel keys that are nobody's one address may try: a secret of 32 bits is to be guessed by nobody. Pure.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::time::Duration;
 
 use trunkline_shared::cluster::Moment;
@@ -15,6 +15,17 @@ pub const WINDOW: Duration = Duration::from_secs(1);
 /// Addresses that are remembered in one window. Those beyond it share one count.
 const MAX_ADDRESSES: usize = 1024;
 
+/// The network of an IPv6 address that one customer has, and all addresses in it: /64.
+const NETWORK: u128 = !(u64::MAX as u128);
+
+/// Whom an address stands for.
+fn source(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(own) => Ipv6Addr::from(u128::from(own) & NETWORK).into(),
+        IpAddr::V4(own) => own.into(),
+    }
+}
+
 /// The counts of one window.
 #[derive(Debug, Default)]
 pub struct WrongKeys {
@@ -27,7 +38,7 @@ impl WrongKeys {
     /// Whether a key from this address is looked at now.
     pub fn may_try(&mut self, address: IpAddr, now: Moment) -> bool {
         self.turn(now);
-        let count = match self.by_address.get(&address) {
+        let count = match self.by_address.get(&source(address)) {
             Some(count) => *count,
             None if self.by_address.len() < MAX_ADDRESSES => 0,
             None => self.others,
@@ -38,6 +49,7 @@ impl WrongKeys {
     /// A key from this address was nobody's.
     pub fn note(&mut self, address: IpAddr, now: Moment) {
         self.turn(now);
+        let address = source(address);
         let has_room = self.by_address.len() < MAX_ADDRESSES;
         let count = match self.by_address.get_mut(&address) {
             Some(count) => count,
@@ -77,6 +89,20 @@ mod tests {
         assert!(!keys.may_try(address(1), NOW));
         assert!(keys.may_try(address(2), NOW));
         assert!(keys.may_try(address(1), NOW + WINDOW));
+    }
+
+    #[test]
+    fn the_addresses_of_one_network_of_ipv6_share_a_count() {
+        let address = |text: &str| text.parse::<IpAddr>().unwrap();
+        let mut keys = WrongKeys::default();
+        for number in 0..MAX_WRONG_KEYS {
+            keys.note(address(&format!("2001:db8:0:1::{number:x}")), NOW);
+            keys.note(address("::ffff:10.0.0.1"), NOW);
+        }
+        assert!(!keys.may_try(address("2001:db8:0:1:ffff::"), NOW));
+        assert!(keys.may_try(address("2001:db8:0:2::1"), NOW));
+        assert!(!keys.may_try(address("10.0.0.1"), NOW));
+        assert!(keys.may_try(address("10.0.0.2"), NOW));
     }
 
     #[test]

@@ -4,7 +4,6 @@
 use std::sync::Arc;
 
 use ring::rand::{SecureRandom, SystemRandom};
-use tokio::time::timeout;
 use trunkline_shared::service::clock;
 
 use super::{Lease, POOLS, PoolId, Pools, Spec};
@@ -12,6 +11,7 @@ use crate::auth::RANDOM_BYTES;
 use crate::cores;
 use crate::pool::budget::Budgets;
 use crate::pool::state::ServerId;
+use crate::protocol::startup::Replication;
 use crate::server::Way;
 use crate::server::login::{Identity, OpenFailed, open};
 
@@ -109,22 +109,26 @@ fn ask_others(spec: &Arc<Spec>) {
 }
 
 impl Opening {
-    /// Opens the server. `more` stands in its start-up packet beside user and database.
+    /// Opens the server, of this kind and with these settings.
     ///
     /// # Errors
     /// It cannot be opened now, or at all.
-    pub async fn open(self, more: Vec<(String, String)>) -> Result<Lease, OpenFailed> {
+    pub async fn open(
+        self,
+        replication: Option<Replication>,
+        settings: Vec<(String, String)>,
+    ) -> Result<Lease, OpenFailed> {
         let identity = Identity {
             database: self.spec.dbname.clone(),
             user: self.spec.user.clone(),
             credential: self.spec.credential.load_full(),
-            more,
+            replication,
+            settings,
         };
         let mut nonce = [0; RANDOM_BYTES];
         let filled = SystemRandom::new().fill(&mut nonce);
         filled.map_err(|_| OpenFailed::Broken)?;
-        let opening = timeout(self.spec.connect_timeout, open(self.way, identity, nonce));
-        let server = opening.await.unwrap_or(Err(OpenFailed::TooSlow))?;
+        let server = open(self.way, identity, nonce, self.spec.connect_timeout).await?;
         Ok(Lease {
             server: Some(Box::new(server)),
             home: Home::Alone(self.counted),

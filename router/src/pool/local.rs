@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::task::Waker;
 
 use ring::rand::{SecureRandom, SystemRandom};
-use tokio::time::timeout;
 use tracing::{debug, info, warn};
 use trunkline_shared::cluster::Moment;
 
@@ -112,16 +111,14 @@ impl Pool {
             database: self.spec.dbname.clone(),
             user: self.spec.user.clone(),
             credential: self.spec.credential.load_full(),
-            more: Vec::new(),
+            replication: None,
+            settings: Vec::new(),
         };
         let (way, limit) = (self.way.clone(), self.spec.connect_timeout);
         tokio::spawn(async move {
             let mut nonce = [0; RANDOM_BYTES];
             let opened = match SystemRandom::new().fill(&mut nonce) {
-                Ok(()) => {
-                    let opening = timeout(limit, open(way, identity, nonce));
-                    opening.await.unwrap_or(Err(OpenFailed::TooSlow))
-                }
+                Ok(()) => open(way, identity, nonce, limit).await,
                 Err(_) => Err(OpenFailed::Broken),
             };
             POOLS.with_borrow_mut(|pools| pools.opened(pool, server, opened));

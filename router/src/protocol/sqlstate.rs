@@ -26,6 +26,10 @@ pub const INVALID_CATALOG_NAME: &str = "3D000";
 pub const PROGRAM_LIMIT_EXCEEDED: &str = "54000";
 /// `invalid_authorization_specification`.
 pub const INVALID_AUTHORIZATION: &str = "28000";
+/// `invalid_parameter_value`.
+pub const INVALID_PARAMETER_VALUE: &str = "22023";
+/// `undefined_object`: no such setting.
+pub const UNDEFINED_OBJECT: &str = "42704";
 /// `invalid_sql_statement_name`: no such prepared statement.
 pub const INVALID_STATEMENT_NAME: &str = "26000";
 /// `duplicate_prepared_statement`.

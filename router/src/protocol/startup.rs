@@ -63,6 +63,56 @@ pub enum NotStartup {
     /// Its parameters are not pairs of texts.
     #[error("the start-up packet's parameters {0}")]
     Parameters(&'static str),
+    /// `options` name what is no setting, in PostgreSQL's words.
+    #[error("unrecognized configuration parameter \"{0}\"")]
+    NoSetting(String),
+    /// `replication` is neither on nor off, in PostgreSQL's words.
+    #[error("invalid value for parameter \"replication\": \"{0}\"")]
+    Replication(String),
+}
+
+/// The two kinds of replication connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Replication {
+    /// To no database.
+    Physical,
+    /// To a database.
+    Logical,
+}
+
+impl Replication {
+    /// What a start-up packet calls it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Replication::Physical => "true",
+            Replication::Logical => "database",
+        }
+    }
+
+    /// As PostgreSQL reads it, or another meaning than PostgreSQL's would be judged by `auth.hba_file`.
+    fn read(value: &str) -> Result<Option<Self>, NotStartup> {
+        if value == "database" {
+            return Ok(Some(Replication::Logical));
+        }
+        let is_on = boolean(value).ok_or_else(|| NotStartup::Replication(value.to_owned()))?;
+        Ok(is_on.then_some(Replication::Physical))
+    }
+}
+
+/// PostgreSQL's `parse_bool`: whole words and their beginnings, where one letter says which.
+fn boolean(value: &str) -> Option<bool> {
+    let value = value.to_ascii_lowercase();
+    let begins = |word: &str, least: usize| value.len() >= least && word.starts_with(&value);
+    let is_on = value == "1" || begins("true", 1) || begins("yes", 1) || begins("on", 2);
+    let is_off = value == "0" || begins("false", 1) || begins("no", 1) || begins("off", 2);
+    (is_on || is_off).then_some(is_on)
+}
+
+/// Whether a start-up packet's parameter of this name is a setting, and not who wants what.
+pub fn is_setting(name: &str) -> bool {
+    let others = ["user", "database", "replication", "options"];
+    let is_other = others.iter().any(|other| other.eq_ignore_ascii_case(name));
+    !is_other && !name.starts_with("_pq_.")
 }
 
 /// Reads the first packet, or as much of it as has come.
@@ -112,8 +162,8 @@ pub struct Parameters {
     pub user: String,
     /// Where; the user's name if the client did not say.
     pub database: String,
-    /// The client wants a replication connection: `database` is one to a database, anything else a physical one.
-    pub replication: Option<String>,
+    /// The client wants a replication connection.
+    pub replication: Option<Replication>,
     /// Settings by name, those of `options` first, as in PostgreSQL.
     pub settings: Vec<(String, String)>,
     /// Protocol options (`_pq_.`) that nobody here knows.
@@ -123,9 +173,7 @@ pub struct Parameters {
 impl Parameters {
     /// Whether PostgreSQL takes it for a replication connection to no database.
     pub fn is_physical_replication(&self) -> bool {
-        self.replication
-            .as_ref()
-            .is_some_and(|kind| kind != "database")
+        self.replication == Some(Replication::Physical)
     }
 }
 
@@ -153,15 +201,15 @@ pub fn parameters(packet: &[u8]) -> Result<Parameters, NotStartup> {
         match name.as_str() {
             "user" => read.user = value,
             "database" => read.database = value,
-            "replication" => {
-                let off = ["", "false", "off", "no", "0"];
-                let is_off = off.contains(&value.to_ascii_lowercase().as_str());
-                read.replication = (!is_off).then_some(value);
-            }
+            "replication" => read.replication = Replication::read(&value)?,
             "options" => {
                 let options = options(&value);
-                read.settings
-                    .extend(options.ok_or(wrong("hold options that are not -c name=value"))?);
+                let options = options.ok_or(wrong("hold options that are not -c name=value"))?;
+                // In a server's start-up packet they would stand in the place of the router's own.
+                if let Some((name, _)) = options.iter().find(|(name, _)| !is_setting(name)) {
+                    return Err(NotStartup::NoSetting(name.clone()));
+                }
+                read.settings.extend(options);
             }
             _ if name.starts_with("_pq_.") => read.unknown_options.push(name),
             "" => return Err(wrong("hold one without a name")),
@@ -250,12 +298,46 @@ mod tests {
         );
         assert_eq!(read.unknown_options, ["_pq_.x"]);
         let read = parameters(&packet("user\0a\0database\0d\0replication\0database\0\0")).unwrap();
-        assert_eq!(read.replication.as_deref(), Some("database"));
+        assert_eq!(read.replication, Some(Replication::Logical));
         assert!(!read.is_physical_replication() && read.database == "d");
-        let read = parameters(&packet("user\0a\0replication\0true\0\0")).unwrap();
-        assert!(read.is_physical_replication());
-        let read = parameters(&packet("user\0a\0replication\0OFF\0\0")).unwrap();
-        assert_eq!(read.replication, None);
+    }
+
+    #[test]
+    fn replication_is_on_and_off_as_postgresql_reads_it() {
+        let read = |value: &str| {
+            let read = parameters(&packet(&format!("user\0a\0replication\0{value}\0\0")));
+            read.map(|read| read.replication)
+        };
+        for on in ["1", "on", "ON", "t", "tr", "tru", "true", "y", "ye", "Yes"] {
+            assert_eq!(read(on), Ok(Some(Replication::Physical)), "{on}");
+        }
+        for off in [
+            "0", "of", "off", "OFF", "f", "fa", "fal", "fals", "false", "n", "no", "No",
+        ] {
+            assert_eq!(read(off), Ok(None), "{off}");
+        }
+        for neither in [
+            "", "o", "O", "10", "00", "2", "tt", "truer", "noo", "databas", "Database", " on",
+        ] {
+            let refused = Err(NotStartup::Replication(neither.to_owned()));
+            assert_eq!(read(neither), refused, "{neither}");
+        }
+    }
+
+    #[test]
+    fn options_hold_settings_only() {
+        for option in [
+            "-c user=a",
+            "-c database=a",
+            "--replication=false",
+            "-coptions=a",
+            "-c work_mem=4MB -c _pq_.a=b",
+            "--_pq-.a=b",
+            "-c USER=a",
+        ] {
+            let read = parameters(&packet(&format!("user\0a\0options\0{option}\0\0")));
+            assert!(matches!(read, Err(NotStartup::NoSetting(_))), "{option}");
+        }
     }
 
     #[test]

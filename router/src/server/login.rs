@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::AsyncReadExt;
@@ -20,6 +21,7 @@ use crate::protocol::exchange::Exchange;
 use crate::protocol::messages;
 use crate::protocol::settings::Settings;
 use crate::protocol::splice::head;
+use crate::protocol::startup::{Replication, is_setting};
 use crate::server::encryption::{reach, refused};
 use crate::server::{
     CancelKey, Complaint, Inbound, MAX_READ_WHOLE, Prepared, QueryFailed, Server, Way,
@@ -40,13 +42,22 @@ pub struct Identity {
     pub user: Arc<str>,
     /// How it proves that.
     pub credential: Arc<Credential>,
-    /// What the start-up packet says beside that: of a server that is opened for one client, or for the router itself.
-    pub more: Vec<(String, String)>,
+    /// It replicates.
+    pub replication: Option<Replication>,
+    /// The settings that come with the start-up packet: of a server that is opened for one client, or for the router
+    /// itself.
+    pub settings: Vec<(String, String)>,
 }
 
 impl Identity {
-    fn is_replication(&self) -> bool {
-        self.more.iter().any(|(name, _)| name == "replication")
+    /// PostgreSQL takes the last of two parameters of one name: what is no setting is not said as if it were one.
+    fn startup(&self) -> Vec<u8> {
+        let kind = self.replication.map(|kind| ("replication", kind.name()));
+        let who = [("user", &*self.user), ("database", &*self.database)];
+        let settings = self.settings.iter().filter(|(name, _)| is_setting(name));
+        let settings = settings.map(|(name, value)| (&**name, &**value));
+        let parameters: Vec<_> = who.into_iter().chain(kind).chain(settings).collect();
+        messages::startup(&parameters)
     }
 }
 
@@ -118,11 +129,26 @@ impl OpenFailed {
     }
 }
 
-/// Opens a server. `nonce` is random. The caller limits the time.
+/// Opens a server within `server_connect_timeout`, of which zero is no limit. `nonce` is random.
 ///
 /// # Errors
 /// It cannot be opened now, or at all.
 pub async fn open(
+    way: Arc<Way>,
+    identity: Identity,
+    nonce: [u8; RANDOM_BYTES],
+    limit: Duration,
+) -> Result<Server, OpenFailed> {
+    let opening = begin(way, identity, nonce);
+    match limit.is_zero() {
+        true => opening.await,
+        false => timeout(limit, opening)
+            .await
+            .unwrap_or(Err(OpenFailed::TooSlow)),
+    }
+}
+
+async fn begin(
     way: Arc<Way>,
     identity: Identity,
     nonce: [u8; RANDOM_BYTES],
@@ -171,14 +197,7 @@ async fn greet(
     nonce: [u8; RANDOM_BYTES],
 ) -> Result<(), OpenFailed> {
     let broken = |_: io::Error| OpenFailed::Broken;
-    let mut parameters = vec![("user", &*identity.user), ("database", &*identity.database)];
-    parameters.extend(
-        identity
-            .more
-            .iter()
-            .map(|(name, value)| (&**name, &**value)),
-    );
-    let packet = messages::startup(&parameters);
+    let packet = identity.startup();
     server.stream.send(&packet).await.map_err(broken)?;
     let login = ClientSide::new(&identity.user, identity.credential.clone(), nonce);
     let mut login = login.over(channel(server));
@@ -259,7 +278,7 @@ async fn is_in_recovery(server: &mut Server, identity: &Identity) -> Result<bool
     if let Some(value) = server.reported.get("in_hot_standby") {
         return Ok(&**value == "on");
     }
-    if identity.is_replication() {
+    if identity.replication.is_some() {
         return Ok(false);
     }
     match server.run("SELECT pg_catalog.pg_is_in_recovery()").await {
@@ -298,6 +317,33 @@ pub fn tune(stream: &TcpStream) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn settings_do_not_change_who_logs_in_and_where() {
+        let told = |name: &str| (name.to_owned(), "x".to_owned());
+        let identity = Identity {
+            database: "d".into(),
+            user: "u".into(),
+            credential: Arc::new(Credential::Nothing),
+            replication: Some(Replication::Physical),
+            settings: [
+                "user",
+                "work_mem",
+                "database",
+                "replication",
+                "options",
+                "_pq_.a",
+            ]
+            .map(told)
+            .to_vec(),
+        };
+        let packet = identity.startup();
+        let said = String::from_utf8_lossy(&packet[8..]);
+        assert_eq!(
+            said,
+            "user\0u\0database\0d\0replication\0true\0work_mem\0x\0\0"
+        );
+    }
 
     #[tokio::test]
     async fn a_tuned_socket_waits_for_nothing_and_finds_a_dead_peer() {

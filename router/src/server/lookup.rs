@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use ring::rand::{SecureRandom, SystemRandom};
 use tokio::sync::OwnedMutexGuard;
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 use tracing::warn;
 use trunkline_shared::cluster::Moment;
 use trunkline_shared::service::clock;
@@ -311,7 +311,8 @@ impl Asker {
             database: config.database.as_str().into(),
             user: config.user.as_str().into(),
             credential: Arc::new(credential),
-            more: SETTINGS
+            replication: None,
+            settings: SETTINGS
                 .iter()
                 .map(|(name, value)| (String::from(*name), String::from(*value)))
                 .collect(),
@@ -319,9 +320,9 @@ impl Asker {
         let mut nonce = [0; RANDOM_BYTES];
         let random = SystemRandom::new().fill(&mut nonce);
         random.map_err(|_| OpenFailed::Broken)?;
-        let opening = timeout(connect_timeout, open(Arc::new(way), identity, nonce));
+        let server = open(Arc::new(way), identity, nonce, connect_timeout).await?;
         Ok(Self {
-            server: Box::new(opening.await.unwrap_or(Err(OpenFailed::TooSlow))?),
+            server: Box::new(server),
             config,
             used_at: clock::now(),
         })

@@ -9,7 +9,7 @@ const WITH_CONSOLE: &str = "\"app\" \"hunter2\"\n\"other\" \"hunter2\"\n\"third\
     auth: {type: trust, file: x}\npool: {default_pool_size: 1}\n\
     admin: {admin_users: app, stats_users: [other]}\n";
 
-type Row = BTreeMap<String, String>;
+pub type Row = BTreeMap<String, String>;
 
 async fn with_console() -> (Stack, FakePostgres, Client) {
     let a = FakePostgres::start(false).await;
@@ -25,7 +25,7 @@ fn packet(user: &str, database: &str) -> Vec<u8> {
     [&length[..], &[0, 3, 0, 0], body.as_bytes()].concat()
 }
 
-async fn console(stack: &Stack, user: &str, database: &str) -> Client {
+pub async fn console(stack: &Stack, user: &str, database: &str) -> Client {
     let mut client = stack.client().await;
     client.send(&packet(user, database)).await;
     client.ready().await;
@@ -67,7 +67,7 @@ async fn rows(console: &mut Client, sql: &str) -> Vec<Row> {
 }
 
 /// Shows until this is so.
-async fn until(console: &mut Client, sql: &str, is_so: impl Fn(&[Row]) -> bool) -> Vec<Row> {
+pub async fn until(console: &mut Client, sql: &str, is_so: impl Fn(&[Row]) -> bool) -> Vec<Row> {
     let looking = async {
         let mut looks = tokio::time::interval(Duration::from_millis(5));
         loop {
@@ -81,12 +81,12 @@ async fn until(console: &mut Client, sql: &str, is_so: impl Fn(&[Row]) -> bool) 
     tokio::time::timeout(DEADLINE, looking).await.unwrap()
 }
 
-fn one<'a>(rows: &'a [Row], column: &str, value: &str) -> &'a Row {
+pub fn one<'a>(rows: &'a [Row], column: &str, value: &str) -> &'a Row {
     rows.iter().find(|row| row[column] == value).unwrap()
 }
 
 /// The tag of a command that is done.
-async fn order(console: &mut Client, sql: &str) -> String {
+pub async fn order(console: &mut Client, sql: &str) -> String {
     console.query(sql).await;
     done(console).await
 }
@@ -275,6 +275,31 @@ async fn pause_of_all_is_told_by_state_and_only_once() {
     assert_eq!(order(&mut console, "resume").await, "RESUME");
     client.ready().await;
     assert_eq!(ask(&mut client, "select 1").await, "CZI");
+}
+
+#[tokio::test]
+async fn the_first_request_of_a_session_does_not_begin_with_its_log_in() {
+    let a = FakePostgres::start(false).await;
+    let stack = stack(Mode::Session, WITH_CONSOLE).await;
+    stack.lead("a", a.address).await;
+    let mut console = console_of(&stack).await;
+    let mut client = stack.session().await;
+    let entered = std::time::Instant::now();
+    // It says nothing for a while.
+    until(&mut console, "show state", |_| {
+        entered.elapsed() > Duration::from_millis(300)
+    })
+    .await;
+    let asked = std::time::Instant::now();
+    assert_eq!(ask(&mut client, "select 1").await, "CZI");
+    let took = asked.elapsed();
+    let stats = rows(&mut console, "show stats_totals").await;
+    let stats = one(&stats, "database", "app");
+    assert_eq!(stats["query_count"], "1");
+    for total in ["query_time", "xact_time"] {
+        let counted = Duration::from_micros(stats[total].parse().unwrap());
+        assert!(counted <= took, "{total}: {counted:?} of {took:?}");
+    }
 }
 
 #[tokio::test]

@@ -31,6 +31,33 @@ async fn router(secret: &str) -> Stack {
 }
 
 #[tokio::test]
+async fn names_of_nobody_and_operators_of_the_router_are_not_asked_for() {
+    let mut a = FakePostgres::start(false).await;
+    let asking =
+        "\"asker\" \"secret\"\n---\nauth: {user: asker, file: x}\nadmin: {admin_users: chief}\n";
+    let stack = stack(Mode::Transaction, asking).await;
+    stack.lead("a", a.address).await;
+    let asked = async |user: &str, database: &str| {
+        let body = format!("user\0{user}\0database\0{database}\0\0");
+        let length = u32::try_from(body.len() + 8).unwrap().to_be_bytes();
+        let mut client = stack.client().await;
+        let packet = [&length[..], &[0, 3, 0, 0], body.as_bytes()].concat();
+        client.send(&packet).await;
+        let (kind, body) = client.message().await;
+        assert_eq!((kind, &body[..4]), (b'R', &[0, 0, 0, 10][..]));
+    };
+    asked(&"x".repeat(128), "app").await;
+    asked("chief", "pgbouncer").await;
+    // What was asked for was so before the answer came.
+    assert!(a.until(|_| true).await.startups.is_empty());
+    asked("chief", "app").await;
+    asked(&"x".repeat(127), "app").await;
+    let seen = a.until(|seen| !seen.startups.is_empty()).await;
+    let binds = seen.messages.iter().filter(|(kind, _)| *kind == 'B');
+    assert_eq!(binds.count(), 2);
+}
+
+#[tokio::test]
 async fn with_one_mock_secret_all_routers_tell_strangers_the_same() {
     let secret = format!(", mock_secret: {}", "s".repeat(32));
     let (one, two) = (router(&secret).await, router(&secret).await);

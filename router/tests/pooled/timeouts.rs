@@ -12,6 +12,27 @@ async fn limited(limit: &str) -> (Stack, FakePostgres) {
 }
 
 #[tokio::test]
+async fn a_log_in_and_a_connect_without_a_limit_are_not_over_at_once() {
+    let mut a = FakePostgres::start(false).await;
+    let none =
+        "size: 1, client_login_timeout: 0, server_connect_timeout: 0, query_wait_timeout: 5s";
+    let limits = ONE.replace("size: 1", none);
+    let stack = stack(Mode::Transaction, &limits.replace("trust", "md5")).await;
+    stack.lead("a", a.address).await;
+    let mut client = stack.client().await;
+    client.send(&startup("app")).await;
+    let (kind, body) = client.message().await;
+    assert_eq!((kind, &body[..4]), (b'R', &[0, 0, 0, 5][..]));
+    client.send(&message(b'p', b"wrong\0")).await;
+    assert_eq!(client.fatal().await.0, "28P01");
+    let stack = self::stack(Mode::Transaction, &limits).await;
+    stack.lead("a", a.address).await;
+    let mut client = stack.session().await;
+    assert_eq!(ask(&mut client, "select 1").await, "CZI");
+    a.until(|seen| seen.startups.len() == 1).await;
+}
+
+#[tokio::test]
 async fn who_is_idle_too_long_hears_57p05_and_who_is_in_a_transaction_does_not() {
     let (stack, _a) = limited("client_idle_timeout").await;
     let mut one = stack.session().await;

@@ -117,7 +117,7 @@ impl Pooled {
     }
 
     /// Waits until an operator lets the clients of the database go on. `None`: the client has cancelled its request.
-    async fn wait_at_gate(&mut self) -> Result<Option<()>, SessionError> {
+    pub(super) async fn wait_at_gate(&mut self) -> Result<Option<()>, SessionError> {
         let limit = self.door.terms.pool.query_wait_timeout;
         let gate = self.door.gate.clone();
         tokio::select! {
@@ -312,7 +312,7 @@ async fn mail(mailbox: &Mailbox) -> Mail {
 }
 
 /// The order to end, which stays in the mailbox as all other mail does.
-async fn ended(mailbox: &Mailbox) {
+pub(super) async fn ended(mailbox: &Mailbox) {
     poll_fn(|cx| {
         mailbox.register(cx);
         match mailbox.is_end() {

@@ -37,6 +37,11 @@ impl Pooled {
         self.is_seated = false;
     }
 
+    /// The client has its server before it asks anything: its first request does not begin with the log-in.
+    pub(super) fn note_taken(&mut self) {
+        self.books.taken_at = self.server.as_ref().map(|server| server.since);
+    }
+
     /// Bytes of the client go to its server.
     pub(super) fn note_asked(&mut self) {
         if self.books.asked_at.is_some() {

@@ -28,6 +28,7 @@ use crate::pool::registry::{NoRandomness, Registry, Report};
 use crate::protocol::messages::{self, AUTHENTICATION_OK, ENCRYPTION_REFUSED, TLS_ACCEPTED};
 use crate::protocol::settings::{Settings, tracked};
 use crate::protocol::splice::head;
+use crate::protocol::sqlstate;
 use crate::protocol::startup::{First, Parameters, parameters};
 use crate::roster::{Listed, Newcomer};
 use crate::route::TargetKind;
@@ -140,6 +141,14 @@ async fn begin(
     };
     // An operator comes in where clients do not any more.
     let is_console = is_console(&asked.database);
+    if is_console && asked.replication.is_some() {
+        // Whoever may replicate is an operator by no rule of `auth.hba_file`.
+        return Err(SessionError::BadParameter {
+            code: sqlstate::FEATURE_NOT_SUPPORTED,
+            message: "the console takes no replication connections".to_owned(),
+            hint: "Connect to it without the parameter replication.",
+        });
+    }
     if !has_place && !is_console {
         return Err(listening.full().into());
     }
@@ -433,7 +442,9 @@ impl Pooled {
                 // The process is the one of `pg_stat_activity`; the secret is good for this session only.
                 let secret = self.door.registry.new_secret().map_err(no_randomness)?;
                 let key = (server.key.process, secret.to_vec());
-                return Ok((Arc::new(server.reported.clone()), key));
+                let report = Arc::new(server.reported.clone());
+                self.note_taken();
+                return Ok((report, key));
             }
         }
     }

@@ -3,12 +3,14 @@
 use std::sync::Arc;
 
 use tokio::task::spawn_blocking;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep};
 use trunkline_shared::cluster::Moment;
 use trunkline_shared::service::clock;
 
 use super::acquire::way_now;
+use super::proof::within;
 use crate::auth::lookup::Answer;
+use crate::auth::users::MAX_NAME;
 use crate::auth::{Method, Secret};
 use crate::config::auth::LookupConfig;
 use crate::error::SessionError;
@@ -31,8 +33,8 @@ pub(super) struct Inquiry<'a> {
     pub(super) config: &'a LookupConfig,
     pub(super) method: Method,
     pub(super) name: &'a str,
-    /// The end of `client_login_timeout`.
-    pub(super) until: Instant,
+    /// The end of `client_login_timeout`, if it has one.
+    pub(super) until: Option<Instant>,
 }
 
 impl Inquiry<'_> {
@@ -41,13 +43,18 @@ impl Inquiry<'_> {
     /// # Errors
     /// PostgreSQL cannot be asked.
     pub(super) async fn answer(&self, before: Option<&Answer>) -> Result<Answer, SessionError> {
+        if self.name.len() > MAX_NAME {
+            // Nobody's: it is neither asked for nor kept, however long it is.
+            let (user, at) = (None, clock::now());
+            return Ok(Answer { user, at });
+        }
         let cluster = self.cluster.name.as_str();
         let is_writer = self.listening.kind() == TargetKind::Primary;
         let line = self.entrance.lookups.line(cluster, is_writer);
         let began = clock::now();
         let after = before.map(|before| before.at);
-        let answered = timeout_at(self.until, self.persist(&line, began, after)).await;
-        answered.unwrap_or_else(|_| {
+        let answered = within(self.until, self.persist(&line, began, after)).await;
+        answered.unwrap_or_else(|| {
             match way_now(self.listening, self.cluster, self.registry, || {
                 Wants::Statement
             }) {

@@ -13,6 +13,7 @@ use crate::auth::mock::MockSecret;
 use crate::auth::scram::Shape;
 use crate::auth::users::{Look, User};
 use crate::auth::{Beginning, Method, Proven, RANDOM_BYTES, ServerSide, Step};
+use crate::config::admin::is_console;
 use crate::config::auth::AuthConfig;
 use crate::error::SessionError;
 use crate::in_force::Entrance;
@@ -54,11 +55,13 @@ pub(super) async fn authenticate(
 ) -> Result<Admitted, SessionError> {
     let config = &*arrival.entrance.pooling;
     let limit = config.pool.client_login_timeout;
-    let until = Instant::now() + limit;
+    let until = (!limit.is_zero()).then(|| Instant::now() + limit);
     let name = arrival.asked.user.as_str();
     let method = method(&config.auth, client, arrival.asked)?;
     let listed = config.users.find(name).cloned();
-    let lookup = config.auth.lookup.as_ref().filter(|_| listed.is_none());
+    // A role of a cluster is nobody to the router itself, whatever it is called.
+    let is_asked_for = listed.is_none() && !is_console(&arrival.asked.database);
+    let lookup = config.auth.lookup.as_ref().filter(|_| is_asked_for);
     let asked = match lookup {
         Some(_) => whereabouts::asked(arrival, client, until).await?,
         None => None,
@@ -95,7 +98,7 @@ pub(super) async fn authenticate(
         certificate: shown(client, method, &config.auth, arrival.asked),
         said: Vec::new(),
     };
-    let proving = timeout_at(until, proof.hear(user.as_deref(), client)).await;
+    let proving = within(until, proof.hear(user.as_deref(), client)).await;
     let proved = proving.unwrap_or(Err(SessionError::LoginTooSlow(limit)))?;
     if let (Some(user), Some((proven, greeting))) = (user, proved) {
         return Ok(Admitted {
@@ -122,6 +125,14 @@ pub(super) async fn authenticate(
         Method::Cert => SessionError::WrongCertificate { user },
         Method::ScramSha256 | Method::Md5 | Method::Trust => SessionError::WrongPassword { user },
     })
+}
+
+/// What comes of it until then, if it does; `None` is no limit.
+pub(super) async fn within<T>(until: Option<Instant>, work: impl Future<Output = T>) -> Option<T> {
+    match until {
+        Some(until) => timeout_at(until, work).await.ok(),
+        None => Some(work.await),
+    }
 }
 
 /// Asks PostgreSQL for the user, as long as the client is there.

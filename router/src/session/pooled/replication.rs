@@ -8,7 +8,7 @@ use tokio::time::sleep;
 use trunkline_shared::service::clock;
 
 use super::Pooled;
-use super::acquire::rejected;
+use super::acquire::{ended, rejected};
 use super::login::{Key, no_randomness};
 use crate::error::SessionError;
 use crate::pool::alone::{Opening, Place, take_place};
@@ -30,13 +30,37 @@ impl Pooled {
         asked: &Parameters,
     ) -> Result<(Report, Key), SessionError> {
         self.pinned = Some(PinReason::Replication);
+        // Until it is in, an order to end reaches it by a key that nobody is told.
+        let (process, secret) = self.door.registry.new_key().map_err(no_randomness)?;
+        let _waiting = (self.door.registry).enter(process, &secret, self.mailbox.clone());
+        self.card.waits(Some(clock::now()));
+        let server = self.await_server(asked).await;
+        self.card.waits(None);
+        let server = server?;
+        // The process is the one of `pg_stat_activity`; the secret is good for this session only.
+        let secret = self.door.registry.new_secret().map_err(no_randomness)?;
+        let key = (server.key.process, secret.to_vec());
+        let report = Arc::new(server.reported.clone());
+        self.settings = server.settings.clone();
+        self.server = Some(server);
+        self.note_taken();
+        Ok((report, key))
+    }
+
+    async fn await_server(&mut self, asked: &Parameters) -> Result<Lease, SessionError> {
         let limit = self.door.terms.pool.query_wait_timeout;
-        let began = clock::now();
-        let server = loop {
+        let mut began = clock::now();
+        loop {
+            if self.door.gate.is_paused() {
+                self.wait_at_gate().await?;
+                began = clock::now();
+            }
             let pool = self.find_pool().await?;
             let why = match take_place(pool) {
                 Place::Free(opening) => match self.open(opening, asked).await? {
-                    Ok(server) => break server,
+                    // What an operator holds since then is not to be there.
+                    Ok(_) if self.door.gate.is_paused() => continue,
+                    Ok(server) => return Ok(server),
                     Err(why) => Some(why),
                 },
                 Place::Full => pool::failure(pool),
@@ -55,16 +79,16 @@ impl Pooled {
             }
             tokio::select! {
                 () = sleep(AGAIN) => {}
+                () = ended(&self.mailbox) => return Err(self.ordered()),
                 () = gone(self.client.socket()) => return Err(SessionError::ClientGone),
             }
-        };
-        // The process is the one of `pg_stat_activity`; the secret is good for this session only.
-        let secret = self.door.registry.new_secret().map_err(no_randomness)?;
-        let key = (server.key.process, secret.to_vec());
-        let report = Arc::new(server.reported.clone());
-        self.settings = server.settings.clone();
-        self.server = Some(server);
-        Ok((report, key))
+        }
+    }
+
+    /// The order to end that has come.
+    fn ordered(&self) -> SessionError {
+        let ended = self.ordered_end(&self.mailbox.take());
+        ended.unwrap_or(SessionError::ClientGone)
     }
 
     async fn open(
@@ -74,13 +98,12 @@ impl Pooled {
     ) -> Result<Result<Lease, OpenFailed>, SessionError> {
         let ignored = &self.door.terms.pool.ignore_startup_parameters;
         let is_kept = |name: &str| !ignored.iter().any(|own| own.eq_ignore_ascii_case(name));
-        let kind = asked.replication.clone().unwrap_or_default();
-        let mut more = vec![("replication".to_owned(), kind)];
         // It takes no SQL perhaps, so its settings come with the packet.
         let settings = asked.settings.iter().filter(|(name, _)| is_kept(name));
-        more.extend(settings.cloned());
+        let settings = settings.cloned().collect();
         let opened = tokio::select! {
-            opened = opening.open(more) => opened,
+            opened = opening.open(asked.replication, settings) => opened,
+            () = ended(&self.mailbox) => return Err(self.ordered()),
             () = gone(self.client.socket()) => return Err(SessionError::ClientGone),
         };
         match opened {

@@ -73,7 +73,7 @@ pub(super) async fn find(
 pub(super) async fn asked(
     arrival: &Arrival<'_>,
     client: &Client,
-    until: Instant,
+    until: Option<Instant>,
 ) -> Result<Option<(Arc<Cluster>, Option<Counted>)>, SessionError> {
     let listening = arrival.listening;
     if let Some(own) = &listening.cluster {
@@ -84,8 +84,9 @@ pub(super) async fn asked(
     let Some(scope) = terms.and_then(|terms| terms.scope) else {
         return Ok(None);
     };
-    let limit = until.saturating_duration_since(Instant::now());
-    let limit = limit.min(listening.hold_timeout());
+    let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+    let hold = listening.hold_timeout();
+    let limit = left.map_or(hold, |left| left.min(hold));
     let found = followed(listening, &scope, client, limit).await?;
     Ok(found.map(|own| (own.cluster, Some(own.used))))
 }
