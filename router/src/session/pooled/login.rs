@@ -142,12 +142,7 @@ async fn begin(
     // An operator comes in where clients do not any more.
     let is_console = is_console(&asked.database);
     if is_console && asked.replication.is_some() {
-        // Whoever may replicate is an operator by no rule of `auth.hba_file`.
-        return Err(SessionError::BadParameter {
-            code: sqlstate::FEATURE_NOT_SUPPORTED,
-            message: "the console takes no replication connections".to_owned(),
-            hint: "Connect to it without the parameter replication.",
-        });
+        return Err(console_replicates_nothing());
     }
     if !has_place && !is_console {
         return Err(listening.full().into());
@@ -213,6 +208,15 @@ async fn enter(
     let place = (cluster, terms);
     let door = Door::find(listening, registry, config, names, place, credential);
     Ok((door, (places, used)))
+}
+
+/// Whoever may replicate is an operator by no rule of `auth.hba_file`.
+fn console_replicates_nothing() -> SessionError {
+    SessionError::BadParameter {
+        code: sqlstate::FEATURE_NOT_SUPPORTED,
+        message: "the console takes no replication connections".to_owned(),
+        hint: "Connect to it without the parameter replication.",
+    }
 }
 
 fn visit(
