@@ -181,10 +181,7 @@ fn confirm_limit(
     is_shutting_down: bool,
 ) -> Duration {
     let stop = record.parts.stop.unwrap_or_default();
-    let request = topology
-        .failover
-        .as_ref()
-        .map(|failover| Plan::asked(failover));
+    let request = topology.failover.as_ref().map(Plan::asked);
     let is_forced = request.is_some_and(|plan| plan.id() == record.id && plan.is_forced());
     let both = match is_forced && !is_shutting_down {
         true => FORCED_STOP_AND_CONFIRM,
