@@ -30,7 +30,8 @@ use trunkline_agent::postgres::replication::Followed;
 use trunkline_agent::postgres::rewind::{LocalEnd, RewindNeed, WAL_ASIDE, needs_rewind};
 use trunkline_agent::postgres::timelines::TimelineStep;
 use trunkline_agent::postgres::{
-    Postgres, PostgresError, Postmaster, Probe, ServerRole, ServerStatus, StopPlan, UpstreamChange,
+    Postgres, PostgresError, Postmaster, Probe, ServerRole, ServerStatus, StopPlan, StopReport,
+    UpstreamChange,
 };
 use trunkline_shared::cluster::{Moment, SystemId, Timeline};
 use trunkline_shared::service::clock;
@@ -452,6 +453,28 @@ async fn reclone(servers: &Servers, first: Postgres, second: Postgres) {
     );
 }
 
+/// A session that takes its time to end holds the stop up, and costs member-2 nothing of what is written then.
+async fn stop_behind_a_slow_session(servers: &Servers, first: &Postgres) -> StopReport {
+    let session = servers.client(1).await;
+    let row = session.query_one("SELECT pg_backend_pid()", &[]).await;
+    let backend: i32 = row.unwrap().get(0);
+    signal(backend, Signal::STOP);
+    let to_member_2 = StopPlan {
+        wait_for: Some(vec!["member-2".to_owned()]),
+        ..plan(StopMode::Fast)
+    };
+    let stop = first.stop(&to_member_2);
+    tokio::pin!(stop);
+    let longer_than_a_receiver_may_take = Duration::from_millis(1500);
+    let early = tokio::time::timeout(longer_than_a_receiver_may_take, &mut stop).await;
+    assert!(
+        early.is_err(),
+        "stopped with a session that lives: {early:?}"
+    );
+    signal(backend, Signal::CONT);
+    stop.await.unwrap()
+}
+
 #[test]
 fn a_planned_stop_sends_everything_and_a_follower_changes_its_upstream() {
     on_every_major(
@@ -479,28 +502,10 @@ fn a_planned_stop_sends_everything_and_a_follower_changes_its_upstream() {
                 .await
                 .unwrap();
 
-            // A walsender that cannot drain must not hold up the stop: only member-2 is waited for. A session that takes
-            // its time to end does, and costs member-2 nothing of what is written then.
+            // A walsender that cannot drain must not hold up the stop: only member-2 is waited for.
             let frozen = third.adopt().unwrap().pid;
             signal(frozen, Signal::STOP);
-            let session = servers.client(1).await;
-            let row = session.query_one("SELECT pg_backend_pid()", &[]).await;
-            let backend: i32 = row.unwrap().get(0);
-            signal(backend, Signal::STOP);
-            let to_member_2 = StopPlan {
-                wait_for: Some(vec!["member-2".to_owned()]),
-                ..plan(StopMode::Fast)
-            };
-            let stop = first.stop(&to_member_2);
-            tokio::pin!(stop);
-            let longer_than_a_receiver_may_take = Duration::from_millis(1500);
-            let early = tokio::time::timeout(longer_than_a_receiver_may_take, &mut stop).await;
-            assert!(
-                early.is_err(),
-                "stopped with a session that lives: {early:?}"
-            );
-            signal(backend, Signal::CONT);
-            let report = stop.await.unwrap();
+            let report = stop_behind_a_slow_session(servers, &first).await;
             signal(frozen, Signal::CONT);
             println!(
                 "measured: with two replicas, checkpoint {:?}, then fast stop {:?}",
