@@ -6,7 +6,7 @@ use trunkline_bench::simulation::{Coverage, UNREACHED};
 /// The fixed seeds.
 const SEEDS: u64 = 5_000;
 /// A broken rule is noticed within so many seeds.
-const SEEDS_TO_NOTICE: u64 = 10_000;
+const SEEDS_TO_NOTICE: u64 = 15_000;
 /// A broken rule may cost worlds their leader before it costs one its data.
 const FAILURES_LOOKED_AT: usize = 8;
 
