@@ -28,6 +28,11 @@ mod verdict;
 const PORT: u16 = 5434;
 /// The cluster may take so long until everybody streams again.
 const WHOLE: Duration = Duration::from_secs(60);
+/// Between two looks.
+const LOOK: Duration = Duration::from_millis(50);
+/// How many replicas have replayed all but 256 kB.
+const CLOSE_BEHIND: &str = "SELECT count(*) FROM pg_stat_replication \
+    WHERE pg_wal_lsn_diff(pg_current_wal_lsn(), replay_lsn) < 262144";
 /// Half of the stalls are no longer than this.
 const MEDIAN: Duration = Duration::from_millis(250);
 /// Of a hundred stalls one may be longer.
@@ -184,6 +189,7 @@ async fn change_all(
         progress.step(format!("change {} of {}", number + 1, options.times));
         tokio::time::sleep(Duration::from_millis(options.quiet)).await;
         let from = stack.leader().await?;
+        until_caught_up(stack, from).await?;
         let from = stack.members[from].name.clone();
         let kinds = options.second_router.len();
         let disturbance = (kinds > 0).then(|| options.second_router[number % kinds]);
@@ -225,6 +231,22 @@ async fn change_all(
         });
     }
     Ok(changes)
+}
+
+/// Waits until the replicas are close behind: one that is not is no successor, and the command would say so.
+async fn until_caught_up(stack: &Stack, leader: usize) -> Result<()> {
+    let direct = stack.members[leader].sql(APP).await?;
+    let deadline = clock::now() + WHOLE;
+    loop {
+        let close = direct.query_one(CLOSE_BEHIND, &[]).await?;
+        if close.get::<_, i64>(0) + 1 >= i64::try_from(stack.members.len())? {
+            return Ok(());
+        }
+        if clock::now() >= deadline {
+            bail!("the replicas were not close behind within {WHOLE:?}");
+        }
+        tokio::time::sleep(LOOK).await;
+    }
 }
 
 fn measure(change: &mut Change, history: &History) {
