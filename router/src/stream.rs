@@ -19,6 +19,7 @@ use tokio::sync::Semaphore;
 use tokio::task::unconstrained;
 
 use crate::listener::limits::{MAX_HANDSHAKE_OF_SERVER, MAX_HANDSHAKES_AT_WORK};
+use crate::protocol::records::Records;
 
 /// What one read of a socket under TLS takes at most, bytes; each core has one such buffer.
 const LARGEST_READ: usize = 64 * 1024;
@@ -30,9 +31,6 @@ thread_local! {
     /// The turns of those who shake hands on this core.
     static TURNS: Arc<Semaphore> = Arc::new(Semaphore::new(MAX_HANDSHAKES_AT_WORK));
 }
-
-/// TLS: kind, version (two bytes), length (two bytes).
-const RECORD_HEADER: usize = 5;
 
 /// A connection.
 #[derive(Debug)]
@@ -462,42 +460,6 @@ impl Tls {
             Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
             Poll::Ready(Ok(())) | Poll::Pending => Poll::Ready(Ok(count)),
         }
-    }
-}
-
-/// Where in the peer's TLS records the bytes that came so far end.
-#[derive(Debug, Default)]
-struct Records {
-    header: [u8; RECORD_HEADER],
-    /// Bytes of the next header that have come.
-    have: usize,
-    /// Bytes of the current record that have not come.
-    left: usize,
-}
-
-impl Records {
-    fn see(&mut self, bytes: &[u8]) {
-        let mut rest = bytes;
-        while !rest.is_empty() {
-            if self.left > 0 {
-                let step = rest.len().min(self.left);
-                self.left -= step;
-                rest = &rest[step..];
-                continue;
-            }
-            self.header[self.have] = rest[0];
-            self.have += 1;
-            rest = &rest[1..];
-            if self.have == RECORD_HEADER {
-                let [_, _, _, high, low] = self.header;
-                self.left = usize::from(u16::from_be_bytes([high, low]));
-                self.have = 0;
-            }
-        }
-    }
-
-    fn is_whole(&self) -> bool {
-        self.have == 0 && self.left == 0
     }
 }
 

@@ -1,12 +1,12 @@
 //! What can be told of a log-in that passes through under TLS or GSS encryption: not when it is over, but for
 //! as long as it cannot be over yet. Pure.
 
+use super::records::Records;
+
 /// A server greets in more bytes than this: PostgreSQL 13 to 18 report at least eleven parameters, each with
 /// its name, 300 bytes and more. What it says before, asking for a password, is less.
 pub const LEAST_GREETING: usize = 256;
 
-/// TLS: kind, version (two bytes), length (two bytes).
-const RECORD_HEADER: usize = 5;
 /// TLS: the kind of a record that carries what the two sides say; a start-up packet comes in such a one.
 const APPLICATION_DATA: u8 = 23;
 
@@ -22,11 +22,8 @@ pub enum Cover {
 /// A log-in of which only lengths are seen.
 #[derive(Clone, Copy, Debug)]
 pub struct Veil {
-    header: [u8; RECORD_HEADER],
-    /// Bytes of the header that have come.
-    have: usize,
-    /// Bytes of the client's current record that have not come.
-    left: usize,
+    /// The client's.
+    records: Records,
     /// The client may have sent its start-up packet.
     has_asked: bool,
     /// What the server has said since.
@@ -38,9 +35,7 @@ impl Veil {
     /// byte of the server counts as an answer.
     pub fn new(cover: Cover) -> Self {
         Self {
-            header: [0; RECORD_HEADER],
-            have: 0,
-            left: 0,
+            records: Records::default(),
             has_asked: match cover {
                 Cover::Tls => false,
                 Cover::Gss => true,
@@ -53,22 +48,10 @@ impl Veil {
     /// is a record of application data too; the server's certificate has come before it in any case.
     pub fn sent_to_server(&mut self, bytes: &[u8]) {
         let mut rest = bytes;
-        while !rest.is_empty() && !self.has_asked {
-            if self.left > 0 {
-                let step = rest.len().min(self.left);
-                self.left -= step;
-                rest = &rest[step..];
-                continue;
-            }
-            self.header[self.have] = rest[0];
-            self.have += 1;
-            rest = &rest[1..];
-            if self.have == RECORD_HEADER {
-                let [kind, _, _, high, low] = self.header;
-                self.has_asked = kind == APPLICATION_DATA;
-                self.left = usize::from(u16::from_be_bytes([high, low]));
-                self.have = 0;
-            }
+        while !self.has_asked
+            && let Some(kind) = self.records.next(&mut rest)
+        {
+            self.has_asked = kind == APPLICATION_DATA;
         }
     }
 
@@ -88,6 +71,7 @@ impl Veil {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::protocol::records::RECORD_HEADER;
 
     fn record(kind: u8, length: u16) -> Vec<u8> {
         let mut bytes = vec![kind, 3, 3];
