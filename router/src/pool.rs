@@ -230,11 +230,18 @@ impl Pools {
         checkout
     }
 
-    fn checkin(&mut self, id: PoolId, server_id: ServerId, server: Box<Server>, now: Moment) {
+    fn checkin(
+        &mut self,
+        id: PoolId,
+        server_id: ServerId,
+        (begun, now): (Option<Begun>, Moment),
+        server: Box<Server>,
+    ) {
         let mut effects = std::mem::take(&mut self.effects);
         let Some(pool) = self.get(id) else {
             return;
         };
+        pool.running.end(begun);
         server.card.is_with(0);
         if server.is_spoiled || server.seat.notice().is_some() || !pool.is_opened_now(&server) {
             let is_cut = server.seat.notice().is_some();
@@ -254,7 +261,7 @@ impl Pools {
 
     fn end(&mut self, id: PoolId, begun: Begun) {
         if let Some(pool) = self.get(id) {
-            pool.running.end(begun);
+            pool.running.end(Some(begun));
         }
     }
 
@@ -264,10 +271,11 @@ impl Pools {
         all.filter(move |pool| *pool.spec.cluster == *cluster && pool.spec.lane == lane)
     }
 
-    fn lost(&mut self, id: PoolId, server: ServerId) {
+    fn lost(&mut self, id: PoolId, server: ServerId, begun: Option<Begun>) {
         let now = clock::now();
         let mut effects = std::mem::take(&mut self.effects);
         if let Some(pool) = self.get(id) {
+            pool.running.end(begun);
             pool.count_closed("with_client");
             pool.state.lost(server, now, &mut effects);
         }

@@ -61,12 +61,7 @@ impl Lease {
 }
 
 fn checkin(pool: PoolId, id: ServerId, (begun, now): (Option<Begun>, Moment), server: Box<Server>) {
-    POOLS.with_borrow_mut(|pools| {
-        if let Some(begun) = begun {
-            pools.end(pool, begun);
-        }
-        pools.checkin(pool, id, server, now);
-    });
+    POOLS.with_borrow_mut(|pools| pools.checkin(pool, id, (begun, now), server));
 }
 
 impl Deref for Lease {
@@ -102,10 +97,7 @@ impl Drop for Lease {
             // While the thread ends there are no pools any more.
             let _ = POOLS.try_with(|pools| {
                 if let Ok(mut pools) = pools.try_borrow_mut() {
-                    if let Some(begun) = begun {
-                        pools.end(pool, begun);
-                    }
-                    pools.lost(pool, id);
+                    pools.lost(pool, id, begun);
                 }
             });
         }

@@ -29,8 +29,11 @@ impl Running {
         Begun(self.mark)
     }
 
-    /// That one is over, or is not waited for any more.
-    pub fn end(&mut self, Begun(mark): Begun) {
+    /// That one is over, or is not waited for any more; `None` is one that was not waited for.
+    pub fn end(&mut self, begun: Option<Begun>) {
+        let Some(Begun(mark)) = begun else {
+            return;
+        };
         let counted = match mark == self.mark {
             true => &mut self.since_mark,
             false => &mut self.before_mark,
@@ -80,8 +83,8 @@ mod tests {
                 all: 3
             }
         );
-        running.end(third);
-        running.end(first);
+        running.end(Some(third));
+        running.end(Some(first));
         assert_eq!(
             running.count(),
             Count {
@@ -99,8 +102,8 @@ mod tests {
                 all: 2
             }
         );
-        running.end(second);
-        running.end(fourth);
+        running.end(Some(second));
+        running.end(Some(fourth));
         assert_eq!(running.count(), Count::default());
     }
 }

@@ -1,5 +1,7 @@
 //! Whether a planned change of leader holds what is new.
 
+use std::time::Duration;
+
 use trunkline_shared::cluster::topology::SwitchoverStage;
 use trunkline_shared::cluster::{LeaderEpoch, Topology};
 
@@ -12,7 +14,7 @@ type Announced = (u64, LeaderEpoch, HoldStage);
 impl Step<'_> {
     /// Holds what the leader's agent has announced, for as long as a client may be held: an agent that is away cannot
     /// call its change off, and a leader that goes on must be written to.
-    pub(super) fn hold(&mut self, topology: Option<&Topology>, limit: Option<std::time::Duration>) {
+    pub(super) fn hold(&mut self, topology: Option<&Topology>, limit: Option<Duration>) {
         let before = self.next.hold.take();
         let announced = match topology {
             Some(topology) => announced(topology),
