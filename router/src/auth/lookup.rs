@@ -10,7 +10,8 @@ use crate::auth::users::User;
 
 /// How long an answer is used without asking again, be it a user or none: were the two times different, how long a
 /// log-in takes would tell which it was. A user that is dropped or has expired comes in for this long; who fails to
-/// prove itself is asked for once more in any case, so that a changed password is good at once.
+/// prove itself is asked for once more in any case: a changed password is good at the next try, and at once where its salt
+/// is the same (MD5).
 pub const GOOD_FOR: Duration = Duration::from_secs(10);
 /// The most answers that are kept: names are whatever clients say.
 const MAX_ANSWERS: usize = 10_000;
