@@ -138,7 +138,9 @@ enum Turn {
 enum Step {
     /// Something moved.
     Moved,
-    /// Nothing more to do until a socket wakes the task.
+    /// Its socket has nothing more, and wakes the task when it has.
+    Empty,
+    /// Nothing more to do until the other direction moves or a socket wakes the task.
     Waits,
 }
 
@@ -281,36 +283,52 @@ impl Pooled {
         })
     }
 
+    /// Lets both sides do what they can. A side is looked at again where it moved, or where it waited for what the
+    /// other has done since; not where its socket was empty, which will wake the task.
     fn poll_both(&mut self, cx: &mut Context<'_>, buffers: &mut Buffers) -> Poll<Turn> {
+        let (mut client, mut server) = (Step::Moved, Step::Moved);
+        let mut is_client_due = true;
         loop {
-            if let Some(server) = &mut self.server {
-                if !self.is_seated {
-                    server.seat.register(cx);
-                    self.is_seated = true;
-                }
-                if let Some(notice) = server.seat.notice() {
-                    return Poll::Ready(Turn::Cut(notice));
-                }
-                if self.pinned.is_some() {
-                    server.keep();
-                }
+            if let Some(turn) = self.poll_seat(cx) {
+                return Poll::Ready(turn);
             }
-            let towards = match self.is_cancelling(cx) {
-                true => Ok(Step::Waits),
-                false => self.poll_client(cx, buffers),
-            };
-            let towards = match towards {
-                Ok(step) => step,
-                Err(turn) => return Poll::Ready(turn),
-            };
-            let back = match self.poll_server(cx, buffers) {
-                Ok(step) => step,
-                Err(turn) => return Poll::Ready(turn),
-            };
-            if towards == Step::Waits && back == Step::Waits {
+            if is_client_due {
+                client = match self.is_cancelling(cx) {
+                    true => Step::Waits,
+                    false => match self.poll_client(cx, buffers) {
+                        Ok(step) => step,
+                        Err(turn) => return Poll::Ready(turn),
+                    },
+                };
+            }
+            if client == Step::Moved || server == Step::Moved {
+                server = match self.poll_server(cx, buffers) {
+                    Ok(step) => step,
+                    Err(turn) => return Poll::Ready(turn),
+                };
+            }
+            let has_moved = server == Step::Moved;
+            // What it would not take at once is tried once more: only then is the task woken for it.
+            let is_owed = !self.to_client.is_empty();
+            is_client_due =
+                client == Step::Moved || has_moved && (client == Step::Waits || is_owed);
+            if !is_client_due && !has_moved {
                 return Poll::Pending;
             }
         }
+    }
+
+    /// Tells the server's seat whom to wake. The lane's cut, if there is one.
+    fn poll_seat(&mut self, cx: &mut Context<'_>) -> Option<Turn> {
+        let server = self.server.as_mut()?;
+        if !self.is_seated {
+            server.seat.register(cx);
+            self.is_seated = true;
+        }
+        if self.pinned.is_some() {
+            server.keep();
+        }
+        server.seat.notice().map(Turn::Cut)
     }
 
     /// Whether a cancel is under way: what the client asks next must not be what it ends.

@@ -51,7 +51,7 @@ impl Pooled {
         if !self.is_unread {
             let mut read = ReadBuf::new(input);
             match Pin::new(&mut self.client).poll_read(cx, &mut read) {
-                Poll::Pending => return Ok(Step::Waits),
+                Poll::Pending => return Ok(Step::Empty),
                 Poll::Ready(Err(_)) => return Err(Turn::ClientLeft),
                 Poll::Ready(Ok(())) => {}
             }
