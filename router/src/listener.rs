@@ -29,6 +29,7 @@ use crate::metrics::Metrics;
 use crate::pool::registry::Registry;
 use crate::route::TargetKind;
 use crate::run::RunError;
+use crate::server::login::tune;
 use crate::session::{self, Places};
 use crate::topology::Cluster;
 
@@ -310,9 +311,12 @@ impl Service for Ports {
         }
         let _ = self.http_socket.send(http).await;
         let mut accepting = JoinSet::new();
-        for ((_, listening), port) in self.listenings.iter().zip(ports) {
+        // On the cores themselves: a client that stays on the one that has accepted it wakes no other thread.
+        let handles = self.cores.handles();
+        let ports = self.listenings.iter().zip(ports);
+        for (((_, listening), port), core) in ports.zip(handles.iter().cycle()) {
             let (listening, cores) = (listening.clone(), self.cores.clone());
-            accepting.spawn(accept(port, listening, cores));
+            accepting.spawn_on(accept(port, listening, cores), core);
         }
         let _ = self.closing.wait_for(|is_closing| *is_closing).await;
         accepting.shutdown().await;
@@ -344,6 +348,7 @@ pub async fn accept(port: TcpListener, listening: Arc<Listening>, cores: Arc<Cor
     let listener = &listening.address;
     let registered = port
         .set_nonblocking(true)
+        .and_then(|()| tune(&port))
         .and_then(|()| tokio::net::TcpListener::from_std(port));
     let port = match registered {
         Ok(port) => port,
@@ -357,7 +362,7 @@ pub async fn accept(port: TcpListener, listening: Arc<Listening>, cores: Arc<Cor
         None => info!(%listener, "accepting, for the clusters of the databases"),
     }
     loop {
-        // The socket leaves this thread's runtime again: it belongs to the core that gets it.
+        // The socket leaves this runtime again: it belongs to the core that gets it.
         let accepted = port.accept().await.and_then(|(client, peer)| {
             let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
             Ok((client.into_std()?, peer))

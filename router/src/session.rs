@@ -16,7 +16,6 @@ use crate::listener::{Listening, proxy};
 use crate::protocol::messages::{ENCRYPTION_REFUSED, GSS_ACCEPTED, TLS_ACCEPTED};
 use crate::protocol::startup::{self, First, MAX_STARTUP_PACKET_LENGTH, Progress};
 use crate::protocol::veil::Cover;
-use crate::server::login::tune;
 use crate::session::pooled::Pooled;
 use crate::session::reach::{Connected, Reach, gone};
 use crate::session::relay::{Relay, say};
@@ -71,9 +70,6 @@ pub async fn run(
     let Ok(stream) = TcpStream::from_std(stream) else {
         return;
     };
-    if let Err(error) = tune(&stream) {
-        debug!(%peer, "cannot set the client's socket up: {error}");
-    }
     listening.metrics.sessions.increment(1);
     let client = Client {
         stream: stream.into(),

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -304,14 +305,16 @@ pub async fn connect_to(places: &[SocketAddr]) -> io::Result<TcpStream> {
     Err(last)
 }
 
-/// Sets what both sockets of a session get: no delay, and keep-alives that find a dead peer.
-pub fn tune(stream: &TcpStream) -> io::Result<()> {
-    stream.set_nodelay(true)?;
+/// Sets what both sockets of a session get: no delay, and keep-alives that find a dead peer. What a listening socket is
+/// given, those that it accepts have from the start (Linux).
+pub fn tune(socket: &impl AsFd) -> io::Result<()> {
+    let socket = SockRef::from(socket);
+    socket.set_tcp_nodelay(true)?;
     let keepalive = TcpKeepalive::new()
         .with_time(KEEPALIVE.0)
         .with_interval(KEEPALIVE.1)
         .with_retries(3);
-    SockRef::from(stream).set_tcp_keepalive(&keepalive)
+    socket.set_tcp_keepalive(&keepalive)
 }
 
 #[cfg(test)]
@@ -349,9 +352,15 @@ mod tests {
     async fn a_tuned_socket_waits_for_nothing_and_finds_a_dead_peer() {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let stream = TcpStream::connect(address).await.unwrap();
-        tune(&stream).unwrap();
-        let socket = SockRef::from(&stream);
-        assert!(stream.nodelay().unwrap() && socket.keepalive().unwrap());
+        tune(&listener).unwrap();
+        let connected = TcpStream::connect(address).await.unwrap();
+        tune(&connected).unwrap();
+        let (accepted, _) = listener.accept().await.unwrap();
+        for stream in [connected, accepted] {
+            let socket = SockRef::from(&stream);
+            assert!(stream.nodelay().unwrap() && socket.keepalive().unwrap());
+            assert_eq!(socket.tcp_keepalive_time().unwrap(), KEEPALIVE.0);
+            assert_eq!(socket.tcp_keepalive_interval().unwrap(), KEEPALIVE.1);
+        }
     }
 }
