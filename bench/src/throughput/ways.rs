@@ -187,9 +187,10 @@ impl Setup<'_> {
                     cert.display(),
                     key.display()
                 ),
-                "tls \"require\"",
+                // Without an authority it believes no server, though it is not to verify any.
+                format!("tls \"require\" tls_ca_file \"{}\"", cert.display()),
             ),
-            None => (String::new(), ""),
+            None => (String::new(), String::new()),
         };
         let text = format!(
             "daemonize no\nworkers {THREADS}\nlog_to_stdout yes\nlog_format \"%p %t %l [%i %s] (%c) %m\\n\"\n\
