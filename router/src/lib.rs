@@ -32,3 +32,4 @@ pub mod stream;
 pub mod tally;
 pub mod tls;
 pub mod topology;
+pub mod turns;

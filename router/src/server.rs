@@ -29,6 +29,7 @@ use crate::stream::{Detached, Stream};
 use crate::tls::ServerTls;
 use crate::topology::routing_table::LaneId;
 
+pub mod abandoned;
 pub mod card;
 mod encryption;
 pub mod login;

@@ -13,7 +13,7 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tracing::warn;
 
-use crate::fleet::cancels::{CancelKey, Carrier, Found, OFFER_TIME, look_here};
+use crate::fleet::cancels::{Asker, CancelKey, Carrier, Found, OFFER_TIME, look_here};
 use crate::listener::limits::MAX_CANCELS;
 
 /// The most processes of one runtime folder that a key is offered to: one serves, the others drain.
@@ -136,7 +136,7 @@ async fn answer(mut stream: UnixStream, carrier: Carrier) {
         return;
     };
     let Carrier { registry, limits } = &carrier;
-    let answer = match look_here(registry, limits, &key, None).await {
+    let answer = match look_here(registry, limits, &key, Asker::Beside).await {
         Found::Here => TAKEN,
         Found::Nowhere | Found::TooMany => UNKNOWN,
     };

@@ -18,7 +18,6 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt};
-use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use trunkline_shared::cluster::topology::Routers;
@@ -30,20 +29,25 @@ use crate::clusters::Clusters;
 use crate::fleet::beside::Beside;
 use crate::fleet::cancel_key;
 use crate::fleet::record::Own;
+use crate::fleet::wrong_keys::{MAX_WRONG_KEYS, MAX_WRONG_KEYS_OF_ROUTER};
 use crate::listener::limits::Limits;
 use crate::pool::registry::Registry;
 use crate::protocol::messages;
 use crate::protocol::startup::{self, First, Progress};
 use crate::topology::Cluster;
+use crate::turns::Turns;
 
 /// How long a cancel waits for its end: a session that waits for a leader looks at its mail later.
 const CANCEL_TIME: Duration = Duration::from_secs(1);
 /// How long another router may take: [`CANCEL_TIME`] and the way there and back. A dead one costs that much.
 pub(super) const OFFER_TIME: Duration = Duration::from_millis(1500);
-/// Keys that are being offered at once; more are dropped, as PostgreSQL gives no answer to them either.
+/// Keys on their way to one other router at once; more are not offered to it, as PostgreSQL gives no answer to them
+/// either.
 const MAX_OFFERS: usize = 64;
 /// The most routers that one key is offered to.
 const MAX_ROUTERS: usize = 64;
+/// In the place of a URL: the processes of a hand-over, which have sockets.
+const BESIDE: &str = "";
 /// The longest body of an offer, bytes: the longest secret of protocol 3.2 fits.
 const MAX_OFFER: usize = 1024;
 
@@ -117,18 +121,34 @@ pub struct Carrier {
     pub limits: Arc<Limits>,
 }
 
-/// Asks the sessions of this process. `from` is none where who asks has counted the wrong keys himself.
+/// Who asks for a key.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Asker {
+    /// A client, from this address.
+    Client(IpAddr),
+    /// Another router, or whoever reaches the endpoint as one could.
+    Router(IpAddr),
+    /// The other process of a hand-over, which has counted the wrong keys itself.
+    Beside,
+}
+
+/// Asks the sessions of this process.
 pub(super) async fn look_here(
     registry: &Registry,
     limits: &Limits,
     key: &CancelKey,
-    from: Option<IpAddr>,
+    asker: Asker,
 ) -> Found {
     let Ok(_permit) = limits.cancels.try_acquire() else {
         return Found::TooMany;
     };
-    let may_try = |from| limits.wrong_keys().may_try(from, clock::now());
-    if !from.is_none_or(may_try) {
+    let may_try = |from, most| limits.wrong_keys().may_try(from, most, clock::now());
+    let is_looked_at = match asker {
+        Asker::Client(from) => may_try(from, MAX_WRONG_KEYS),
+        Asker::Router(from) => may_try(from, MAX_WRONG_KEYS_OF_ROUTER),
+        Asker::Beside => true,
+    };
+    if !is_looked_at {
         return Found::TooMany;
     }
     match registry.cancel(key.process, &key.secret) {
@@ -142,7 +162,8 @@ pub(super) async fn look_here(
 }
 
 /// Takes a client's key to the session that has it, here or at another router. Ends when that has dealt with it, or when
-/// nobody has it. A flood of keys that are somebody else's takes no place of those that are known here.
+/// nobody has it. A flood of keys that are somebody else's takes no place of those that are known here; and of one
+/// address only so many are offered to the others that these go on looking at what comes from this router.
 pub async fn carry_out(
     registry: &Registry,
     limits: &Limits,
@@ -150,18 +171,28 @@ pub async fn carry_out(
     key: &CancelKey,
     from: IpAddr,
 ) {
-    match look_here(registry, limits, key, Some(from)).await {
+    match look_here(registry, limits, key, Asker::Client(from)).await {
         Found::Here | Found::TooMany => return,
         Found::Nowhere => {}
     }
-    let is_taken = match others {
-        Some(others) => others.offer(key).await,
-        None => false,
+    let may_offer = {
+        let mut wrong_keys = limits.wrong_keys();
+        let now = clock::now();
+        let may_offer = wrong_keys.may_offer(from, now);
+        // It counts until somebody has it: those that are on their way do, too.
+        wrong_keys.note(from, now);
+        may_offer
     };
-    if !is_taken {
-        limits.wrong_keys().note(from, clock::now());
+    let Some(others) = others.filter(|_| may_offer) else {
+        return;
+    };
+    if others.offer(key).await {
+        limits.wrong_keys().take_back(from, clock::now());
     }
 }
+
+/// A router that is registered: the cluster, `<name>/<instance>`, and its record.
+pub type Registered = (ClusterName, Arc<str>, Arc<RouterRecord>);
 
 /// The other routers, as this process knows them.
 pub struct Others {
@@ -169,7 +200,7 @@ pub struct Others {
     clusters: Arc<Clusters>,
     client: HttpClient,
     beside: Beside,
-    offers: Semaphore,
+    turns: Turns,
 }
 
 impl Others {
@@ -180,12 +211,12 @@ impl Others {
             clusters,
             client,
             beside,
-            offers: Semaphore::new(MAX_OFFERS),
+            turns: Turns::new(MAX_OFFERS),
         }
     }
 
-    /// Every router that is registered, this one too: the cluster, `<name>/<instance>`, and the record.
-    pub fn known(&self) -> Vec<(ClusterName, Arc<str>, Arc<RouterRecord>)> {
+    /// Every router that is registered, this one too.
+    pub fn known(&self) -> Vec<Registered> {
         let of_cluster = |cluster: &Arc<Cluster>| {
             let routers = cluster.routers();
             let name = cluster.name.clone();
@@ -199,9 +230,6 @@ impl Others {
 
     /// Whether one of them had the key. The first that has it is waited for, and no other.
     async fn offer(&self, key: &CancelKey) -> bool {
-        let Ok(_permit) = self.offers.try_acquire() else {
-            return false;
-        };
         let offer = Offer {
             process: key.process,
             secret: STANDARD.encode(&key.secret),
@@ -211,10 +239,20 @@ impl Others {
         let fleets: Vec<Routers> = self.clusters.all().iter().map(|c| c.routers()).collect();
         let mut asking = JoinSet::new();
         let (beside, own) = (self.beside.clone(), key.clone());
-        asking.spawn(async move { beside.offer(&own).await });
+        let turn = |address: &Arc<str>| self.turns.of(address).try_acquire_owned();
+        if let Ok(turn) = turn(&BESIDE.into()) {
+            asking.spawn(async move {
+                let _turn = turn;
+                beside.offer(&own).await
+            });
+        }
         for url in candidates(key.process, &self.own, &fleets) {
+            let Ok(turn) = turn(&url) else {
+                continue;
+            };
             let (client, body) = (self.client.clone(), body.clone().into());
             asking.spawn(async move {
+                let _turn = turn;
                 let url = format!("{url}/cancel");
                 let asked = client.request(Method::POST, &url, body, OFFER_TIME);
                 asked.await.is_ok_and(|answer| answer.status == 204)
@@ -275,7 +313,7 @@ async fn take(
         secret: secret.into(),
     };
     let Carrier { registry, limits } = &endpoint.carrier;
-    match look_here(registry, limits, &key, Some(peer.address)).await {
+    match look_here(registry, limits, &key, Asker::Router(peer.address)).await {
         Found::Here => StatusCode::NO_CONTENT,
         Found::TooMany => StatusCode::TOO_MANY_REQUESTS,
         // The sessions that this process's forerunner kept were reached at this endpoint, too.

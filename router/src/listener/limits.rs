@@ -10,6 +10,7 @@ use std::time::Duration;
 use tokio::sync::Semaphore;
 
 use crate::fleet::wrong_keys::WrongKeys;
+use crate::turns::Turns;
 
 /// Clients that are not yet authenticated, in total. Each costs a socket, and what it has sent: in the clear a start-up
 /// packet, under TLS [`MAX_HANDSHAKE`] and one read at most, and while it is asked for its proof two records of TLS.
@@ -50,7 +51,7 @@ pub struct Limits {
     wrong_keys: Mutex<WrongKeys>,
     /// Connects in flight, by the address of the member as its record names it: one that does not answer
     /// holds up no other.
-    connects: Mutex<BTreeMap<Arc<str>, Arc<Semaphore>>>,
+    connects: Turns,
 }
 
 impl Default for Limits {
@@ -60,7 +61,7 @@ impl Default for Limits {
             by_address: Mutex::default(),
             cancels: Semaphore::new(MAX_CANCELS),
             wrong_keys: Mutex::default(),
-            connects: Mutex::default(),
+            connects: Turns::new(MAX_CONNECTS),
         }
     }
 }
@@ -90,15 +91,7 @@ impl Limits {
 
     /// The turns of those who connect to this address.
     pub fn connects(&self, address: &Arc<str>) -> Arc<Semaphore> {
-        let mut connects = self.connects.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(turns) = connects.get(address) {
-            return turns.clone();
-        }
-        // Addresses of members that are gone are forgotten when a new one comes.
-        connects.retain(|_, turns| Arc::strong_count(turns) > 1);
-        let turns = Arc::new(Semaphore::new(MAX_CONNECTS));
-        connects.insert(address.clone(), turns.clone());
-        turns
+        self.connects.of(address)
     }
 
     /// Clients that are not authenticated.
@@ -220,15 +213,5 @@ mod tests {
         assert_eq!(counted, [(own, 1)]);
         drop(newcomer);
         assert_eq!(limits.newcomers.load(Ordering::Relaxed), 0);
-    }
-
-    #[test]
-    fn one_address_that_does_not_answer_holds_up_no_other() {
-        let limits = Limits::default();
-        let (dead, alive): (Arc<str>, Arc<str>) = ("dead:5432".into(), "alive:5432".into());
-        let turns = limits.connects(&dead);
-        let all = turns.try_acquire_many(u32::try_from(MAX_CONNECTS).unwrap());
-        assert!(all.is_ok() && limits.connects(&dead).try_acquire().is_err());
-        assert!(limits.connects(&alive).try_acquire().is_ok());
     }
 }

@@ -10,6 +10,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use tokio::net::TcpListener;
 use trunkline_router::fleet::cancel_key;
+use trunkline_router::fleet::wrong_keys::MAX_WRONG_KEYS;
 use trunkline_shared::cluster::router::{Acknowledged, HoldStage};
 use trunkline_shared::cluster::{ClusterName, RouterRecord};
 use trunkline_shared::dcs::keys::Keys;
@@ -23,12 +24,18 @@ use super::*;
 
 /// Two routers of one fleet, with a leader `a`.
 async fn two(mode: Mode) -> ([(Stack, InFleet); 2], FakePostgres) {
-    let (one, a) = led(mode).await;
+    two_with(mode, ONE).await
+}
+
+async fn two_with(mode: Mode, pooling: &str) -> ([(Stack, InFleet); 2], FakePostgres) {
+    let a = FakePostgres::start(false).await;
     let setup = Setup {
         mode,
-        pooling: Some(ONE.to_owned()),
+        pooling: Some(pooling.to_owned()),
         ..Setup::default()
     };
+    let one = Stack::start(setup.clone()).await;
+    one.lead("a", a.address).await;
     let two = Stack::start_in(one.dcs.clone(), setup).await;
     two.until(|p| p.table.has_writer()).await;
     let members = (join(&one, "one").await, join(&two, "two").await);
@@ -100,6 +107,62 @@ async fn a_router_that_is_dead_or_hangs_keeps_no_cancel_from_the_others() {
     a.until(|seen| seen.queries.len() == 1).await;
     // Nobody has this one: it ends all the same.
     cancel(&two, &wrong(&key)).await;
+    cancel(&two, &key).await;
+    assert_eq!(error(&mut client).await, "57014");
+    assert_eq!(answer(&mut client).await, "ZI");
+}
+
+/// Sends a cancel request from another address of this machine, and does not wait for its end.
+async fn cancel_from(stack: &Stack, host: u8, key: &[u8]) -> Client {
+    let mut canceller = stack.client_from(host).await;
+    let request = [&[0, 0, 0, 16, 4, 210, 22, 46][..], key].concat();
+    canceller.send(&request).await;
+    canceller
+}
+
+#[tokio::test]
+async fn wrong_keys_of_one_address_keep_no_cancel_of_another_from_its_query() {
+    let ([(one, _one), (two, _two)], mut a) = two(Mode::Transaction).await;
+    let (mut client, key) = keyed(&one).await;
+    client.query("wait").await;
+    a.until(|seen| seen.queries.len() == 1).await;
+    let mut wrong_ones = Vec::new();
+    for _ in 0..MAX_WRONG_KEYS {
+        wrong_ones.push(cancel_from(&two, 2, &wrong(&key)).await);
+    }
+    for own in &mut wrong_ones {
+        assert_eq!(own.rest().await, b"");
+    }
+    cancel(&two, &key).await;
+    assert_eq!(error(&mut client).await, "57014");
+    assert_eq!(answer(&mut client).await, "ZI");
+}
+
+#[tokio::test]
+async fn keys_of_a_router_that_hangs_keep_no_cancel_from_the_others() {
+    let ([(one, _one), (two, _two)], mut a) = two(Mode::Transaction).await;
+    let (mut client, key) = keyed(&one).await;
+    let hanging = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = hanging.local_addr().unwrap();
+    let other = number(&key).unwrap() ^ 1;
+    let record =
+        format!(r#"{{"http_url":"http://{address}","hold_timeout":1,"cancel_number":{other}}}"#);
+    two.put("routers/hanging/1", &record).await;
+    knows(&two, 3).await;
+    client.query("wait").await;
+    a.until(|seen| seen.queries.len() == 1).await;
+    let of_other = [&cancel_key::process(other, 1).to_be_bytes()[..], &key[4..]].concat();
+    let mut wrong_ones = Vec::new();
+    for host in [2, 3, 4] {
+        for _ in 0..32 {
+            wrong_ones.push(cancel_from(&two, host, &of_other).await);
+        }
+    }
+    let mut held = Vec::new();
+    while held.len() < 64 {
+        let accepted = tokio::time::timeout(DEADLINE, hanging.accept()).await;
+        held.push(accepted.unwrap().unwrap());
+    }
     cancel(&two, &key).await;
     assert_eq!(error(&mut client).await, "57014");
     assert_eq!(answer(&mut client).await, "ZI");

@@ -1,7 +1,7 @@
 //! A client that reads as PostgreSQL's own do.
 
 use tokio::io::AsyncReadExt;
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use trunkline_router::stream::Stream;
 
 use super::stack::{DEADLINE, Stack, startup};
@@ -10,6 +10,16 @@ impl Stack {
     /// A client that has sent nothing.
     pub async fn client(&self) -> Client {
         let stream = TcpStream::connect(self.address).await.unwrap();
+        Client {
+            stream: stream.into(),
+        }
+    }
+
+    /// The same from another address of this machine: the last number of it.
+    pub async fn client_from(&self, host: u8) -> Client {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind(([127, 0, 0, host], 0).into()).unwrap();
+        let stream = socket.connect(self.address).await.unwrap();
         Client {
             stream: stream.into(),
         }

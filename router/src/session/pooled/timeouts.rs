@@ -136,7 +136,7 @@ impl Pooled {
                 // Nobody waits for the answer any more: it need not be computed to its end.
                 if server.cancel.is_none() {
                     let (way, key) = (server.way.clone(), server.key.clone());
-                    tokio::spawn(crate::server::cancel(way, key));
+                    crate::server::abandoned::cancel_abandoned(way, key);
                 }
                 SessionError::QueryTooSlow {
                     limit,
