@@ -277,10 +277,23 @@ impl Pooled {
             buffers.out.clear();
             buffers.out.shrink_to(MAX_OUT);
             match turn {
-                Poll::Pending => self.poll_timeouts(cx),
+                Poll::Pending => {
+                    self.wait_no_longer(cx);
+                    self.poll_timeouts(cx)
+                }
                 turn => turn,
             }
         })
+    }
+
+    /// Looks again at a long text whose rest was waited for too long.
+    fn wait_no_longer(&mut self, cx: &mut Context<'_>) {
+        if let Some(hoard) = &mut self.hoard
+            && hoard.poll_over(cx)
+        {
+            self.is_unread = true;
+            cx.waker().wake_by_ref();
+        }
     }
 
     /// Lets both sides do what they can. A side is looked at again where it moved, or where it waited for what the
