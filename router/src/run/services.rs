@@ -1,5 +1,6 @@
 //! The background services of the process: the topologies, the certificates and the HTTP endpoint.
 
+use std::collections::BTreeMap;
 use std::net::TcpListener;
 use std::sync::Arc;
 
@@ -119,6 +120,7 @@ impl BackgroundService for Certificates {
         };
         let mut look = interval(FILES_LOOK);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut known = Troubles::new();
         loop {
             tokio::select! {
                 _ = look.tick() => {}
@@ -127,27 +129,43 @@ impl BackgroundService for Certificates {
             let registry = registry.clone();
             // A disk that hangs holds up nothing else.
             let looked = tokio::task::spawn_blocking(move || renew(&registry));
-            if let Err(defect) = looked.await {
-                error!("the certificates were not looked at: {defect}");
+            match looked.await {
+                Ok(troubles) => known = told_once(known, troubles),
+                Err(defect) => error!("the certificates were not looked at: {defect}"),
             }
         }
     }
 }
 
-/// A reload that came meanwhile has read the files itself, and stays.
-fn renew(registry: &Registry) {
+/// Sections whose files cannot be used, and why.
+type Troubles = BTreeMap<String, String>;
+
+/// Tells what was not known already: what lasts is not said at each look.
+fn told_once(known: Troubles, now: Troubles) -> Troubles {
+    for (section, why) in &now {
+        if known.get(section) != Some(why) {
+            error!(%section, "the certificates from before stay in force until this is mended: {why}");
+        }
+    }
+    now
+}
+
+/// Takes up what has changed. A reload that came meanwhile has read the files itself, and stays.
+fn renew(registry: &Registry) -> Troubles {
     let seen = registry.in_force.current();
     let mut next = InForce::clone(&seen);
     let looked = next.renew();
     if looked.is_empty() || !registry.in_force.exchange(&seen, next) {
-        return;
+        return Troubles::new();
     }
+    let mut troubles = Troubles::new();
     for (section, taken) in looked {
         match taken {
             Ok(()) => info!(%section, "changed certificates are in force"),
-            Err(why) => error!(%section, "the certificates from before stay in force: {why}"),
+            Err(why) => drop(troubles.insert(section, why.to_string())),
         }
     }
+    troubles
 }
 
 /// Takes the samples that averages of `SHOW STATS` begin with.
