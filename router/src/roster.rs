@@ -9,16 +9,21 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use trunkline_shared::cluster::Moment;
+use trunkline_shared::service::clock;
 
 use crate::config::pooling::Mode;
 use crate::pool::registry::{Kill, Mailbox};
 use crate::protocol::settings::Settings;
+use crate::roster::places::{Places, Ticket};
 use crate::server::card::next_id;
 use crate::session::carry_over::look::PinReason;
 use crate::tally::{Tally, Totals};
 
-/// Counted apart are so many places: clients choose names. All others are counted as one whose names are [`OTHER`].
-pub const MAX_PLACES: usize = 4096;
+pub mod account;
+pub mod places;
+
+/// Rows of servers that were closed, of one core at most: by pool and reason.
+const MAX_CLOSED: usize = 4096;
 /// The name in the place of those that are not counted apart.
 pub const OTHER: &str = "other";
 
@@ -46,21 +51,8 @@ impl Place {
     }
 }
 
-/// The places of all cores, numbered as they came: which is counted apart does not change.
-static PLACES: Mutex<BTreeMap<Place, usize>> = Mutex::new(BTreeMap::new());
-
-/// The number of this place; `None` if it is not counted apart.
-fn number(place: &Place) -> Option<usize> {
-    let mut places = locked(&PLACES);
-    if let Some(number) = places.get(place) {
-        return Some(*number);
-    }
-    let number = places.len();
-    (number < MAX_PLACES).then(|| {
-        places.insert(place.clone(), number);
-        number
-    })
-}
+/// The places of all cores.
+static PLACES: Mutex<Places> = Mutex::new(Places::new());
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // What is inside is whole whatever panics around it: every change is one insert or one store.
@@ -150,7 +142,9 @@ pub type PoolName = [Box<str>; 3];
 #[derive(Default)]
 struct Roster {
     clients: BTreeMap<u32, Arc<ClientCard>>,
-    tallies: BTreeMap<Place, (usize, Arc<Tally>)>,
+    tallies: BTreeMap<Place, (Ticket, Arc<Tally>)>,
+    /// Of all places that are not counted apart.
+    others: Arc<Tally>,
     closed: BTreeMap<(PoolName, &'static str), u64>,
 }
 
@@ -158,15 +152,26 @@ thread_local! {
     static ROSTER: RefCell<Roster> = RefCell::default();
 }
 
-/// The numbers of a place on this core. Not per transaction.
-pub fn tally(place: &Place) -> Arc<Tally> {
-    let (place, number) = match number(place) {
-        Some(number) => (place.clone(), number),
-        None => (Place::other(), MAX_PLACES),
-    };
+fn tally_of_others() -> Arc<Tally> {
+    ROSTER.with_borrow(|roster| roster.others.clone())
+}
+
+/// The numbers on this core of a place that is counted apart. Not per transaction.
+fn own_tally(place: &Place, ticket: Ticket) -> Arc<Tally> {
     ROSTER.with_borrow_mut(|roster| {
-        let own = roster.tallies.entry(place);
-        own.or_insert_with(|| (number, Arc::default())).1.clone()
+        if let Some((known, tally)) = roster.tallies.get(place)
+            && *known == ticket
+        {
+            return tally.clone();
+        }
+        let tally = Arc::<Tally>::default();
+        let before = roster
+            .tallies
+            .insert(place.clone(), (ticket, tally.clone()));
+        if let Some((_, before)) = before {
+            roster.others.take_over(&before.read());
+        }
+        tally
     })
 }
 
@@ -177,15 +182,57 @@ pub fn closed(pool: [&str; 3], reason: &'static str) {
         let Ok(mut roster) = roster.try_borrow_mut() else {
             return;
         };
-        let is_full = roster.closed.len() >= MAX_PLACES;
+        let is_full = roster.closed.len() >= MAX_CLOSED;
         let key = (pool.map(Into::into), reason);
         if is_full && !roster.closed.contains_key(&key) {
-            let other = ([OTHER; 3].map(Into::into), reason);
-            *roster.closed.entry(other).or_default() += 1;
+            *roster.closed.entry(of_others(reason)).or_default() += 1;
             return;
         }
         *roster.closed.entry(key).or_default() += 1;
     });
+}
+
+fn of_others(reason: &'static str) -> (PoolName, &'static str) {
+    ([OTHER; 3].map(Into::into), reason)
+}
+
+impl Roster {
+    /// Notes which places have clients here, and counts with the others what is not counted apart any more.
+    fn forget_unused(&mut self) {
+        let mut places = locked(&PLACES);
+        let now = clock::now();
+        let mut last: Option<&Arc<Place>> = None;
+        for card in self.clients.values() {
+            // Those who came one after the other are often of one place.
+            if last.is_none_or(|seen| !Arc::ptr_eq(seen, &card.place)) {
+                places.seen(&card.place, now);
+            }
+            last = Some(&card.place);
+        }
+        let others = &self.others;
+        self.tallies.retain(|place, (ticket, tally)| {
+            let is_there = places.has(place, *ticket);
+            if !is_there {
+                others.take_over(&tally.read());
+            }
+            is_there
+        });
+        let pools = places.pools();
+        let is_gone = |(pool, _): &(PoolName, _)| {
+            let [scope, database, user] = pool.each_ref().map(|name| &**name);
+            scope != OTHER && !pools.contains(&[scope, database, user])
+        };
+        let gone: Vec<_> = self
+            .closed
+            .keys()
+            .filter(|key| is_gone(key))
+            .cloned()
+            .collect();
+        for key in gone {
+            let count = self.closed.remove(&key).unwrap_or_default();
+            *self.closed.entry(of_others(key.1)).or_default() += count;
+        }
+    }
 }
 
 /// A client's place on the roster of its core, until it is dropped.
@@ -259,14 +306,17 @@ pub struct RosterView {
 
 /// All of it.
 pub fn view() -> RosterView {
-    ROSTER.with_borrow(|roster| {
+    ROSTER.with_borrow_mut(|roster| {
+        roster.forget_unused();
         let tallies = roster.tallies.iter();
+        let tallies =
+            tallies.map(|(place, (own, tally))| (place.clone(), own.number, tally.read()));
+        let others = (Place::other(), Ticket::OTHER.number, roster.others.read());
+        let others = (others.2 != Totals::default()).then_some(others);
         let closed = roster.closed.iter();
         RosterView {
             clients: roster.clients.values().map(ClientCard::view).collect(),
-            tallies: tallies
-                .map(|(place, (number, tally))| (place.clone(), *number, tally.read()))
-                .collect(),
+            tallies: tallies.chain(others).collect(),
             closed: closed
                 .map(|((pool, reason), count)| (pool.clone(), *reason, *count))
                 .collect(),

@@ -60,6 +60,13 @@ impl Times {
         self.nanos.add(nanos);
     }
 
+    fn take_over(&self, more: &TimesRead) {
+        for (own, more) in self.buckets.iter().zip(more.buckets) {
+            own.add(more);
+        }
+        self.nanos.add(more.nanos);
+    }
+
     fn read(&self) -> TimesRead {
         TimesRead {
             buckets: std::array::from_fn(|at| self.buckets[at].get()),
@@ -105,6 +112,31 @@ impl Tally {
     pub fn ended(&self, reason: &'static str) {
         let mut ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
         *ended.entry(reason).or_default() += 1;
+    }
+
+    /// Counts what was counted elsewhere, and is not any more.
+    pub fn take_over(&self, more: &Totals) {
+        for (own, more) in [
+            (&self.assignments, more.assignments),
+            (&self.transactions, more.transactions),
+            (&self.queries, more.queries),
+            (&self.received, more.received),
+            (&self.sent, more.sent),
+            (&self.client_parses, more.client_parses),
+            (&self.server_parses, more.server_parses),
+            (&self.binds, more.binds),
+            (&self.logins, more.logins),
+        ] {
+            own.add(more);
+        }
+        self.wait.take_over(&more.wait);
+        self.checkout.take_over(&more.checkout);
+        self.query.take_over(&more.query);
+        self.transaction.take_over(&more.transaction);
+        let mut ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
+        for (reason, count) in &more.ended {
+            *ended.entry(reason).or_default() += count;
+        }
     }
 
     /// What it came to.
@@ -231,5 +263,36 @@ mod tests {
         let mut all = tally.read();
         all.add(&tally.read());
         assert_eq!((all.queries, all.ended["too_much"]), (4, 2));
+    }
+
+    #[test]
+    fn a_tally_that_takes_another_over_has_all_of_it() {
+        let tally = Tally::default();
+        for (own, count) in [
+            (&tally.assignments, 1),
+            (&tally.transactions, 2),
+            (&tally.queries, 3),
+            (&tally.received, 4),
+            (&tally.sent, 5),
+            (&tally.client_parses, 6),
+            (&tally.server_parses, 7),
+            (&tally.binds, 8),
+            (&tally.logins, 9),
+        ] {
+            own.add(count);
+        }
+        let times = [
+            &tally.wait,
+            &tally.checkout,
+            &tally.query,
+            &tally.transaction,
+        ];
+        for (millis, times) in (1..).zip(times) {
+            times.note(Duration::from_millis(millis));
+        }
+        tally.ended("too_much");
+        let other = Tally::default();
+        other.take_over(&tally.read());
+        assert_eq!(other.read(), tally.read());
     }
 }

@@ -161,6 +161,7 @@ const IMPORTS: &[Never] = &[
             "router/src/pool/state",
             "router/src/pool/budget",
             "router/src/pool/running",
+            "router/src/roster/places",
             "router/src/session/carry_over",
             "router/src/session/stranded",
             "router/src/auth",

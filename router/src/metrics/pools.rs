@@ -10,8 +10,8 @@ use crate::admin::gather::CoreView;
 use crate::roster::{OTHER, Place};
 use crate::tally::{BUCKETS, TimesRead, Totals};
 
-/// Places with label values of their own: clients choose the names of databases. The others are together under
-/// `other`. Which have their own is settled as they come, and stays so.
+/// Places with label values of their own. The others are together under `other`. Which have their own is settled as
+/// they come, and stays so for as long as they are used.
 pub const MAX_LABEL_SETS: usize = 256;
 
 const CLIENTS: &str = "trunkline_router_pool_clients";

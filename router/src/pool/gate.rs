@@ -66,8 +66,10 @@ impl Gate {
         }
     }
 
-    fn is_as_ever(&self) -> bool {
-        !self.is_paused() && !self.is_disabled() && self.renewed_at.load(Ordering::Acquire) == 0
+    fn is_kept(self: &Arc<Self>) -> bool {
+        let is_renewed = self.renewed_at.load(Ordering::Acquire) != 0;
+        let is_as_ever = !self.is_paused() && !self.is_disabled() && !is_renewed;
+        Arc::strong_count(self) > 1 || !is_as_ever
     }
 }
 
@@ -92,17 +94,17 @@ impl Gates {
             return gate.clone();
         }
         // Clients choose names: what nobody uses and nobody has shut is forgotten.
-        gates.retain(|_, gate| Arc::strong_count(gate) > 1 || !gate.is_as_ever());
+        gates.retain(|_, gate| gate.is_kept());
         let gate = Arc::<Gate>::default();
         gate.pause(self.is_all_paused());
         gates.insert(database.into(), gate.clone());
         gate
     }
 
-    /// All that are known, by the name of their database.
+    /// All that somebody uses or has shut, by the name of their database.
     pub fn all(&self) -> Vec<(Box<str>, Arc<Gate>)> {
         let gates = self.locked();
-        let each = gates.iter();
+        let each = gates.iter().filter(|(_, gate)| gate.is_kept());
         each.map(|(name, gate)| (name.clone(), gate.clone()))
             .collect()
     }
@@ -143,7 +145,7 @@ mod tests {
         gates.of("unused");
         gates.of("another");
         let names: Vec<_> = gates.all().into_iter().map(|(name, _)| name).collect();
-        assert_eq!(names.join(" "), "another used");
+        assert_eq!(names.join(" "), "used");
         assert!(gates.of("used").is_disabled());
     }
 

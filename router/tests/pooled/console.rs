@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::support::stack::startup_in;
 use super::*;
 
 /// One server; `app` may everything, `other` may look, `third` is nobody.
@@ -155,6 +156,23 @@ async fn what_is_shown_adds_up() {
     assert_eq!(one(&lists, "list", "used_servers")["items"], "1");
     let topology = rows(&mut console, "show topology").await;
     assert_eq!(one(&topology, "role", "writer")["member"], "a");
+}
+
+#[tokio::test]
+async fn a_database_that_postgresql_does_not_know_gets_no_row_of_its_own() {
+    let (stack, _a, mut console) = with_console().await;
+    for name in ["nowhere_1", "nowhere_2"] {
+        let mut client = stack.client().await;
+        client.send(&startup_in("app", name)).await;
+        assert_eq!(client.message().await.0, b'R');
+        assert_eq!(client.fatal().await.0, "3D000");
+    }
+    let mut real = stack.session().await;
+    assert_eq!(ask(&mut real, "select 1").await, "CZI");
+    let stats = rows(&mut console, "show stats_totals").await;
+    let databases: Vec<&str> = stats.iter().map(|row| &*row["database"]).collect();
+    assert_eq!(databases, ["app", "other", "pgbouncer"]);
+    assert_eq!(one(&stats, "database", "app")["client_login_count"], "1");
 }
 
 #[tokio::test]

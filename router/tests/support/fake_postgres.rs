@@ -176,7 +176,11 @@ async fn serve(socket: TcpStream, notes: &Notes) -> std::io::Result<()> {
                 return Ok(());
             }
             _ => {
+                let is_nowhere = packet.windows(17).any(|own| own == b"database\0nowhere_");
                 notes.note(|seen| seen.startups.push(packet));
+                if is_nowhere {
+                    return stream.send(NO_DATABASE).await;
+                }
                 let talked = talk(stream, notes).await;
                 notes.note(|seen| seen.ended += 1);
                 return talked;
@@ -259,6 +263,9 @@ async fn done(stream: &mut Stream, query: &str, status: u8) -> std::io::Result<(
     stream.send(tag).await?;
     stream.send(&[b'Z', 0, 0, 0, 5, status]).await
 }
+
+/// What a server says that has no database of this name, as one whose name begins with `nowhere_`.
+const NO_DATABASE: &[u8] = b"E\0\0\0\x1aSFATAL\0VFATAL\0C3D000\0\0";
 
 /// What a server says that is told to stop.
 const STOPS: &[u8] = b"E\0\0\0\x1aSFATAL\0VFATAL\0C57P01\0\0";

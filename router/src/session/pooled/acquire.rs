@@ -81,6 +81,7 @@ impl Pooled {
                 // A planned change of leader has begun while it waited.
                 Ok(lease) if self.is_held_meanwhile() => lease.checkin(),
                 Ok(lease) => {
+                    self.door.tally.is_real();
                     self.lent(lease);
                     return Ok(());
                 }

@@ -14,8 +14,8 @@ use crate::pool::Spec;
 use crate::pool::gate::Gate;
 use crate::pool::registry::Registry;
 use crate::protocol::settings::Settings;
-use crate::roster::{self, Place};
-use crate::tally::Tally;
+use crate::roster::Place;
+use crate::roster::account::Account;
 use crate::topology::Cluster;
 use crate::topology::routing_table::LaneId;
 
@@ -42,7 +42,7 @@ pub(in crate::session) struct Door {
     pub(super) gate: Arc<Gate>,
     pub(super) position: Arc<Place>,
     /// What its sessions have done on this core.
-    pub(super) tally: Arc<Tally>,
+    pub(super) tally: Account,
     specs: Mutex<BTreeMap<u64, Arc<Spec>>>,
 }
 
@@ -74,6 +74,7 @@ impl Door {
                 && Arc::ptr_eq(&door.config, config)
                 && Arc::ptr_eq(&door.cluster, &cluster)
                 && Arc::ptr_eq(&door.listening, listening)
+                && door.tally.is_good()
             {
                 return door.clone();
             }
@@ -86,10 +87,11 @@ impl Door {
                 user: user.into(),
                 listener: listening.address.as_str().into(),
             };
+            let position = Arc::new(position);
             let door = Arc::new(Door {
                 gate: registry.gates.of(database),
-                tally: roster::tally(&position),
-                position: Arc::new(position),
+                tally: Account::open(&position),
+                position,
                 listening: listening.clone(),
                 registry: registry.clone(),
                 cluster,

@@ -83,7 +83,6 @@ pub(in crate::session) async fn login(
         tls: stream.tls_name(),
         now: clock::now(),
     });
-    door.tally.logins.add(1);
     let mut pooled = Box::new(Pooled::new(stream, door, card, counts));
     if !bytes.is_empty() {
         // An empty one would keep its room for as long as the client stays.
@@ -91,7 +90,10 @@ pub(in crate::session) async fn login(
         pooled.carry = bytes;
     }
     match pooled.greet(asked).await {
-        Ok(()) => Ok(Some(pooled)),
+        Ok(()) => {
+            pooled.door.tally.logins.add(1);
+            Ok(Some(pooled))
+        }
         Err(error) => {
             pooled.is_explained = false;
             pooled.end(error).await.map(|()| None)
@@ -407,6 +409,7 @@ impl Pooled {
                 self.any_report(&asked).await?
             }
         };
+        self.door.tally.is_real();
         let mut settings = Settings::clone(&self.settings);
         for (name, value) in report.iter() {
             let own = tracked(name).and_then(|name| settings.value(name));
