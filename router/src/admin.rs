@@ -117,6 +117,7 @@ impl Console {
         let card = Listed::new(Newcomer {
             place: Arc::new(position),
             mode: None,
+            replication: None,
             peer: visit.peer,
             local: visit.stream.socket().local_addr().ok(),
             tls: visit.stream.tls_name(),

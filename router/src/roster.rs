@@ -14,6 +14,7 @@ use trunkline_shared::service::clock;
 use crate::config::pooling::Mode;
 use crate::pool::registry::{Kill, Mailbox};
 use crate::protocol::settings::Settings;
+use crate::protocol::startup::Replication;
 use crate::roster::places::{Places, Ticket};
 use crate::server::card::next_id;
 use crate::session::carry_over::look::PinReason;
@@ -78,6 +79,8 @@ pub struct ClientCard {
     pub place: Arc<Place>,
     /// What its listener does; none at the console.
     pub mode: Option<Mode>,
+    /// Of which kind it is, if it replicates.
+    pub replication: Option<Replication>,
     /// Where it comes from.
     pub peer: SocketAddr,
     /// The router's end.
@@ -244,6 +247,8 @@ pub struct Newcomer {
     pub place: Arc<Place>,
     /// What its listener does; none at the console.
     pub mode: Option<Mode>,
+    /// Of which kind it is, if it replicates.
+    pub replication: Option<Replication>,
     /// Where it comes from.
     pub peer: SocketAddr,
     /// The router's end.
@@ -261,6 +266,7 @@ impl Listed {
             id: next_id(),
             place: client.place,
             mode: client.mode,
+            replication: client.replication,
             peer: client.peer,
             local: client.local,
             tls: client.tls,

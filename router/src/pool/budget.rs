@@ -43,6 +43,10 @@ impl Budget {
         self.open() >= self.limit.load(Ordering::Relaxed)
     }
 
+    fn is_exceeded(&self) -> bool {
+        self.open() > self.limit.load(Ordering::Relaxed)
+    }
+
     /// How many are open.
     pub fn open(&self) -> usize {
         self.open.load(Ordering::Relaxed)
@@ -76,6 +80,12 @@ impl Budgets {
             return false;
         }
         true
+    }
+
+    /// Whether more servers are open than may be, in any of them: a limit was lowered, or the reserve is in use.
+    pub fn is_exceeded(&self) -> bool {
+        let all = [&self.pool, &self.database, &self.user];
+        all.iter().any(|own| own.is_exceeded())
     }
 
     /// Whether it is the database's or the user's that is used up, and not the pool's own: another pool's server may

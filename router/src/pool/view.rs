@@ -5,9 +5,10 @@ use std::sync::Arc;
 use trunkline_shared::cluster::Moment;
 
 use super::local::Pool;
-use super::{POOLS, Pools};
+use super::{POOLS, Pools, Spec, alone};
 use crate::cores;
 use crate::pool::state::Counts;
+use crate::protocol::startup::Replication;
 use crate::server::card::ServerCard;
 
 /// One pool on one core.
@@ -21,6 +22,8 @@ pub struct PoolView {
     pub user: Arc<str>,
     /// The member it leads to.
     pub member: String,
+    /// Of which kind, where they replicate: such a server is its client's alone.
+    pub replication: Option<Replication>,
     /// How many there are of each kind.
     pub counts: Counts,
     /// Those that are connected.
@@ -63,15 +66,48 @@ impl Pool {
             database: self.spec.database.clone(),
             user: self.spec.user.clone(),
             member: self.way.member.to_string(),
+            replication: None,
             counts: self.state.counts(),
             servers: servers.collect(),
         }
     }
 }
 
-/// All of them.
+/// All of them, and the servers that are in none.
 pub fn view() -> Vec<PoolView> {
-    POOLS.with_borrow(|pools| pools.pools.values().map(|pool| pool.view()).collect())
+    let mut views: Vec<PoolView> =
+        POOLS.with_borrow(|pools| pools.pools.values().map(|pool| pool.view()).collect());
+    views.extend(alone::view());
+    views
+}
+
+/// Servers of this core that are open or being opened, of one database or of all.
+pub fn servers(database: Option<&str>) -> usize {
+    let is_meant = |spec: &Spec| database.is_none_or(|own| *own == *spec.database);
+    POOLS.with_borrow(|pools| {
+        let meant = pools.pools.values().filter(|pool| is_meant(&pool.spec));
+        let counts = meant.map(|pool| pool.state.counts());
+        counts
+            .map(|own| own.connected() + own.connecting)
+            .sum::<usize>()
+    }) + alone::count(is_meant, |_, _| true)
+}
+
+/// The same of those that are to be closed as soon as they come free.
+pub fn old_servers(database: Option<&str>) -> usize {
+    let is_meant = |spec: &Spec| database.is_none_or(|own| *own == *spec.database);
+    POOLS.with_borrow(|pools| {
+        let meant = pools.pools.values().filter(|pool| is_meant(&pool.spec));
+        let old = meant.map(|pool| {
+            let opened = pool.state.servers().map(|(_, _, opened)| opened);
+            opened
+                .filter(|opened| pool.spec.gate.is_old(*opened))
+                .count()
+        });
+        old.sum::<usize>()
+    }) + alone::count(is_meant, |spec, opened| {
+        opened.is_some_and(|opened| spec.gate.is_old(opened))
+    })
 }
 
 /// Has the pools of this core look at once at what an operator wants of them.

@@ -93,7 +93,7 @@ pub async fn order(console: &mut Client, sql: &str) -> String {
 }
 
 /// What a command comes to: its tag, or the words of an error.
-async fn done(console: &mut Client) -> String {
+pub async fn done(console: &mut Client) -> String {
     let mut said = String::new();
     loop {
         let (kind, body) = console.message().await;

@@ -47,6 +47,71 @@ async fn each_opens_a_server_with_its_own_parameters_and_takes_it_along() {
 }
 
 #[tokio::test]
+async fn their_servers_are_shown_with_their_clients_and_counted() {
+    let a = FakePostgres::start(false).await;
+    let stack = stack(Mode::Transaction, &with_operator("size: 3")).await;
+    stack.lead("a", a.address).await;
+    let mut console = console::console(&stack, "app", "pgbouncer").await;
+    let mut one = login(&stack, REPLICA).await;
+    one.ready().await;
+    let servers = console::until(&mut console, "show servers", |rows| rows.len() == 1).await;
+    let clients = console::until(&mut console, "show clients", |rows| rows.len() == 2).await;
+    let client = console::one(&clients, "database", "app");
+    assert_eq!(servers[0]["state"], "active");
+    assert_eq!(
+        (&servers[0]["link"], &client["link"]),
+        (&client["ptr"], &servers[0]["ptr"])
+    );
+    for row in [&servers[0], client] {
+        assert_eq!(row["replication"], "logical");
+    }
+    assert_eq!(
+        (&*servers[0]["member"], &*servers[0]["scope"]),
+        ("a", "demo")
+    );
+    let pools = console::until(&mut console, "show pools", |_| true).await;
+    assert_eq!(console::one(&pools, "database", "app")["sv_active"], "1");
+    // It is its client's for as long as that stays.
+    assert_eq!(console::order(&mut console, "reconnect").await, "RECONNECT");
+    console.query("wait_close app").await;
+    let mut other = console::console(&stack, "app", "pgbouncer").await;
+    console::until(&mut other, "show servers", |rows| {
+        rows[0]["close_needed"] == "1"
+    })
+    .await;
+    one.send(&message(b'X', b"")).await;
+    assert_eq!(console::done(&mut console).await, "WAIT_CLOSE");
+    console::until(&mut other, "show servers", <[_]>::is_empty).await;
+}
+
+#[tokio::test]
+async fn one_idle_server_gives_way_for_one_of_them() {
+    let mut a = FakePostgres::start(false).await;
+    let stack = Stack::start(Setup {
+        mode: Mode::Transaction,
+        pooling: Some(ONE.replace("size: 1", "size: 3")),
+        cores: 4,
+        ..Setup::default()
+    })
+    .await;
+    stack.lead("a", a.address).await;
+    // Each is on a core of its own, and so is its server.
+    let mut clients = Vec::new();
+    for _ in 0..3 {
+        let mut client = stack.session().await;
+        assert_eq!(ask(&mut client, "begin").await, "CZT");
+        clients.push(client);
+    }
+    for client in &mut clients {
+        assert_eq!(ask(client, "commit").await, "CZI");
+    }
+    let mut replica = login(&stack, REPLICA).await;
+    replica.ready().await;
+    let seen = a.until(|seen| seen.ended > 0).await;
+    assert_eq!((seen.startups.len(), seen.ended), (4, 1));
+}
+
+#[tokio::test]
 async fn who_it_is_and_where_it_wants_to_is_not_said_by_options() {
     let mut a = FakePostgres::start(false).await;
     let stack = stack(Mode::Transaction, ONE).await;

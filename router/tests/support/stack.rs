@@ -64,6 +64,8 @@ pub struct Setup {
     pub tls: TlsSection,
     /// The listener names no cluster: the databases do.
     pub is_by_database: bool,
+    /// Threads that carry sessions.
+    pub cores: usize,
     /// Where the keys are.
     pub dcs: Arc<dyn Dcs>,
 }
@@ -79,6 +81,7 @@ impl Default for Setup {
             pooling: None,
             tls: TlsSection::default(),
             is_by_database: false,
+            cores: 2,
             dcs: Arc::new(MemoryDcs::new()),
         }
     }
@@ -112,7 +115,7 @@ impl Stack {
             let in_force = InForce::load(pooling, listeners).unwrap();
             Arc::new(Registry::new(in_force).unwrap())
         });
-        let cores = Arc::new(Cores::start(2).unwrap());
+        let cores = Arc::new(Cores::start(setup.cores).unwrap());
         let (rules, heard) = watch::channel(Rules::default());
         let following = Following {
             dcs: setup.dcs.clone(),

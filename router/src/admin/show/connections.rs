@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use super::Snapshot;
 use crate::admin::table::{Cell, Column, Kind, Table, number, text};
 use crate::pool::view::{PoolView, ServerView};
+use crate::protocol::startup::Replication;
 use crate::roster::ClientView;
 
 /// PgBouncer's columns of a connection.
@@ -154,7 +155,7 @@ fn client_row(from: &Snapshot, links: &Links, client: &ClientView, is_socket: bo
         text("C"),
         text(&*card.place.user),
         text(&*card.place.database),
-        text("none"),
+        replication(card.replication),
         text(state),
     ];
     row.extend(addresses(Some(card.peer), card.local));
@@ -209,7 +210,7 @@ fn server_row(
         text("S"),
         text(&*pool.user),
         text(&*pool.database),
-        text("none"),
+        replication(pool.replication),
         text(state),
     ];
     row.extend(addresses(card.remote, card.local));
@@ -234,6 +235,14 @@ fn addresses(remote: Option<SocketAddr>, local: Option<SocketAddr>) -> [Cell; 4]
     };
     let port = |at: Option<SocketAddr>| number(at.map_or(0, |at| at.port()));
     [host(remote), port(remote), host(local), port(local)]
+}
+
+fn replication(kind: Option<Replication>) -> Cell {
+    text(match kind {
+        None => "none",
+        Some(Replication::Physical) => "physical",
+        Some(Replication::Logical) => "logical",
+    })
 }
 
 /// A number in the form of PgBouncer's addresses.

@@ -78,6 +78,7 @@ pub(in crate::session) async fn login(
     let card = Listed::new(Newcomer {
         place: door.position.clone(),
         mode: Some(door.mode),
+        replication: asked.replication,
         peer: *peer,
         local: stream.socket().local_addr().ok(),
         tls: stream.tls_name(),

@@ -11,7 +11,7 @@ use super::Pooled;
 use super::acquire::{ended, rejected};
 use super::login::{Key, no_randomness};
 use crate::error::SessionError;
-use crate::pool::alone::{Opening, Place, take_place};
+use crate::pool::alone::{Opening, Place, make_place, take_place};
 use crate::pool::registry::Report;
 use crate::pool::{self, Lease};
 use crate::protocol::startup::Parameters;
@@ -21,6 +21,10 @@ use crate::session::reach::gone;
 
 /// Pause before the next attempt, where there was no place for a server, or none could be reached.
 const AGAIN: Duration = Duration::from_millis(100);
+/// Pause before the cores are asked again for an idle server that could give way, where there was none.
+const LOOK_AGAIN: Duration = Duration::from_millis(250);
+/// Pause before another one is closed for the same client, whose place was lost again: PostgreSQL was not reached.
+const CLOSE_AGAIN: Duration = Duration::from_secs(1);
 
 impl Pooled {
     /// Opens the client's own server; what it reports, and its key. What keeps a server from being reached may pass
@@ -42,6 +46,7 @@ impl Pooled {
         let key = (server.key.process, secret.to_vec());
         let report = Arc::new(server.reported.clone());
         self.settings = server.settings.clone();
+        server.card.is_with(self.card.id);
         self.server = Some(server);
         self.note_taken();
         Ok((report, key))
@@ -50,13 +55,23 @@ impl Pooled {
     async fn await_server(&mut self, asked: &Parameters) -> Result<Lease, SessionError> {
         let limit = self.door.terms.pool.query_wait_timeout;
         let mut began = clock::now();
+        let mut make_room_at = began;
         loop {
             if self.door.gate.is_paused() {
                 self.wait_at_gate().await?;
                 began = clock::now();
             }
             let pool = self.find_pool().await?;
-            let why = match take_place(pool) {
+            let mut place = take_place(pool);
+            let now = clock::now();
+            if matches!(place, Place::Full) && now >= make_room_at {
+                place = make_place(pool).await;
+                make_room_at = match place {
+                    Place::Free(_) => now + CLOSE_AGAIN,
+                    Place::Full | Place::Closed => now + LOOK_AGAIN,
+                };
+            }
+            let why = match place {
                 Place::Free(opening) => match self.open(opening, asked).await? {
                     // What an operator holds since then is not to be there.
                     Ok(_) if self.door.gate.is_paused() => continue,
