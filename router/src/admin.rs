@@ -1,49 +1,51 @@
 //! The console: PgBouncer's commands on database `pgbouncer` (or `trunkline`) of every pooled listener, and on a port of
 //! its own. Its sessions have no pool and no server; what they show is gathered from the cores when it is asked for.
 
-use std::future::poll_fn;
 use std::sync::Arc;
-use std::task::Poll;
 use std::time::Duration;
 
-use tokio::io::AsyncReadExt;
+use tokio::runtime::Handle;
 use tokio::sync::oneshot;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use tracing::info;
 use trunkline_shared::service::clock;
 
-use crate::admin::commands::{Command, MAX_COMMAND, SETTINGS, Show};
-use crate::admin::desk::{Desk, MAX_CONSOLES, Order};
-use crate::admin::gather::{gather, old_servers, servers};
+use crate::admin::commands::{Command, SETTINGS, Show};
+use crate::admin::desk::{Desk, Order};
+use crate::admin::gather::{Left, Silent, Which, gather, left};
+use crate::admin::line::{Ends, Interrupted, Line};
 use crate::admin::refusal::Failed;
 use crate::admin::show::{HELP, Port, Snapshot, VERSION};
-use crate::admin::standing::seats;
+use crate::admin::standing::{fellows, seats};
 use crate::config::admin::{Role, is_console};
 use crate::cores;
 use crate::error::SessionError;
-use crate::lanes::Ending;
 use crate::listener::Listening;
-use crate::listener::limits::Counted;
 use crate::pool::gate::Gate;
 use crate::pool::registry::{Kill, Registry};
 use crate::pool::view::look_everywhere;
 use crate::protocol::messages::{self, AUTHENTICATION_OK, Severity};
-use crate::protocol::splice::{head, text};
+use crate::protocol::splice::text;
 use crate::protocol::sqlstate;
 use crate::roster::{self, Listed, Newcomer, Place};
-use crate::session::reach::gone;
 use crate::stream::Stream;
 
 pub mod commands;
+pub mod consoles;
 pub mod desk;
 pub mod gather;
+mod line;
 mod refusal;
 pub mod show;
 mod standing;
 pub mod table;
 
-/// How often a command that waits looks whether what it waits for is so.
-const LOOK_EVERY: Duration = Duration::from_millis(20);
+/// How soon a command that waits looks again whether what it waits for is so. Each time it waits twice as long.
+const FIRST_LOOK: Duration = Duration::from_millis(20);
+/// But not longer than this.
+const LAST_LOOK: Duration = Duration::from_millis(160);
+/// How long `RELOAD` waits for its answer: longer than a hand-over to another process, which goes before it.
+const RELOAD_TIME: Duration = Duration::from_secs(30);
 
 /// An operator who has logged in.
 pub struct Visit {
@@ -71,15 +73,14 @@ pub struct Visit {
 enum Done {
     /// Its tag, behind what was written.
     Tag(String),
-    /// The client is gone.
-    Gone,
+    /// Nothing: the session ends before it is done.
+    Not(Interrupted),
 }
 
 struct Console {
     registry: Arc<Registry>,
     listening: Arc<Listening>,
-    stream: Stream,
-    bytes: Vec<u8>,
+    line: Line,
     role: Role,
     user: String,
     card: Listed,
@@ -91,23 +92,27 @@ struct Console {
 ///
 /// # Errors
 /// The session ends before its time; the client has been told.
-pub async fn serve(mut visit: Visit) -> Result<(), SessionError> {
-    let place = Counted::within(&visit.registry.desk.consoles, MAX_CONSOLES);
-    let Some(_place) = place else {
-        let error = SessionError::TooMuch("too many sessions of the console (32 at once)");
-        crate::session::relay::say(&mut visit.stream, &error).await;
-        return Err(error);
+pub async fn serve(visit: Visit) -> Result<(), SessionError> {
+    let mut console = match Console::enter(visit) {
+        Ok(console) => console,
+        Err(mut stream) => {
+            let error = SessionError::TooMuch(
+                "too many sessions of the console (32 at once, 28 of them of stats_users), and none that is idle may give way",
+            );
+            crate::session::relay::say(&mut stream, &error).await;
+            return Err(error);
+        }
     };
-    let mut console = Console::enter(visit);
     let outcome = console.run().await;
     if let Err(error) = &outcome {
-        crate::session::relay::say(&mut console.stream, error).await;
+        crate::session::relay::say(&mut console.line.stream, error).await;
     }
     outcome
 }
 
 impl Console {
-    fn enter(visit: Visit) -> Self {
+    /// Takes a seat; the stream comes back where there is none.
+    fn enter(visit: Visit) -> Result<Self, Stream> {
         let position = Place {
             scope: "".into(),
             database: visit.database.into(),
@@ -132,16 +137,28 @@ impl Console {
             settings: Arc::new(settings),
             ..roster::Told::default()
         });
-        Self {
+        let desk = &visit.registry.desk;
+        let Some(seat) = desk.consoles.sit_down(card.id, visit.role, clock::now()) else {
+            return Err(visit.stream);
+        };
+        let ends = Ends {
+            mailbox: card.mailbox.clone(),
+            seat,
+            over: desk.over.clone(),
+        };
+        Ok(Self {
             registry: visit.registry,
             listening: visit.listening,
-            stream: visit.stream,
-            bytes: visit.bytes,
+            line: Line {
+                stream: visit.stream,
+                bytes: visit.bytes,
+                ends,
+            },
             role: visit.role,
             user: visit.user,
             card,
             is_skipping: false,
-        }
+        })
     }
 
     fn desk(&self) -> &Desk {
@@ -150,9 +167,9 @@ impl Console {
 
     async fn run(&mut self) -> Result<(), SessionError> {
         let greeting = self.greeting()?;
-        self.send(&greeting).await?;
+        self.line.send(&greeting).await?;
         loop {
-            let Some((kind, body)) = self.message().await? else {
+            let Some((kind, body)) = self.line.message().await? else {
                 return Ok(());
             };
             let mut out = Vec::new();
@@ -189,7 +206,7 @@ impl Console {
                     });
                 }
             }
-            self.send(&out).await?;
+            self.line.send(&out).await?;
         }
     }
 
@@ -213,56 +230,13 @@ impl Console {
         Ok(out)
     }
 
-    async fn send(&mut self, bytes: &[u8]) -> Result<(), SessionError> {
-        let sent = self.stream.send(bytes).await;
-        sent.map_err(|_| SessionError::ClientGone)
-    }
-
-    /// The next message; `None` if the client is gone.
-    async fn message(&mut self) -> Result<Option<(u8, Vec<u8>)>, SessionError> {
-        loop {
-            let header = head(&self.bytes).map_err(|bad| SessionError::BadMessage {
-                kind: char::from(bad.kind),
-                length: bad.length,
-            })?;
-            if let Some((kind, length)) = header {
-                if length > MAX_COMMAND {
-                    return Err(SessionError::TooMuch("the command is too long"));
-                }
-                if self.bytes.len() >= length {
-                    let message: Vec<u8> = self.bytes.drain(..length).collect();
-                    return Ok(Some((kind, message[5..].to_vec())));
-                }
-            }
-            let over = self.registry.desk.over.clone();
-            let mailbox = self.card.mailbox.clone();
-            let ended = poll_fn(|cx| {
-                mailbox.register(cx);
-                match mailbox.is_end() {
-                    true => Poll::Ready(()),
-                    false => Poll::Pending,
-                }
-            });
-            tokio::select! {
-                read = self.stream.read_buf(&mut self.bytes) => match read {
-                    Ok(0) | Err(_) => return Ok(None),
-                    Ok(_) => {}
-                },
-                () = ended => return Err(match mailbox.take().kill {
-                    Some(kill) => SessionError::Killed { kill, has_outstanding: false },
-                    None => stopping(),
-                }),
-                () = over.cancelled() => return Err(stopping()),
-            }
-        }
-    }
-
     /// Carries one command out and writes what it comes to; `None`: the client is gone.
     async fn query(&mut self, sql: &str, out: &mut Vec<u8>) -> Result<Option<()>, SessionError> {
         self.card.asks(clock::now());
         match self.command(sql, out).await {
             Ok(Done::Tag(tag)) => messages::command_complete(out, &tag),
-            Ok(Done::Gone) => return Ok(None),
+            Ok(Done::Not(Interrupted::Gone)) => return Ok(None),
+            Ok(Done::Not(Interrupted::Ordered(error))) => return Err(error),
             Err(failed) => refuse(out, &failed.to_string()),
         }
         messages::ready(out, b'I');
@@ -322,16 +296,13 @@ impl Console {
             Command::Kill(database) => self.kill(database).await?,
             Command::KillClient(id) => self.kill_client(id).await?,
             Command::WaitClose(database) => {
-                if let Some(database) = &database {
-                    self.database("wait for", database.clone())?;
-                }
-                return self
-                    .wait("WAIT_CLOSE", move |views| {
-                        old_servers(views, database.as_deref()) == 0
-                    })
-                    .await;
+                let database = match database {
+                    Some(database) => Some(self.database("wait for", database)?.into()),
+                    None => None,
+                };
+                return self.wait("WAIT_CLOSE", Left::Old, database).await;
             }
-            Command::Reload => self.reload().await?,
+            Command::Reload => return self.reload().await,
             Command::Shutdown(wait) => {
                 self.order(Order::Stop(wait))?;
                 "SHUTDOWN".to_owned()
@@ -349,10 +320,8 @@ impl Console {
             }
         }
         look_everywhere();
-        self.wait("PAUSE", move |views| {
-            servers(views, database.as_deref()) == 0
-        })
-        .await
+        let database = database.map(Into::into);
+        self.wait("PAUSE", Left::All, database).await
     }
 
     fn resume(&self, database: Option<String>) -> Result<String, Failed> {
@@ -420,13 +389,18 @@ impl Console {
         }
     }
 
-    async fn reload(&self) -> Result<String, Failed> {
+    async fn reload(&self) -> Result<Done, Failed> {
         let (told, hear) = oneshot::channel();
         self.order(Order::Reload(told))?;
-        match hear.await {
-            Ok(true) => Ok("RELOAD".to_owned()),
-            Ok(false) => Err(Failed::NotReloaded),
-            Err(_) => Err(Failed::NoConductor),
+        let answer = match self.line.meanwhile(timeout(RELOAD_TIME, hear)).await {
+            Ok(answer) => answer,
+            Err(interrupted) => return Ok(Done::Not(interrupted)),
+        };
+        match answer {
+            Ok(Ok(true)) => Ok(Done::Tag("RELOAD".to_owned())),
+            Ok(Ok(false)) => Err(Failed::NotReloaded),
+            Ok(Err(_)) => Err(Failed::NoConductor),
+            Err(_) => Err(Failed::Unanswered(RELOAD_TIME)),
         }
     }
 
@@ -435,24 +409,20 @@ impl Console {
         orders.try_send(order).map_err(|_| Failed::NoConductor)
     }
 
-    /// Waits until this is so, or the client is gone or the process stops. What was ordered holds in any case.
-    async fn wait(
-        &self,
-        tag: &str,
-        is_so: impl Fn(&[gather::CoreView]) -> bool,
-    ) -> Result<Done, Failed> {
+    /// Waits until nothing is left, or the client is gone or the session is to end. What was ordered holds in any case.
+    async fn wait(&self, tag: &str, of: Left, database: Which) -> Result<Done, Failed> {
+        let cores = all_cores();
         let waiting = async {
-            loop {
-                if is_so(&self.gathered().await?) {
-                    return Ok(Done::Tag(tag.to_owned()));
-                }
-                sleep(LOOK_EVERY).await;
+            let mut pause = FIRST_LOOK;
+            while left(of, &cores, database.clone()).await? > 0 {
+                sleep(pause).await;
+                pause = LAST_LOOK.min(pause * 2);
             }
+            Ok(Done::Tag(tag.to_owned()))
         };
-        tokio::select! {
-            done = waiting => done,
-            () = gone(self.stream.socket()) => Ok(Done::Gone),
-            () = self.desk().over.cancelled() => Ok(Done::Gone),
+        match self.line.meanwhile(waiting).await {
+            Ok(done) => done,
+            Err(interrupted) => Ok(Done::Not(interrupted)),
         }
     }
 
@@ -477,14 +447,7 @@ impl Console {
         Ok(vec![self.registry.gates.of(&name)])
     }
 
-    async fn gathered(&self) -> Result<Vec<gather::CoreView>, gather::Silent> {
-        match cores::peers() {
-            Some(peers) => gather(&peers.all).await,
-            None => Ok(Vec::new()),
-        }
-    }
-
-    async fn snapshot(&self) -> Result<Snapshot, gather::Silent> {
+    async fn snapshot(&self) -> Result<Snapshot, Silent> {
         let own = [self.listening.clone()];
         let listenings = self.desk().listenings.get().map_or(&own[..], |all| all);
         let ports = listenings.iter().map(|listening| Port {
@@ -494,7 +457,7 @@ impl Console {
             max_client_conn: listening.max_client_conn(),
         });
         Ok(Snapshot {
-            views: self.gathered().await?,
+            views: gather(&all_cores()).await?,
             now: clock::now(),
             wall: clock::wall_clock(),
             config: self.registry.config(),
@@ -504,15 +467,14 @@ impl Console {
             newcomers: self.listening.limits.newcomers(),
             sample: self.desk().sample(),
             topology: seats(&self.listening.clusters.all()),
+            routers: fellows(self.listening.others.get()),
         })
     }
 }
 
-fn stopping() -> SessionError {
-    SessionError::Ended {
-        ending: Ending::RouterStops,
-        has_outstanding: false,
-    }
+/// Those that carry sessions, and this one.
+fn all_cores() -> Arc<[Handle]> {
+    cores::peers().map_or_else(|| Arc::from([]), |peers| peers.all)
 }
 
 fn refuse(out: &mut Vec<u8>, why: &str) {

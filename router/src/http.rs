@@ -11,14 +11,12 @@ use axum::http::{StatusCode, header};
 use axum::response::{Html, IntoResponse, Response};
 use axum::routing::{get, post};
 use serde_json::{Value, json};
-use tokio::runtime::Handle;
 use tracing::warn;
 use trunkline_shared::service::metrics::Metrics;
 
-use crate::admin::gather::gather;
 use crate::clusters::{Clusters, Sight};
 use crate::listener::Listening;
-use crate::metrics::pools;
+use crate::metrics::shared::Shared;
 use crate::topology::Cluster;
 use crate::topology::routing_table::{RoutingTable, Writer};
 
@@ -34,8 +32,8 @@ pub struct Shown {
     pub is_draining: AtomicBool,
     /// Renders the metrics.
     pub metrics: Metrics,
-    /// The cores, where some listener pools.
-    pub pooled: Option<Arc<[Handle]>>,
+    /// What the pools have done, where some listener pools.
+    pub pooled: Option<Shared>,
 }
 
 /// The endpoint's routes.
@@ -71,9 +69,9 @@ async fn ready(State(shown): State<Arc<Shown>>) -> Response {
 async fn metrics(State(shown): State<Arc<Shown>>) -> Response {
     let kind = [(header::CONTENT_TYPE, "text/plain; version=0.0.4")];
     let mut text = shown.metrics.render();
-    if let Some(cores) = &shown.pooled {
-        match gather(cores).await {
-            Ok(views) => text.push_str(&pools::render(&views)),
+    if let Some(pooled) = &shown.pooled {
+        match pooled.text().await {
+            Ok(pools) => text.push_str(&pools),
             // What is half known is not told.
             Err(silent) => warn!("the metrics of pools are left out: {silent}"),
         }

@@ -8,6 +8,7 @@ use metrics::{
 };
 
 pub mod pools;
+pub mod shared;
 
 const SESSIONS_OPENED: &str = "trunkline_router_sessions_opened_total";
 const SESSIONS_ENDED: &str = "trunkline_router_sessions_ended_total";

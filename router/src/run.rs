@@ -28,6 +28,7 @@ use crate::http::Shown;
 use crate::in_force::InForce;
 use crate::listener::limits::Limits;
 use crate::listener::{CannotListen, Listening, Ports};
+use crate::metrics::shared::Shared;
 use crate::pool::registry::{NoRandomness, Registry};
 use crate::run::conductor::{Conductor, Live, Origin, Switches};
 use crate::run::hand_over::{Meeting, READY_WITHIN};
@@ -115,7 +116,7 @@ pub fn run(config: RouterConfig, file: PathBuf, is_upgrade: bool) -> Result<(), 
         listenings: listenings.iter().map(|(_, l)| l.clone()).collect(),
         is_draining: false.into(),
         metrics,
-        pooled: registry.as_ref().map(|_| cores.handles()),
+        pooled: registry.as_ref().map(|_| Shared::new(cores.handles())),
     });
     let (events, hear) = mpsc::channel(EVENTS);
     let (http_socket, take_socket) = mpsc::channel(1);

@@ -78,6 +78,8 @@ pub enum Show {
     Totals,
     /// This router's own.
     Topology,
+    /// The same.
+    Routers,
     /// A setting of the session that drivers ask for: name and value.
     Setting(&'static str, &'static str),
 }
@@ -204,6 +206,7 @@ impl Show {
             "STATS_AVERAGES" => Show::StatsAverages,
             "TOTALS" => Show::Totals,
             "TOPOLOGY" => Show::Topology,
+            "ROUTERS" => Show::Routers,
             _ => {
                 let (name, value) = setting.next()?;
                 Show::Setting(name, value)

@@ -1,7 +1,6 @@
 //! What the console acts upon: the process's other parts, as far as an operator may reach them.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -13,12 +12,11 @@ use trunkline_shared::cluster::Moment;
 use trunkline_shared::service::clock;
 
 use crate::admin::commands::Wait;
+use crate::admin::consoles::Consoles;
 use crate::admin::gather::{CoreView, gather};
 use crate::listener::Listening;
 use crate::tally::Totals;
 
-/// Sessions of the console at once, on all ports.
-pub const MAX_CONSOLES: usize = 32;
 /// Orders for the process that may wait to be heard.
 pub const MAX_ORDERS: usize = 8;
 /// What averages are taken over: PgBouncer's `stats_period`.
@@ -45,7 +43,7 @@ pub struct Desk {
     /// Set when the process stops: the console's sessions end at once.
     pub over: CancellationToken,
     /// Sessions of the console.
-    pub consoles: Arc<AtomicUsize>,
+    pub consoles: Arc<Consoles>,
     /// The last two samples, the older one first.
     samples: Mutex<[Sample; 2]>,
 }

@@ -1,5 +1,7 @@
 //! What an operator hears in the place of what was ordered. The words are PgBouncer's where it has such ones.
 
+use std::time::Duration;
+
 use crate::admin::commands::NoCommand;
 use crate::admin::gather::Silent;
 use crate::config::running::NotSet;
@@ -43,6 +45,9 @@ pub(super) enum Failed {
     /// The file, or a certificate, was taken up between the look and the change.
     #[error("the settings were replaced meanwhile; say it again")]
     Overtaken,
+    /// The process has not said what came of it.
+    #[error("no answer within {} s: the process is busy with something else, and does it later; its log says so", .0.as_secs())]
+    Unanswered(Duration),
     /// Nobody hears orders.
     #[error("this process takes no such order now")]
     NoConductor,

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use trunkline_shared::cluster::Moment;
+use trunkline_shared::cluster::{ClusterName, Moment, RouterRecord};
 use trunkline_shared::service::clock::WallTime;
 
 use crate::admin::commands::Show;
@@ -18,6 +18,7 @@ use crate::roster::ClientView;
 
 pub mod connections;
 mod facts;
+mod fleet;
 mod stats;
 
 /// The console's name among the databases.
@@ -54,6 +55,8 @@ pub struct Snapshot {
     pub sample: Sample,
     /// Where the clusters stand.
     pub topology: Vec<Seat>,
+    /// The routers of each cluster.
+    pub routers: Vec<Fellow>,
 }
 
 /// A listener.
@@ -67,6 +70,19 @@ pub struct Port {
     pub is_console: bool,
     /// The most clients at once.
     pub max_client_conn: usize,
+}
+
+/// A router of the fleet.
+#[derive(Clone, Debug)]
+pub struct Fellow {
+    /// The cluster that it is registered for.
+    pub scope: ClusterName,
+    /// `<name>/<instance>`.
+    pub key: Arc<str>,
+    /// What it says of itself.
+    pub record: Arc<RouterRecord>,
+    /// The stage of a planned change that it holds, in words.
+    pub acknowledged: Option<String>,
 }
 
 /// A member's place in the routing table.
@@ -148,7 +164,7 @@ pub const HELP: &str = "\n\tSHOW HELP|CONFIG|DATABASES|POOLS|CLIENTS|SERVERS|USE
     \tSHOW SOCKETS|ACTIVE_SOCKETS|LISTS|MEM|STATE\n\
     \tSHOW DNS_HOSTS|DNS_ZONES\n\
     \tSHOW STATS|STATS_TOTALS|STATS_AVERAGES|TOTALS\n\
-    \tSHOW TOPOLOGY\n\
+    \tSHOW TOPOLOGY|ROUTERS\n\
     \tSET key = arg\n\
     \tRELOAD\n\
     \tPAUSE [<db>]\n\
@@ -179,7 +195,7 @@ pub fn table(what: Show, from: &Snapshot) -> Table {
             table.rows.push(vec![text(VERSION)]);
             table
         }
-        // Routers of a fleet know each other by the DCS; who they are is shown by a table of its own.
+        // Routers of a fleet know each other by the DCS: SHOW ROUTERS.
         Show::Peers => Table::of(PEERS),
         Show::PeerPools => Table::of(PEER_POOLS),
         Show::Lists => facts::lists(from),
@@ -193,6 +209,7 @@ pub fn table(what: Show, from: &Snapshot) -> Table {
         Show::StatsAverages => stats::averages(from),
         Show::Totals => stats::sums(from),
         Show::Topology => topology(from),
+        Show::Routers => fleet::routers(from),
         Show::Setting(name, value) => Table {
             columns: vec![(name, Kind::Text)],
             rows: vec![vec![text(value)]],

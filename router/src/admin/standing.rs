@@ -1,8 +1,13 @@
-//! Where the clusters stand, for `SHOW TOPOLOGY`: by the routing tables that are in force.
+//! Where the clusters and their routers stand, for `SHOW TOPOLOGY` and `SHOW ROUTERS`: by the routing tables that are in
+//! force, and by the records of the fleet.
 
 use std::sync::Arc;
 
-use crate::admin::show::Seat;
+use trunkline_shared::cluster::router::Acknowledged;
+use trunkline_shared::dcs::records::hold_stage_word;
+
+use crate::admin::show::{Fellow, Seat};
+use crate::fleet::cancels::Others;
 use crate::topology::Cluster;
 use crate::topology::routing_table::Writer;
 
@@ -59,4 +64,22 @@ pub(super) fn seats(clusters: &[Arc<Cluster>]) -> Vec<Seat> {
         }
     }
     seats
+}
+
+/// The routers that are registered, this one too.
+pub(super) fn fellows(others: Option<&Arc<Others>>) -> Vec<Fellow> {
+    let known = others.map_or_else(Vec::new, |others| others.known());
+    let fellows = known.into_iter().map(|(scope, key, record)| {
+        let acknowledged = record.acknowledged;
+        let acknowledged = acknowledged.map(|Acknowledged { switchover, stage }| {
+            format!("{} of {switchover}", hold_stage_word(stage))
+        });
+        Fellow {
+            scope,
+            key,
+            record,
+            acknowledged,
+        }
+    });
+    fellows.collect()
 }

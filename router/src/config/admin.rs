@@ -10,7 +10,7 @@ use super::pooling::Mode;
 use super::raw::{ADDRESS, Leaf, Reader, address};
 use super::tls::TlsSection;
 use super::{ListenerConfig, ProxyProtocol};
-use crate::admin::desk::MAX_CONSOLES;
+use crate::admin::consoles::MAX_CONSOLES;
 use crate::admin::show::{CONSOLE, CONSOLE_TOO};
 use crate::route::TargetKind;
 

@@ -21,7 +21,7 @@ use super::hand_over::{Meeting, READY_WITHIN, ended};
 use super::{RunError, filter_of};
 use crate::admin::commands::Wait;
 use crate::admin::desk::Order;
-use crate::admin::gather::{gather, servers};
+use crate::admin::gather::{Left, left};
 use crate::config::RouterConfig;
 use crate::cores::Cores;
 use crate::fleet::Leaving;
@@ -314,8 +314,7 @@ impl Conductor {
         let mut look = interval(COUNT_EVERY);
         loop {
             look.tick().await;
-            let views = gather(&cores).await;
-            if views.is_ok_and(|views| servers(&views, None) == 0) {
+            if left(Left::All, &cores, None).await == Ok(0) {
                 return;
             }
         }

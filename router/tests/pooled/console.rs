@@ -2,6 +2,9 @@
 
 use std::collections::BTreeMap;
 
+use tokio::sync::mpsc;
+use trunkline_router::admin::consoles::{MAX_CONSOLES, MAX_LOOKING};
+
 use super::support::stack::startup_in;
 use super::*;
 
@@ -173,6 +176,76 @@ async fn a_database_that_postgresql_does_not_know_gets_no_row_of_its_own() {
     let databases: Vec<&str> = stats.iter().map(|row| &*row["database"]).collect();
     assert_eq!(databases, ["app", "other", "pgbouncer"]);
     assert_eq!(one(&stats, "database", "app")["client_login_count"], "1");
+}
+
+#[tokio::test]
+async fn a_full_console_lets_operators_in_in_the_place_of_who_is_idle_longest() {
+    let (stack, _a, mut first) = with_console().await;
+    let mut looking = Vec::new();
+    for _ in 0..MAX_LOOKING {
+        looking.push(console(&stack, "other", "pgbouncer").await);
+    }
+    let mut admins = Vec::new();
+    for _ in MAX_LOOKING..MAX_CONSOLES - 1 {
+        admins.push(console_of(&stack).await);
+    }
+    for own in &mut looking[2..] {
+        assert_eq!(rows(own, "show version").await.len(), 1);
+    }
+    assert_eq!(rows(&mut looking[1], "show version").await.len(), 1);
+    let mut newcomer = console_of(&stack).await;
+    let (code, words) = looking[0].fatal().await;
+    assert_eq!(code, "54000");
+    assert!(words.contains("idle longest"), "{words}");
+    let mut one_more = console(&stack, "other", "pgbouncer").await;
+    assert_eq!(looking[2].fatal().await.0, "54000");
+    for own in [&mut first, &mut newcomer, &mut one_more, &mut admins[0]] {
+        assert_eq!(rows(own, "show version").await.len(), 1);
+    }
+}
+
+#[tokio::test]
+async fn a_console_that_reads_nothing_is_ended_by_an_operator() {
+    let (stack, _a, mut console) = with_console().await;
+    let own = rows(&mut console, "show clients").await[0]["id"].clone();
+    let mut deaf = console_of(&stack).await;
+    let clients = rows(&mut console, "show clients").await;
+    let other = clients.iter().find(|row| row["id"] != own).unwrap();
+    let many = message(b'Q', b"show config\0").repeat(10_000);
+    let asking = tokio::spawn(async move {
+        deaf.send(&many).await;
+        deaf
+    });
+    let kill = format!("kill_client {}", other["id"]);
+    assert_eq!(order(&mut console, &kill).await, "KILL_CLIENT");
+    until(&mut console, "show clients", |rows| rows.len() == 1).await;
+    asking.abort();
+}
+
+#[tokio::test]
+async fn a_command_that_waits_is_ended_by_an_operator_and_by_the_end_of_the_process() {
+    let (stack, _a, mut console) = with_console().await;
+    let id = rows(&mut console, "show clients").await[0]["id"].clone();
+    let mut client = stack.session().await;
+    ask(&mut client, "begin").await;
+    console.query("pause app").await;
+    let mut other = console_of(&stack).await;
+    until(&mut other, "show databases", |rows| {
+        rows[0]["paused"] == "1"
+    })
+    .await;
+    let kill = format!("kill_client {id}");
+    assert_eq!(order(&mut other, &kill).await, "KILL_CLIENT");
+    assert_eq!(console.fatal().await.0, "57P01");
+    let desk = &stack.listening.registry.as_ref().unwrap().desk;
+    let (orders, mut hear) = mpsc::channel(1);
+    desk.equip(orders, vec![stack.listening.clone()]);
+    other.query("reload").await;
+    // It is heard, and never answered.
+    let order = tokio::time::timeout(DEADLINE, hear.recv()).await.unwrap();
+    desk.over.cancel();
+    assert_eq!(other.fatal().await.0, "57P01");
+    drop(order);
 }
 
 #[tokio::test]

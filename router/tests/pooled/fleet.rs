@@ -27,6 +27,10 @@ async fn two(mode: Mode) -> ([(Stack, InFleet); 2], FakePostgres) {
     two_with(mode, ONE).await
 }
 
+/// `app` is an operator.
+const WITH_OPERATOR: &str =
+    "\"app\" \"secret\"\n---\nauth: {type: trust, file: x}\nadmin: {admin_users: app}\n";
+
 async fn two_with(mode: Mode, pooling: &str) -> ([(Stack, InFleet); 2], FakePostgres) {
     let a = FakePostgres::start(false).await;
     let setup = Setup {
@@ -166,6 +170,18 @@ async fn keys_of_a_router_that_hangs_keep_no_cancel_from_the_others() {
     cancel(&two, &key).await;
     assert_eq!(error(&mut client).await, "57014");
     assert_eq!(answer(&mut client).await, "ZI");
+}
+
+#[tokio::test]
+async fn the_routers_of_the_fleet_are_shown_at_the_console() {
+    let ([(one, at_one), _two], _a) = two_with(Mode::Transaction, WITH_OPERATOR).await;
+    let mut console = console::console(&one, "app", "pgbouncer").await;
+    let routers = console::until(&mut console, "show routers", |rows| rows.len() == 2).await;
+    let own = console::one(&routers, "router", "one");
+    assert_eq!(own["scope"], "demo");
+    assert_eq!(format!("{}/{}", own["router"], own["instance"]), at_one.key);
+    assert_eq!(own["http_url"], format!("http://{}", at_one.http));
+    assert!(own.contains_key("epoch") && !own.contains_key("acknowledged"));
 }
 
 /// What the endpoint of a router answers to an offer.

@@ -7,13 +7,14 @@ fn told(text: &str) -> String {
     }
 }
 
-/// What PgBouncer 1.26.1 makes of the same texts, but for `SHOW TOPOLOGY`.
+/// What PgBouncer 1.26.1 makes of the same texts, but for `SHOW TOPOLOGY` and `SHOW ROUTERS`.
 #[test]
 fn texts_are_read_as_pgbouncer_reads_them() {
     for (text, read) in [
         ("show version", "Show(Version)"),
         ("SHOW  version ;  ", "Show(Version)"),
         ("show topology", "Show(Topology)"),
+        ("show routers", "Show(Routers)"),
         ("show timezone", "Show(Setting(\"TimeZone\", \"GMT\"))"),
         ("PAUSE", "Pause(None)"),
         ("pause \"a \"\"b\"\"\";", "Pause(Some(\"a \\\"b\\\"\"))"),

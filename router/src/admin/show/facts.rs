@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::mem::size_of;
 
 use super::{CONSOLE, Snapshot};
-use crate::admin::desk::MAX_CONSOLES;
+use crate::admin::consoles::MAX_CONSOLES;
 use crate::admin::table::{Cell, Column, Kind, Table, number, text};
 use crate::config::pooling::{Mode, PoolConfig};
 use crate::pool::gate::Gate;

@@ -33,6 +33,7 @@ fn snapshot() -> Snapshot {
         newcomers: 0,
         sample: Sample::default(),
         topology: Vec::new(),
+        routers: Vec::new(),
     }
 }
 
@@ -75,7 +76,7 @@ fn every_row_has_a_cell_for_every_column_and_no_secret() {
     let words = OF_PGBOUNCER
         .lines()
         .map(|line| line.split_once(": ").unwrap().0);
-    for word in words.chain(["TOPOLOGY"]) {
+    for word in words.chain(["TOPOLOGY", "ROUTERS"]) {
         let table = of(word);
         let text = format!("{:?}", table.rows);
         assert!(!text.contains("hunter2"), "SHOW {word}");
