@@ -45,10 +45,8 @@ pub fn translate(
 /// A client's database.
 #[derive(Debug)]
 struct Database {
-    place: Place,
     /// Where its servers are, as names to look for in what the operator said: with the port, and without.
     hosts: Vec<String>,
-    pool_mode: Option<String>,
 }
 
 #[derive(Default)]
@@ -112,11 +110,9 @@ impl Translator {
         let hosts = host.unwrap_or_else(|| "localhost".to_owned());
         let hosts = hosts.split(',').map(str::trim);
         let database = Database {
-            place: entry.place.clone(),
             hosts: hosts
                 .flat_map(|host| [format!("{host}:{port}"), host.to_owned()])
                 .collect(),
-            pool_mode: value("pool_mode"),
         };
         self.databases.insert(entry.key.clone(), database);
         let names = ["databases", entry.key.as_str()];
@@ -124,14 +120,9 @@ impl Translator {
     }
 
     fn user(&mut self, entry: &Entry) {
-        let Some((pairs, rules)) = self.rules(entry, USER) else {
+        let Some((_, rules)) = self.rules(entry, USER) else {
             return;
         };
-        if let Some((key, _)) = pairs.iter().find(|(key, _)| key == "pool_mode") {
-            let text = "a listener has one mode for all its users: give this one a listener of its own mode";
-            let key = format!("{} {key}", entry.key);
-            self.made.notes.attention(Some(&entry.place), &key, text);
-        }
         if !rules.is_empty() {
             let names = ["users", entry.key.as_str()];
             self.made.file.put(&names, Value::Object(rules));
@@ -305,21 +296,40 @@ impl Translator {
         }
     }
 
-    /// One for each address and destination. Destinations share no port: the second one gets the next port.
+    /// One for each address and target: targets share no port, the second one gets the next port. Where there are several
+    /// clusters, the listeners name none, and the databases do.
     fn listeners(&mut self, scopes: &mut Scopes) -> Result<(), Vec<String>> {
         let by_destination = self.destinations(scopes)?;
-        let mode = self
-            .setting_of("pool_mode")
-            .unwrap_or("session")
-            .to_lowercase();
-        for (name, database) in &self.databases {
-            let other = database.pool_mode.as_deref().map(str::to_lowercase);
-            if other.is_some_and(|other| other != mode) {
-                let key = format!("{name} pool_mode");
-                let text = "a listener has one mode for all databases: give this one a listener of its own mode";
-                self.made.notes.attention(Some(&database.place), &key, text);
+        let clusters: BTreeSet<&str> = by_destination.iter().map(|(own, _)| &*own.scope).collect();
+        let scope = match clusters.len() {
+            1 => clusters.first().map(|scope| (*scope).to_owned()),
+            _ => None,
+        };
+        let mut by_target: Vec<(&'static str, Vec<&str>)> = Vec::new();
+        for (destination, names_of) in &by_destination {
+            let target = destination.target();
+            let names = names_of.iter().map(String::as_str);
+            match by_target.iter_mut().find(|(known, _)| *known == target) {
+                Some((_, known)) => known.extend(names),
+                None => by_target.push((target, names.collect())),
+            }
+            if scope.is_none() {
+                for name in names_of {
+                    let names = ["databases", name.as_str(), "scope"];
+                    self.made.file.put(&names, json!(destination.scope));
+                }
             }
         }
+        // Stable: among equals the order of destinations stays.
+        by_target.sort_by_key(|(_, names)| std::cmp::Reverse(names.len()));
+        self.ports(scope.as_deref(), &by_target);
+        Ok(())
+    }
+
+    /// Writes the listeners of these targets, with the names of their databases.
+    fn ports(&mut self, scope: Option<&str>, by_target: &[(&'static str, Vec<&str>)]) {
+        let mode = self.setting_of("pool_mode").unwrap_or("session");
+        let mode = mode.to_lowercase();
         let most = match self.setting_of("max_client_conn").map(str::parse::<u64>) {
             None => DEFAULT_MAX_CLIENT_CONN,
             Some(Ok(most)) => most.max(1),
@@ -337,30 +347,32 @@ impl Translator {
             }
         };
         let addresses = self.addresses();
-        for (at, (destination, names)) in by_destination.iter().enumerate() {
+        for (at, (target, names)) in by_target.iter().enumerate() {
             let at = u16::try_from(at).unwrap_or(u16::MAX);
             let own_port = port.saturating_add(at);
             for address in &addresses {
-                self.made.file.listener(json!({
+                let mut listener = json!({
                     "listen": SocketAddr::new(*address, own_port).to_string(),
-                    "scope": destination.scope,
-                    "target": destination.target(),
+                    "target": target,
                     "mode": mode,
                     "max_client_conn": most,
-                }));
+                });
+                if let Some(scope) = scope {
+                    listener["scope"] = json!(scope);
+                }
+                self.made.file.listener(listener);
             }
             if at > 0 {
                 let text = format!(
-                    "a listener leads to one cluster and one target: clients of {} connect to port {own_port} \
-                     ({} of {}), which has a max_client_conn of its own",
+                    "a listener leads to leaders or to replicas: clients of {} connect to port {own_port} ({target})",
                     names.join(", "),
-                    destination.target(),
-                    destination.scope
                 );
                 self.attention("listen_port", &text);
             }
         }
-        Ok(())
+        if addresses.len() * by_target.len() > 1 {
+            self.made.file.set("pool.max_client_conn", json!(most));
+        }
     }
 
     /// The databases by where they lead, those of most databases first.
@@ -466,10 +478,9 @@ fn translated(table: &[(&str, Meaning)], key: &str, value: &str) -> Outcome {
             Ok(number) => Outcome::Value(path, json!(number)),
             Err(_) => attention(NO_NUMBER),
         },
-        Some(Meaning::Bounded(_)) if seconds(value).as_deref() == Some("0s") => {
-            attention("0 is no limit in PgBouncer, and there must be one here: the default is used")
-        }
-        Some(Meaning::Time(path) | Meaning::Bounded(path)) => match seconds(value) {
+        Some(Meaning::Mode(path)) => Outcome::Value(path, json!(value.to_lowercase())),
+        Some(Meaning::OwnTime(_)) if value == "-1" => Outcome::Nothing,
+        Some(Meaning::Time(path) | Meaning::OwnTime(path)) => match seconds(value) {
             Some(time) => Outcome::Value(path, json!(time)),
             None => attention(NO_TIME),
         },

@@ -8,8 +8,10 @@ pub enum Meaning {
     Number(&'static str),
     /// A time under this key; PgBouncer writes seconds.
     Time(&'static str),
-    /// The same where PgBouncer's 0 is no limit, and there must be one here.
-    Bounded(&'static str),
+    /// The same in the place of the one of `[pgbouncer]`, which -1 stands for.
+    OwnTime(&'static str),
+    /// How servers are shared, under this key.
+    Mode(&'static str),
     /// Text under this key.
     Text(&'static str),
     /// Something that depends on other keys, too.
@@ -20,7 +22,7 @@ pub enum Meaning {
     Absent(&'static str, &'static str),
 }
 
-use Meaning::{Absent, Bounded, Moot, Number, Own, Text, Time};
+use Meaning::{Absent, Mode, Moot, Number, Own, OwnTime, Text, Time};
 
 const LOG: &str =
     "the router logs to stderr, for the service manager to keep; log.level and log.format say how";
@@ -34,7 +36,6 @@ const SOCKETS: &str =
     "the router sets its sockets itself: keepalive is on, and buffers are the system's";
 const LOOKUP: &str =
     "users are looked up in one way for all databases: auth.user, auth.query and auth.database";
-const BY_LISTENER: &str = "clients are counted per listener only: listeners[].max_client_conn";
 
 /// The keys of `[pgbouncer]`.
 pub const SETTINGS: &[(&str, Meaning)] = &[
@@ -63,7 +64,7 @@ pub const SETTINGS: &[(&str, Meaning)] = &[
         Moot("a cancel goes to its server at once and waits for no pool"),
     ),
     ("client_idle_timeout", Time("pool.client_idle_timeout")),
-    ("client_login_timeout", Bounded("pool.client_login_timeout")),
+    ("client_login_timeout", Time("pool.client_login_timeout")),
     ("client_tls13_ciphers", Moot(CIPHERS)),
     ("client_tls_ca_file", Text("tls.client.ca")),
     ("client_tls_cert_file", Text("tls.client.cert")),
@@ -107,7 +108,10 @@ pub const SETTINGS: &[(&str, Meaning)] = &[
         Absent("", "no message can be sent to who logs in"),
     ),
     ("max_client_conn", Own),
-    ("max_db_client_connections", Absent("0", BY_LISTENER)),
+    (
+        "max_db_client_connections",
+        Number("pool.max_db_client_connections"),
+    ),
     ("max_db_connections", Number("pool.max_db_connections")),
     (
         "max_packet_size",
@@ -120,7 +124,10 @@ pub const SETTINGS: &[(&str, Meaning)] = &[
         "max_prepared_statements",
         Number("pool.max_prepared_statements"),
     ),
-    ("max_user_client_connections", Absent("0", BY_LISTENER)),
+    (
+        "max_user_client_connections",
+        Number("pool.max_user_client_connections"),
+    ),
     ("max_user_connections", Number("pool.max_user_connections")),
     ("min_pool_size", Number("pool.min_pool_size")),
     ("peer_id", Moot("routers have no numbers")),
@@ -161,7 +168,7 @@ pub const SETTINGS: &[(&str, Meaning)] = &[
     ),
     (
         "server_connect_timeout",
-        Bounded("pool.server_connect_timeout"),
+        Time("pool.server_connect_timeout"),
     ),
     (
         "server_fast_close",
@@ -242,7 +249,6 @@ pub const SETTINGS: &[(&str, Meaning)] = &[
 
 const AS_ITSELF: &str =
     "clients log in to PostgreSQL as themselves: make a role for each, and put it into auth.file";
-const BY_POOL: &str = "it cannot be set for one database; the one of pool is for all";
 const BY_ROLE: &str =
     "it cannot be set here: ALTER DATABASE ... SET or ALTER ROLE ... SET does it in PostgreSQL";
 
@@ -267,7 +273,10 @@ pub const DATABASE: &[(&str, Meaning)] = &[
         "load_balance_hosts",
         Moot("a listener leads to the leader, or to the least connected replica"),
     ),
-    ("max_db_client_connections", Absent("0", BY_LISTENER)),
+    (
+        "max_db_client_connections",
+        Number("max_db_client_connections"),
+    ),
     ("max_db_connections", Number("max_db_connections")),
     ("min_pool_size", Number("min_pool_size")),
     (
@@ -277,30 +286,34 @@ pub const DATABASE: &[(&str, Meaning)] = &[
             "the password of another user is of no use here; remove it from this file",
         ),
     ),
-    ("pool_mode", Own),
+    ("pool_mode", Mode("pool_mode")),
     ("pool_size", Number("pool_size")),
     ("port", Own),
-    ("query_wait_timeout", Absent("-1", BY_POOL)),
+    ("query_wait_timeout", OwnTime("query_wait_timeout")),
     ("reserve_pool", Number("reserve_pool_size")),
     ("reserve_pool_size", Number("reserve_pool_size")),
-    ("server_lifetime", Absent("", BY_POOL)),
+    ("server_lifetime", OwnTime("server_lifetime")),
     ("timezone", Absent("", BY_ROLE)),
     ("user", Absent("", AS_ITSELF)),
 ];
 
-const BY_USER: &str = "it cannot be set for one user; the one of pool is for all";
-
 /// The keys of an entry of `[users]`; the names are keys of the user's entry.
 pub const USER: &[(&str, Meaning)] = &[
-    ("client_idle_timeout", Absent("", BY_USER)),
-    ("idle_transaction_timeout", Absent("", BY_USER)),
-    ("max_user_client_connections", Absent("0", BY_LISTENER)),
+    ("client_idle_timeout", OwnTime("client_idle_timeout")),
+    (
+        "idle_transaction_timeout",
+        OwnTime("idle_transaction_timeout"),
+    ),
+    (
+        "max_user_client_connections",
+        Number("max_user_client_connections"),
+    ),
     ("max_user_connections", Number("max_user_connections")),
-    ("pool_mode", Own),
-    ("pool_size", Absent("", BY_USER)),
-    ("query_timeout", Absent("", BY_USER)),
-    ("query_wait_timeout", Absent("-1", BY_USER)),
-    ("reserve_pool_size", Absent("", BY_USER)),
+    ("pool_mode", Mode("pool_mode")),
+    ("pool_size", Number("pool_size")),
+    ("query_timeout", OwnTime("query_timeout")),
+    ("query_wait_timeout", OwnTime("query_wait_timeout")),
+    ("reserve_pool_size", Number("reserve_pool_size")),
     (
         "transaction_timeout",
         Absent(
