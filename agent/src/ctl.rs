@@ -41,6 +41,7 @@ mod query;
 mod remove;
 pub mod rest;
 mod restart;
+mod restarting;
 mod routers;
 mod steps;
 mod table;
@@ -332,6 +333,17 @@ struct Session {
 }
 
 impl Session {
+    /// The same, whose progress goes beside the output, which is for a machine then.
+    fn beside(&self) -> Self {
+        Self {
+            cluster: self.cluster.clone(),
+            keys: self.keys.clone(),
+            dcs: self.dcs.clone(),
+            config: self.config.clone(),
+            terminal: self.terminal.beside(),
+        }
+    }
+
     /// What asks the agents. Its files are read only when somebody is to be asked.
     fn client(&self) -> Result<HttpClient, CtlError> {
         Ok(self.config.rest_client.client()?)

@@ -38,6 +38,7 @@ pub mod observation;
 mod past_changes;
 mod recreate;
 mod requests;
+mod restarting;
 pub mod script;
 mod shutting_down;
 pub mod situation;

@@ -1,12 +1,12 @@
-//! `trunkline-bench switchover`: planned changes of leader back to back, under clients of a pooled listener that write
-//! in every way.
+//! `trunkline-bench switchover`: planned changes of leader, restarts of its PostgreSQL or rolling restarts, back to back, under
+//! clients of a pooled listener that write in every way.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use clap::Args;
+use clap::{Args, ValueEnum};
 use serde::Serialize;
 use trunkline_shared::cluster::Moment;
 use trunkline_shared::service::clock;
@@ -14,6 +14,7 @@ use trunkline_shared::service::clock;
 use crate::load::history::{Cut, History};
 use crate::load::writers;
 use crate::report::{self, Progress, ms, say};
+use crate::stack::member::SCOPE;
 use crate::stack::router::{POOL_SIZE, Pooled};
 use crate::stack::{APP, Layout, Plan, Stack};
 use clients::Clients;
@@ -44,6 +45,9 @@ pub struct SwitchoverOptions {
     /// Changes of leader
     #[arg(long, default_value_t = 100)]
     times: usize,
+    /// What is asked for each time
+    #[arg(long, value_enum, default_value_t = Way::Switchover)]
+    way: Way,
     /// Clients
     #[arg(long, default_value_t = 16)]
     clients: i32,
@@ -69,12 +73,53 @@ impl SwitchoverOptions {
     pub fn short() -> Self {
         Self {
             times: 4,
+            way: Way::Switchover,
             clients: 8,
             quiet: 300,
             second_router: vec![Disturbance::Kill, Disturbance::Freeze],
             seed: None,
             keep_logs: None,
             json: None,
+        }
+    }
+
+    /// A few times another way, under clients that nothing disturbs.
+    pub fn short_by(way: Way) -> Self {
+        Self {
+            times: 2,
+            way,
+            second_router: Vec::new(),
+            ..Self::short()
+        }
+    }
+}
+
+/// What is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Way {
+    /// A planned change of leader.
+    Switchover,
+    /// A restart of the leader's PostgreSQL.
+    Restart,
+    /// A parameter that waits for a restart put into force on every member.
+    Apply,
+}
+
+impl Way {
+    fn command(self) -> &'static [&'static str] {
+        match self {
+            Way::Switchover => &["switchover", "--force"],
+            Way::Restart => &["restart", SCOPE, "--role", "leader", "--force"],
+            Way::Apply => &["apply", "--force"],
+        }
+    }
+
+    /// Whether another member leads then.
+    fn moves(self) -> bool {
+        match self {
+            Way::Switchover | Way::Apply => true,
+            Way::Restart => false,
         }
     }
 }
@@ -104,6 +149,7 @@ struct Change {
 struct Results {
     machine: String,
     clients: i32,
+    way: Way,
     changes: Vec<Change>,
     #[serde(flatten)]
     verdict: Verdict,
@@ -140,6 +186,7 @@ pub async fn run(options: &SwitchoverOptions) -> Result<bool> {
     let results = Results {
         machine: report::machine(),
         clients: options.clients,
+        way: options.way,
         changes,
         verdict,
         quiet_ms: quiet.as_secs_f64() * 1e3,
@@ -190,7 +237,12 @@ async fn change_all(
         tokio::time::sleep(Duration::from_millis(options.quiet)).await;
         let from = stack.leader().await?;
         until_caught_up(stack, from).await?;
+        let before = stack.members[from].postmaster();
         let from = stack.members[from].name.clone();
+        if options.way == Way::Apply {
+            let wanted = raise_connections(stack).await?;
+            until_all_wait(stack, &wanted).await?;
+        }
         let kinds = options.second_router.len();
         let disturbance = (kinds > 0).then(|| options.second_router[number % kinds]);
         let after = WITHIN.mul_f64(random.f64());
@@ -206,7 +258,7 @@ async fn change_all(
             }
         };
         let switching = async {
-            let said = stack.trunkline(&["switchover", "--force"]).await;
+            let said = stack.trunkline(options.way.command()).await;
             (said, clock::now())
         };
         let (disturbed, (said, answered)) = tokio::join!(disturbing, switching);
@@ -215,8 +267,9 @@ async fn change_all(
         let said = said?;
         let whole = stack.until_converged(WHOLE).await?;
         let to = stack.members[whole.leader].name.clone();
-        if to == from {
-            bail!("{from} leads as before; the command said:\n{said}");
+        let is_anew = stack.members[whole.leader].postmaster() != before;
+        if !is_anew || (to != from) != options.way.moves() {
+            bail!("{from} led before and {to} leads now; the command said:\n{said}");
         }
         changes.push(Change {
             from,
@@ -231,6 +284,34 @@ async fn change_all(
         });
     }
     Ok(changes)
+}
+
+/// Sets a parameter that only a restart puts into force; how the command tells of it.
+async fn raise_connections(stack: &Stack) -> Result<String> {
+    let leader = stack.leader().await?;
+    let direct = stack.members[leader].sql(APP).await?;
+    let row = direct.query_one("SHOW max_connections", &[]).await?;
+    let old: i32 = row.get::<_, &str>(0).parse()?;
+    let new = old + 10;
+    let set = format!("max_connections={new}");
+    let words = ["edit-config", "--quiet", "--force", "--pg", &set];
+    stack.trunkline(&words).await?;
+    Ok(format!("max_connections: {old}->{new}"))
+}
+
+/// Waits until every member tells that it waits for this.
+async fn until_all_wait(stack: &Stack, change: &str) -> Result<()> {
+    let deadline = clock::now() + WHOLE;
+    loop {
+        let list = stack.trunkline(&["list", "-f", "tsv"]).await?;
+        if list.matches(change).count() == stack.members.len() {
+            return Ok(());
+        }
+        if clock::now() >= deadline {
+            bail!("not every member waits for {change} within {WHOLE:?}:\n{list}");
+        }
+        tokio::time::sleep(LOOK).await;
+    }
 }
 
 /// Waits until the replicas are close behind: one that is not is no successor, and the command would say so.
@@ -321,7 +402,9 @@ fn tell(results: &Results, cuts: &[Cut]) -> bool {
     ));
     let is_true = cuts.is_empty() && verdict.is_true();
     let is_disturbed = results.changes.iter().any(|it| it.second_router.is_some());
-    let (is_met, bar) = if is_disturbed {
+    let (is_met, bar) = if results.way != Way::Switchover {
+        (is_true, "no error, nothing lost or doubled".to_owned())
+    } else if is_disturbed {
         let errors = results.second_router_errors;
         say(format!(
             "half of the clients were on a router that was disturbed: {errors} errors"

@@ -311,13 +311,14 @@ fn recorded_id(seen: &Observation) -> Option<SystemId> {
 }
 
 /// The receivers that a stop for a successor waits for: the successor alone; where the agent ends and will not start
-/// PostgreSQL again, everybody who streams, for any of them may lead next when the successor does not.
+/// PostgreSQL again, or where it only restarts, everybody who streams, for any of them may lead next when the successor
+/// does not, or PostgreSQL does not start.
 fn receivers(seen: &Observation) -> Option<Vec<String>> {
     let record = seen.topology()?.switchover.as_ref()?;
     let successor = (record.from == seen.me.name).then(|| record.to.to_string())?;
     let mut names = vec![successor];
     if let Local::Running(running) = &seen.local
-        && seen.is_shutting_down
+        && (seen.is_shutting_down || record.is_restart())
     {
         let senders = running.commits.senders.iter();
         names.extend(senders.map(|sender| sender.name.to_string()));

@@ -6,8 +6,9 @@ use std::time::Duration;
 use axum::response::Response;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
+use trunkline_shared::cluster::switchover::Drain;
 use trunkline_shared::cluster::{MemberName, MemberRole, quantity};
-use trunkline_shared::dcs::records::{role_from_word, role_word};
+use trunkline_shared::dcs::records::{drain_from_json, role_from_word, role_word};
 
 use super::{Api, Published, scheduled, with_status};
 
@@ -19,6 +20,8 @@ const LONGEST: Duration = Duration::from_secs(3600);
 pub enum LocalRequest {
     /// Restart PostgreSQL.
     Restart {
+        /// How long routers hold new transactions for it until those that run have ended, and what follows.
+        drain: Drain,
         /// Answered when PostgreSQL runs again, or when it is known that it will not.
         answer: oneshot::Sender<LocalOutcome>,
     },
@@ -58,6 +61,25 @@ pub(super) struct RestartBody {
     pub(super) postgres_version: Option<String>,
     timeout: Option<serde_json::Value>,
     pub(super) schedule: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    drain_timeout: Option<serde_json::Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    on_timeout: Option<serde_json::Value>,
+}
+
+impl RestartBody {
+    /// What becomes of the transactions that run on a leader.
+    fn drain(&self) -> Result<Drain, String> {
+        let fields = [
+            ("drain_timeout", &self.drain_timeout),
+            ("on_timeout", &self.on_timeout),
+        ];
+        let said = fields.into_iter().filter_map(|(name, value)| {
+            let value = value.clone()?;
+            Some((name.to_owned(), value))
+        });
+        drain_from_json(&said.collect())
+    }
 }
 
 /// The body of `POST /reinitialize`.
@@ -75,7 +97,7 @@ pub async fn restart(api: &Api, body: &[u8]) -> Response {
         Ok(body) => body,
         Err(wrong) => return with_status(400, "text/plain", wrong),
     };
-    if let Err(wrong) = limit(&body) {
+    if let Err(wrong) = limit(&body).and(body.drain()) {
         return with_status(400, "text/plain", wrong);
     }
     let held = why_not(&body, &api.published.load());
@@ -101,7 +123,8 @@ pub(super) fn unmet(body: &RestartBody, published: &Published) -> Option<String>
 /// start is the cluster's to say (`primary_start_timeout`): whether a start goes on decides who leads.
 pub(super) async fn ask_for_restart(api: &Api, body: &RestartBody) -> Response {
     let (answer, outcome) = oneshot::channel();
-    let sent = LocalRequest::Restart { answer };
+    let drain = body.drain().unwrap_or_default();
+    let sent = LocalRequest::Restart { drain, answer };
     let limit = limit(body).unwrap_or(LONGEST);
     let asking = response(&api.requests, sent, outcome, 200);
     tokio::time::timeout(limit, asking)

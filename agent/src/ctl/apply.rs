@@ -1,25 +1,26 @@
-//! `apply`: puts parameters that wait for a restart into force, member by member, with one change of leader and no
-//! other interruption. It stops at the first failure and says what it left.
+//! `apply`: puts parameters that wait for a restart, or new programs of PostgreSQL, into force, member by member, with one change
+//! of leader and no other interruption. It stops at the first failure and says what it left.
 
 use std::time::Duration;
 
 use hyper::Method;
-use serde_json::{Value, json};
-use trunkline_shared::cluster::switchover::Drain;
+use serde_json::{Map, Value, json};
 use trunkline_shared::cluster::{Lsn, Member, MemberName, MemberState, Topology};
+use trunkline_shared::dcs::Revision;
 use trunkline_shared::dcs::records::state_word;
 use trunkline_shared::service::clock;
 
-use super::arguments::Apply;
-use super::members::{failed, send};
+use super::arguments::{Apply, Format};
+use super::members::failed;
 use super::rest::{Answer, request};
+use super::table::{Column, Table};
 use super::terminal::Label;
-use super::{CtlError, Session, change};
+use super::{CtlError, Session, change, restarting};
 use crate::api::requests::{ChangeOfLeader, Kind, Refusal};
 
 mod plan;
 
-use plan::{Round, Step, plan};
+use plan::{Round, Rule, Step, plan};
 
 /// How long a member may take to be back after its restart.
 const LONGEST: Duration = Duration::from_secs(600);
@@ -33,66 +34,111 @@ const LOOK: Duration = Duration::from_millis(500);
 
 /// `trunkline apply`
 pub(super) async fn apply(session: &Session, asked: &Apply) -> Result<(), CtlError> {
-    let (_follow, view) = session.known().await?;
-    let cluster = &session.cluster;
-    let steps = plan(&view.topology).map_err(CtlError::Failed)?;
-    if steps.is_empty() {
-        let text = format!("No member of cluster {cluster} waits for a restart");
-        return session.terminal.success(&text);
+    if asked.format == Format::Pretty {
+        let mut work = Work::new(session, asked);
+        return work.run().await;
     }
-    session
-        .terminal
-        .line(&format!("Plan for cluster {cluster}:"))?;
-    for (number, step) in (1..).zip(&steps) {
-        let line = format!("  {number}. {}", step.told(&view.topology));
-        session.terminal.line(&line)?;
-    }
-    if asked.dry_run {
-        return session.terminal.line("Nothing was done: --dry-run");
-    }
-    if !asked.force {
-        let question = format!("Are you sure you want to restart members of cluster {cluster}?");
-        session.terminal.confirm(&question, "Aborted apply").await?;
-    }
-    let started = clock::now();
-    let mut work = Work {
-        session,
-        done: Vec::new(),
-    };
-    work.all(&steps).await?;
-    let took = clock::now().since(started).as_secs_f64();
-    let left = plan(&*session.look().await?).map_err(CtlError::Failed)?;
-    if left.is_empty() {
-        let text =
-            format!("Success: no member of cluster {cluster} waits any more, after {took:.1} s");
-        return session.terminal.success(&text);
-    }
-    let left: Vec<String> = left.iter().map(Step::word).collect();
-    Err(CtlError::Failed(format!(
-        "all is done as planned, and some still wait for a restart (left: {}): was the configuration changed \
-         meanwhile? See \"trunkline list\"",
-        left.join("; ")
-    )))
+    let beside = session.beside();
+    let mut work = Work::new(&beside, asked);
+    let run = work.run().await;
+    let table = table(&work.steps, &work.tried, asked.dry_run);
+    session.terminal.print(&table.render(asked.format))?;
+    run
 }
 
-/// What was done so far.
+/// What became of a step that was tried, and how long it took.
+type Tried = (Result<String, String>, Duration);
+
+/// The steps, and how far they have come.
 struct Work<'s> {
     session: &'s Session,
-    done: Vec<String>,
+    asked: &'s Apply,
+    steps: Vec<Step>,
+    /// The first of them that were tried.
+    tried: Vec<Tried>,
 }
 
-impl Work<'_> {
-    async fn all(&mut self, steps: &[Step]) -> Result<(), CtlError> {
-        for (at, step) in steps.iter().enumerate() {
-            let left = &steps[at..];
-            self.session.terminal.goes_on(&self.state(left));
-            match self.step(step).await {
+impl<'s> Work<'s> {
+    fn new(session: &'s Session, asked: &'s Apply) -> Self {
+        Self {
+            session,
+            asked,
+            steps: Vec::new(),
+            tried: Vec::new(),
+        }
+    }
+
+    async fn run(&mut self) -> Result<(), CtlError> {
+        let (session, asked) = (self.session, self.asked);
+        let (_follow, view) = session.known().await?;
+        let cluster = &session.cluster;
+        let rule = Rule {
+            is_all: asked.all,
+            keeps_leader: asked.no_switchover,
+        };
+        self.steps = plan(&view.topology, rule).map_err(CtlError::Failed)?;
+        if self.steps.is_empty() {
+            let text = format!("No member of cluster {cluster} waits for a restart");
+            return session.terminal.success(&text);
+        }
+        let line = format!("Plan for cluster {cluster}:");
+        session.terminal.line(&line)?;
+        for (number, step) in (1..).zip(&self.steps) {
+            let line = format!("  {number}. {}", step.told(&view.topology));
+            session.terminal.line(&line)?;
+        }
+        if asked.dry_run {
+            return session.terminal.line("Nothing was done: --dry-run");
+        }
+        if !asked.force {
+            let question =
+                format!("Are you sure you want to restart members of cluster {cluster}?");
+            session.terminal.confirm(&question, "Aborted apply").await?;
+        }
+        let started = clock::now();
+        self.all().await?;
+        self.verdict(clock::now().since(started)).await
+    }
+
+    /// Whether nobody waits any more.
+    async fn verdict(&self, took: Duration) -> Result<(), CtlError> {
+        let cluster = &self.session.cluster;
+        let took = took.as_secs_f64();
+        let topology = self.session.look().await?;
+        let left = plan(&topology, Rule::default()).map_err(CtlError::Failed)?;
+        if left.is_empty() {
+            let text = match self.asked.all {
+                true => format!(
+                    "Success: every member of cluster {cluster} was restarted, after {took:.1} s"
+                ),
+                false => format!(
+                    "Success: no member of cluster {cluster} waits any more, after {took:.1} s"
+                ),
+            };
+            return self.session.terminal.success(&text);
+        }
+        let left: Vec<String> = left.iter().map(Step::word).collect();
+        Err(CtlError::Failed(format!(
+            "all is done as planned, and some still wait for a restart (left: {}): was the configuration changed \
+             meanwhile? See \"trunkline list\"",
+            left.join("; ")
+        )))
+    }
+
+    async fn all(&mut self) -> Result<(), CtlError> {
+        for step in self.steps.clone() {
+            self.session.terminal.goes_on(&self.state());
+            let started = clock::now();
+            let done = self.step(&step).await;
+            let took = clock::now().since(started);
+            match done {
                 Ok(text) => {
                     self.session.terminal.success(&text)?;
-                    self.done.push(step.word());
+                    self.tried.push((Ok(text), took));
                 }
                 Err(error) => {
-                    let why = format!("{error}. {}", self.state(left));
+                    let why = format!("{error}. {}. {}", self.state(), self.advice());
+                    self.tried.push((Err(error.to_string()), took));
                     return Err(CtlError::Failed(why));
                 }
             }
@@ -100,21 +146,29 @@ impl Work<'_> {
         Ok(())
     }
 
-    /// What is done, what is begun and what is not, the first of `left` being the one in progress.
-    fn state(&self, left: &[Step]) -> String {
-        let listed = |words: Vec<String>| match words.is_empty() {
-            true => "nothing".to_owned(),
-            false => words.join("; "),
+    /// What is done, what is begun and what is not: the first step that was not tried is the one in progress.
+    fn state(&self) -> String {
+        let listed = |steps: &[Step]| match steps {
+            [] => "nothing".to_owned(),
+            steps => steps.iter().map(Step::word).collect::<Vec<_>>().join("; "),
         };
-        let (now, later) = match left {
-            [now, later @ ..] => (now.word(), later.iter().map(Step::word).collect()),
-            [] => ("nothing".to_owned(), Vec::new()),
-        };
+        let (done, left) = self.steps.split_at(self.tried.len());
+        let (now, later) = left.split_at(left.len().min(1));
         format!(
-            "Done: {}. Begun, see \"trunkline list\": {now}. Not done: {}",
-            listed(self.done.clone()),
+            "Done: {}. Begun, see \"trunkline list\": {}. Not done: {}",
+            listed(done),
+            listed(now),
             listed(later)
         )
+    }
+
+    fn advice(&self) -> &'static str {
+        match self.asked.all {
+            true => {
+                "Mend that, and restart who is left with trunkline restart and trunkline switchover"
+            }
+            false => "Mend that, and trunkline apply goes on with what is left",
+        }
     }
 
     /// Does one step; what has come of it.
@@ -138,12 +192,16 @@ impl Work<'_> {
         let topology = self.session.look().await?;
         let member = member(&topology, name)?;
         let started = clock::now();
-        let body = json!({ "restart_pending": true }).to_string();
-        let answer = send(self.session, member, (Method::POST, "/restart"), &body).await?;
+        let mut body = Map::new();
+        if !self.asked.all {
+            body.insert("restart_pending".to_owned(), true.into());
+        }
+        let asked = (body, &self.asked.drain.drain());
+        let answer = restarting::restart(self.session, &topology, member, asked).await?;
         if !matches!(answer, Ok(Answer { status: 200, .. })) {
             return Err(CtlError::Failed(failed("restart", member, &answer)));
         }
-        let still_waits = self.until_back(name).await?;
+        let still_waits = self.until_back(name, member.revision).await?;
         let took = clock::now().since(started).as_secs_f64();
         let text = format!("{name} was restarted and is back after {took:.1} s");
         match (still_waits, may_wait) {
@@ -158,7 +216,7 @@ impl Work<'_> {
 
     /// In the change of leader its PostgreSQL was started anew, mostly with the new parameters.
     async fn restart_if_it_waits(&self, name: &MemberName) -> Result<String, CtlError> {
-        match self.until_back(name).await? {
+        match self.until_back(name, 0).await? {
             true => self.restart(name, false).await,
             false => Ok(format!("{name} runs as replica with its parameters")),
         }
@@ -170,7 +228,7 @@ impl Work<'_> {
             leader: Some(from.clone()),
             candidate: None,
             scheduled_at: None,
-            drain: Drain::default(),
+            drain: self.asked.drain.drain(),
         };
         let started = clock::now();
         loop {
@@ -201,11 +259,12 @@ impl Work<'_> {
         self.wait(name, goal, |_, _| true).await.map(drop)
     }
 
-    /// The same after its restart; whether it still waits for one.
-    async fn until_back(&self, name: &MemberName) -> Result<bool, CtlError> {
+    /// The same after its restart, by a record that is newer than this revision; whether it still waits for one.
+    async fn until_back(&self, name: &MemberName, before: Revision) -> Result<bool, CtlError> {
         // A record may be older than the restart.
         let is_told = |member: &Member, serves_for: Duration| {
-            !member.has_pending_restart || serves_for >= RECORD
+            let is_newer = member.revision > before && !member.has_pending_restart;
+            is_newer || serves_for >= RECORD
         };
         self.wait(name, Goal::Received, is_told).await
     }
@@ -345,4 +404,69 @@ fn serves(topology: &Topology, member: &Member, goal: Goal, reach: Lsn) -> Resul
 fn member<'t>(topology: &'t Topology, name: &MemberName) -> Result<&'t Member, CtlError> {
     let found = topology.members.get(name).map(AsRef::as_ref);
     found.ok_or_else(|| CtlError::Failed(format!("{name} is not registered any more")))
+}
+
+/// The steps for a machine.
+fn table(steps: &[Step], tried: &[Tried], is_dry_run: bool) -> Table {
+    let rows = steps.iter().enumerate().map(|(at, step)| {
+        let (state, seconds, detail) = match tried.get(at) {
+            Some((Ok(text), took)) => ("done", Some(took), text.as_str()),
+            Some((Err(why), took)) => ("failed", Some(took), why.as_str()),
+            None if is_dry_run => ("planned", None, ""),
+            None => ("not done", None, ""),
+        };
+        vec![
+            step.action().into(),
+            step.member().as_str().into(),
+            state.into(),
+            seconds.map_or(Value::Null, |took| json!(took.as_secs_f64())),
+            detail.into(),
+        ]
+    });
+    Table {
+        title: String::new(),
+        columns: vec![
+            Column::new("Step", false),
+            Column::new("Member", false),
+            Column::new("State", false),
+            Column::new("Seconds", true),
+            Column::new("Detail", false),
+        ],
+        rows: rows.collect(),
+        leaves_out_empty: false,
+        delimiter: "\t".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_machine_is_told_what_became_of_each_step() {
+        let name = |name: &str| MemberName::new(name);
+        let round = Round::Only;
+        let steps = [
+            Step::Replica {
+                name: name("b"),
+                round,
+            },
+            Step::Replica {
+                name: name("c"),
+                round,
+            },
+            Step::FormerLeader(name("a")),
+        ];
+        let tried = [
+            (Ok("b is back".to_owned()), Duration::from_millis(1500)),
+            (Err("c is not".to_owned()), Duration::from_millis(250)),
+        ];
+        assert_eq!(
+            table(&steps, &tried, false).render(Format::Tsv),
+            "Step\tMember\tState\tSeconds\tDetail\n\
+             restart replica\tb\tdone\t1.5\tb is back\n\
+             restart replica\tc\tfailed\t0.25\tc is not\n\
+             restart former leader\ta\tnot done\t\t\n"
+        );
+    }
 }

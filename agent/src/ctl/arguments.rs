@@ -6,6 +6,10 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::drain::DrainArguments;
 
+mod apply;
+
+pub use apply::Apply;
+
 /// The operator's command: looks at a cluster and changes it.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "trunkline", version, about)]
@@ -274,6 +278,9 @@ pub struct Restart {
     /// When: ISO 8601, such as 2026-11-20T10:00:00+00:00; without an offset in this machine's time zone.
     #[arg(long, value_name = "TIME")]
     pub scheduled: Option<String>,
+    /// What becomes of transactions that run on the leader.
+    #[command(flatten)]
+    pub drain: DrainArguments,
 }
 
 /// `reinit`
@@ -533,19 +540,6 @@ pub struct Explain {
     /// Write the turn as a script of the tests into a new file.
     #[arg(long, value_name = "FILE", conflicts_with = "list")]
     pub script: Option<PathBuf>,
-}
-
-/// `apply`
-#[derive(Clone, Debug, Args)]
-pub struct Apply {
-    /// The cluster; the file's scope if absent.
-    pub cluster: Option<String>,
-    /// Show the plan, and do nothing.
-    #[arg(long)]
-    pub dry_run: bool,
-    /// Never ask.
-    #[arg(long)]
-    pub force: bool,
 }
 
 /// `import`. Where the store is comes from -c or -d, as for every command.

@@ -16,7 +16,7 @@ use trunkline_shared::service::clock;
 use super::arguments::{Failover, Switchover};
 use super::rest::{Answer, RestError, request};
 use super::restart::scheduled;
-use super::steps::{Seen, Steps};
+use super::steps::{Seen, Steps, waits_for};
 use super::terminal::Label;
 use super::{CtlError, Session, list, local_time};
 use crate::api::requests::{ChangeOfLeader, Kind, Refusal};
@@ -293,7 +293,7 @@ async fn until_done(
                 Seen::Done(line) => session.terminal.success(&line)?,
             }
         }
-        if let Some(waits) = steps.waits_for(&view.topology) {
+        if let Some(waits) = waits_for(&view.topology) {
             label.replace(waits);
         }
         if let Some(leader) = steps.leader() {

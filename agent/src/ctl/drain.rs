@@ -1,4 +1,4 @@
-//! The options of a change of leader that say what becomes of transactions.
+//! The options of a change of leader, and of a restart of the leader, that say what becomes of transactions.
 
 use std::time::Duration;
 
@@ -6,14 +6,14 @@ use clap::Args;
 use trunkline_shared::cluster::quantity;
 use trunkline_shared::cluster::switchover::{Drain, OnTimeout};
 
-/// What becomes of transactions that run when the leader is to change.
+/// What becomes of transactions that run when the leader is to change, or to restart.
 #[derive(Clone, Debug, Args)]
 pub struct DrainArguments {
     /// How long routers hold new transactions until those that run have ended [default: 5s].
     #[arg(long, value_name = "TIME", value_parser = drain_timeout)]
     pub drain_timeout: Option<Duration>,
-    /// What follows when they have not: give-up, and clients go on (of a switchover the default), or terminate, and
-    /// the stop ends them (of a failover the default).
+    /// What follows when they have not: give-up, and clients go on (the default but of a failover), or terminate, and the
+    /// stop ends them.
     #[arg(long, value_name = "give-up|terminate", value_parser = on_timeout)]
     pub on_timeout: Option<OnTimeout>,
 }

@@ -15,7 +15,7 @@ use super::terminal::Label;
 use super::{CtlError, Session, list};
 
 /// How long a request to a member may take.
-const LONGEST: Duration = Duration::from_secs(3600);
+pub(super) const LONGEST: Duration = Duration::from_secs(3600);
 
 /// How long `reinit --wait` waits.
 const LONGEST_COPY: Duration = Duration::from_secs(24 * 3600);
@@ -142,10 +142,7 @@ pub(super) async fn send(
     let label = Label::new(format!("waiting for {}: {what}", member.name));
     let client = session.client()?;
     if method != Method::GET {
-        session.terminal.goes_on(&format!(
-            "the agent of {} was asked for this ({what}) and may go on with it; see \"trunkline list\"",
-            member.name
-        ));
+        goes_on(session, member, what);
     }
     let asking = request(
         &client,
@@ -156,6 +153,14 @@ pub(super) async fn send(
         LONGEST,
     );
     Ok(session.terminal.waiting(&label, asking).await)
+}
+
+/// From here on an interrupt leaves a member with what it was asked for.
+pub(super) fn goes_on(session: &Session, member: &Member, what: &str) {
+    session.terminal.goes_on(&format!(
+        "the agent of {} was asked for this ({what}) and may go on with it; see \"trunkline list\"",
+        member.name
+    ));
 }
 
 /// What a member answered to a request, as patronictl tells of a failure.

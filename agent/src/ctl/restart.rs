@@ -4,13 +4,14 @@ use std::sync::Arc;
 
 use hyper::Method;
 use serde_json::{Map, Value};
+use trunkline_shared::cluster::switchover::Drain;
 use trunkline_shared::cluster::{Member, Topology};
 use trunkline_shared::service::clock;
 
 use super::arguments::Restart;
 use super::members::{confirm, failed, joined, selected, send, unless_failed};
 use super::rest::Answer;
-use super::{CtlError, Session, local_time};
+use super::{CtlError, Session, local_time, restarting};
 use crate::api::local::version_number;
 
 /// `trunkline restart`
@@ -65,9 +66,10 @@ pub(super) async fn restart(session: &Session, asked: &Restart) -> Result<(), Ct
             body.insert(key.to_owned(), value.into());
         }
     }
+    let drain = asked.drain.drain();
     let mut without = Vec::new();
     for member in &members {
-        if !restart_one(session, member, &body, force).await? {
+        if !restart_one(session, topology, member, (&body, &drain, force)).await? {
             without.push(member.name.to_string());
         }
     }
@@ -140,9 +142,9 @@ async fn confirm_restart(
 /// Whether a member did what was asked for.
 async fn restart_one(
     session: &Session,
+    topology: &Topology,
     member: &Member,
-    body: &Map<String, Value>,
-    force: bool,
+    (body, drain, force): (&Map<String, Value>, &Drain, bool),
 ) -> Result<bool, CtlError> {
     if force && body.contains_key("schedule") && member.scheduled_restart.is_some() {
         let answer = send(session, member, (Method::DELETE, "/restart"), "").await?;
@@ -158,8 +160,7 @@ async fn restart_one(
         }
     }
     let started = clock::now();
-    let text = Value::Object(body.clone()).to_string();
-    let answer = send(session, member, (Method::POST, "/restart"), &text).await?;
+    let answer = restarting::restart(session, topology, member, (body.clone(), drain)).await?;
     let took = clock::now().since(started).as_secs_f64();
     let name = &member.name;
     let (is_done, text) = match &answer {

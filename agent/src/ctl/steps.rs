@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use trunkline_shared::cluster::router::{Acknowledged, HoldStage};
-use trunkline_shared::cluster::topology::SwitchoverStage;
+use trunkline_shared::cluster::topology::{SwitchoverRecord, SwitchoverStage};
 use trunkline_shared::cluster::{MemberName, Moment, Topology};
 
 use crate::api::requests::{ChangeOfLeader, Kind, Progress};
@@ -55,16 +55,17 @@ impl Steps {
     /// Takes a view in; returns what is new in it, in order.
     pub fn see(&mut self, topology: &Topology, now: Moment) -> Vec<Seen> {
         let mut seen = Vec::new();
-        let is_announced = topology.failover.is_some() || topology.switchover.is_some();
-        if self.requested.is_none() && is_announced {
+        let announced = announced(topology);
+        let is_asked = topology.failover.is_some() || announced.is_some();
+        if self.requested.is_none() && is_asked {
             self.requested = Some(now);
-            let candidate = topology.switchover.as_ref().map(|record| record.to.clone());
+            let candidate = announced.map(|record| record.to.clone());
             let to = candidate.or_else(|| self.asked.candidate.clone());
             let to = to.map_or_else(String::new, |to| format!(", to {to}"));
             seen.push(self.step(now, &format!("requested{to}")));
         }
         seen.extend(self.see_held(topology, now));
-        if let Some(record) = &topology.switchover
+        if let Some(record) = announced
             && let SwitchoverStage::Stopped {
                 shutdown_checkpoint,
             } = record.stage
@@ -103,7 +104,7 @@ impl Steps {
 
     /// What registered routers do; without any nobody is held before the stop.
     fn see_held(&mut self, topology: &Topology, now: Moment) -> Option<Seen> {
-        let record = topology.switchover.as_ref()?;
+        let record = announced(topology)?;
         let routers = topology.routers.len();
         match record.stage {
             SwitchoverStage::HoldTransactions if self.held.is_none() => {
@@ -122,26 +123,6 @@ impl Steps {
             | SwitchoverStage::Stopped { .. }
             | SwitchoverStage::Resume => None,
         }
-    }
-
-    /// Which routers the change waits for, for the line that lives.
-    pub fn waits_for(&self, topology: &Topology) -> Option<String> {
-        let record = topology.switchover.as_ref()?;
-        let stage = match record.stage {
-            SwitchoverStage::HoldTransactions => HoldStage::Transactions,
-            SwitchoverStage::HoldAll => HoldStage::All,
-            SwitchoverStage::Stopped { .. } | SwitchoverStage::Resume => return None,
-        };
-        let wanted = Some(Acknowledged {
-            switchover: record.id,
-            stage,
-        });
-        let mut routers = topology.routers.iter();
-        let (name, router) = routers.find(|(_, router)| router.acknowledged != wanted)?;
-        Some(format!(
-            "waits for router {name}: {} open writer sessions, {} clients held",
-            router.writer_sessions, router.held_clients
-        ))
     }
 
     fn see_moved(&mut self, leader: MemberName, now: Moment) -> Option<Seen> {
@@ -205,10 +186,36 @@ impl Steps {
     }
 }
 
+/// The change of leader that is under way; a restart of the leader is none.
+fn announced(topology: &Topology) -> Option<&SwitchoverRecord> {
+    let record = topology.switchover.as_deref();
+    record.filter(|record| !record.is_restart())
+}
+
+/// Which router a planned change, or a restart of the leader, waits for: for the line that lives.
+pub fn waits_for(topology: &Topology) -> Option<String> {
+    let record = topology.switchover.as_ref()?;
+    let stage = match record.stage {
+        SwitchoverStage::HoldTransactions => HoldStage::Transactions,
+        SwitchoverStage::HoldAll => HoldStage::All,
+        SwitchoverStage::Stopped { .. } | SwitchoverStage::Resume => return None,
+    };
+    let wanted = Some(Acknowledged {
+        switchover: record.id,
+        stage,
+    });
+    let mut routers = topology.routers.iter();
+    let (name, router) = routers.find(|(_, router)| router.acknowledged != wanted)?;
+    Some(format!(
+        "waits for router {name}: {} open writer sessions, {} clients held",
+        router.writer_sessions, router.held_clients
+    ))
+}
+
 fn plain(duration: Duration) -> String {
     format!("{:.3}", duration.as_secs_f64())
 }
 
-fn seconds(duration: Duration) -> String {
+pub(super) fn seconds(duration: Duration) -> String {
     format!("{:.3} s", duration.as_secs_f64())
 }

@@ -23,7 +23,11 @@ const TOLD_EVERY: Duration = Duration::from_secs(10);
 
 /// Where output goes and answers come from. Clones share it.
 #[derive(Clone)]
-pub struct Terminal(Arc<Ends>);
+pub struct Terminal {
+    ends: Arc<Ends>,
+    /// What is printed goes beside the output.
+    is_beside: bool,
+}
 
 struct Ends {
     is_interactive: bool,
@@ -49,19 +53,34 @@ impl Terminal {
     /// This process's.
     pub fn new(no_color: bool) -> Self {
         let is_drawn_on = std::io::stdout().is_terminal() && std::io::stderr().is_terminal();
-        Self(Arc::new(Ends {
+        Self::of(Ends {
             is_interactive: std::io::stdin().is_terminal(),
             has_colours: !no_color && std::io::stdout().is_terminal(),
             is_drawn_on,
             under_way: Mutex::default(),
             script: None,
-        }))
+        })
+    }
+
+    fn of(ends: Ends) -> Self {
+        Self {
+            ends: Arc::new(ends),
+            is_beside: false,
+        }
+    }
+
+    /// The same, whose lines and questions go beside the output, which is for a machine then.
+    pub fn beside(&self) -> Self {
+        Self {
+            ends: self.ends.clone(),
+            is_beside: true,
+        }
     }
 
     /// One without a person: `answers` are typed in order, and what is said is kept.
     pub fn scripted(answers: &[&str]) -> Self {
         let answers = answers.iter().map(|answer| (*answer).to_owned());
-        Self(Arc::new(Ends {
+        Self::of(Ends {
             is_interactive: false,
             has_colours: false,
             is_drawn_on: false,
@@ -70,7 +89,7 @@ impl Terminal {
                 answers: answers.collect(),
                 ..Script::default()
             })),
-        }))
+        })
     }
 
     /// What was said on a scripted terminal.
@@ -80,7 +99,7 @@ impl Terminal {
     }
 
     fn script(&self) -> Option<MutexGuard<'_, Script>> {
-        let script = self.0.script.as_ref()?;
+        let script = self.ends.script.as_ref()?;
         Some(script.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
@@ -93,10 +112,13 @@ impl Terminal {
             script.said.push_str(text);
             return Ok(());
         }
-        let mut out = std::io::stdout().lock();
-        out.write_all(text.as_bytes())
-            .and_then(|()| out.flush())
-            .map_err(|error| CtlError::Output(error.to_string()))
+        let write =
+            |mut out: Box<dyn Write>| out.write_all(text.as_bytes()).and_then(|()| out.flush());
+        let written = match self.is_beside {
+            true => write(Box::new(std::io::stderr().lock())),
+            false => write(Box::new(std::io::stdout().lock())),
+        };
+        written.map_err(|error| CtlError::Output(error.to_string()))
     }
 
     /// Prints a line.
@@ -126,7 +148,7 @@ impl Terminal {
 
     /// Text in a colour (its number in ANSI), where colours are seen.
     pub fn coloured(&self, text: &str, colour: &str) -> String {
-        match self.0.has_colours {
+        match self.ends.has_colours && !self.is_beside {
             true => format!("\x1b[{colour}m{text}\x1b[0m"),
             false => text.to_owned(),
         }
@@ -156,9 +178,9 @@ impl Terminal {
     /// # Errors
     /// [`CtlError::NobodyToAsk`] or [`CtlError::Aborted`] where no more can be read.
     pub async fn secret(&self, question: &str) -> Result<String, CtlError> {
-        let _unseen = self.0.is_interactive.then(Unseen::begin).flatten();
+        let _unseen = self.ends.is_interactive.then(Unseen::begin).flatten();
         let secret = self.read(&format!("{question}: ")).await;
-        if self.0.is_interactive {
+        if self.ends.is_interactive {
             self.line("")?;
         }
         secret
@@ -222,7 +244,7 @@ impl Terminal {
             Some(line) => Ok(line.trim_end_matches(['\r', '\n']).to_owned()),
             None => {
                 self.line("")?;
-                Err(match self.0.is_interactive {
+                Err(match self.ends.is_interactive {
                     true => CtlError::Aborted("Aborted".to_owned()),
                     false => CtlError::NobodyToAsk(question.trim().to_owned()),
                 })
@@ -232,19 +254,19 @@ impl Terminal {
 
     /// Whether a person can be asked.
     pub fn is_interactive(&self) -> bool {
-        self.0.is_interactive
+        self.ends.is_interactive
     }
 
     /// Whether output may be drawn over.
     pub fn is_drawn_on(&self) -> bool {
-        self.0.is_drawn_on
+        self.ends.is_drawn_on
     }
 
     /// Does some work and, where it takes long, tells every now and then what is waited for and how long.
     pub async fn waiting<T>(&self, label: &Label, work: impl Future<Output = T>) -> T {
         let started = clock::now();
         let mut work = std::pin::pin!(work);
-        let every = match self.0.is_drawn_on {
+        let every = match self.ends.is_drawn_on {
             true => DRAWN_EVERY,
             false => TOLD_EVERY,
         };
@@ -263,7 +285,7 @@ impl Terminal {
             pause = every;
             let took = clock::now().since(started).as_secs_f64();
             let line = format!("{took:>6.1} s {}", label.borrow());
-            match self.0.is_drawn_on {
+            match self.ends.is_drawn_on {
                 true => {
                     is_drawn = true;
                     draw(&line);
@@ -287,7 +309,7 @@ impl Terminal {
     }
 
     fn under_way(&self) -> MutexGuard<'_, Option<String>> {
-        let under_way = self.0.under_way.lock();
+        let under_way = self.ends.under_way.lock();
         under_way.unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -107,7 +107,7 @@ struct At<'a> {
 /// What an operator asked of a running instance in recovery, whoever it follows.
 pub(super) fn local_request(turn: Turn<'_>) -> ControlFlow<Decision, Turn<'_>> {
     ControlFlow::Break(match &turn.seen.request {
-        Some(LocalRequest::Restart) => turn
+        Some(LocalRequest::Restart(_)) => turn
             .request_taken()
             .act(Action::Stop(StopMode::Fast))
             .routine(Reason::RestartRequested),

@@ -1,13 +1,14 @@
 //! The steps of a running primary towards its successor, none of which touches a client's work before it is known
 //! that the change can succeed (`ha.md` 11, `router.md` 4): look at the candidate and the routers, a checkpoint,
-//! look again, let routers hold new transactions until those that run have ended, let them hold everything, stop.
+//! look again, let routers hold new transactions until those that run have ended, let them hold everything, stop. A
+//! restart of its PostgreSQL takes the same steps, and has no candidate (`restarting.rs`).
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 
 use trunkline_shared::cluster::router::HoldStage;
-use trunkline_shared::cluster::switchover::{ChangeParts, OnTimeout};
+use trunkline_shared::cluster::switchover::{ChangeParts, Drain, OnTimeout};
 use trunkline_shared::cluster::topology::{FailoverRequest, SwitchoverRecord, SwitchoverStage};
 use trunkline_shared::cluster::{MemberName, RouterRecord, Topology};
 
@@ -16,7 +17,7 @@ use super::candidate::{self, Succession};
 use super::decision::{Action, Decision, Detail, Reason, StopMode};
 use super::memory::PlannedChange;
 use super::observation::{JobKind, LeaseView, Local, Observation};
-use super::requests::own_switchover;
+use super::requests::{drop_request, own_record};
 
 /// How long routers hold new transactions until those that run have ended, where nobody says it.
 const DRAIN: Duration = Duration::from_secs(5);
@@ -55,13 +56,54 @@ const MOST_NAMED: usize = 3;
 pub(super) struct Plan<'a> {
     /// What identifies it.
     id: u64,
-    /// The successor, where it is named.
-    named: Option<&'a MemberName>,
-    how: Succession,
+    goal: Goal<'a>,
     drain: Duration,
     on_timeout: OnTimeout,
-    /// The request to drop when nothing comes of it; `None` where the agent ends, which nobody can refuse.
-    request: Option<i64>,
+}
+
+/// What is to come of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Goal<'a> {
+    /// Another member leads, as an operator asked for it.
+    Successor {
+        /// Who, where that is said.
+        named: Option<&'a MemberName>,
+        how: Succession,
+    },
+    /// The agent ends, which nobody can refuse; another member leads if one can.
+    End,
+    /// This member leads on once its PostgreSQL was restarted.
+    Restart,
+}
+
+/// What the steps towards a goal are called.
+struct Words {
+    checkpoint: Reason,
+    announced: Reason,
+    draining: Reason,
+    holding: Reason,
+    stopping: Reason,
+}
+
+impl Goal<'_> {
+    fn words(self) -> Words {
+        match self {
+            Goal::Successor { .. } | Goal::End => Words {
+                checkpoint: Reason::SwitchoverCheckpoint,
+                announced: Reason::SwitchoverAnnounced,
+                draining: Reason::SwitchoverDraining,
+                holding: Reason::SwitchoverHolding,
+                stopping: Reason::SwitchoverStopping,
+            },
+            Goal::Restart => Words {
+                checkpoint: Reason::RestartCheckpoint,
+                announced: Reason::RestartDraining,
+                draining: Reason::RestartDraining,
+                holding: Reason::RestartHolding,
+                stopping: Reason::RestartRequested,
+            },
+        }
+    }
 }
 
 impl<'a> Plan<'a> {
@@ -81,12 +123,24 @@ impl<'a> Plan<'a> {
         };
         Self {
             id: Self::id_of(request),
-            named,
-            how,
+            goal: Goal::Successor { named, how },
             drain: request.drain.timeout.unwrap_or(DRAIN),
             on_timeout,
-            request: Some(request.revision),
         }
+    }
+
+    /// A restart that an operator asked for.
+    pub(super) fn restart(id: u64, asked: Drain) -> Self {
+        Self {
+            id,
+            goal: Goal::Restart,
+            drain: asked.timeout.unwrap_or(DRAIN),
+            on_timeout: asked.on_timeout.unwrap_or(OnTimeout::GiveUp),
+        }
+    }
+
+    fn is_restart(&self) -> bool {
+        self.goal == Goal::Restart
     }
 
     /// What identifies the plan of a request.
@@ -108,11 +162,9 @@ impl<'a> Plan<'a> {
         let new = u64::try_from(revision).unwrap_or(0);
         Self {
             id: announced.map_or(new, |record| record.id),
-            named: None,
-            how: Succession::Planned,
+            goal: Goal::End,
             drain: DRAIN_FOR_SHUTDOWN,
             on_timeout: OnTimeout::Terminate,
-            request: None,
         }
     }
 }
@@ -123,51 +175,58 @@ pub(super) fn step<'a>(
     topology: &Topology,
     plan: &Plan<'_>,
 ) -> ControlFlow<Decision, Turn<'a>> {
-    let announced = own_switchover(turn.seen, topology).filter(|record| record.id == plan.id);
+    let announced = own_record(turn.seen, topology)
+        .filter(|record| record.id == plan.id && record.is_restart() == plan.is_restart());
     let Some(record) = announced else {
         return before_announcing(turn, topology, plan);
     };
     let (turn, change) = follow(turn, record);
+    let Some(change) = change else {
+        return ControlFlow::Break(begun_by_another_agent(turn, topology, plan));
+    };
     match record.stage {
         SwitchoverStage::HoldTransactions => drain(turn, topology, plan, record, &change),
         SwitchoverStage::HoldAll => ControlFlow::Break(hold(turn, topology, plan, record, &change)),
         SwitchoverStage::Stopped { .. } | SwitchoverStage::Resume => {
             // This leader runs again: the change was rolled back before its traces were removed.
-            let turn = drop_request(turn, plan).act(Action::ClearSwitchover);
+            let turn = drop_request(turn, topology, plan.id).act(Action::ClearSwitchover);
             ControlFlow::Break(turn.now(Reason::SwitchoverRolledBack))
         }
     }
 }
 
-/// How far the change has come as this member remembers it. An agent that was restarted counts a stage anew.
-pub(super) fn follow<'a>(turn: Turn<'a>, record: &SwitchoverRecord) -> (Turn<'a>, PlannedChange) {
+/// How far the change has come as this member remembers it; `None` where the agent that announced it is gone: since
+/// when clients are held is known to nobody then.
+pub(super) fn follow<'a>(
+    turn: Turn<'a>,
+    record: &SwitchoverRecord,
+) -> (Turn<'a>, Option<PlannedChange>) {
     let known = turn.decision.memory.switchover.as_ref();
-    let known = known.filter(|change| change.id == record.id);
-    let change = match known {
-        Some(change) if change.stage == Some(record.stage) => change.clone(),
-        Some(_) | None => PlannedChange {
-            id: record.id,
-            stage: Some(record.stage),
-            since: turn.seen.now,
-            was_streaming: known.is_some_and(|change| change.was_streaming),
-            parts: known.map_or(record.parts, |change| change.parts),
-        },
+    let Some(known) = known.filter(|change| change.id == record.id) else {
+        return (turn, None);
+    };
+    let since = match record.stage {
+        _ if known.stage == Some(record.stage) => known.since,
+        // The write that was to end the drain has not come through: what was held before it counts.
+        SwitchoverStage::HoldTransactions => known
+            .since
+            .before(known.parts.hold_transactions.unwrap_or_default()),
+        SwitchoverStage::HoldAll => known.since,
+        SwitchoverStage::Stopped { .. } | SwitchoverStage::Resume => turn.seen.now,
+    };
+    let change = PlannedChange {
+        stage: Some(record.stage),
+        since,
+        ..known.clone()
     };
     let kept = change.clone();
     let turn = turn.remember(|memory| memory.switchover = Some(kept));
-    (turn, change)
+    (turn, Some(change))
 }
 
 /// Nothing stands of it any more. Until then what is remembered lets a write that failed be tried again at once.
 pub(super) fn forget(turn: Turn<'_>) -> Turn<'_> {
     turn.remember(|memory| memory.switchover = None)
-}
-
-fn drop_request<'a>(turn: Turn<'a>, plan: &Plan<'_>) -> Turn<'a> {
-    match plan.request {
-        Some(revision) => turn.act(Action::DropFailoverRequest { revision }),
-        None => turn,
-    }
 }
 
 /// Whatever speaks against the change is found here, while nobody is touched.
@@ -187,16 +246,19 @@ fn before_announcing<'a>(
     if let Some(left) = waited.and_then(|waited| CHECKPOINT_PATIENCE.checked_sub(waited))
         && runs
     {
-        let turn = turn.because_of(Reason::SwitchoverCheckpoint, Detail::None);
+        let turn = turn.because_of(plan.goal.words().checkpoint, Detail::None);
         return ControlFlow::Continue(turn.soon(left));
     }
-    if candidate::answers(seen).is_none() {
+    if !plan.is_restart() && candidate::answers(seen).is_none() {
         return ControlFlow::Break(turn.ask_peers());
     }
-    let successor = candidate::successor(seen, topology, &seen.settings(), plan.named, plan.how);
-    let to = match (successor, holds_too_shortly(topology, plan)) {
-        (Err(detail), _) => return ControlFlow::Break(refuse(turn.detail(detail), plan)),
-        (Ok(_), Some(why)) => return ControlFlow::Break(refuse(turn.detail(why), plan)),
+    let to = match (
+        chosen(seen, topology, plan),
+        holds_too_shortly(topology, plan),
+    ) {
+        (Err(why), _) | (Ok(_), Some(why)) => {
+            return ControlFlow::Break(refuse(turn.detail(why), topology, plan));
+        }
         (Ok(to), None) => to,
     };
     if begun.is_none() {
@@ -219,9 +281,22 @@ fn before_announcing<'a>(
         parts: ChangeParts::default(),
     };
     let was_streaming = streams_from_here(seen, &record.to);
-    let turn = turn.detail(Detail::Member(record.to.clone()));
+    let turn = match plan.is_restart() {
+        true => turn,
+        false => turn.detail(Detail::Member(record.to.clone())),
+    };
     let turn = announce(turn, record, was_streaming, parts);
-    ControlFlow::Break(turn.now(Reason::SwitchoverAnnounced))
+    ControlFlow::Break(turn.now(plan.goal.words().announced))
+}
+
+/// Who is to lead then, or who lacks what.
+fn chosen(seen: &Observation, topology: &Topology, plan: &Plan<'_>) -> Result<MemberName, Detail> {
+    let (named, how) = match plan.goal {
+        Goal::Successor { named, how } => (named, how),
+        Goal::End => (None, Succession::Planned),
+        Goal::Restart => return Ok(seen.me.name.clone()),
+    };
+    candidate::successor(seen, topology, &seen.settings(), named, how)
 }
 
 fn is_checkpoint_running(seen: &Observation) -> bool {
@@ -233,6 +308,7 @@ fn is_checkpoint_running(seen: &Observation) -> bool {
 fn checkpoint_ahead(turn: Turn<'_>, plan: &Plan<'_>, runs: bool) -> Decision {
     let change = PlannedChange {
         id: plan.id,
+        is_restart: plan.is_restart(),
         stage: None,
         since: turn.seen.now,
         was_streaming: false,
@@ -240,10 +316,10 @@ fn checkpoint_ahead(turn: Turn<'_>, plan: &Plan<'_>, runs: bool) -> Decision {
     };
     let turn = turn.remember(|memory| memory.switchover = Some(change));
     match runs {
-        true => turn.routine(Reason::SwitchoverCheckpoint),
+        true => turn.routine(plan.goal.words().checkpoint),
         false => turn
             .act(Action::Checkpoint)
-            .routine(Reason::SwitchoverCheckpoint),
+            .routine(plan.goal.words().checkpoint),
     }
 }
 
@@ -255,6 +331,7 @@ fn announce<'a>(
 ) -> Turn<'a> {
     let change = PlannedChange {
         id: record.id,
+        is_restart: record.is_restart(),
         stage: Some(record.stage),
         since: turn.seen.now,
         was_streaming,
@@ -264,20 +341,28 @@ fn announce<'a>(
         .act(Action::AnnounceSwitchover(Arc::new(record)))
 }
 
-fn refuse(turn: Turn<'_>, plan: &Plan<'_>) -> Decision {
-    match plan.request {
-        Some(_) => drop_request(turn, plan).now(Reason::SwitchoverRefused),
+fn refuse(turn: Turn<'_>, topology: &Topology, plan: &Plan<'_>) -> Decision {
+    match plan.goal {
+        Goal::Successor { .. } => {
+            drop_request(turn, topology, plan.id).now(Reason::SwitchoverRefused)
+        }
         // The agent ends and nobody can take over: the stop goes on without a successor.
-        None => turn
+        Goal::End => turn
             .act(Action::Stop(StopMode::Planned))
             .routine(Reason::StoppingForShutdown),
+        Goal::Restart => forget(turn).request_taken().now(Reason::RequestRefused),
     }
 }
 
 /// Clients that are held longer than their router holds them would get an error, which a planned change spares them.
 /// Neither a change that ends what is in its way nor the end of an agent is refused for that.
 fn holds_too_shortly(topology: &Topology, plan: &Plan<'_>) -> Option<Detail> {
-    if plan.request.is_none() || plan.is_forced() || plan.how == Succession::ByOperator {
+    let may_be_refused = match plan.goal {
+        Goal::Successor { how, .. } => how != Succession::ByOperator,
+        Goal::End => false,
+        Goal::Restart => true,
+    };
+    if !may_be_refused || plan.is_forced() {
         return None;
     }
     let needed = plan.drain + AFTER_DRAIN;
@@ -299,19 +384,19 @@ fn drain<'a>(
     change: &PlannedChange,
 ) -> ControlFlow<Decision, Turn<'a>> {
     if let Some(why) = candidate_is_lost(turn.seen, topology, record, change) {
-        return ControlFlow::Break(give_up(turn.detail(why), plan));
+        return ControlFlow::Break(give_up(turn.detail(why), topology, plan));
     }
     let waited = turn.seen.now.since(change.since);
     let missing = unacknowledged(topology, record.id, HoldStage::Transactions);
     let is_over = waited >= plan.drain;
     if !missing.is_empty() && !is_over {
-        let turn = turn.because_of(Reason::SwitchoverDraining, awaited(&missing));
+        let turn = turn.because_of(plan.goal.words().draining, awaited(&missing));
         return ControlFlow::Continue(turn.soon(plan.drain - waited));
     }
     let is_late = waited >= plan.drain + LATE;
     if (!missing.is_empty() || is_late) && plan.on_timeout == OnTimeout::GiveUp {
         let why = not_in_time(&missing, plan.drain);
-        return ControlFlow::Break(give_up(turn.detail(why), plan));
+        return ControlFlow::Break(give_up(turn.detail(why), topology, plan));
     }
     let parts = ChangeParts {
         hold_transactions: Some(waited),
@@ -323,7 +408,7 @@ fn drain<'a>(
     };
     let turn = turn.detail(awaited(&missing));
     let turn = announce(turn, next, change.was_streaming, parts);
-    ControlFlow::Break(turn.now(Reason::SwitchoverHolding))
+    ControlFlow::Break(turn.now(plan.goal.words().holding))
 }
 
 /// Everything new is held; the last statements end. Nothing else is done meanwhile: each moment counts.
@@ -335,7 +420,7 @@ fn hold(
     change: &PlannedChange,
 ) -> Decision {
     if let Some(why) = candidate_is_lost(turn.seen, topology, record, change) {
-        return give_up(turn.detail(why), plan);
+        return give_up(turn.detail(why), topology, plan);
     }
     let waited = turn.seen.now.since(change.since);
     let missing = unacknowledged(topology, record.id, HoldStage::All);
@@ -345,10 +430,17 @@ fn hold(
     };
     if !missing.is_empty() && waited < limit {
         let turn = turn.detail(awaited(&missing));
-        return turn.within(Reason::SwitchoverHolding, limit - waited);
+        return turn.within(plan.goal.words().holding, limit - waited);
     }
     if waited >= limit && plan.on_timeout == OnTimeout::GiveUp {
-        return give_up(turn.detail(not_in_time(&missing, limit)), plan);
+        return give_up(turn.detail(not_in_time(&missing, limit)), topology, plan);
+    }
+    if plan.is_restart() {
+        // What routers hold is in the record until PostgreSQL runs again; nothing else is left to be decided.
+        let turn = forget(turn).request_taken();
+        return turn
+            .act(Action::Stop(StopMode::HandOver))
+            .routine(plan.goal.words().stopping);
     }
     let parts = ChangeParts {
         hold_all: Some(waited),
@@ -360,18 +452,29 @@ fn hold(
     };
     turn.remember(|memory| memory.switchover = Some(change))
         .act(Action::Stop(StopMode::HandOver))
-        .routine(Reason::SwitchoverStopping)
+        .routine(plan.goal.words().stopping)
 }
 
 /// Called off before PostgreSQL was touched: clients go on at once.
-fn give_up(turn: Turn<'_>, plan: &Plan<'_>) -> Decision {
-    let turn = drop_request(turn, plan).act(Action::ClearSwitchover);
-    match plan.request {
-        Some(_) => turn.now(Reason::SwitchoverGivenUp),
-        None => turn
+fn give_up(turn: Turn<'_>, topology: &Topology, plan: &Plan<'_>) -> Decision {
+    let turn = drop_request(turn, topology, plan.id).act(Action::ClearSwitchover);
+    match plan.goal {
+        Goal::Successor { .. } => turn.now(Reason::SwitchoverGivenUp),
+        Goal::End => turn
             .act(Action::Stop(StopMode::Planned))
             .routine(Reason::StoppingForShutdown),
+        Goal::Restart => forget(turn).request_taken().now(Reason::RestartGivenUp),
     }
+}
+
+/// The limits count from what only the agent before knew, and what routers said then may be over.
+pub(super) fn begun_by_another_agent(
+    turn: Turn<'_>,
+    topology: &Topology,
+    plan: &Plan<'_>,
+) -> Decision {
+    let why = "this member began anew, or had to write its leader key again, in the middle of it; ask again";
+    give_up(turn.detail(Detail::Text(why.into())), topology, plan)
 }
 
 /// What happened to the candidate since the change was announced, as far as it can be seen from here.
@@ -381,6 +484,9 @@ fn candidate_is_lost(
     record: &SwitchoverRecord,
     change: &PlannedChange,
 ) -> Option<Detail> {
+    if record.is_restart() {
+        return None;
+    }
     let to = &record.to;
     if !topology.members.contains_key(to) {
         let why = format!("{to} is not registered any more");

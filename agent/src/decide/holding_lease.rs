@@ -1,7 +1,6 @@
 //! Rules while this member is leader: stay, promote, mend after a crash, give up.
 
 use std::ops::ControlFlow;
-use std::sync::Arc;
 use std::time::Duration;
 
 use trunkline_shared::cluster::settings::SynchronousMode;
@@ -11,8 +10,8 @@ use trunkline_shared::cluster::{Lsn, MemberName, Moment, Timeline, Topology};
 use super::decision::{Action, Decision, Detail, Reason, StartAs, StopMode};
 use super::memory::Memory;
 use super::observation::{
-    BootstrapKind, CrashPolicy, Held, JobKind, LeaseView, Local, LocalRequest, Observation,
-    Running, RunningRole, Stopped, WatchdogView,
+    BootstrapKind, CrashPolicy, Held, JobKind, LeaseView, Local, Observation, Running, RunningRole,
+    Stopped, WatchdogView,
 };
 use super::sync_standbys::keeping;
 use super::{
@@ -513,27 +512,5 @@ pub(super) fn start_as(seen: &Observation) -> StartAs {
         StartAs::PrimaryClosed
     } else {
         StartAs::Primary
-    }
-}
-
-/// What an operator asked of a leader alone.
-pub(super) fn local_request<'a>(turn: Turn<'a>) -> ControlFlow<Decision, Turn<'a>> {
-    let topology = turn.seen.topology();
-    if topology.is_some_and(|t| requests::own_switchover(turn.seen, t).is_some()) {
-        // Clients are held for a change of leader: first that, whatever comes of it.
-        return ControlFlow::Continue(turn);
-    }
-    match turn.seen.request {
-        Some(LocalRequest::Restart) => ControlFlow::Break(
-            turn.request_taken()
-                .act(Action::Stop(StopMode::Planned))
-                .routine(Reason::RestartRequested),
-        ),
-        Some(LocalRequest::Reinitialize) => {
-            let why = Arc::from("the leader has the newest data; switch over first");
-            let turn = turn.request_taken().detail(Detail::Text(why));
-            ControlFlow::Break(turn.routine(Reason::RequestRefused))
-        }
-        None => ControlFlow::Continue(turn),
     }
 }

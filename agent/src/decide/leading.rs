@@ -10,8 +10,8 @@ use super::decision::{Action, Decision, Reason, StopMode};
 use super::observation::{JobKind, LeaseView, Running, WatchdogView};
 use super::sync_standbys::keeping;
 use super::{
-    RETRY_PAUSE, Turn, authority_gone, bootstrap, failsafe, holding_lease, host_health,
-    past_changes, requests, slots, small_moves,
+    RETRY_PAUSE, Turn, authority_gone, bootstrap, failsafe, host_health, past_changes, requests,
+    restarting, slots, small_moves,
 };
 
 pub(super) fn decide(
@@ -64,7 +64,7 @@ pub(super) fn decide(
         ControlFlow::Break(decision) => return decision,
         ControlFlow::Continue(turn) => turn,
     };
-    let turn = match holding_lease::local_request(turn) {
+    let turn = match restarting::local_request(turn, topology) {
         ControlFlow::Break(decision) => return decision,
         ControlFlow::Continue(turn) => turn,
     };

@@ -179,7 +179,8 @@ fn is_named(seen: &Observation, topology: &Topology) -> bool {
     let is_asked = topology.failover.as_ref().is_some_and(|request| {
         request.scheduled_at.is_none() && request.candidate.as_ref() == Some(me)
     });
-    is_asked || topology.switchover.as_ref().is_some_and(|r| r.to == *me)
+    let record = topology.switchover.as_ref();
+    is_asked || record.is_some_and(|record| record.to == *me && !record.is_restart())
 }
 
 pub(super) fn another_disarmed(seen: &Observation, topology: &Topology) -> Option<Detail> {

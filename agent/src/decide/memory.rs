@@ -106,11 +106,13 @@ impl Memory {
     }
 }
 
-/// A planned change of leader, as this member has followed it.
+/// A planned change of leader, or a restart for which routers hold their clients, as this member has followed it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PlannedChange {
     /// What identifies it.
     pub id: u64,
+    /// This member is to lead on once its PostgreSQL was restarted.
+    pub is_restart: bool,
     /// The stage announced; `None` before that, while the checkpoint ahead is made.
     pub stage: Option<SwitchoverStage>,
     /// Since when it has been at this stage.

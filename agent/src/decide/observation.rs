@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::callbacks::Callback;
 use trunkline_shared::cluster::slots::SlotKind;
+use trunkline_shared::cluster::switchover::Drain;
 use trunkline_shared::cluster::{
     LeaderEpoch, Lsn, MemberName, Moment, SystemId, Tags, Timeline, Topology,
 };
@@ -384,8 +385,8 @@ pub struct PeerView {
 /// What an operator asked of this member alone.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LocalRequest {
-    /// Restart PostgreSQL.
-    Restart,
+    /// Restart PostgreSQL; on a leader clients are held for it as this says.
+    Restart(Drain),
     /// Replace the data by a new clone.
     Reinitialize,
 }

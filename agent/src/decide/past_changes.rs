@@ -22,6 +22,7 @@ pub(super) fn note_candidacy<'a>(turn: Turn<'a>, topology: &Topology) -> Turn<'a
         if !memory.switchover.as_ref().is_some_and(is_known) {
             memory.switchover = Some(PlannedChange {
                 id: record.id,
+                is_restart: false,
                 stage: Some(record.stage),
                 since: now,
                 was_streaming: false,

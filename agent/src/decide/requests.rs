@@ -1,7 +1,8 @@
 //! Planned changes of leader: what is asked for, and the steps of the old leader once it has stopped (`ha.md` 11).
 //! Its steps before that are in [`super::handing_over`].
 //!
-//! The steps stand in `trunkline/switchover`, so that an agent that restarts in the middle goes on:
+//! The steps stand in `trunkline/switchover`, so that whoever looks knows how far it has come, and an agent that begins anew in
+//! the middle calls it off, or finishes what the candidate has confirmed:
 //! announced → everything held → stopped (with the last record's position) → the candidate confirms it in its own record →
 //! the key moves by one transaction. Before the move everything rolls back; after it nothing does. A candidate
 //! run by Patroni confirms nothing and takes no key that is moved to it: it is asked for its position, and the
@@ -19,7 +20,7 @@ use trunkline_shared::cluster::{Lsn, Topology};
 use super::decision::{Action, Decision, Detail, Reason};
 use super::handing_over::{self, Plan};
 use super::observation::{Due, Held, LeaseView, Local, Observation, Stopped};
-use super::{PROMOTE_NEEDS, RETRY_PAUSE, Turn, candidate, holding_lease};
+use super::{PROMOTE_NEEDS, RETRY_PAUSE, Turn, candidate, holding_lease, restarting};
 
 /// How long the stop and the candidate's confirmation may take together before this member goes on as leader. With
 /// its start, after that, clients wait for two seconds at the most.
@@ -39,6 +40,14 @@ pub(super) fn own_switchover<'a>(
     seen: &Observation,
     topology: &'a Topology,
 ) -> Option<&'a Arc<SwitchoverRecord>> {
+    own_record(seen, topology).filter(|record| !record.is_restart())
+}
+
+/// What this member has announced in the epoch in which it leads: a switchover, or a restart of its PostgreSQL.
+pub(super) fn own_record<'a>(
+    seen: &Observation,
+    topology: &'a Topology,
+) -> Option<&'a Arc<SwitchoverRecord>> {
     let LeaseView::Held(held) = &seen.lease else {
         return None;
     };
@@ -54,8 +63,16 @@ pub(super) fn as_leader<'a>(
     topology: &Topology,
 ) -> ControlFlow<Decision, Turn<'a>> {
     let me = &turn.seen.me.name;
+    let turn = restarting::forget_if_over(turn);
+    if restarting::is_announced(&turn, topology) {
+        // Clients are held for it, and it ends soon.
+        return ControlFlow::Continue(turn);
+    }
     let Some(request) = &topology.failover else {
-        return clear_leftover(turn, topology);
+        return match restarting::begun(&turn) {
+            Some(_) => clear(turn, topology),
+            None => clear_leftover(turn, topology),
+        };
     };
     let drop = Action::DropFailoverRequest {
         revision: request.revision,
@@ -73,11 +90,15 @@ pub(super) fn as_leader<'a>(
         // The change has brought this member here, or it was asked for where it leads already.
         return ControlFlow::Break(turn.act(drop).now(Reason::Leading));
     }
-    // The checkpoint ahead may outlast the time in which a change has to begin.
-    let remembered = turn.decision.memory.switchover.as_ref();
-    let is_begun = remembered.is_some_and(|change| change.id == id)
-        || own_switchover(turn.seen, topology).is_some();
-    match waits_for(turn.seen, request, is_begun) {
+    let is_own = |record: &Arc<SwitchoverRecord>| record.id == id && record.from == *me;
+    let plan = Plan::asked(request);
+    if topology.switchover.as_ref().is_some_and(is_own) && own_record(turn.seen, topology).is_none()
+    {
+        // It was announced before this member wrote its key again. What routers said to it would count for the next one.
+        let decision = handing_over::begun_by_another_agent(turn, topology, &plan);
+        return ControlFlow::Break(decision);
+    }
+    match waits_for(turn.seen, request, is_begun(&turn, topology, request)) {
         None => {}
         Some(Ok(left)) => return ControlFlow::Continue(turn.soon(left)),
         Some(Err(why)) => {
@@ -89,7 +110,23 @@ pub(super) fn as_leader<'a>(
         let detail = Detail::Member(other.clone());
         return ControlFlow::Break(turn.detail(detail).act(drop).now(Reason::SwitchoverRefused));
     }
-    handing_over::step(turn, topology, &Plan::asked(request))
+    handing_over::step(turn, topology, &plan)
+}
+
+/// Whether the steps of a change were begun. The checkpoint ahead may outlast the time in which it has to begin.
+fn is_begun(turn: &Turn<'_>, topology: &Topology, request: &FailoverRequest) -> bool {
+    let remembered = turn.decision.memory.switchover.as_ref();
+    remembered.is_some_and(|change| change.id == Plan::id_of(request))
+        || own_switchover(turn.seen, topology).is_some()
+}
+
+/// Whether a change of leader that is asked for goes first: it has begun, or its time has come.
+pub(super) fn goes_first(turn: &Turn<'_>, topology: &Topology) -> bool {
+    let is_due = |request: &FailoverRequest| {
+        let is_begun = is_begun(turn, topology, request);
+        !matches!(waits_for(turn.seen, request, is_begun), Some(Ok(_)))
+    };
+    own_switchover(turn.seen, topology).is_some() || topology.failover.as_ref().is_some_and(is_due)
 }
 
 /// A scheduled change waits for its time; one that nobody could begin in time is dropped, as Patroni does: what
@@ -140,15 +177,18 @@ pub(super) fn when_stopped(
     let seen = turn.seen;
     if stopped.crashed_at.is_some() && !stopped.is_clean {
         // Nothing of the change is left to wait for: whatever a crash asks for comes next.
-        let turn = drop_request(turn, topology).act(Action::ClearSwitchover);
+        let turn = drop_request(turn, topology, record.id).act(Action::ClearSwitchover);
         return turn.now(Reason::SwitchoverRolledBack);
     }
     let turn = turn.detail(Detail::Member(record.to.clone()));
     if !stopped.is_clean || !stopped.was_primary {
-        return roll_back(turn, held, topology);
+        return roll_back(turn, held, topology, record.id);
     }
     match record.stage {
         SwitchoverStage::HoldTransactions | SwitchoverStage::HoldAll => {
+            let Some(change) = change else {
+                return roll_back(turn, held, topology, record.id);
+            };
             let held = change.parts.hold_all.unwrap_or_default();
             let stopped = SwitchoverRecord {
                 stage: SwitchoverStage::Stopped {
@@ -167,10 +207,13 @@ pub(super) fn when_stopped(
             shutdown_checkpoint,
         } => {
             let limit = confirm_limit(topology, record, seen.is_shutting_down);
-            let left = limit.saturating_sub(seen.now.since(change.since));
+            // An agent that does not know for how long it has been waited waits no longer.
+            let left = change.map_or(Duration::ZERO, |change| {
+                limit.saturating_sub(seen.now.since(change.since))
+            });
             confirm_or_wait(turn, held, topology, record, shutdown_checkpoint, left)
         }
-        SwitchoverStage::Resume => roll_back(turn, held, topology),
+        SwitchoverStage::Resume => roll_back(turn, held, topology, record.id),
     }
 }
 
@@ -199,7 +242,7 @@ fn confirm_or_wait(
     left: Duration,
 ) -> Decision {
     let Some(member) = topology.members.get(&record.to) else {
-        return roll_back(turn, held, topology);
+        return roll_back(turn, held, topology, record.id);
     };
     if !member.is_trunkline() {
         return leave_to_patroni(turn, held, topology, record, shutdown_checkpoint, left);
@@ -221,7 +264,7 @@ fn confirm_or_wait(
             .now(Reason::HandingOver);
     }
     if left.is_zero() {
-        return roll_back(turn, held, topology);
+        return roll_back(turn, held, topology, record.id);
     }
     turn.within(Reason::SwitchoverWaitingForCandidate, left)
 }
@@ -242,7 +285,7 @@ fn leave_to_patroni(
         return holding_lease::give_up(turn, Reason::HandingOver, Some(shutdown_checkpoint));
     }
     if left.is_zero() {
-        return roll_back(turn, held, topology);
+        return roll_back(turn, held, topology, record.id);
     }
     if candidate::answers(seen).is_none() {
         return turn.ask_peers();
@@ -252,7 +295,7 @@ fn leave_to_patroni(
 }
 
 /// Goes on as leader. Only while no hand-over can still be executed, and with enough of the lease left.
-fn roll_back(turn: Turn<'_>, held: &Held, topology: &Topology) -> Decision {
+fn roll_back(turn: Turn<'_>, held: &Held, topology: &Topology, id: u64) -> Decision {
     let seen = turn.seen;
     if seen.is_shutting_down {
         // Whoever leads next is measured by what was acknowledged here.
@@ -277,15 +320,17 @@ fn roll_back(turn: Turn<'_>, held: &Held, topology: &Topology) -> Decision {
     if seen.now.until(held.deadline) <= PROMOTE_NEEDS || !seen.fence.is_live {
         return turn.within(Reason::WaitingToPromote, RETRY_PAUSE);
     }
-    drop_request(turn, topology)
+    drop_request(turn, topology, id)
         .act(Action::ClearSwitchover)
         .act(Action::ArmFence)
         .act(Action::Start(holding_lease::start_as(seen)))
         .routine(Reason::SwitchoverRolledBack)
 }
 
-fn drop_request<'a>(turn: Turn<'a>, topology: &Topology) -> Turn<'a> {
-    match &topology.failover {
+/// Nothing comes of the change of this id: the request that it comes of, if one does and stands, is not to begin it again.
+pub(super) fn drop_request<'a>(turn: Turn<'a>, topology: &Topology, id: u64) -> Turn<'a> {
+    let request = topology.failover.as_ref();
+    match request.filter(|request| Plan::id_of(request) == id) {
         Some(request) => turn.act(Action::DropFailoverRequest {
             revision: request.revision,
         }),

@@ -201,8 +201,9 @@ impl Scene {
             "peers" => self.seen.peers = peers(&words)?,
             "job" => self.seen.job = job(&words, self.seen.now)?,
             "request" => {
+                self.topology.revision = words.value("at")?.unwrap_or(self.topology.revision);
                 self.seen.request = match words.first() {
-                    Some("restart") => Some(LocalRequest::Restart),
+                    Some("restart") => Some(LocalRequest::Restart(changes::drain(&words)?)),
                     Some("reinitialize") => Some(LocalRequest::Reinitialize),
                     _ => None,
                 }

@@ -72,6 +72,11 @@ fn as_leader(turn: Turn<'_>, held: &Held, topology: &Topology) -> Decision {
     let seen = turn.seen;
     match &seen.local {
         Local::Running(running) => match running.role {
+            RunningRole::Primary { .. } if is_announced_to_restart(seen, topology) => {
+                handing_over::forget(turn)
+                    .act(Action::ClearSwitchover)
+                    .now(Reason::StoppingForShutdown)
+            }
             RunningRole::Primary { .. } if seen.is_dcs_fresh() => {
                 let announced = requests::own_switchover(seen, topology);
                 let plan = Plan::for_shutdown(held.epoch.revision, announced.map(|r| &**r));
@@ -95,6 +100,12 @@ fn as_leader(turn: Turn<'_>, held: &Held, topology: &Topology) -> Decision {
         | Local::Orphaned { .. }
         | Local::Unknown(_) => stop(turn),
     }
+}
+
+/// Whether clients are held for a restart, which will not be.
+fn is_announced_to_restart(seen: &Observation, topology: &Topology) -> bool {
+    let record = requests::own_record(seen, topology);
+    seen.is_dcs_fresh() && record.is_some_and(|record| record.is_restart())
 }
 
 fn release(turn: Turn<'_>, position: Option<trunkline_shared::cluster::Lsn>) -> Decision {

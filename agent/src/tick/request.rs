@@ -38,7 +38,9 @@ impl Requests {
     /// Takes a request from the API.
     pub(super) fn take(&mut self, request: LocalRequest, settings: &mut SettingsKeeper) {
         let (kind, is_forced, answer) = match request {
-            LocalRequest::Restart { answer } => (observation::LocalRequest::Restart, false, answer),
+            LocalRequest::Restart { drain, answer } => {
+                (observation::LocalRequest::Restart(drain), false, answer)
+            }
             LocalRequest::Reinitialize { force, answer } => {
                 (observation::LocalRequest::Reinitialize, force, answer)
             }
@@ -80,16 +82,27 @@ impl Requests {
         if decision.is_request_taken && pending.taken_at.is_none() {
             pending.taken_at = Some(seen.now);
         }
-        let is_restart = pending.kind == observation::LocalRequest::Restart;
+        let is_restart = matches!(pending.kind, observation::LocalRequest::Restart(_));
+        let planned = decision.memory.switchover.as_ref();
+        let is_begun = planned.is_some_and(|change| change.is_restart);
         let outcome = match pending.taken_at {
             Some(_) if decision.is_request_taken && decision.reason == Reason::RequestRefused => {
                 Some(LocalOutcome::Refused(decision.detail.to_string()))
+            }
+            Some(_) if decision.is_request_taken && decision.reason == Reason::RestartGivenUp => {
+                let why = decision.reason.sentence();
+                Some(LocalOutcome::Refused(format!(
+                    "{why} ({})",
+                    decision.detail
+                )))
             }
             Some(_) if !is_restart => Some(LocalOutcome::Done("reinitialize started".to_owned())),
             Some(at) => restarted(seen, at),
             None if pending.is_forced && works_on_the_data(seen) => {
                 Some(LocalOutcome::Unsupported(CANNOT_FORCE.to_owned()))
             }
+            // The limits of its steps are those of the rules.
+            None if is_restart && is_begun => None,
             None if seen.now.since(pending.since) >= TAKE_LIMIT => {
                 Some(LocalOutcome::Refused(decision.reason.sentence().to_owned()))
             }

@@ -254,7 +254,7 @@ impl SettingsKeeper {
             self.again_at = seen.now + wanted.settings.loop_wait;
             return Err(why);
         }
-        if seen.request != Some(LocalRequest::Restart) {
+        if !matches!(seen.request, Some(LocalRequest::Restart(_))) {
             tracing::info!("the cluster's settings are applied");
         }
         self.applied = Some(wanted);

@@ -20,7 +20,7 @@ async fn local_requests_reach_the_loop_and_come_back() {
     tokio::spawn(async move {
         while let Some(request) = requests.recv().await {
             let (answer, outcome) = match request {
-                LocalRequest::Restart { answer } => {
+                LocalRequest::Restart { answer, .. } => {
                     (answer, LocalOutcome::Done("restarted".to_owned()))
                 }
                 LocalRequest::Reinitialize {
@@ -40,6 +40,13 @@ async fn local_requests_reach_the_loop_and_come_back() {
     for (path, body, status) in [
         ("/restart", json!({}), 200),
         ("/restart", json!({"timeout": "soon"}), 400),
+        (
+            "/restart",
+            json!({"drain_timeout": "2s", "on_timeout": "terminate"}),
+            200,
+        ),
+        ("/restart", json!({"drain_timeout": "soon"}), 400),
+        ("/restart", json!({"on_timeout": "wait"}), 400),
         ("/restart", json!({"role": "primary"}), 503),
         ("/restart", json!({"restart_pending": true}), 503),
         ("/restart", json!({"schedule": "2030-01-01"}), 422),

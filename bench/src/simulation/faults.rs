@@ -411,7 +411,10 @@ impl World {
                 self.ledger.named.clone_from(&candidate);
                 self.request_change(None, candidate)
             }
-            FaultKind::OperatorRestart => self.request(fault.node, LocalRequest::Restart),
+            FaultKind::OperatorRestart => {
+                let drain = self.drain_asked();
+                self.request(fault.node, LocalRequest::Restart(drain))
+            }
             FaultKind::OperatorReinitialize => {
                 let node = if fault.hits_leader {
                     fault.node

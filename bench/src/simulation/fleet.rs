@@ -318,17 +318,23 @@ impl World {
         is_too_long || (hold.stage == HoldStage::Transactions && !is_transaction)
     }
 
-    /// `a_planned_stop_cuts_nobody`: called when an agent begins to stop PostgreSQL for its successor. Where the
-    /// operator would rather have no change, no client of a registered router waits for an answer.
+    /// `a_planned_stop_cuts_nobody`: called when an agent begins to stop PostgreSQL for its successor, or to restart it. Where
+    /// the operator would rather have none of it, no client of a registered router waits for an answer.
     pub(super) fn check_planned_stop(&mut self, node: NodeId, mode: StopMode) {
         if mode != StopMode::HandOver {
             return;
         }
         let agent = &self.node(node).agent;
-        let request = agent.view.as_ref().and_then(|view| view.failover.as_ref());
-        let spares = request.is_some_and(|request| {
-            request.leader.is_some() && request.drain.on_timeout != Some(OnTimeout::Terminate)
-        });
+        let view = agent.view.as_ref();
+        let record = view.and_then(|view| view.switchover.as_ref());
+        let drain = match record.is_some_and(|record| record.is_restart()) {
+            true => Some(self.plan.fleet.drain),
+            false => view
+                .and_then(|view| view.failover.as_ref())
+                .filter(|request| request.leader.is_some())
+                .map(|request| request.drain),
+        };
+        let spares = drain.is_some_and(|drain| drain.on_timeout != Some(OnTimeout::Terminate));
         if !spares || agent.is_shutting_down {
             return;
         }
@@ -337,7 +343,7 @@ impl World {
                 continue;
             };
             let detail = format!(
-                "{} stops for its successor and router {router} waits for write {write}",
+                "{} stops as planned and router {router} waits for write {write}",
                 self.node(node).name
             );
             self.fail(Invariant::APlannedStopCutsNobody, detail);

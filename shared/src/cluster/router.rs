@@ -36,6 +36,16 @@ impl RouterRecord {
         };
         counted == *other
     }
+
+    /// Whether nothing differs that anybody waits for. The epoch that a router applied is looked up and never waited for:
+    /// after a change of leader each router of a fleet writes its own.
+    pub fn is_same_to_who_waits(&self, other: &RouterRecord) -> bool {
+        let applied = RouterRecord {
+            epoch: other.epoch,
+            ..self.clone()
+        };
+        applied.is_same_but_for_counts(other)
+    }
 }
 
 /// A stage of a planned change, as a router acknowledges it.

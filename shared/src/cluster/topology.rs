@@ -141,16 +141,17 @@ pub enum SwitchoverStage {
     Resume,
 }
 
-/// The `trunkline/switchover` record.
+/// The `trunkline/switchover` record. Routers hold by its stage, whoever the candidate is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SwitchoverRecord {
-    /// The revision of the `failover` record that asked for it, or of its announcement.
+    /// The revision of the `failover` record that asked for it, or of its announcement. Restarts are told apart by
+    /// numbers from 2^52 on, which no revision reaches.
     pub id: u64,
-    /// The epoch that ends.
+    /// The epoch that ends; that of a restart goes on.
     pub epoch: LeaderEpoch,
     /// The old leader.
     pub from: MemberName,
-    /// The candidate.
+    /// The candidate; the leader itself where its PostgreSQL only restarts.
     pub to: MemberName,
     /// How far it has come.
     pub stage: SwitchoverStage,
@@ -159,6 +160,11 @@ pub struct SwitchoverRecord {
 }
 
 impl SwitchoverRecord {
+    /// Whether the leader stays: its PostgreSQL restarts.
+    pub fn is_restart(&self) -> bool {
+        self.from == self.to
+    }
+
     /// The revision at which the request has to stand for this to be announced, if it comes of `request`. Once PostgreSQL
     /// stops the change goes on without it.
     pub fn request_to_stand(&self, request: Option<&FailoverRequest>) -> Option<i64> {

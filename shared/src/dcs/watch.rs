@@ -21,7 +21,7 @@ mod fold;
 mod judge;
 mod kept;
 
-use fold::{Built, change, fold_one, is_a_mere_count, keep_old};
+use fold::{Built, change, fold_one, is_a_mere_report, keep_old};
 
 /// The first pause after a failure; the first attempt after a watch that worked has none.
 const FIRST_BACKOFF: Duration = Duration::from_millis(100);
@@ -483,16 +483,16 @@ impl Follower {
             let view = Arc::make_mut(view);
             let topology = Arc::make_mut(&mut view.topology);
             let raw = Arc::make_mut(&mut view.raw);
-            let mut are_counts = !changes.is_empty();
+            let mut are_reports = !changes.is_empty();
             let unreadable = Arc::make_mut(&mut view.unreadable);
             for (path, entry) in &changes {
                 if let Some(key) = self.keys.parse(path) {
                     let at = entry.as_ref().map_or(topology.revision, |e| e.mod_revision);
                     let change = change(key, entry.as_ref(), at);
-                    are_counts &= is_a_mere_count(topology, &change);
+                    are_reports &= is_a_mere_report(topology, &change);
                     fold_one(topology, raw, unreadable, &change, entry.as_ref());
                 } else {
-                    are_counts = false;
+                    are_reports = false;
                 }
             }
             topology.revision = topology.revision.max(revision);
@@ -501,7 +501,7 @@ impl Follower {
                 ..view.belief.seen
             };
             view.belief.take(header, topology);
-            !are_counts
+            !are_reports
         });
     }
 

@@ -6,6 +6,15 @@ use trunkline_shared::cluster::{Member, MemberName, MemberState, Topology};
 
 use crate::api::requests::unfit;
 
+/// Who is restarted, and how the leader is.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Rule {
+    /// Everybody, not only who waits for it.
+    pub(super) is_all: bool,
+    /// The leader leads on.
+    pub(super) keeps_leader: bool,
+}
+
 /// When a replica is restarted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Round {
@@ -48,11 +57,31 @@ pub(super) enum Step {
 impl Step {
     /// In a few words.
     pub(super) fn word(&self) -> String {
+        let name = self.member();
         match self {
-            Step::Replica { name, .. } => format!("restart replica {name}"),
-            Step::LeaderInPlace { name, .. } => format!("restart leader {name} in place"),
-            Step::SwitchOver { from, .. } => format!("switch over from {from}"),
-            Step::FormerLeader(name) => format!("restart former leader {name}"),
+            Step::Replica { .. } | Step::SwitchOver { .. } | Step::FormerLeader(_) => {
+                format!("{} {name}", self.action())
+            }
+            Step::LeaderInPlace { .. } => format!("{} {name} in place", self.action()),
+        }
+    }
+
+    /// What is done.
+    pub(super) fn action(&self) -> &'static str {
+        match self {
+            Step::Replica { .. } => "restart replica",
+            Step::LeaderInPlace { .. } => "restart leader",
+            Step::SwitchOver { .. } => "switch over from",
+            Step::FormerLeader(_) => "restart former leader",
+        }
+    }
+
+    /// With whom.
+    pub(super) fn member(&self) -> &MemberName {
+        match self {
+            Step::Replica { name, .. } | Step::LeaderInPlace { name, .. } => name,
+            Step::SwitchOver { from, .. } => from,
+            Step::FormerLeader(name) => name,
         }
     }
 
@@ -138,32 +167,27 @@ fn leader_to_begin_with<'t>(
         return Err("the cluster is paused: trunkline resume first".to_owned());
     }
     if topology.failover.is_some() || topology.switchover.is_some() {
-        return Err("a change of leader is asked for or goes on: wait for its end".to_owned());
+        let why = "a change of leader, or a restart of the leader, is asked for or goes on: wait for its end";
+        return Err(why.to_owned());
     }
     match waits
         .iter()
         .find(|member| member.state != MemberState::Running)
     {
-        Some(down) => Err(format!(
-            "{} waits for a restart and does not run",
-            down.name
-        )),
+        Some(down) => Err(format!("{} is to be restarted and does not run", down.name)),
         None => Ok(leader),
     }
 }
 
-/// The steps that put every pending parameter into force: replicas first, those that commits wait for last, then
-/// the leader by way of a switchover. What is lowered for all of them is lowered on the leader first, where it is.
+/// The steps that put every pending parameter into force, or restart everybody: replicas first, those that commits wait for
+/// last, then the leader by way of a switchover. What is lowered for all of them is lowered on the leader first, where it is.
 ///
 /// # Errors
 /// Why nothing can be begun.
-pub(super) fn plan(topology: &Topology) -> Result<Vec<Step>, String> {
-    let waits: Vec<&Member> = topology
-        .members
-        .values()
-        .filter(|member| member.has_pending_restart)
-        .map(AsRef::as_ref)
-        .collect();
+pub(super) fn plan(topology: &Topology, rule: Rule) -> Result<Vec<Step>, String> {
+    let is_due = |member: &Member| rule.is_all || member.has_pending_restart;
+    let members = topology.members.values().map(AsRef::as_ref);
+    let waits: Vec<&Member> = members.filter(|member| is_due(member)).collect();
     if waits.is_empty() {
         return Ok(Vec::new());
     }
@@ -187,7 +211,7 @@ pub(super) fn plan(topology: &Topology) -> Result<Vec<Step>, String> {
         name: leader.name.clone(),
         why,
     };
-    if !leader.has_pending_restart {
+    if !is_due(leader) {
         return Ok(restarts(Round::Only));
     }
     let (raises, lowers) = directions(leader);
@@ -207,7 +231,9 @@ pub(super) fn plan(topology: &Topology) -> Result<Vec<Step>, String> {
         .map(|member| member.name.clone())
         .collect();
     let mut steps = restarts(Round::Only);
-    if to.is_empty() {
+    if rule.keeps_leader {
+        steps.push(in_place("it leads on, as was asked for"));
+    } else if to.is_empty() {
         steps.push(in_place("nobody else can lead"));
     } else {
         let from = leader.name.clone();
@@ -248,7 +274,11 @@ mod tests {
     const PENDING: &str = r#","pending_restart":true"#;
 
     fn words(keys: &[(FactKey, String)]) -> Vec<String> {
-        let steps = plan(&topology(keys)).unwrap();
+        planned(keys, Rule::default())
+    }
+
+    fn planned(keys: &[(FactKey, String)], rule: Rule) -> Vec<String> {
+        let steps = plan(&topology(keys), rule).unwrap();
         steps.iter().map(Step::word).collect()
     }
 
@@ -303,10 +333,41 @@ mod tests {
         assert_eq!(words(&alone), ["restart leader a in place"]);
         let down = member("b", PENDING);
         let down = (down.0, down.1.replace("\"running\"", "\"stopped\""));
-        assert!(plan(&topology(&[leader, member("a", ""), down])).is_err());
-        assert!(
-            plan(&topology(&[member("a", PENDING)])).is_err(),
-            "nobody leads"
+        let refused = |keys: &[(FactKey, String)]| plan(&topology(keys), Rule::default()).is_err();
+        assert!(refused(&[leader, member("a", ""), down]));
+        assert!(refused(&[member("a", PENDING)]), "nobody leads");
+    }
+
+    #[test]
+    fn everybody_is_restarted_where_that_is_asked_for_and_the_leader_where_it_is() {
+        let leader = (FactKey::Leader, "a".to_owned());
+        let all = [
+            leader,
+            member("a", ""),
+            member("b", PENDING),
+            member("c", ""),
+        ];
+        let rule = |is_all, keeps_leader| Rule {
+            is_all,
+            keeps_leader,
+        };
+        assert_eq!(planned(&all, rule(false, true)), ["restart replica b"]);
+        assert_eq!(
+            planned(&all, rule(true, false)),
+            [
+                "restart replica b",
+                "restart replica c",
+                "switch over from a",
+                "restart former leader a"
+            ]
+        );
+        assert_eq!(
+            planned(&all, rule(true, true)),
+            [
+                "restart replica b",
+                "restart replica c",
+                "restart leader a in place"
+            ]
         );
     }
 

@@ -104,8 +104,8 @@ fn seen(seen: &Observation) -> Vec<String> {
     lines.push(format!("fence      {}", fence(seen)));
     lines.extend(peers(&seen.peers));
     lines.extend(job(&seen.job, seen.now));
-    match seen.request {
-        Some(LocalRequest::Restart) => lines.push("asked for  a restart".to_owned()),
+    match &seen.request {
+        Some(LocalRequest::Restart(_)) => lines.push("asked for  a restart".to_owned()),
         Some(LocalRequest::Reinitialize) => lines.push("asked for  a new copy".to_owned()),
         None => {}
     }
@@ -179,10 +179,13 @@ fn cluster(topology: &Topology) -> Vec<String> {
         ));
     }
     if let Some(record) = &topology.switchover {
-        lines.push(format!(
-            "switchover from {} to {}: {:?}",
-            record.from, record.to, record.stage
-        ));
+        lines.push(match record.is_restart() {
+            true => format!("restart    of {}: {:?}", record.from, record.stage),
+            false => format!(
+                "switchover from {} to {}: {:?}",
+                record.from, record.to, record.stage
+            ),
+        });
     }
     let settings = topology.settings_or_default();
     if settings.is_paused {

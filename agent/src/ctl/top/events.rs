@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use trunkline_shared::cluster::topology::{FailoverRequest, SwitchoverStage};
+use trunkline_shared::cluster::topology::{FailoverRequest, SwitchoverRecord, SwitchoverStage};
 use trunkline_shared::cluster::{Member, MemberName, Topology};
 use trunkline_shared::dcs::records::{role_word, state_word};
 
@@ -55,13 +55,11 @@ pub(super) fn changes(old: &Topology, new: &Topology) -> Vec<String> {
     let stage = |topology: &Topology| topology.switchover.as_ref().map(|record| record.stage);
     if stage(old) != stage(new) {
         changes.push(match &new.switchover {
-            Some(record) => format!(
-                "switchover from {} to {}: {}",
-                record.from,
-                record.to,
-                stage_word(&record.stage)
-            ),
-            None => "the switchover is over".to_owned(),
+            Some(record) => planned(record),
+            None => match &old.switchover {
+                Some(record) if record.is_restart() => "the restart is over".to_owned(),
+                Some(_) | None => "the switchover is over".to_owned(),
+            },
         });
     }
     let standbys = |topology: &Topology| {
@@ -109,7 +107,16 @@ fn requested(request: &FailoverRequest) -> String {
 }
 
 /// The word for a stage, as the record writes it.
-pub(super) fn stage_word(stage: &SwitchoverStage) -> &'static str {
+/// A planned change, and how far it has come.
+pub(super) fn planned(record: &SwitchoverRecord) -> String {
+    let (from, to, stage) = (&record.from, &record.to, stage_word(&record.stage));
+    match record.is_restart() {
+        true => format!("restart of {from}: {stage}"),
+        false => format!("switchover from {from} to {to}: {stage}"),
+    }
+}
+
+fn stage_word(stage: &SwitchoverStage) -> &'static str {
     match stage {
         SwitchoverStage::HoldTransactions => "new transactions are held",
         SwitchoverStage::HoldAll => "everything is held",

@@ -7,7 +7,7 @@ use serde_json::Value;
 use trunkline_shared::cluster::{ClusterName, MemberName, Moment, Topology};
 use trunkline_shared::dcs::watch::View;
 
-use super::events::{Events, stage_word};
+use super::events::{Events, planned};
 use crate::api::view::{MemberView, members};
 use crate::ctl::arguments::Format;
 use crate::ctl::list::title_case;
@@ -231,11 +231,7 @@ fn held(topology: &Topology, routers: usize) -> String {
         held.push(format!("change of leader to {to}, {when}"));
     }
     if let Some(record) = &topology.switchover {
-        let stage = stage_word(&record.stage);
-        held.push(format!(
-            "switchover {} to {}: {stage}",
-            record.from, record.to
-        ));
+        held.push(planned(record));
     }
     if !topology.disarmed.is_empty() {
         let names: Vec<&str> = topology.disarmed.iter().map(MemberName::as_str).collect();

@@ -125,11 +125,12 @@ pub(super) fn stage_text(stage: SwitchoverStage) -> String {
     }
 }
 
-/// `planned ID`, with `stage=STAGE`, `ago=SECONDS`, `streamed` and the parts that are over.
+/// `planned ID`, with `restart`, `stage=STAGE`, `ago=SECONDS`, `streamed` and the parts that are over.
 pub(super) fn planned(words: &Words<'_, '_>, now: Moment) -> Result<PlannedChange, ScriptError> {
     let id = words.first().unwrap_or_default();
     Ok(PlannedChange {
         id: words.parse(id, "a number")?,
+        is_restart: words.has("restart"),
         stage: words
             .text("stage")
             .map(|text| stage(words, text))
@@ -165,6 +166,7 @@ pub(super) fn epoch(words: &Words<'_, '_>, text: &str) -> Result<LeaderEpoch, Sc
 pub(super) fn print_memory(out: &mut String, memory: &Memory, now: Moment) {
     if let Some(change) = &memory.switchover {
         let _ = write!(out, "planned {}", change.id);
+        flag(out, change.is_restart, "restart");
         option(out, "stage", change.stage.map(stage_text));
         option(out, "ago", Some(seconds(now.since(change.since))));
         flag(out, change.was_streaming, "streamed");

@@ -67,11 +67,7 @@ pub fn to_script(seen: &Observation, memory: &Memory) -> String {
     print_peers(&mut out, &seen.peers);
     failsafe::print_no_race(&mut out, &seen.no_race, seen.now);
     print_job(&mut out, &seen.job, seen.now);
-    match seen.request {
-        Some(LocalRequest::Restart) => out.push_str("request restart\n"),
-        Some(LocalRequest::Reinitialize) => out.push_str("request reinitialize\n"),
-        None => {}
-    }
+    print_request(&mut out, seen);
     print_host(&mut out, seen);
     if seen.is_bootstrap_unfinished {
         out.push_str("bootstrap unfinished\n");
@@ -82,6 +78,20 @@ pub fn to_script(seen: &Observation, memory: &Memory) -> String {
     }
     print_memory(&mut out, memory, seen.now);
     out
+}
+
+fn print_request(out: &mut String, seen: &Observation) {
+    match &seen.request {
+        Some(LocalRequest::Restart(drain)) => {
+            out.push_str("request restart");
+            changes::print_drain(out, drain);
+            // A restart is told apart by the revision that it begins at.
+            option(out, "at", seen.topology().map(|topology| topology.revision));
+            out.push('\n');
+        }
+        Some(LocalRequest::Reinitialize) => out.push_str("request reinitialize\n"),
+        None => {}
+    }
 }
 
 /// What the machine and its clock say.

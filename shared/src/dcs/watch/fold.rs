@@ -64,14 +64,15 @@ pub(super) fn fold_one(
     }
 }
 
-/// Whether the change only tells anew how many sessions a router has. Nobody acts on that but whoever carries out
-/// a planned change; the others would be woken by every router every few seconds.
-pub(super) fn is_a_mere_count(topology: &Topology, change: &Change) -> bool {
+/// Whether the change only tells anew what a router does: how many sessions it has, by which epoch it routes. Nobody
+/// waits for that, and every router tells it every few seconds, in a planned change far more often; whoever names the
+/// numbers looks them up.
+pub(super) fn is_a_mere_report(topology: &Topology, change: &Change) -> bool {
     let (FactKey::Router(name), Some(Fact::Router(new))) = (&change.key, &change.fact) else {
         return false;
     };
     let old = topology.routers.get(name);
-    topology.switchover.is_none() && old.is_some_and(|old| old.is_same_but_for_counts(new))
+    old.is_some_and(|old| old.is_same_to_who_waits(new))
 }
 
 /// Where a value cannot be read, the last good one stands, as when it is folded from an event.

@@ -172,48 +172,46 @@ async fn a_cluster_that_was_removed_with_a_grown_generation_may_be_made_anew() {
 }
 
 #[tokio::test]
-async fn the_counts_of_a_router_wake_nobody_but_during_a_planned_change() {
+async fn what_a_router_reports_wakes_nobody_and_the_stage_that_it_holds_does() {
     let store = Slow::new();
     let key = || FactKey::Router("r1/7".into());
-    let record = |sessions: u64, epoch: u64| {
+    let record = |sessions: u64, epoch: u64, stage: Option<&str>| {
+        let said = stage.map_or("null".to_owned(), |stage| {
+            format!(r#"{{"id":1,"stage":"{stage}"}}"#)
+        });
         format!(
-            r#"{{"http_url":"http://r1:8010","hold_timeout":1,"epoch":"0.{epoch}","writer_sessions":{sessions}}}"#
+            r#"{{"http_url":"http://r1:8010","hold_timeout":1,"epoch":"0.{epoch}","switchover":{said},"writer_sessions":{sessions}}}"#
         )
     };
     let mut follow = follow(Arc::new(store.clone()), keys());
     see(&mut follow, |view| view.is_complete).await;
-    store.put(key(), &record(1, 5)).await;
+    store.put(key(), &record(1, 5, None)).await;
     see(&mut follow, |view| !view.topology.routers.is_empty()).await;
-    follow.views.mark_unchanged();
-    let mut counted = store.put(key(), &record(2, 5)).await;
-    // Folded all the same, which only a look without waiting can tell.
-    let is_folded = async {
-        let mut looks = tokio::time::interval(Duration::from_millis(5));
-        while follow.views.borrow().topology.revision < counted {
-            looks.tick().await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, is_folded).await.unwrap();
-    assert!(!follow.views.has_changed().unwrap());
-    assert_eq!(
-        follow.views.borrow().topology.routers["r1/7"].writer_sessions,
-        2
-    );
-
-    store.put(key(), &record(2, 6)).await;
-    let sees = |sessions: u64, epoch: i64| {
-        move |view: &Arc<View>| {
-            let own = &view.topology.routers["r1/7"];
-            let is_newer = own.epoch.is_some_and(|own| own.revision == epoch);
-            is_newer && own.writer_sessions == sessions
-        }
-    };
-    see(&mut follow, sees(2, 6)).await;
     let switchover = r#"{"id":1,"epoch":"0.6","from":"a","to":"b","stage":"hold_all"}"#;
-    counted = store.put(FactKey::Switchover, switchover).await;
-    see(&mut follow, |view| view.topology.revision >= counted).await;
-    store.put(key(), &record(3, 6)).await;
-    see(&mut follow, sees(3, 6)).await;
+    for is_planned in [false, true] {
+        if is_planned {
+            let announced = store.put(FactKey::Switchover, switchover).await;
+            see(&mut follow, |view| view.topology.revision >= announced).await;
+        }
+        follow.views.mark_unchanged();
+        store.put(key(), &record(2, 5, None)).await;
+        let reported = store.put(key(), &record(3, 6, None)).await;
+        // Folded all the same, which only a look without waiting can tell.
+        let is_folded = async {
+            let mut looks = tokio::time::interval(Duration::from_millis(5));
+            while follow.views.borrow().topology.revision < reported {
+                looks.tick().await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, is_folded).await.unwrap();
+        assert!(!follow.views.has_changed().unwrap());
+        let own = follow.views.borrow().topology.routers["r1/7"].clone();
+        let applied = own.epoch.map(|epoch| epoch.revision);
+        assert_eq!((own.writer_sessions, applied), (3, Some(6)));
+    }
+    store.put(key(), &record(3, 6, Some("hold_all"))).await;
+    let has_said = |view: &Arc<View>| view.topology.routers["r1/7"].acknowledged.is_some();
+    see(&mut follow, has_said).await;
     store.commit(&delete(key())).await.unwrap();
     see(&mut follow, |view| view.topology.routers.is_empty()).await;
 }
