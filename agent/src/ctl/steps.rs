@@ -134,6 +134,8 @@ impl Steps {
         };
         let wanted = Some(Acknowledged {
             switchover: record.id,
+            epoch: record.epoch,
+            revision: topology.switchover_revision,
             stage,
         });
         let mut routers = topology.routers.iter();
