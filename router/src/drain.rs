@@ -6,99 +6,124 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::runtime::Handle;
+use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
 use tracing::info;
+use trunkline_shared::cluster::router::Acknowledged;
 
 use crate::pool;
 use crate::pool::running::Count;
 use crate::topology::Cluster;
 use crate::topology::routing_table::{Hold, HoldStage, LaneId};
 
-/// Between two looks at what still runs. There are looks only while a change is under way.
-const LOOK_EVERY: Duration = Duration::from_millis(2);
+/// How often the counts are looked at while something runs that a change waits for. Its end is told by the pools.
+const COUNT_EVERY: Duration = Duration::from_millis(100);
 
 /// What the fleet's record says of a planned change.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Progress {
     /// The change and the stage that this router holds and has drained.
-    pub acknowledged: Option<(u64, HoldStage)>,
+    pub acknowledged: Option<Acknowledged>,
     /// Transactions and statements of clients that are not pinned, on the leader.
     pub running: usize,
     /// Clients that wait.
     pub held: usize,
 }
 
+/// What this router has come to in a change.
+#[derive(Default)]
+struct State {
+    /// The record by which what ran before was told apart from what begins.
+    marked: Option<Hold>,
+    /// What is drained, and stays so: it is held.
+    drained: Option<Hold>,
+    /// Since when the last stage is drained.
+    began: Option<(Hold, Instant)>,
+}
+
 /// Follows the changes of one cluster for as long as the process lives.
 pub async fn follow(cluster: Arc<Cluster>, cores: Arc<[Handle]>) {
-    let told = &cluster.progress;
     let mut changes = cluster.changes();
-    let (mut marked, mut drained) = (None, None);
+    let mut state = State::default();
+    let ended = Arc::new(Notify::new());
     loop {
+        changes.mark_unchanged();
         let hold = cluster.published().table.hold;
-        match hold {
+        let is_waiting = match hold {
             None => {
-                (marked, drained) = (None, None);
-                told.send_if_modified(|known| {
+                state = State::default();
+                cluster.progress.send_if_modified(|known| {
                     let was = std::mem::take(known);
                     was != Progress::default()
                 });
+                false
             }
-            // Another change of the table: what was drained is held, and stays so.
-            Some(hold) if drained == Some(hold) => {}
-            Some(hold) => {
-                let is_drained = drain(&cluster, &cores, hold, &mut marked).await;
-                drained = is_drained.then_some(hold);
-            }
-        }
-        if changes.changed().await.is_err() {
-            return;
+            // Another change of the table.
+            Some(hold) if state.drained == Some(hold) => false,
+            Some(hold) => !drain(&cluster, &cores, hold, &mut state, &ended).await,
+        };
+        tokio::select! {
+            changed = changes.changed() => if changed.is_err() {
+                return;
+            },
+            () = ended.notified(), if is_waiting => {}
+            () = sleep(COUNT_EVERY), if is_waiting => {}
         }
     }
 }
 
-/// Looks until what this stage waits for is over, or something else is announced. Whether it is over.
-async fn drain(cluster: &Cluster, cores: &[Handle], hold: Hold, marked: &mut Option<u64>) -> bool {
-    let (began, told) = (Instant::now(), &cluster.progress);
-    if hold.stage == HoldStage::Transactions && *marked != Some(hold.switchover) {
-        *marked = Some(hold.switchover);
+/// Looks whether what this stage waits for is over, and tells it.
+async fn drain(
+    cluster: &Cluster,
+    cores: &[Handle],
+    hold: Hold,
+    state: &mut State,
+    ended: &Arc<Notify>,
+) -> bool {
+    if state.began.is_none_or(|(known, _)| known != hold) {
+        state.began = Some((hold, Instant::now()));
+    }
+    if hold.stage == HoldStage::Transactions && state.marked != Some(hold) {
+        state.marked = Some(hold);
         if let Some(lane) = lane(cluster) {
             on_cores(cores, cluster, move |name| pool::set_mark(name, lane.0)).await;
         }
     }
-    while cluster.published().table.hold == Some(hold) {
-        let running = running(cluster, cores).await;
-        let left = match hold.stage {
-            HoldStage::Transactions => running.before_mark,
-            HoldStage::All => running.all,
-        };
-        let is_drained = left == 0;
-        let held = cluster.held.load(Ordering::Relaxed);
-        if is_drained {
-            let (name, took) = (&cluster.name, began.elapsed());
-            let (id, stage) = (hold.switchover, hold.stage);
-            info!(cluster = %name, switchover = id, ?stage, ?took, held, "drained");
-        }
-        told.send_if_modified(|known| {
-            let before = known.acknowledged.map(|(id, _)| id);
-            let acknowledged = match is_drained {
-                true => Some((hold.switchover, hold.stage)),
-                // What was said of an earlier stage still holds.
-                false if before == Some(hold.switchover) => known.acknowledged,
-                false => None,
-            };
-            let next = Progress {
-                acknowledged,
-                running: running.all,
-                held,
-            };
-            std::mem::replace(known, next) != next
-        });
-        if is_drained {
-            return true;
-        }
-        sleep(LOOK_EVERY).await;
+    let running = running(cluster, cores, ended).await;
+    let left = match hold.stage {
+        HoldStage::Transactions => running.before_mark,
+        HoldStage::All => running.all,
+    };
+    // What was counted is good only for what is held still.
+    let is_drained = left == 0 && cluster.published().table.hold == Some(hold);
+    let held = cluster.held.load(Ordering::Relaxed);
+    if is_drained {
+        let (name, took) = (&cluster.name, state.began.map(|(_, began)| began.elapsed()));
+        let (id, stage) = (hold.switchover, hold.stage);
+        info!(cluster = %name, switchover = id, ?stage, ?took, held, "drained");
+        state.drained = Some(hold);
     }
-    false
+    cluster.progress.send_if_modified(|known| {
+        let acknowledged = match is_drained {
+            true => Some(Acknowledged {
+                switchover: hold.switchover,
+                epoch: hold.epoch,
+                revision: hold.revision,
+                stage: hold.stage,
+            }),
+            // What was said of an earlier stage still holds.
+            false => known
+                .acknowledged
+                .filter(|said| (said.switchover, said.epoch) == (hold.switchover, hold.epoch)),
+        };
+        let next = Progress {
+            acknowledged,
+            running: running.all,
+            held,
+        };
+        std::mem::replace(known, next) != next
+    });
+    is_drained
 }
 
 /// The lane of the leader that is to be left.
@@ -109,23 +134,27 @@ fn lane(cluster: &Cluster) -> Option<LaneId> {
 
 /// What runs on the leader, on all cores. Each is asked in a turn of its own: a session that had not seen the hold yet
 /// has taken its server before, and is counted.
-async fn running(cluster: &Cluster, cores: &[Handle]) -> Count {
+async fn running(cluster: &Cluster, cores: &[Handle], ended: &Arc<Notify>) -> Count {
     let Some(lane) = lane(cluster) else {
         return Count::default();
     };
-    let counts = on_cores(cores, cluster, move |name| pool::running(name, lane.0)).await;
+    let ended = ended.clone();
+    let counts = on_cores(cores, cluster, move |name| {
+        pool::running(name, lane.0, &ended)
+    });
+    let counts = counts.await;
     counts.into_iter().fold(Count::default(), Count::and)
 }
 
 async fn on_cores<T: Send + 'static>(
     cores: &[Handle],
     cluster: &Cluster,
-    asked: impl Fn(&str) -> T + Copy + Send + 'static,
+    asked: impl Fn(&str) -> T + Clone + Send + 'static,
 ) -> Vec<T> {
     let asking: Vec<_> = cores
         .iter()
         .map(|core| {
-            let name = cluster.name.clone();
+            let (name, asked) = (cluster.name.clone(), asked.clone());
             core.spawn(async move { asked(name.as_str()) })
         })
         .collect();

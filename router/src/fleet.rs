@@ -9,7 +9,7 @@ use axum::Router;
 use ring::rand::{SecureRandom, SystemRandom};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use trunkline_shared::cluster::router::{Acknowledged, name_and_instance};
+use trunkline_shared::cluster::router::name_and_instance;
 use trunkline_shared::service::http::HttpClient;
 
 use crate::clusters::Clusters;
@@ -106,7 +106,7 @@ pub fn standing(cluster: &Cluster, listenings: &[Arc<Listening>]) -> Standing {
     });
     Standing {
         epoch,
-        acknowledged: acknowledged.map(|(switchover, stage)| Acknowledged { switchover, stage }),
+        acknowledged,
         writer_sessions: lane.map_or(0, |lane| cluster.lanes.load(lane).open as u64),
         held_clients: cluster.held.load(Ordering::Relaxed) as u64,
         hold_timeout: own.map(|own| own.hold_timeout()).min().unwrap_or_default(),

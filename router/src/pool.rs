@@ -10,6 +10,7 @@ use std::task::Waker;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use tokio::sync::Notify;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 use trunkline_shared::cluster::Moment;
 use trunkline_shared::service::clock;
@@ -151,11 +152,15 @@ pub fn set_mark(cluster: &str, lane: u64) {
     });
 }
 
-/// What clients that are not pinned run on a lane, on this core.
-pub fn running(cluster: &str, lane: u64) -> Count {
+/// What clients that are not pinned run on a lane, on this core. Who asks is told when a pool has nothing more to wait for.
+pub fn running(cluster: &str, lane: u64, drain: &Arc<Notify>) -> Count {
     POOLS.with_borrow_mut(|pools| {
         let pools = pools.on_lane(cluster, lane);
-        pools.fold(Count::default(), |sum, pool| sum.and(pool.running.count()))
+        pools.fold(Count::default(), |sum, pool| {
+            let count = pool.running.count();
+            pool.drain = (count.all > 0).then(|| drain.clone());
+            sum.and(count)
+        })
     })
 }
 
@@ -195,6 +200,7 @@ impl Pools {
             hungry: Vec::new(),
             has_asked: false,
             running: Running::default(),
+            drain: None,
         };
         self.pools.insert(id, Box::new(pool));
         self.by_key.insert(key, id);
@@ -241,7 +247,7 @@ impl Pools {
         let Some(pool) = self.get(id) else {
             return;
         };
-        pool.running.end(begun);
+        pool.end(begun);
         server.card.is_with(0);
         if server.is_spoiled || server.seat.notice().is_some() || !pool.is_opened_now(&server) {
             let is_cut = server.seat.notice().is_some();
@@ -261,7 +267,7 @@ impl Pools {
 
     fn end(&mut self, id: PoolId, begun: Begun) {
         if let Some(pool) = self.get(id) {
-            pool.running.end(Some(begun));
+            pool.end(Some(begun));
         }
     }
 
@@ -275,7 +281,7 @@ impl Pools {
         let now = clock::now();
         let mut effects = std::mem::take(&mut self.effects);
         if let Some(pool) = self.get(id) {
-            pool.running.end(begun);
+            pool.end(begun);
             pool.count_closed("with_client");
             pool.state.lost(server, now, &mut effects);
         }

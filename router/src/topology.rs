@@ -6,7 +6,7 @@ use std::future::Future;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -77,6 +77,8 @@ pub struct Cluster {
     /// How far a planned change of leader has come here.
     pub progress: watch::Sender<Progress>,
     published: ArcSwap<Published>,
+    /// Whether its table holds clients for a planned change of leader.
+    holds: AtomicBool,
     changes: watch::Sender<u64>,
     /// How many tables were published.
     version: AtomicU64,
@@ -102,6 +104,7 @@ impl Cluster {
             held: AtomicUsize::new(0),
             progress: watch::Sender::default(),
             published: ArcSwap::default(),
+            holds: AtomicBool::new(false),
             changes: watch::Sender::new(0),
             version: AtomicU64::new(0),
             trouble: ArcSwap::default(),
@@ -113,6 +116,11 @@ impl Cluster {
     /// The table as it is now.
     pub fn published(&self) -> Arc<Published> {
         self.published.load_full()
+    }
+
+    /// Whether a planned change of leader holds clients. Looked at per batch, not per transaction only.
+    pub fn is_holding(&self) -> bool {
+        self.holds.load(Ordering::Acquire)
     }
 
     /// Changes with every new table, and with every address that leads elsewhere.
@@ -251,6 +259,8 @@ impl Keeper {
                 table: self.table.clone(),
                 addresses: self.resolver.known().clone(),
             }));
+            let holds = self.table.hold.is_some();
+            self.cluster.holds.store(holds, Ordering::Release);
             self.cluster.version.fetch_add(1, Ordering::Release);
         }
         for departures in self.cluster.lanes.obey(&commands) {

@@ -72,11 +72,9 @@ fn row(key: &str, record: &RouterRecord, current: Option<LeaderEpoch>) -> Vec<Va
     let (name, instance) = name_and_instance(key);
     let epoch = record.epoch.map(|epoch| epoch.to_string());
     let hold = u64::try_from(record.hold_timeout.as_millis()).unwrap_or(u64::MAX);
-    let acknowledged = record
-        .acknowledged
-        .map(|Acknowledged { switchover, stage }| {
-            format!("{} of {switchover}", hold_stage_word(stage))
-        });
+    let acknowledged = record.acknowledged.map(|said: Acknowledged| {
+        format!("{} of {}", hold_stage_word(said.stage), said.switchover)
+    });
     vec![
         name.into(),
         instance.into(),

@@ -202,6 +202,8 @@ pub fn waits_for(topology: &Topology) -> Option<String> {
     };
     let wanted = Some(Acknowledged {
         switchover: record.id,
+        epoch: record.epoch,
+        revision: topology.switchover_revision,
         stage,
     });
     let mut routers = topology.routers.iter();

@@ -7,7 +7,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 
-use trunkline_shared::cluster::router::HoldStage;
+use trunkline_shared::cluster::router::{Acknowledged, HoldStage};
 use trunkline_shared::cluster::switchover::{ChangeParts, Drain, OnTimeout};
 use trunkline_shared::cluster::topology::{FailoverRequest, SwitchoverRecord, SwitchoverStage};
 use trunkline_shared::cluster::{MemberName, RouterRecord, Topology};
@@ -387,7 +387,7 @@ fn drain<'a>(
         return ControlFlow::Break(give_up(turn.detail(why), topology, plan));
     }
     let waited = turn.seen.now.since(change.since);
-    let missing = unacknowledged(topology, record.id, HoldStage::Transactions);
+    let missing = unacknowledged(topology, record, HoldStage::Transactions);
     let is_over = waited >= plan.drain;
     if !missing.is_empty() && !is_over {
         let turn = turn.because_of(plan.goal.words().draining, awaited(&missing));
@@ -423,7 +423,7 @@ fn hold(
         return give_up(turn.detail(why), topology, plan);
     }
     let waited = turn.seen.now.since(change.since);
-    let missing = unacknowledged(topology, record.id, HoldStage::All);
+    let missing = unacknowledged(topology, record, HoldStage::All);
     let limit = match plan.on_timeout {
         OnTimeout::GiveUp => HOLD_ALL_LIMIT,
         OnTimeout::Terminate => HOLD_ALL_TO_TERMINATE,
@@ -509,11 +509,20 @@ fn streams_from_here(seen: &Observation, name: &MemberName) -> bool {
 
 type Named<'a> = (&'a str, &'a RouterRecord);
 
-/// The registered routers that have not said that they hold, and that everything which ran before has ended. One
-/// whose lease is over holds nobody up: it is not registered any more.
-fn unacknowledged(topology: &Topology, id: u64, stage: HoldStage) -> Vec<Named<'_>> {
+/// The registered routers that have not said of this very record that they hold, and that everything which ran before has
+/// ended. One whose lease is over holds nobody up: it is not registered any more.
+fn unacknowledged<'a>(
+    topology: &'a Topology,
+    record: &SwitchoverRecord,
+    stage: HoldStage,
+) -> Vec<Named<'a>> {
+    // A request that is carried out a second time has its number, and what was said of the first time is over.
+    let revision = topology.switchover_revision;
+    let is_of_it = |said: &Acknowledged| {
+        (said.switchover, said.epoch, said.revision) == (record.id, record.epoch, revision)
+    };
     let has = |router: &RouterRecord| {
-        let said = router.acknowledged.filter(|said| said.switchover == id);
+        let said = router.acknowledged.filter(is_of_it);
         said.is_some_and(|said| match (stage, said.stage) {
             (HoldStage::Transactions, HoldStage::Transactions | HoldStage::All)
             | (HoldStage::All, HoldStage::All) => true,

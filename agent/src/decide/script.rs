@@ -466,6 +466,7 @@ impl Scene {
             self.topology.switchover = None;
             return Ok(());
         }
+        self.topology.switchover_revision = words.value("revision")?.unwrap_or(0);
         self.topology.switchover = Some(Arc::new(SwitchoverRecord {
             id: words.value("id")?.unwrap_or(20),
             epoch: LeaderEpoch {

@@ -199,6 +199,10 @@ impl World {
         let now = self.now;
         let this = &self.routers[usize::from(router)];
         let asked = this.view.as_ref().and_then(|view| view.switchover.clone());
+        let revision = this
+            .view
+            .as_ref()
+            .map_or(0, |view| view.switchover_revision);
         let wanted = asked.as_ref().and_then(|record| match record.stage {
             SwitchoverStage::HoldTransactions => Some(HoldStage::Transactions),
             SwitchoverStage::HoldAll | SwitchoverStage::Stopped { .. } => Some(HoldStage::All),
@@ -223,7 +227,13 @@ impl World {
             stage_since,
         });
         self.misbehave(router, record.id);
-        self.acknowledge(router, record.id, stage, stage_since);
+        let said = Acknowledged {
+            switchover: record.id,
+            epoch: record.epoch,
+            revision,
+            stage,
+        };
+        self.acknowledge(router, said, stage_since);
     }
 
     fn misbehave(&mut self, router: u8, id: u64) {
@@ -247,7 +257,7 @@ impl World {
         }
     }
 
-    fn acknowledge(&mut self, router: u8, id: u64, stage: HoldStage, since: Time) {
+    fn acknowledge(&mut self, router: u8, said: Acknowledged, since: Time) {
         let now = self.now;
         let delay = match (self.manner(router), self.is_calm) {
             (Manner::Absent, _) => return,
@@ -262,11 +272,12 @@ impl World {
                 _,
             ) => 0,
         };
-        let said = Some(Acknowledged {
+        let Acknowledged {
             switchover: id,
             stage,
-        });
-        if !self.router_lives(router) || self.registered(router).acknowledged == said {
+            ..
+        } = said;
+        if !self.router_lives(router) || self.registered(router).acknowledged == Some(said) {
             return;
         }
         if since + delay > now {
@@ -277,7 +288,7 @@ impl World {
             self.put_in(10 * MS, Event::FleetLooks { router });
             return;
         }
-        self.registered(router).acknowledged = said;
+        self.registered(router).acknowledged = Some(said);
         tell!(self, Actor::Router(router), "acknowledges {id} {stage:?}");
         self.write_fleet(router);
     }

@@ -11,6 +11,9 @@ pub const COUNTS_EVERY: Duration = Duration::from_secs(10);
 /// The same during a planned change: somebody looks at them.
 pub const COUNTS_EVERY_IN_A_CHANGE: Duration = Duration::from_millis(100);
 
+/// The pause after a record could not be written; doubled at each failure, for an agent may wait for what it says.
+pub const FIRST_PAUSE: Duration = Duration::from_millis(50);
+
 /// What is the same for every cluster.
 #[derive(Clone, Debug)]
 pub struct Own {
@@ -82,6 +85,12 @@ pub fn wait(written: Option<&Written>, lease: i64, wanted: &RouterRecord, now: M
     }
 }
 
+/// The pause after so many failures in a row, none longer than the last.
+pub fn pause_after(failures: u32, longest: Duration) -> Duration {
+    let doubled = 2u32.saturating_pow(failures.saturating_sub(1));
+    FIRST_PAUSE.saturating_mul(doubled).min(longest)
+}
+
 #[cfg(test)]
 mod tests {
     use trunkline_shared::cluster::router::HoldStage;
@@ -132,6 +141,8 @@ mod tests {
     fn at_stage(stage: HoldStage) -> Standing {
         let acknowledged = Some(Acknowledged {
             switchover: 1,
+            epoch: epoch(42),
+            revision: 50,
             stage,
         });
         Standing {
@@ -183,6 +194,14 @@ mod tests {
         }
         let over = written(&at_stage(HoldStage::All), NOW);
         assert_eq!(wait_for(&over, &standing()), Duration::ZERO);
+    }
+
+    #[test]
+    fn a_write_that_failed_is_tried_again_soon_and_then_less_often() {
+        let longest = Duration::from_millis(500);
+        let pauses = [1, 2, 3, 4, 5, 99].map(|failures| pause_after(failures, longest));
+        let expected = [50, 100, 200, 400, 500, 500].map(Duration::from_millis);
+        assert_eq!(pauses, expected);
     }
 
     #[test]

@@ -20,7 +20,7 @@ use trunkline_shared::service::clock;
 use crate::clusters::Clusters;
 use crate::fleet::beside::Beside;
 use crate::fleet::cancels::Carrier;
-use crate::fleet::record::{Own, Written, record, wait};
+use crate::fleet::record::{Own, Written, pause_after, record, wait};
 use crate::fleet::{Leaving, standing};
 use crate::listener::Listening;
 use crate::topology::Cluster;
@@ -30,7 +30,7 @@ use crate::topology::Cluster;
 pub const LEASE: Duration = Duration::from_secs(2);
 /// How often the lease is renewed; also the pause after a failure.
 pub const RENEW_EVERY: Duration = Duration::from_millis(500);
-/// The pause after the DCS refused the right to write.
+/// The pause after the DCS refused the right to write, and the longest after it refused what was to be written.
 const REFUSED_PAUSE: Duration = Duration::from_secs(30);
 
 /// How often a write is tried whose key stands otherwise than it was seen.
@@ -141,7 +141,7 @@ impl Registration {
             part: self.clone(),
             written: None,
             revision: 0,
-            is_told: false,
+            failures: 0,
             over: told,
         };
         let task = self.leaving.tasks.spawn(async move {
@@ -202,8 +202,8 @@ struct Registrar {
     written: Option<Written>,
     /// Of the key, as it was seen last; 0: there was none.
     revision: Revision,
-    /// Somebody was told that the record cannot be written.
-    is_told: bool,
+    /// Writes that failed since the last that did not.
+    failures: u32,
     /// The key is to go.
     over: CancellationToken,
 }
@@ -219,8 +219,8 @@ impl Registrar {
             tokio::select! {
                 () = self.over.cancelled() => break,
                 () = sleep(pause) => {}
-                _ = changes.changed(), if !self.is_told => {}
-                _ = progress.changed(), if !self.is_told => {}
+                _ = changes.changed(), if self.failures == 0 => {}
+                _ = progress.changed(), if self.failures == 0 => {}
                 Ok(()) = self.lease.changed() => {}
             }
         }
@@ -242,7 +242,7 @@ impl Registrar {
         }
         match self.write(lease, &wanted).await {
             Ok(()) => {
-                if std::mem::take(&mut self.is_told) {
+                if std::mem::take(&mut self.failures) > 0 {
                     info!(cluster = %self.cluster.name, key = %self.path, "this router is registered");
                 }
                 self.written = Some(Written {
@@ -258,7 +258,8 @@ impl Registrar {
     }
 
     fn failed(&mut self, error: &DcsError) -> Duration {
-        if !std::mem::replace(&mut self.is_told, true) {
+        self.failures = self.failures.saturating_add(1);
+        if self.failures == 1 {
             let (cluster, key) = (&self.cluster.name, &self.path);
             warn!(
                 %cluster, %key,
@@ -267,12 +268,13 @@ impl Registrar {
             );
         }
         match error {
-            DcsError::Refused { .. } | DcsError::Rejected(_) => REFUSED_PAUSE,
+            DcsError::Refused { .. } => REFUSED_PAUSE,
+            DcsError::Rejected(_) => pause_after(self.failures, REFUSED_PAUSE),
             DcsError::Unreachable { .. }
             | DcsError::UnknownOutcome { .. }
             | DcsError::LeaseGone(_)
             | DcsError::Compacted(_)
-            | DcsError::WentBack(_) => RENEW_EVERY,
+            | DcsError::WentBack(_) => pause_after(self.failures, RENEW_EVERY),
         }
     }
 

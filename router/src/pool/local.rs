@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::task::Waker;
 
 use ring::rand::{SecureRandom, SystemRandom};
+use tokio::sync::Notify;
 use tracing::{debug, info, warn};
 use trunkline_shared::cluster::Moment;
 
@@ -12,7 +13,7 @@ use super::{Lease, NoServer, PATIENCE, POOLS, PoolId, STILL_HUNGRY, Spec};
 use crate::auth::RANDOM_BYTES;
 use crate::cores;
 use crate::pool::alone::Home;
-use crate::pool::running::Running;
+use crate::pool::running::{Begun, Running};
 use crate::pool::state::{CloseReason, Effect, PoolState, Refusal, ServerId, WaiterId};
 use crate::roster;
 use crate::server::card::ServerCard;
@@ -47,6 +48,8 @@ pub(super) struct Pool {
     pub(super) has_asked: bool,
     /// What a planned change of leader waits for.
     pub(super) running: Running,
+    /// Who waits for it.
+    pub(super) drain: Option<Arc<Notify>>,
 }
 
 /// A core whose clients wait for a server of another one.
@@ -74,6 +77,17 @@ impl Pool {
             server: Some(server),
             home: Home::Pool(pool, id),
             begun: Some(self.running.begin()),
+        }
+    }
+
+    /// A lease is over, or is not waited for any more. Who waits for the last of them is told once, and looks again.
+    pub(super) fn end(&mut self, begun: Option<Begun>) {
+        let before = self.running.count();
+        self.running.end(begun);
+        if self.running.is_over_since(before)
+            && let Some(drain) = self.drain.take()
+        {
+            drain.notify_one();
         }
     }
 

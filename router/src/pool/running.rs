@@ -41,6 +41,12 @@ impl Running {
         *counted = counted.saturating_sub(1);
     }
 
+    /// Whether something that is waited for is over, by what ran before it ended: all that began before the mark, or all.
+    pub fn is_over_since(&self, before: Count) -> bool {
+        let now = self.count();
+        (now.before_mark == 0 && before.before_mark > 0) || (now.all == 0 && before.all > 0)
+    }
+
     /// What runs now is told apart from what begins from here on.
     pub fn set_mark(&mut self) {
         self.mark = self.mark.wrapping_add(1);
@@ -85,13 +91,12 @@ mod tests {
         );
         running.end(Some(third));
         running.end(Some(first));
-        assert_eq!(
-            running.count(),
-            Count {
-                before_mark: 1,
-                all: 1
-            }
-        );
+        let last = Count {
+            before_mark: 1,
+            all: 1,
+        };
+        assert_eq!(running.count(), last);
+        assert!(!running.is_over_since(last));
         // Another change, before the last one's are over.
         let fourth = running.begin();
         running.set_mark();
@@ -102,8 +107,15 @@ mod tests {
                 all: 2
             }
         );
+        let fifth = running.begin();
+        let before = running.count();
         running.end(Some(second));
+        assert!(!running.is_over_since(before));
         running.end(Some(fourth));
+        assert!(running.is_over_since(before));
+        let last = running.count();
+        running.end(Some(fifth));
+        assert!(running.is_over_since(last));
         assert_eq!(running.count(), Count::default());
     }
 }

@@ -7,6 +7,7 @@ pub use expect::{Act, Block, Expect};
 
 use crate::protocol::messages::{CLOSE_COMPLETE, DEALLOCATED, PARSE_COMPLETE};
 
+mod batches;
 mod expect;
 
 /// The most answers that may be outstanding. A client that sends more is not read until some have come.

@@ -50,6 +50,8 @@ pub struct Hold {
     pub switchover: u64,
     /// The epoch that it ends.
     pub epoch: LeaderEpoch,
+    /// The revision of its announcement.
+    pub revision: i64,
     /// How much is held.
     pub stage: HoldStage,
     /// When this router began to hold for it.

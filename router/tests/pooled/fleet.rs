@@ -233,15 +233,21 @@ async fn a_router_tells_its_epoch_and_its_stage_at_once_and_takes_its_key_away_w
     one.lead("a", a.address).await;
     until(async || own_record(&two, &at_one).unwrap().epoch > Some(epoch)).await;
     let mut client = one.session().await;
-    let stage = Acknowledged {
-        switchover: 7,
-        stage: HoldStage::Transactions,
-    };
     let epoch = own_record(&two, &at_one).unwrap().epoch.unwrap();
     let announced =
         format!(r#"{{"id":7,"epoch":"{epoch}","from":"a","to":"b","stage":"hold_transactions"}}"#);
     one.put("trunkline/switchover", &announced).await;
-    until(async || own_record(&two, &at_one).unwrap().acknowledged == Some(stage)).await;
+    let is_it = |said: Acknowledged| {
+        (said.switchover, said.epoch, said.stage) == (7, epoch, HoldStage::Transactions)
+            && said.revision == one.cluster.published().table.hold.unwrap().revision
+    };
+    let has_said = || {
+        own_record(&two, &at_one)
+            .unwrap()
+            .acknowledged
+            .is_some_and(is_it)
+    };
+    until(async || has_said()).await;
     client.query("begin").await;
     // During a planned change the counts are told soon, too.
     until(async || own_record(&two, &at_one).unwrap().held_clients == 1).await;
@@ -282,6 +288,58 @@ impl Dcs for ReadOnly {
     async fn keep_alive(&self, lease: LeaseId) -> Result<LeaseAnswer, DcsError> {
         self.store.keep_alive(lease).await
     }
+}
+
+/// A store that refuses the first write that is made after an order.
+struct Stumbling {
+    store: Arc<dyn Dcs>,
+    stumbles: AtomicUsize,
+}
+
+#[async_trait]
+impl Dcs for Stumbling {
+    async fn read(&self, prefix: &str) -> Result<Listing, DcsError> {
+        self.store.read(prefix).await
+    }
+
+    async fn commit(&self, txn: &Txn) -> Result<Committed, DcsError> {
+        if self.stumbles.swap(0, Ordering::SeqCst) > 0 {
+            return Err(DcsError::Rejected("too many requests".to_owned()));
+        }
+        self.store.commit(txn).await
+    }
+
+    async fn watch(&self, prefix: &str, from: Revision) -> Result<Box<dyn Watch>, DcsError> {
+        self.store.watch(prefix, from).await
+    }
+
+    async fn grant(&self, ttl: Duration) -> Result<LeaseAnswer, DcsError> {
+        self.store.grant(ttl).await
+    }
+
+    async fn keep_alive(&self, lease: LeaseId) -> Result<LeaseAnswer, DcsError> {
+        self.store.keep_alive(lease).await
+    }
+}
+
+#[tokio::test]
+async fn a_record_that_could_not_be_written_once_is_written_soon() {
+    let (stack, a) = led(Mode::Transaction).await;
+    let (own, registration) = prepare(&stack, "one", Path::new(NOWHERE)).await;
+    let dcs = Arc::new(Stumbling {
+        store: stack.dcs.clone(),
+        stumbles: AtomicUsize::new(0),
+    });
+    let lease = registration.begin(dcs.clone());
+    let keys = Keys::new("service", &ClusterName::new("demo"));
+    registration.register(dcs.clone(), &keys, stack.cluster.clone(), lease);
+    knows(&stack, 1).await;
+    let epoch = own_record(&stack, &own).unwrap().epoch;
+    dcs.stumbles.store(1, Ordering::SeqCst);
+    stack.delete("leader").await;
+    stack.lead("a", a.address).await;
+    until(async || own_record(&stack, &own).unwrap().epoch > epoch).await;
+    assert_eq!(dcs.stumbles.load(Ordering::SeqCst), 0);
 }
 
 #[tokio::test]

@@ -3,6 +3,7 @@
 use trunkline_router::drain::Progress;
 use trunkline_router::topology::routing_table::HoldStage;
 use trunkline_shared::cluster::MemberName;
+use trunkline_shared::cluster::router::Acknowledged;
 use trunkline_shared::cluster::topology::{SwitchoverRecord, SwitchoverStage};
 use trunkline_shared::dcs::records::switchover_to_json;
 
@@ -47,7 +48,12 @@ async fn told(stack: &Stack, is_so: impl Fn(&Progress) -> bool) -> Progress {
 /// Announces a stage and waits until it is acknowledged.
 async fn drained(stack: &Stack, stage: SwitchoverStage, held: HoldStage) {
     announce(stack, stage).await;
-    told(stack, |it| it.acknowledged == Some((CHANGE, held))).await;
+    told(stack, |it| has_acknowledged(it, held)).await;
+}
+
+fn has_acknowledged(progress: &Progress, held: HoldStage) -> bool {
+    let is_it = |said: Acknowledged| (said.switchover, said.stage) == (CHANGE, held);
+    progress.acknowledged.is_some_and(is_it)
 }
 
 #[tokio::test]
@@ -65,7 +71,7 @@ async fn a_transaction_that_runs_is_finished_before_the_stage_is_acknowledged() 
     told(&stack, |it| it.held == 1).await;
     assert_eq!(ask(&mut one, "select 1").await, "CZT");
     assert_eq!(ask(&mut one, "commit").await, "CZI");
-    let is_done = |it: &Progress| it.acknowledged == Some((CHANGE, HoldStage::Transactions));
+    let is_done = |it: &Progress| has_acknowledged(it, HoldStage::Transactions);
     assert_eq!(told(&stack, is_done).await.running, 0);
     drained(&stack, SwitchoverStage::HoldAll, HoldStage::All).await;
     one.query("select 3").await;
@@ -92,10 +98,7 @@ async fn in_the_second_stage_a_running_statement_is_waited_for() {
     let seen = told(&stack, |it| it.running > 0).await;
     assert_eq!(seen.acknowledged, None);
     drop(one);
-    told(&stack, |it| {
-        it.acknowledged == Some((CHANGE, HoldStage::All))
-    })
-    .await;
+    told(&stack, |it| has_acknowledged(it, HoldStage::All)).await;
 }
 
 #[tokio::test]
@@ -157,8 +160,80 @@ async fn who_waits_for_a_server_when_a_change_begins_is_held_in_its_place() {
     told(&stack, |it| it.running == 1).await;
     assert_eq!(ask(&mut one, "commit").await, "CZI");
     let done = told(&stack, |it| it.acknowledged.is_some()).await;
-    assert_eq!(done.acknowledged, Some((CHANGE, HoldStage::Transactions)));
+    assert!(has_acknowledged(&done, HoldStage::Transactions));
     drained(&stack, SwitchoverStage::HoldAll, HoldStage::All).await;
     stack.delete("trunkline/switchover").await;
     assert_eq!(answer(&mut two).await, "CZT");
+}
+
+#[tokio::test]
+async fn a_client_that_always_has_the_next_transaction_at_hand_is_held_between_two() {
+    let (stack, _a) = three().await;
+    let mut one = stack.session().await;
+    let transaction = [message(b'Q', b"begin\0"), message(b'Q', b"commit\0")].concat();
+    let (counted, mut count) = tokio::sync::watch::channel(0);
+    let (stop, stopped) = tokio::sync::watch::channel(false);
+    let talking = tokio::spawn(async move {
+        let mut open = 3;
+        one.send(&transaction.repeat(open)).await;
+        while open > 0 {
+            assert_eq!(answer(&mut one).await, "CZT");
+            assert_eq!(answer(&mut one).await, "CZI");
+            counted.send_modify(|count| *count += 1);
+            // There is never a moment without something outstanding.
+            let is_over = *stopped.borrow();
+            match is_over {
+                true => open -= 1,
+                false => one.send(&transaction).await,
+            }
+        }
+    });
+    count.wait_for(|count| *count > 5).await.unwrap();
+    let (transactions, all) = (HoldStage::Transactions, HoldStage::All);
+    drained(&stack, SwitchoverStage::HoldTransactions, transactions).await;
+    drained(&stack, SwitchoverStage::HoldAll, all).await;
+    stop.send(true).unwrap();
+    announce(&stack, SwitchoverStage::Resume).await;
+    talking.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_stage_is_acknowledged_of_the_record_that_stands() {
+    let (stack, _a) = three().await;
+    let revision = |it: Progress| it.acknowledged.unwrap().revision;
+    drained(&stack, SwitchoverStage::HoldAll, HoldStage::All).await;
+    let first = revision(*stack.cluster.progress.borrow());
+    // Called off and announced again, under the same number, before anybody has looked in between.
+    announce(&stack, SwitchoverStage::Resume).await;
+    announce(&stack, SwitchoverStage::HoldAll).await;
+    let is_new = |it: &Progress| it.acknowledged.is_some_and(|said| said.revision > first);
+    let second = revision(told(&stack, is_new).await);
+    let shown = stack.cluster.published().table.hold.unwrap();
+    assert_eq!(second, shown.revision);
+}
+
+#[tokio::test]
+async fn every_core_has_had_a_turn_before_a_stage_is_acknowledged() {
+    let (stack, _a) = three().await;
+    for busy in stack._cores.handles().iter() {
+        // What runs on a core may have looked before the hold was there, and take a server in the same turn.
+        let (end, ended) = std::sync::mpsc::channel::<()>();
+        let (begin, begun) = tokio::sync::oneshot::channel();
+        let turn = busy.spawn(async move {
+            begin.send(()).unwrap();
+            ended.recv().unwrap();
+        });
+        begun.await.unwrap();
+        announce(&stack, SwitchoverStage::HoldAll).await;
+        stack.until(|p| p.table.hold.is_some()).await;
+        let mut progress = stack.cluster.progress.subscribe();
+        let early = progress.wait_for(|it| it.acknowledged.is_some());
+        let early = tokio::time::timeout(Duration::from_millis(200), early).await;
+        assert!(early.is_err(), "acknowledged, and a core was not asked");
+        end.send(()).unwrap();
+        turn.await.unwrap();
+        told(&stack, |it| has_acknowledged(it, HoldStage::All)).await;
+        announce(&stack, SwitchoverStage::Resume).await;
+        told(&stack, |it| *it == Progress::default()).await;
+    }
 }

@@ -48,11 +48,16 @@ impl RouterRecord {
     }
 }
 
-/// A stage of a planned change, as a router acknowledges it.
+/// A stage of a planned change, as a router acknowledges it: of one record, since a change that is announced again may have
+/// the same number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Acknowledged {
     /// The change ([`super::topology::SwitchoverRecord::id`]).
     pub switchover: u64,
+    /// The epoch that it ends.
+    pub epoch: LeaderEpoch,
+    /// The mod revision of the record ([`super::Topology::switchover_revision`]).
+    pub revision: i64,
     /// The stage.
     pub stage: HoldStage,
 }

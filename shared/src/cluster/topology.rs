@@ -245,6 +245,8 @@ pub struct Topology {
     pub disarmed: BTreeSet<MemberName>,
     /// A planned change in progress.
     pub switchover: Option<Arc<SwitchoverRecord>>,
+    /// The mod revision of its record, which tells it from an earlier one of the same request; 0 if there never was one.
+    pub switchover_revision: i64,
     /// The registered routers, by `<name>/<instance>`.
     pub routers: Routers,
     /// The epoch of the newest change of leader that is written down.
@@ -400,7 +402,10 @@ impl Topology {
                     self.disarmed.insert(name.clone());
                 }
             }
-            Fact::Switchover(record) => self.switchover = Some(record.clone()),
+            Fact::Switchover(record) => {
+                self.switchover = Some(record.clone());
+                self.switchover_revision = revision;
+            }
             Fact::Router(record) => {
                 if let FactKey::Router(name) = &change.key {
                     Arc::make_mut(&mut self.routers).insert(name.clone(), record.clone());

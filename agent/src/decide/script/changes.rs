@@ -22,7 +22,8 @@ const STAGES: [(&str, HoldStage); 2] = [
     ("hold_all", HoldStage::All),
 ];
 
-/// `router NAME`, with `gone`, `hold=SECONDS`, `ack=ID@STAGE` and `sessions=NUMBER`.
+/// `router NAME`, with `gone`, `hold=SECONDS`, `sessions=NUMBER` and `ack=ID@STAGE`; with that `epoch=REVISION` and
+/// `of=REVISION` of the record that it acknowledges.
 pub(super) fn router(routers: &mut Routers, words: &Words<'_, '_>) -> Result<(), ScriptError> {
     let Some(name) = words.first() else {
         return Err(words.wrong("", "a router's name"));
@@ -38,6 +39,11 @@ pub(super) fn router(routers: &mut Routers, words: &Words<'_, '_>) -> Result<(),
         let known = STAGES.iter().find(|(word, _)| *word == stage);
         Ok::<_, ScriptError>(Acknowledged {
             switchover: words.parse(id, "a number")?,
+            epoch: LeaderEpoch {
+                generation: 0,
+                revision: words.value("epoch")?.unwrap_or(10),
+            },
+            revision: words.value("of")?.unwrap_or(0),
             stage: known.ok_or_else(|| words.wrong(stage, "a stage"))?.1,
         })
     });
@@ -62,6 +68,8 @@ pub(super) fn print_routers(out: &mut String, topology: &Topology) {
             let word = STAGES.iter().find(|(_, stage)| *stage == said.stage);
             let word = word.map_or("", |(word, _)| *word);
             let _ = write!(out, " ack={}@{word}", said.switchover);
+            let _ = write!(out, " epoch={}", said.epoch.revision);
+            option(out, "of", Some(said.revision).filter(|it| *it != 0));
         }
         let _ = writeln!(out, " sessions={}", router.writer_sessions);
     }

@@ -252,6 +252,8 @@ fn print_switchover(out: &mut String, topology: &Topology) {
         record.to,
         changes::stage_text(record.stage)
     );
+    let revision = Some(topology.switchover_revision);
+    option(out, "revision", revision.filter(|it| *it != 0));
     changes::print_parts(out, &record.parts);
     out.push('\n');
 }

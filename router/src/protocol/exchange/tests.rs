@@ -347,3 +347,23 @@ fn a_copy_that_fails_before_or_behind_a_sync_leaves_a_server_for_nobody_else() {
         assert!(!talk.is_idle() && talk.may_be_left());
     }
 }
+
+#[test]
+fn a_batch_that_was_sent_whole_is_answered_whatever_follows_it() {
+    let answered = |expects: &[Expect]| asked(expects).is_answered_in_any_case();
+    assert!(answered(&[QUERY]) && answered(&[EXECUTE, Expect::Sync]));
+    assert!(answered(&[QUERY, PARSE, EXECUTE, Expect::Sync]));
+    // Nothing is outstanding, or more has to come.
+    assert!(!answered(&[]) && !answered(&[EXECUTE]) && !answered(&[Expect::Sync, PARSE]));
+    // Data of COPY may be waited for.
+    let mut copying = asked(&[QUERY]);
+    hear(&mut copying, b"G");
+    assert!(!copying.is_answered_in_any_case());
+    copying.sent(Expect::CopyEnd);
+    copying.sent(QUERY);
+    assert!(!copying.is_answered_in_any_case());
+    hear(&mut copying, b"CZ");
+    assert!(copying.is_answered_in_any_case());
+    hear(&mut copying, b"CZ");
+    assert!(!copying.is_answered_in_any_case());
+}

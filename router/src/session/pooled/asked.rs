@@ -1,7 +1,7 @@
 //! One look over bytes of a client: what is asked, and what of it must be changed on the way.
 
 use super::Own;
-use super::client_side::{WHOLE, bad_length};
+use super::client_side::{WHOLE, bad_length, is_held_between};
 use super::hoard::Hoard;
 use crate::error::SessionError;
 use crate::pool::registry::Registry;
@@ -15,6 +15,7 @@ use crate::session::carry_over::executed::Executed;
 use crate::session::carry_over::look::{Look, PinReason, look};
 use crate::session::carry_over::{NO_UNNAMED, Statement, TAKEN, UNKNOWN, is_reserved, server_name};
 use crate::tally::Tally;
+use crate::topology::Cluster;
 
 mod deallocate;
 
@@ -61,6 +62,8 @@ pub(super) struct Scan<'a> {
     pub(super) unnamed: Option<(usize, usize)>,
     pub(super) has_flushed: bool,
     pub(super) hoard: &'a mut Option<Hoard>,
+    /// Whose leader may be about to change.
+    pub(super) cluster: &'a Cluster,
 }
 
 impl Scan<'_> {
@@ -107,7 +110,9 @@ impl Scan<'_> {
     /// Whether the next message is not to be looked at yet. What may drop every statement is waited for: whether what
     /// follows has to be prepared anew depends on what becomes of it.
     fn must_wait(&mut self, splice: &Splice<'_>) -> bool {
-        splice.written() >= ENOUGH || self.is_shared() && self.server.exchange.may_drop()
+        splice.written() >= ENOUGH
+            || self.is_shared() && self.server.exchange.may_drop()
+            || is_held_between(self.cluster, *self.pinned, &self.server.exchange)
     }
 
     /// Whether a message is about a statement that an earlier batch, which may fail yet, has changed.

@@ -11,11 +11,13 @@ use super::hoard::SHORT;
 use super::{Buffers, Own, Pooled, Step, Turn, flush, write_on};
 use crate::error::SessionError;
 use crate::pool::registry::Registry;
+use crate::protocol::exchange::Exchange;
 use crate::protocol::messages::FLUSH;
 use crate::protocol::splice::{BadLength, Splice, head, text};
 use crate::server::Server;
 use crate::session::carry_over::look::PinReason;
 use crate::session::stranded::{Next, Stranded};
+use crate::topology::Cluster;
 
 /// A message up to this long is looked at as a whole, bytes; of a longer one the beginning.
 pub(super) const WHOLE: usize = 1 << 20;
@@ -41,7 +43,10 @@ impl Pooled {
             let is_shared = !self.pinned.is_some_and(PinReason::is_from_the_start);
             let talk = &mut server.exchange;
             let is_full = self.left == 0
-                && (talk.is_full() || talk.is_held() || is_shared && talk.may_drop());
+                && (talk.is_full()
+                    || talk.is_held()
+                    || is_shared && talk.may_drop()
+                    || self.is_unread && is_held_between(&self.door.cluster, self.pinned, talk));
             let flushed = flush(&mut server.stream, &mut server.to_server, cx);
             if !flushed.map_err(|_| Turn::ServerGone)? || is_full {
                 return Ok(Step::Waits);
@@ -164,6 +169,7 @@ impl Pooled {
             unnamed: None,
             has_flushed: false,
             hoard: &mut self.hoard,
+            cluster: &self.door.cluster,
         };
         let mut splice = Splice::new(bytes, out);
         let scanned = scan.scan(bytes, &mut splice);
@@ -282,6 +288,16 @@ impl Pooled {
         }
         Ok(())
     }
+}
+
+/// Whether a planned change of leader lets no more batch follow those that are not answered yet: a client that always has the
+/// next one at hand would never give its server back.
+pub(super) fn is_held_between(
+    cluster: &Cluster,
+    pinned: Option<PinReason>,
+    talk: &Exchange,
+) -> bool {
+    pinned.is_none() && cluster.is_holding() && talk.is_answered_in_any_case()
 }
 
 /// Answers one message in the place of a server, and keeps the names that are given and taken away by it.

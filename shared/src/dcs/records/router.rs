@@ -57,9 +57,13 @@ pub fn router_from_json(text: &str) -> Result<RouterRecord, String> {
     })
 }
 
+/// One that does not say of which record it is acknowledges none that stands.
 fn acknowledged(value: &Value) -> Option<Acknowledged> {
+    let epoch = value.get("epoch").and_then(Value::as_str);
     Some(Acknowledged {
         switchover: number(value.get("id")?)?,
+        epoch: epoch.and_then(epoch_from_text).unwrap_or_default(),
+        revision: value.get("revision").and_then(Value::as_i64).unwrap_or(0),
         stage: hold_stage_from_word(value.get("stage")?.as_str()?)?,
     })
 }
@@ -74,8 +78,13 @@ pub fn router_to_json(record: &RouterRecord) -> String {
     if let Some(epoch) = record.epoch {
         map.insert("epoch".into(), json!(epoch.to_string()));
     }
-    if let Some(Acknowledged { switchover, stage }) = record.acknowledged {
-        let value = json!({"id": switchover, "stage": hold_stage_word(stage)});
+    if let Some(said) = record.acknowledged {
+        let value = json!({
+            "id": said.switchover,
+            "epoch": said.epoch.to_string(),
+            "revision": said.revision,
+            "stage": hold_stage_word(said.stage),
+        });
         map.insert("switchover".into(), value);
     }
     map.insert("writer_sessions".into(), json!(record.writer_sessions));
@@ -102,6 +111,11 @@ mod tests {
             }),
             acknowledged: Some(Acknowledged {
                 switchover: 7,
+                epoch: LeaderEpoch {
+                    generation: 1,
+                    revision: 42,
+                },
+                revision: 50,
                 stage: HoldStage::All,
             }),
             writer_sessions: 3,
@@ -112,7 +126,7 @@ mod tests {
 
     #[test]
     fn a_router_reads_back_as_it_was_written() {
-        let text = r#"{"version":"0.1.0","http_url":"http://r1:8010","hold_timeout":2500,"epoch":"1.42","switchover":{"id":7,"stage":"hold_all"},"writer_sessions":3,"held_clients":4,"cancel_number":1023}"#;
+        let text = r#"{"version":"0.1.0","http_url":"http://r1:8010","hold_timeout":2500,"epoch":"1.42","switchover":{"epoch":"1.42","id":7,"revision":50,"stage":"hold_all"},"writer_sessions":3,"held_clients":4,"cancel_number":1023}"#;
         assert_eq!(router_to_json(&whole()), text);
         assert_eq!(router_from_json(text), Ok(whole()));
         let little = RouterRecord {
@@ -124,13 +138,19 @@ mod tests {
         assert_eq!(router_from_json(&router_to_json(&little)), Ok(little));
         let acknowledged = Some(Acknowledged {
             switchover: 8,
+            epoch: LeaderEpoch::default(),
+            revision: 0,
             stage: HoldStage::Transactions,
         });
         let other = RouterRecord {
             acknowledged,
             ..whole()
         };
-        assert_eq!(router_from_json(&router_to_json(&other)), Ok(other));
+        assert_eq!(router_from_json(&router_to_json(&other)), Ok(other.clone()));
+        // Of a router that does not say of which record.
+        let earlier = r#"{"http_url":"http://r1:8010","hold_timeout":1,"switchover":{"id":8,"stage":"hold_transactions"}}"#;
+        let earlier = router_from_json(earlier).unwrap();
+        assert_eq!(earlier.acknowledged, other.acknowledged);
     }
 
     #[test]

@@ -86,7 +86,10 @@ pub(super) fn keep_old(topology: &mut Topology, old: &Topology, key: &FactKey) {
         FactKey::Generation => topology.generation = old.generation,
         FactKey::Succeeds => topology.succeeds = old.succeeds.clone(),
         FactKey::Timeline => topology.keep_claim_of(old),
-        FactKey::Switchover => topology.switchover.clone_from(&old.switchover),
+        FactKey::Switchover => {
+            topology.switchover.clone_from(&old.switchover);
+            topology.switchover_revision = old.switchover_revision;
+        }
         FactKey::Changes => topology.last_change = old.last_change,
         FactKey::Leader
         | FactKey::Member(_)
