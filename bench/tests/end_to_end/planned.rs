@@ -1,4 +1,4 @@
-//! Planned changes of leader, with a second router that dies or freezes in the middle.
+//! Planned changes of leader, in whose middle a second router, or the candidate, dies or hangs.
 
 use trunkline_bench::switchover::{self, SwitchoverOptions};
 
@@ -8,5 +8,14 @@ async fn clients_of_a_router_that_lives_do_not_notice_a_planned_change() {
     assert!(
         met.expect("the changes are made"),
         "an error, or a write that is lost or doubled"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_planned_change_whose_candidate_is_hurt_loses_nothing() {
+    let met = switchover::run(&SwitchoverOptions::short_with_candidate()).await;
+    assert!(
+        met.expect("the changes come to an end"),
+        "a write that is lost or doubled, an error that nobody deserved, or no leader"
     );
 }
