@@ -40,7 +40,7 @@ const CLOSE_BEHIND: &str = "SELECT count(*) FROM pg_stat_replication \
 const MEDIAN: Duration = Duration::from_millis(250);
 /// Of a hundred stalls one may be longer.
 const NEARLY_ALL: Duration = Duration::from_millis(500);
-/// By this the short run draws a step before the key moves, one in which the candidate confirms, and one after.
+/// By this the short run draws the same steps every time.
 const SHORT_SEED: u64 = 7;
 
 /// The options of `switchover`.

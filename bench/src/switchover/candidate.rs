@@ -161,13 +161,27 @@ async fn change_all(
         if let Some(wound) = wound {
             wound.heal(stack).await?;
         }
-        let whole = stack.until_converged(WHOLE).await;
+        let whole = until_whole(stack).await;
         if let Some(change) = changes.last_mut() {
             change.times.over = clock::now();
         }
         whole?;
     }
     Ok(())
+}
+
+/// The store is whole, too: a member of it that was cut off with the candidate disturbs the others when it is back.
+async fn until_whole(stack: &mut Stack) -> Result<()> {
+    stack.until_converged(WHOLE).await?;
+    let is_healthy = async |stack: &Stack| {
+        for etcd in &stack.etcd {
+            if !etcd.is_healthy().await {
+                return false;
+            }
+        }
+        true
+    };
+    stack.until("all of etcd", WHOLE, is_healthy).await
 }
 
 /// What was done to the candidate.
