@@ -112,8 +112,9 @@ const CONTROL_PAUSE: Duration = Duration::from_millis(50);
 const SESSIONS_PATIENCE: Duration = Duration::from_secs(4);
 
 /// How long a stop waits, once the last record is written, for a receiver that everything is to be sent to. One that is
-/// frozen, or cut off, would hold it up until `wal_sender_timeout`; without it the stop is as clean.
-const RECEIVER_PATIENCE: Duration = Duration::from_secs(1);
+/// frozen, or cut off, would hold it up until `wal_sender_timeout`; without it the stop is as clean. Of the two seconds that
+/// clients wait for at the most where a change is rolled back.
+const RECEIVER_PATIENCE: Duration = Duration::from_millis(600);
 
 /// How to stop.
 #[derive(Clone, Debug)]

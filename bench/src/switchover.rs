@@ -14,13 +14,15 @@ use trunkline_shared::service::clock;
 use crate::load::history::{Cut, History};
 use crate::load::writers;
 use crate::report::{self, Progress, ms, say};
-use crate::stack::member::SCOPE;
+use crate::stack::member::{SCOPE, Synchronous, Timing};
 use crate::stack::router::{POOL_SIZE, Pooled};
 use crate::stack::{APP, Layout, Plan, Stack};
+use candidate::harm::Harm;
 use clients::Clients;
 use disturbance::{Disturbance, WITHIN};
 use verdict::{Rows, Verdict};
 
+mod candidate;
 mod clients;
 mod disturbance;
 mod verdict;
@@ -38,6 +40,8 @@ const CLOSE_BEHIND: &str = "SELECT count(*) FROM pg_stat_replication \
 const MEDIAN: Duration = Duration::from_millis(250);
 /// Of a hundred stalls one may be longer.
 const NEARLY_ALL: Duration = Duration::from_millis(500);
+/// By this the short run draws the same steps every time.
+const SHORT_SEED: u64 = 7;
 
 /// The options of `switchover`.
 #[derive(Args, Debug)]
@@ -57,7 +61,14 @@ pub struct SwitchoverOptions {
     /// What happens to a second router in the middle of each change, in turn; clients are then on both
     #[arg(long, value_delimiter = ',')]
     second_router: Vec<Disturbance>,
-    /// The number by which its moments are drawn, if not one by chance
+    /// What happens to the candidate in the middle of each change, in turn: at a step that is drawn, and until the change
+    /// has come to an end
+    #[arg(long, value_delimiter = ',', conflicts_with = "second_router")]
+    candidate: Vec<Harm>,
+    /// Commits wait for standbys
+    #[arg(long)]
+    sync: Option<Synchronous>,
+    /// The number by which steps and moments are drawn, if not one by chance
     #[arg(long)]
     seed: Option<u64>,
     /// Copy the logs of agents and router to this folder at the end
@@ -66,6 +77,9 @@ pub struct SwitchoverOptions {
     /// Write the results to this file as JSON
     #[arg(long)]
     json: Option<PathBuf>,
+    /// Whether stalls of changes whose candidate is hurt are held against their bars.
+    #[arg(skip = true)]
+    judges_times: bool,
 }
 
 impl SwitchoverOptions {
@@ -77,9 +91,23 @@ impl SwitchoverOptions {
             clients: 8,
             quiet: 300,
             second_router: vec![Disturbance::Kill, Disturbance::Freeze],
+            candidate: Vec::new(),
+            sync: None,
             seed: None,
             keep_logs: None,
             json: None,
+            judges_times: false,
+        }
+    }
+
+    /// A few whose candidate is hurt, in ways that need no root.
+    pub fn short_with_candidate() -> Self {
+        Self {
+            times: 3,
+            second_router: Vec::new(),
+            candidate: vec![Harm::KillAgent, Harm::PauseReplay, Harm::KillPostgres],
+            seed: Some(SHORT_SEED),
+            ..Self::short()
         }
     }
 
@@ -161,6 +189,9 @@ struct Results {
 
 /// Runs it; whether it met its bar.
 pub async fn run(options: &SwitchoverOptions) -> Result<bool> {
+    if !options.candidate.is_empty() {
+        return candidate::run(options).await;
+    }
     let progress = Progress::new();
     let seed = options.seed.unwrap_or_else(|| fastrand::u64(..1_000_000));
     let mut stack = start(options, &progress).await?;
@@ -200,7 +231,9 @@ pub async fn run(options: &SwitchoverOptions) -> Result<bool> {
 }
 
 async fn start(options: &SwitchoverOptions, progress: &Progress) -> Result<Stack> {
-    let layout = match options.second_router.contains(&Disturbance::Cut) {
+    let is_apart = options.second_router.contains(&Disturbance::Cut)
+        || options.candidate.iter().any(|harm| harm.wants_namespaces());
+    let layout = match is_apart {
         true => Layout::Namespaces,
         false => Layout::Loopback,
     };
@@ -212,6 +245,10 @@ async fn start(options: &SwitchoverOptions, progress: &Progress) -> Result<Stack
             alias: None,
         }),
         has_second_router: !options.second_router.is_empty(),
+        timing: Timing {
+            synchronous: options.sync,
+            ..Timing::default()
+        },
         ..Plan::new(layout)
     };
     let mut stack = Stack::start(&plan, progress).await?;

@@ -22,6 +22,10 @@ use super::{
 /// More than this to replay, and another member takes over sooner than a restart ends (`ha.md` 9).
 const REDO_LIMIT: u64 = 128 * 1024 * 1024;
 
+/// How soon a replica that holds the key is started again after its start failed: what a killed server left may have been
+/// in its way, and nobody leads meanwhile.
+const START_AGAIN: Duration = Duration::from_millis(500);
+
 /// A second crash within this time fails over (`ha.md` 9).
 const CRASH_WINDOW: Duration = Duration::from_secs(60);
 
@@ -268,7 +272,16 @@ fn start_to_promote(turn: Turn<'_>, held: &Held) -> Decision {
     if waited >= turn.seen.settings().ttl * 2 {
         return give_up(turn, Reason::PromotionFailed, None);
     }
-    turn.start_unless_just_failed(StartAs::Replica(None), Reason::WaitingToPromote)
+    let finished = turn.seen.job.finished.as_ref();
+    let passed = finished.map_or(START_AGAIN, |job| turn.seen.now.since(job.at));
+    match turn.failure_of(JobKind::Start) {
+        Some(why) if passed < START_AGAIN => turn
+            .detail(Detail::Text(why))
+            .within(Reason::WaitingAfterFailure, START_AGAIN - passed),
+        Some(_) | None => turn
+            .act(Action::Start(StartAs::Replica(None)))
+            .routine(Reason::WaitingToPromote),
+    }
 }
 
 /// Waits for the instance to be ready for promotion; after two ttl another member is to try.

@@ -24,13 +24,14 @@ use super::{PROMOTE_NEEDS, RETRY_PAUSE, Turn, candidate, holding_lease, restarti
 
 /// How long the stop and the candidate's confirmation may take together before this member goes on as leader. With
 /// its start, after that, clients wait for two seconds at the most.
-const STOP_AND_CONFIRM: Duration = Duration::from_millis(1500);
+const STOP_AND_CONFIRM: Duration = Duration::from_millis(1200);
 
 /// The same where the change is forced: a crash, or a member that cannot go on, would cost more than that.
 const FORCED_STOP_AND_CONFIRM: Duration = Duration::from_secs(4);
 
-/// How long the candidate has at the least, however long the stop took.
-const LEAST_CONFIRM: Duration = Duration::from_millis(700);
+/// How long the candidate has at the least, however long the stop took. One whose receiver hung has cost the stop its
+/// patience already.
+const LEAST_CONFIRM: Duration = Duration::from_millis(400);
 
 /// How soon a candidate that Patroni runs is asked again for its position.
 const ASK_AGAIN: Duration = Duration::from_millis(50);

@@ -219,6 +219,11 @@ impl Etcd {
         self.command(&["watch", key]).stream()
     }
 
+    /// The same of every key that begins so.
+    pub fn watch_below(&self, prefix: &str) -> Result<tokio::process::Child> {
+        self.command(&["watch", "--prefix", prefix]).stream()
+    }
+
     async fn status(&self) -> Result<serde_json::Value> {
         let text = self.ctl(&["endpoint", "status", "-w", "json"]).await?;
         let parsed: serde_json::Value = serde_json::from_str(&text)?;

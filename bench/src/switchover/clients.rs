@@ -2,13 +2,14 @@
 //! statements, COPY. Each remembers what it was told.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::Result;
 use futures_util::SinkExt;
 use tokio::task::JoinHandle;
 use tokio_postgres::{Client, Config, NoTls, Statement};
+use trunkline_shared::cluster::Moment;
 use trunkline_shared::service::clock;
 
 use crate::load::history::{Cut, History, Outcome, Write};
@@ -64,9 +65,21 @@ impl Kind {
     }
 }
 
+/// When a write of any client was acknowledged last.
+#[derive(Clone, Debug, Default)]
+pub struct LastWrite(Arc<AtomicU64>);
+
+impl LastWrite {
+    /// That moment.
+    pub fn done(&self) -> Moment {
+        Moment(self.0.load(Ordering::Relaxed))
+    }
+}
+
 /// The clients of one run.
 pub struct Clients {
     stop: Arc<AtomicBool>,
+    last: LastWrite,
     /// Each, and whether it is on the second router.
     tasks: Vec<(JoinHandle<History>, bool)>,
 }
@@ -75,16 +88,22 @@ impl Clients {
     /// Starts this many; of each kind as many on the second router, where there is one.
     pub fn start(first: &Config, second: Option<&Config>, count: i32) -> Clients {
         let stop = Arc::new(AtomicBool::new(false));
+        let last = LastWrite::default();
         let tasks = (0..count).map(|number| {
             let (config, is_second) = match second {
                 Some(second) if number / 4 % 2 == 1 => (second, true),
                 Some(_) | None => (first, false),
             };
-            let task = tokio::spawn(live(config.clone(), number, stop.clone()));
+            let task = tokio::spawn(live(config.clone(), number, stop.clone(), last.clone()));
             (task, is_second)
         });
         let tasks = tasks.collect();
-        Clients { stop, tasks }
+        Clients { stop, last, tasks }
+    }
+
+    /// What tells of their last write while they run.
+    pub fn last_write(&self) -> LastWrite {
+        self.last.clone()
     }
 
     /// Ends them and returns what they saw, on the first router and on the second.
@@ -101,7 +120,7 @@ impl Clients {
     }
 }
 
-async fn live(config: Config, number: i32, stop: Arc<AtomicBool>) -> History {
+async fn live(config: Config, number: i32, stop: Arc<AtomicBool>, last: LastWrite) -> History {
     let mut history = History::default();
     let mut seq = 0;
     while !stop.load(Ordering::Relaxed) {
@@ -128,6 +147,7 @@ async fn live(config: Config, number: i32, stop: Arc<AtomicBool>) -> History {
                 position: 0,
             });
             let Some(code) = code else {
+                last.0.fetch_max(done.0, Ordering::Relaxed);
                 tokio::time::sleep(PACE).await;
                 continue;
             };

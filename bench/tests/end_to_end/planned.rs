@@ -1,4 +1,5 @@
-//! Planned changes of leader, with a second router that dies or freezes in the middle, restarts of the leader, and rolling restarts.
+//! Planned changes of leader, in whose middle a second router, or the candidate, dies or hangs; restarts of the leader, and
+//! rolling restarts.
 
 use trunkline_bench::switchover::{self, SwitchoverOptions, Way};
 
@@ -27,4 +28,13 @@ async fn clients_do_not_notice_a_restart_of_the_leader() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn clients_do_not_notice_a_rolling_restart_for_a_parameter() {
     nobody_notices(Way::Apply).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_planned_change_whose_candidate_is_hurt_loses_nothing() {
+    let met = switchover::run(&SwitchoverOptions::short_with_candidate()).await;
+    assert!(
+        met.expect("the changes come to an end"),
+        "a write that is lost or doubled, an error that nobody deserved, or no leader"
+    );
 }

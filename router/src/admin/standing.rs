@@ -3,7 +3,6 @@
 
 use std::sync::Arc;
 
-use trunkline_shared::cluster::router::Acknowledged;
 use trunkline_shared::dcs::records::hold_stage_word;
 
 use crate::admin::show::{Fellow, Seat};
@@ -71,9 +70,8 @@ pub(super) fn fellows(others: Option<&Arc<Others>>) -> Vec<Fellow> {
     let known = others.map_or_else(Vec::new, |others| others.known());
     let fellows = known.into_iter().map(|(scope, key, record)| {
         let acknowledged = record.acknowledged;
-        let acknowledged = acknowledged.map(|Acknowledged { switchover, stage }| {
-            format!("{} of {switchover}", hold_stage_word(stage))
-        });
+        let acknowledged = acknowledged
+            .map(|said| format!("{} of {}", hold_stage_word(said.stage), said.switchover));
         Fellow {
             scope,
             key,

@@ -1,0 +1,167 @@
+//! How a change whose candidate was hurt is to end. Pure.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::harm::Harm;
+
+/// The longest stall while nobody but the old leader can lead, or where the candidate's agent lives.
+const SHORT: Duration = Duration::from_secs(2);
+
+/// What clients of a pool are told when the leader dies under them, and what they began cannot go on.
+const DESERVED: [&str; 5] = ["40001", "08007", "57P01", "57P02", "57P03"];
+
+/// How a change ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Outcome {
+    /// The old leader goes on; the key never left it.
+    RolledBack,
+    /// The member that was hurt leads.
+    MovedToIt,
+    /// Somebody else leads, and it never did.
+    Another,
+    /// It got the key, and somebody else leads now.
+    PassedOn,
+    /// Nobody led before it was healed.
+    Nobody,
+}
+
+impl Outcome {
+    /// Every outcome.
+    pub const ALL: [Outcome; 5] = [
+        Outcome::RolledBack,
+        Outcome::MovedToIt,
+        Outcome::Another,
+        Outcome::PassedOn,
+        Outcome::Nobody,
+    ];
+
+    /// Its name in tables.
+    pub fn name(self) -> &'static str {
+        match self {
+            Outcome::RolledBack => "rolled back",
+            Outcome::MovedToIt => "moved to it",
+            Outcome::Another => "another",
+            Outcome::PassedOn => "passed on",
+            Outcome::Nobody => "NOBODY",
+        }
+    }
+}
+
+/// What a change is judged by.
+#[derive(Clone, Copy, Debug)]
+pub struct Facts<'a> {
+    /// What happened to the candidate.
+    pub harm: Harm,
+    /// Whether it got the key, before that or after.
+    pub has_key_moved: bool,
+    pub outcome: Outcome,
+    /// The longest time without an acknowledged write.
+    pub stall: Duration,
+    /// Errors of clients by SQLSTATE.
+    pub errors: &'a BTreeMap<String, usize>,
+    /// Whether the operator was told that the change was made.
+    pub is_told_done: bool,
+}
+
+/// The longest stall that is allowed.
+pub fn longest_stall(harm: Harm, has_key_moved: bool, ttl: Duration) -> Duration {
+    match has_key_moved && !harm.leaves_agent() {
+        true => ttl + SHORT,
+        false => SHORT,
+    }
+}
+
+/// What was missed. Times are left out where the machine's speed is not to be judged.
+pub fn missed(facts: &Facts<'_>, ttl: Duration, judges_times: bool) -> Vec<String> {
+    let mut missed = Vec::new();
+    let limit = longest_stall(facts.harm, facts.has_key_moved, ttl);
+    if judges_times && facts.stall > limit {
+        missed.push(format!("stall above {} ms", limit.as_millis()));
+    }
+    let is_deserved = |code: &str| facts.has_key_moved && DESERVED.contains(&code);
+    let wrong = facts.errors.keys().filter(|code| !is_deserved(code));
+    let wrong: Vec<_> = wrong.map(|code| format!("\"{code}\"")).collect();
+    if !wrong.is_empty() {
+        missed.push(format!("undeserved errors {}", wrong.join(" ")));
+    }
+    match facts.outcome {
+        Outcome::Nobody => missed.push("nobody led before it was healed".to_owned()),
+        Outcome::RolledBack if facts.is_told_done => {
+            missed.push("the command said that it was done".to_owned());
+        }
+        Outcome::RolledBack | Outcome::MovedToIt | Outcome::Another | Outcome::PassedOn => {}
+    }
+    missed
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TTL: Duration = Duration::from_secs(5);
+
+    fn errors(codes: &[&str]) -> BTreeMap<String, usize> {
+        codes.iter().map(|code| ((*code).to_owned(), 1)).collect()
+    }
+
+    #[test]
+    fn only_a_lease_that_nobody_can_give_back_is_waited_for() {
+        let short = Duration::from_secs(2);
+        assert_eq!(longest_stall(Harm::KillAgent, false, TTL), short);
+        assert_eq!(longest_stall(Harm::KillPostgres, true, TTL), short);
+        assert_eq!(longest_stall(Harm::KillAgent, true, TTL), TTL + short);
+    }
+
+    #[test]
+    fn each_bar_is_missed_by_what_breaks_it() {
+        let none = errors(&[]);
+        let good = Facts {
+            harm: Harm::KillNode,
+            has_key_moved: false,
+            outcome: Outcome::RolledBack,
+            stall: Duration::from_millis(1900),
+            errors: &none,
+            is_told_done: false,
+        };
+        let is_met = |facts: Facts<'_>| missed(&facts, TTL, true).is_empty();
+        assert!(is_met(good));
+        let slow = Facts {
+            stall: Duration::from_millis(2100),
+            ..good
+        };
+        assert!(!is_met(slow) && missed(&slow, TTL, false).is_empty());
+        assert!(is_met(Facts {
+            has_key_moved: true,
+            outcome: Outcome::PassedOn,
+            ..slow
+        }));
+        let deserved = errors(&["40001", "08007"]);
+        let hurt = Facts {
+            errors: &deserved,
+            ..good
+        };
+        assert!(!is_met(hurt));
+        assert!(is_met(Facts {
+            has_key_moved: true,
+            ..hurt
+        }));
+        let cut = errors(&["40001", ""]);
+        assert!(!is_met(Facts {
+            has_key_moved: true,
+            errors: &cut,
+            ..good
+        }));
+        assert!(!is_met(Facts {
+            is_told_done: true,
+            ..good
+        }));
+        assert!(!is_met(Facts {
+            outcome: Outcome::Nobody,
+            ..good
+        }));
+    }
+}
