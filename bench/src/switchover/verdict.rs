@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use super::clients::Kind;
-use crate::load::history::{History, Outcome};
+use crate::load::history::{History, Outcome, Write};
 
 /// Rows of one write, as the last leader has them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,9 +49,22 @@ impl Verdict {
     }
 }
 
+/// The writes that were said to be committed, and are not there or in part.
+pub fn lost<'a>(history: &'a History, rows: &BTreeMap<(i32, i64), Rows>) -> Vec<&'a Write> {
+    let is_lost = |write: &&Write| {
+        let found = rows.get(&(write.writer, write.seq));
+        let parts = found.map_or(0, |found| found.parts);
+        write.outcome == Outcome::Acknowledged && parts < Kind::of(write.writer).parts()
+    };
+    history.writes.iter().filter(is_lost).collect()
+}
+
 /// Compares.
 pub fn judge(history: &History, rows: &BTreeMap<(i32, i64), Rows>) -> Verdict {
-    let mut verdict = Verdict::default();
+    let mut verdict = Verdict {
+        lost: lost(history, rows).len(),
+        ..Verdict::default()
+    };
     for write in &history.writes {
         let none = Rows { count: 0, parts: 0 };
         let found = *rows.get(&(write.writer, write.seq)).unwrap_or(&none);
@@ -59,10 +72,7 @@ pub fn judge(history: &History, rows: &BTreeMap<(i32, i64), Rows>) -> Verdict {
         verdict.doubled += usize::from(found.count > found.parts);
         let is_part = found.parts > 0 && found.parts < whole;
         match write.outcome {
-            Outcome::Acknowledged => {
-                verdict.acknowledged += 1;
-                verdict.lost += usize::from(found.parts < whole);
-            }
+            Outcome::Acknowledged => verdict.acknowledged += 1,
             Outcome::Unknown => verdict.torn += usize::from(is_part),
             Outcome::Failed => verdict.undead += usize::from(found.parts > 0),
         }
@@ -75,7 +85,6 @@ mod tests {
     use trunkline_shared::cluster::Moment;
 
     use super::*;
-    use crate::load::history::Write;
 
     #[test]
     fn each_write_is_held_against_its_rows() {
