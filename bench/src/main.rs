@@ -7,7 +7,8 @@ use clap::{Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
 
 use trunkline_bench::{
-    demo, failover, mutants, patroni, pools, report, simulation, soak, switchover, throughput,
+    crashes, demo, failover, mutants, patroni, pools, report, simulation, soak, switchover,
+    throughput,
 };
 
 /// Judges Trunkline from outside, on real PostgreSQL and etcd.
@@ -20,6 +21,8 @@ struct Arguments {
 
 #[derive(Subcommand, Debug)]
 enum Command {
+    /// The leader's postmaster killed again and again: is every error that a client hears deserved?
+    Crashes(crashes::CrashesOptions),
     /// A cluster of three with etcd and a router in a box, until Ctrl-C
     Demo(demo::DemoOptions),
     /// Faults under load, each judged against its bar
@@ -80,6 +83,7 @@ async fn run(command: Command) -> Result<bool> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let work = async {
         match &command {
+            Command::Crashes(options) => crashes::run(options).await,
             Command::Demo(options) => demo::run(options).await.map(|()| true),
             Command::Failover(options) => failover::run(options).await,
             Command::Mutants(options) => mutants::run(options).await,
