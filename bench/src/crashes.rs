@@ -95,6 +95,7 @@ struct Finding {
     sqlstate: String,
     request: Request,
     why: String,
+    words: String,
     /// From the last kill before it until it was asked for and until it came, in milliseconds.
     sent_ms: f64,
     told_ms: f64,
@@ -333,6 +334,7 @@ fn finding(told: &Told, why: Undeserved, losses: &[Loss]) -> Finding {
         sqlstate: told.code.clone(),
         request: told.request,
         why: why.to_string(),
+        words: told.words.clone(),
         sent_ms: since(told.sent),
         told_ms: since(told.at),
         gone_ms: last.map_or(f64::NAN, |loss| since(loss.gone)),
@@ -424,7 +426,7 @@ fn tell_errors(results: &Results) {
     for (code, requests) in &results.errors {
         for (request, count) in requests {
             let code = if code.is_empty() {
-                "closed"
+                "none"
             } else {
                 code.as_str()
             };
@@ -442,12 +444,12 @@ fn tell_errors(results: &Results) {
     }
     for finding in results.undeserved.iter().take(NAMED) {
         say(format!(
-            "FAULT client {} write {}: {} answered {:?}: {} (asked {:.1} ms and told {:.1} ms after the kill, the server \
+            "FAULT client {} write {}: {:?} was answered {}: {} (asked {:.1} ms and told {:.1} ms after the kill, the server \
              gone after {:.1} ms)",
             finding.client,
             finding.seq,
-            finding.sqlstate,
             finding.request,
+            finding.words,
             finding.why,
             finding.sent_ms,
             finding.told_ms,
@@ -498,6 +500,7 @@ mod tests {
             sent: Moment(sent),
             at: Moment(2_000_000),
             code: code.to_owned(),
+            words: String::new(),
             is_fatal: false,
         };
         let list = [

@@ -138,6 +138,7 @@ mod tests {
             sent,
             at: heard,
             code: code.to_owned(),
+            words: String::new(),
             is_fatal: code == NO_LEADER,
         };
         let loss = Loss {
@@ -209,6 +210,7 @@ mod tests {
             sent: at(90),
             at: at(130),
             code: UNKNOWN.to_owned(),
+            words: String::new(),
             is_fatal: true,
         };
         assert_eq!(judge(&told, NOTHING, &[]), Err(Undeserved::EndedTheSession));

@@ -85,7 +85,7 @@ impl Kind {
 pub enum Request {
     /// A session.
     Connect,
-    /// A statement of a name, outside of a transaction.
+    /// That a statement is prepared, outside of a transaction.
     Prepare,
     /// A statement that is a transaction of its own.
     Statement,
@@ -118,8 +118,10 @@ pub struct Told {
     pub sent: Moment,
     /// When the error came.
     pub at: Moment,
-    /// Its SQLSTATE, `timeout` if no answer came, empty if the connection just ended.
+    /// Its SQLSTATE, `timeout` if no answer came, empty if the server said none.
     pub code: String,
+    /// What the client's driver makes of it: the only trace of an answer that is not what was asked for.
+    pub words: String,
     /// The session ended with it.
     pub is_fatal: bool,
 }
@@ -286,6 +288,7 @@ impl Life {
             sent: self.sent,
             at,
             code: code.clone(),
+            words: error.map_or_else(String::new, words_of),
             is_fatal: answer.is_none_or(|answer| answer.severity() != "ERROR"),
         });
         if self.request != Request::Rollback {
@@ -338,6 +341,9 @@ impl Life {
         });
         match written {
             Ok(Ok(_)) => Heard::Acknowledged(done),
+            // The driver sends one more Sync behind a COPY that fails before its rows, whose answer it takes for that of
+            // the next request, with any server (rust-postgres issue 789): this session is of no use any more.
+            Ok(Err(_)) if self.request == Request::CopyBegin => Heard::Nothing,
             Ok(Err(_)) => {
                 self.roll_back(client).await;
                 Heard::Error
@@ -395,8 +401,10 @@ impl Life {
                 Ok(position)
             }
             Kind::Copy => {
+                self.asks(Request::Prepare);
+                let copy = client.prepare("COPY moved FROM STDIN").await?;
                 self.asks(Request::CopyBegin);
-                let sink = client.copy_in("COPY moved FROM STDIN").await?;
+                let sink = client.copy_in(&copy).await?;
                 let mut sink = std::pin::pin!(sink);
                 self.asks(Request::CopyEnd);
                 let rows = format!("{number}\t{seq}\t1\n{number}\t{seq}\t2\n");
@@ -404,6 +412,14 @@ impl Life {
                 sink.finish().await.map(|_| 0)
             }
         }
+    }
+}
+
+/// An error and its cause.
+fn words_of(error: &tokio_postgres::Error) -> String {
+    match std::error::Error::source(error) {
+        Some(cause) => format!("{error}: {cause}"),
+        None => error.to_string(),
     }
 }
 
