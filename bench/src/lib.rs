@@ -4,7 +4,8 @@
 //! * [`load`]: clients and the record of what they saw.
 //! * [`fault`]: what is done to the stack.
 //! * [`check`]: verdicts on it.
-//! * [`demo`], [`failover`], [`switchover`], [`throughput`], [`soak`]: the commands made of these.
+//! * [`demo`], [`failover`], [`crashes`], [`switchover`], [`side_by_side`], [`throughput`], [`soak`]: the commands made
+//!   of these.
 //! * [`report`]: progress and tables.
 //! * [`simulation`]: the deterministic simulation, `trunkline-bench simulate`.
 //!
@@ -12,6 +13,7 @@
 //! simulation is the one exception.
 
 pub mod check;
+pub mod crashes;
 pub mod demo;
 pub mod failover;
 pub mod fault;
@@ -20,6 +22,7 @@ pub mod mutants;
 pub mod patroni;
 pub mod pools;
 pub mod report;
+pub mod side_by_side;
 pub mod simulation;
 pub mod soak;
 pub mod stack;

@@ -7,7 +7,8 @@ use clap::{Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
 
 use trunkline_bench::{
-    demo, failover, mutants, patroni, pools, report, simulation, soak, switchover, throughput,
+    crashes, demo, failover, mutants, patroni, pools, report, side_by_side, simulation, soak,
+    switchover, throughput,
 };
 
 /// Judges Trunkline from outside, on real PostgreSQL and etcd.
@@ -20,6 +21,8 @@ struct Arguments {
 
 #[derive(Subcommand, Debug)]
 enum Command {
+    /// The leader's postmaster killed again and again: is every error that a client hears deserved?
+    Crashes(crashes::CrashesOptions),
     /// A cluster of three with etcd and a router in a box, until Ctrl-C
     Demo(demo::DemoOptions),
     /// Faults under load, each judged against its bar
@@ -30,6 +33,8 @@ enum Command {
     Patroni(patroni::PatroniOptions),
     /// Clients that share servers, judged from their side
     Pools(pools::PoolsOptions),
+    /// Trunkline, and Patroni with HAProxy and PgBouncer: the same faults under the same clients
+    SideBySide(side_by_side::SideBySideOptions),
     /// Seeded histories of the whole system in one process, judged after every event
     Simulate(simulation::command::SimulateOptions),
     /// What an idle leader's agent costs, quiet and under health checks
@@ -80,11 +85,13 @@ async fn run(command: Command) -> Result<bool> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let work = async {
         match &command {
+            Command::Crashes(options) => crashes::run(options).await,
             Command::Demo(options) => demo::run(options).await.map(|()| true),
             Command::Failover(options) => failover::run(options).await,
             Command::Mutants(options) => mutants::run(options).await,
             Command::Patroni(options) => patroni::run(options).await,
             Command::Pools(options) => pools::run(options).await,
+            Command::SideBySide(options) => side_by_side::run(options).await,
             Command::Simulate(options) => Ok(simulation::command::run(options)),
             Command::Soak(options) => soak::run(options).await,
             Command::Switchover(options) => switchover::run(options).await,

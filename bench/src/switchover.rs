@@ -23,12 +23,12 @@ use disturbance::{Disturbance, WITHIN};
 use verdict::{Rows, Verdict};
 
 mod candidate;
-mod clients;
+pub mod clients;
 mod disturbance;
-mod verdict;
+pub mod verdict;
 
 /// The pooled listener.
-const PORT: u16 = 5434;
+pub const PORT: u16 = 5434;
 /// The cluster may take so long until everybody streams again.
 const WHOLE: Duration = Duration::from_secs(60);
 /// Between two looks.
@@ -253,9 +253,7 @@ async fn start(options: &SwitchoverOptions, progress: &Progress) -> Result<Stack
     };
     let mut stack = Stack::start(&plan, progress).await?;
     let leader = stack.leader().await?;
-    writers::prepare(&stack, leader).await?;
-    let direct = stack.members[leader].sql(APP).await?;
-    direct.batch_execute(clients::TABLE).await?;
+    clients::prepare(&stack, leader).await?;
     stack.until_converged(WHOLE).await?;
     Ok(stack)
 }
@@ -379,7 +377,7 @@ fn measure(change: &mut Change, history: &History) {
 }
 
 /// What the last leader has.
-async fn rows(stack: &mut Stack) -> Result<BTreeMap<(i32, i64), Rows>> {
+pub async fn rows(stack: &mut Stack) -> Result<BTreeMap<(i32, i64), Rows>> {
     let leader = stack.until_converged(WHOLE).await?.leader;
     let direct = stack.members[leader].sql(APP).await?;
     let rows = direct.query(clients::ROWS, &[]).await?;
@@ -394,7 +392,7 @@ async fn rows(stack: &mut Stack) -> Result<BTreeMap<(i32, i64), Rows>> {
 }
 
 /// The stall that this part of all does not go beyond.
-fn quantile(sorted: &[f64], part: f64) -> f64 {
+pub fn quantile(sorted: &[f64], part: f64) -> f64 {
     let place = (part * sorted.len() as f64).ceil() as usize;
     let found = sorted.get(place.saturating_sub(1)).copied();
     found.unwrap_or_default()

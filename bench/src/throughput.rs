@@ -18,7 +18,7 @@ use ways::{POOLED_PORT, Way};
 mod cell;
 mod idle;
 pub mod relay;
-mod ways;
+pub(crate) mod ways;
 
 const LIMIT: Duration = Duration::from_secs(60);
 

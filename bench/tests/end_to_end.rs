@@ -8,6 +8,8 @@
     reason = "a test tells and fails so"
 )]
 
+#[path = "end_to_end/crashes.rs"]
+mod crashes;
 #[path = "end_to_end/planned.rs"]
 mod planned;
 #[path = "end_to_end/synchronous.rs"]

@@ -289,7 +289,7 @@ async fn mended(run: &mut Run<'_>) -> Result<()> {
 }
 
 /// Where the leader's history left the old timeline, by PostgreSQL's own history file.
-async fn fork_of(leader: &Member, timeline: u64, old: u64) -> Result<u64> {
+pub async fn fork_of(leader: &Member, timeline: u64, old: u64) -> Result<u64> {
     let client = leader.sql("postgres").await?;
     let query = format!("SELECT pg_read_file('pg_wal/{timeline:08X}.history')");
     let text: String = client.query_one(&query, &[]).await?.get(0);

@@ -1,5 +1,6 @@
 //! HAProxy in the router's place, with the files that people run in front of Patroni.
 
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -18,6 +19,8 @@ const LOOK: Duration = Duration::from_millis(50);
 pub enum File {
     /// The one of Patroni's documentation: two ports, each checked by its own path.
     Documentation,
+    /// The same, checked as often and as trustingly as people dare: each second, one answer is enough.
+    Tuned,
     /// As people publish it: slow checks, the write port by `GET /`, reads from whatever takes connections.
     Field,
 }
@@ -28,6 +31,7 @@ impl File {
     pub fn slowest_turn(self) -> Duration {
         match self {
             File::Documentation => Duration::from_secs(3 * 3 + 3),
+            File::Tuned => Duration::from_secs(1 + 1),
             File::Field => Duration::from_secs(10 * 3 + 10),
         }
     }
@@ -36,6 +40,7 @@ impl File {
     pub fn interval(self) -> Duration {
         match self {
             File::Documentation => Duration::from_secs(3),
+            File::Tuned => Duration::from_secs(1),
             File::Field => Duration::from_secs(10),
         }
     }
@@ -52,16 +57,26 @@ impl File {
             .collect()
         };
         let checked = servers(" check port 8008");
-        let head = "defaults\n    mode tcp\n    retries 2\n    timeout client 30m\n    timeout connect 4s\n    \
-                    timeout server 30m\n    timeout check 5s\n";
+        let (connect, check) = match self {
+            File::Documentation | File::Field => ("4s", "5s"),
+            File::Tuned => ("1s", "1s"),
+        };
+        let head = format!(
+            "defaults\n    mode tcp\n    retries 2\n    timeout client 30m\n    timeout connect {connect}\n    \
+             timeout server 30m\n    timeout check {check}\n"
+        );
         let common = "on-marked-down shutdown-sessions";
-        match self {
-            File::Documentation => format!(
+        let checked_by_path = |often: &str| {
+            format!(
                 "{head}listen write\n    bind {address}:{write}\n    option httpchk OPTIONS /primary\n    \
-                 http-check expect status 200\n    default-server inter 3s fall 3 rise 2 {common}\n{checked}\
+                 http-check expect status 200\n    default-server {often} {common}\n{checked}\
                  listen read\n    bind {address}:{read}\n    option httpchk OPTIONS /replica\n    \
-                 http-check expect status 200\n    default-server inter 3s fall 3 rise 2 {common}\n{checked}"
-            ),
+                 http-check expect status 200\n    default-server {often} {common}\n{checked}"
+            )
+        };
+        match self {
+            File::Documentation => checked_by_path("inter 3s fall 3 rise 2"),
+            File::Tuned => checked_by_path("inter 1s fall 1 rise 1"),
             File::Field => format!(
                 "{head}listen postgres_write\n    bind {address}:{write}\n    mode tcp\n    option httpchk\n    \
                  http-check expect status 200\n    default-server inter 10s fall 3 rise 3 {common}\n{checked}\
@@ -82,9 +97,12 @@ pub struct Haproxy {
 }
 
 impl Haproxy {
-    /// Starts it on the router's address and ports, and waits until it takes connections.
-    pub async fn start(stack: &Stack, file: File) -> Result<Haproxy> {
-        let program = find("haproxy").context("haproxy is missing: apt-get install haproxy")?;
+    /// Starts it on the router's address and ports, and waits until it takes connections: this program, or that of
+    /// the system.
+    pub async fn start(stack: &Stack, file: File, program: Option<&Path>) -> Result<Haproxy> {
+        let named = program.map(Path::to_owned);
+        let program = named.or_else(|| find("haproxy"));
+        let program = program.context("haproxy is missing: apt-get install haproxy")?;
         let config = stack.write("haproxy.cfg", &file.text(stack))?;
         let namespace = match stack.layout {
             Layout::Loopback => None,

@@ -35,6 +35,8 @@ pub struct Outside {
     pub vip_manager: Option<PathBuf>,
     /// The folder of `prometheus` and `promtool`, if one was named.
     pub prometheus: Option<PathBuf>,
+    /// `haproxy`, if not that of the system.
+    pub haproxy: Option<PathBuf>,
     version: String,
 }
 
@@ -61,6 +63,7 @@ impl Outside {
             patronictl,
             vip_manager,
             prometheus,
+            haproxy: None,
             version: version.trim().to_owned(),
         })
     }
@@ -117,7 +120,7 @@ impl Rig {
             stack.until("a leader", WHOLE_LIMIT, leads).await?;
         }
         stack.until_converged(WHOLE_LIMIT).await?;
-        let haproxy = Haproxy::start(&stack, file).await?;
+        let haproxy = Haproxy::start(&stack, file, setup.outside.haproxy.as_deref()).await?;
         Ok(Rig {
             stack,
             haproxy,

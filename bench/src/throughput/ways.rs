@@ -98,7 +98,7 @@ pub async fn start(
 }
 
 /// From the folder of rivals, else of this system.
-fn program(rivals: Option<&Path>, name: &str) -> Result<PathBuf> {
+pub fn program(rivals: Option<&Path>, name: &str) -> Result<PathBuf> {
     let newer = rivals.map(|folder| folder.join(name));
     let found = newer.or_else(|| find(name));
     found.with_context(|| format!("{name} is missing: apt-get install {name}"))
@@ -243,7 +243,7 @@ impl Setup<'_> {
 }
 
 /// Major and minor version, from what a program prints of itself.
-async fn version(program: &Path, option: &str) -> Result<String> {
+pub async fn version(program: &Path, option: &str) -> Result<String> {
     let launch = Launch {
         program: program.to_owned(),
         args: args([option]),
