@@ -33,3 +33,4 @@ pub mod tally;
 pub mod tls;
 pub mod topology;
 pub mod turns;
+pub mod warm;

@@ -25,6 +25,7 @@ use crate::pool::state::{Effect, Failure, PoolState, Rules, ServerId, WaiterId};
 use crate::server::login::OpenFailed;
 use crate::server::{Parcel, Server, Way};
 
+pub mod ahead;
 pub mod alone;
 pub mod budget;
 pub mod clients;

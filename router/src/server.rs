@@ -22,6 +22,7 @@ use crate::protocol::exchange::{Exchange, Heard};
 use crate::protocol::messages::{self, TERMINATE};
 use crate::protocol::settings::Settings;
 use crate::protocol::splice::head;
+use crate::server::ahead::Ahead;
 use crate::server::card::ServerCard;
 use crate::server::encryption::encrypt;
 use crate::server::login::OpenFailed;
@@ -30,6 +31,7 @@ use crate::tls::ServerTls;
 use crate::topology::routing_table::LaneId;
 
 pub mod abandoned;
+pub mod ahead;
 pub mod card;
 mod encryption;
 pub mod login;
@@ -54,6 +56,8 @@ pub struct Way {
     pub places: Vec<SocketAddr>,
     /// Servers must accept writes.
     pub is_writer: bool,
+    /// The member does not lead yet: a planned change goes to it.
+    pub ahead: Option<Arc<Ahead>>,
     /// Limits of the process.
     pub limits: Arc<Limits>,
     /// How PostgreSQL is spoken to, among other settings of the moment.

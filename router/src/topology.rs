@@ -24,7 +24,7 @@ use crate::lanes::Lanes;
 use crate::metrics::ClusterMetrics;
 use crate::topology::health::{PROBE_INTERVAL, Streaks};
 use crate::topology::resolver::Resolver;
-use crate::topology::routing_table::{RoutingTable, Writer};
+use crate::topology::routing_table::{LaneId, RoutingTable, Writer};
 use crate::topology::state_file::StateFile;
 use crate::topology::transition::{Answer, Health, Rules, Testimony, View, transition};
 
@@ -131,6 +131,17 @@ impl Cluster {
     /// Wakes at every new table.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.changes.subscribe()
+    }
+
+    /// Waits until writes go to this lane.
+    pub async fn until_writer(&self, lane: LaneId) {
+        let mut changes = self.changes();
+        while !self.published().table.is_writer(lane) {
+            if changes.changed().await.is_err() {
+                // There will be no other table.
+                return std::future::pending().await;
+            }
+        }
     }
 
     /// Why the DCS cannot be followed at present, if so.

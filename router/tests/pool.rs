@@ -132,11 +132,14 @@ impl Runner for Script {
                 state.connect_failed(ServerId(number()), failure, now, &mut effects);
             }
             "maintain" => state.maintain(now, &mut effects),
+            "ahead" => state.open_ahead(number().try_into().unwrap(), now, &mut effects),
             "evict" => said.push(state.evict(&mut effects).to_string()),
             "hand_away" => said.push(format!("{:?}", state.hand_away().map(|s| s.0))),
             "adopt" => {
-                let server = state.adopt(now, now, &mut effects).0;
-                said.push(format!("adopted as s{server}"));
+                said.push(format!(
+                    "adopted as s{}",
+                    state.adopt(now, now, &mut effects).0
+                ));
             }
             "close" => state.close_all(&mut effects),
             "over" => said.push(state.is_over(now).to_string()),

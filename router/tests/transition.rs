@@ -302,6 +302,9 @@ impl Script {
                 hold.switchover, hold.stage
             );
         }
+        if let Some(candidate) = &next.candidate {
+            let _ = write!(text, "  to {} lane {}", candidate.member, candidate.lane.0);
+        }
         if let Some((doubt, _)) = next.doubt {
             let asked = next
                 .question

@@ -23,6 +23,7 @@ use crate::pool::registry::Registry;
 use crate::topology::state_file::StateFile;
 use crate::topology::transition::Rules;
 use crate::topology::{Cluster, Keeper};
+use crate::warm;
 
 /// How often it is looked for clusters that nobody needs any more.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
@@ -102,6 +103,10 @@ impl Following {
         let keys = Keys::new(&self.namespace, &cluster.name);
         let draining = drain::follow(cluster.clone(), self.cores.clone());
         let draining = AbortOnDropHandle::new(tokio::spawn(draining));
+        let warming = self.registry.clone().map(|registry| {
+            let warming = warm::follow(cluster.clone(), self.cores.clone(), registry);
+            AbortOnDropHandle::new(tokio::spawn(warming))
+        });
         let keeper = Keeper::new(
             cluster,
             follow(self.dcs.clone(), keys),
@@ -111,7 +116,7 @@ impl Following {
         );
         let (order, given) = oneshot::channel();
         keepers.spawn(async move {
-            let _draining = draining;
+            let _besides = (draining, warming);
             tokio::select! {
                 name = keeper.run() => Ended::Defect(name),
                 Ok(retired) = given => Ended::Retired(retired),

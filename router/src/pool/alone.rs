@@ -5,12 +5,10 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use ring::rand::{SecureRandom, SystemRandom};
 use trunkline_shared::cluster::Moment;
 use trunkline_shared::service::clock;
 
 use super::{Lease, POOLS, PoolId, Pools, Spec};
-use crate::auth::RANDOM_BYTES;
 use crate::cores;
 use crate::pool::budget::Budgets;
 use crate::pool::state::{Counts, ServerId};
@@ -274,10 +272,7 @@ impl Opening {
             replication,
             settings,
         };
-        let mut nonce = [0; RANDOM_BYTES];
-        let filled = SystemRandom::new().fill(&mut nonce);
-        filled.map_err(|_| OpenFailed::Broken)?;
-        let server = open(self.way, identity, nonce, self.spec.connect_timeout).await?;
+        let server = open(self.way, identity, self.spec.connect_timeout).await?;
         listed.is_open(&server);
         Ok(Lease {
             server: Some(Box::new(server)),

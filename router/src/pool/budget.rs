@@ -24,6 +24,11 @@ impl Budget {
         self.limit.store(limit, Ordering::Relaxed);
     }
 
+    /// How many may be open.
+    pub fn limit(&self) -> usize {
+        self.limit.load(Ordering::Relaxed)
+    }
+
     /// Counts one more, if that is within the limit and `extra` beyond it.
     fn take(&self, extra: usize) -> bool {
         let limit = self.limit.load(Ordering::Relaxed).saturating_add(extra);

@@ -4,13 +4,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::task::Waker;
 
-use ring::rand::{SecureRandom, SystemRandom};
 use tokio::sync::Notify;
 use tracing::{debug, info, warn};
 use trunkline_shared::cluster::Moment;
 
 use super::{Lease, NoServer, PATIENCE, POOLS, PoolId, STILL_HUNGRY, Spec};
-use crate::auth::RANDOM_BYTES;
 use crate::cores;
 use crate::pool::alone::Home;
 use crate::pool::running::{Begun, Running};
@@ -130,11 +128,7 @@ impl Pool {
         };
         let (way, limit) = (self.way.clone(), self.spec.connect_timeout);
         tokio::spawn(async move {
-            let mut nonce = [0; RANDOM_BYTES];
-            let opened = match SystemRandom::new().fill(&mut nonce) {
-                Ok(()) => open(way, identity, nonce, limit).await,
-                Err(_) => Err(OpenFailed::Broken),
-            };
+            let opened = open(way, identity, limit).await;
             POOLS.with_borrow_mut(|pools| pools.opened(pool, server, opened));
         });
     }
@@ -176,6 +170,9 @@ impl Pool {
     }
 
     pub(super) fn close(&mut self, effects: &mut Vec<Effect>) {
+        if self.state.is_closed() {
+            return;
+        }
         self.state.close_all(effects);
         let (member, database) = (&self.way.member, &self.spec.database);
         info!(%member, %database, user = %self.spec.user, "pool closed: the member does not serve this any more");

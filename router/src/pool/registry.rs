@@ -232,6 +232,25 @@ impl Registry {
         }
     }
 
+    /// What the same pool keeps to on another lane.
+    pub fn on_lane(&self, spec: &Spec, lane: u64) -> Spec {
+        let place = (
+            spec.cluster.clone(),
+            spec.database.clone(),
+            Box::from(&*spec.user),
+        );
+        let limit = spec.budgets.pool.limit();
+        let budgets = Budgets {
+            pool: budget(&mut locked(&self.pool_budgets), (place, lane), limit),
+            ..spec.budgets.clone()
+        };
+        Spec {
+            lane,
+            budgets,
+            ..spec.clone()
+        }
+    }
+
     /// What the servers of a database reported last to this user; of the writer or of readers.
     pub fn report(&self, place: (&str, &str, &str), is_writer: bool) -> Option<Report> {
         let place = (place.0.into(), place.1.into(), place.2.into());

@@ -15,6 +15,8 @@ use trunkline_shared::cluster::Moment;
 use crate::pool::budget::Budgets;
 use crate::pool::gate::Gate;
 
+mod ahead;
+
 /// Servers that are being connected at once, per pool and core: a burst of clients after a blip must not
 /// become a burst of log-ins at PostgreSQL.
 pub const PARALLEL_CONNECTS: usize = 4;
@@ -413,6 +415,11 @@ impl PoolState {
         } else {
             None
         }
+    }
+
+    /// Whether its lane was cut.
+    pub fn is_closed(&self) -> bool {
+        self.is_closed
     }
 
     /// Ends the pool: its lane was cut. Servers at work are closed when they come back.

@@ -1,12 +1,14 @@
 //! From an address to a server that is ready: connect, start-up packet, authentication, first report.
 
 use std::collections::BTreeMap;
+use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ring::rand::{SecureRandom, SystemRandom};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
@@ -34,6 +36,9 @@ const KEEPALIVE: (std::time::Duration, std::time::Duration) = (
     std::time::Duration::from_secs(30),
     std::time::Duration::from_secs(10),
 );
+
+/// The report of PostgreSQL 14 and later that says whether it is a standby.
+pub(super) const IN_HOT_STANDBY: &str = "in_hot_standby";
 
 /// Who logs in, and where.
 pub struct Identity {
@@ -130,17 +135,27 @@ impl OpenFailed {
     }
 }
 
-/// Opens a server within `server_connect_timeout`, of which zero is no limit. `nonce` is random.
+/// Opens a server within `server_connect_timeout`, of which zero is no limit; one of a member that is to lead is waited for
+/// until it does.
 ///
 /// # Errors
 /// It cannot be opened now, or at all.
 pub async fn open(
     way: Arc<Way>,
     identity: Identity,
-    nonce: [u8; RANDOM_BYTES],
     limit: Duration,
 ) -> Result<Server, OpenFailed> {
-    let opening = begin(way, identity, nonce);
+    match way.ahead.clone() {
+        Some(ahead) => ahead.open(way, &identity, limit).await,
+        None => within(limit, begin(way, &identity)).await,
+    }
+}
+
+/// What comes of it within this time, of which zero is no limit.
+pub(super) async fn within(
+    limit: Duration,
+    opening: impl Future<Output = Result<Server, OpenFailed>>,
+) -> Result<Server, OpenFailed> {
     match limit.is_zero() {
         true => opening.await,
         false => timeout(limit, opening)
@@ -149,11 +164,16 @@ pub async fn open(
     }
 }
 
-async fn begin(
-    way: Arc<Way>,
-    identity: Identity,
-    nonce: [u8; RANDOM_BYTES],
-) -> Result<Server, OpenFailed> {
+pub(super) async fn begin(way: Arc<Way>, identity: &Identity) -> Result<Server, OpenFailed> {
+    let server = log_in(way, identity).await?;
+    admit(server, identity).await
+}
+
+/// Connects and logs in.
+pub(super) async fn log_in(way: Arc<Way>, identity: &Identity) -> Result<Server, OpenFailed> {
+    let mut nonce = [0; RANDOM_BYTES];
+    let filled = SystemRandom::new().fill(&mut nonce);
+    filled.map_err(|_| OpenFailed::Broken)?;
     let seat = way.lanes.take_seat(way.lane).ok_or(OpenFailed::LaneCut)?;
     let turns = way.limits.connects(&way.address);
     let _permit = turns.acquire().await;
@@ -179,8 +199,13 @@ async fn begin(
         opened_at: clock::now(),
         card: Arc::default(),
     };
-    greet(&mut server, &identity, nonce).await?;
-    if server.way.is_writer && is_in_recovery(&mut server, &identity).await? {
+    greet(&mut server, identity, nonce).await?;
+    Ok(server)
+}
+
+/// Makes sure that a server may have clients.
+pub(super) async fn admit(mut server: Server, identity: &Identity) -> Result<Server, OpenFailed> {
+    if server.way.is_writer && is_in_recovery(&mut server, identity).await? {
         return Err(OpenFailed::InRecovery);
     }
     if server.seat.notice().is_some() {
@@ -276,7 +301,7 @@ async fn prove(mut login: ClientSide, body: &[u8]) -> Result<(ClientSide, Reply)
 /// PostgreSQL reports it from 14 on; before, it is asked, but for a replication connection, which may take no SQL:
 /// that the store confirms its member as the leader must do.
 async fn is_in_recovery(server: &mut Server, identity: &Identity) -> Result<bool, OpenFailed> {
-    if let Some(value) = server.reported.get("in_hot_standby") {
+    if let Some(value) = server.reported.get(IN_HOT_STANDBY) {
         return Ok(&**value == "on");
     }
     if identity.replication.is_some() {

@@ -6,7 +6,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use ring::rand::{SecureRandom, SystemRandom};
 use tokio::sync::OwnedMutexGuard;
 use tokio::time::sleep;
 use tracing::warn;
@@ -15,9 +14,9 @@ use trunkline_shared::service::clock;
 
 use super::login::{Identity, OpenFailed, open};
 use super::{Complaint, QueryFailed, Server, Way};
+use crate::auth::Credential;
 use crate::auth::lookup::{Answer, Answers, Who};
 use crate::auth::users::User;
-use crate::auth::{Credential, RANDOM_BYTES};
 use crate::config::auth::LookupConfig;
 
 /// A connection on which nothing was asked for this long is closed.
@@ -317,10 +316,7 @@ impl Asker {
                 .map(|(name, value)| (String::from(*name), String::from(*value)))
                 .collect(),
         };
-        let mut nonce = [0; RANDOM_BYTES];
-        let random = SystemRandom::new().fill(&mut nonce);
-        random.map_err(|_| OpenFailed::Broken)?;
-        let server = open(Arc::new(way), identity, nonce, connect_timeout).await?;
+        let server = open(Arc::new(way), identity, connect_timeout).await?;
         Ok(Self {
             server: Box::new(server),
             config,

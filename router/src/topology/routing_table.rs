@@ -58,6 +58,19 @@ pub struct Hold {
     pub since: Moment,
 }
 
+/// The member that a planned change goes to: its servers are opened while the former leader still leads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Candidate {
+    /// Who.
+    pub member: MemberName,
+    /// Host and port as its record names them.
+    pub address: Arc<str>,
+    /// The epoch that the change ends.
+    pub epoch: LeaderEpoch,
+    /// The lane of its sessions once it leads. Nobody is sent there before.
+    pub lane: LaneId,
+}
+
 /// What a client wants to be dispatched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wants {
@@ -276,6 +289,8 @@ pub struct RoutingTable {
     pub hold: Option<Hold>,
     /// A planned change that was held for until its time was over: nobody is held for it again.
     pub outlived: Option<(u64, LeaderEpoch)>,
+    /// Who is to lead after a planned change, until it does.
+    pub candidate: Option<Candidate>,
     /// The last leader.
     pub last: Option<LastLeader>,
     /// Why it is doubted, and since when.
@@ -303,6 +318,7 @@ impl Default for RoutingTable {
             },
             hold: None,
             outlived: None,
+            candidate: None,
             last: None,
             doubt: None,
             readers: BTreeMap::new(),
@@ -325,12 +341,17 @@ impl RoutingTable {
         }
     }
 
-    /// The lanes that sessions may be on.
+    /// The lanes that servers may be on.
     pub fn lanes(&self) -> impl Iterator<Item = LaneId> + '_ {
         let writer = self.last.as_ref().and_then(|l| l.lane);
-        writer
-            .into_iter()
-            .chain(self.readers.values().map(|r| r.lane))
+        let next = self.candidate.as_ref().map(|c| c.lane);
+        let writers = writer.into_iter().chain(next);
+        writers.chain(self.readers.values().map(|r| r.lane))
+    }
+
+    /// Whether writes go to this lane.
+    pub fn is_writer(&self, lane: LaneId) -> bool {
+        matches!(self.writer, Writer::Known { lane: own, .. } if own == lane)
     }
 
     /// Whether new write sessions are served now.

@@ -20,6 +20,7 @@ use super::routing_table::{
     Doubt, LaneId, LastLeader, NoWriter, Question, Reader, RoutingTable, Unfit, Writer,
 };
 
+mod candidate;
 mod fitness;
 mod hold;
 mod verdict;
@@ -104,7 +105,7 @@ pub struct Rules {
 /// Why a lane is cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CutCause {
-    /// The member is not the leader any more, or nobody vouches that it is.
+    /// The member is not the leader any more, is not to be it after all, or nobody vouches that it is.
     LeaderChanged,
     /// The member is gone, or was made anew.
     MemberLost,
@@ -155,6 +156,7 @@ pub fn transition(
     }
     step.writer(view, health);
     step.hold(view.map(|view| view.topology), rules.hold_timeout);
+    step.candidate(view.map(|view| view.topology));
     if let Some(view) = view {
         step.readers(view.topology, health, rules);
     } else {
@@ -380,7 +382,10 @@ impl Step<'_> {
                 if self.old.is_informed() {
                     self.next.changed_at = Some(self.now);
                 }
-                self.new_lane()
+                match self.lane_made_ahead() {
+                    Some(lane) => lane,
+                    None => self.new_lane(),
+                }
             }
         };
         if let Some(last) = &mut self.next.last {

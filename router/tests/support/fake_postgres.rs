@@ -1,6 +1,7 @@
 //! A server that speaks as much of PostgreSQL's protocol as a router in front of it can see.
 
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -38,6 +39,7 @@ pub struct FakePostgres {
     pub address: SocketAddr,
     seen: watch::Receiver<Seen>,
     doom: Arc<Notify>,
+    is_standby: Arc<AtomicBool>,
 }
 
 /// What a request for TLS comes to.
@@ -55,6 +57,7 @@ struct Notes {
     sender: Arc<Mutex<watch::Sender<Seen>>>,
     tls: Tls,
     doom: Arc<Notify>,
+    is_standby: Arc<AtomicBool>,
 }
 
 impl Notes {
@@ -86,6 +89,18 @@ impl FakePostgres {
         Self::start_with(Tls::Spoken(tls.into(), lost)).await
     }
 
+    /// Starts one that is in recovery.
+    pub async fn start_standby() -> Self {
+        let own = Self::start_with(Tls::Refused).await;
+        own.is_standby.store(true, Ordering::SeqCst);
+        own
+    }
+
+    /// Ends its recovery.
+    pub fn promote(&self) {
+        self.is_standby.store(false, Ordering::SeqCst);
+    }
+
     /// Now comes what a query has announced.
     pub fn now(&self) {
         self.doom.notify_one();
@@ -99,8 +114,9 @@ impl FakePostgres {
             sender: Arc::new(Mutex::new(sender)),
             tls,
             doom: Arc::default(),
+            is_standby: Arc::default(),
         };
-        let doom = notes.doom.clone();
+        let (doom, is_standby) = (notes.doom.clone(), notes.is_standby.clone());
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 let notes = notes.clone();
@@ -114,6 +130,7 @@ impl FakePostgres {
             address,
             seen,
             doom,
+            is_standby,
         }
     }
 
@@ -202,9 +219,13 @@ async fn echo(mut stream: Stream, notes: &Notes) -> std::io::Result<()> {
     Ok(())
 }
 
-/// AuthenticationOk, two reports, a cancel key and ReadyForQuery.
-const GREETING: &[u8] = b"R\0\0\0\x08\0\0\0\0\
-    S\0\0\0\x17in_hot_standby\0off\0S\0\0\0\x11TimeZone\0UTC\0\
+/// AuthenticationOk.
+const LET_IN: &[u8] = b"R\0\0\0\x08\0\0\0\0";
+/// Whether it is in recovery.
+const IN_RECOVERY: &[u8] = b"S\0\0\0\x16in_hot_standby\0on\0";
+const NOT_IN_RECOVERY: &[u8] = b"S\0\0\0\x17in_hot_standby\0off\0";
+/// Another report, a cancel key and ReadyForQuery.
+const GREETING: &[u8] = b"S\0\0\0\x11TimeZone\0UTC\0\
     K\0\0\0\x0c\0\0\0\x09\x01\x02\x03\x04Z\0\0\0\x05I";
 
 /// The answer to a message of the extended protocol.
@@ -290,8 +311,17 @@ async fn speak_up(mut stream: Stream, notes: &Notes, query: &str) -> std::io::Re
     std::future::pending().await
 }
 
+/// Whether it is in recovery, as it reports that: it is out of it for good.
+fn recovery(notes: &Notes) -> (&'static [u8], u8) {
+    match notes.is_standby.load(Ordering::SeqCst) {
+        true => (IN_RECOVERY, b't'),
+        false => (NOT_IN_RECOVERY, b'f'),
+    }
+}
+
 async fn talk(mut stream: Stream, notes: &Notes) -> std::io::Result<()> {
-    stream.send(GREETING).await?;
+    let greeting = [LET_IN, recovery(notes).0, GREETING].concat();
+    stream.send(&greeting).await?;
     let mut status = b'I';
     let mut is_hanging = false;
     let mut is_elsewhere = false;
@@ -349,6 +379,12 @@ async fn talk(mut stream: Stream, notes: &Notes) -> std::io::Result<()> {
                 notes.doom.notified().await;
                 socket2::SockRef::from(stream.socket()).set_linger(Some(Duration::ZERO))?;
                 return Ok(());
+            }
+            "SELECT pg_catalog.pg_is_in_recovery()" => {
+                let (report, value) = recovery(notes);
+                let row = [b'D', 0, 0, 0, 11, 0, 1, 0, 0, 0, 1, value];
+                stream.send(&[&row[..], report].concat()).await?;
+                done(&mut stream, &query, status).await?;
             }
             // More than was asked for.
             "babble" => {

@@ -360,6 +360,7 @@ pub(super) fn way_now(
         places,
         address: target.address,
         is_writer: listening.kind() == TargetKind::Primary,
+        ahead: None,
         limits: listening.limits.clone(),
         in_force: registry.in_force.clone(),
     })
