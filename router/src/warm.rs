@@ -6,8 +6,9 @@ use std::sync::Arc;
 use tokio::runtime::Handle;
 use tracing::debug;
 
-use crate::pool::ahead::{Destination, open_ahead};
+use crate::pool::ahead::open_ahead;
 use crate::pool::registry::Registry;
+use crate::server::ahead::Destination;
 use crate::topology::{Cluster, Published};
 
 /// Follows the changes of one cluster for as long as the process lives. What was opened ends with its lane.

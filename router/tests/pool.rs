@@ -70,6 +70,16 @@ impl Script {
     }
 }
 
+impl Script {
+    /// What an operator tells the database.
+    fn tell_the_database(&self, word: &str) {
+        match word {
+            "renew" => self.gate.renew(self.now),
+            _ => self.gate.pause(word == "pause"),
+        }
+    }
+}
+
 impl Runner for Script {
     type Command = Command;
 
@@ -86,13 +96,8 @@ impl Runner for Script {
                 self.now = self.now + quantity::duration(text).unwrap();
                 return Ok(String::new());
             }
-            // What an operator tells the database.
-            "pause" | "resume" => {
-                self.gate.pause(command.name == "pause");
-                return Ok(String::new());
-            }
-            "renew" => {
-                self.gate.renew(self.now);
+            word @ ("pause" | "resume" | "renew") => {
+                self.tell_the_database(word);
                 return Ok(String::new());
             }
             _ => {}

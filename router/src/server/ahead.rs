@@ -1,5 +1,6 @@
 //! A server that is opened before its member leads: it logs in at once, and is ready when the member does.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,6 +10,48 @@ use tracing::debug;
 use super::login::{IN_HOT_STANDBY, Identity, OpenFailed, admit, begin, log_in, within};
 use super::{Server, Way};
 use crate::topology::Cluster;
+use crate::topology::routing_table::{Candidate, LaneId};
+
+/// Log-ins of one core at once, for the candidate still has to replay what the former leader writes.
+const LOG_INS_AHEAD: usize = 4;
+
+/// Where a planned change goes.
+#[derive(Clone)]
+pub struct Destination {
+    /// The cluster.
+    pub cluster: Arc<Cluster>,
+    /// The lane that is left.
+    pub from: LaneId,
+    /// Who is to lead, and on which lane.
+    pub candidate: Candidate,
+    /// Where its address leads.
+    pub places: Vec<SocketAddr>,
+}
+
+impl Destination {
+    /// What the servers of one core wait for.
+    pub fn ahead(&self) -> Arc<Ahead> {
+        Arc::new(Ahead {
+            cluster: self.cluster.clone(),
+            log_ins: Arc::new(Semaphore::new(LOG_INS_AHEAD)),
+        })
+    }
+
+    /// The way there, of clients who come this way now.
+    pub fn way(&self, now: &Way, ahead: &Arc<Ahead>) -> Way {
+        Way {
+            lanes: now.lanes.clone(),
+            lane: self.candidate.lane,
+            member: self.candidate.member.clone(),
+            address: self.candidate.address.clone(),
+            places: self.places.clone(),
+            is_writer: true,
+            ahead: Some(ahead.clone()),
+            limits: now.limits.clone(),
+            in_force: now.in_force.clone(),
+        }
+    }
+}
 
 /// What a server waits for that is opened ahead of a planned change of leader.
 pub struct Ahead {

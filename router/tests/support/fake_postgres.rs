@@ -319,6 +319,23 @@ fn recovery(notes: &Notes) -> (&'static [u8], u8) {
     }
 }
 
+/// Reports the time zone where a query changes it, or takes that back.
+async fn report_zone(
+    stream: &mut Stream,
+    query: &str,
+    status: u8,
+    is_elsewhere: &mut bool,
+) -> std::io::Result<()> {
+    match query {
+        "set timezone = 'Asia/Tokyo'" => {
+            *is_elsewhere = status == b'T';
+            stream.send(&zone("Asia/Tokyo")).await
+        }
+        "ROLLBACK" if std::mem::take(is_elsewhere) => stream.send(&zone("UTC")).await,
+        _ => Ok(()),
+    }
+}
+
 async fn talk(mut stream: Stream, notes: &Notes) -> std::io::Result<()> {
     let greeting = [LET_IN, recovery(notes).0, GREETING].concat();
     stream.send(&greeting).await?;
@@ -343,12 +360,7 @@ async fn talk(mut stream: Stream, notes: &Notes) -> std::io::Result<()> {
         }
         let query = String::from_utf8_lossy(&body[..body.len() - 1]).into_owned();
         notes.note(|seen| seen.queries.push(query.clone()));
-        if query == "set timezone = 'Asia/Tokyo'" {
-            is_elsewhere = status == b'T';
-            stream.send(&zone("Asia/Tokyo")).await?;
-        } else if query == "ROLLBACK" && std::mem::take(&mut is_elsewhere) {
-            stream.send(&zone("UTC")).await?;
-        }
+        report_zone(&mut stream, &query, status, &mut is_elsewhere).await?;
         match query.as_str() {
             "begin" => status = b'T',
             "commit" | "rollback" | "ROLLBACK" => status = b'I',
