@@ -5,7 +5,7 @@ use crate::error::RequestError;
 use crate::protocol::exchange::Status;
 use crate::protocol::messages::{self, BIND_COMPLETE, CLOSE_COMPLETE, NO_DATA, PARSE_COMPLETE};
 use crate::protocol::splice::text;
-use crate::session::carry_over::look::look;
+use crate::session::carry_over::look::{End, look};
 
 /// Whether the client is still to be answered here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,7 +27,7 @@ pub struct Stranded {
     /// Everything is ignored until a Sync.
     is_skipping: bool,
     /// The statement that was prepared or bound last ends the transaction.
-    is_end_bound: bool,
+    bound: Option<End>,
 }
 
 impl Stranded {
@@ -44,7 +44,7 @@ impl Stranded {
             is_told: false,
             is_failed,
             is_skipping: is_open,
-            is_end_bound: false,
+            bound: None,
         };
         for _ in 0..unanswered {
             own.tell(out);
@@ -111,10 +111,11 @@ impl Stranded {
             _ if self.is_skipping => {}
             b'Q' => {
                 let sql = body.strip_suffix(b"\0").unwrap_or(body);
-                if self.is_failed && look(sql).only_ends {
-                    self.end(out);
-                } else {
-                    self.tell(out);
+                match look(sql).only_ends.filter(|_| self.is_failed) {
+                    Some(end) => {
+                        self.end(end, out);
+                    }
+                    None => self.tell(out),
                 }
                 self.ready(out);
                 return self.over();
@@ -128,7 +129,7 @@ impl Stranded {
                 let sql = text(body)
                     .and_then(|(_, rest)| text(rest))
                     .map(|(sql, _)| sql);
-                self.is_end_bound = sql.is_some_and(|sql| look(sql).only_ends);
+                self.bound = sql.and_then(|sql| look(sql).only_ends);
                 match self.has_end_at_hand() {
                     true => out.extend_from_slice(PARSE_COMPLETE),
                     false => self.fail(out),
@@ -136,7 +137,10 @@ impl Stranded {
             }
             b'B' if self.has_end_at_hand() => out.extend_from_slice(BIND_COMPLETE),
             b'D' if self.has_end_at_hand() => out.extend_from_slice(NO_DATA),
-            b'E' if self.has_end_at_hand() => self.end(out),
+            b'E' if self.has_end_at_hand() => {
+                let end = self.bound.unwrap_or(End::Rollback);
+                self.is_skipping = self.end(end, out);
+            }
             b'C' => out.extend_from_slice(CLOSE_COMPLETE),
             b'B' | b'D' | b'E' => self.fail(out),
             // Flush, and the data of a COPY that failed.
@@ -152,17 +156,24 @@ impl Stranded {
 
     /// Whether the statement that was prepared or bound last is there, and ends the transaction.
     pub fn has_end_at_hand(&self) -> bool {
-        self.is_failed && self.is_end_bound
+        self.is_failed && self.bound.is_some()
     }
 
     /// The client binds a statement that it has named before: whether that ends a transaction.
-    pub fn binds(&mut self, is_end: bool) {
-        self.is_end_bound = is_end;
+    pub fn binds(&mut self, end: Option<End>) {
+        self.bound = end;
     }
 
-    fn end(&mut self, out: &mut Vec<u8>) {
-        messages::command_complete(out, "ROLLBACK");
+    /// A COMMIT that is the first to hear of the loss fails: its tag alone would tell nobody, for drivers read only errors.
+    /// Whether what ends it is an error.
+    fn end(&mut self, end: End, out: &mut Vec<u8>) -> bool {
         self.is_failed = false;
+        let is_error = end == End::Commit && !self.is_told;
+        match is_error {
+            true => self.tell(out),
+            false => messages::command_complete(out, "ROLLBACK"),
+        }
+        is_error
     }
 }
 
@@ -219,6 +230,27 @@ mod tests {
             " 25P02 ZE Stays"
         );
         assert_eq!(feed(&mut own, &[(b'Q', b"commit\0")]), " C ZI Over");
+    }
+
+    #[test]
+    fn a_commit_that_is_the_first_to_hear_of_the_loss_fails() {
+        let lost_while_idle = || Stranded::begin(lost(), true, (0, false), &mut Vec::new()).0;
+        for commit in [&b"commit\0"[..], b"END;\0", b"commit and chain\0"] {
+            let said = feed(&mut lost_while_idle(), &[(b'Q', commit)]);
+            assert_eq!(said, " 40001 ZI Over");
+        }
+        // Who gives it up has what it wants.
+        for rollback in [&b"rollback\0"[..], b"ABORT\0"] {
+            let said = feed(&mut lost_while_idle(), &[(b'Q', rollback)]);
+            assert_eq!(said, " C ZI Over");
+        }
+        let by_parts = |sql: &[u8]| {
+            let parse = [&b"\0"[..], sql, b"\0\0\0"].concat();
+            let messages = [(b'P', &parse[..]), (b'B', b""), (b'E', b""), (b'S', b"")];
+            feed(&mut lost_while_idle(), &messages)
+        };
+        assert_eq!(by_parts(b"commit"), " 1 2 40001 ZI Over");
+        assert_eq!(by_parts(b"rollback"), " 1 2 C ZI Over");
     }
 
     #[test]

@@ -72,6 +72,15 @@ impl PinReason {
     }
 }
 
+/// How a statement ends a transaction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// By what the client wants kept.
+    Commit,
+    /// By giving it up.
+    Rollback,
+}
+
 /// What was seen in a text.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Look {
@@ -80,7 +89,7 @@ pub struct Look {
     /// It may end a transaction.
     pub ends: bool,
     /// It ends the transaction, and does nothing else.
-    pub only_ends: bool,
+    pub only_ends: Option<End>,
     /// State that cannot move to another server.
     pub pins: Option<PinReason>,
     /// It holds more than one statement.
@@ -135,7 +144,7 @@ pub fn look(sql: &[u8]) -> Look {
     seen.is_several = statements > 1;
     if statements != 1 {
         seen.begins = false;
-        seen.only_ends = false;
+        seen.only_ends = None;
     }
     seen
 }
@@ -221,9 +230,12 @@ fn begin(sql: &[u8], seen: &mut Look) {
     let mut words = Words { sql, at: 0 };
     match words.next().as_str() {
         "begin" | "start" => seen.begins = true,
-        "commit" | "end" | "abort" => {
+        word @ ("commit" | "end" | "abort") => {
             seen.ends = true;
-            seen.only_ends = true;
+            seen.only_ends = Some(match word {
+                "abort" => End::Rollback,
+                _ => End::Commit,
+            });
         }
         "rollback" => {
             let to_savepoint = {
@@ -232,7 +244,7 @@ fn begin(sql: &[u8], seen: &mut Look) {
                 next == "to" || is_filler && words.next() == "to"
             };
             seen.ends |= !to_savepoint;
-            seen.only_ends = !to_savepoint;
+            seen.only_ends = (!to_savepoint).then_some(End::Rollback);
         }
         "prepare" if words.next() == "transaction" => seen.ends = true,
         "prepare" => seen.pin(PinReason::Prepare),
@@ -635,11 +647,17 @@ mod tests {
             "commit and chain",
         ] {
             let seen = look(sql.as_bytes());
-            assert!(seen.ends && seen.only_ends, "{sql}");
+            assert!(seen.ends, "{sql}");
+            let first = sql.as_bytes()[0].to_ascii_lowercase();
+            let wanted = match first {
+                b'a' | b'r' => End::Rollback,
+                _ => End::Commit,
+            };
+            assert_eq!(seen.only_ends, Some(wanted), "{sql}");
         }
         assert!(look(b"prepare transaction 'x'").ends);
         let several = look(b"insert into x values (1); commit");
-        assert!(several.ends && !several.only_ends && several.is_several);
+        assert!(several.ends && several.only_ends.is_none() && several.is_several);
         for sql in [
             "rollback to x",
             "rollback work to savepoint x",
