@@ -89,11 +89,8 @@ async fn drain(
             on_cores(cores, cluster, move |name| pool::set_mark(name, lane.0)).await;
         }
     }
-    let running = running(cluster, cores, ended).await;
-    let left = match hold.stage {
-        HoldStage::Transactions => running.before_mark,
-        HoldStage::All => running.all,
-    };
+    let running = running(cluster, cores, hold.stage, ended).await;
+    let left = running.left(hold.stage);
     // What was counted is good only for what is held still.
     let is_drained = left == 0 && cluster.published().table.hold == Some(hold);
     let held = cluster.held.load(Ordering::Relaxed);
@@ -134,13 +131,18 @@ fn lane(cluster: &Cluster) -> Option<LaneId> {
 
 /// What runs on the leader, on all cores. Each is asked in a turn of its own: a session that had not seen the hold yet
 /// has taken its server before, and is counted.
-async fn running(cluster: &Cluster, cores: &[Handle], ended: &Arc<Notify>) -> Count {
+async fn running(
+    cluster: &Cluster,
+    cores: &[Handle],
+    stage: HoldStage,
+    ended: &Arc<Notify>,
+) -> Count {
     let Some(lane) = lane(cluster) else {
         return Count::default();
     };
     let ended = ended.clone();
     let counts = on_cores(cores, cluster, move |name| {
-        pool::running(name, lane.0, &ended)
+        pool::running(name, lane.0, stage, &ended)
     });
     let counts = counts.await;
     counts.into_iter().fold(Count::default(), Count::and)

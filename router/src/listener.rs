@@ -214,6 +214,8 @@ fn bind(address: SocketAddr) -> io::Result<TcpListener> {
         socket.set_only_v6(false)?;
     }
     socket.bind(&address.into())?;
+    // Clients may come from here on, long before they are accepted.
+    tune(&socket)?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())
 }

@@ -13,6 +13,7 @@ use arc_swap::ArcSwap;
 use tokio::sync::Notify;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 use trunkline_shared::cluster::Moment;
+use trunkline_shared::cluster::router::HoldStage;
 use trunkline_shared::service::clock;
 
 use crate::auth::Credential;
@@ -153,13 +154,14 @@ pub fn set_mark(cluster: &str, lane: u64) {
     });
 }
 
-/// What clients that are not pinned run on a lane, on this core. Who asks is told when a pool has nothing more to wait for.
-pub fn running(cluster: &str, lane: u64, drain: &Arc<Notify>) -> Count {
+/// What clients that are not pinned run on a lane, on this core. Who asks is told when a pool has nothing more of what this
+/// stage waits for.
+pub fn running(cluster: &str, lane: u64, stage: HoldStage, drain: &Arc<Notify>) -> Count {
     POOLS.with_borrow_mut(|pools| {
         let pools = pools.on_lane(cluster, lane);
         pools.fold(Count::default(), |sum, pool| {
             let count = pool.running.count();
-            pool.drain = (count.all > 0).then(|| drain.clone());
+            pool.drain = (count.left(stage) > 0).then(|| drain.clone());
             sum.and(count)
         })
     })

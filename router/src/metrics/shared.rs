@@ -15,10 +15,13 @@ use crate::admin::gather::{Silent, gather};
 /// Who asks within this time after a look at the cores is told what that saw.
 const SHARED_FOR: Duration = Duration::from_secs(1);
 
+/// When it was looked last, and what that saw; that a core was silent, too.
+type Last = (Moment, Result<Arc<str>, Silent>);
+
 /// What the last look saw.
 pub struct Shared {
     cores: Arc<[Handle]>,
-    last: Mutex<Option<(Moment, Arc<str>)>>,
+    last: Mutex<Option<Last>>,
 }
 
 impl Shared {
@@ -36,22 +39,27 @@ impl Shared {
     /// A core does not answer.
     pub async fn text(&self) -> Result<Arc<str>, Silent> {
         let mut last = self.last.lock().await;
-        self.text_at(&mut last, clock::now()).await
+        let began = clock::now();
+        let text = self.text_at(&mut last, began).await;
+        // Counted from its end: those who have waited for a silent core do not ask it again one after another.
+        if let Some((at, _)) = &mut *last
+            && *at == began
+        {
+            *at = clock::now();
+        }
+        text
     }
 
-    async fn text_at(
-        &self,
-        last: &mut Option<(Moment, Arc<str>)>,
-        now: Moment,
-    ) -> Result<Arc<str>, Silent> {
+    async fn text_at(&self, last: &mut Option<Last>, now: Moment) -> Result<Arc<str>, Silent> {
         if let Some((at, text)) = last
             && now.since(*at) < SHARED_FOR
         {
-            return Ok(text.clone());
+            return text.clone();
         }
-        let text: Arc<str> = pools::render(&gather(&self.cores).await?).into();
+        let seen = gather(&self.cores).await;
+        let text = seen.map(|seen| Arc::from(pools::render(&seen)));
         *last = Some((now, text.clone()));
-        Ok(text)
+        text
     }
 }
 

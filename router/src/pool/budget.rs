@@ -40,6 +40,10 @@ impl Budget {
         taken.is_ok()
     }
 
+    fn free(&self) -> usize {
+        self.limit().saturating_sub(self.open())
+    }
+
     fn give_back(&self) {
         self.open.fetch_sub(1, Ordering::Relaxed);
     }
@@ -70,6 +74,12 @@ pub struct Budgets {
 }
 
 impl Budgets {
+    /// How many may be opened before anybody asks for them: half of what the database and the user have left, for others
+    /// may need that meanwhile.
+    pub fn to_spare(&self) -> usize {
+        self.database.free().min(self.user.free()) / 2
+    }
+
     /// Counts one more in all of them, or in none. The reserve goes beyond the pool's limit only.
     pub fn take(&self, reserve: usize) -> bool {
         if !self.pool.take(reserve) {

@@ -1,6 +1,8 @@
 //! What runs on the servers of a pool, told apart by whether it began before a planned change of leader was announced.
 //! Pure.
 
+use trunkline_shared::cluster::router::HoldStage;
+
 /// Leases of clients that are not pinned: each is a transaction, or a statement, that a change of leader waits for.
 #[derive(Debug, Default)]
 pub struct Running {
@@ -63,6 +65,14 @@ impl Running {
 }
 
 impl Count {
+    /// What a stage of a planned change waits for.
+    pub fn left(self, stage: HoldStage) -> usize {
+        match stage {
+            HoldStage::Transactions => self.before_mark,
+            HoldStage::All => self.all,
+        }
+    }
+
     /// Both together.
     pub fn and(self, other: Count) -> Count {
         Count {

@@ -73,9 +73,18 @@ impl Ahead {
         identity: &Identity,
         limit: Duration,
     ) -> Result<Server, OpenFailed> {
-        let early = {
-            let _turn = self.log_ins.acquire().await;
-            within(limit, log_in(way.clone(), identity)).await
+        let turn = tokio::select! {
+            biased;
+            turn = self.log_ins.acquire() => Some(turn),
+            // Whoever has not had its turn by then is opened as any other is: clients wait for it.
+            led = self.until_it_leads(&way) => {
+                led?;
+                None
+            }
+        };
+        let early = match turn {
+            Some(_turn) => within(limit, log_in(way.clone(), identity)).await,
+            None => return within(limit, begin(way, identity)).await,
         };
         let early = early.inspect_err(|why| {
             let member = &way.member;
@@ -95,7 +104,6 @@ impl Ahead {
             server.reported.remove(IN_HOT_STANDBY);
             return within(limit, admit(server, identity)).await;
         }
-        let _turn = self.log_ins.acquire().await;
         within(limit, begin(way, identity)).await
     }
 
