@@ -17,6 +17,8 @@ use super::{Api, text};
 
 /// How often the clock is looked at while a restart is scheduled: it may be set meanwhile.
 const LOOK: Duration = Duration::from_secs(1);
+/// So much of the answer to it is logged, bytes.
+const LONGEST_ANSWER: usize = 4096;
 
 /// A restart for later.
 #[derive(Clone, Debug)]
@@ -215,8 +217,13 @@ async fn wait(api: Api, due: WallTime) {
     tracing::info!(at = asked.written(), "a scheduled restart begins");
     let answer = local::ask_for_restart(&api, &asked.request).await;
     api.scheduled_restart.is_over(due);
-    tracing::info!(
-        status = answer.status().as_u16(),
-        "a scheduled restart is over"
-    );
+    let status = answer.status().as_u16();
+    let text = axum::body::to_bytes(answer.into_body(), LONGEST_ANSWER).await;
+    let text = text.unwrap_or_default();
+    let answer = String::from_utf8_lossy(&text);
+    match status {
+        200 => tracing::info!(status, %answer, "a scheduled restart is over"),
+        // Nobody waits for the answer.
+        _ => tracing::warn!(status, %answer, "a scheduled restart was not carried out"),
+    }
 }

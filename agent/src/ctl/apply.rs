@@ -180,21 +180,31 @@ impl<'s> Work<'s> {
                     Round::AfterLeader => Goal::Replayed,
                 };
                 self.until_it_serves(name, goal).await?;
-                self.restart(name, *round == Round::BeforeLeader).await
+                let may_wait = *round == Round::BeforeLeader;
+                self.restart(name, Some("replica"), may_wait).await
             }
-            Step::LeaderInPlace { name, .. } => self.restart(name, false).await,
+            Step::LeaderInPlace { name, .. } => self.restart(name, None, false).await,
             Step::SwitchOver { from, .. } => self.switch_over(from).await,
             Step::FormerLeader(name) => self.restart_if_it_waits(name).await,
         }
     }
 
-    async fn restart(&self, name: &MemberName, may_wait: bool) -> Result<String, CtlError> {
+    /// One that was to be restarted as `role` and leads meanwhile refuses: that is another step, with clients held.
+    async fn restart(
+        &self,
+        name: &MemberName,
+        role: Option<&str>,
+        may_wait: bool,
+    ) -> Result<String, CtlError> {
         let topology = self.session.look().await?;
         let member = member(&topology, name)?;
         let started = clock::now();
         let mut body = Map::new();
         if !self.asked.all {
             body.insert("restart_pending".to_owned(), true.into());
+        }
+        if let Some(role) = role {
+            body.insert("role".to_owned(), role.into());
         }
         let asked = (body, &self.asked.drain.drain());
         let answer = restarting::restart(self.session, &topology, member, asked).await?;
@@ -217,7 +227,7 @@ impl<'s> Work<'s> {
     /// In the change of leader its PostgreSQL was started anew, mostly with the new parameters.
     async fn restart_if_it_waits(&self, name: &MemberName) -> Result<String, CtlError> {
         match self.until_back(name, 0).await? {
-            true => self.restart(name, false).await,
+            true => self.restart(name, Some("replica"), false).await,
             false => Ok(format!("{name} runs as replica with its parameters")),
         }
     }

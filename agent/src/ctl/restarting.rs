@@ -34,7 +34,7 @@ pub(super) async fn restart(
 ) -> Result<Result<Answer, RestError>, CtlError> {
     let leader = topology.leader.as_ref().map(|leader| &leader.member);
     let leads = leader == Some(&member.name);
-    if leads {
+    if leads && member.is_trunkline() {
         drain_to_json(drain, &mut body);
     }
     let body = Value::Object(body).to_string();

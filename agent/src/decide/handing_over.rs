@@ -42,6 +42,10 @@ const LATE: Duration = Duration::from_millis(500);
 
 /// How long the checkpoint ahead is waited for. Without it the stop takes longer, and nothing else is different.
 const CHECKPOINT_PATIENCE: Duration = Duration::from_secs(60);
+/// How long candidates have to catch up, from the first look at what they lack.
+const CATCH_UP: Duration = Duration::from_secs(1);
+/// Between two looks at it.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 /// The longest that a change takes from its request to its end, by what its drain is asked to be: the checkpoint ahead, the
 /// drain, and what follows.
@@ -256,6 +260,15 @@ fn before_announcing<'a>(
         chosen(seen, topology, plan),
         holds_too_shortly(topology, plan),
     ) {
+        (Err(why @ Detail::Lacks(..)), None) if may_catch_up(waited, plan) => {
+            return match begun {
+                None => ControlFlow::Break(checkpoint_ahead(turn, plan, runs)),
+                Some(_) => {
+                    let turn = turn.because_of(plan.goal.words().checkpoint, why);
+                    ControlFlow::Continue(turn.soon(LOOK_AGAIN))
+                }
+            };
+        }
         (Err(why), _) | (Ok(_), Some(why)) => {
             return ControlFlow::Break(refuse(turn.detail(why), topology, plan));
         }
@@ -287,6 +300,15 @@ fn before_announcing<'a>(
     };
     let turn = announce(turn, record, was_streaming, parts);
     ControlFlow::Break(turn.now(plan.goal.words().announced))
+}
+
+/// Whether it is too early to refuse a change for what its candidates lack. They show what they had in their last turn,
+/// and the request for the change has woken them.
+fn may_catch_up(waited: Option<Duration>, plan: &Plan<'_>) -> bool {
+    match plan.goal {
+        Goal::Successor { .. } => waited.is_none_or(|waited| waited < CATCH_UP),
+        Goal::End | Goal::Restart => false,
+    }
 }
 
 /// Who is to lead then, or who lacks what.
@@ -473,6 +495,11 @@ pub(super) fn begun_by_another_agent(
     topology: &Topology,
     plan: &Plan<'_>,
 ) -> Decision {
+    if matches!(plan.goal, Goal::End) {
+        // It ends by a change of its own, which the next turn begins.
+        let turn = forget(turn).act(Action::ClearSwitchover);
+        return turn.now(Reason::StoppingForShutdown);
+    }
     let why = "this member began anew, or had to write its leader key again, in the middle of it; ask again";
     give_up(turn.detail(Detail::Text(why.into())), topology, plan)
 }

@@ -111,7 +111,12 @@ fn no_primary(turn: Turn<'_>, held: &Held, memory: &Memory, topology: &Topology)
     }
     let position = match &seen.local {
         Local::Stopped(stopped) => {
-            if let Some(record) = requests::own_switchover(seen, topology) {
+            let own = requests::own_record(seen, topology);
+            if own.is_some_and(|record| record.is_restart()) {
+                // The pause came between its stop and its start, and clients are held.
+                return holding_lease::decide(seen, memory);
+            }
+            if let Some(record) = own {
                 return requests::when_stopped(turn, held, topology, record, stopped);
             }
             stopped.is_clean.then_some(stopped.checkpoint)

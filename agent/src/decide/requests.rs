@@ -33,6 +33,10 @@ const FORCED_STOP_AND_CONFIRM: Duration = Duration::from_secs(4);
 /// patience already.
 const LEAST_CONFIRM: Duration = Duration::from_millis(400);
 
+/// Both of an agent that ends: no client is held for it to go on.
+const LAST_STOP_AND_CONFIRM: Duration = Duration::from_millis(1500);
+const LAST_LEAST_CONFIRM: Duration = Duration::from_millis(700);
+
 /// How soon a candidate that Patroni runs is asked again for its position.
 const ASK_AGAIN: Duration = Duration::from_millis(50);
 
@@ -110,6 +114,15 @@ pub(super) fn as_leader<'a>(
     if let Some(other) = request.leader.as_ref().filter(|leader| *leader != me) {
         let detail = Detail::Member(other.clone());
         return ControlFlow::Break(turn.detail(detail).act(drop).now(Reason::SwitchoverRefused));
+    }
+    if restarting::begun(&turn).is_some() {
+        // Only its checkpoint was made, nobody holds anything for it: it would come behind the change, where nobody asked
+        // for it.
+        let why = "a change of leader goes first; ask again after it";
+        let turn = handing_over::forget(turn)
+            .request_taken()
+            .detail(Detail::Text(why.into()));
+        return ControlFlow::Break(turn.now(Reason::RequestRefused));
     }
     handing_over::step(turn, topology, &plan)
 }
@@ -227,11 +240,13 @@ fn confirm_limit(
     let stop = record.parts.stop.unwrap_or_default();
     let request = topology.failover.as_ref().map(Plan::asked);
     let is_forced = request.is_some_and(|plan| plan.id() == record.id && plan.is_forced());
-    let both = match is_forced && !is_shutting_down {
-        true => FORCED_STOP_AND_CONFIRM,
-        false => STOP_AND_CONFIRM,
+    let (both, least) = match (is_shutting_down, is_forced) {
+        // It does not go on as leader: who takes over without what is awaited here loses it.
+        (true, _) => (LAST_STOP_AND_CONFIRM, LAST_LEAST_CONFIRM),
+        (false, true) => (FORCED_STOP_AND_CONFIRM, LEAST_CONFIRM),
+        (false, false) => (STOP_AND_CONFIRM, LEAST_CONFIRM),
     };
-    both.saturating_sub(stop).max(LEAST_CONFIRM)
+    both.saturating_sub(stop).max(least)
 }
 
 fn confirm_or_wait(

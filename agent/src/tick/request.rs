@@ -84,7 +84,8 @@ impl Requests {
         }
         let is_restart = matches!(pending.kind, observation::LocalRequest::Restart(_));
         let planned = decision.memory.switchover.as_ref();
-        let is_begun = planned.is_some_and(|change| change.is_restart);
+        let leads = matches!(seen.lease, observation::LeaseView::Held(_));
+        let is_begun = leads && planned.is_some_and(|change| change.is_restart);
         let outcome = match pending.taken_at {
             Some(_) if decision.is_request_taken && decision.reason == Reason::RequestRefused => {
                 Some(LocalOutcome::Refused(decision.detail.to_string()))

@@ -2,6 +2,7 @@
 
 use std::cmp::Ordering;
 
+use trunkline_shared::cluster::topology::SwitchoverRecord;
 use trunkline_shared::cluster::{Member, MemberName, MemberState, Topology};
 
 use crate::api::requests::unfit;
@@ -166,7 +167,12 @@ fn leader_to_begin_with<'t>(
     if topology.settings_or_default().is_paused {
         return Err("the cluster is paused: trunkline resume first".to_owned());
     }
-    if topology.failover.is_some() || topology.switchover.is_some() {
+    let is_of_the_leader = |record: &SwitchoverRecord| {
+        let lease = topology.leader.as_ref();
+        lease.is_some_and(|lease| lease.member == record.from && lease.epoch == record.epoch)
+    };
+    let record = topology.switchover.as_deref();
+    if topology.failover.is_some() || record.is_some_and(is_of_the_leader) {
         let why = "a change of leader, or a restart of the leader, is asked for or goes on: wait for its end";
         return Err(why.to_owned());
     }
