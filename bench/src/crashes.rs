@@ -16,7 +16,7 @@ use crate::check::convergence::Converged;
 use crate::failover::drawn::Kind;
 use crate::failover::losses::{self, FaultLine};
 use crate::failover::sequence::{Inflicted, fork_of};
-use crate::load::history::{History, Outcome};
+use crate::load::history::{History, Outcome, Write};
 use crate::load::writers;
 use crate::report::{self, Progress, ms, say};
 use crate::stack::member::{MAXIMUM_LAG, Synchronous, Timing};
@@ -162,9 +162,13 @@ async fn measure(options: &CrashesOptions) -> Result<Results> {
     let quiet = seen.history.gaps(began, first.began).anybody;
     let rows = rows(&mut stack).await?;
     place(&mut seen.history);
-    let lost = verdict::lost(&seen.history, &rows);
-    let lost: Vec<_> = lost.iter().map(|write| (write.writer, write.seq)).collect();
+    let lost_writes = verdict::lost(&seen.history, &rows);
+    let lost: Vec<_> = lost_writes.iter().map(|it| (it.writer, it.seq)).collect();
     let (kills, mut faults) = losses::assess(&killed.whole, &seen.history, &lost, MAXIMUM_LAG);
+    if options.sync.is_some() {
+        let told = lost_writes.iter().take(NAMED);
+        faults.extend(told.map(|write| gone_missing(write, &killed.ends)));
+    }
     let is_torn = |key: &&(i32, i64)| rows.get(*key).is_some_and(|found| found.parts > 0);
     let torn = lost.iter().filter(is_torn).count();
     if torn > 0 {
@@ -297,6 +301,27 @@ fn place(history: &mut History) {
             };
         }
     }
+}
+
+/// One that no server may forget.
+fn gone_missing(write: &Write, losses: &[Loss]) -> String {
+    let last = losses.iter().rev().find(|loss| loss.killed <= write.done);
+    let since = |moment: Moment| {
+        last.map_or(f64::NAN, |loss| {
+            (moment.0 as f64 - loss.killed.0 as f64) / 1e6
+        })
+    };
+    format!(
+        "client {} ({:?}) was told that its write {} is committed, and it is not there: asked {:.1} ms and told {:.1} ms \
+         after a kill, the server gone after {:.1} ms, at WAL byte {}",
+        write.writer,
+        clients::Kind::of(write.writer),
+        write.seq,
+        since(write.sent),
+        since(write.done),
+        last.map_or(f64::NAN, |loss| since(loss.gone)),
+        write.position,
+    )
 }
 
 type Errors = BTreeMap<String, BTreeMap<Request, Count>>;
