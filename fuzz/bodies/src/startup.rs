@@ -36,6 +36,8 @@ fn came_so_far(beginning: &[u8], whole: &Result<Progress, NotStartup>) {
         Ok(Progress::Need(need)) => {
             assert!(need > beginning.len(), "what is there is asked for");
             match whole {
+                // Of TLS nothing is taken, and the first byte tells.
+                Ok(Progress::Whole(First::DirectTls, _)) => assert!(beginning.is_empty()),
                 Ok(Progress::Whole(_, length)) => assert!(need <= *length),
                 Ok(Progress::Need(_)) | Err(_) => {}
             }
