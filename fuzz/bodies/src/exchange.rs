@@ -288,6 +288,11 @@ pub(crate) fn kept_to(draw: &mut Draw<'_>) {
         assert!(talk.exchange.is_quiet());
         assert_eq!(talk.exchange.unanswered(), (0, false));
         assert_eq!(Some(talk.exchange.status()), talk.status);
+        // The next client on this server waits for nothing of this one's.
+        let exchange = &mut talk.exchange;
+        assert!(!exchange.are_statements_uncertain() && !exchange.is_unnamed_uncertain());
+        exchange.hold();
+        assert!(!exchange.is_held());
     }
 }
 
