@@ -163,9 +163,28 @@ pub fn examine(path: Option<&Path>, env: &Environment) -> Examined {
             };
         }
     };
-    let report = Report::new(&document);
-    unknown.into_iter().for_each(|w| report.warn(w));
-    let config = read(&document, &report);
+    examined(&document, unknown)
+}
+
+/// The same of one file's text alone, without the environment.
+pub fn examine_text(text: &str) -> Examined {
+    match sources::of_text("text", text) {
+        Ok((document, duplicates)) => {
+            let twice = duplicates.into_iter().map(Warning::DuplicateKey);
+            examined(&document, twice.collect())
+        }
+        Err(mistake) => Examined {
+            config: None,
+            mistakes: vec![mistake],
+            warnings: Vec::new(),
+        },
+    }
+}
+
+fn examined(document: &Node, found: Vec<Warning>) -> Examined {
+    let report = Report::new(document);
+    found.into_iter().for_each(|w| report.warn(w));
+    let config = read(document, &report);
     let (mistakes, warnings) = report.into_parts();
     Examined {
         config,

@@ -32,7 +32,7 @@ mod effective;
 pub mod explain;
 mod flush;
 mod history;
-mod import;
+pub mod import;
 mod list;
 mod local_time;
 mod members;
@@ -49,7 +49,7 @@ pub mod terminal;
 mod top;
 mod version;
 mod watching;
-mod yaml;
+pub mod yaml;
 
 use arguments::{Arguments, Command};
 use rest::RestError;

@@ -19,6 +19,7 @@ mod fairness;
 mod identity;
 mod life;
 mod wire;
+mod wire_fuzz;
 
 /// The pooled listener.
 const PORT: u16 = 5434;
@@ -42,6 +43,8 @@ enum What {
     Churn(churn::ChurnOptions),
     /// Real drivers through every mode, step by step, and past the router for comparison
     Drivers(drivers::DriversOptions),
+    /// Drawn sessions, valid and invalid, past the router and through each mode: every message must be the same
+    WireFuzz(wire_fuzz::WireFuzzOptions),
 }
 
 #[derive(Args, Debug)]
@@ -120,6 +123,7 @@ pub async fn run(options: &PoolsOptions) -> Result<bool> {
         What::Fairness(options) => fairness::run(options).await,
         What::Churn(options) => churn::run(options).await,
         What::Drivers(options) => drivers::run(options).await,
+        What::WireFuzz(options) => wire_fuzz::run(options).await,
     }
 }
 

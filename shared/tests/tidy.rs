@@ -23,7 +23,7 @@ const README_HEADINGS: [&str; 5] = [
 ];
 
 /// The folders with a README of that form.
-const README_FOLDERS: [&str; 3] = ["shared", "bench", "deploy"];
+const README_FOLDERS: [&str; 4] = ["shared", "bench", "deploy", "fuzz"];
 
 /// Names that say nothing about what is inside.
 const BANNED_MODULES: [&str; 13] = [
@@ -295,7 +295,11 @@ fn root() -> PathBuf {
 fn sources() -> Vec<(String, String)> {
     let root = root();
     let mut files = Vec::new();
-    for package in ["agent", "router", "shared", "bench"] {
+    let fuzzing = ["fuzz/bodies", "fuzz/fuzz_targets"];
+    for package in ["agent", "router", "shared", "bench"]
+        .into_iter()
+        .chain(fuzzing)
+    {
         collect(&root, &root.join(package), &mut files);
     }
     assert!(files.len() > 30, "the sources were not found");

@@ -66,8 +66,13 @@ fn read_file(path: &str) -> Result<(Node, Vec<Duplicate>), Mistake> {
         path: path.to_owned(),
         why: error.to_string(),
     })?;
+    of_text(path, &source)
+}
+
+/// What a file's text holds; `path` is for what is said of it.
+pub fn of_text(path: &str, source: &str) -> Result<(Node, Vec<Duplicate>), Mistake> {
     let (document, duplicates) =
-        document::parse(path, &source).map_err(|malformed| Mistake::Malformed {
+        document::parse(path, source).map_err(|malformed| Mistake::Malformed {
             path: path.to_owned(),
             line: malformed.line,
             why: malformed.why,

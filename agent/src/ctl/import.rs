@@ -51,7 +51,9 @@ pub(super) fn import(
     let text = open(&name).map_err(CtlError::Usage)?;
     let default = config.cluster.as_ref().map(|cluster| cluster.as_str());
     let mut scopes = Scopes::parse(&asked.scope, default).map_err(CtlError::Usage)?;
-    let mut made = translate(asked, &name, &text, &mut scopes)?;
+    let userlist = asked.userlist.as_ref();
+    let userlist = userlist.map(|file| file.display().to_string());
+    let mut made = translate((&name, &text), userlist, &mut scopes, &open)?;
     if let Some(unused) = scopes.unused().first() {
         let why = format!("--scope {unused}=...: {name} has nothing of that name");
         return Err(CtlError::Usage(why));
@@ -83,17 +85,30 @@ pub(super) fn import(
     judged
 }
 
+/// What a text alone becomes, without the store and without any file that it includes; `scopes` as `--scope` has them.
+///
+/// # Errors
+/// It cannot be read, or names what `--scope` has to say.
+pub fn translated(text: &str, scopes: &[String]) -> Result<String, CtlError> {
+    const NAME: &str = "text";
+    let mut scopes = Scopes::parse(scopes, None).map_err(CtlError::Usage)?;
+    let open = |name: &str| match name {
+        NAME => Ok(text.to_owned()),
+        _ => Err(format!("{name}: there is nothing but a text")),
+    };
+    let made = translate((NAME, text), None, &mut scopes, &open)?;
+    Ok(made.file.text(NAME))
+}
+
 fn translate(
-    asked: &Import,
-    name: &str,
-    text: &str,
+    (name, text): (&str, &str),
+    userlist: Option<String>,
     scopes: &mut Scopes,
+    open: &dyn Fn(&str) -> Result<String, String>,
 ) -> Result<Translation, CtlError> {
-    let userlist = asked.userlist.as_ref();
-    let userlist = userlist.map(|file| file.display().to_string());
     let made = match is_pgbouncers(text) {
         true => {
-            let entries = ini::read(name, &open);
+            let entries = ini::read(name, open);
             let entries = entries.map_err(|why| CtlError::Usage(why.to_string()))?;
             pgbouncer::translate(&entries, scopes, userlist.as_deref())
         }

@@ -72,6 +72,16 @@ fn length(bytes: usize) -> [u8; 4] {
     u32::try_from(bytes).unwrap_or(u32::MAX).to_be_bytes()
 }
 
+/// A start-up packet.
+pub fn startup(parameters: &[(&str, &str)]) -> Vec<u8> {
+    let mut body = VERSION.to_be_bytes().to_vec();
+    for (name, value) in parameters {
+        body.extend_from_slice(format!("{name}\0{value}\0").as_bytes());
+    }
+    body.push(0);
+    [&length(body.len() + 4)[..], &body].concat()
+}
+
 /// A simple query.
 pub fn query(sql: &str) -> Vec<u8> {
     message(b'Q', format!("{sql}\0").as_bytes())
@@ -140,13 +150,7 @@ impl Wire {
             address: address.to_owned(),
             key: Vec::new(),
         };
-        let mut body = VERSION.to_be_bytes().to_vec();
-        for (name, value) in parameters {
-            body.extend_from_slice(format!("{name}\0{value}\0").as_bytes());
-        }
-        body.push(0);
-        own.send(&[&length(body.len() + 4)[..], &body].concat())
-            .await?;
+        own.send(&startup(parameters)).await?;
         loop {
             let message = own.message().await?;
             match message.kind {

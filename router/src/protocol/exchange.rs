@@ -409,6 +409,12 @@ impl Exchange {
         let until = sync.unwrap_or(self.queue.len());
         let renames = self.queue.range(..until).filter(|asked| asked.renames());
         hear(Heard::NotRenamed(renames.count()));
+        // Requests among them get no ReadyForQuery: nothing is held for them.
+        let batches = self
+            .queue
+            .range(..until)
+            .filter(|asked| asked.ends_a_batch());
+        self.done += batches.count() as u64;
         // From the last to the first, for one statement may be closed and prepared anew.
         for asked in self.queue.drain(..until).rev() {
             match asked {

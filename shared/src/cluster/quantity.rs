@@ -25,7 +25,15 @@ pub fn duration(text: &str) -> Option<Duration> {
         "d" => number * 86_400.0,
         _ => return None,
     };
-    (seconds <= 100.0 * 366.0 * 86_400.0).then(|| Duration::from_secs_f64(seconds))
+    self::seconds(seconds)
+}
+
+/// A number of seconds. `None` if it is negative, or longer than a hundred years.
+pub fn seconds(number: f64) -> Option<Duration> {
+    let most = 100.0 * 366.0 * 86_400.0;
+    (0.0..=most)
+        .contains(&number)
+        .then(|| Duration::from_secs_f64(number))
 }
 
 /// Reads a size with PostgreSQL's units (powers of 1024); a bare number is bytes.

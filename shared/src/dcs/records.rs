@@ -379,11 +379,11 @@ pub fn history_to_json(lines: &[HistoryLine]) -> String {
                 json!(line.end.0),
                 json!(line.reason),
             ];
-            if let Some(time) = &line.time {
-                cells.push(json!(time));
-                if let Some(leader) = &line.leader {
-                    cells.push(json!(leader));
-                }
+            if line.time.is_some() || line.leader.is_some() {
+                cells.push(json!(line.time));
+            }
+            if let Some(leader) = &line.leader {
+                cells.push(json!(leader));
             }
             Value::Array(cells)
         })

@@ -65,7 +65,8 @@ impl Style {
                 flow |= ",?[]{}:".contains(c) || is_comment;
             }
             is_multiline |= is_break(c);
-            is_special |= !(is_break(c) || is_printable(c));
+            // YAML 1.2 knows one line end; the others would come back with blanks behind them.
+            is_special |= c != '\n' && (is_break(c) || !is_printable(c));
             has_break_blank |= c == ' ' && before.is_some_and(is_break);
             has_blank_break |= is_break(c) && before == Some(' ');
         }
@@ -201,7 +202,28 @@ fn is_another_type(text: &str) -> bool {
         "yes", "Yes", "YES", "no", "No", "NO", "true", "True", "TRUE", "false", "False", "FALSE",
         "on", "On", "ON", "off", "Off", "OFF", "~", "null", "Null", "NULL", "<<", "=", "",
     ];
-    WORDS.contains(&text) || is_integer(text) || is_float(text) || is_time(text)
+    WORDS.contains(&text)
+        || is_integer(text)
+        || is_float(text)
+        || is_time(text)
+        || is_another_type_to_the_reader(text)
+}
+
+/// Whether what reads it back here would, which goes by YAML 1.2: more is a number there, and words count in any case.
+/// PyYAML leaves these as they are.
+fn is_another_type_to_the_reader(text: &str) -> bool {
+    const WORDS: [&str; 11] = [
+        "y", "yes", "n", "no", "true", "false", "on", "off", "null", ".inf", ".nan",
+    ];
+    let unsigned = text.strip_prefix(['-', '+']).unwrap_or(text);
+    let number = unsigned.replace('_', "").to_ascii_lowercase();
+    let is_of_a_base = ["0x", "0o", "0b"].into_iter().any(|base| {
+        let digits = number.strip_prefix(base);
+        digits.is_some_and(|digits| is_all(digits, |c| c.is_ascii_hexdigit()))
+    });
+    // What has no digit and is a number to Rust (`inf`) is none in YAML.
+    let is_decimal = number.contains(|c: char| c.is_ascii_digit()) && number.parse::<f64>().is_ok();
+    is_of_a_base || is_decimal || WORDS.contains(&&*number)
 }
 
 fn is_all(text: &str, allowed: impl Fn(char) -> bool) -> bool {

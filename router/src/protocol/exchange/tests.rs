@@ -308,6 +308,24 @@ fn what_an_unanswered_batch_has_changed_is_uncertain_for_the_next_one_only() {
 }
 
 #[test]
+fn a_query_that_is_skipped_is_no_batch_that_anything_waits_for() {
+    for skipped in [QUERY, Expect::Function, Expect::Deallocate] {
+        let mut talk = asked(&[PARSE, skipped]);
+        assert_eq!(hear(&mut talk, b"E"), "E");
+        talk.sent(Expect::Sync);
+        assert_eq!(hear(&mut talk, b"Z"), "Z");
+        assert!(talk.is_idle());
+        // The next one on this server prepares a statement, and binds it.
+        talk.sent(PARSE);
+        talk.sent(Expect::Sync);
+        assert_eq!(hear(&mut talk, b"1Z"), "1Z");
+        assert!(!talk.are_statements_uncertain());
+        talk.hold();
+        assert!(!talk.is_held());
+    }
+}
+
+#[test]
 fn what_may_drop_statements_and_copies_in_is_not_waited_for() {
     let drops = Act {
         drops: true,

@@ -21,7 +21,10 @@ const ON_TIMEOUT: &str = "on_timeout";
 pub fn drain_from_json(map: &Map<String, Value>) -> Result<Drain, String> {
     let timeout = match map.get(DRAIN_TIMEOUT) {
         None | Some(Value::Null) => None,
-        Some(Value::Number(number)) => Some(duration(&number.to_string())?),
+        Some(Value::Number(number)) => {
+            let read = number.as_f64().and_then(quantity::seconds);
+            Some(read.ok_or_else(|| no_duration(&number.to_string()))?)
+        }
         Some(Value::String(text)) => Some(duration(text)?),
         Some(other) => return Err(no_duration(&other.to_string())),
     };
@@ -144,6 +147,8 @@ mod tests {
             ("{}", None, None),
             (r#"{"drain_timeout":5}"#, of(5.0), None),
             (r#"{"drain_timeout":0.5}"#, of(0.5), None),
+            // So short that it is written with an exponent.
+            (r#"{"drain_timeout":0.000005}"#, of(0.000_005), None),
             (
                 r#"{"drain_timeout":"1500ms","on_timeout":"terminate"}"#,
                 of(1.5),

@@ -227,6 +227,9 @@ fn reads_and_prints_sync_history_and_failsafe() {
     let lines = history_lines(text).unwrap();
     assert_eq!(lines[1].leader.as_deref(), Some("b"));
     assert_eq!(history_to_json(&lines), text);
+    let without_time = r#"[[3,300,"",null,"c"]]"#;
+    let lines = history_lines(without_time).unwrap();
+    assert_eq!(history_to_json(&lines), without_time);
     let Fact::History(history) = parse(&FactKey::History, text.as_bytes()) else {
         panic!("unreadable");
     };
