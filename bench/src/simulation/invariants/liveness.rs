@@ -15,7 +15,10 @@ impl World {
         match self.everyone_converged() {
             Ok(()) => self.is_over = true,
             Err(_) if self.has_given_itself_up() => self.is_over = true,
-            Err((invariant, detail)) if waited >= limit => self.fail(invariant, detail),
+            Err((invariant, detail)) if waited >= limit => {
+                self.fail(invariant, detail);
+                self.is_over = true;
+            }
             Err(_) => self.put_in(500 * MS, Event::Converged),
         }
         true
