@@ -36,6 +36,7 @@ enum Command {
     /// Trunkline, and Patroni with HAProxy and PgBouncer: the same faults under the same clients
     SideBySide(side_by_side::SideBySideOptions),
     /// Seeded histories of the whole system in one process, judged after every event
+    #[command(alias = "simulation")]
     Simulate(simulation::command::SimulateOptions),
     /// What an idle leader's agent costs, quiet and under health checks
     Soak(soak::SoakOptions),
@@ -92,7 +93,7 @@ async fn run(command: Command) -> Result<bool> {
             Command::Patroni(options) => patroni::run(options).await,
             Command::Pools(options) => pools::run(options).await,
             Command::SideBySide(options) => side_by_side::run(options).await,
-            Command::Simulate(options) => Ok(simulation::command::run(options)),
+            Command::Simulate(options) => simulation::command::run(options),
             Command::Soak(options) => soak::run(options).await,
             Command::Switchover(options) => switchover::run(options).await,
             Command::Throughput(options) => throughput::run(options).await.map(|()| true),

@@ -115,6 +115,7 @@ pub async fn run(options: &MutantsOptions) -> Result<bool> {
 fn simulated(rule: Break) -> (String, bool) {
     let options = Options {
         rule: Some(rule),
+        is_patient: true,
         ..Options::default()
     };
     let report = play_all(0..SEEDS_TO_NOTICE, options, 1);

@@ -6,6 +6,7 @@
 
 mod act;
 mod agent;
+mod bank;
 mod breaks;
 mod clients;
 pub mod command;
@@ -27,10 +28,12 @@ mod network;
 mod node;
 mod pause;
 mod plan;
+mod replay;
 mod replication;
 mod requests;
 mod routers;
 mod schedules;
+mod shrink;
 mod slots;
 mod standby;
 mod store;
@@ -44,9 +47,11 @@ use std::ops::Range;
 use fastrand::Rng;
 use trunkline_shared::service::clock;
 
-pub use breaks::{Break, NoSuchRule, noticed_by};
+pub use bank::{BANK, Caught, Known, Planted, Search, Searched};
+pub use breaks::{Break, Bug, NoSuchRule, noticed_by};
 pub use coverage::{Coverage, UNREACHED};
 pub use invariants::{Failure, Invariant};
+pub use shrink::{FaultSet, Shrunk, shrink};
 
 use event::SECOND;
 use plan::{Plan, Shape};
@@ -62,6 +67,10 @@ pub struct Options {
     pub seconds: u64,
     /// A rule broken on purpose.
     pub rule: Option<Break>,
+    /// Plays on past what other invariants notice of that, until its own does: the harm itself is to be seen.
+    pub is_patient: bool,
+    /// Faults that are left out.
+    pub without: FaultSet,
 }
 
 impl Default for Options {
@@ -70,6 +79,8 @@ impl Default for Options {
             members: Some(3),
             seconds: 60,
             rule: None,
+            is_patient: false,
+            without: FaultSet::default(),
         }
     }
 }
@@ -81,8 +92,12 @@ pub struct Outcome {
     pub events: u64,
     /// Faults that struck.
     pub faults: u64,
+    /// Faults that were drawn, those left out among them.
+    pub drawn: u8,
     /// The invariant that was broken, if one was.
     pub failure: Option<Failure>,
+    /// What a patient run found broken before.
+    pub noted: Option<Failure>,
     /// The story, if asked for.
     pub story: Option<String>,
 }
@@ -96,8 +111,6 @@ pub struct Report {
     pub events: u64,
     /// Faults that struck.
     pub faults: u64,
-    /// Seeds that ended because one timeline number was raised by two promotions: a known hole.
-    pub twins: u64,
     /// Real time, seconds.
     pub seconds: f64,
     /// What was reached.
@@ -113,10 +126,14 @@ pub fn play(seed: u64, options: Options, coverage: &mut Coverage, tells: bool) -
         members: options.members,
         lasts: options.seconds.max(20) * SECOND,
     };
-    let plan = Plan::draw(&mut rng, shape);
+    let mut plan = Plan::draw(&mut rng, shape);
+    let drawn = u8::try_from(plan.faults.len()).unwrap_or(u8::MAX);
+    plan.leave_out(options.without);
     let story = tells.then(Story::default);
     let mut world = World::new(rng, plan, options.rule, story);
-    let plan_text = tells.then(|| format!("{:#?}\n", world.plan));
+    if let Some(rule) = options.rule.filter(|_| options.is_patient) {
+        world.awaited = noticed_by(rule);
+    }
     world.play();
     coverage.add(&world.coverage);
     let story = world.story.as_ref().map(|story| {
@@ -125,16 +142,14 @@ pub fn play(seed: u64, options: Options, coverage: &mut Coverage, tells: bool) -
         } else {
             usize::MAX
         };
-        format!(
-            "{}{}",
-            plan_text.unwrap_or_default(),
-            story.text(Some(limit))
-        )
+        format!("{}{}", world.plan.text(), story.text(Some(limit)))
     });
     Outcome {
         events: world.events,
         faults: world.faults,
+        drawn,
         failure: world.failure,
+        noted: world.noted,
         story,
     }
 }

@@ -16,7 +16,7 @@ use super::observation::{
 use super::sync_standbys::keeping;
 use super::{
     PROMOTE_NEEDS, RETRY_PAUSE, Turn, bootstrap, candidate, failsafe, host_health, leading,
-    requests, standby_cluster,
+    requests, slots, standby_cluster,
 };
 
 /// More than this to replay, and another member takes over sooner than a restart ends (`ha.md` 9).
@@ -169,13 +169,14 @@ fn promote(turn: Turn<'_>, held: &Held, topology: &Topology, running: &Running) 
         ControlFlow::Continue(turn) => turn,
     };
     let next = next_timeline(topology, running.timeline);
-    turn.act(Action::ClaimTimeline(ClaimedTimeline {
-        timeline: next,
-        parent: running.timeline,
-    }))
-    .act(Action::ArmFence)
-    .act(Action::Promote(next))
-    .routine(Reason::Promoting)
+    slots::count_anew(turn)
+        .act(Action::ClaimTimeline(ClaimedTimeline {
+            timeline: next,
+            parent: running.timeline,
+        }))
+        .act(Action::ArmFence)
+        .act(Action::Promote(next))
+        .routine(Reason::Promoting)
 }
 
 /// `pre_promote` is run once for every promotion, under the lease; a no gives the lease up.
@@ -505,7 +506,8 @@ fn start_primary(turn: Turn<'_>, reason: Reason) -> Decision {
     if let Some(Err((reason, detail))) = topology.map(|t| failsafe::lets_begin(turn.seen, t)) {
         return give_up(turn.detail(detail), reason, None);
     }
-    turn.act(Action::ArmFence)
+    slots::count_anew(turn)
+        .act(Action::ArmFence)
         .act(Action::Start(start))
         .routine(reason)
 }

@@ -12,7 +12,8 @@ use super::memory::{Memory, PlannedChange};
 use super::observation::{Held, LeaseView, Local, Observation, RunningRole};
 use super::sync_standbys::keeping;
 use super::{
-    Turn, authority_gone, following, holding_lease, leading, no_leader, requests, standby_cluster,
+    Turn, authority_gone, following, holding_lease, leading, no_leader, requests, slots,
+    standby_cluster,
 };
 
 pub(super) fn decide(seen: &Observation, memory: &Memory, topology: &Topology) -> Decision {
@@ -64,6 +65,7 @@ fn as_leader<'a>(turn: Turn<'a>, held: &Held, topology: &Topology) -> Decision {
     };
     match running.role {
         RunningRole::Primary { position, .. } => {
+            let turn = slots::count_anew(turn);
             let turn = keeping::let_clients_in(turn, running, position);
             leading::publish(turn, topology, running, position).collected(Reason::Paused)
         }

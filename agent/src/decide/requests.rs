@@ -20,7 +20,7 @@ use trunkline_shared::cluster::{Lsn, Topology};
 use super::decision::{Action, Decision, Detail, Reason};
 use super::handing_over::{self, Plan};
 use super::observation::{Due, Held, LeaseView, Local, Observation, Stopped};
-use super::{PROMOTE_NEEDS, RETRY_PAUSE, Turn, candidate, holding_lease, restarting};
+use super::{PROMOTE_NEEDS, RETRY_PAUSE, Turn, candidate, holding_lease, restarting, slots};
 
 /// How long the stop and the candidate's confirmation may take together before this member goes on as leader. With
 /// its start, after that, clients wait for two seconds at the most.
@@ -336,7 +336,7 @@ fn roll_back(turn: Turn<'_>, held: &Held, topology: &Topology, id: u64) -> Decis
     if seen.now.until(held.deadline) <= PROMOTE_NEEDS || !seen.fence.is_live {
         return turn.within(Reason::WaitingToPromote, RETRY_PAUSE);
     }
-    drop_request(turn, topology, id)
+    slots::count_anew(drop_request(turn, topology, id))
         .act(Action::ClearSwitchover)
         .act(Action::ArmFence)
         .act(Action::Start(holding_lease::start_as(seen)))

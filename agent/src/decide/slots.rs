@@ -114,6 +114,12 @@ fn note_needed(seen: &Observation, running: &Running, wanted: &Names, memory: &m
     needed.retain(|name, _| wanted.contains(name) || exists(name));
 }
 
+/// Nobody tends slots while nobody leads, nor in a pause: before a primary begins, and while it is paused, each of its
+/// slots counts as needed until now, those of members that are gone among them.
+pub(super) fn count_anew(turn: Turn<'_>) -> Turn<'_> {
+    turn.remember(|memory| memory.slot_needed.clear())
+}
+
 /// What this leader's instance lacks and what it has too much.
 pub(super) fn on_leader(
     seen: &Observation,

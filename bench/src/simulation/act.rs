@@ -465,7 +465,8 @@ impl World {
     }
 
     fn disarm(&mut self, node: NodeId) -> Went {
-        self.node_mut(node).run_dir.deadline = None;
+        let deadline = self.node_mut(node).run_dir.deadline.take();
+        self.note_disarmed(node, deadline);
         Went::Done
     }
 

@@ -182,6 +182,7 @@ impl World {
             return true;
         }
         let mut view = self.peer_view(to);
+        self.misreport(to, &mut view);
         if view.is_primary && self.node(from).agent.turn == turn {
             self.ledger.primary_was_seen(from, turn);
         }
@@ -324,6 +325,7 @@ impl World {
         let Some(seen) = self.observation(node) else {
             return false;
         };
+        let identity = seen.local.system_id();
         let seen = self.perturb_observation(node, seen);
         let shown = seen.topology().into_iter().flat_map(|t| t.members.keys());
         for id in shown
@@ -353,6 +355,7 @@ impl World {
             }
         );
         self.keep_members(node, &seen);
+        self.check_identity(node, identity, &decision);
         self.check_decision(node, &seen, &decision);
         self.perturb_decision(&seen, &mut decision);
         if decision.actions.iter().any(makes_writable) {
@@ -493,6 +496,7 @@ impl World {
             return seen;
         };
         rule.perturb(&mut seen, self.node(node).clock(self.now));
+        self.perturb_by_world(node, &mut seen);
         seen
     }
 

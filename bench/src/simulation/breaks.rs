@@ -17,6 +17,10 @@ use super::slots::all_at_the_leaders;
 use super::standby::unread;
 use super::synchronous::broken;
 
+pub(super) mod bugs;
+
+pub use bugs::Bug;
+
 /// A rule that a run breaks on purpose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Break {
@@ -89,11 +93,13 @@ pub enum Break {
     ListForgotten,
     /// A leader that is to change waits for no router.
     RoutersUnheard,
+    /// A historical bug that none of these breaks by itself.
+    Historical(Bug),
 }
 
 impl Break {
     /// Every one, with its word.
-    pub const ALL: [(Break, &'static str); 34] = [
+    pub const ALL: [(Break, &'static str); 52] = [
         (Break::PingedToTheEnd, "pinged-to-the-end"),
         (Break::NoFence, "no-fence"),
         (Break::DeadlineFromAnswer, "deadline-from-answer"),
@@ -131,6 +137,51 @@ impl Break {
         (Break::StoreForgotten, "store-forgotten-in-a-blackout"),
         (Break::ListForgotten, "failsafe-list-forgotten"),
         (Break::RoutersUnheard, "routers-unheard"),
+        (
+            Break::Historical(Bug::StaleReadTrusted),
+            "stale-read-trusted",
+        ),
+        (Break::Historical(Bug::DisarmedEarly), "disarmed-early"),
+        (Break::Historical(Bug::FencedGently), "fenced-gently"),
+        (Break::Historical(Bug::CancelUnheard), "cancel-unheard"),
+        (
+            Break::Historical(Bug::StaleMemberBelieved),
+            "stale-member-believed",
+        ),
+        (
+            Break::Historical(Bug::OutageUnrecognized),
+            "outage-unrecognized",
+        ),
+        (Break::Historical(Bug::AnybodyConfirms), "anybody-confirms"),
+        (
+            Break::Historical(Bug::PositionsFromBefore),
+            "positions-from-before",
+        ),
+        (Break::Historical(Bug::ReplayCompared), "replay-compared"),
+        (Break::Historical(Bug::RewoundTooEarly), "rewound-too-early"),
+        (Break::Historical(Bug::HistoryUnread), "history-unread"),
+        (
+            Break::Historical(Bug::LeaderNameCompared),
+            "leader-name-compared",
+        ),
+        (
+            Break::Historical(Bug::SlotsOfTheLiving),
+            "slots-of-the-living",
+        ),
+        (Break::Historical(Bug::IdentityUnread), "identity-unread"),
+        (
+            Break::Historical(Bug::KeepAliveTrusted),
+            "keep-alive-trusted",
+        ),
+        (
+            Break::Historical(Bug::LeaseNeverGivenUp),
+            "lease-never-given-up",
+        ),
+        (Break::Historical(Bug::NoPatience), "no-patience"),
+        (
+            Break::Historical(Bug::PromotingWritten),
+            "promoting-written",
+        ),
     ];
 
     /// The word of the command line.
@@ -195,6 +246,7 @@ impl Break {
             Break::PromoteOutsideSync => broken::in_the_race(seen, |topology| topology.sync = None),
             Break::CheckpointerUnwatched => broken::believe_all_were_told(seen),
             Break::NoRaceIgnored => seen.no_race = NoRace::default(),
+            Break::Historical(bug) => bug.perturb(seen),
             Break::RoutersUnheard => super::fleet::forget_routers(seen),
             Break::IllDiskUnseen | Break::WalGoneUnseen | Break::ScheduleUnread => {
                 self.leave_unread(seen);
@@ -221,6 +273,7 @@ impl Break {
     /// Changes what was decided.
     pub(super) fn perturb_decision(self, seen: &Observation, decision: &mut Decision) {
         match self {
+            Break::Historical(bug) => bug.perturb_decision(decision),
             Break::SyncRecordBeforeGuc => broken::record_first(seen, decision),
             Break::GucBeforeRecordOnRemoval => broken::names_first(seen, decision),
             Break::OpenAtOnce => {
@@ -332,11 +385,13 @@ pub fn noticed_by(rule: Break) -> &'static [Invariant] {
         ],
         Break::SlotsFromLeader => &[Invariant::ASlotNeverPassesItsPrimary],
         Break::PermanentSlotsUnread => &[Invariant::NoPermanentSlotDropped],
-        Break::SyncRecordBeforeGuc
-        | Break::GucBeforeRecordOnRemoval
-        | Break::VotesShortByOne
-        | Break::PromoteOutsideSync
-        | Break::CheckpointerUnwatched => &[Invariant::NoAcknowledgedCommitLost],
+        Break::SyncRecordBeforeGuc | Break::GucBeforeRecordOnRemoval => &[
+            Invariant::TheRecordFindsEveryCommit,
+            Invariant::NoAcknowledgedCommitLost,
+        ],
+        Break::VotesShortByOne | Break::PromoteOutsideSync | Break::CheckpointerUnwatched => {
+            &[Invariant::NoAcknowledgedCommitLost]
+        }
         Break::WalGoneUnseen => &[Invariant::EveryoneConverges],
         Break::ScheduleUnread => &[Invariant::NothingBeforeItsTime],
         Break::IllDiskUnseen => &[Invariant::AnIllDiskIsLeft],
@@ -364,6 +419,7 @@ pub fn noticed_by(rule: Break) -> &'static [Invariant] {
         }
         Break::ConsumersUnheld => &[Invariant::ConsumersWaitForStandbys],
         Break::RoutersUnheard => &[Invariant::APlannedStopCutsNobody],
+        Break::Historical(bug) => bug.noticed_by(),
     }
 }
 

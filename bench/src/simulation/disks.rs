@@ -6,7 +6,7 @@ use trunkline_shared::cluster::SystemId;
 use super::event::{NodeId, SECOND, Time};
 use super::fake_postgres::Phase;
 use super::invariants::Invariant;
-use super::plan::{Fault, FaultKind};
+use super::plan::{Fault, FaultKind, Origin};
 use super::world::World;
 
 /// How long a leader whose disk is ill may go on, beside three ttl: a kill that is given up, a race, a promotion.
@@ -62,7 +62,9 @@ impl World {
         self.wake(fault.node);
         let limit = self.plan.ttl.as_nanos() as Time * 3 + LEFT_WITHIN;
         let others = self.plan.faults.len() > 1;
-        if fault.lasts < limit || others || self.is_calm {
+        // Where the cluster is still being made, nobody could take over for most of that time.
+        let is_new = self.plan.origin != Origin::Running;
+        if fault.lasts < limit || others || is_new || self.is_calm {
             return;
         }
         let leader = self.store.leader().and_then(|(name, _)| self.id_of(name));

@@ -12,7 +12,7 @@ use trunkline_agent::lease::rounds::{
 use trunkline_shared::cluster::topology::{Fact, FactKey};
 use trunkline_shared::cluster::{LeaderEpoch, MemberName, Moment, Topology};
 
-use super::breaks::Break;
+use super::breaks::{Break, Bug};
 use super::event::{Event, NodeId, SECOND, Time};
 use super::network::Place;
 use super::requests::Ask;
@@ -184,6 +184,9 @@ impl World {
 
     /// Called whenever the lease task looks at its clock, and when a renewal failed.
     pub(super) fn ask_for_consent(&mut self, node: NodeId) {
+        if self.has_bug(Bug::OutageUnrecognized) {
+            return;
+        }
         self.show_failsafe(node);
         let me = self.node(node).name.clone();
         let standing = self.standing(node, &me);

@@ -274,6 +274,8 @@ pub(super) struct Postgres {
     pub(super) starts_closed: bool,
     /// The WAL receiver streams.
     pub(super) is_streaming: bool,
+    /// Its replay stands still until then.
+    pub(super) replay_stalls: Time,
     /// Its upstream has removed the WAL that it needs next.
     pub(super) is_wal_gone: bool,
     pub(super) heard_at: Time,
@@ -307,6 +309,7 @@ impl Postgres {
             starts_as_primary: false,
             starts_closed: false,
             is_streaming: false,
+            replay_stalls: 0,
             is_wal_gone: false,
             heard_at: 0,
             starts: 0,

@@ -36,7 +36,8 @@ impl World {
         tell!(
             self,
             Actor::World,
-            "FAULT {} on {} for {} ms",
+            "FAULT {} {} on {} for {} ms",
+            self.plan.number_of(at),
             fault.kind.word(),
             super::story::node_name(fault.node),
             fault.lasts / MS
@@ -44,6 +45,7 @@ impl World {
         if self.begin_fault(fault) {
             self.coverage.fault(fault.kind);
             self.faults += 1;
+            self.note_disturbance(fault);
             self.put_in(fault.lasts, Event::Heal { index });
         }
         true
@@ -99,9 +101,8 @@ impl World {
             FaultKind::DcsAnswersTwice => longer(&mut self.weather.twice_until),
             FaultKind::WatchStalls => self.stall_watch(fault, until),
             FaultKind::ListAnswerLost => self.weather.listing = Some(Listing::Awaited(fault.other)),
-            FaultKind::ReplicationStalls => {
-                longer(&mut self.node_mut(fault.other).troubles.replication_stalls)
-            }
+            FaultKind::ReplayStalls => return self.stall_replay(fault.other, until),
+            FaultKind::ReplicationStalls => self.stall_replication(fault.other, until),
             FaultKind::CloneFails => longer(&mut self.node_mut(node).troubles.clone_fails),
             FaultKind::RewindFails => longer(&mut self.node_mut(node).troubles.rewind_fails),
             FaultKind::StartFails => longer(&mut self.node_mut(node).troubles.start_fails),
@@ -184,6 +185,7 @@ impl World {
             | FaultKind::DcsAnswersTwice
             | FaultKind::WatchStalls
             | FaultKind::ReplicationStalls
+            | FaultKind::ReplayStalls
             | FaultKind::CloneFails
             | FaultKind::RewindFails
             | FaultKind::StartFails
@@ -309,6 +311,7 @@ impl World {
             false => fault.other,
         };
         self.watches[usize::from(watcher)].stalled_until = until;
+        self.falls_behind(watcher);
         // The connection ends, and the next one is to a member of the store that has fallen behind.
         let place = self.place_of(watcher);
         if let Place::Router(_) = place
@@ -373,6 +376,7 @@ impl World {
             | FaultKind::DcsAnswersTwice
             | FaultKind::WatchStalls
             | FaultKind::ReplicationStalls
+            | FaultKind::ReplayStalls
             | FaultKind::CloneFails
             | FaultKind::RewindFails
             | FaultKind::StartFails
@@ -451,6 +455,7 @@ impl World {
             | FaultKind::DcsAnswersTwice
             | FaultKind::WatchStalls
             | FaultKind::ReplicationStalls
+            | FaultKind::ReplayStalls
             | FaultKind::CloneFails
             | FaultKind::RewindFails
             | FaultKind::StartFails
@@ -572,6 +577,7 @@ impl World {
                 ..Default::default()
             };
             this.postgres.unreadable_until = 0;
+            this.postgres.replay_goes_on(now);
             if this.watchdog == WatchdogView::Failed {
                 this.watchdog = WatchdogView::Ready;
             }

@@ -57,7 +57,7 @@ impl World {
         if self.node(node).postgres.is_alive() {
             tell!(self, Actor::Fence(node), "the deadline has passed: kills");
             self.ledger.fence_fired(node);
-            self.begin_kill(node);
+            self.end_by_fence(node);
         }
         // While the deadline stays passed it goes on killing.
         self.put_in(KILL_AGAIN, event);

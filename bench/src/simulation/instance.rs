@@ -41,6 +41,7 @@ impl World {
         }
         let takes = if data.is_clean { 40 * MS } else { recovery };
         data.crashed_at = None;
+        postgres.replay_goes_on(now);
         postgres.phase = Phase::Starting { as_primary };
         postgres.since = now;
         postgres.run += 1;
@@ -65,6 +66,8 @@ impl World {
         let takes = self.plan.promote_takes;
         let takes = self.around(takes);
         let postgres = &mut self.node_mut(node).postgres;
+        // A promotion waits for no query, and ends a pause.
+        postgres.replay_goes_on(now);
         postgres.promotes_to = timeline.0;
         postgres.phase = Phase::Replica { promotes: true };
         postgres.is_streaming = false;
@@ -79,7 +82,6 @@ impl World {
     }
 
     pub(super) fn begin_stop(&mut self, node: NodeId, mode: StopMode) {
-        let now = self.now;
         let kind = match mode {
             StopMode::Planned | StopMode::HandOver | StopMode::Fast => JobKind::Stop,
             StopMode::Immediate => JobKind::StopNow,
@@ -91,9 +93,15 @@ impl World {
             self.finish_stop(node);
             return;
         }
-        if mode == StopMode::Immediate {
-            return self.begin_kill(node);
+        match mode {
+            StopMode::Immediate => self.begin_kill(node),
+            StopMode::Planned | StopMode::HandOver | StopMode::Fast => self.shut_down(node),
         }
+    }
+
+    /// The postmaster is told to end its sessions, and itself.
+    pub(super) fn shut_down(&mut self, node: NodeId) {
+        let now = self.now;
         let is_slow = self.node(node).troubles.stop_is_slow > now;
         let takes = self.plan.stop_takes;
         let takes = self.around(takes) + if is_slow { self.soon(20 * SECOND) } else { 0 };

@@ -10,11 +10,17 @@ use trunkline_agent::decide::{Action, Decision, PROMOTE_NEEDS};
 use trunkline_agent::lease::state::margin;
 use trunkline_shared::cluster::{LeaderEpoch, MemberName, MemberRole, MemberState, Topology};
 
-use super::event::{Event, MS, NodeId, SECOND, Time};
+use super::event::{MS, NodeId, SECOND, Time};
 use super::fake_postgres::{Data, Phase};
 use super::routers::Lane;
 use super::slots::Furthest;
 use super::world::World;
+
+mod authority;
+mod belongings;
+mod liveness;
+
+use authority::Authority;
 
 /// The invariants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,6 +49,20 @@ pub enum Invariant {
     UnconfirmedStaysHidden,
     /// A clone or rewind never destroys the newest history.
     NoDataDestroyed,
+    /// A planned change of leader loses no acknowledged commit, in whatever mode.
+    ASwitchoverLosesNothing,
+    /// Whatever is acknowledged is found by whomever the `sync` record lets lead next.
+    TheRecordFindsEveryCommit,
+    /// What a rewind leaves behind is a part of its source's history.
+    ARewindLeavesOneHistory,
+    /// No leader is stopped as deposed whose key stands, on a lease that lives.
+    NobodyIsDeposedForNothing,
+    /// In failsafe mode an outage of the DCS, and nothing else, ends nobody's leadership.
+    AnOutageAloneDeposesNobody,
+    /// Data of another cluster is neither started nor promoted.
+    OneClusterIdentity,
+    /// The slot of a member that was registered lately is kept.
+    ASlotOutlivesItsMembersAbsence,
     /// After the deadline no server process lives longer than a kill takes.
     FenceKillsByTheDeadline,
     /// Every decision keeps the rules every decision keeps.
@@ -93,8 +113,10 @@ pub struct Failure {
 /// What the invariants remember.
 #[derive(Default)]
 pub(super) struct Ledger {
-    /// Owners of the epochs.
-    owners: Vec<(LeaderEpoch, NodeId)>,
+    /// Owners of the epochs, and since when.
+    owners: Vec<(LeaderEpoch, NodeId, Time)>,
+    /// What the rest of the invariants remembers.
+    pub(super) authority: Authority,
     /// The turn of each node in which a peer said that it is primary.
     primaries_seen: [u32; 5],
     /// The newest branch that acknowledged something, or was promoted last.
@@ -140,18 +162,18 @@ const GRACE: Time = 1500 * MS;
 const KILL_LIMIT: Time = 260 * MS;
 /// Turns in ten seconds that are more than events can explain.
 const TURNS_LIMIT: u32 = 3000;
-/// How long a calm world has to converge, beside three lease lengths.
-const CONVERGE_LIMIT: Time = 60 * SECOND;
 
 impl World {
     pub(super) fn fail(&mut self, invariant: Invariant, detail: String) {
-        if self.failure.is_none() {
-            self.failure = Some(Failure {
-                invariant,
-                at: self.now,
-                detail,
-            });
-        }
+        let failure = Failure {
+            invariant,
+            at: self.now,
+            detail,
+        };
+        match self.awaited.is_empty() || self.awaited.contains(&invariant) {
+            true => self.failure.get_or_insert(failure),
+            false => self.noted.get_or_insert(failure),
+        };
     }
 
     /// The invariants that time or any event may break.
@@ -164,9 +186,13 @@ impl World {
                 node.unguarded = now;
                 continue;
             }
+            if !node.postgres.can_commit() {
+                self.ledger.authority.is_harmless(index);
+                continue;
+            }
             // What was sent SIGKILL runs no more, whatever the kernel keeps of it until the disk answers.
             let is_stuck = node.postgres.kill_pending && node.troubles.disk_hangs + MS > now;
-            if is_stuck || !node.postgres.can_commit() {
+            if is_stuck {
                 continue;
             }
             let is_in_grace = node.unguarded != 0 && now < node.unguarded + GRACE;
@@ -191,7 +217,7 @@ impl World {
 
     fn fence_kills_by_the_deadline(&mut self, index: usize) {
         let node = &self.nodes[index];
-        let Some(deadline) = node.run_dir.deadline else {
+        let Some(deadline) = self.deadline_of(index) else {
             return;
         };
         // One that starts or thaws after the deadline kills from then on.
@@ -243,15 +269,15 @@ impl World {
             .ledger
             .owners
             .iter()
-            .find(|(epoch, _)| *epoch == held.epoch)
+            .find(|(epoch, ..)| *epoch == held.epoch)
             .copied();
         match owner {
-            Some((_, owner)) if owner != node => {
+            Some((_, owner, _)) if owner != node => {
                 let detail = format!("epoch {} has two owners", held.epoch);
                 self.fail(Invariant::EpochsOnlyGrow, detail);
             }
             Some(_) => {}
-            None => self.ledger.owners.push((held.epoch, node)),
+            None => self.ledger.owners.push((held.epoch, node, self.now)),
         }
         let name = self.node(node).name.clone();
         let highest = &mut self.node_mut(node).agent.lease.highest;
@@ -285,6 +311,7 @@ impl World {
     /// `released_means_dead`: called when a transaction of `by` changed the store.
     pub(super) fn leader_key_changed(&mut self, by: Option<NodeId>, before: Option<i64>) {
         self.note_recorded_primary();
+        self.note_members();
         let after = self
             .store
             .leader()
@@ -292,6 +319,7 @@ impl World {
         if before == after.as_ref().map(|(_, revision)| *revision) {
             return;
         }
+        self.note_move(by, before);
         let Some(by) = by else {
             return;
         };
@@ -316,7 +344,12 @@ impl World {
                 format!("{}: {rule:?} by {}", self.node(node).name, decision.reason),
             );
         }
+        if !seen.is_dcs_fresh() {
+            self.ledger.authority.blind_at[usize::from(node)] = self.now;
+        }
         self.check_pause(node, decision);
+        self.check_deposed(node, decision);
+        self.check_outage(node, decision);
         self.check_schedule(node, decision);
         let agent = &self.node(node).agent;
         let takes = decision.actions.iter().any(|action| {
@@ -412,6 +445,13 @@ impl World {
             until = begin;
             at = self.branches.0[one as usize].parent;
         }
+        if lost > 0 && self.was_moved_to(node) {
+            let detail = format!(
+                "the key was moved to {}, which lost {lost} acknowledged bytes",
+                self.node(node).name
+            );
+            return self.fail(Invariant::ASwitchoverLosesNothing, detail);
+        }
         if lost > 0 && self.is_synchronous() {
             let detail = format!(
                 "{} was promoted and lost {lost} bytes of acknowledged synchronous commits",
@@ -503,66 +543,5 @@ impl World {
             return self.fail(Invariant::RouterNeverSendsWritesToAnOldEpoch, detail);
         }
         *sent = lane.epoch;
-    }
-
-    // Liveness.
-
-    pub(super) fn on_converged(&mut self) -> bool {
-        let waited = self.now - self.calm_since;
-        let limit = CONVERGE_LIMIT + 3 * self.plan.ttl.as_nanos() as Time;
-        self.operator_accepts(waited);
-        self.operator_names_a_leader(waited);
-        match self.everyone_converged() {
-            Ok(()) => self.is_over = true,
-            Err(_) if self.has_given_itself_up() => self.is_over = true,
-            Err((invariant, detail)) if waited >= limit => self.fail(invariant, detail),
-            Err(_) => self.put_in(500 * MS, Event::Converged),
-        }
-        true
-    }
-
-    fn everyone_converged(&self) -> Result<(), (Invariant, String)> {
-        let leader = self
-            .a_leader_emerged()
-            .map_err(|detail| (Invariant::ALeaderEmerges, detail))?;
-        let branch = self
-            .node(leader)
-            .postgres
-            .data
-            .as_ref()
-            .map(|data| data.branch);
-        self.slots_are_in_place(leader)?;
-        self.changes_are_over()?;
-        for (index, node) in self.nodes.iter().enumerate() {
-            let is_fine = index == usize::from(leader)
-                || (matches!(node.postgres.phase, Phase::Replica { promotes: false })
-                    && node.postgres.is_streaming
-                    && node.postgres.data.as_ref().map(|data| data.branch) == branch);
-            if !is_fine {
-                let detail = format!(
-                    "{} does not stream from {}",
-                    node.name,
-                    self.node(leader).name
-                );
-                return Err((Invariant::EveryoneConverges, detail));
-            }
-        }
-        Ok(())
-    }
-
-    fn a_leader_emerged(&self) -> Result<NodeId, String> {
-        let Some((name, _)) = self.store.leader() else {
-            return Err("nobody holds the leader key".into());
-        };
-        let id = self.id_of(name).unwrap_or_default();
-        if self.node(id).postgres.phase != Phase::Primary {
-            return Err(format!("{name} holds the leader key and is no primary"));
-        }
-        for (index, router) in self.routers.iter().enumerate() {
-            if router.writer.is_none_or(|lane| lane.node != id) {
-                return Err(format!("router {index} does not write to {name}"));
-            }
-        }
-        Ok(id)
     }
 }

@@ -254,8 +254,7 @@ impl World {
         let Some((id, source)) = self.source(node, source) else {
             return false;
         };
-        let is_fit = self.node(id).postgres.phase == Phase::Primary && source.is_checkpointed;
-        if !is_fit || self.node(node).postgres.is_alive() {
+        if !self.is_rewind_source(id) || self.node(node).postgres.is_alive() {
             return false;
         }
         let Some(own) = self.node(node).postgres.data.clone() else {
@@ -267,6 +266,9 @@ impl World {
         let Some((_, at)) = parting.filter(|_| own.system_id == source.system_id) else {
             return false;
         };
+        if !source.is_checkpointed {
+            return self.rewinds_nothing(node, &source);
+        }
         self.check_replacement(node, &source);
         let postgres = &mut self.node_mut(node).postgres;
         // A rewind empties them: they may stand beyond where it leads.
@@ -288,6 +290,17 @@ impl World {
             store: None,
             ..own
         });
+        self.check_rewound(node, &source);
+        true
+    }
+
+    /// The control file of a source without a checkpoint names its timeline of before: pg_rewind finds nothing to do,
+    /// says so, and ends well.
+    fn rewinds_nothing(&mut self, node: NodeId, source: &Data) -> bool {
+        if let Some(data) = &mut self.node_mut(node).postgres.data {
+            data.is_broken = false;
+        }
+        self.check_rewound(node, source);
         true
     }
 

@@ -71,7 +71,9 @@ impl World {
             }
             (Reply::Alive(true), Ask::KeepAlive(id)) => {
                 self.lease_is_of(node, at);
-                if self.kept_alive(node, id, sent, term) {
+                if self.kept_alive(node, id, sent, term)
+                    && !self.trusts_keep_alive(node, sent, term)
+                {
                     self.check_key(node, sent, term, None);
                 }
             }
@@ -95,6 +97,9 @@ impl World {
     }
 
     fn renewal_failed(&mut self, node: NodeId) {
+        if self.mistakes_silence(node) {
+            return;
+        }
         let rounds = &mut self.node_mut(node).agent.consent.rounds;
         if rounds.store_is_silent() {
             self.ask_for_consent(node);
@@ -190,6 +195,7 @@ impl World {
                 Some(_) => KeyCheck::Other,
             };
             let check_term = self.requests[at].term;
+            let found = self.found_by(node, found);
             self.renewed(node, sent, term, check_term, found);
         } else if matches!(self.requests[at].reply, Reply::None) {
             self.renewal_failed(node);
@@ -200,7 +206,14 @@ impl World {
         }
     }
 
-    fn renewed(&mut self, node: NodeId, sent: Moment, term: u64, check_term: u64, found: KeyCheck) {
+    pub(super) fn renewed(
+        &mut self,
+        node: NodeId,
+        sent: Moment,
+        term: u64,
+        check_term: u64,
+        found: KeyCheck,
+    ) {
         let ttl = self.plan.ttl;
         let now = self.clock(node);
         let sent = match self.rule {

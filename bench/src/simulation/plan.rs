@@ -10,6 +10,7 @@ use trunkline_shared::cluster::settings::SynchronousMode;
 
 use super::event::{MS, NodeId, SECOND, Time};
 use super::fleet::Fleet;
+use super::shrink::FaultSet;
 
 /// Declares the kinds of faults with their words once.
 macro_rules! fault_kinds {
@@ -77,6 +78,7 @@ fault_kinds! {
     DcsRestored "dcs_restored"
     WalRemoved "wal_removed"
     OperatorSchedules "operator_schedules"
+    ReplayStalls "replay_stalls"
 }
 
 impl FaultKind {
@@ -93,6 +95,7 @@ impl FaultKind {
                 | FaultKind::DcsRestored
                 | FaultKind::WalRemoved
                 | FaultKind::OperatorSchedules
+                | FaultKind::ReplayStalls
         )
     }
 }
@@ -162,6 +165,8 @@ pub(super) struct Plan {
     /// PostgreSQL itself keeps that slot on standbys.
     pub(super) keeps_slots: bool,
     pub(super) faults: Vec<Fault>,
+    /// The number of each among those that were drawn, where some are left out.
+    pub(super) numbers: Vec<u8>,
     pub(super) fleet: Fleet,
     pub(super) ends: Time,
 }
@@ -217,12 +222,51 @@ impl Plan {
             has_logical_slot: false,
             keeps_slots: false,
             faults: Vec::new(),
+            numbers: Vec::new(),
             fleet: Plan::fleet(rng),
             ends: shape.lasts,
         };
         plan.draw_faults(rng);
         plan.draw_synchronous(&mut rng.clone());
         plan
+    }
+
+    /// Leaves faults out, by their number; whatever else was drawn stays.
+    pub(super) fn leave_out(&mut self, without: FaultSet) {
+        let drawn = std::mem::take(&mut self.faults).into_iter().zip(0..);
+        let kept = drawn.filter(|(_, number)| !without.contains(*number));
+        (self.faults, self.numbers) = kept.unzip();
+    }
+
+    /// The number of a fault that is left, in the order of their times.
+    pub(super) fn number_of(&self, at: usize) -> u8 {
+        self.numbers.get(at).copied().unwrap_or_default()
+    }
+
+    /// What was drawn, and what strikes when, for people.
+    pub(super) fn text(&self) -> String {
+        let faults = self.faults.iter().enumerate().map(|(at, fault)| {
+            format!(
+                "fault {:>2}  {:<24} on {} at {:>7.3} s for {:>6} ms{}\n",
+                self.number_of(at),
+                fault.kind.word(),
+                super::story::node_name(fault.node),
+                fault.at as f64 / SECOND as f64,
+                fault.lasts / MS,
+                if fault.hits_leader {
+                    ", or who led"
+                } else {
+                    ""
+                },
+            )
+        });
+        let faults: String = faults.collect();
+        let world = Plan {
+            faults: Vec::new(),
+            numbers: Vec::new(),
+            ..self.clone()
+        };
+        format!("{world:#?}\n{faults}")
     }
 
     fn draw_synchronous(&mut self, rng: &mut Rng) {
@@ -281,6 +325,8 @@ impl Plan {
         self.draw_late(rng);
         self.draw_lost_memory(rng);
         self.draw_lost_list(rng);
+        let replay = super::replay::draw(rng, self);
+        self.faults.extend(replay);
         self.faults.sort_by_key(|fault| fault.at);
     }
 

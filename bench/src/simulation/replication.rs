@@ -46,6 +46,12 @@ impl World {
         true
     }
 
+    /// A fault never shortens another of its kind.
+    pub(super) fn stall_replication(&mut self, node: NodeId, until: Time) {
+        let stalls = &mut self.node_mut(node).troubles.replication_stalls;
+        *stalls = until.max(*stalls);
+    }
+
     fn upstream(&self, node: NodeId) -> Option<NodeId> {
         self.node(node).postgres.data.as_ref()?.upstream
     }
@@ -201,12 +207,13 @@ impl World {
         let postgres = &mut self.node_mut(node).postgres;
         postgres.shipping = None;
         postgres.heard_at = now;
+        let replays_at = postgres.will_have_replayed(now, lag);
         if let Some(data) = &mut postgres.data
             && end > data.end
         {
             data.replayed = data.replayed(now);
             data.end = end;
-            data.replays_at = now + lag;
+            data.replays_at = replays_at;
         }
         self.tell_flushed(node, up);
         self.ship(up, node);

@@ -7,7 +7,7 @@ use trunkline_shared::cluster::topology::{Fact, FactKey};
 use trunkline_shared::cluster::{Member, Moment};
 use trunkline_shared::dcs::Header;
 
-use super::breaks::Break;
+use super::breaks::{Break, Bug};
 use super::event::{Event, MS, NodeId, SECOND, Time};
 use super::failsafe::Listing;
 use super::network::Place;
@@ -219,6 +219,9 @@ impl World {
                 Reply::Alive(self.store.keep_alive(lease, now))
             }
             Ask::ReadLeader => {
+                if let Some(found) = self.said_by_a_stale_member(node) {
+                    return Reply::Leader(found);
+                }
                 let me = &self.node(node).name;
                 let found = self.store.leader().map(|(name, key)| (name == me, key));
                 Reply::Leader(found)
@@ -461,9 +464,10 @@ impl World {
         let place = self.place_of(watcher);
         let every = (self.plan.retry_timeout.as_nanos() as Time / 3).min(SECOND);
         self.put_in(every, event);
+        let is_unheard = self.has_bug(Bug::CancelUnheard);
         let is_open = self.net.connects(place, Place::Dcs)
             && self.store.down_until <= self.now
-            && self.watches[at].stalled_until <= self.now;
+            && (is_unheard || self.watches[at].stalled_until <= self.now);
         if is_open {
             let there = self.hop();
             let revision = self.store.revision();
@@ -494,7 +498,8 @@ impl World {
         }
         let place = self.place_of(watcher);
         let seen = self.watches[usize::from(watcher)].seen;
-        if !self.net.reaches(Place::Dcs, place) || seen < i64::from(revision) {
+        let is_behind = seen < i64::from(revision) && !self.has_bug(Bug::CancelUnheard);
+        if !self.net.reaches(Place::Dcs, place) || is_behind {
             return true;
         }
         match place {
@@ -514,6 +519,7 @@ impl World {
     pub(super) fn on_lease_scan(&mut self) -> bool {
         self.put_in(500 * MS, Event::LeaseScan);
         self.copy_store();
+        self.note_positions();
         if self.store.down_until > self.now {
             return true;
         }

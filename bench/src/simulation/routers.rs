@@ -9,7 +9,7 @@ use trunkline_router::topology::transition::{
 use trunkline_shared::cluster::{LeaderEpoch, Moment, Topology};
 use trunkline_shared::dcs::belief::Belief;
 
-use super::breaks::Break;
+use super::breaks::{Break, Bug};
 use super::event::{Event, MS, NodeId, SECOND, Time};
 use super::fleet::Registered;
 use super::network::Place;
@@ -164,6 +164,13 @@ impl World {
                 epoch: *epoch,
                 number: lane.0,
             }),
+            Writer::Promoting { member, epoch } if self.has_bug(Bug::PromotingWritten) => {
+                self.id_of(member).map(|node| Lane {
+                    node,
+                    epoch: *epoch,
+                    number: u64::MAX,
+                })
+            }
             Writer::Promoting { .. } | Writer::None { .. } => None,
         };
         if before == after {

@@ -266,6 +266,9 @@ impl World {
             let detail = format!("{} drops {names:?}", self.node(node).name);
             self.fail(Invariant::NoPermanentSlotDropped, detail);
         }
+        if !is_replica {
+            self.check_slots_of_members(node, names);
+        }
         let slots = Arc::make_mut(&mut self.node_mut(node).postgres.slots);
         slots.retain(|slot| slot.is_active || !names.contains(&slot.name));
         true

@@ -134,7 +134,7 @@ impl World {
         view.is_some_and(|v| v.settings_or_default().standby_cluster.is_some())
     }
 
-    fn was_standby(&self) -> bool {
+    pub(super) fn was_standby(&self) -> bool {
         let mut faults = self.plan.faults.iter();
         faults.any(|fault| fault.kind == FaultKind::OperatorDemotes)
     }

@@ -123,6 +123,7 @@ impl World {
     /// A commit is written: it is answered once those it waits for have it.
     pub(super) fn commit_waits(&mut self, node: NodeId, write: u32, end: u64) {
         if self.now < self.node(node).postgres.waiting.untold_until {
+            self.check_record(node, &SyncNames::Nobody);
             return self.answer_write(node, write);
         }
         let waiting = &mut self.node_mut(node).postgres.waiting;
@@ -158,6 +159,10 @@ impl World {
             .filter(|(_, end)| is_released(*end))
             .collect();
         waiting.commits.retain(|commit| !released.contains(commit));
+        if !released.is_empty() {
+            let names = self.node(node).postgres.waiting.in_force.clone();
+            self.check_record(node, &names);
+        }
         for (write, _) in released {
             self.answer_write(node, write);
         }

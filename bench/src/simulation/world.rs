@@ -11,11 +11,12 @@ use trunkline_shared::cluster::{ClusterSettings, MemberName, SystemId, Tags};
 use trunkline_shared::dcs::Header;
 
 use super::breaks::Break;
+use super::breaks::bugs::Before;
 use super::clients::WriteSent;
 use super::coverage::Coverage;
 use super::event::{Event, MS, NodeId, Queue, SECOND, Time};
 use super::fake_postgres::{Branches, Data, Phase, Postgres};
-use super::invariants::{Failure, Ledger};
+use super::invariants::{Failure, Invariant, Ledger};
 use super::network::{Network, Place};
 use super::node::{Agent, Fence, Node, RunDir, Troubles, member_name, reserve};
 use super::plan::{Origin, Plan};
@@ -36,6 +37,8 @@ pub(super) struct Watch {
     pub(super) from: Header,
     pub(super) seen: i64,
     pub(super) stalled_until: Time,
+    /// What the member of the store shows that it is connected to, where a bug believes one that has fallen behind.
+    pub(super) behind: Option<Arc<trunkline_shared::cluster::Topology>>,
 }
 
 /// Everything that exists in one seed.
@@ -57,7 +60,13 @@ pub(super) struct World {
     pub(super) coverage: Coverage,
     pub(super) rule: Option<Break>,
     pub(super) story: Option<Story>,
+    /// The invariants whose breach ends the world; any, if none is named.
+    pub(super) awaited: &'static [Invariant],
+    /// The first breach of another.
+    pub(super) noted: Option<Failure>,
     pub(super) failure: Option<Failure>,
+    /// Where everybody stood a while ago, where a bug compares that.
+    pub(super) before: Before,
     pub(super) settings: Arc<ClusterSettings>,
     pub(super) is_calm: bool,
     pub(super) calm_since: Time,
@@ -122,7 +131,10 @@ impl World {
             coverage: Coverage::default(),
             rule,
             story,
+            awaited: &[],
+            noted: None,
             failure: None,
+            before: Before::default(),
             settings,
             is_calm: false,
             calm_since: 0,

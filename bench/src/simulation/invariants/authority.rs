@@ -1,0 +1,164 @@
+//! Who may lead, what a fence that was disarmed too early should have kept, and that nobody loses the lead for nothing.
+
+use std::time::Duration;
+
+use trunkline_agent::decide::{Action, Decision, Reason, STOP_AHEAD};
+use trunkline_agent::lease::state::margin;
+use trunkline_shared::cluster::Moment;
+
+use super::belongings::Registered;
+use super::{Invariant, NodeId, Phase, SECOND, Time, World};
+use crate::simulation::node::Node;
+use crate::simulation::plan::{Fault, FaultKind};
+
+/// What is remembered of it.
+#[derive(Default)]
+pub(in crate::simulation) struct Authority {
+    /// The deadline of an instance that could write when its fence was disarmed and nobody was told.
+    disarmed: [Option<Moment>; 5],
+    /// To whom the last leader gave the key, and its revision now.
+    moved: Option<(NodeId, i64)>,
+    /// Until when the last fault lasts that is more than an outage of the DCS.
+    disturbed_until: Time,
+    /// When each member last decided without a view that was new enough.
+    pub(super) blind_at: [Time; 5],
+    /// When each member was registered.
+    pub(super) registered: [Registered; 5],
+}
+
+impl Authority {
+    /// The instance cannot commit any more.
+    pub(super) fn is_harmless(&mut self, index: usize) {
+        self.disarmed[index] = None;
+    }
+}
+
+/// For so long, beside three ttl, nothing else may have happened for an outage to be judged alone.
+const CALM_BEFORE: Time = 10 * SECOND;
+
+/// What a round of questions may take.
+const ASKING: Duration = Duration::from_millis(100);
+
+impl World {
+    /// Called when a fence was disarmed.
+    pub(in crate::simulation) fn note_disarmed(&mut self, node: NodeId, deadline: Option<Moment>) {
+        let this = self.node(node);
+        let view = this.agent.view.as_ref();
+        let is_announced = self.store.head.disarmed.contains(&this.name)
+            || view.is_some_and(|view| view.disarmed.contains(&this.name));
+        let matters = this.postgres.can_commit() && !is_announced;
+        self.ledger.authority.disarmed[usize::from(node)] = deadline.filter(|_| matters);
+    }
+
+    /// Until when an instance that can commit may live.
+    pub(super) fn deadline_of(&self, index: usize) -> Option<Moment> {
+        let node = &self.nodes[index];
+        node.run_dir.deadline.or_else(|| {
+            let disarmed = self.ledger.authority.disarmed[index]?;
+            let held = node.agent.lease.state.held();
+            Some(held.map_or(disarmed, |held| held.deadline.max(disarmed)))
+        })
+    }
+
+    /// The leader key has changed: was it given to somebody, or written again by whom it was given to?
+    pub(super) fn note_move(&mut self, by: Option<NodeId>, before: Option<i64>) {
+        let stands = self.store.leader();
+        let stands = stands.and_then(|(name, key)| Some((self.id_of(name)?, key.revision)));
+        let moved = self.ledger.authority.moved;
+        self.ledger.authority.moved = match (by, stands) {
+            (Some(by), Some((to, revision))) if by != to => Some((to, revision)),
+            (Some(by), Some((to, revision))) => moved
+                .filter(|(whom, was)| *whom == by && before == Some(*was))
+                .map(|_| (to, revision)),
+            (None, _) | (_, None) => None,
+        };
+    }
+
+    /// `a_switchover_loses_nothing`: whether it leads by a key that the leader before gave to it.
+    pub(super) fn was_moved_to(&self, node: NodeId) -> bool {
+        let stands = self.store.leader().map(|(_, key)| key.revision);
+        let moved = self.ledger.authority.moved;
+        let is_its = moved.is_some_and(|(to, revision)| to == node && stands == Some(revision));
+        is_its && self.store.incarnation == 0 && !self.was_standby()
+    }
+
+    /// `nobody_is_deposed_for_nothing`: called with every decision.
+    pub(super) fn check_deposed(&mut self, node: NodeId, decision: &Decision) {
+        let stops = decision.actions.iter();
+        let stops = stops.filter(|action| matches!(action, Action::Stop(_)));
+        // A store that was restored may name whom a newer one had deposed.
+        let is_other_store = self.store.incarnation > 0;
+        if decision.reason != Reason::AnotherLeads || stops.count() == 0 || is_other_store {
+            return;
+        }
+        let name = &self.node(node).name;
+        let own = self.store.leader().filter(|(leader, _)| *leader == name);
+        let ends = own.and_then(|(_, key)| self.store.lease_ends(key.lease));
+        let needed = margin(self.plan.ttl).as_nanos() as Time;
+        if ends.is_some_and(|ends| ends > self.now + needed) {
+            let detail = format!("{name} stops as deposed while its key stands on a live lease");
+            self.fail(Invariant::NobodyIsDeposedForNothing, detail);
+        }
+    }
+
+    /// Called when a fault begins.
+    pub(in crate::simulation) fn note_disturbance(&mut self, fault: Fault) {
+        if fault.kind != FaultKind::DcsOutage {
+            let until = self.now + fault.lasts;
+            let disturbed = &mut self.ledger.authority.disturbed_until;
+            *disturbed = until.max(*disturbed);
+        }
+    }
+
+    /// `an_outage_alone_deposes_nobody`: called with every decision.
+    pub(super) fn check_outage(&mut self, node: NodeId, decision: &Decision) {
+        if decision.reason == Reason::LeaseAboutToExpire && self.should_lead_on(node) {
+            let detail = format!(
+                "{} loses its lease, and everybody whom it lists could have consented",
+                self.node(node).name
+            );
+            self.fail(Invariant::AnOutageAloneDeposesNobody, detail);
+        }
+    }
+
+    /// Whether a lease is long enough for consent to come before PostgreSQL must be stopped: a renewal is missed, the
+    /// silence has lasted for 2/5 of the lease, and everybody is asked. With two seconds it is not, nor with three
+    /// where a watchdog's time is left unused.
+    fn has_time_to_ask(&self, node: NodeId) -> bool {
+        let ttl = self.plan.ttl;
+        let unused = margin(ttl) + self.node(node).reserve().min(ttl * 3 / 10) + STOP_AHEAD;
+        ttl.saturating_sub(unused) > ttl * 3 / 5 + ASKING
+    }
+
+    fn should_lead_on(&self, node: NodeId) -> bool {
+        let calm = CALM_BEFORE + 3 * self.plan.ttl.as_nanos() as Time;
+        let is_long_ago = |at: Time| at + calm <= self.now;
+        let head = &self.store.head;
+        let is_on = head.settings.as_ref().is_some_and(|settings| {
+            let is_plain = !settings.is_paused && settings.standby_cluster.is_none();
+            settings.failsafe_mode == Some(true) && is_plain
+        });
+        let owners = self.ledger.owners.iter().rev();
+        let led_since = owners.clone().find(|(_, owner, _)| *owner == node);
+        let leads = led_since.is_some_and(|(.., since)| is_long_ago(*since));
+        let this = self.node(node);
+        let runs = this.postgres.phase == Phase::Primary
+            && this.run_dir.deadline.is_some()
+            && this.fence_looks_live(self.now);
+        let could_consent = |other: &Node| {
+            other.is_powered
+                && other.agent.is_alive
+                && other.agent_sleeps_until() <= self.now
+                && is_long_ago(other.agent.started_at)
+                && head.failsafe.contains_key(&other.name)
+        };
+        let is_undisturbed = is_long_ago(self.ledger.authority.disturbed_until);
+        is_on
+            && is_undisturbed
+            && self.has_time_to_ask(node)
+            && self.store.incarnation == 0
+            && leads
+            && runs
+            && self.nodes.iter().all(could_consent)
+    }
+}

@@ -1,0 +1,71 @@
+//! What must come true once the world is calm.
+
+use super::{Invariant, MS, NodeId, Phase, SECOND, Time, World};
+use crate::simulation::event::Event;
+
+/// How long a calm world has to converge, beside three lease lengths.
+const CONVERGE_LIMIT: Time = 60 * SECOND;
+
+impl World {
+    pub(in crate::simulation) fn on_converged(&mut self) -> bool {
+        let waited = self.now - self.calm_since;
+        let limit = CONVERGE_LIMIT + 3 * self.plan.ttl.as_nanos() as Time;
+        self.operator_accepts(waited);
+        self.operator_names_a_leader(waited);
+        match self.everyone_converged() {
+            Ok(()) => self.is_over = true,
+            Err(_) if self.has_given_itself_up() => self.is_over = true,
+            Err((invariant, detail)) if waited >= limit => {
+                self.fail(invariant, detail);
+                self.is_over = true;
+            }
+            Err(_) => self.put_in(500 * MS, Event::Converged),
+        }
+        true
+    }
+
+    fn everyone_converged(&self) -> Result<(), (Invariant, String)> {
+        let leader = self
+            .a_leader_emerged()
+            .map_err(|detail| (Invariant::ALeaderEmerges, detail))?;
+        let branch = self
+            .node(leader)
+            .postgres
+            .data
+            .as_ref()
+            .map(|data| data.branch);
+        self.slots_are_in_place(leader)?;
+        self.changes_are_over()?;
+        for (index, node) in self.nodes.iter().enumerate() {
+            let is_fine = index == usize::from(leader)
+                || (matches!(node.postgres.phase, Phase::Replica { promotes: false })
+                    && node.postgres.is_streaming
+                    && node.postgres.data.as_ref().map(|data| data.branch) == branch);
+            if !is_fine {
+                let detail = format!(
+                    "{} does not stream from {}",
+                    node.name,
+                    self.node(leader).name
+                );
+                return Err((Invariant::EveryoneConverges, detail));
+            }
+        }
+        Ok(())
+    }
+
+    fn a_leader_emerged(&self) -> Result<NodeId, String> {
+        let Some((name, _)) = self.store.leader() else {
+            return Err("nobody holds the leader key".into());
+        };
+        let id = self.id_of(name).unwrap_or_default();
+        if self.node(id).postgres.phase != Phase::Primary {
+            return Err(format!("{name} holds the leader key and is no primary"));
+        }
+        for (index, router) in self.routers.iter().enumerate() {
+            if router.writer.is_none_or(|lane| lane.node != id) {
+                return Err(format!("router {index} does not write to {name}"));
+            }
+        }
+        Ok(id)
+    }
+}
