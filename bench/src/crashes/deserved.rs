@@ -84,14 +84,13 @@ pub fn judge(told: &Told, found: Rows, losses: &[Loss]) -> Result<(), Undeserved
     }
 }
 
-/// Whether a lost server leaves nothing of it: a transaction whose end was not asked for.
+/// Whether a lost server leaves nothing of it: a transaction whose end was not asked for, or was when it was lost already.
 fn is_undone(request: Request) -> bool {
     match request {
-        Request::Begin | Request::Inside => true,
+        Request::Begin | Request::Inside | Request::Commit => true,
         Request::Connect
         | Request::Prepare
         | Request::Statement
-        | Request::Commit
         | Request::CopyBegin
         | Request::CopyEnd
         | Request::Rollback => false,
@@ -105,9 +104,10 @@ fn is_unknown(request: Request) -> bool {
         | Request::Statement
         | Request::Commit
         | Request::CopyBegin
-        | Request::CopyEnd => true,
-        // A failed transaction is ended by the router alone.
-        Request::Connect | Request::Begin | Request::Inside | Request::Rollback => false,
+        | Request::CopyEnd
+        // Behind a COMMIT that failed it stands outside of any transaction, as any statement does.
+        | Request::Rollback => true,
+        Request::Connect | Request::Begin | Request::Inside => false,
     }
 }
 
@@ -166,8 +166,8 @@ mod tests {
     }
 
     #[test]
-    fn the_end_of_a_transaction_and_a_statement_alone_are_never_said_to_be_undone() {
-        for request in [Request::Commit, Request::Statement, Request::CopyEnd] {
+    fn a_statement_alone_is_never_said_to_be_undone() {
+        for request in [Request::Statement, Request::CopyEnd] {
             assert_eq!(
                 judged(UNDONE, request, [90, 95, 130], NOTHING),
                 Err(Undeserved::AnotherRequest)
@@ -177,6 +177,10 @@ mod tests {
 
     #[test]
     fn an_outcome_is_unknown_only_of_what_was_asked_before_the_server_was_gone() {
+        // Its server was lost before it was asked, or it took place: one of both is said.
+        let undone = |found| judged(UNDONE, Request::Commit, [90, 500, 501], found);
+        assert_eq!(undone(NOTHING), Ok(()));
+        assert_eq!(undone(THERE), Err(Undeserved::ItTookPlace));
         let commit = |times| judged(UNKNOWN, Request::Commit, times, THERE);
         assert_eq!(commit([80, 99, 130]), Ok(()));
         assert_eq!(commit([80, 120, 130]), Ok(()));

@@ -420,11 +420,8 @@ impl World {
                 self.request(fault.node, LocalRequest::Restart(drain))
             }
             FaultKind::OperatorReinitialize => {
-                let node = if fault.hits_leader {
-                    fault.node
-                } else {
-                    fault.other
-                };
+                let of_leader = fault.hits_leader.then_some(fault.node);
+                let node = of_leader.unwrap_or(fault.other);
                 self.request(node, LocalRequest::Reinitialize)
             }
             FaultKind::OperatorSchedules => self.schedule(leader, fault.lasts),

@@ -222,7 +222,7 @@ impl Drawing<'_> {
             }
         }
         let length = round.bytes().len();
-        if self.rng.bool() {
+        if length > 0 && self.rng.bool() {
             for _ in 0..self.rng.usize(1..6) {
                 round.pieces.push(self.rng.usize(1..=length.min(64)));
             }
