@@ -10,11 +10,14 @@ use serde::Serialize;
 
 use crate::load::writers;
 use crate::report::{self, Progress, say};
+use crate::stack::member::Timing;
 use crate::stack::router::{POOL_SIZE, Pooled};
 use crate::stack::{APP, Layout, Plan, Stack, encryption};
 use cell::{Cell, Kind, Measured, cells};
 use ways::{POOLED_PORT, Way};
 
+/// Every way keeps a full pool while another has a server for each of its clients.
+const MAX_CONNECTIONS: u32 = 300;
 mod cell;
 mod idle;
 pub mod relay;
@@ -161,6 +164,10 @@ async fn start(options: &ThroughputOptions, progress: &Progress) -> Result<Stack
             size: POOL_SIZE,
             alias: None,
         }),
+        timing: Timing {
+            max_connections: MAX_CONNECTIONS,
+            ..Timing::default()
+        },
         ..Plan::new(Layout::Loopback)
     };
     Stack::start(&plan, progress).await

@@ -59,6 +59,8 @@ pub struct Timing {
     pub synchronous: Option<Synchronous>,
     /// WAL holds what logical decoding needs.
     pub decodes: bool,
+    /// Connections that PostgreSQL takes.
+    pub max_connections: u32,
 }
 
 /// How commits wait for standbys.
@@ -94,6 +96,7 @@ impl Default for Timing {
             retry_timeout: 2,
             synchronous: None,
             decodes: false,
+            max_connections: 100,
         }
     }
 }
@@ -197,6 +200,7 @@ impl Member {
             retry_timeout,
             synchronous,
             decodes,
+            max_connections,
         } = timing;
         let wal_level = if *decodes { "logical" } else { "replica" };
         let synchronous = Synchronous::lines(*synchronous);
@@ -215,7 +219,7 @@ bootstrap:
       use_pg_rewind: true
       use_slots: true
       parameters:
-        max_connections: 100
+        max_connections: {max_connections}
         shared_buffers: 64MB
         max_wal_size: 512MB
         wal_level: {wal_level}
