@@ -350,6 +350,7 @@ pub async fn accept(port: TcpListener, listening: Arc<Listening>, cores: Arc<Cor
     let listener = &listening.address;
     let registered = port
         .set_nonblocking(true)
+        // One that was inherited may not be yet.
         .and_then(|()| tune(&port))
         .and_then(|()| tokio::net::TcpListener::from_std(port));
     let port = match registered {
