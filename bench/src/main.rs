@@ -7,7 +7,7 @@ use clap::{Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
 
 use trunkline_bench::{
-    crashes, demo, failover, mutants, patroni, pools, report, side_by_side, simulation, soak,
+    crashes, cuts, demo, failover, mutants, patroni, pools, report, side_by_side, simulation, soak,
     switchover, throughput,
 };
 
@@ -23,6 +23,8 @@ struct Arguments {
 enum Command {
     /// The leader's postmaster killed again and again: is every error that a client hears deserved?
     Crashes(crashes::CrashesOptions),
+    /// Sessions of modes tcp and session while their leader goes: when they end, and in the middle of what
+    Cuts(cuts::CutsOptions),
     /// A cluster of three with etcd and a router in a box, until Ctrl-C
     Demo(demo::DemoOptions),
     /// Faults under load, each judged against its bar
@@ -87,6 +89,7 @@ async fn run(command: Command) -> Result<bool> {
     let work = async {
         match &command {
             Command::Crashes(options) => crashes::run(options).await,
+            Command::Cuts(options) => cuts::run(options).await,
             Command::Demo(options) => demo::run(options).await.map(|()| true),
             Command::Failover(options) => failover::run(options).await,
             Command::Mutants(options) => mutants::run(options).await,

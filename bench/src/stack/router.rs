@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
 
 use super::http;
@@ -166,6 +166,13 @@ listeners:
     pub async fn is_ready(&self) -> bool {
         let answer = http::get(&self.http, "/ready").await;
         answer.is_ok_and(|(code, _)| code == 200)
+    }
+
+    /// What Prometheus would be told.
+    pub async fn metrics(&self) -> Result<String> {
+        let (code, body) = http::get(&self.http, "/metrics").await?;
+        ensure!(code == 200, "GET /metrics of the router answered {code}");
+        Ok(body)
     }
 
     /// The last lines of its log.
