@@ -3,5 +3,6 @@
 pub mod convergence;
 pub mod ledger;
 pub mod leftovers;
+pub mod list_append;
 pub mod one_writer;
 pub mod pages;

@@ -4,8 +4,8 @@
 //! * [`load`]: clients and the record of what they saw.
 //! * [`fault`]: what is done to the stack.
 //! * [`check`]: verdicts on it.
-//! * [`demo`], [`failover`], [`crashes`], [`cuts`], [`switchover`], [`side_by_side`], [`throughput`], [`soak`]: the commands made
-//!   of these.
+//! * [`demo`], [`failover`], [`crashes`], [`cuts`], [`serial`], [`switchover`], [`side_by_side`], [`throughput`], [`soak`]:
+//!   the commands made of these.
 //! * [`report`]: progress and tables.
 //! * [`simulation`]: the deterministic simulation, `trunkline-bench simulate`.
 //!
@@ -23,6 +23,7 @@ pub mod mutants;
 pub mod patroni;
 pub mod pools;
 pub mod report;
+pub mod serial;
 pub mod side_by_side;
 pub mod simulation;
 pub mod soak;

@@ -1,5 +1,6 @@
-//! Clients: writers and readers through the router, and the record of what each of them saw.
+//! Clients: writers, readers and appenders through the router, and the record of what each of them saw.
 
+pub mod append;
 pub mod history;
 pub mod readers;
 pub mod writers;

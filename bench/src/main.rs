@@ -7,8 +7,8 @@ use clap::{Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
 
 use trunkline_bench::{
-    crashes, cuts, demo, failover, mutants, patroni, pools, report, side_by_side, simulation, soak,
-    switchover, throughput,
+    crashes, cuts, demo, failover, mutants, patroni, pools, report, serial, side_by_side, simulation,
+    soak, switchover, throughput,
 };
 
 /// Judges Trunkline from outside, on real PostgreSQL and etcd.
@@ -35,6 +35,8 @@ enum Command {
     Patroni(patroni::PatroniOptions),
     /// Clients that share servers, judged from their side
     Pools(pools::PoolsOptions),
+    /// Transactions on lists while the leader is lost or moves: did each read what its isolation level promises?
+    Serial(serial::SerialOptions),
     /// Trunkline, and Patroni with HAProxy and PgBouncer: the same faults under the same clients
     SideBySide(side_by_side::SideBySideOptions),
     /// Seeded histories of the whole system in one process, judged after every event
@@ -95,6 +97,7 @@ async fn run(command: Command) -> Result<bool> {
             Command::Mutants(options) => mutants::run(options).await,
             Command::Patroni(options) => patroni::run(options).await,
             Command::Pools(options) => pools::run(options).await,
+            Command::Serial(options) => serial::run(options).await,
             Command::SideBySide(options) => side_by_side::run(options).await,
             Command::Simulate(options) => simulation::command::run(options),
             Command::Soak(options) => soak::run(options).await,

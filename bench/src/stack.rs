@@ -62,6 +62,8 @@ pub struct Plan {
     pub router: Option<Entrance>,
     /// A listener whose sessions share servers of the leader, if there is to be one.
     pub pooled: Option<Pooled>,
+    /// The most bytes by which a replica may lag that serves reads; none is no limit.
+    pub max_lag: Option<u64>,
     /// Whether a second router, r2, stands beside the first one.
     pub has_second_router: bool,
     /// The folder of PostgreSQL's programs, if not the newest found.
@@ -78,6 +80,7 @@ impl Plan {
             timing,
             router: None,
             pooled: None,
+            max_lag: None,
             has_second_router: false,
             postgresql: None,
         }
@@ -199,7 +202,11 @@ impl Stack {
         let router = |last: usize| {
             let (name, own) = (format!("r{last}"), address(MEMBERS + last));
             let pooled = plan.pooled.clone();
-            let at = Entrance { pooled, ..at(last) };
+            let at = Entrance {
+                pooled,
+                max_lag: plan.max_lag,
+                ..at(last)
+            };
             Router::new(&place, &programs, &name, at, &own, namespace(&name), &hosts)
         };
         let second_router = plan.has_second_router.then(|| router(2)).transpose()?;

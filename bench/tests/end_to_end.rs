@@ -12,6 +12,8 @@
 mod crashes;
 #[path = "end_to_end/planned.rs"]
 mod planned;
+#[path = "end_to_end/serial.rs"]
+mod serial;
 #[path = "end_to_end/synchronous.rs"]
 mod synchronous;
 

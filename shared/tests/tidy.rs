@@ -225,6 +225,19 @@ const IMPORTS: &[Never] = &[
         why: "a server connection knows nobody above it",
     },
     Never {
+        modules: &["bench/src/check/list_append"],
+        imports: &[
+            "tokio",
+            "std::fs",
+            "std::process",
+            "std::thread",
+            "trunkline_shared::dcs",
+            "trunkline_shared::service",
+        ],
+        except: &[],
+        why: "pure: a history is judged again as it was judged before",
+    },
+    Never {
         modules: &["router/src/topology"],
         imports: &["crate::session", "crate::route", "crate::listener"],
         except: &[],

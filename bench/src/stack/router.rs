@@ -25,6 +25,8 @@ pub struct Entrance {
     pub read_port: u16,
     /// Listeners whose sessions share servers of the leader.
     pub pooled: Option<Pooled>,
+    /// The most bytes by which a replica may lag that serves reads; none is no limit.
+    pub max_lag: Option<u64>,
 }
 
 /// Pooled listeners, and what they share.
@@ -48,6 +50,7 @@ impl Entrance {
             write_port,
             read_port,
             pooled: None,
+            max_lag: None,
         }
     }
 }
@@ -98,6 +101,7 @@ impl Router {
             write_port,
             read_port,
             pooled,
+            max_lag,
         } = entrance;
         let http = format!("{http_address}:{HTTP_PORT}");
         let text = format!(
@@ -115,7 +119,10 @@ listeners:
             Some(pooled) => pooled_listeners(place, &folder, &address, &pooled)?,
             None => String::new(),
         };
-        place.write(&config, &(text + &pooled))?;
+        let replicas = max_lag.map_or_else(String::new, |bytes| {
+            format!("replicas: {{max_lag: {bytes}}}\n")
+        });
+        place.write(&config, &(text + &pooled + &replicas))?;
         let launch = Launch {
             program: programs.router.clone(),
             args: args([&config]),
@@ -173,6 +180,16 @@ listeners:
         let (code, body) = http::get(&self.http, "/metrics").await?;
         ensure!(code == 200, "GET /metrics of the router answered {code}");
         Ok(body)
+    }
+
+    /// What it makes of a member as a server of reads: nothing if it is fit.
+    pub async fn why_not_read(&self, member: &str) -> Result<Option<String>> {
+        let page = http::get_json(&self.http, "/topology").await?;
+        let readers = page["clusters"][0]["readers"].as_array();
+        let mut readers = readers.into_iter().flatten();
+        let reader = readers.find(|reader| reader["member"] == member);
+        let reader = reader.with_context(|| format!("the router does not know {member}"))?;
+        Ok(reader["why_not"].as_str().map(str::to_owned))
     }
 
     /// The last lines of its log.
