@@ -204,7 +204,9 @@ impl Scan<'_> {
                 [b'S', name @ ..] if is_mapping => {
                     return self.describe(at, message, name, splice);
                 }
-                _ => talk.sent(Expect::Describe),
+                _ => talk.sent(Expect::Describe {
+                    is_statement: body.first() == Some(&b'S'),
+                }),
             },
             b'C' => match body {
                 [b'S', name @ .., 0] if is_mapping && !name.is_empty() => {
@@ -523,7 +525,9 @@ impl Scan<'_> {
                 body.push(0);
             });
         }
-        self.server.exchange.sent(Expect::Describe);
+        self.server
+            .exchange
+            .sent(Expect::Describe { is_statement: true });
         Ok(())
     }
 
