@@ -288,6 +288,7 @@ impl Pools {
             pool.count_closed("with_client");
             pool.state.lost(server, now, &mut effects);
         }
+            pool.close_if_cut(&mut effects);
         self.perform(id, effects, now);
     }
 

@@ -49,6 +49,8 @@ use support::messages::{answer, message};
 use support::stack::{DEADLINE, Setup, Stack, startup};
 use trunkline_router::config::pooling::Mode;
 use trunkline_router::listener::limits::CONNECT_TIME;
+use tokio::io::AsyncReadExt;
+use tokio::net::{TcpListener, TcpStream};
 use trunkline_shared::service::clock;
 
 /// Everybody is trusted, and there is one server.
@@ -414,6 +416,20 @@ fn sync() -> Vec<u8> {
 
 fn query(sql: &str) -> Vec<u8> {
     message(b'Q', format!("{sql}\0").as_bytes())
+/// A connection that somebody begins to log in by.
+async fn log_in_at(silent: &TcpListener) -> TcpStream {
+    let log_in = async {
+        loop {
+            let (mut socket, _) = silent.accept().await.unwrap();
+            // Others only look whether somebody listens.
+            if socket.read_exact(&mut [0; 8]).await.is_ok() {
+                return socket;
+            }
+        }
+    };
+    tokio::time::timeout(DEADLINE, log_in).await.unwrap()
+}
+
 }
 
 #[tokio::test]

@@ -229,12 +229,12 @@ impl Pool {
         });
     }
 
-    /// Closes what has ended by itself, by its lane, or by its time.
-    pub(super) fn sweep(&mut self, now: Moment, effects: &mut Vec<Effect>) {
-        let is_cut = self
-            .parked
-            .iter()
-            .any(|(_, server)| server.seat.notice().is_some());
+    /// Closes the pool if its lane was cut: who waits here is to look for another one, and not for the next attempt to
+    /// connect. Whether it was.
+    pub(super) fn close_if_cut(&mut self, effects: &mut Vec<Effect>) -> bool {
+        let mut parked = self.parked.iter();
+        let is_cut = !self.way.lanes.is_open(self.way.lane)
+            || parked.any(|(_, server)| server.seat.notice().is_some());
         if is_cut {
             self.close(effects);
             return;
@@ -260,3 +260,10 @@ impl Pool {
         self.state.maintain(now, effects);
     }
 }
+        }
+        is_cut
+    }
+
+    /// Closes what has ended by itself, by its lane, or by its time.
+    pub(super) fn sweep(&mut self, now: Moment, effects: &mut Vec<Effect>) {
+        if self.close_if_cut(effects) {

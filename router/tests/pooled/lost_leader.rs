@@ -110,6 +110,22 @@ async fn an_unanswered_rollback_has_what_it_wants() {
     }
 }
 
+#[tokio::test]
+async fn who_waits_for_a_server_of_a_leader_that_hangs_goes_on_with_the_next_one() {
+    let patient = ONE.replace("size: 1", "size: 1, server_connect_timeout: 1h");
+    let stack = stack(Mode::Transaction, &patient).await;
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    stack.lead("a", silent.local_addr().unwrap()).await;
+    let mut one = stack.client().await;
+    one.send(&startup("app")).await;
+    let _hanging = log_in_at(&silent).await;
+    let b = FakePostgres::start(false).await;
+    stack.put("leader", "b").await;
+    stack.member("b", b.address, "primary").await;
+    one.ready().await;
+    assert_eq!(ask(&mut one, "select 1").await, "CZI");
+}
+
 /// What a client hears whose leader is lost after these batches, of which the last is not answered.
 async fn told_after(mode: Mode, pooling: &str, batches: &[Vec<u8>]) -> String {
     let mut a = FakePostgres::start(false).await;
