@@ -16,6 +16,8 @@ mod encrypted;
 mod fleet;
 #[path = "pooled/lost_leader.rs"]
 mod lost_leader;
+#[path = "pooled/opened_ahead.rs"]
+mod opened_ahead;
 #[path = "pooled/planned_change.rs"]
 mod planned_change;
 #[path = "pooled/replication.rs"]
@@ -47,10 +49,10 @@ use support::client::{Client, SSL_REQUEST};
 use support::fake_postgres::FakePostgres;
 use support::messages::{answer, message};
 use support::stack::{DEADLINE, Setup, Stack, startup};
-use trunkline_router::config::pooling::Mode;
-use trunkline_router::listener::limits::CONNECT_TIME;
 use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpStream};
+use trunkline_router::config::pooling::Mode;
+use trunkline_router::listener::limits::CONNECT_TIME;
 use trunkline_shared::service::clock;
 
 /// Everybody is trusted, and there is one server.
@@ -414,8 +416,6 @@ fn sync() -> Vec<u8> {
     message(b'S', b"")
 }
 
-fn query(sql: &str) -> Vec<u8> {
-    message(b'Q', format!("{sql}\0").as_bytes())
 /// A connection that somebody begins to log in by.
 async fn log_in_at(silent: &TcpListener) -> TcpStream {
     let log_in = async {
@@ -430,6 +430,8 @@ async fn log_in_at(silent: &TcpListener) -> TcpStream {
     tokio::time::timeout(DEADLINE, log_in).await.unwrap()
 }
 
+fn query(sql: &str) -> Vec<u8> {
+    message(b'Q', format!("{sql}\0").as_bytes())
 }
 
 #[tokio::test]

@@ -112,7 +112,7 @@ impl Scan<'_> {
     fn must_wait(&mut self, splice: &Splice<'_>) -> bool {
         splice.written() >= ENOUGH
             || self.is_shared() && self.server.exchange.may_drop()
-            || is_held_between(self.cluster, *self.pinned, &self.server.exchange)
+            || is_held_between(self.cluster, *self.pinned, self.server)
     }
 
     /// Whether a message is about a statement that an earlier batch, which may fail yet, has changed.
