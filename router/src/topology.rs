@@ -484,7 +484,7 @@ mod tests {
                 is_confirmed: true,
                 lane: Some(LANE),
             }),
-            hold: (version % 2 == 0).then_some(Hold {
+            hold: version.is_multiple_of(2).then_some(Hold {
                 switchover: 1,
                 epoch,
                 revision: 1,
@@ -500,7 +500,7 @@ mod tests {
                 assert!(seen.version >= last && cluster.version() >= seen.version);
                 if seen.version > 0 {
                     assert_eq!(u64::try_from(seen.table.revision), Ok(seen.version));
-                    assert_eq!(seen.holds(LANE), seen.version % 2 == 0);
+                    assert_eq!(seen.holds(LANE), seen.version.is_multiple_of(2));
                     assert!(!seen.holds(LaneId(2)));
                 }
                 last = seen.version;
