@@ -48,8 +48,8 @@ pub async fn follow(cluster: Arc<Cluster>, cores: Arc<[Handle]>) {
     let ended = Arc::new(Notify::new());
     loop {
         changes.mark_unchanged();
-        let hold = cluster.published().table.hold;
-        let is_waiting = match hold {
+        let published = cluster.published();
+        let is_waiting = match published.table.hold {
             None => {
                 state = State::default();
                 cluster.progress.send_if_modified(|known| {
@@ -60,7 +60,10 @@ pub async fn follow(cluster: Arc<Cluster>, cores: Arc<[Handle]>) {
             }
             // Another change of the table.
             Some(hold) if state.drained == Some(hold) => false,
-            Some(hold) => !drain(&cluster, &cores, hold, &mut state, &ended).await,
+            Some(hold) => {
+                let lane = published.table.last.as_ref().and_then(|last| last.lane);
+                !drain(&cluster, &cores, (hold, lane), &mut state, &ended).await
+            }
         };
         tokio::select! {
             changed = changes.changed() => if changed.is_err() {
@@ -72,11 +75,12 @@ pub async fn follow(cluster: Arc<Cluster>, cores: Arc<[Handle]>) {
     }
 }
 
-/// Looks whether what this stage waits for is over, and tells it.
+/// Looks whether what this stage waits for, on the lane of the leader that is to be left, is over, and tells it. Without
+/// that lane nothing runs there.
 async fn drain(
     cluster: &Cluster,
     cores: &[Handle],
-    hold: Hold,
+    (hold, lane): (Hold, Option<LaneId>),
     state: &mut State,
     ended: &Arc<Notify>,
 ) -> bool {
@@ -85,11 +89,14 @@ async fn drain(
     }
     if hold.stage == HoldStage::Transactions && state.marked != Some(hold) {
         state.marked = Some(hold);
-        if let Some(lane) = lane(cluster) {
+        if let Some(lane) = lane {
             on_cores(cores, cluster, move |name| pool::set_mark(name, lane.0)).await;
         }
     }
-    let running = running(cluster, cores, hold.stage, ended).await;
+    let running = match lane {
+        Some(lane) => running(cluster, cores, (lane, hold.stage), ended).await,
+        None => Count::default(),
+    };
     let left = running.left(hold.stage);
     // What was counted is good only for what is held still.
     let is_drained = left == 0 && cluster.published().table.hold == Some(hold);
@@ -123,23 +130,14 @@ async fn drain(
     is_drained
 }
 
-/// The lane of the leader that is to be left.
-fn lane(cluster: &Cluster) -> Option<LaneId> {
-    let published = cluster.published();
-    published.table.last.as_ref().and_then(|last| last.lane)
-}
-
 /// What runs on the leader, on all cores. Each is asked in a turn of its own: a session that had not seen the hold yet
-/// has taken its server before, and is counted.
+/// has taken its server before, and is counted; one that looks after that turn sees what was published before it.
 async fn running(
     cluster: &Cluster,
     cores: &[Handle],
-    stage: HoldStage,
+    (lane, stage): (LaneId, HoldStage),
     ended: &Arc<Notify>,
 ) -> Count {
-    let Some(lane) = lane(cluster) else {
-        return Count::default();
-    };
     let ended = ended.clone();
     let counts = on_cores(cores, cluster, move |name| {
         pool::running(name, lane.0, stage, &ended)

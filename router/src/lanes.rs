@@ -219,6 +219,11 @@ impl Lanes {
         })
     }
 
+    /// Whether it was opened and not cut yet.
+    pub fn is_open(&self, lane: LaneId) -> bool {
+        locked(&self.lanes).contains_key(&lane)
+    }
+
     /// How busy a lane is.
     pub fn load(&self, lane: LaneId) -> Load {
         locked(&self.lanes)

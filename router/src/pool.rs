@@ -23,6 +23,7 @@ use crate::pool::gate::Gate;
 use crate::pool::local::{Hungry, Outcome, Pool};
 use crate::pool::running::{Begun, Count, Running};
 use crate::pool::state::{Effect, Failure, PoolState, Rules, ServerId, WaiterId};
+use crate::protocol::sqlstate;
 use crate::server::login::OpenFailed;
 use crate::server::{Parcel, Server, Way};
 
@@ -204,6 +205,7 @@ impl Pools {
             has_asked: false,
             running: Running::default(),
             drain: None,
+            ahead: BTreeMap::new(),
         };
         self.pools.insert(id, Box::new(pool));
         self.by_key.insert(key, id);
@@ -286,6 +288,7 @@ impl Pools {
         if let Some(pool) = self.get(id) {
             pool.end(begun);
             pool.count_closed("with_client");
+            pool.close_if_cut(&mut effects);
             pool.state.lost(server, now, &mut effects);
         }
         self.perform(id, effects, now);
@@ -297,6 +300,7 @@ impl Pools {
         let Some(pool) = self.get(id) else {
             return;
         };
+        let is_ahead = pool.ahead.remove(&server_id).is_some();
         match opened {
             Ok(server) => {
                 pool.failure = None;
@@ -310,15 +314,25 @@ impl Pools {
                     .connect_failed(server_id, Failure::Passing, now, &mut effects);
                 pool.close(&mut effects);
             }
+            Err(why) if is_ahead => {
+                pool.tell_of_ahead(&why);
+                pool.state
+                    .connect_failed(server_id, Failure::Passing, now, &mut effects);
+            }
             Err(why) => {
                 let failure = match why.is_lasting() {
                     true => Failure::Lasting,
                     false => Failure::Passing,
                 };
                 pool.tell(&why);
+                let is_full = why.code() == Some(sqlstate::TOO_MANY_CONNECTIONS);
+                let full = is_full.then(|| pool.way.address.clone());
                 pool.failure = Some(why);
                 pool.state
                     .connect_failed(server_id, failure, now, &mut effects);
+                if let Some(address) = full {
+                    self.leave_room_at(&address);
+                }
             }
         }
         self.perform(id, effects, now);
@@ -404,6 +418,10 @@ impl Pools {
         // Who waits for the pool itself, as most do, does not pay for a look at all the others.
         if !spec.budgets.may_gain() {
             return false;
+        }
+        // What nobody has asked for goes first.
+        if self.give_up_ahead_for(spec) {
+            return true;
         }
         let mut effects = Vec::new();
         for pool in self.pools.values_mut() {

@@ -6,7 +6,7 @@ use std::future::Future;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -46,11 +46,14 @@ const LANE_BITS: u32 = 40;
 /// The longest sleep: whatever was missed is noticed then.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// What sessions see: the table, and where its addresses lead.
+/// What sessions see: the table, where its addresses lead, and the number of both. It is replaced as a whole, so that on
+/// whatever thread nobody who has seen a hold goes by an older table, nor the other way round.
 #[derive(Debug, Default)]
 pub struct Published {
     /// The table.
     pub table: RoutingTable,
+    /// Larger than that of every value before it; of the first one, which knows nothing, 0.
+    pub version: u64,
     addresses: BTreeMap<Arc<str>, Vec<SocketAddr>>,
 }
 
@@ -61,6 +64,12 @@ impl Published {
             Ok(literal) => vec![literal],
             Err(_) => self.addresses.get(address).cloned().unwrap_or_default(),
         }
+    }
+
+    /// Whether a planned change of leader holds what goes to this lane: that of the leader, and no other.
+    pub fn holds(&self, lane: LaneId) -> bool {
+        let led = self.table.last.as_ref().and_then(|last| last.lane);
+        self.table.hold.is_some() && led == Some(lane)
     }
 }
 
@@ -77,11 +86,8 @@ pub struct Cluster {
     /// How far a planned change of leader has come here.
     pub progress: watch::Sender<Progress>,
     published: ArcSwap<Published>,
-    /// Whether its table holds clients for a planned change of leader.
-    holds: AtomicBool,
+    /// The version that those who wait have heard of.
     changes: watch::Sender<u64>,
-    /// How many tables were published.
-    version: AtomicU64,
     /// Why the DCS cannot be followed at present.
     trouble: ArcSwap<Option<Arc<str>>>,
     wants_refresh: Notify,
@@ -104,9 +110,7 @@ impl Cluster {
             held: AtomicUsize::new(0),
             progress: watch::Sender::default(),
             published: ArcSwap::default(),
-            holds: AtomicBool::new(false),
             changes: watch::Sender::new(0),
-            version: AtomicU64::new(0),
             trouble: ArcSwap::default(),
             wants_refresh: Notify::new(),
             routers: ArcSwap::default(),
@@ -118,17 +122,32 @@ impl Cluster {
         self.published.load_full()
     }
 
-    /// Whether a planned change of leader holds clients. Looked at per batch, not per transaction only.
-    pub fn is_holding(&self) -> bool {
-        self.holds.load(Ordering::Acquire)
+    /// Whether a planned change of leader holds what goes to this lane now. Looked at per batch, not per transaction only.
+    pub fn holds(&self, lane: LaneId) -> bool {
+        self.published.load().holds(lane)
     }
 
     /// Changes with every new table, and with every address that leads elsewhere.
     pub fn version(&self) -> u64 {
-        self.version.load(Ordering::Acquire)
+        self.published.load().version
     }
 
-    /// Wakes at every new table.
+    /// Replaces what sessions see. Only the keeper does, so no version is lost. Lanes are open before anybody is led there.
+    fn publish(&self, table: RoutingTable, addresses: BTreeMap<Arc<str>, Vec<SocketAddr>>) {
+        self.lanes.open(&table);
+        self.published.store(Arc::new(Published {
+            version: self.version() + 1,
+            table,
+            addresses,
+        }));
+    }
+
+    /// Wakes those who wait for what was published last.
+    fn tell_those_who_wait(&self) {
+        self.changes.send_replace(self.version());
+    }
+
+    /// Wakes at every new version.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.changes.subscribe()
     }
@@ -264,21 +283,20 @@ impl Keeper {
         let is_changed = next != self.table;
         let before = std::mem::replace(&mut self.table, next);
         self.resolver.want(&self.table);
-        if is_changed || self.resolver.take_news() {
-            self.cluster.lanes.open(&self.table);
-            self.cluster.published.store(Arc::new(Published {
-                table: self.table.clone(),
-                addresses: self.resolver.known().clone(),
-            }));
-            let holds = self.table.hold.is_some();
-            self.cluster.holds.store(holds, Ordering::Release);
-            self.cluster.version.fetch_add(1, Ordering::Release);
+        let has_resolved = self.resolver.take_news();
+        let is_news = is_changed || has_resolved;
+        if is_news {
+            let addresses = self.resolver.known().clone();
+            self.cluster.publish(self.table.clone(), addresses);
         }
         for departures in self.cluster.lanes.obey(&commands) {
             tokio::spawn(departures.run(clock::now));
         }
+        // Who waits is woken once what is cut is cut, and for an address as well: it may be all that was missing.
+        if is_news {
+            self.cluster.tell_those_who_wait();
+        }
         if is_changed {
-            self.cluster.changes.send_modify(|count| *count += 1);
             self.tell(&before);
         }
         self.ask();
@@ -417,10 +435,12 @@ fn shown(view: &DcsView) -> Option<View<'_>> {
 
 #[cfg(test)]
 mod tests {
+    use trunkline_shared::cluster::{LeaderEpoch, MemberName};
     use trunkline_shared::dcs::keys::Keys;
     use trunkline_shared::dcs::memory::MemoryDcs;
     use trunkline_shared::dcs::watch::follow;
 
+    use super::routing_table::{Hold, HoldStage, LastLeader};
     use super::*;
 
     #[tokio::test]
@@ -440,5 +460,63 @@ mod tests {
             HttpClient::default(),
         );
         assert_eq!(keeper.run().await, name);
+    }
+
+    #[test]
+    fn a_table_its_hold_and_its_version_are_seen_together_on_every_thread() {
+        const VERSIONS: u64 = 20_000;
+        const LANE: LaneId = LaneId(1);
+        let epoch = LeaderEpoch {
+            generation: 1,
+            revision: 1,
+        };
+        let cluster = Arc::new(Cluster::new(ClusterName::new("demo")));
+        // Of an even version the table holds, and its revision is the version.
+        let table = |version: u64| RoutingTable {
+            revision: i64::try_from(version).unwrap(),
+            last: Some(LastLeader {
+                member: MemberName::new("a"),
+                epoch,
+                address: "".into(),
+                api_url: "".into(),
+                timeline: None,
+                is_trunkline: true,
+                is_confirmed: true,
+                lane: Some(LANE),
+            }),
+            hold: version.is_multiple_of(2).then_some(Hold {
+                switchover: 1,
+                epoch,
+                revision: 1,
+                stage: HoldStage::All,
+                since: Moment::default(),
+            }),
+            ..RoutingTable::default()
+        };
+        let look = |cluster: Arc<Cluster>| {
+            let mut last = 0;
+            while last < VERSIONS {
+                let seen = cluster.published();
+                assert!(seen.version >= last && cluster.version() >= seen.version);
+                if seen.version > 0 {
+                    assert_eq!(u64::try_from(seen.table.revision), Ok(seen.version));
+                    assert_eq!(seen.holds(LANE), seen.version.is_multiple_of(2));
+                    assert!(!seen.holds(LaneId(2)));
+                }
+                last = seen.version;
+            }
+        };
+        let looking = [1, 2].map(|_| {
+            let cluster = cluster.clone();
+            std::thread::spawn(move || look(cluster))
+        });
+        for version in 1..=VERSIONS {
+            cluster.publish(table(version), BTreeMap::new());
+            cluster.tell_those_who_wait();
+            assert_eq!(*cluster.changes().borrow(), version);
+        }
+        for thread in looking {
+            thread.join().unwrap();
+        }
     }
 }

@@ -138,6 +138,7 @@ impl Runner for Script {
             }
             "maintain" => state.maintain(now, &mut effects),
             "ahead" => state.open_ahead(number().try_into().unwrap(), now, &mut effects),
+            "give_up_ahead" => said.push(state.give_up_ahead(&mut effects).to_string()),
             "evict" => said.push(state.evict(&mut effects).to_string()),
             "hand_away" => said.push(format!("{:?}", state.hand_away().map(|s| s.0))),
             "adopt" => {

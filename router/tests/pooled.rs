@@ -16,6 +16,8 @@ mod encrypted;
 mod fleet;
 #[path = "pooled/lost_leader.rs"]
 mod lost_leader;
+#[path = "pooled/opened_ahead.rs"]
+mod opened_ahead;
 #[path = "pooled/planned_change.rs"]
 mod planned_change;
 #[path = "pooled/replication.rs"]
@@ -47,6 +49,8 @@ use support::client::{Client, SSL_REQUEST};
 use support::fake_postgres::FakePostgres;
 use support::messages::{answer, message};
 use support::stack::{DEADLINE, Setup, Stack, startup};
+use tokio::io::AsyncReadExt;
+use tokio::net::{TcpListener, TcpStream};
 use trunkline_router::config::pooling::Mode;
 use trunkline_router::listener::limits::CONNECT_TIME;
 use trunkline_shared::service::clock;
@@ -410,6 +414,20 @@ fn execute(portal: &str) -> Vec<u8> {
 
 fn sync() -> Vec<u8> {
     message(b'S', b"")
+}
+
+/// A connection that somebody begins to log in by.
+async fn log_in_at(silent: &TcpListener) -> TcpStream {
+    let log_in = async {
+        loop {
+            let (mut socket, _) = silent.accept().await.unwrap();
+            // Others only look whether somebody listens.
+            if socket.read_exact(&mut [0; 8]).await.is_ok() {
+                return socket;
+            }
+        }
+    };
+    tokio::time::timeout(DEADLINE, log_in).await.unwrap()
 }
 
 fn query(sql: &str) -> Vec<u8> {

@@ -104,10 +104,9 @@ fn is_unknown(request: Request) -> bool {
         | Request::Statement
         | Request::Commit
         | Request::CopyBegin
-        | Request::CopyEnd
-        // Behind a COMMIT that failed it stands outside of any transaction, as any statement does.
-        | Request::Rollback => true,
-        Request::Connect | Request::Begin | Request::Inside => false,
+        | Request::CopyEnd => true,
+        // A ROLLBACK is done in any case, in a transaction and outside of one.
+        Request::Connect | Request::Begin | Request::Inside | Request::Rollback => false,
     }
 }
 
@@ -170,6 +169,16 @@ mod tests {
         for request in [Request::Statement, Request::CopyEnd] {
             assert_eq!(
                 judged(UNDONE, request, [90, 95, 130], NOTHING),
+                Err(Undeserved::AnotherRequest)
+            );
+        }
+    }
+
+    #[test]
+    fn a_rollback_is_never_told_that_it_failed() {
+        for code in [UNDONE, UNKNOWN] {
+            assert_eq!(
+                judged(code, Request::Rollback, [90, 95, 130], NOTHING),
                 Err(Undeserved::AnotherRequest)
             );
         }

@@ -25,7 +25,7 @@ fn letters(bytes: &[u8]) -> impl Iterator<Item = u8> {
 
 fn drawn(draw: &mut Draw<'_>) -> Expect {
     let act = Act {
-        block: draw.choice(&[Block::Begins, Block::Stays, Block::MayEnd]),
+        block: draw.choice(&[Block::Begins, Block::Stays, Block::RollsBack, Block::MayEnd]),
         drops: draw.flag(),
     };
     let statement = u32::from(draw.byte() % 4);
@@ -36,7 +36,9 @@ fn drawn(draw: &mut Draw<'_>) -> Expect {
             is_hidden,
         },
         Expect::Bind,
-        Expect::Describe,
+        Expect::Describe {
+            is_statement: is_hidden,
+        },
         Expect::Close {
             statement,
             is_hidden,
@@ -67,7 +69,7 @@ fn renames(expect: Expect) -> bool {
         } => statement > 0 && !is_hidden,
         Expect::Close { .. }
         | Expect::Bind
-        | Expect::Describe
+        | Expect::Describe { .. }
         | Expect::Execute(_)
         | Expect::Sync
         | Expect::Query(_)
@@ -104,7 +106,10 @@ impl Asked {
         match self.expect {
             Expect::Parse { .. } => done(b"1"),
             Expect::Bind => done(b"2"),
-            Expect::Describe => done([&b"tT"[..], b"n", b"T"][self.rows % 3]),
+            Expect::Describe { is_statement: true } => done([b"tT", b"tn"][self.rows % 2]),
+            Expect::Describe {
+                is_statement: false,
+            } => done([b"n", b"T"][self.rows % 2]),
             Expect::Close { .. } => b"3".to_vec(),
             Expect::Execute(_) => match self.rows % 4 {
                 0 => done(b"I"),
@@ -309,6 +314,15 @@ fn sane(exchange: &Exchange) {
     );
     // Nothing to lose is only what nothing was asked of.
     assert_eq!(exchange.fate() == Fate::Nothing, exchange.is_idle());
+    // Who is told that it is rolled back is told so to the end of what it has sent.
+    if exchange.fate() == Fate::GivenUp {
+        let mut out = Vec::new();
+        exchange.give_up(&mut out);
+        let told: Vec<u8> = letters(&out).collect();
+        let ends = told.iter().filter(|kind| **kind == b'Z').count();
+        assert_eq!(ends, usize::from(!is_open));
+        assert!(told.iter().all(|kind| b"123tnCZ".contains(kind)));
+    }
 }
 
 /// Beside one that says anything, copies data, and ends nothing that it began.

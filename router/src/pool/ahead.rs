@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use trunkline_shared::service::clock;
 
-use super::{POOLS, Pools};
+use super::{POOLS, Pools, Spec};
+use crate::cores;
 use crate::pool::registry::Registry;
 use crate::server::ahead::Destination;
 
@@ -18,6 +19,44 @@ pub fn open_ahead(to: &Destination, registry: &Registry) {
 }
 
 impl Pools {
+    /// Somebody waits in this pool, for which a database or a user has no room: for each of the two that has none, one that is
+    /// opened ahead is given up. Whether there is room then.
+    pub(super) fn give_up_ahead_for(&mut self, spec: &Spec) -> bool {
+        let of_many = spec.budgets.of_many().into_iter();
+        for tight in of_many.filter(|own| own.is_used_up()) {
+            for pool in self.pools.values_mut() {
+                if pool.spec.budgets.counts_in(tight) && pool.give_up_ahead() {
+                    break;
+                }
+            }
+        }
+        !spec.budgets.may_gain()
+    }
+
+    /// A server that somebody has asked for was refused for want of a slot: what was opened ahead at this address gives its
+    /// slots back, on every core.
+    pub(super) fn leave_room_at(&self, address: &Arc<str>) {
+        self.give_slots_back(address);
+        let Some(peers) = cores::peers() else {
+            return;
+        };
+        let others = peers.all.iter().enumerate();
+        for (_, core) in others.filter(|(number, _)| *number != peers.own) {
+            let address = address.clone();
+            core.spawn(async move { POOLS.with_borrow(|pools| pools.give_slots_back(&address)) });
+        }
+    }
+
+    fn give_slots_back(&self, address: &Arc<str>) {
+        let ahead = self
+            .pools
+            .values()
+            .filter_map(|pool| pool.way.ahead.as_ref().map(|own| (pool, own)));
+        for (_, own) in ahead.filter(|(pool, _)| pool.way.address == *address) {
+            own.full.cancel();
+        }
+    }
+
     fn open_ahead(&mut self, to: &Destination, registry: &Registry) {
         let now = clock::now();
         let ahead = to.ahead();

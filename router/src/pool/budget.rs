@@ -48,7 +48,8 @@ impl Budget {
         self.open.fetch_sub(1, Ordering::Relaxed);
     }
 
-    fn is_used_up(&self) -> bool {
+    /// Whether no more may be open.
+    pub fn is_used_up(&self) -> bool {
         self.open() >= self.limit.load(Ordering::Relaxed)
     }
 
@@ -107,6 +108,16 @@ impl Budgets {
     /// make room.
     pub fn may_gain(&self) -> bool {
         !self.pool.is_used_up() && (self.database.is_used_up() || self.user.is_used_up())
+    }
+
+    /// Those that servers of several pools count in.
+    pub fn of_many(&self) -> [&Arc<Budget>; 2] {
+        [&self.database, &self.user]
+    }
+
+    /// Whether a server that counts in these counts in that one.
+    pub fn counts_in(&self, one: &Arc<Budget>) -> bool {
+        self.of_many().iter().any(|own| Arc::ptr_eq(own, one))
     }
 
     /// Whether a server of the other ones does: it counts in each that is used up.

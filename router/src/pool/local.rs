@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::task::Waker;
 
 use tokio::sync::Notify;
+use tokio::task::AbortHandle;
 use tracing::{debug, info, warn};
 use trunkline_shared::cluster::Moment;
 
@@ -48,6 +49,8 @@ pub(super) struct Pool {
     pub(super) running: Running,
     /// Who waits for it.
     pub(super) drain: Option<Arc<Notify>>,
+    /// The tasks that open servers ahead, so that those can give way.
+    pub(super) ahead: BTreeMap<ServerId, AbortHandle>,
 }
 
 /// A core whose clients wait for a server of another one.
@@ -120,7 +123,7 @@ impl Pool {
         Some(self.parked.remove(at).1)
     }
 
-    pub(super) fn connect(&self, pool: PoolId, server: ServerId) {
+    pub(super) fn connect(&mut self, pool: PoolId, server: ServerId) {
         let identity = Identity {
             database: self.spec.dbname.clone(),
             user: self.spec.user.clone(),
@@ -129,10 +132,13 @@ impl Pool {
             settings: Vec::new(),
         };
         let (way, limit) = (self.way.clone(), self.spec.connect_timeout);
-        tokio::spawn(async move {
+        let opening = tokio::spawn(async move {
             let opened = open(way, identity, limit).await;
             POOLS.with_borrow_mut(|pools| pools.opened(pool, server, opened));
         });
+        if self.state.is_ahead(server) {
+            self.ahead.insert(server, opening.abort_handle());
+        }
     }
 
     pub(super) fn grant(&mut self, pool: PoolId, waiter: WaiterId, server: ServerId, now: Moment) {
@@ -158,6 +164,11 @@ impl Pool {
     }
 
     pub(super) fn discard(&mut self, server: ServerId, reason: CloseReason) {
+        if let Some(opening) = self.ahead.remove(&server) {
+            // Nobody has had it, so it is no server that was closed.
+            opening.abort();
+            return;
+        }
         self.count_closed(reason.name());
         if let Some(own) = self.take(server) {
             let (member, database) = (&own.way.member, &self.spec.database);
@@ -183,6 +194,24 @@ impl Pool {
     pub(super) fn tell(&self, why: &OpenFailed) {
         let (member, database, user) = (&self.way.member, &self.spec.database, &self.spec.user);
         warn!(%member, %database, %user, "no server: {why}");
+    }
+
+    /// The same of one that nobody has asked for.
+    pub(super) fn tell_of_ahead(&self, why: &OpenFailed) {
+        let (member, database, user) = (&self.way.member, &self.spec.database, &self.spec.user);
+        debug!(%member, %database, %user, "no server opened ahead: {why}");
+    }
+
+    /// Gives up one that is opened ahead. Whether there was one.
+    pub(super) fn give_up_ahead(&mut self) -> bool {
+        let mut effects = Vec::new();
+        let has_given = self.state.give_up_ahead(&mut effects);
+        for effect in effects {
+            if let Effect::Close(server, reason) = effect {
+                self.discard(server, reason);
+            }
+        }
+        has_given
     }
 
     /// The core whose clients should have a server that comes back here.
@@ -229,14 +258,21 @@ impl Pool {
         });
     }
 
-    /// Closes what has ended by itself, by its lane, or by its time.
-    pub(super) fn sweep(&mut self, now: Moment, effects: &mut Vec<Effect>) {
-        let is_cut = self
-            .parked
-            .iter()
-            .any(|(_, server)| server.seat.notice().is_some());
+    /// Closes the pool if its lane was cut: who waits here is to look for another one, and not for the next attempt to
+    /// connect. Whether it was.
+    pub(super) fn close_if_cut(&mut self, effects: &mut Vec<Effect>) -> bool {
+        let mut parked = self.parked.iter();
+        let is_cut = !self.way.lanes.is_open(self.way.lane)
+            || parked.any(|(_, server)| server.seat.notice().is_some());
         if is_cut {
             self.close(effects);
+        }
+        is_cut
+    }
+
+    /// Closes what has ended by itself, by its lane, or by its time.
+    pub(super) fn sweep(&mut self, now: Moment, effects: &mut Vec<Effect>) {
+        if self.close_if_cut(effects) {
             return;
         }
         self.renew();

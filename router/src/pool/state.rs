@@ -129,6 +129,8 @@ pub enum Effect {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Condition {
+    /// Being connected before anybody asks for it: it gives way to whoever does.
+    Ahead,
     Connecting,
     Idle,
     Active,
@@ -182,6 +184,8 @@ pub struct PoolState {
     is_refused: bool,
     /// Since when there is nobody and nothing.
     empty_since: Option<Moment>,
+    /// Its member does not lead yet, and nobody was sent here: nothing is connected but what is opened ahead.
+    is_for_later: bool,
 }
 
 impl PoolState {
@@ -201,6 +205,7 @@ impl PoolState {
             is_closed: false,
             is_refused: false,
             empty_since: None,
+            is_for_later: false,
         }
     }
 
@@ -222,6 +227,7 @@ impl PoolState {
         effects: &mut Vec<Effect>,
     ) -> Option<ServerId> {
         self.empty_since = None;
+        self.is_for_later = false;
         while let Some(server) = self.idle.pop() {
             match self.unwanted(server, now) {
                 Some(reason) => self.close(server, reason, effects),
@@ -294,9 +300,14 @@ impl PoolState {
         now: Moment,
         effects: &mut Vec<Effect>,
     ) {
+        let is_ahead = self.is_ahead(server);
         if self.servers.contains_key(&server) {
             self.connecting -= 1;
             self.forget(server);
+        }
+        if is_ahead {
+            // Nobody has asked for it: no pause begins, and nobody is refused. Who has counted on it asks for another one.
+            return self.open(now, effects);
         }
         self.pause = match failure {
             Failure::Passing => (self.pause * 2).max(FIRST_PAUSE),
@@ -377,12 +388,13 @@ impl PoolState {
         while self.servers.len() < self.rules.min_size
             && self.connecting < PARALLEL_CONNECTS
             && !has_paused
+            && !self.is_for_later
             && !self.is_refused
             && self.budgets.take(0)
         {
-            self.connect(now, effects);
+            self.connect(Condition::Connecting, now, effects);
         }
-        let is_kept = self.rules.min_size > 0 && !self.is_refused;
+        let is_kept = self.rules.min_size > 0 && !self.is_refused && !self.is_for_later;
         let is_empty = self.servers.is_empty() && self.waiting.is_empty() && !is_kept;
         self.empty_since = match is_empty {
             true => self.empty_since.or(Some(now)),
@@ -453,7 +465,10 @@ impl PoolState {
     /// Every server that is connected: whether it works, since when, and when it was opened.
     pub fn servers(&self) -> impl Iterator<Item = (ServerId, bool, Moment)> {
         let connected = self.servers.iter();
-        let connected = connected.filter(|(_, known)| known.condition != Condition::Connecting);
+        let connected = connected.filter(|(_, known)| match known.condition {
+            Condition::Ahead | Condition::Connecting => false,
+            Condition::Idle | Condition::Active => true,
+        });
         connected.map(|(id, known)| (*id, known.condition == Condition::Active, known.opened_at))
     }
 
@@ -491,12 +506,12 @@ impl PoolState {
                 }
                 return;
             }
-            self.connect(now, effects);
+            self.connect(Condition::Connecting, now, effects);
         }
     }
 
-    fn connect(&mut self, now: Moment, effects: &mut Vec<Effect>) {
-        let server = self.number(Condition::Connecting, now);
+    fn connect(&mut self, condition: Condition, now: Moment, effects: &mut Vec<Effect>) {
+        let server = self.number(condition, now);
         self.connecting += 1;
         effects.push(Effect::Connect(server));
     }

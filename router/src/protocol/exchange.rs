@@ -9,6 +9,7 @@ use crate::protocol::messages::{CLOSE_COMPLETE, DEALLOCATED, PARSE_COMPLETE};
 
 mod batches;
 mod expect;
+mod given_up;
 
 /// The most answers that may be outstanding. A client that sends more is not read until some have come.
 pub const MAX_OUTSTANDING: usize = 65_536;
@@ -76,8 +77,21 @@ pub enum Fate {
     Nothing,
     /// All of it was inside a transaction whose end was not asked for: it did not happen.
     Undone,
+    /// The same of one that was to be given up, which it is; nothing was asked after that.
+    GivenUp,
     /// It may have happened, or not.
     Unknown,
+}
+
+impl Fate {
+    /// Whether who loses its session with the server hears that the outcome is unknown: where the end of a transaction, or a
+    /// statement of its own, is not answered.
+    pub fn has_outstanding(self) -> bool {
+        match self {
+            Fate::Nothing | Fate::Undone => false,
+            Fate::GivenUp | Fate::Unknown => true,
+        }
+    }
 }
 
 /// Where what was asked stands in a transaction block.
@@ -91,6 +105,8 @@ enum Place {
     Supposed,
     /// In one, as ReadyForQuery has said.
     Inside,
+    /// Behind one that was given up, or that never was; nothing else was executed.
+    GivenUp,
     /// Something may have been committed.
     Unknown,
 }
@@ -98,19 +114,49 @@ enum Place {
 impl Place {
     fn after(self, block: Block) -> Place {
         match (self, block) {
-            (Place::Outside, Block::Begins) => Place::Begun,
+            (Place::Outside | Place::GivenUp, Block::Begins) => Place::Begun,
             (Place::Begun | Place::Inside, Block::Begins | Block::Stays) => self,
-            (Place::Outside | Place::Begun | Place::Inside, Block::Stays | Block::MayEnd)
+            (Place::Unknown, Block::RollsBack) => Place::Unknown,
+            // In one that an unanswered BEGIN was to open nothing else has run, whether that has failed or not.
+            (
+                Place::Outside | Place::Begun | Place::Supposed | Place::Inside | Place::GivenUp,
+                Block::RollsBack,
+            ) => Place::GivenUp,
+            (
+                Place::Outside | Place::Begun | Place::Inside | Place::GivenUp,
+                Block::Stays | Block::MayEnd,
+            )
             | (Place::Supposed | Place::Unknown, Block::Begins | Block::Stays | Block::MayEnd) => {
                 Place::Unknown
             }
         }
     }
 
+    /// Where what comes behind this request stands.
+    fn behind(self, asked: &Expect) -> Place {
+        match asked {
+            Expect::Execute(act) => self.after(act.block),
+            Expect::ExecuteDeallocate => self.after(Block::Stays),
+            Expect::Query(act) => self.after(act.block).next_batch(),
+            Expect::Function | Expect::Deallocate => self.after(Block::Stays).next_batch(),
+            Expect::Sync => self.next_batch(),
+            Expect::Parse { .. }
+            | Expect::Bind
+            | Expect::Describe { .. }
+            | Expect::Close { .. }
+            | Expect::CopyEnd
+            | Expect::OwedParse
+            | Expect::OwedClose
+            | Expect::OwedDeallocate => self,
+        }
+    }
+
     fn next_batch(self) -> Place {
         match self {
             Place::Begun => Place::Supposed,
-            Place::Outside | Place::Supposed | Place::Inside | Place::Unknown => self,
+            Place::Outside | Place::Supposed | Place::Inside | Place::GivenUp | Place::Unknown => {
+                self
+            }
         }
     }
 }
@@ -187,7 +233,7 @@ impl Exchange {
             | Expect::Deallocate
             | Expect::ExecuteDeallocate => self.statements_in = Some(self.sent),
             Expect::Bind
-            | Expect::Describe
+            | Expect::Describe { .. }
             | Expect::Execute(_)
             | Expect::Query(_)
             | Expect::Function
@@ -255,7 +301,7 @@ impl Exchange {
                 Expect::CopyEnd => {}
                 Expect::Parse { .. }
                 | Expect::Bind
-                | Expect::Describe
+                | Expect::Describe { .. }
                 | Expect::Close { .. }
                 | Expect::Execute(_)
                 | Expect::ExecuteDeallocate
@@ -294,8 +340,14 @@ impl Exchange {
                 self.queue.pop_front();
                 Verdict::of(is_hidden)
             }
-            (b'2', Some(Expect::Bind)) | (b'T' | b'n', Some(Expect::Describe)) => {
+            (b'2', Some(Expect::Bind)) | (b'T' | b'n', Some(Expect::Describe { .. })) => {
                 self.queue.pop_front();
+                Verdict::Pass
+            }
+            (b't', Some(Expect::Describe { is_statement: true })) => {
+                self.in_place_of_first(Expect::Describe {
+                    is_statement: false,
+                });
                 Verdict::Pass
             }
             (b'C' | b'I' | b's', Some(Expect::Execute(act))) => {
@@ -314,8 +366,7 @@ impl Exchange {
                 self.end_copy(true);
                 Verdict::Pass
             }
-            (b't', Some(Expect::Describe))
-            | (b'D' | b'H' | b'd' | b'c', Some(Expect::Execute(_) | Expect::Query(_)))
+            (b'D' | b'H' | b'd' | b'c', Some(Expect::Execute(_) | Expect::Query(_)))
             | (b'T' | b'I', Some(Expect::Query(_)))
             | (b'V', Some(Expect::Function)) => Verdict::Pass,
             // `W` is data in both directions, of a replication connection.
@@ -427,7 +478,7 @@ impl Exchange {
                 Expect::Parse { .. }
                 | Expect::Close { .. }
                 | Expect::Bind
-                | Expect::Describe
+                | Expect::Describe { .. }
                 | Expect::Execute(_)
                 | Expect::ExecuteDeallocate
                 | Expect::Sync
@@ -484,27 +535,10 @@ impl Exchange {
                 Status::Transaction | Status::Failed => Fate::Undone,
             };
         }
-        let led = self
-            .queue
-            .iter()
-            .fold(self.place, |place, asked| match asked {
-                Expect::Execute(act) => place.after(act.block),
-                Expect::ExecuteDeallocate => place.after(Block::Stays),
-                Expect::Query(act) => place.after(act.block).next_batch(),
-                Expect::Function | Expect::Deallocate => place.after(Block::Stays).next_batch(),
-                Expect::Sync => place.next_batch(),
-                Expect::Parse { .. }
-                | Expect::Bind
-                | Expect::Describe
-                | Expect::Close { .. }
-                | Expect::CopyEnd
-                | Expect::OwedParse
-                | Expect::OwedClose
-                | Expect::OwedDeallocate => place,
-            });
-        match led {
+        match self.queue.iter().fold(self.place, Place::behind) {
             Place::Begun | Place::Supposed | Place::Inside => Fate::Undone,
-            Place::Outside | Place::Unknown => Fate::Unknown,
+            Place::GivenUp if self.gives_up() => Fate::GivenUp,
+            Place::Outside | Place::GivenUp | Place::Unknown => Fate::Unknown,
         }
     }
 

@@ -17,6 +17,8 @@ pub const CLOSE_COMPLETE: &[u8] = b"3\0\0\0\x04";
 pub const DEALLOCATED: &[u8] = b"C\0\0\0\x0fDEALLOCATE\0";
 /// NoData.
 pub const NO_DATA: &[u8] = b"n\0\0\0\x04";
+/// ParameterDescription of a statement without any.
+pub const NO_PARAMETERS: &[u8] = b"t\0\0\0\x06\0\0";
 /// AuthenticationOk.
 pub const AUTHENTICATION_OK: &[u8] = b"R\0\0\0\x08\0\0\0\0";
 /// A request for TLS, of a client.

@@ -41,12 +41,14 @@ impl Account {
         }
     }
 
-    /// Whether it is good for one more session. One that was not used for long may have lost its room.
+    /// Whether it is good for one more session. One that was not used for long may have lost its room; one for which there
+    /// was none is opened anew, and asks again.
     pub fn is_good(&self) -> bool {
         let known = locked(&PLACES).seen(&self.place, clock::now());
         match self.own.get() {
             Some(Some((ticket, _))) => known == Some(*ticket),
-            Some(None) | None => known.is_none(),
+            Some(None) => false,
+            None => known.is_none(),
         }
     }
 
@@ -102,5 +104,27 @@ mod tests {
         Account::open(&place).queries.add(4);
         assert_eq!(queries(NAME), Some(6));
         assert_eq!(queries(OTHER), Some(of_others + 1));
+    }
+
+    #[test]
+    fn a_place_for_which_there_was_no_room_is_counted_apart_once_there_is() {
+        const NAME: &str = "a_place_without_room";
+        let place = Arc::new(Place {
+            scope: "demo".into(),
+            database: NAME.into(),
+            user: "app".into(),
+            listener: "[::]:2".into(),
+        });
+        let refused = Account::open(&place);
+        refused.settle(None);
+        // Sessions that go on are counted where they were; the next one asks again.
+        assert!(!refused.is_good());
+        let next = Account::open(&place);
+        next.is_real();
+        next.queries.add(1);
+        refused.is_real();
+        refused.queries.add(1);
+        assert!(next.is_good() && !refused.is_good());
+        assert_eq!(queries(NAME), Some(1));
     }
 }

@@ -41,6 +41,8 @@ pub struct Places {
     free: BTreeSet<usize>,
     next: usize,
     given_out: u64,
+    /// Before this nobody loses its number: it is not looked for any.
+    look_at: Moment,
 }
 
 impl Places {
@@ -51,6 +53,7 @@ impl Places {
             free: BTreeSet::new(),
             next: 0,
             given_out: 0,
+            look_at: Moment(0),
         }
     }
 
@@ -66,12 +69,14 @@ impl Places {
         if let Some(ticket) = self.seen(place, now) {
             return Some(ticket);
         }
-        if self.known.len() >= MAX_LABEL_SETS {
+        if self.known.len() >= MAX_LABEL_SETS && now >= self.look_at {
             let free = &mut self.free;
             self.known.retain(|_, (ticket, seen_at)| {
                 let is_used = now.since(*seen_at) < UNUSED_AFTER;
                 is_used || !free.insert(ticket.number)
             });
+            let oldest = self.known.values().map(|(_, seen_at)| *seen_at).min();
+            self.look_at = oldest.unwrap_or(now) + UNUSED_AFTER;
         }
         let number = self.free_number()?;
         self.given_out += 1;

@@ -5,14 +5,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use super::login::{IN_HOT_STANDBY, Identity, OpenFailed, admit, begin, log_in, within};
 use super::{Server, Way};
+use crate::protocol::sqlstate;
 use crate::topology::Cluster;
 use crate::topology::routing_table::{Candidate, LaneId};
 
-/// Log-ins of one core at once, for the candidate still has to replay what the former leader writes.
+/// Log-ins of one core at once: the candidate still has to replay what the former leader writes, and when it leads, those
+/// that have not logged in by then would all begin in the same moment.
 const LOG_INS_AHEAD: usize = 4;
 
 /// Where a planned change goes.
@@ -33,7 +36,8 @@ impl Destination {
     pub fn ahead(&self) -> Arc<Ahead> {
         Arc::new(Ahead {
             cluster: self.cluster.clone(),
-            log_ins: Arc::new(Semaphore::new(LOG_INS_AHEAD)),
+            log_ins: Semaphore::new(LOG_INS_AHEAD),
+            full: CancellationToken::new(),
         })
     }
 
@@ -57,8 +61,10 @@ impl Destination {
 pub struct Ahead {
     /// The cluster whose leader the member is to be.
     pub cluster: Arc<Cluster>,
-    /// Log-ins at once: the candidate has work of its own.
-    pub log_ins: Arc<Semaphore>,
+    /// Log-ins at once.
+    pub log_ins: Semaphore,
+    /// The member has no free slot: those that were taken ahead are given back, and no more are taken before it leads.
+    pub full: CancellationToken,
 }
 
 impl Ahead {
@@ -73,38 +79,76 @@ impl Ahead {
         identity: &Identity,
         limit: Duration,
     ) -> Result<Server, OpenFailed> {
-        let turn = tokio::select! {
+        let seat = way.lanes.take_seat(way.lane).ok_or(OpenFailed::LaneCut)?;
+        let early = tokio::select! {
             biased;
-            turn = self.log_ins.acquire() => Some(turn),
-            // Whoever has not had its turn by then is opened as any other is: clients wait for it.
-            led = self.until_it_leads(&way) => {
-                led?;
-                None
-            }
+            _ = seat.ended() => return Err(OpenFailed::LaneCut),
+            early = self.log_in_early(&way, identity, limit) => early,
         };
-        let early = match turn {
-            Some(_turn) => within(limit, log_in(way.clone(), identity)).await,
-            None => return within(limit, begin(way, identity)).await,
-        };
-        let early = early.inspect_err(|why| {
-            let member = &way.member;
-            debug!(%member, user = %identity.user, "no server is opened ahead of a change of leader: {why}");
-        });
-        if let Err(why) = self.until_it_leads(&way).await {
-            if let Ok(server) = early {
-                server.close();
-            }
-            return Err(why);
-        }
+        drop(seat);
+        let early = self.keep_until_it_leads(early, &way).await?;
         // One that has said something unasked has said goodbye.
-        let early = early.ok();
-        let early = early.and_then(|mut it| it.stream.is_silent().then_some(it));
+        let early = early.and_then(|mut own| own.stream.is_silent().then_some(own));
         if let Some(mut server) = early {
             // What it has reported it has said as a standby: it is asked anew, and reports anew.
             server.reported.remove(IN_HOT_STANDBY);
             return within(limit, admit(server, identity)).await;
         }
+        let _turn = self.log_ins.acquire().await;
         within(limit, begin(way, identity)).await
+    }
+
+    /// Logs in before the member leads; `None` where it has not come to its turn by then, or was not let in.
+    async fn log_in_early(
+        &self,
+        way: &Arc<Way>,
+        identity: &Identity,
+        limit: Duration,
+    ) -> Option<Server> {
+        let _turn = tokio::select! {
+            biased;
+            () = self.full.cancelled() => return None,
+            turn = self.log_ins.acquire() => turn,
+            () = self.cluster.until_writer(way.lane) => return None,
+        };
+        match within(limit, log_in(way.clone(), identity)).await {
+            Ok(server) => Some(server),
+            Err(why) => {
+                let member = &way.member;
+                debug!(%member, user = %identity.user, "no server is opened ahead of a change of leader: {why}");
+                if why.code() == Some(sqlstate::TOO_MANY_CONNECTIONS) {
+                    self.full.cancel();
+                }
+                None
+            }
+        }
+    }
+
+    /// The same server once the member leads; none, if its slot had to be given back.
+    async fn keep_until_it_leads(
+        &self,
+        mut early: Option<Server>,
+        way: &Way,
+    ) -> Result<Option<Server>, OpenFailed> {
+        let led = tokio::select! {
+            biased;
+            led = self.until_it_leads(way) => led,
+            () = self.full.cancelled(), if early.is_some() => {
+                if let Some(server) = early.take() {
+                    server.close();
+                }
+                self.until_it_leads(way).await
+            }
+        };
+        match led {
+            Ok(()) => Ok(early),
+            Err(why) => {
+                if let Some(server) = early {
+                    server.close();
+                }
+                Err(why)
+            }
+        }
     }
 
     async fn until_it_leads(&self, way: &Way) -> Result<(), OpenFailed> {

@@ -135,8 +135,8 @@ impl OpenFailed {
     }
 }
 
-/// Opens a server within `server_connect_timeout`, of which zero is no limit; one of a member that is to lead is waited for
-/// until it does.
+/// Opens a server within `server_connect_timeout`, of which zero is no limit, and for as long as its lane is not cut: who
+/// waits for it is to look for another member then. One of a member that is to lead is waited for until it does.
 ///
 /// # Errors
 /// It cannot be opened now, or at all.
@@ -145,9 +145,14 @@ pub async fn open(
     identity: Identity,
     limit: Duration,
 ) -> Result<Server, OpenFailed> {
-    match way.ahead.clone() {
-        Some(ahead) => ahead.open(way, &identity, limit).await,
-        None => within(limit, begin(way, &identity)).await,
+    if let Some(ahead) = way.ahead.clone() {
+        return ahead.open(way, &identity, limit).await;
+    }
+    let seat = way.lanes.take_seat(way.lane).ok_or(OpenFailed::LaneCut)?;
+    tokio::select! {
+        biased;
+        _ = seat.ended() => Err(OpenFailed::LaneCut),
+        opened = within(limit, begin(way, &identity)) => opened,
     }
 }
 

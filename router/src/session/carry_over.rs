@@ -271,6 +271,12 @@ impl Statements {
         self.take_back(self.uncertain.len());
     }
 
+    /// So many of the newest changes are certain, and no other one happens any more.
+    pub fn confirm_last(&mut self, count: usize) {
+        self.take_back(self.uncertain.len().saturating_sub(count));
+        self.confirm(count);
+    }
+
     /// All of them.
     pub fn all(&self) -> impl Iterator<Item = &Arc<Statement>> {
         self.by_name.values()
@@ -350,5 +356,12 @@ mod tests {
         assert_eq!(numbers(&own), Some(3));
         own.take_back_all();
         assert_eq!(numbers(&own), Some(1));
+        // Of two batches the first one is lost.
+        own.rename(b"s", None);
+        own.rename(b"t", statement(2));
+        own.confirm_last(1);
+        assert!(numbers(&own) == Some(1) && own.find(b"t").is_some());
+        own.take_back_all();
+        assert!(own.find(b"t").is_some());
     }
 }

@@ -3,7 +3,9 @@
 
 use crate::error::RequestError;
 use crate::protocol::exchange::Status;
-use crate::protocol::messages::{self, BIND_COMPLETE, CLOSE_COMPLETE, NO_DATA, PARSE_COMPLETE};
+use crate::protocol::messages::{
+    self, BIND_COMPLETE, CLOSE_COMPLETE, NO_DATA, NO_PARAMETERS, PARSE_COMPLETE,
+};
 use crate::protocol::splice::text;
 use crate::session::carry_over::look::{End, look};
 
@@ -59,6 +61,14 @@ impl Stranded {
             Next::Over
         };
         (own, next)
+    }
+
+    /// The transaction was given up by what was not answered: only the rest of its batch is left, which the lost server has
+    /// ignored, or not seen yet.
+    pub fn has_ended(&mut self, is_skipping: bool) {
+        self.is_failed = false;
+        self.is_told = false;
+        self.is_skipping = is_skipping;
     }
 
     fn status(&self) -> Status {
@@ -136,7 +146,12 @@ impl Stranded {
                 }
             }
             b'B' if self.has_end_at_hand() => out.extend_from_slice(BIND_COMPLETE),
-            b'D' if self.has_end_at_hand() => out.extend_from_slice(NO_DATA),
+            b'D' if self.has_end_at_hand() => {
+                if body.first() == Some(&b'S') {
+                    out.extend_from_slice(NO_PARAMETERS);
+                }
+                out.extend_from_slice(NO_DATA);
+            }
             b'E' if self.has_end_at_hand() => {
                 let end = self.bound.unwrap_or(End::Rollback);
                 self.is_skipping = self.end(end, out);
@@ -165,14 +180,19 @@ impl Stranded {
     }
 
     /// A COMMIT that is the first to hear of the loss fails: its tag alone would tell nobody, for drivers read only errors.
-    /// Whether what ends it is an error.
+    /// AND CHAIN ends nothing here: what follows would be meant for the next transaction, which no server has begun, and
+    /// would stand on its own. Whether the answer is an error.
     fn end(&mut self, end: End, out: &mut Vec<u8>) -> bool {
-        self.is_failed = false;
-        let is_error = end == End::Commit && !self.is_told;
+        let is_error = match end {
+            End::Rollback => false,
+            End::Commit => !self.is_told,
+            End::Chain => true,
+        };
         match is_error {
             true => self.tell(out),
             false => messages::command_complete(out, "ROLLBACK"),
         }
+        self.is_failed = end == End::Chain;
         is_error
     }
 }
@@ -235,7 +255,7 @@ mod tests {
     #[test]
     fn a_commit_that_is_the_first_to_hear_of_the_loss_fails() {
         let lost_while_idle = || Stranded::begin(lost(), true, (0, false), &mut Vec::new()).0;
-        for commit in [&b"commit\0"[..], b"END;\0", b"commit and chain\0"] {
+        for commit in [&b"commit\0"[..], b"END;\0", b"commit work and no chain\0"] {
             let said = feed(&mut lost_while_idle(), &[(b'Q', commit)]);
             assert_eq!(said, " 40001 ZI Over");
         }
@@ -251,6 +271,32 @@ mod tests {
         };
         assert_eq!(by_parts(b"commit"), " 1 2 40001 ZI Over");
         assert_eq!(by_parts(b"rollback"), " 1 2 C ZI Over");
+    }
+
+    #[test]
+    fn nobody_goes_on_in_a_chained_transaction_that_no_server_has_begun() {
+        for chains in [&b"commit and chain\0"[..], b"rollback work and chain\0"] {
+            let mut own = Stranded::begin(lost(), true, (0, false), &mut Vec::new()).0;
+            assert_eq!(feed(&mut own, &[(b'Q', chains)]), " 40001 ZE Stays");
+            assert_eq!(feed(&mut own, &[(b'Q', chains)]), " 25P02 ZE Stays");
+            let parse = [&b"\0"[..], chains, b"\0\0"].concat();
+            let parts = [(b'P', &parse[..]), (b'B', b""), (b'E', b""), (b'S', b"")];
+            assert_eq!(feed(&mut own, &parts), " 1 2 25P02 ZE Stays");
+            assert_eq!(feed(&mut own, &[(b'Q', b"rollback\0")]), " C ZI Over");
+        }
+        // Nor is one ended by what ends another one, of two phases.
+        for other in [&b"commit prepared 'x'\0"[..], b"rollback prepared 'x'\0"] {
+            let mut own = Stranded::begin(lost(), true, (0, false), &mut Vec::new()).0;
+            assert_eq!(feed(&mut own, &[(b'Q', other)]), " 40001 ZE Stays");
+        }
+    }
+
+    #[test]
+    fn the_end_of_a_lost_transaction_may_be_prepared_and_described() {
+        let mut own = Stranded::begin(lost(), true, (1, false), &mut Vec::new()).0;
+        let parse = (b'P', &b"s\0ROLLBACK\0\0\0"[..]);
+        let prepared = [parse, (b'D', b"Ss\0"), (b'S', b"")];
+        assert_eq!(feed(&mut own, &prepared), " 1 t n ZE Stays");
     }
 
     #[test]

@@ -86,6 +86,46 @@ async fn an_unanswered_commit_hears_08007_and_its_session_goes_on() {
     }
 }
 
+#[tokio::test]
+async fn an_unanswered_rollback_has_what_it_wants() {
+    let simple = vec![query("rollback -- hang")];
+    let prepared = parse("r", "rollback -- hang");
+    let by_parts = vec![prepared, bind("", "r"), execute(""), sync()];
+    for (batch, told) in [(simple, "CZI"), (by_parts, "12CZI")] {
+        let (stack, mut a) = led(Mode::Transaction).await;
+        let mut b = FakePostgres::start(false).await;
+        let mut one = stack.session().await;
+        assert_eq!(ask(&mut one, "begin").await, "CZT");
+        one.send(&batch.concat()).await;
+        a.until(|seen| {
+            let is_execute = |(kind, _): &(char, Vec<u8>)| *kind == 'E';
+            seen.queries.len() == 2 || seen.messages.iter().any(is_execute)
+        })
+        .await;
+        stack.put("leader", "b").await;
+        stack.member("b", b.address, "primary").await;
+        assert_eq!(answer(&mut one).await, told);
+        assert_eq!(ask(&mut one, "select 1").await, "CZI");
+        assert_eq!(b.until(|_| true).await.queries, ["select 1"]);
+    }
+}
+
+#[tokio::test]
+async fn who_waits_for_a_server_of_a_leader_that_hangs_goes_on_with_the_next_one() {
+    let patient = ONE.replace("size: 1", "size: 1, server_connect_timeout: 1h");
+    let stack = stack(Mode::Transaction, &patient).await;
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    stack.lead("a", silent.local_addr().unwrap()).await;
+    let mut one = stack.client().await;
+    one.send(&startup("app")).await;
+    let _hanging = log_in_at(&silent).await;
+    let b = FakePostgres::start(false).await;
+    stack.put("leader", "b").await;
+    stack.member("b", b.address, "primary").await;
+    one.ready().await;
+    assert_eq!(ask(&mut one, "select 1").await, "CZI");
+}
+
 /// What a client hears whose leader is lost after these batches, of which the last is not answered.
 async fn told_after(mode: Mode, pooling: &str, batches: &[Vec<u8>]) -> String {
     let mut a = FakePostgres::start(false).await;

@@ -1,8 +1,10 @@
 //! A planned change of leader: what its stages hold, what they wait for, and how it goes on.
 
-use std::sync::atomic::Ordering;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use trunkline_router::drain::Progress;
+use trunkline_router::route::TargetKind;
 use trunkline_router::topology::routing_table::HoldStage;
 use trunkline_shared::cluster::MemberName;
 use trunkline_shared::cluster::router::Acknowledged;
@@ -13,7 +15,7 @@ use super::support::in_fleet::until;
 use super::*;
 
 /// Three servers, and nobody waits for one of them.
-const THREE: &str = "\"app\" \"secret\"\n---\n\
+pub(super) const THREE: &str = "\"app\" \"secret\"\n---\n\
                      auth: {type: trust, file: x}\npool: {default_pool_size: 3}\n";
 
 /// The change that is announced.
@@ -26,7 +28,7 @@ async fn three() -> (Stack, FakePostgres) {
     (stack, a)
 }
 
-async fn announce(stack: &Stack, stage: SwitchoverStage) {
+pub(super) async fn announce(stack: &Stack, stage: SwitchoverStage) {
     let last = stack.cluster.published().table.last.clone().unwrap();
     let record = SwitchoverRecord {
         id: CHANGE,
@@ -49,7 +51,7 @@ async fn told(stack: &Stack, is_so: impl Fn(&Progress) -> bool) -> Progress {
 }
 
 /// Announces a stage and waits until it is acknowledged.
-async fn drained(stack: &Stack, stage: SwitchoverStage, held: HoldStage) {
+pub(super) async fn drained(stack: &Stack, stage: SwitchoverStage, held: HoldStage) {
     announce(stack, stage).await;
     told(stack, |it| has_acknowledged(it, held)).await;
 }
@@ -169,105 +171,6 @@ async fn who_waits_for_a_server_when_a_change_begins_is_held_in_its_place() {
     assert_eq!(answer(&mut two).await, "CZT");
 }
 
-/// Its pools have two servers, one on each core, and a change to the standby `b` is announced.
-async fn ahead(mode: Mode) -> (Stack, [Client; 2], FakePostgres, FakePostgres) {
-    let mut a = FakePostgres::start(false).await;
-    let stack = stack(mode, THREE).await;
-    stack.lead("a", a.address).await;
-    let mut b = FakePostgres::start_standby().await;
-    stack.member("b", b.address, "replica").await;
-    let mut clients = [stack.session().await, stack.session().await];
-    for client in &mut clients {
-        assert_eq!(ask(client, "begin").await, "CZT");
-    }
-    for client in &mut clients {
-        assert_eq!(ask(client, "commit").await, "CZI");
-    }
-    a.until(|seen| seen.startups.len() == 2).await;
-    announce(&stack, SwitchoverStage::HoldTransactions).await;
-    b.until(|seen| seen.startups.len() == 2).await;
-    (stack, clients, a, b)
-}
-
-#[tokio::test]
-async fn servers_of_the_candidate_are_opened_ahead_and_serve_once_it_leads() {
-    let (stack, [mut one, mut two], mut a, mut b) = ahead(Mode::Transaction).await;
-    drained(&stack, SwitchoverStage::HoldAll, HoldStage::All).await;
-    one.query("select 1").await;
-    two.query("begin").await;
-    until(async || stack.cluster.held.load(Ordering::SeqCst) == 2).await;
-    stack.put("leader", "b").await;
-    a.until(|seen| seen.ended == 2).await;
-    assert_eq!(b.until(|_| true).await.queries, [""; 0]);
-    b.promote();
-    stack.member("b", b.address, "primary").await;
-    assert_eq!(answer(&mut one).await, "CZI");
-    assert_eq!(answer(&mut two).await, "CZT");
-    let seen = b.until(|seen| seen.queries.len() == 4).await;
-    // Each was asked whether it takes writes before anybody got it.
-    let asked = |query: &&String| query.contains("pg_is_in_recovery");
-    assert_eq!(seen.queries.iter().filter(asked).count(), 2);
-    assert_eq!((seen.startups.len(), seen.ended), (2, 0));
-}
-
-#[tokio::test]
-async fn a_session_on_a_server_opened_ahead_hears_what_that_reports_as_leader() {
-    let (stack, _clients, mut a, mut b) = ahead(Mode::Session).await;
-    stack.put("leader", "b").await;
-    a.until(|seen| seen.ended == 2).await;
-    b.promote();
-    stack.member("b", b.address, "primary").await;
-    let mut late = stack.client().await;
-    late.send(&startup("app")).await;
-    let mut reports = Vec::new();
-    loop {
-        match late.message().await {
-            (b'S', body) => reports.push(String::from_utf8(body).unwrap()),
-            (b'Z', _) => break,
-            _ => {}
-        }
-    }
-    assert!(reports.contains(&"in_hot_standby\0off\0".to_owned()));
-    assert_eq!(b.until(|_| true).await.startups.len(), 2);
-}
-
-#[tokio::test]
-async fn a_server_opened_ahead_that_is_in_recovery_still_is_given_to_nobody() {
-    let (stack, [mut one, _two], mut a, mut b) = ahead(Mode::Transaction).await;
-    drained(&stack, SwitchoverStage::HoldAll, HoldStage::All).await;
-    one.query("select 1").await;
-    stack.put("leader", "b").await;
-    a.until(|seen| seen.ended == 2).await;
-    // Its record says more than is true.
-    stack.member("b", b.address, "primary").await;
-    b.until(|seen| seen.ended >= 2).await;
-    b.promote();
-    assert_eq!(answer(&mut one).await, "CZI");
-    let seen = b.until(|_| true).await;
-    let of_clients = seen.queries.iter().filter(|it| !it.contains("recovery"));
-    assert_eq!(of_clients.collect::<Vec<_>>(), ["select 1"]);
-}
-
-#[tokio::test]
-async fn what_was_opened_ahead_is_closed_when_the_change_is_called_off_or_goes_elsewhere() {
-    for goes_elsewhere in [false, true] {
-        let (stack, [mut one, _two], _a, mut b) = ahead(Mode::Transaction).await;
-        let c = FakePostgres::start(false).await;
-        match goes_elsewhere {
-            true => stack.lead("c", c.address).await,
-            false => announce(&stack, SwitchoverStage::Resume).await,
-        }
-        let seen = b.until(|seen| seen.ended == 2).await;
-        assert_eq!(seen.queries, [""; 0]);
-        assert_eq!(ask(&mut one, "select 1").await, "CZI");
-        // The next change opens new ones.
-        if !goes_elsewhere {
-            announce(&stack, SwitchoverStage::HoldTransactions).await;
-            b.until(|seen| seen.startups.len() == 4).await;
-        }
-    }
-}
-
 #[tokio::test]
 async fn a_client_that_always_has_the_next_transaction_at_hand_is_held_between_two() {
     let (stack, _a) = three().await;
@@ -338,4 +241,106 @@ async fn every_core_has_had_a_turn_before_a_stage_is_acknowledged() {
         announce(&stack, SwitchoverStage::Resume).await;
         told(&stack, |it| *it == Progress::default()).await;
     }
+}
+
+/// So many clients are held.
+pub(super) async fn held(stack: &Stack, count: usize) {
+    until(async || stack.cluster.held.load(Ordering::SeqCst) == count).await;
+}
+
+#[tokio::test]
+async fn a_pipeline_is_held_where_its_first_block_begins() {
+    let (stack, mut a) = three().await;
+    let mut one = stack.session().await;
+    let transactions = HoldStage::Transactions;
+    drained(&stack, SwitchoverStage::HoldTransactions, transactions).await;
+    let pipeline = ["select 1", "select 2", "begin", "select 3"].map(query);
+    one.send(&pipeline.concat()).await;
+    assert_eq!(answer(&mut one).await, "CZI");
+    assert_eq!(answer(&mut one).await, "CZI");
+    held(&stack, 1).await;
+    assert_eq!(a.until(|_| true).await.queries, ["select 1", "select 2"]);
+    announce(&stack, SwitchoverStage::Resume).await;
+    assert_eq!(answer(&mut one).await, "CZT");
+    assert_eq!(answer(&mut one).await, "CZT");
+}
+
+#[tokio::test]
+async fn read_sessions_go_on_as_if_there_were_no_change() {
+    let a = FakePostgres::start(false).await;
+    let mut b = FakePostgres::start_standby().await;
+    let stack = Stack::start(Setup {
+        target: TargetKind::Replicas { falls_back: false },
+        mode: Mode::Transaction,
+        pooling: Some(THREE.to_owned()),
+        ..Setup::default()
+    })
+    .await;
+    stack.lead("a", a.address).await;
+    stack.member("b", b.address, "replica").await;
+    stack.until(|p| p.table.has_reader()).await;
+    let mut one = stack.session().await;
+    drained(&stack, SwitchoverStage::HoldAll, HoldStage::All).await;
+    assert_eq!(ask(&mut one, "begin").await, "CZT");
+    assert_eq!(ask(&mut one, "commit").await, "CZI");
+    // The second request does not wait for the answer to the first one.
+    one.send(&["hang", "select 2"].map(query).concat()).await;
+    let seen = b.until(|seen| seen.queries.len() == 4).await;
+    assert_eq!(seen.queries[2..], ["hang", "select 2"]);
+}
+
+#[tokio::test]
+async fn a_request_that_is_held_can_be_cancelled() {
+    let (stack, mut a) = three().await;
+    let (mut one, key) = keyed(&stack).await;
+    drained(&stack, SwitchoverStage::HoldAll, HoldStage::All).await;
+    one.query("select 1").await;
+    held(&stack, 1).await;
+    let mut canceller = stack.client().await;
+    let request = [&[0, 0, 0, 16, 4, 210, 22, 46][..], &key].concat();
+    canceller.send(&request).await;
+    assert_eq!(canceller.rest().await, b"");
+    assert_eq!(error(&mut one).await, "57014");
+    assert_eq!(answer(&mut one).await, "ZI");
+    announce(&stack, SwitchoverStage::Resume).await;
+    assert_eq!(ask(&mut one, "select 2").await, "CZI");
+    assert_eq!(a.until(|_| true).await.queries, ["select 2"]);
+}
+
+#[tokio::test]
+async fn held_clients_come_to_the_next_leader_no_more_at_once_than_the_pool_has_servers() {
+    const CLIENTS: usize = 12;
+    const SERVERS: usize = 3;
+    let (stack, _a) = three().await;
+    let mut b = FakePostgres::start(false).await;
+    let mut clients = Vec::new();
+    for _ in 0..CLIENTS {
+        clients.push(stack.session().await);
+    }
+    drained(&stack, SwitchoverStage::HoldAll, HoldStage::All).await;
+    for client in &mut clients {
+        client.query("begin").await;
+    }
+    held(&stack, CLIENTS).await;
+    stack.put("leader", "b").await;
+    stack.member("b", b.address, "primary").await;
+    let running = Arc::new(AtomicUsize::new(0));
+    let transactions = clients.into_iter().map(|mut client| {
+        let running = running.clone();
+        tokio::spawn(async move {
+            assert_eq!(answer(&mut client).await, "CZT");
+            let at_once = running.fetch_add(1, Ordering::SeqCst) + 1;
+            assert_eq!(ask(&mut client, "select 1").await, "CZT");
+            running.fetch_sub(1, Ordering::SeqCst);
+            assert_eq!(ask(&mut client, "commit").await, "CZI");
+            at_once
+        })
+    });
+    let mut most = 0;
+    for transaction in transactions.collect::<Vec<_>>() {
+        most = most.max(transaction.await.unwrap());
+    }
+    assert!(most <= SERVERS, "{most} at once");
+    let seen = b.until(|_| true).await;
+    assert!(seen.startups.len() <= SERVERS, "{}", seen.startups.len());
 }

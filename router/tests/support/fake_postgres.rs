@@ -1,7 +1,7 @@
 //! A server that speaks as much of PostgreSQL's protocol as a router in front of it can see.
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -40,6 +40,7 @@ pub struct FakePostgres {
     seen: watch::Receiver<Seen>,
     doom: Arc<Notify>,
     is_standby: Arc<AtomicBool>,
+    slots: Arc<AtomicUsize>,
 }
 
 /// What a request for TLS comes to.
@@ -58,6 +59,7 @@ struct Notes {
     tls: Tls,
     doom: Arc<Notify>,
     is_standby: Arc<AtomicBool>,
+    slots: Arc<AtomicUsize>,
 }
 
 impl Notes {
@@ -101,6 +103,11 @@ impl FakePostgres {
         self.is_standby.store(false, Ordering::SeqCst);
     }
 
+    /// So many are let in from here on, and no more.
+    pub fn has_slots(&self, count: usize) {
+        self.slots.store(count, Ordering::SeqCst);
+    }
+
     /// Now comes what a query has announced.
     pub fn now(&self) {
         self.doom.notify_one();
@@ -115,8 +122,10 @@ impl FakePostgres {
             tls,
             doom: Arc::default(),
             is_standby: Arc::default(),
+            slots: Arc::new(AtomicUsize::new(usize::MAX)),
         };
         let (doom, is_standby) = (notes.doom.clone(), notes.is_standby.clone());
+        let slots = notes.slots.clone();
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 let notes = notes.clone();
@@ -131,6 +140,7 @@ impl FakePostgres {
             seen,
             doom,
             is_standby,
+            slots,
         }
     }
 
@@ -197,6 +207,11 @@ async fn serve(socket: TcpStream, notes: &Notes) -> std::io::Result<()> {
                 notes.note(|seen| seen.startups.push(packet));
                 if is_nowhere {
                     return stream.send(NO_DATABASE).await;
+                }
+                let (set, get) = (Ordering::SeqCst, Ordering::SeqCst);
+                let take = |left: usize| left.checked_sub(1);
+                if notes.slots.fetch_update(set, get, take).is_err() {
+                    return stream.send(NO_SLOT).await;
                 }
                 let talked = talk(stream, notes).await;
                 notes.note(|seen| seen.ended += 1);
@@ -287,6 +302,9 @@ async fn done(stream: &mut Stream, query: &str, status: u8) -> std::io::Result<(
 
 /// What a server says that has no database of this name, as one whose name begins with `nowhere_`.
 const NO_DATABASE: &[u8] = b"E\0\0\0\x1aSFATAL\0VFATAL\0C3D000\0\0";
+
+/// What a server says whose slots are all taken.
+const NO_SLOT: &[u8] = b"E\0\0\0\x1aSFATAL\0VFATAL\0C53300\0\0";
 
 /// What a server says that is told to stop.
 const STOPS: &[u8] = b"E\0\0\0\x1aSFATAL\0VFATAL\0C57P01\0\0";

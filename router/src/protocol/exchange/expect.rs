@@ -5,6 +5,8 @@
 pub enum Block {
     /// It is a BEGIN and nothing else.
     Begins,
+    /// It gives the whole transaction up, does nothing else, and begins no other one.
+    RollsBack,
     /// It ends no transaction that was open before it.
     Stays,
     /// It ends one, or nobody knows what it does.
@@ -57,7 +59,10 @@ pub enum Expect {
     /// Bind.
     Bind,
     /// Describe.
-    Describe,
+    Describe {
+        /// Of a statement, of which the parameters are told first; else of a portal.
+        is_statement: bool,
+    },
     /// Close, of a statement by its number or 0. Hidden as above.
     Close {
         /// Its number.
@@ -102,7 +107,7 @@ impl Expect {
             } => *statement > 0 && !is_hidden,
             Expect::Close { .. }
             | Expect::Bind
-            | Expect::Describe
+            | Expect::Describe { .. }
             | Expect::Execute(_)
             | Expect::Sync
             | Expect::Query(_)
@@ -117,7 +122,7 @@ impl Expect {
             Expect::Sync | Expect::Query(_) | Expect::Function | Expect::Deallocate => true,
             Expect::Parse { .. }
             | Expect::Bind
-            | Expect::Describe
+            | Expect::Describe { .. }
             | Expect::Close { .. }
             | Expect::Execute(_)
             | Expect::ExecuteDeallocate
@@ -134,7 +139,7 @@ impl Expect {
             Expect::ExecuteDeallocate
             | Expect::Parse { .. }
             | Expect::Bind
-            | Expect::Describe
+            | Expect::Describe { .. }
             | Expect::Close { .. }
             | Expect::Sync
             | Expect::Function

@@ -79,6 +79,8 @@ pub enum End {
     Commit,
     /// By giving it up.
     Rollback,
+    /// By either, and another one begins at once.
+    Chain,
 }
 
 /// What was seen in a text.
@@ -105,10 +107,11 @@ pub struct Look {
 impl Look {
     /// What it does when it is executed.
     pub fn act(&self) -> Act {
-        let block = match (self.ends, self.begins) {
-            (true, _) => Block::MayEnd,
-            (false, true) => Block::Begins,
-            (false, false) => Block::Stays,
+        let block = match (self.only_ends, self.ends, self.begins) {
+            (Some(End::Rollback), ..) => Block::RollsBack,
+            (Some(End::Commit | End::Chain) | None, true, _) => Block::MayEnd,
+            (Some(End::Commit | End::Chain) | None, false, true) => Block::Begins,
+            (Some(End::Commit | End::Chain) | None, false, false) => Block::Stays,
         };
         Act {
             block,
@@ -230,22 +233,8 @@ fn begin(sql: &[u8], seen: &mut Look) {
     let mut words = Words { sql, at: 0 };
     match words.next().as_str() {
         "begin" | "start" => seen.begins = true,
-        word @ ("commit" | "end" | "abort") => {
-            seen.ends = true;
-            seen.only_ends = Some(match word {
-                "abort" => End::Rollback,
-                _ => End::Commit,
-            });
-        }
-        "rollback" => {
-            let to_savepoint = {
-                let next = words.next();
-                let is_filler = ["work", "transaction"].contains(&next.as_str());
-                next == "to" || is_filler && words.next() == "to"
-            };
-            seen.ends |= !to_savepoint;
-            seen.only_ends = (!to_savepoint).then_some(End::Rollback);
-        }
+        "commit" | "end" => end(&mut words, End::Commit, seen),
+        "abort" | "rollback" => end(&mut words, End::Rollback, seen),
         "prepare" if words.next() == "transaction" => seen.ends = true,
         "prepare" => seen.pin(PinReason::Prepare),
         "listen" => seen.pin(PinReason::Listen),
@@ -270,6 +259,32 @@ fn begin(sql: &[u8], seen: &mut Look) {
         "declare" if holds(sql) => seen.pin(PinReason::HoldCursor),
         _ => {}
     }
+}
+
+/// Judges what follows a word that ends a transaction. What is not all of it is left to PostgreSQL: that may be one of two
+/// phases, or refused.
+fn end(words: &mut Words<'_>, end: End, seen: &mut Look) {
+    let mut next = words.next();
+    if ["work", "transaction"].contains(&next.as_str()) {
+        next = words.next();
+    }
+    if end == End::Rollback && next == "to" {
+        // A savepoint.
+        return;
+    }
+    seen.ends = true;
+    let end = match next.as_str() {
+        "" => Some(end),
+        "and" => match words.next().as_str() {
+            "chain" => Some(End::Chain),
+            "no" => (words.next() == "chain").then_some(end),
+            _ => None,
+        },
+        _ => None,
+    };
+    let rest = skip_blank(words.sql, words.at);
+    let is_over = rest.is_none_or(|at| words.sql[at] == b';');
+    seen.only_ends = end.filter(|_| is_over && !words.was_quoted());
 }
 
 fn set(words: &mut Words<'_>, seen: &mut Look) {
@@ -645,15 +660,36 @@ mod tests {
             "rollback work",
             "ROLLBACK",
             "commit and chain",
+            "rollback transaction and chain;",
+            "abort and no chain -- x",
         ] {
             let seen = look(sql.as_bytes());
             assert!(seen.ends, "{sql}");
             let first = sql.as_bytes()[0].to_ascii_lowercase();
             let wanted = match first {
+                _ if sql.contains("and chain") => End::Chain,
                 b'a' | b'r' => End::Rollback,
                 _ => End::Commit,
             };
             assert_eq!(seen.only_ends, Some(wanted), "{sql}");
+            assert_eq!(
+                seen.act().block == Block::RollsBack,
+                wanted == End::Rollback
+            );
+        }
+        // What ends nothing of this transaction, or is refused.
+        for sql in [
+            "commit prepared 'x'",
+            "rollback prepared 'x'",
+            "rollback x",
+            "rollback and",
+            "rollback (",
+            "rollback \"work\"",
+            "rollback; select 1",
+        ] {
+            let seen = look(sql.as_bytes());
+            assert!(seen.ends && seen.only_ends.is_none(), "{sql}");
+            assert_eq!(seen.act().block, Block::MayEnd, "{sql}");
         }
         assert!(look(b"prepare transaction 'x'").ends);
         let several = look(b"insert into x values (1); commit");

@@ -1,16 +1,20 @@
 //! Whether what a client asks next may open a transaction block: in a planned change of leader that waits. Pure.
 
+use std::collections::BTreeSet;
+
 use super::Statements;
 use super::look::{Look, look};
 use crate::protocol::splice::{head, text};
 use crate::topology::routing_table::Wants;
 
-/// Looks at everything that the client has sent, for all of it goes to the server at once. What is not whole, or of which
+/// Looks at the first batch that the client has sent: while a planned change holds, what comes behind it goes nowhere before
+/// it is answered, and is looked at then. Only what stands behind data of COPY goes with them. What is not whole, or of which
 /// nobody knows what it does, may open a block.
 pub fn wants(mut bytes: &[u8], own: Option<&Statements>) -> Wants {
     // Statements that these bytes prepare have been looked at when they are bound.
-    let mut prepared: Vec<&[u8]> = Vec::new();
+    let mut prepared: BTreeSet<&[u8]> = BTreeSet::new();
     let mut has_ended = true;
+    let mut has_copied = false;
     while let Ok(Some((kind, total))) = head(bytes) {
         let Some((message, rest)) = bytes.split_at_checked(total) else {
             return Wants::Transaction;
@@ -19,11 +23,11 @@ pub fn wants(mut bytes: &[u8], own: Option<&Statements>) -> Wants {
         let opens = match (kind, text(body)) {
             (b'Q', Some((sql, _))) => may_open(&look(sql)),
             (b'P', Some((name, rest))) => {
-                prepared.push(name);
+                prepared.insert(name);
                 text(rest).is_none_or(|(sql, _)| may_open(&look(sql)))
             }
             (b'B', Some((_, rest))) => text(rest)
-                .is_none_or(|(name, _)| !prepared.contains(&name) && may_open_by_name(name, own)),
+                .is_none_or(|(name, _)| !prepared.contains(name) && may_open_by_name(name, own)),
             (b'Q' | b'P' | b'B', None) => true,
             (_, _) => false,
         };
@@ -31,13 +35,23 @@ pub fn wants(mut bytes: &[u8], own: Option<&Statements>) -> Wants {
             return Wants::Transaction;
         }
         has_ended = matches!(kind, b'Q' | b'S' | b'F');
+        has_copied |= is_copied(kind);
         bytes = rest;
+        let copies_on = has_copied || bytes.first().is_some_and(|kind| is_copied(*kind));
+        if has_ended && !copies_on {
+            return Wants::Statement;
+        }
     }
     // A batch without its end goes on with nobody knows what.
     match has_ended && bytes.is_empty() {
         true => Wants::Statement,
         false => Wants::Transaction,
     }
+}
+
+/// Whether a message belongs to data that are copied in.
+fn is_copied(kind: u8) -> bool {
+    matches!(kind, b'd' | b'c' | b'f')
 }
 
 fn may_open(look: &Look) -> bool {
@@ -113,8 +127,6 @@ mod tests {
             query("select 1; begin"),
             [parse("begin"), bind("")].concat(),
             [parse("select 1"), bind(""), parse("begin")].concat(),
-            // All of it would go at once.
-            [query("select 1"), query("begin")].concat(),
             [parse_as("s", "begin"), bind("s"), message(b'S', &[])].concat(),
             // Nobody knows how the batch goes on.
             [parse("select 1"), bind(""), message(b'H', &[])].concat(),
@@ -125,6 +137,26 @@ mod tests {
         ] {
             assert_eq!(wants(&opens, None), Wants::Transaction);
         }
+    }
+
+    #[test]
+    fn what_stands_behind_the_first_batch_is_not_looked_at_but_behind_copied_data() {
+        let sync = message(b'S', &[]);
+        let by_parts = [parse("select 1"), bind(""), sync].concat();
+        for first in [query("select 1"), by_parts] {
+            for behind in [query("begin"), query("begin")[..9].to_vec(), parse("begin")] {
+                let both = [first.clone(), behind].concat();
+                assert_eq!(wants(&both, None), Wants::Statement);
+            }
+        }
+        let copy = [query("copy t from stdin"), message(b'd', &[b"1"])].concat();
+        let whole = [copy.clone(), message(b'c', &[])].concat();
+        let opens = [whole.clone(), query("begin")].concat();
+        assert_eq!(wants(&opens, None), Wants::Transaction);
+        let goes_on = [whole, query("select 1")].concat();
+        assert_eq!(wants(&goes_on, None), Wants::Statement);
+        // Its end has not come.
+        assert_eq!(wants(&copy, None), Wants::Transaction);
     }
 
     #[test]

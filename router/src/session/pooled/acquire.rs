@@ -18,15 +18,15 @@ use crate::pool::{self, Checkout, Lease, NoServer, PoolId, Ticket};
 use crate::protocol::messages;
 use crate::protocol::settings::{Settings, SettingsSeen, tracked};
 use crate::protocol::sqlstate;
-use crate::route::{Awaited, NoRoute, RouteRequest, TargetKind, route};
+use crate::route::{Awaited, Chosen, NoRoute, RouteRequest, route};
 use crate::server::login::OpenFailed;
 use crate::server::{QueryFailed, Way};
 use crate::session::carry_over::look::PinReason;
 use crate::session::carry_over::opening::wants;
 use crate::session::reach::{Held, gone};
 use crate::session::stranded::Stranded;
-use crate::topology::Cluster;
 use crate::topology::routing_table::Wants;
+use crate::topology::{Cluster, Published};
 
 /// Pause before a pool whose lane is cut is looked for again; the next table is a moment away.
 const NEXT_TABLE: Duration = Duration::from_millis(20);
@@ -66,7 +66,10 @@ impl Pooled {
                 // Cancelled, and answered.
                 return Ok(());
             }
-            let pool = self.find_pool().await?;
+            let Some(pool) = self.find_pool_or_cancel().await? else {
+                // Cancelled, and answered.
+                return Ok(());
+            };
             let waker = poll_fn(|cx| Poll::Ready(cx.waker().clone())).await;
             let granted = match pool::checkout(pool, || waker) {
                 Checkout::Ready(lease) => Ok(lease),
@@ -160,9 +163,13 @@ impl Pooled {
 
     /// Whether the route that was found does not hold any more, because of a planned change of leader.
     fn is_held_meanwhile(&self) -> bool {
-        let is_new = |(version, _)| version != self.door.cluster.version();
-        self.route.is_none_or(is_new)
-            && matches!(self.route_now(), Err(NoRoute::Hold(Awaited::Switchover)))
+        let published = self.door.cluster.published();
+        let is_new = |(version, _)| version != published.version;
+        let is_held = || {
+            let route = self.route_by(&published);
+            matches!(route, Err(NoRoute::Hold(Awaited::Switchover)))
+        };
+        self.route.is_none_or(is_new) && is_held()
     }
 
     /// What the client asks needs, of which nothing was sent yet.
@@ -175,27 +182,40 @@ impl Pooled {
         }
     }
 
+    /// The same, `None` where the client has cancelled its request meanwhile: it was never sent.
+    async fn find_pool_or_cancel(&mut self) -> Result<Option<PoolId>, SessionError> {
+        let mailbox = self.mailbox.clone();
+        let mail = tokio::select! {
+            biased;
+            mail = mail(&mailbox) => mail,
+            pool = self.find_pool() => return pool.map(Some),
+        };
+        self.hear(&mail).map(|()| None)
+    }
+
     /// The pool of the client's target, however long it is held for one.
     pub(super) async fn find_pool(&mut self) -> Result<PoolId, SessionError> {
         let listening = self.door.listening.clone();
         let began = clock::now();
         let limit = listening.hold_timeout();
         loop {
-            let version = self.door.cluster.version();
+            let mut changed = self.door.cluster.changes();
+            let published = self.door.cluster.published();
             if let Some((known, pool)) = self.route
-                && known == version
+                && known == published.version
                 && pool::is_there(pool)
             {
                 return Ok(pool);
             }
-            let mut changed = self.door.cluster.changes();
-            let is_change = self.door.cluster.published().table.hold.is_some();
-            let why = match self.route_now() {
+            let why = match self.route_by(&published) {
                 Ok(way) => {
+                    // During a planned change of leader the way to the one that is left is good for this request only.
+                    let version = match published.holds(way.lane) {
+                        true => NOT_KEPT,
+                        false => published.version,
+                    };
                     let spec = self.door.spec(way.lane);
                     let pool = pool::ensure(&spec, &Arc::new(way));
-                    // During a planned change of leader it is good for this request only.
-                    let version = if is_change { NOT_KEPT } else { version };
                     self.route = Some((version, pool));
                     return Ok(pool);
                 }
@@ -219,9 +239,10 @@ impl Pooled {
         }
     }
 
-    fn route_now(&self) -> Result<Way, NoRoute> {
+    fn route_by(&self, published: &Published) -> Result<Way, NoRoute> {
         let (listening, registry) = (&self.door.listening, &self.door.registry);
-        way_now(listening, &self.door.cluster, registry, || self.wants())
+        let cluster = (&*self.door.cluster, published);
+        way_by(listening, cluster, registry, || self.wants())
     }
 
     /// Gives the server the client's settings.
@@ -332,14 +353,13 @@ async fn over(limit: Duration) {
     }
 }
 
-/// The way that the table of this moment leads; `wants` is looked at while a planned change holds.
-pub(super) fn way_now(
+/// The way that a table of the cluster leads; `wants` is looked at while a planned change holds.
+pub(super) fn way_by(
     listening: &Listening,
-    cluster: &Cluster,
+    (cluster, published): (&Cluster, &Published),
     registry: &Registry,
     wants: impl FnOnce() -> Wants,
 ) -> Result<Way, NoRoute> {
-    let published = cluster.published();
     let request = RouteRequest {
         kind: listening.kind(),
         wants: match published.table.hold {
@@ -359,7 +379,11 @@ pub(super) fn way_now(
         member: target.member,
         places,
         address: target.address,
-        is_writer: listening.kind() == TargetKind::Primary,
+        // A lane's servers are shared by all who come to it, for whatever they were opened.
+        is_writer: match target.why {
+            Chosen::Leader | Chosen::Fallback => true,
+            Chosen::LeastConnected => false,
+        },
         ahead: None,
         limits: listening.limits.clone(),
         in_force: registry.in_force.clone(),

@@ -112,7 +112,7 @@ impl Scan<'_> {
     fn must_wait(&mut self, splice: &Splice<'_>) -> bool {
         splice.written() >= ENOUGH
             || self.is_shared() && self.server.exchange.may_drop()
-            || is_held_between(self.cluster, *self.pinned, &self.server.exchange)
+            || is_held_between(self.cluster, *self.pinned, self.server)
     }
 
     /// Whether a message is about a statement that an earlier batch, which may fail yet, has changed.
@@ -204,7 +204,9 @@ impl Scan<'_> {
                 [b'S', name @ ..] if is_mapping => {
                     return self.describe(at, message, name, splice);
                 }
-                _ => talk.sent(Expect::Describe),
+                _ => talk.sent(Expect::Describe {
+                    is_statement: body.first() == Some(&b'S'),
+                }),
             },
             b'C' => match body {
                 [b'S', name @ .., 0] if is_mapping && !name.is_empty() => {
@@ -523,7 +525,9 @@ impl Scan<'_> {
                 body.push(0);
             });
         }
-        self.server.exchange.sent(Expect::Describe);
+        self.server
+            .exchange
+            .sent(Expect::Describe { is_statement: true });
         Ok(())
     }
 

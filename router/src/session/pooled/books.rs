@@ -10,7 +10,7 @@ use super::Pooled;
 use crate::error::SessionError;
 use crate::pool::Lease;
 use crate::pool::registry::Mail;
-use crate::protocol::exchange::{Fate, Status};
+use crate::protocol::exchange::Status;
 use crate::roster::Told;
 
 /// Since when a session is at what it is at.
@@ -124,7 +124,7 @@ impl Pooled {
     /// The end of the session, where its mail orders one.
     pub(super) fn ordered_end(&self, mail: &Mail) -> Option<SessionError> {
         let server = self.server.as_ref();
-        let has_outstanding = server.is_some_and(|it| it.exchange.fate() == Fate::Unknown);
+        let has_outstanding = server.is_some_and(|it| it.exchange.fate().has_outstanding());
         if let Some(kill) = mail.kill {
             return Some(SessionError::Killed {
                 kill,

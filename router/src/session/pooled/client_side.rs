@@ -11,7 +11,6 @@ use super::hoard::SHORT;
 use super::{Buffers, Own, Pooled, Step, Turn, flush, write_on};
 use crate::error::SessionError;
 use crate::pool::registry::Registry;
-use crate::protocol::exchange::Exchange;
 use crate::protocol::messages::FLUSH;
 use crate::protocol::splice::{BadLength, Splice, head, text};
 use crate::server::Server;
@@ -41,12 +40,11 @@ impl Pooled {
             let server: &mut Server = server;
             // A message that was begun is finished: the server answers nothing before.
             let is_shared = !self.pinned.is_some_and(PinReason::is_from_the_start);
-            let talk = &mut server.exchange;
             let is_full = self.left == 0
-                && (talk.is_full()
-                    || talk.is_held()
-                    || is_shared && talk.may_drop()
-                    || self.is_unread && is_held_between(&self.door.cluster, self.pinned, talk));
+                && (server.exchange.is_full()
+                    || server.exchange.is_held()
+                    || is_shared && server.exchange.may_drop()
+                    || self.is_unread && is_held_between(&self.door.cluster, self.pinned, server));
             let flushed = flush(&mut server.stream, &mut server.to_server, cx);
             if !flushed.map_err(|_| Turn::ServerGone)? || is_full {
                 return Ok(Step::Waits);
@@ -291,13 +289,17 @@ impl Pooled {
 }
 
 /// Whether a planned change of leader lets no more batch follow those that are not answered yet: a client that always has the
-/// next one at hand would never give its server back.
+/// next one at hand would never give its server back. What goes to a replica is no matter of the change.
 pub(super) fn is_held_between(
     cluster: &Cluster,
     pinned: Option<PinReason>,
-    talk: &Exchange,
+    server: &Server,
 ) -> bool {
-    pinned.is_none() && cluster.is_holding() && talk.is_answered_in_any_case()
+    // In a long pipeline this is asked for every message: what costs least comes first.
+    pinned.is_none()
+        && server.exchange.has_ended_a_batch()
+        && cluster.holds(server.way.lane)
+        && server.exchange.is_answered_in_any_case()
 }
 
 /// Answers one message in the place of a server, and keeps the names that are given and taken away by it.

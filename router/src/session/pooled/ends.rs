@@ -11,7 +11,7 @@ use super::door::interned;
 use crate::error::{RequestError, SessionError};
 use crate::lanes::{Ending, Notice};
 use crate::pool::Lease;
-use crate::protocol::exchange::{Fate, Status};
+use crate::protocol::exchange::{Exchange, Fate, Status};
 use crate::protocol::settings::Settings;
 use crate::session::carry_over::look::PinReason;
 use crate::session::stranded::{Next, Stranded};
@@ -49,11 +49,11 @@ impl Pooled {
         let Some(server) = &self.server else {
             return Ok(());
         };
-        let error = SessionError::ServerLost {
-            member: server.way.member.clone(),
-            has_outstanding: server.exchange.fate() == Fate::Unknown,
-        };
-        self.strand(error)
+        let member = server.way.member.clone();
+        self.strand(|has_outstanding| SessionError::ServerLost {
+            member: member.clone(),
+            has_outstanding,
+        })
     }
 
     /// The lane was cut: nothing more goes to the server.
@@ -63,14 +63,15 @@ impl Pooled {
         };
         // What the kernel still holds for the old member must not reach it: a reset, not a close.
         let _ = SockRef::from(server.stream.socket()).set_linger(Some(Duration::ZERO));
-        let error = SessionError::Ended {
+        let fate = server.exchange.fate();
+        let ended = |has_outstanding| SessionError::Ended {
             ending: notice.ending,
-            has_outstanding: server.exchange.fate() == Fate::Unknown,
+            has_outstanding,
         };
         let outcome = match notice.ending {
-            Ending::Lane(_) => self.strand(error),
+            Ending::Lane(_) => self.strand(ended),
             // There will be no other server.
-            Ending::RouterStops => Err(error),
+            Ending::RouterStops => Err(ended(fate.has_outstanding())),
         };
         let metrics = &self.door.listening.metrics;
         let now = trunkline_shared::service::clock::now();
@@ -78,12 +79,16 @@ impl Pooled {
         outcome
     }
 
-    /// Goes on without the server, where the client can.
-    fn strand(&mut self, error: SessionError) -> Result<(), SessionError> {
+    /// Goes on without the server, where the client can; else its session ends with this, said with or without something
+    /// outstanding.
+    fn strand(&mut self, ended: impl Fn(bool) -> SessionError) -> Result<(), SessionError> {
+        let Some(fate) = self.server.as_ref().map(|server| server.exchange.fate()) else {
+            return Ok(());
+        };
         // What was set there and not asked for yet is lost with it.
         let is_shared = self.pinned.is_none() && self.to_ask.is_empty();
         if !is_shared || !self.is_at_boundary() {
-            return Err(error);
+            return Err(ended(fate.has_outstanding()));
         }
         self.is_seated = false;
         self.has_unnamed = false;
@@ -94,10 +99,14 @@ impl Pooled {
         let Some(server) = self.server.take() else {
             return Ok(());
         };
-        let why: Arc<str> = error.to_string().into();
-        let (error, is_failed) = match server.exchange.fate() {
+        let why: Arc<str> = ended(fate == Fate::Unknown).to_string().into();
+        let (error, is_failed) = match fate {
             Fate::Nothing => return Ok(()),
             Fate::Undone => (RequestError::TransactionLost { why }, true),
+            Fate::GivenUp => {
+                self.give_up(&server.exchange, RequestError::TransactionLost { why });
+                return Ok(());
+            }
             Fate::Unknown => (RequestError::OutcomeUnknown { why }, false),
         };
         if let Some(own) = &mut self.statements.0 {
@@ -111,6 +120,24 @@ impl Pooled {
             self.stranded = Some(Box::new(stranded));
         }
         Ok(())
+    }
+
+    /// A ROLLBACK was not answered: it has what it wants, and hears so. What was asked before it in the same transaction
+    /// fails.
+    fn give_up(&mut self, talk: &Exchange, error: RequestError) {
+        let (unanswered, is_open) = talk.unanswered();
+        let before = unanswered - usize::from(!is_open);
+        let mut told = Vec::new();
+        let (mut stranded, _) = Stranded::begin(error, true, (before, false), &mut told);
+        let renamed = talk.give_up(&mut told);
+        if let Some(own) = &mut self.statements.0 {
+            own.confirm_last(renamed);
+        }
+        self.to_client.push(&told);
+        if is_open {
+            stranded.has_ended(talk.is_skipping());
+            self.stranded = Some(Box::new(stranded));
+        }
     }
 }
 

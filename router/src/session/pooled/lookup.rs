@@ -7,7 +7,7 @@ use tokio::time::{Instant, sleep};
 use trunkline_shared::cluster::Moment;
 use trunkline_shared::service::clock;
 
-use super::acquire::way_now;
+use super::acquire::way_by;
 use super::proof::within;
 use crate::auth::lookup::Answer;
 use crate::auth::users::MAX_NAME;
@@ -54,16 +54,12 @@ impl Inquiry<'_> {
         let began = clock::now();
         let after = before.map(|before| before.at);
         let answered = within(self.until, self.persist(&line, began, after)).await;
-        answered.unwrap_or_else(|| {
-            match way_now(self.listening, self.cluster, self.registry, || {
-                Wants::Statement
-            }) {
-                Ok(_) => {
-                    let why = line.trouble().why.unwrap_or(LookupFailed::Lost);
-                    Err(self.failed(&line, &why))
-                }
-                Err(why) => Err(self.no_route(why, began)),
+        answered.unwrap_or_else(|| match self.way_now() {
+            Ok(_) => {
+                let why = line.trouble().why.unwrap_or(LookupFailed::Lost);
+                Err(self.failed(&line, &why))
             }
+            Err(why) => Err(self.no_route(why, began)),
         })
     }
 
@@ -143,12 +139,18 @@ impl Inquiry<'_> {
         })
     }
 
+    fn way_now(&self) -> Result<Way, NoRoute> {
+        let published = self.cluster.published();
+        let cluster = (self.cluster, &*published);
+        way_by(self.listening, cluster, self.registry, || Wants::Statement)
+    }
+
     async fn way(&self, began: Moment) -> Result<Way, SessionError> {
         let listening = self.listening;
         let limit = listening.hold_timeout();
         loop {
             let mut changed = self.cluster.changes();
-            let why = match way_now(listening, self.cluster, self.registry, || Wants::Statement) {
+            let why = match self.way_now() {
                 Ok(way) => return Ok(way),
                 Err(why) => why,
             };

@@ -13,7 +13,7 @@ use trunkline_shared::service::clock;
 use super::{Pooled, Turn};
 use crate::config::pooling::PoolConfig;
 use crate::error::SessionError;
-use crate::protocol::exchange::{Fate, Status};
+use crate::protocol::exchange::Status;
 use crate::session::carry_over::look::PinReason;
 
 /// What a client is at.
@@ -140,7 +140,7 @@ impl Pooled {
                 }
                 SessionError::QueryTooSlow {
                     limit,
-                    has_outstanding: server.exchange.fate() == Fate::Unknown,
+                    has_outstanding: server.exchange.fate().has_outstanding(),
                 }
             }
         }
