@@ -247,7 +247,7 @@ mod tests {
         let mut history = History {
             transactions: vec![
                 transaction(0, Status::Ok, &[append.clone(), read.clone()]),
-                transaction(20, Status::Failed, &[append.clone()]),
+                transaction(20, Status::Failed, std::slice::from_ref(&append)),
                 transaction(20, Status::Unknown, &[append]),
                 transaction(90, Status::Ok, &[read.clone(), read]),
             ],
