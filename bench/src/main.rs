@@ -7,8 +7,8 @@ use clap::{Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
 
 use trunkline_bench::{
-    crashes, cuts, demo, failover, mutants, patroni, pools, report, serial, side_by_side, simulation,
-    soak, switchover, throughput,
+    crashes, cuts, demo, failover, mutants, patroni, pools, report, serial, side_by_side,
+    simulation, soak, switchover, throughput,
 };
 
 /// Judges Trunkline from outside, on real PostgreSQL and etcd.
