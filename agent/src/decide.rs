@@ -45,6 +45,7 @@ mod shutting_down;
 pub mod situation;
 mod slots;
 pub mod small_moves;
+mod stalled_promotion;
 mod standby_cluster;
 mod stopping;
 pub mod store;

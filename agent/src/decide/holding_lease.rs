@@ -16,7 +16,7 @@ use super::observation::{
 use super::sync_standbys::keeping;
 use super::{
     PROMOTE_NEEDS, RETRY_PAUSE, Turn, bootstrap, candidate, failsafe, host_health, leading,
-    requests, restarting, slots, standby_cluster,
+    requests, restarting, slots, stalled_promotion, standby_cluster,
 };
 
 /// More than this to replay, and another member takes over sooner than a restart ends (`ha.md` 9).
@@ -211,7 +211,11 @@ fn promoting(turn: Turn<'_>, held: &Held) -> Decision {
             .act(Action::Stop(StopMode::Immediate))
             .now(Reason::PromotionFailed);
     }
-    turn.within(Reason::WaitingToPromote, RETRY_PAUSE)
+    let since = turn.seen.now.before(waited);
+    match stalled_promotion::break_off(turn, since) {
+        ControlFlow::Break(decision) => decision,
+        ControlFlow::Continue(turn) => turn.within(Reason::WaitingToPromote, RETRY_PAUSE),
+    }
 }
 
 /// The first number that no promotion known to anybody has taken.
