@@ -56,6 +56,7 @@ mod upstream;
 pub use decision::{Action, Decision, Detail, NextTick, NextWhy, Reason};
 pub use memory::Memory;
 pub use observation::Observation;
+pub use requests::is_change_under_way;
 pub use situation::Situation;
 
 /// How long before the lease's deadline the agent stops PostgreSQL itself; the fence is the backstop

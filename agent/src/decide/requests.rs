@@ -16,11 +16,11 @@ use std::time::Duration;
 use trunkline_shared::cluster::member::SwitchoverReady;
 use trunkline_shared::cluster::switchover::{ChangeParts, Drain};
 use trunkline_shared::cluster::topology::{FailoverRequest, SwitchoverRecord, SwitchoverStage};
-use trunkline_shared::cluster::{Lsn, Moment, Topology};
+use trunkline_shared::cluster::{Lsn, MemberName, Moment, Topology};
 
 use super::decision::{Action, Decision, Detail, Reason};
 use super::handing_over::{self, Plan};
-use super::memory::PlannedChange;
+use super::memory::{Memory, PlannedChange};
 use super::observation::{Due, Held, JobKind, LeaseView, Local, Observation, Stopped};
 use super::{PROMOTE_NEEDS, RETRY_PAUSE, Turn, candidate, holding_lease, restarting, slots};
 
@@ -66,6 +66,24 @@ pub(super) fn own_record<'a>(
         .switchover
         .as_ref()
         .filter(|record| record.from == seen.me.name && record.epoch == held.epoch)
+}
+
+/// Whether a planned change in which this member, `me`, takes part is between its first step and its end: an agent that
+/// begins anew in the middle calls it off.
+pub fn is_change_under_way(me: &MemberName, topology: &Topology, memory: &Memory) -> bool {
+    let takes_part = |record: &SwitchoverRecord| record.from == *me || record.to == *me;
+    // What a leader has left that is gone is nobody's to end.
+    let is_of_leader = |record: &SwitchoverRecord| {
+        let leader = topology.leader.as_ref();
+        leader.is_some_and(|leader| leader.epoch == record.epoch || leader.member == record.to)
+    };
+    let record = topology.switchover.as_deref();
+    let is_asked = |change: &PlannedChange| {
+        let request = topology.failover.as_ref();
+        request.is_some_and(|request| Plan::id_of(request) == change.id)
+    };
+    record.is_some_and(|record| takes_part(record) && is_of_leader(record))
+        || memory.switchover.as_ref().is_some_and(is_asked)
 }
 
 /// What an operator asked of the cluster, as the leader that is a running primary takes it up.
@@ -422,5 +440,44 @@ pub(super) fn drop_request<'a>(turn: Turn<'a>, topology: &Topology, id: u64) -> 
             revision: request.revision,
         }),
         None => turn,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_change_under_way;
+    use crate::decide::script::Scene;
+
+    fn is_under_way(lines: &[&str]) -> bool {
+        let mut scene = Scene::default();
+        for line in lines {
+            scene.take_text(line).unwrap();
+        }
+        let topology = scene.seen.topology().unwrap();
+        is_change_under_way(&scene.seen.me.name, topology, &scene.memory)
+    }
+
+    #[test]
+    fn a_change_is_under_way_from_its_first_step_to_its_end_for_both_who_take_part() {
+        let asked = "failover leader=a candidate=b revision=20";
+        // The checkpoint ahead, and everything that is announced.
+        assert!(is_under_way(&["leader a", asked, "planned 20"]));
+        assert!(is_under_way(&["leader a", "switchover from=a to=b"]));
+        assert!(is_under_way(&["leader a", "switchover from=a to=a"]));
+        let to_me = "switchover from=b to=a epoch=30 stage=stopped@0/1";
+        assert!(is_under_way(&["leader b revision=30", to_me]));
+        assert!(is_under_way(&["leader a revision=40", to_me]));
+        // What waits for its time, is another's, or was left by a leader that is gone.
+        assert!(!is_under_way(&["leader a", asked]));
+        assert!(!is_under_way(&[
+            "leader a",
+            asked,
+            "planned 7 stage=hold_all"
+        ]));
+        assert!(!is_under_way(&["leader a", "planned 20 stage=hold_all"]));
+        assert!(!is_under_way(&["leader b", "switchover from=b to=c"]));
+        let left = "switchover from=a to=c epoch=10";
+        assert!(!is_under_way(&["leader b revision=30", left]));
+        assert!(!is_under_way(&["leader none", left]));
     }
 }
