@@ -88,8 +88,8 @@ pub enum ActError {
     #[error("the address {0} of a member is not host:port")]
     Address(Arc<str>),
     /// It goes on beyond the time the loop may wait.
-    #[error("{0} was not done within {ACTION_LIMIT:?}; it may still be")]
-    Slow(&'static str),
+    #[error("{0} was not done within {1:?}; it may still be")]
+    Slow(&'static str, Duration),
 }
 
 /// Everything that is acted on.
@@ -140,10 +140,11 @@ impl Actor {
         }
         for action in &decision.actions {
             let limit = self.limit(seen);
+            let limit = decision.act_limit.map_or(limit, |most| most.min(limit));
             let name = action.word();
             let shown = timeout(limit, self.act(seen, action, decision.stop_limit))
                 .await
-                .map_err(|_| ActError::Slow(name))??;
+                .map_err(|_| ActError::Slow(name, limit))??;
             self.wait_shown(shown).await;
         }
         Ok(())

@@ -54,7 +54,9 @@ pub use local::{LocalOutcome, LocalRequest};
 pub use lookup::Lookup;
 pub use published::{Published, ReplicationRow, WallTime};
 use requests::{ChangeOfLeader, Kind, Progress, TakenBack};
-pub use scheduled::{ScheduledRestart, resume as resume_scheduled_restart};
+pub use scheduled::{
+    ALREADY_SCHEDULED, NONE_SCHEDULED, ScheduledRestart, resume as resume_scheduled_restart,
+};
 
 /// Where the last turns are told, to whom unsafe methods are allowed: they show what the cluster is made of.
 pub const JOURNAL: &str = "/trunkline/journal";

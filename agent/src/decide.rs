@@ -39,11 +39,13 @@ mod past_changes;
 mod recreate;
 mod requests;
 mod restarting;
+mod routers;
 pub mod script;
 mod shutting_down;
 pub mod situation;
 mod slots;
 pub mod small_moves;
+mod stalled_promotion;
 mod standby_cluster;
 mod stopping;
 pub mod store;
@@ -54,6 +56,7 @@ mod upstream;
 pub use decision::{Action, Decision, Detail, NextTick, NextWhy, Reason};
 pub use memory::Memory;
 pub use observation::Observation;
+pub use requests::is_change_under_way;
 pub use situation::Situation;
 
 /// How long before the lease's deadline the agent stops PostgreSQL itself; the fence is the backstop
@@ -89,6 +92,7 @@ fn by_situation(seen: &Observation, memory: &Memory) -> Decision {
     match (situation, topology, &seen.job.running) {
         (Situation::AuthorityGone, _, _) => authority_gone::decide(seen, memory),
         (Situation::JobRunning, _, Some(job)) => job_running::decide(seen, memory, job),
+        _ if restarting::is_lost(seen, memory) => restarting::lost(seen, memory),
         (
             Situation::ForeignData
             | Situation::Unregistered
@@ -145,6 +149,10 @@ impl<'a> Turn<'a> {
         if seen.request.is_none() {
             memory.copy_ordered_at = None;
         }
+        if !matches!(seen.request, Some(observation::LocalRequest::Restart(_))) {
+            // What is remembered of a restart ends with the request for it.
+            memory.switchover.take_if(|change| change.is_restart);
+        }
         if let Some(topology) = seen.topology() {
             asking::note(&mut memory, topology, seen.now);
             if let Some(settings) = &topology.settings {
@@ -165,6 +173,7 @@ impl<'a> Turn<'a> {
                 memory,
                 is_request_taken: false,
                 stop_limit: None,
+                act_limit: None,
             },
             why: None,
             why_detail: Detail::None,
@@ -185,6 +194,12 @@ impl<'a> Turn<'a> {
             return turn.act(Action::ArmFence);
         }
         turn
+    }
+
+    /// None of its actions is waited for longer.
+    fn act_within(mut self, limit: Duration) -> Self {
+        self.decision.act_limit = Some(limit);
+        self
     }
 
     fn because(mut self, reason: Reason) -> Self {

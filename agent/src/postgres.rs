@@ -11,7 +11,6 @@
 //!   directory.
 
 use std::collections::BTreeMap;
-use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -68,6 +67,7 @@ pub use status::ServerStatus;
 use control_data::ControlState;
 use postmaster_pid::PostmasterStatus;
 use process::{Tool, Watched};
+use replication::Walsenders;
 use sql::{LocalSession, SqlError, Target};
 
 /// Longest wait for an immediate stop before the Kill: PostgreSQL itself gives its children 5 s, which is
@@ -116,6 +116,19 @@ const SESSIONS_PATIENCE: Duration = Duration::from_secs(4);
 /// clients wait for at the most where a change is rolled back.
 const RECEIVER_PATIENCE: Duration = Duration::from_millis(600);
 
+/// The same for whoever does not lead next, once the one who does has everything: one that streams gets it in the same
+/// moment, and one that is frozen would hold up every client.
+const OTHERS_PATIENCE: Duration = Duration::from_millis(100);
+
+/// Receivers of WAL, by their `application_name`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Receivers {
+    /// The one that is to lead next; `None` where that is not known.
+    pub successor: Option<String>,
+    /// Those that are good to have everything as well.
+    pub others: Vec<String>,
+}
+
 /// How to stop.
 #[derive(Clone, Debug)]
 pub struct StopPlan {
@@ -123,9 +136,9 @@ pub struct StopPlan {
     pub mode: StopMode,
     /// A CHECKPOINT first, so that the one of the shutdown is short.
     pub is_checkpoint_first: bool,
-    /// Receivers (by `application_name`) to which everything must be sent before the end; the other
-    /// walsenders are cut, so that none of them holds up the stop. `None`: wait for all.
-    pub wait_for: Option<Vec<String>>,
+    /// Receivers to which everything must be sent before the end; the other walsenders are cut, so that none of them
+    /// holds up the stop. `None`: wait for all.
+    pub wait_for: Option<Receivers>,
     /// Limit for the mode, from the signal on.
     pub limit: Duration,
 }
@@ -382,9 +395,9 @@ impl Postgres {
             // Only to make the stop short; without it the shutdown writes the same pages.
             let _ = self.checkpoint(CHECKPOINT_LIMIT).await;
         }
-        let (kept, cut) = match &plan.wait_for {
-            Some(names) => self.walsenders(names).await,
-            None => (Vec::new(), Vec::new()),
+        let senders = match &plan.wait_for {
+            Some(receivers) => self.walsenders(receivers).await,
+            None => Walsenders::default(),
         };
         self.session.close().await;
         let checkpoint = clock::now().since(began);
@@ -392,10 +405,10 @@ impl Postgres {
         let mut is_as_planned = true;
         if let Some(running) = self.watched() {
             running.stop(plan.mode);
-            replication::end_all(&cut);
-            is_as_planned = match kept.is_empty() {
-                true => running.ended_within(plan.limit).await,
-                false => self.ended_with(&running, &kept, plan.limit).await,
+            replication::end_all(&senders.cut);
+            is_as_planned = match senders.is_anybody_awaited() {
+                true => self.ended_with(&running, &senders, plan.limit).await,
+                false => running.ended_within(plan.limit).await,
             };
             if !is_as_planned && plan.mode != StopMode::Immediate {
                 running.stop(StopMode::Immediate);
@@ -417,16 +430,19 @@ impl Postgres {
 
     /// Waits for the end of a postmaster that stops, and for these walsenders' receivers only as long as they may take
     /// once the last record is written: a checkpoint that lasts keeps nobody from receiving it.
-    async fn ended_with(&self, running: &Watched, kept: &[OwnedFd], limit: Duration) -> bool {
+    async fn ended_with(&self, running: &Watched, senders: &Walsenders, limit: Duration) -> bool {
         let began = clock::now();
-        let mut written_at = None;
+        let (mut written_at, mut handed_on_at) = (None, None);
         loop {
             let now = clock::now();
             let left = limit.saturating_sub(now.since(began));
             let patience = match self.control_data().await.map(|data| data.state) {
                 Ok(ControlState::ShutDown | ControlState::ShutDownInRecovery) => {
-                    let since = *written_at.get_or_insert(now);
-                    RECEIVER_PATIENCE.saturating_sub(now.since(since))
+                    let written = now.since(*written_at.get_or_insert(now));
+                    if senders.has_successor_everything() {
+                        handed_on_at.get_or_insert(now);
+                    }
+                    receivers_have(written, handed_on_at.map(|at| now.since(at)))
                 }
                 Ok(ControlState::ShuttingDown) => left,
                 // One that is just being rewritten cannot be read.
@@ -446,7 +462,8 @@ impl Postgres {
                 break;
             }
         }
-        replication::end_all(kept);
+        replication::end_all(&senders.successor);
+        replication::end_all(&senders.others);
         let left = limit.saturating_sub(clock::now().since(began));
         running.ended_within(left).await
     }
@@ -554,5 +571,25 @@ impl Postgres {
             directory,
             program,
         })
+    }
+}
+
+/// How long receivers still have: since the last record was written, and since the next leader has confirmed it.
+fn receivers_have(written: Duration, handed_on: Option<Duration>) -> Duration {
+    let left = RECEIVER_PATIENCE.saturating_sub(written);
+    handed_on.map_or(left, |ago| left.min(OTHERS_PATIENCE.saturating_sub(ago)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_does_not_lead_next_is_waited_for_no_longer_once_the_next_leader_has_everything() {
+        let ms = Duration::from_millis;
+        assert_eq!(receivers_have(ms(0), None), RECEIVER_PATIENCE);
+        assert_eq!(receivers_have(ms(50), Some(ms(0))), OTHERS_PATIENCE);
+        assert_eq!(receivers_have(ms(590), Some(ms(0))), ms(10));
+        assert_eq!(receivers_have(ms(150), Some(OTHERS_PATIENCE)), ms(0));
     }
 }

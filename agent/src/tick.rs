@@ -163,10 +163,13 @@ impl Tick {
         }
     }
 
-    /// Whether neither a job, nor a callback, nor an operator's request is in progress.
+    /// Whether neither a job, nor a callback, nor an operator's request, nor a planned change is in progress.
     fn is_at_rest(&self) -> bool {
         let has_job = self.actor.jobs.view().running.is_some();
-        !has_job && self.requests.are_done() && self.actor.callbacks.are_done()
+        let view = self.observer.cluster.borrow();
+        let me = &self.observer.me.name;
+        let changes = decide::is_change_under_way(me, &view.topology, &self.memory);
+        !has_job && !changes && self.requests.are_done() && self.actor.callbacks.are_done()
     }
 
     async fn next_wake(&mut self, pause: Duration) -> Wake {
@@ -227,7 +230,8 @@ impl Tick {
         if let Err(error) = &outcome {
             self.recorder.action_failed(&decision, error);
         }
-        self.requests.answer(seen, &decision);
+        self.requests
+            .answer(seen, &decision, outcome.as_ref().err());
         self.recorder
             .after_acting(wake, &look, &memory, &decision, outcome.err());
         let pause = decision.next.within;

@@ -15,6 +15,8 @@ mod apply;
 mod failover_slots;
 #[path = "agents/field_files.rs"]
 mod field_files;
+#[path = "agents/hung_promotion.rs"]
+mod hung_promotion;
 #[path = "agents/logical_slots.rs"]
 mod logical_slots;
 #[path = "agents/lost_config.rs"]

@@ -30,8 +30,8 @@ use trunkline_agent::postgres::replication::Followed;
 use trunkline_agent::postgres::rewind::{LocalEnd, RewindNeed, WAL_ASIDE, needs_rewind};
 use trunkline_agent::postgres::timelines::TimelineStep;
 use trunkline_agent::postgres::{
-    Postgres, PostgresError, Postmaster, Probe, ServerRole, ServerStatus, StopPlan, StopReport,
-    UpstreamChange,
+    Postgres, PostgresError, Postmaster, Probe, Receivers, ServerRole, ServerStatus, StopPlan,
+    StopReport, UpstreamChange,
 };
 use trunkline_shared::cluster::{Moment, SystemId, Timeline};
 use trunkline_shared::service::clock;
@@ -459,8 +459,12 @@ async fn stop_behind_a_slow_session(servers: &Servers, first: &Postgres) -> Stop
     let row = session.query_one("SELECT pg_backend_pid()", &[]).await;
     let backend: i32 = row.unwrap().get(0);
     signal(backend, Signal::STOP);
+    let receivers = Receivers {
+        successor: Some("member-2".to_owned()),
+        others: vec!["member-3".to_owned()],
+    };
     let to_member_2 = StopPlan {
-        wait_for: Some(vec!["member-2".to_owned()]),
+        wait_for: Some(receivers),
         ..plan(StopMode::Fast)
     };
     let stop = first.stop(&to_member_2);
@@ -502,8 +506,10 @@ fn a_planned_stop_sends_everything_and_a_follower_changes_its_upstream() {
                 .await
                 .unwrap();
 
-            // A walsender that cannot drain must not hold up the stop: only member-2 is waited for.
-            let frozen = third.adopt().unwrap().pid;
+            // A walsender that cannot drain must not hold up the stop: member-2 leads next.
+            let session = servers.client(3).await;
+            let row = session.query_one("SELECT pid FROM pg_stat_wal_receiver", &[]);
+            let frozen: i32 = row.await.unwrap().get(0);
             signal(frozen, Signal::STOP);
             let report = stop_behind_a_slow_session(servers, &first).await;
             signal(frozen, Signal::CONT);

@@ -14,7 +14,9 @@ use crate::decide::decision::{StartAs, StopMode, Upstream};
 use crate::decide::observation::{JobKind, Local, Observation, RunningRole, SourceTrouble};
 use crate::postgres::rewind::{LocalEnd, RewindNeed, SourceFacts, needs_rewind};
 use crate::postgres::timelines::TimelineStep;
-use crate::postgres::{self, Postgres, PostgresError, ServerRole, StopPlan, UpstreamChange};
+use crate::postgres::{
+    self, Postgres, PostgresError, Receivers, ServerRole, StopPlan, UpstreamChange,
+};
 
 /// How long an immediate stop may take before what is left is killed.
 const IMMEDIATE_LIMIT: Duration = Duration::from_millis(200);
@@ -313,17 +315,22 @@ fn recorded_id(seen: &Observation) -> Option<SystemId> {
 /// The receivers that a stop for a successor waits for: the successor alone; where the agent ends and will not start
 /// PostgreSQL again, or where it only restarts, everybody who streams, for any of them may lead next when the successor
 /// does not, or PostgreSQL does not start.
-fn receivers(seen: &Observation) -> Option<Vec<String>> {
+fn receivers(seen: &Observation) -> Option<Receivers> {
     let record = seen.topology()?.switchover.as_ref()?;
-    let successor = (record.from == seen.me.name).then(|| record.to.to_string())?;
-    let mut names = vec![successor];
+    if record.from != seen.me.name {
+        return None;
+    }
+    let mut receivers = Receivers {
+        successor: (!record.is_restart()).then(|| record.to.to_string()),
+        others: Vec::new(),
+    };
     if let Local::Running(running) = &seen.local
         && (seen.is_shutting_down || record.is_restart())
     {
         let senders = running.commits.senders.iter();
-        names.extend(senders.map(|sender| sender.name.to_string()));
+        receivers.others = senders.map(|sender| sender.name.to_string()).collect();
     }
-    Some(names)
+    Some(receivers)
 }
 
 async fn rewind(

@@ -11,7 +11,7 @@ use super::{ActError, Actor};
 use crate::decide::decision::{SlotCare, Upstream};
 use crate::decide::observation::JobKind;
 use crate::postgres::logical_slots::NewSlot;
-use crate::postgres::{StopMode, StopPlan};
+use crate::postgres::{Receivers, StopMode, StopPlan};
 
 impl Actor {
     pub(super) async fn create_slots(&self, names: &[Arc<str>]) -> Result<Revision, ActError> {
@@ -62,7 +62,7 @@ impl Actor {
         let plan = StopPlan {
             mode: StopMode::Fast,
             is_checkpoint_first: false,
-            wait_for: Some(Vec::new()),
+            wait_for: Some(Receivers::default()),
             limit: door.config().pg_ctl_timeout,
         };
         let work = async move {

@@ -17,6 +17,13 @@ use super::{Api, text};
 
 /// How often the clock is looked at while a restart is scheduled: it may be set meanwhile.
 const LOOK: Duration = Duration::from_secs(1);
+/// How Patroni's answer with 409 to a `POST /restart` for later begins.
+pub const ALREADY_SCHEDULED: &str = "another restart is already scheduled";
+/// Patroni's answer with 404 to `DELETE /restart` where none is scheduled.
+pub const NONE_SCHEDULED: &str = "no restarts are scheduled";
+/// The same where one has begun.
+const BEGUN: &str = "no restarts are scheduled: the one that was is being carried out, which is not taken back; see its \
+     progress in GET /patroni";
 /// So much of the answer to it is logged, bytes.
 const LONGEST_ANSWER: usize = 4096;
 
@@ -25,6 +32,9 @@ const LONGEST_ANSWER: usize = 4096;
 struct Scheduled {
     at: WallTime,
     asked: Asked,
+    /// Its time has come and it was asked for: nothing takes it back any more. It stands until that is answered, for the
+    /// program that may take over before anybody took it up.
+    is_begun: bool,
 }
 
 /// What was asked for, as one program tells the next.
@@ -62,7 +72,13 @@ impl ScheduledRestart {
         let asked: Option<Asked> = serde_json::from_str(told).ok();
         let due = asked.and_then(|asked| Some((WallTime::parse(asked.written())?, asked)));
         match due {
-            Some((at, asked)) => *self.kept() = Some(Scheduled { at, asked }),
+            Some((at, asked)) => {
+                *self.kept() = Some(Scheduled {
+                    at,
+                    asked,
+                    is_begun: false,
+                });
+            }
             None => tracing::warn!(
                 told,
                 "the scheduled restart that the program before has handed on is not understood and dropped"
@@ -77,6 +93,14 @@ impl ScheduledRestart {
         Some(kept.asked.clone())
     }
 
+    /// From now on it is not for later any more; `None` if it was taken back.
+    fn begin(&self, due: WallTime) -> Option<Asked> {
+        let mut kept = self.kept();
+        let kept = kept.as_mut().filter(|kept| kept.at == due)?;
+        kept.is_begun = true;
+        Some(kept.asked.clone())
+    }
+
     fn is_over(&self, due: WallTime) {
         self.kept().take_if(|kept| kept.at == due);
     }
@@ -87,10 +111,10 @@ impl ScheduledRestart {
             .map(|scheduled| restart_schedule_to_json(&scheduled))
     }
 
-    /// As in the member's record; `None` if none is scheduled.
+    /// As in the member's record; `None` if none is scheduled. One that has begun is not, as in Patroni.
     pub fn recorded(&self) -> Option<RestartSchedule> {
         let kept = self.kept();
-        let scheduled = kept.as_ref()?;
+        let scheduled = kept.as_ref().filter(|kept| !kept.is_begun)?;
         Some(RestartSchedule {
             schedule: scheduled.asked.written().into(),
             postgres_version: scheduled
@@ -103,11 +127,15 @@ impl ScheduledRestart {
         })
     }
 
-    /// `DELETE /restart`.
+    /// `DELETE /restart`, with Patroni's codes: what has begun is not scheduled any more.
     pub(super) fn delete(&self) -> Response {
-        match self.kept().take() {
+        let mut kept = self.kept();
+        if kept.as_ref().is_some_and(|kept| kept.is_begun) {
+            return text(StatusCode::NOT_FOUND, BEGUN);
+        }
+        match kept.take() {
             Some(_) => text(StatusCode::OK, "scheduled restart deleted"),
-            None => text(StatusCode::NOT_FOUND, "no restarts are scheduled"),
+            None => text(StatusCode::NOT_FOUND, NONE_SCHEDULED),
         }
     }
 }
@@ -153,18 +181,25 @@ pub(super) fn restart(api: &Api, at: &str, body: RestartBody) -> Response {
         }
     };
     let mut kept = api.scheduled_restart.kept();
-    if kept.is_some() {
-        return text(
-            StatusCode::CONFLICT,
-            "another restart is already scheduled; delete it first",
-        );
+    if let Some(other) = kept.as_ref() {
+        let why = match other.is_begun {
+            true => {
+                "a scheduled restart is being carried out; ask again when it is over".to_owned()
+            }
+            false => format!("{ALREADY_SCHEDULED}; delete it first"),
+        };
+        return text(StatusCode::CONFLICT, &why);
     }
     let started = published.postmaster_start_time.as_ref();
     let asked = Asked {
         request: body,
         started: started.map(|time| time.text.clone()),
     };
-    *kept = Some(Scheduled { at: due, asked });
+    *kept = Some(Scheduled {
+        at: due,
+        asked,
+        is_begun: false,
+    });
     tokio::spawn(wait(api.clone(), due));
     text(StatusCode::ACCEPTED, "restart scheduled")
 }
@@ -214,6 +249,9 @@ async fn wait(api: Api, due: WallTime) {
         api.scheduled_restart.is_over(due);
         return;
     }
+    let Some(asked) = api.scheduled_restart.begin(due) else {
+        return;
+    };
     tracing::info!(at = asked.written(), "a scheduled restart begins");
     let answer = local::ask_for_restart(&api, &asked.request).await;
     api.scheduled_restart.is_over(due);

@@ -7,6 +7,7 @@ use super::arguments::Flush;
 use super::members::{confirm, failed, selected, send, unless_failed};
 use super::rest::Answer;
 use super::{CtlError, Session};
+use crate::api::NONE_SCHEDULED;
 use crate::api::requests::{TakenBack, take_back};
 
 /// `trunkline flush`
@@ -49,7 +50,8 @@ async fn restarts(
                 let text = format!("Success: {action} for member {name}");
                 session.terminal.success(&text)?;
             }
-            Ok(Answer { status: 404, .. }) => {
+            // A scheduled one that is being carried out is told by the same code, and is not taken back.
+            Ok(Answer { status: 404, text }) if text == NONE_SCHEDULED => {
                 let text = format!("No scheduled restart for member {name}");
                 session.terminal.line(&text)?;
             }

@@ -12,6 +12,7 @@ use super::arguments::Restart;
 use super::members::{confirm, failed, joined, selected, send, unless_failed};
 use super::rest::Answer;
 use super::{CtlError, Session, local_time, restarting};
+use crate::api::ALREADY_SCHEDULED;
 use crate::api::local::version_number;
 
 /// `trunkline restart`
@@ -171,7 +172,7 @@ async fn restart_one(
         Ok(Answer { status: 202, .. }) => {
             (true, format!("Success: restart scheduled on member {name}"))
         }
-        Ok(Answer { status: 409, .. }) => (
+        Ok(Answer { status: 409, text }) if text.starts_with(ALREADY_SCHEDULED) => (
             false,
             format!("Failed: another restart is already scheduled on member {name}"),
         ),

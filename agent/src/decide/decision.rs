@@ -41,6 +41,8 @@ pub struct Decision {
     /// How long the stop among the actions may take before it becomes immediate; `None` is PostgreSQL's own
     /// `pg_ctl_timeout`.
     pub stop_limit: Option<Duration>,
+    /// How long each action may hold the loop up at the most, where clients wait meanwhile; `None` is the loop's own limit.
+    pub act_limit: Option<Duration>,
 }
 
 /// When to look again at the latest, and why.

@@ -7,17 +7,18 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 
-use trunkline_shared::cluster::router::{Acknowledged, HoldStage};
+use trunkline_shared::cluster::router::HoldStage;
 use trunkline_shared::cluster::switchover::{ChangeParts, Drain, OnTimeout};
 use trunkline_shared::cluster::topology::{FailoverRequest, SwitchoverRecord, SwitchoverStage};
-use trunkline_shared::cluster::{MemberName, RouterRecord, Topology};
+use trunkline_shared::cluster::{MemberName, Topology};
 
-use super::Turn;
 use super::candidate::{self, Succession};
 use super::decision::{Action, Decision, Detail, Reason, StopMode};
 use super::memory::PlannedChange;
 use super::observation::{JobKind, LeaseView, Local, Observation};
 use super::requests::{drop_request, own_record};
+use super::routers::{awaited, not_in_time, unacknowledged};
+use super::{Turn, restarting};
 
 /// How long routers hold new transactions until those that run have ended, where nobody says it.
 const DRAIN: Duration = Duration::from_secs(5);
@@ -52,9 +53,6 @@ const LOOK_AGAIN: Duration = Duration::from_millis(100);
 pub fn longest(drain: Option<Duration>) -> Duration {
     CHECKPOINT_PATIENCE + drain.unwrap_or(DRAIN) + AFTER_DRAIN
 }
-
-/// So many routers are named at the most where something waits for them.
-const MOST_NAMED: usize = 3;
 
 /// A change that is asked for.
 pub(super) struct Plan<'a> {
@@ -179,6 +177,10 @@ pub(super) fn step<'a>(
     topology: &Topology,
     plan: &Plan<'_>,
 ) -> ControlFlow<Decision, Turn<'a>> {
+    let known = turn.decision.memory.switchover.as_ref();
+    if known.is_some_and(|change| change.id == plan.id && change.is_rolled_back) {
+        return ControlFlow::Break(remove_traces(turn, topology, plan));
+    }
     let announced = own_record(turn.seen, topology)
         .filter(|record| record.id == plan.id && record.is_restart() == plan.is_restart());
     let Some(record) = announced else {
@@ -192,11 +194,15 @@ pub(super) fn step<'a>(
         SwitchoverStage::HoldTransactions => drain(turn, topology, plan, record, &change),
         SwitchoverStage::HoldAll => ControlFlow::Break(hold(turn, topology, plan, record, &change)),
         SwitchoverStage::Stopped { .. } | SwitchoverStage::Resume => {
-            // This leader runs again: the change was rolled back before its traces were removed.
-            let turn = drop_request(turn, topology, plan.id).act(Action::ClearSwitchover);
-            ControlFlow::Break(turn.now(Reason::SwitchoverRolledBack))
+            ControlFlow::Break(remove_traces(turn, topology, plan))
         }
     }
+}
+
+/// This leader runs again: the change was rolled back before its traces were removed.
+fn remove_traces(turn: Turn<'_>, topology: &Topology, plan: &Plan<'_>) -> Decision {
+    let turn = drop_request(turn, topology, plan.id).act(Action::ClearSwitchover);
+    turn.now(Reason::SwitchoverRolledBack)
 }
 
 /// How far the change has come as this member remembers it; `None` where the agent that announced it is gone: since
@@ -260,7 +266,7 @@ fn before_announcing<'a>(
         chosen(seen, topology, plan),
         holds_too_shortly(topology, plan),
     ) {
-        (Err(why @ Detail::Lacks(..)), None) if may_catch_up(waited, plan) => {
+        (Err(why), None) if may_catch_up(&turn, &why, waited, plan) => {
             return match begun {
                 None => ControlFlow::Break(checkpoint_ahead(turn, plan, runs)),
                 Some(_) => {
@@ -303,10 +309,16 @@ fn before_announcing<'a>(
 }
 
 /// Whether it is too early to refuse a change for what its candidates lack. They show what they had in their last turn,
-/// and the request for the change has woken them.
-fn may_catch_up(waited: Option<Duration>, plan: &Plan<'_>) -> bool {
+/// and the request for the change has woken them; after a restart of their leader they connect to it anew.
+fn may_catch_up(
+    turn: &Turn<'_>,
+    lacking: &Detail,
+    waited: Option<Duration>,
+    plan: &Plan<'_>,
+) -> bool {
+    let may = matches!(lacking, Detail::Lacks(..)) || restarting::is_just_over(turn);
     match plan.goal {
-        Goal::Successor { .. } => waited.is_none_or(|waited| waited < CATCH_UP),
+        Goal::Successor { .. } => may && waited.is_none_or(|waited| waited < CATCH_UP),
         Goal::End | Goal::Restart => false,
     }
 }
@@ -335,6 +347,7 @@ fn checkpoint_ahead(turn: Turn<'_>, plan: &Plan<'_>, runs: bool) -> Decision {
         since: turn.seen.now,
         was_streaming: false,
         parts: ChangeParts::default(),
+        is_rolled_back: false,
     };
     let turn = turn.remember(|memory| memory.switchover = Some(change));
     match runs {
@@ -358,6 +371,7 @@ fn announce<'a>(
         since: turn.seen.now,
         was_streaming,
         parts,
+        is_rolled_back: false,
     };
     turn.remember(|memory| memory.switchover = Some(change))
         .act(Action::AnnounceSwitchover(Arc::new(record)))
@@ -532,62 +546,4 @@ fn streams_from_here(seen: &Observation, name: &MemberName) -> bool {
     };
     let mut senders = running.commits.senders.iter();
     senders.any(|sender| sender.is_streaming && sender.name == *name)
-}
-
-type Named<'a> = (&'a str, &'a RouterRecord);
-
-/// The registered routers that have not said of this very record that they hold, and that everything which ran before has
-/// ended. One whose lease is over holds nobody up: it is not registered any more.
-fn unacknowledged<'a>(
-    topology: &'a Topology,
-    record: &SwitchoverRecord,
-    stage: HoldStage,
-) -> Vec<Named<'a>> {
-    // A request that is carried out a second time has its number, and what was said of the first time is over.
-    let revision = topology.switchover_revision;
-    let is_of_it = |said: &Acknowledged| {
-        (said.switchover, said.epoch, said.revision) == (record.id, record.epoch, revision)
-    };
-    let has = |router: &RouterRecord| {
-        let said = router.acknowledged.filter(is_of_it);
-        said.is_some_and(|said| match (stage, said.stage) {
-            (HoldStage::Transactions, HoldStage::Transactions | HoldStage::All)
-            | (HoldStage::All, HoldStage::All) => true,
-            (HoldStage::All, HoldStage::Transactions) => false,
-        })
-    };
-    let routers = topology.routers.iter();
-    let routers = routers.filter(|(_, router)| !has(router));
-    routers.map(|(name, router)| (&**name, &**router)).collect()
-}
-
-fn awaited(missing: &[Named<'_>]) -> Detail {
-    match missing.is_empty() {
-        true => Detail::None,
-        false => Detail::Text(named(missing).into()),
-    }
-}
-
-fn not_in_time(missing: &[Named<'_>], limit: Duration) -> Detail {
-    let text = match missing.is_empty() {
-        true => format!("this member's agent was held up itself for longer than {limit:?}"),
-        false => format!("not drained within {limit:?}: {}", named(missing)),
-    };
-    Detail::Text(text.into())
-}
-
-fn named(routers: &[Named<'_>]) -> String {
-    let one = |(name, router): &Named<'_>| {
-        let open = router.writer_sessions;
-        format!("router {name} with {open} open writer sessions")
-    };
-    let mut names: Vec<String> = routers.iter().take(MOST_NAMED).map(one).collect();
-    if let Some(more) = routers
-        .len()
-        .checked_sub(MOST_NAMED)
-        .filter(|more| *more > 0)
-    {
-        names.push(format!("{more} more"));
-    }
-    names.join(", ")
 }

@@ -16,7 +16,7 @@ use super::observation::{
 use super::sync_standbys::keeping;
 use super::{
     PROMOTE_NEEDS, RETRY_PAUSE, Turn, bootstrap, candidate, failsafe, host_health, leading,
-    requests, slots, standby_cluster,
+    requests, restarting, slots, stalled_promotion, standby_cluster,
 };
 
 /// More than this to replay, and another member takes over sooner than a restart ends (`ha.md` 9).
@@ -211,7 +211,11 @@ fn promoting(turn: Turn<'_>, held: &Held) -> Decision {
             .act(Action::Stop(StopMode::Immediate))
             .now(Reason::PromotionFailed);
     }
-    turn.within(Reason::WaitingToPromote, RETRY_PAUSE)
+    let since = turn.seen.now.before(waited);
+    match stalled_promotion::break_off(turn, since) {
+        ControlFlow::Break(decision) => decision,
+        ControlFlow::Continue(turn) => turn.within(Reason::WaitingToPromote, RETRY_PAUSE),
+    }
 }
 
 /// The first number that no promotion known to anybody has taken.
@@ -350,9 +354,12 @@ fn when_stopped(turn: Turn<'_>, held: &Held, topology: &Topology, stopped: &Stop
         // It was to follow another cluster, and stands on its own now: who is whole leads.
         return give_up(turn, Reason::RemoteUnusable, None);
     }
-    if let Some(record) = requests::own_switchover(seen, topology) {
+    if let Some(record) = requests::own_switchover(seen, topology)
+        && !requests::is_over(&turn, record, stopped)
+    {
         return requests::when_stopped(turn, held, topology, record, stopped);
     }
+    let turn = restarting::end_if_anticipated(turn);
     let turn = match unfinished(turn, held, topology) {
         ControlFlow::Break(decision) => return decision,
         ControlFlow::Continue(turn) => turn,
@@ -389,14 +396,23 @@ fn when_stopped(turn: Turn<'_>, held: &Held, topology: &Topology, stopped: &Stop
     if turn.failure_of(JobKind::Start).is_some() {
         return crashed(turn, topology, stopped, true);
     }
-    let second = turn.decision.memory.crashed_at.is_some_and(|earlier| {
-        let crashed = stopped.crashed_at.unwrap_or(seen.now);
-        earlier != crashed && crashed.since(earlier) < CRASH_WINDOW
-    });
     let is_crash = stopped.crashed_at.is_some() || !stopped.is_clean;
     if !is_crash {
         return start_primary(turn, Reason::StartingPrimary);
     }
+    if prefers_failover(&turn, held, topology, stopped) {
+        return crashed(turn, topology, stopped, false);
+    }
+    restart(turn, stopped, Reason::RestartingAfterCrash)
+}
+
+/// Whether another member is to lead rather than this one after its crash, if one can.
+fn prefers_failover(turn: &Turn<'_>, held: &Held, topology: &Topology, stopped: &Stopped) -> bool {
+    let seen = turn.seen;
+    let second = turn.decision.memory.crashed_at.is_some_and(|earlier| {
+        let crashed = stopped.crashed_at.unwrap_or(seen.now);
+        earlier != crashed && crashed.since(earlier) < CRASH_WINDOW
+    });
     let redo = topology
         .status
         .optime
@@ -413,12 +429,7 @@ fn when_stopped(turn: Turn<'_>, held: &Held, topology: &Topology, stopped: &Stop
         }
     };
     // Without the DCS the key can be given to nobody.
-    let prefers_failover = (prefers_failover || seen.settings().primary_start_timeout.is_zero())
-        && !held.is_by_failsafe;
-    if prefers_failover {
-        return crashed(turn, topology, stopped, false);
-    }
-    restart(turn, stopped, Reason::RestartingAfterCrash)
+    (prefers_failover || seen.settings().primary_start_timeout.is_zero()) && !held.is_by_failsafe
 }
 
 pub(super) fn successor_after_crash(

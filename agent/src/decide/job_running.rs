@@ -1,11 +1,13 @@
 //! A long job is in progress: leave it, or end it when what it was for has changed.
 
+use std::ops::ControlFlow;
+
 use trunkline_shared::cluster::Topology;
 
-use super::Turn;
 use super::decision::{Action, Decision, Detail, Reason};
 use super::memory::Memory;
 use super::observation::{JobKind, LeaseView, Local, LocalRequest, Observation, RunningJob};
+use super::{Turn, stalled_promotion};
 
 pub(super) fn decide(seen: &Observation, memory: &Memory, job: &RunningJob) -> Decision {
     let turn = Turn::new(seen, memory).detail(Detail::Text(job.kind.name().into()));
@@ -39,6 +41,13 @@ pub(super) fn decide(seen: &Observation, memory: &Memory, job: &RunningJob) -> D
     if is_pointless {
         return turn.act(Action::CancelJob).now(Reason::JobCancelled);
     }
+    let turn = match job.kind == JobKind::Promote {
+        true => match stalled_promotion::break_off(turn, job.since) {
+            ControlFlow::Break(decision) => return decision,
+            ControlFlow::Continue(turn) => turn,
+        },
+        false => turn,
+    };
     turn.routine(Reason::JobInProgress)
 }
 

@@ -62,6 +62,8 @@ pub struct Memory {
     pub asked_for_room: Option<Moment>,
     /// A restart was asked for and is not over.
     pub is_restarting: bool,
+    /// The last restart that an operator asked of this member while it led.
+    pub last_restart: Option<RestartSpan>,
     /// The leadership for which `pre_promote` was run last.
     pub pre_promoted: Option<LeaderEpoch>,
     /// Where every member that was registered lately is asked, and when it was last seen registered: a
@@ -106,6 +108,15 @@ impl Memory {
     }
 }
 
+/// From when to when a restart went on: what fell due meanwhile waited for it, and is not late for that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RestartSpan {
+    /// When it was begun.
+    pub began: Moment,
+    /// When it was last seen in progress.
+    pub seen: Moment,
+}
+
 /// A planned change of leader, or a restart for which routers hold their clients, as this member has followed it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PlannedChange {
@@ -121,6 +132,8 @@ pub struct PlannedChange {
     pub was_streaming: bool,
     /// How long the parts took that are over.
     pub parts: ChangeParts,
+    /// This member goes on as leader, whatever of the change still stands in the DCS.
+    pub is_rolled_back: bool,
 }
 
 impl PlannedChange {

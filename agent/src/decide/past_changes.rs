@@ -27,6 +27,7 @@ pub(super) fn note_candidacy<'a>(turn: Turn<'a>, topology: &Topology) -> Turn<'a
                 since: now,
                 was_streaming: false,
                 parts: record.parts,
+                is_rolled_back: false,
             });
         }
     })

@@ -4,7 +4,8 @@
 //! The steps stand in `trunkline/switchover`, so that whoever looks knows how far it has come, and an agent that begins anew in
 //! the middle calls it off, or finishes what the candidate has confirmed:
 //! announced → everything held → stopped (with the last record's position) → the candidate confirms it in its own record →
-//! the key moves by one transaction. Before the move everything rolls back; after it nothing does. A candidate
+//! the key moves by one transaction. Before the move everything rolls back, and PostgreSQL starts first, which needs no
+//! answer of the DCS; after it nothing does. A candidate
 //! run by Patroni confirms nothing and takes no key that is moved to it: it is asked for its position, and the
 //! key is deleted beside the operator's request, which it takes up by its own rules.
 
@@ -13,17 +14,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use trunkline_shared::cluster::member::SwitchoverReady;
-use trunkline_shared::cluster::switchover::ChangeParts;
+use trunkline_shared::cluster::switchover::{ChangeParts, Drain};
 use trunkline_shared::cluster::topology::{FailoverRequest, SwitchoverRecord, SwitchoverStage};
-use trunkline_shared::cluster::{Lsn, Topology};
+use trunkline_shared::cluster::{Lsn, MemberName, Moment, Topology};
 
 use super::decision::{Action, Decision, Detail, Reason};
 use super::handing_over::{self, Plan};
-use super::observation::{Due, Held, LeaseView, Local, Observation, Stopped};
+use super::memory::{Memory, PlannedChange};
+use super::observation::{Due, Held, JobKind, LeaseView, Local, Observation, Stopped};
 use super::{PROMOTE_NEEDS, RETRY_PAUSE, Turn, candidate, holding_lease, restarting, slots};
 
-/// How long the stop and the candidate's confirmation may take together before this member goes on as leader. With
-/// its start, after that, clients wait for two seconds at the most.
+/// How long the stop, the write of the last position and the candidate's confirmation may take together before this
+/// member goes on as leader. With its start, after that, clients wait for two seconds at the most.
 const STOP_AND_CONFIRM: Duration = Duration::from_millis(1200);
 
 /// The same where the change is forced: a crash, or a member that cannot go on, would cost more than that.
@@ -36,6 +38,10 @@ const LEAST_CONFIRM: Duration = Duration::from_millis(400);
 /// Both of an agent that ends: no client is held for it to go on.
 const LAST_STOP_AND_CONFIRM: Duration = Duration::from_millis(1500);
 const LAST_LEAST_CONFIRM: Duration = Duration::from_millis(700);
+
+/// How long each action of a rollback may take. Where the DCS does not answer, the traces of the change stand for a
+/// while, and nothing else is worse for that.
+const ROLL_BACK_ACTION: Duration = Duration::from_secs(1);
 
 /// How soon a candidate that Patroni runs is asked again for its position.
 const ASK_AGAIN: Duration = Duration::from_millis(50);
@@ -62,13 +68,36 @@ pub(super) fn own_record<'a>(
         .filter(|record| record.from == seen.me.name && record.epoch == held.epoch)
 }
 
+/// Whether a planned change in which this member, `me`, takes part is between its first step and its end: an agent that
+/// begins anew in the middle calls it off.
+pub fn is_change_under_way(me: &MemberName, topology: &Topology, memory: &Memory) -> bool {
+    let takes_part = |record: &SwitchoverRecord| record.from == *me || record.to == *me;
+    // What a leader has left that is gone is nobody's to end.
+    let is_of_leader = |record: &SwitchoverRecord| {
+        let leader = topology.leader.as_ref();
+        leader.is_some_and(|leader| leader.epoch == record.epoch || leader.member == record.to)
+    };
+    let record = topology.switchover.as_deref();
+    let is_asked = |change: &PlannedChange| {
+        let request = topology.failover.as_ref();
+        request.is_some_and(|request| Plan::id_of(request) == change.id)
+    };
+    record.is_some_and(|record| takes_part(record) && is_of_leader(record))
+        || memory.switchover.as_ref().is_some_and(is_asked)
+}
+
 /// What an operator asked of the cluster, as the leader that is a running primary takes it up.
 pub(super) fn as_leader<'a>(
     turn: Turn<'a>,
     topology: &Topology,
 ) -> ControlFlow<Decision, Turn<'a>> {
     let me = &turn.seen.me.name;
-    let turn = restarting::forget_if_over(turn);
+    if let Some(id) = restarting::outlived_by_key(&turn, topology) {
+        // What routers said of it was said of a leadership that is over.
+        let plan = Plan::restart(id, Drain::default());
+        let decision = handing_over::begun_by_another_agent(turn, topology, &plan);
+        return ControlFlow::Break(decision);
+    }
     if restarting::is_announced(&turn, topology) {
         // Clients are held for it, and it ends soon.
         return ControlFlow::Continue(turn);
@@ -127,11 +156,13 @@ pub(super) fn as_leader<'a>(
     handing_over::step(turn, topology, &plan)
 }
 
-/// Whether the steps of a change were begun. The checkpoint ahead may outlast the time in which it has to begin.
+/// Whether the steps of a change were begun, or would have been but for a restart. Neither that nor the checkpoint ahead,
+/// which may outlast the time in which a change has to begin, makes it late.
 fn is_begun(turn: &Turn<'_>, topology: &Topology, request: &FailoverRequest) -> bool {
     let remembered = turn.decision.memory.switchover.as_ref();
     remembered.is_some_and(|change| change.id == Plan::id_of(request))
         || own_switchover(turn.seen, topology).is_some()
+        || restarting::has_held_up(turn)
 }
 
 /// Whether a change of leader that is asked for goes first: it has begun, or its time has come.
@@ -143,6 +174,11 @@ pub(super) fn goes_first(turn: &Turn<'_>, topology: &Topology) -> bool {
     own_switchover(turn.seen, topology).is_some() || topology.failover.as_ref().is_some_and(is_due)
 }
 
+/// How late what is scheduled may begin, as in Patroni.
+pub(super) fn lateness(seen: &Observation) -> Duration {
+    seen.settings().loop_wait * 3 / 2
+}
+
 /// A scheduled change waits for its time; one that nobody could begin in time is dropped, as Patroni does: what
 /// was meant for the quiet hour must not happen in the busy one.
 pub(super) fn waits_for(
@@ -151,7 +187,7 @@ pub(super) fn waits_for(
     is_begun: bool,
 ) -> Option<Result<Duration, String>> {
     let at = request.scheduled_at.as_ref().filter(|_| !is_begun)?;
-    let limit = seen.settings().loop_wait * 3 / 2;
+    let limit = lateness(seen);
     match seen.scheduled {
         Some(Due::In(left)) => Some(left).filter(|left| !left.is_zero()).map(Ok),
         Some(Due::Ago(late)) if late <= limit => None,
@@ -191,11 +227,15 @@ pub(super) fn when_stopped(
     let seen = turn.seen;
     if stopped.crashed_at.is_some() && !stopped.is_clean {
         // Nothing of the change is left to wait for: whatever a crash asks for comes next.
+        let turn = note_rolled_back(turn, record.id);
         let turn = drop_request(turn, topology, record.id).act(Action::ClearSwitchover);
-        return turn.now(Reason::SwitchoverRolledBack);
+        return turn
+            .act_within(ROLL_BACK_ACTION)
+            .now(Reason::SwitchoverRolledBack);
     }
     let turn = turn.detail(Detail::Member(record.to.clone()));
-    if !stopped.is_clean || !stopped.was_primary {
+    let is_rolled_back = change.as_ref().is_some_and(|change| change.is_rolled_back);
+    if !stopped.is_clean || !stopped.was_primary || is_rolled_back {
         return roll_back(turn, held, topology, record.id);
     }
     match record.stage {
@@ -203,24 +243,13 @@ pub(super) fn when_stopped(
             let Some(change) = change else {
                 return roll_back(turn, held, topology, record.id);
             };
-            let held = change.parts.hold_all.unwrap_or_default();
-            let stopped = SwitchoverRecord {
-                stage: SwitchoverStage::Stopped {
-                    shutdown_checkpoint: stopped.checkpoint,
-                },
-                parts: ChangeParts {
-                    stop: Some(seen.now.since(change.since).saturating_sub(held)),
-                    ..change.parts
-                },
-                ..SwitchoverRecord::clone(record)
-            };
-            turn.act(Action::AnnounceSwitchover(Arc::new(stopped)))
-                .now(Reason::SwitchoverStopped)
+            announce_stopped(turn, held, topology, (record, &change), stopped)
         }
         SwitchoverStage::Stopped {
             shutdown_checkpoint,
         } => {
-            let limit = confirm_limit(topology, record, seen.is_shutting_down);
+            let stop = record.parts.stop.unwrap_or_default();
+            let limit = confirm_limit(topology, record.id, stop, seen.is_shutting_down);
             // An agent that does not know for how long it has been waited waits no longer.
             let left = change.map_or(Duration::ZERO, |change| {
                 limit.saturating_sub(seen.now.since(change.since))
@@ -231,15 +260,52 @@ pub(super) fn when_stopped(
     }
 }
 
-/// An agent that ends does not wait for longer: it would not go on as leader.
-fn confirm_limit(
+/// The candidate confirms what it reads there. A store that does not take it gives no successor either, while every client
+/// waits. Should it be written after all, nothing comes of it: the key moves by this member's word alone.
+fn announce_stopped(
+    turn: Turn<'_>,
+    held: &Held,
     topology: &Topology,
-    record: &SwitchoverRecord,
-    is_shutting_down: bool,
-) -> Duration {
-    let stop = record.parts.stop.unwrap_or_default();
+    (record, change): (&SwitchoverRecord, &PlannedChange),
+    stopped: &Stopped,
+) -> Decision {
+    let seen = turn.seen;
+    let waited = seen.now.since(stopped_at(seen, stopped));
+    let held_all = change.parts.hold_all.unwrap_or_default();
+    let took = seen.now.since(change.since).saturating_sub(held_all);
+    let stop = took.saturating_sub(waited);
+    let limit = confirm_limit(topology, record.id, stop, seen.is_shutting_down);
+    let left = limit.saturating_sub(waited);
+    if left.is_zero() {
+        return roll_back(turn, held, topology, record.id);
+    }
+    let stopped = SwitchoverRecord {
+        stage: SwitchoverStage::Stopped {
+            shutdown_checkpoint: stopped.checkpoint,
+        },
+        parts: ChangeParts {
+            stop: Some(took),
+            ..change.parts
+        },
+        ..record.clone()
+    };
+    turn.act(Action::AnnounceSwitchover(Arc::new(stopped)))
+        .act_within(left)
+        .now(Reason::SwitchoverStopped)
+}
+
+/// When PostgreSQL had stopped, as far as it is known: by this member's hand, or by itself.
+fn stopped_at(seen: &Observation, stopped: &Stopped) -> Moment {
+    let finished = seen.job.finished.as_ref();
+    let by_job = finished.filter(|job| job.kind == JobKind::Stop);
+    let known = stopped.crashed_at.or(by_job.map(|job| job.at));
+    known.unwrap_or(seen.now)
+}
+
+/// An agent that ends does not wait for longer: it would not go on as leader.
+fn confirm_limit(topology: &Topology, id: u64, stop: Duration, is_shutting_down: bool) -> Duration {
     let request = topology.failover.as_ref().map(Plan::asked);
-    let is_forced = request.is_some_and(|plan| plan.id() == record.id && plan.is_forced());
+    let is_forced = request.is_some_and(|plan| plan.id() == id && plan.is_forced());
     let (both, least) = match (is_shutting_down, is_forced) {
         // It does not go on as leader: who takes over without what is awaited here loses it.
         (true, _) => (LAST_STOP_AND_CONFIRM, LAST_LEAST_CONFIRM),
@@ -310,6 +376,25 @@ fn leave_to_patroni(
         .within(Reason::SwitchoverWaitingForCandidate, ASK_AGAIN.min(left))
 }
 
+/// Whether the change is over for this member, though its record stands: it was rolled back, and PostgreSQL was started
+/// since, or has crashed. What it does now is no part of it.
+pub(super) fn is_over(turn: &Turn<'_>, record: &SwitchoverRecord, stopped: &Stopped) -> bool {
+    let known = turn.decision.memory.switchover.as_ref();
+    let finished = turn.seen.job.finished.as_ref();
+    let was_started = finished.is_some_and(|job| job.kind == JobKind::Start);
+    let has_crashed = stopped.crashed_at.is_some() && !stopped.is_clean;
+    known.is_some_and(|change| change.id == record.id && change.is_rolled_back)
+        && (was_started || has_crashed)
+}
+
+fn note_rolled_back(turn: Turn<'_>, id: u64) -> Turn<'_> {
+    turn.remember(|memory| {
+        if let Some(change) = memory.switchover.as_mut().filter(|change| change.id == id) {
+            change.is_rolled_back = true;
+        }
+    })
+}
+
 /// Goes on as leader. Only while no hand-over can still be executed, and with enough of the lease left.
 fn roll_back(turn: Turn<'_>, held: &Held, topology: &Topology, id: u64) -> Decision {
     let seen = turn.seen;
@@ -333,13 +418,17 @@ fn roll_back(turn: Turn<'_>, held: &Held, topology: &Topology, id: u64) -> Decis
             .act(Action::ReleaseLeader { position })
             .now(Reason::ReleasingForShutdown);
     }
+    let turn = note_rolled_back(turn, id);
     if seen.now.until(held.deadline) <= PROMOTE_NEEDS || !seen.fence.is_live {
         return turn.within(Reason::WaitingToPromote, RETRY_PAUSE);
     }
-    slots::count_anew(drop_request(turn, topology, id))
-        .act(Action::ClearSwitchover)
+    // The start comes first: it needs no answer of the DCS, and clients wait for it.
+    let turn = slots::count_anew(turn)
         .act(Action::ArmFence)
-        .act(Action::Start(holding_lease::start_as(seen)))
+        .act(Action::Start(holding_lease::start_as(seen)));
+    drop_request(turn, topology, id)
+        .act(Action::ClearSwitchover)
+        .act_within(ROLL_BACK_ACTION)
         .routine(Reason::SwitchoverRolledBack)
 }
 
@@ -351,5 +440,44 @@ pub(super) fn drop_request<'a>(turn: Turn<'a>, topology: &Topology, id: u64) -> 
             revision: request.revision,
         }),
         None => turn,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_change_under_way;
+    use crate::decide::script::Scene;
+
+    fn is_under_way(lines: &[&str]) -> bool {
+        let mut scene = Scene::default();
+        for line in lines {
+            scene.take_text(line).unwrap();
+        }
+        let topology = scene.seen.topology().unwrap();
+        is_change_under_way(&scene.seen.me.name, topology, &scene.memory)
+    }
+
+    #[test]
+    fn a_change_is_under_way_from_its_first_step_to_its_end_for_both_who_take_part() {
+        let asked = "failover leader=a candidate=b revision=20";
+        // The checkpoint ahead, and everything that is announced.
+        assert!(is_under_way(&["leader a", asked, "planned 20"]));
+        assert!(is_under_way(&["leader a", "switchover from=a to=b"]));
+        assert!(is_under_way(&["leader a", "switchover from=a to=a"]));
+        let to_me = "switchover from=b to=a epoch=30 stage=stopped@0/1";
+        assert!(is_under_way(&["leader b revision=30", to_me]));
+        assert!(is_under_way(&["leader a revision=40", to_me]));
+        // What waits for its time, is another's, or was left by a leader that is gone.
+        assert!(!is_under_way(&["leader a", asked]));
+        assert!(!is_under_way(&[
+            "leader a",
+            asked,
+            "planned 7 stage=hold_all"
+        ]));
+        assert!(!is_under_way(&["leader a", "planned 20 stage=hold_all"]));
+        assert!(!is_under_way(&["leader b", "switchover from=b to=c"]));
+        let left = "switchover from=a to=c epoch=10";
+        assert!(!is_under_way(&["leader b revision=30", left]));
+        assert!(!is_under_way(&["leader none", left]));
     }
 }

@@ -19,6 +19,11 @@ pub(super) fn note(seen: &Observation, mut decision: Decision) -> Decision {
     if decision.actions.iter().any(stops) {
         decision.stop_limit = limit(seen);
     }
+    if decision.memory.is_restarting
+        && let Some(restart) = &mut decision.memory.last_restart
+    {
+        restart.seen = seen.now;
+    }
     let is_stopping = decision.reason == Reason::RestartRequested
         || seen.job.running.as_ref().is_some_and(|j| j.kind.is_stop());
     let is_up = matches!(seen.local, Local::Running(_));

@@ -130,7 +130,8 @@ fn timespec(duration: Duration) -> Timespec {
     }
 }
 
-fn has_ended(pidfd: &OwnedFd) -> bool {
+/// Whether the process has ended, without waiting for it.
+pub(super) fn has_ended(pidfd: &OwnedFd) -> bool {
     let mut fds = [PollFd::new(pidfd, PollFlags::IN)];
     poll(&mut fds, Some(&timespec(Duration::ZERO))).is_ok_and(|ready| ready > 0)
 }

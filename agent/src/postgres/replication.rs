@@ -9,10 +9,13 @@ use rustix::process::Signal;
 use trunkline_shared::cluster::{Lsn, Timeline};
 use trunkline_shared::service::clock;
 
+use super::kill::has_ended;
 use super::scan::ProcessId;
 use super::sql::{Target, quote_literal};
 use super::timelines::{self, TimelineStep};
-use super::{Postgres, PostgresError, ServerRole, ServerStatus, Upstream, UpstreamChange, files};
+use super::{
+    Postgres, PostgresError, Receivers, ServerRole, ServerStatus, Upstream, UpstreamChange, files,
+};
 
 /// In the run directory: the postmaster to which promotion was signalled.
 const PROMOTING_FILE: &str = "promoting";
@@ -219,28 +222,53 @@ impl Postgres {
         self.query(&sql, STATEMENT_LIMIT).await.map(drop)
     }
 
-    /// The walsenders whose receiver is among `names`, and the others, opened while SQL can still name them.
-    pub(crate) async fn walsenders(&self, names: &[String]) -> (Vec<OwnedFd>, Vec<OwnedFd>) {
+    /// The walsenders, opened while SQL can still name their receivers.
+    pub(crate) async fn walsenders(&self, wanted: &Receivers) -> Walsenders {
         let sql = "SELECT pid::text || ' ' || application_name FROM pg_catalog.pg_stat_replication";
         let rows = self.query(sql, STATEMENT_LIMIT).await.unwrap_or_default();
-        let (mut kept, mut others) = (Vec::new(), Vec::new());
+        let mut senders = Walsenders::default();
         for row in &rows {
             let (pid, name) = row.split_once(' ').unwrap_or((row, ""));
             let opened = pid.parse().ok().and_then(ProcessId::of);
             let Some(pidfd) = opened.and_then(|id| id.open()) else {
                 continue;
             };
-            match names.iter().any(|wanted| wanted == name) {
-                true => kept.push(pidfd),
-                false => others.push(pidfd),
+            if wanted.successor.as_deref() == Some(name) {
+                senders.successor.push(pidfd);
+            } else if wanted.others.iter().any(|other| other == name) {
+                senders.others.push(pidfd);
+            } else {
+                senders.cut.push(pidfd);
             }
         }
-        (kept, others)
+        senders
     }
 
     /// The status, without the memory of [`Postgres::probe`].
     pub async fn status_now(&self) -> Result<ServerStatus, PostgresError> {
         self.status(STATEMENT_LIMIT).await
+    }
+}
+
+/// The processes that send WAL, by what they are to a stop.
+#[derive(Debug, Default)]
+pub(crate) struct Walsenders {
+    /// To the one that is to lead next.
+    pub(crate) successor: Vec<OwnedFd>,
+    /// To the others that are waited for.
+    pub(crate) others: Vec<OwnedFd>,
+    /// To nobody that is waited for.
+    pub(crate) cut: Vec<OwnedFd>,
+}
+
+impl Walsenders {
+    pub(crate) fn is_anybody_awaited(&self) -> bool {
+        !self.successor.is_empty() || !self.others.is_empty()
+    }
+
+    /// Whether the next leader has confirmed everything: its walsender ends then. False where none is connected.
+    pub(crate) fn has_successor_everything(&self) -> bool {
+        !self.successor.is_empty() && self.successor.iter().all(has_ended)
     }
 }
 

@@ -33,8 +33,8 @@ const NOTHING: &str = "-";
 /// Longest answer to `--version`, and to the question about the configuration.
 const CHECK_LIMIT: Duration = Duration::from_secs(10);
 
-/// How long the loop may take to come to a point where nothing is half done: a job, a callback or a request of an
-/// operator is not cut off.
+/// How long the loop may take to come to a point where nothing is half done: a job, a callback, a request of an
+/// operator or a planned change is not cut off.
 const PAUSE_LIMIT: Duration = Duration::from_secs(60);
 
 /// What `--version` begins with.
@@ -121,8 +121,8 @@ impl Successor {
         tokio::time::sleep(PAUSE_LIMIT).await;
         if self.wanted.send_replace(false) {
             tracing::error!(
-                "the program on disk does not take over: a job, a callback or a request is in progress for \
-                 {PAUSE_LIMIT:?}; send SIGUSR2 again when \"trunkline list\" shows the member at rest"
+                "the program on disk does not take over: a job, a callback, a request or a planned change is in progress \
+                 for {PAUSE_LIMIT:?}; send SIGUSR2 again when \"trunkline list\" shows the member at rest"
             );
         }
     }

@@ -7,12 +7,16 @@ use trunkline_shared::cluster::Moment;
 use trunkline_shared::service::clock;
 
 use super::settings::SettingsKeeper;
+use crate::act::ActError;
 use crate::api::{LocalOutcome, LocalRequest};
 use crate::decide::observation::{self, JobKind, Local, Observation};
 use crate::decide::{Decision, Reason};
 
 /// How long a request waits for a situation that fits it.
 const TAKE_LIMIT: Duration = Duration::from_secs(30);
+
+/// How long what was taken up may take: nothing else is asked of this member meanwhile, and the API answers no later.
+const DONE_LIMIT: Duration = Duration::from_secs(3600);
 
 /// The answer to `force` while another job runs.
 const CANNOT_FORCE: &str = "another long job runs on this member, and this version does not cut it off for \
@@ -74,8 +78,13 @@ impl Requests {
         Some(pending.kind.clone())
     }
 
-    /// Answers what this turn took up, refused, or finished.
-    pub(super) fn answer(&mut self, seen: &Observation, decision: &Decision) {
+    /// Answers what this turn took up, refused, or finished. `failed` is what kept its actions from being done.
+    pub(super) fn answer(
+        &mut self,
+        seen: &Observation,
+        decision: &Decision,
+        failed: Option<&ActError>,
+    ) {
         let Some(pending) = &mut self.pending else {
             return;
         };
@@ -97,6 +106,14 @@ impl Requests {
                     decision.detail
                 )))
             }
+            Some(at) if at == seen.now && failed.is_some() => {
+                let why = failed.map(ToString::to_string).unwrap_or_default();
+                Some(LocalOutcome::Failed(format!("it was not begun: {why}")))
+            }
+            Some(at) if seen.now.since(at) >= DONE_LIMIT => Some(LocalOutcome::Failed(format!(
+                "it is not over after {DONE_LIMIT:?}: {}",
+                decision.reason.sentence()
+            ))),
             Some(_) if !is_restart => Some(LocalOutcome::Done("reinitialize started".to_owned())),
             Some(at) => restarted(seen, at),
             None if pending.is_forced && works_on_the_data(seen) => {

@@ -182,6 +182,48 @@ async fn what_is_scheduled_is_checked_shown_carried_out_and_taken_back() {
     assert!(matches!(asked, Ok(Some(LocalRequest::Restart { .. }))));
 }
 
+#[tokio::test]
+async fn a_scheduled_restart_that_is_carried_out_is_neither_deleted_nor_shown_nor_replaced() {
+    let mut fixture = Fixture::new().await;
+    fixture.publish(as_primary);
+    let soon = clock::WallTime(clock::wall_clock().0 + 300_000).rfc3339();
+    let answer = fixture
+        .send("POST", "/restart", json!({"schedule": soon}))
+        .await;
+    assert_eq!(answer.status, 202, "{}", answer.text);
+    let asked = tokio::time::timeout(PATIENCE, fixture.requests.recv()).await;
+    let Ok(Some(LocalRequest::Restart { answer: begun, .. })) = asked else {
+        panic!("{asked:?} is no restart");
+    };
+    let answer = fixture.send("DELETE", "/restart", Value::Null).await;
+    assert_eq!(answer.status, 404, "{}", answer.text);
+    assert!(answer.text.contains("being carried out"), "{}", answer.text);
+    let shown: Value = serde_json::from_str(&fixture.get("/patroni").await.text).unwrap();
+    assert_eq!(shown.get("scheduled_restart"), None);
+    let later = json!({"schedule": "2099-01-01T00:00:00+00:00"});
+    let answer = fixture.send("POST", "/restart", later.clone()).await;
+    assert_eq!(answer.status, 409, "{}", answer.text);
+    assert!(answer.text.contains("being carried out"), "{}", answer.text);
+
+    // Once it is over there is room for the next.
+    let _ = begun.send(LocalOutcome::Done("restarted successfully".to_owned()));
+    let schedule = async || {
+        loop {
+            let answer = fixture.send("POST", "/restart", later.clone()).await;
+            if answer.status != 409 {
+                return answer.status;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    assert_eq!(
+        tokio::time::timeout(PATIENCE, schedule()).await.ok(),
+        Some(202)
+    );
+    let answer = fixture.send("DELETE", "/restart", Value::Null).await;
+    assert_eq!(answer.text, "scheduled restart deleted");
+}
+
 /// Patroni overwrites what stands under `failover`; so do we, as long as nobody carries it out.
 #[tokio::test]
 async fn a_standing_request_is_replaced_and_taken_back_until_it_has_begun() {

@@ -133,7 +133,7 @@ pub(super) fn stage_text(stage: SwitchoverStage) -> String {
     }
 }
 
-/// `planned ID`, with `restart`, `stage=STAGE`, `ago=SECONDS`, `streamed` and the parts that are over.
+/// `planned ID`, with `restart`, `stage=STAGE`, `ago=SECONDS`, `streamed`, `rolled_back` and the parts that are over.
 pub(super) fn planned(words: &Words<'_, '_>, now: Moment) -> Result<PlannedChange, ScriptError> {
     let id = words.first().unwrap_or_default();
     Ok(PlannedChange {
@@ -146,6 +146,7 @@ pub(super) fn planned(words: &Words<'_, '_>, now: Moment) -> Result<PlannedChang
         since: now - words.seconds("ago")?.unwrap_or_default(),
         was_streaming: words.has("streamed"),
         parts: parts(words)?,
+        is_rolled_back: words.has("rolled_back"),
     })
 }
 
@@ -178,6 +179,7 @@ pub(super) fn print_memory(out: &mut String, memory: &Memory, now: Moment) {
         option(out, "stage", change.stage.map(stage_text));
         option(out, "ago", Some(seconds(now.since(change.since))));
         flag(out, change.was_streaming, "streamed");
+        flag(out, change.is_rolled_back, "rolled_back");
         print_parts(out, &change.parts);
         out.push('\n');
     }

@@ -8,7 +8,7 @@ use trunkline_shared::cluster::{LeaderEpoch, Lsn, MemberName, Moment, SystemId, 
 use super::words::Words;
 use super::{ScriptError, slots, synchronous};
 use crate::decide::callbacks::{CallbackRole, Told};
-use crate::decide::memory::Memory;
+use crate::decide::memory::{Memory, RestartSpan};
 use crate::decide::observation::{
     FinishedJob, JobKind, JobView, Local, PeerAnswer, PeerView, Peers, Running, RunningJob,
     RunningRole, SourceTrouble, Stopped,
@@ -34,6 +34,9 @@ pub(super) fn memory(words: &Words<'_, '_>, now: Moment) -> Result<Memory, Scrip
         asked_for_room: at("asked_for_room")?,
         kill_hangs_since: at("kill_hangs")?,
         is_restarting: words.has("restarting"),
+        last_restart: at("restart_began")?
+            .zip(at("restart_seen")?)
+            .map(|(began, seen)| RestartSpan { began, seen }),
         alone_since: at("alone")?,
         contradicted_since: at("contradicted")?,
         ..Memory::default()

@@ -23,6 +23,9 @@ impl fmt::Display for Decision {
         if let Some(limit) = self.stop_limit {
             write!(f, "\n  stop limited to {limit:?}")?;
         }
+        if let Some(limit) = self.act_limit {
+            write!(f, "\n  each limited to {limit:?}")?;
+        }
         if self.is_request_taken {
             write!(f, "\n  request taken")?;
         }

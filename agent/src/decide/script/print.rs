@@ -484,6 +484,10 @@ fn print_standby(out: &mut String, memory: &Memory) {
 fn print_moments(out: &mut String, memory: &Memory, now: Moment) {
     let ago = |at: Moment| seconds(now.since(at));
     option(out, "crashed", memory.crashed_at.map(ago));
+    if let Some(span) = memory.last_restart {
+        option(out, "restart_began", Some(ago(span.began)));
+        option(out, "restart_seen", Some(ago(span.seen)));
+    }
     option(out, "copied", memory.slots_copied_at.map(ago));
     option(
         out,
