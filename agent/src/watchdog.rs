@@ -2,10 +2,11 @@
 //! pings it. It guards against what the fence cannot: a machine on which the fence does not run either.
 //!
 //! The fence keeps it ([`Watchdog`]): opened when it is armed, and closed with the magic `V` once there is nothing to
-//! guard. At every moment it counts no longer than until the end of the lease: once its time does not fit before
-//! that any more it is told a shorter one, down to a second, and then pinged no more. That it is pinged in time
-//! would not be enough: a fence that is killed closes its device, and the kernel pings it in doing so, so it
-//! counts its whole time once more ([`device`]). What a fence left counting the next one takes over. The agent says
+//! guard. At every moment twice its time fits before the end of the lease: once it does not any more it is told a
+//! shorter one, down to a second, and at last it is pinged no more. That it is pinged in time would not be enough: a
+//! fence that is killed closes its device, and the kernel pings it in doing so, so it counts its whole time once more
+//! ([`device`]), and one that is stopped may be killed as late as that time has nearly passed. What a fence left counting the
+//! next one takes over. The agent says
 //! in `run_dir` which device it is and how long it may count ([`Teller`]), and reads there what the fence made of it.
 //!
 //! A named pipe may stand in the place of the device, for tests: it gets the same bytes, and nothing is reset.
@@ -21,7 +22,6 @@ use trunkline_shared::cluster::Moment;
 use trunkline_shared::service::clock;
 
 use crate::config::{WatchdogConfig, WatchdogMode};
-use crate::fence::HEARTBEAT;
 
 mod device;
 
@@ -57,7 +57,8 @@ pub struct Order {
 
 impl Order {
     /// Patroni's arithmetic: the timeout is the ttl less the margin, and half of the ttl where no margin is
-    /// wanted or none is left. At least one second, and short enough that one late renewal resets nothing.
+    /// wanted or none is left. At least one second, and so short that twice of it fits into a lease of which one
+    /// renewal is late. The fence pings every [`crate::fence::HEARTBEAT`], so that a short time costs nothing.
     pub fn new(config: &WatchdogConfig, ttl: Duration) -> Self {
         let half = ttl / 2;
         let left = config
@@ -66,7 +67,7 @@ impl Order {
         let wanted = left.filter(|left| *left >= Duration::from_secs(1));
         let slack = (ttl / 6).max(Duration::from_secs(1));
         let seconds = |time: Duration| u32::try_from(time.as_secs()).unwrap_or(u32::MAX).max(1);
-        let most = seconds(ttl.saturating_sub(slack));
+        let most = seconds(ttl.saturating_sub(slack) / 2);
         Self {
             device: config.device.clone(),
             seconds: seconds(wanted.unwrap_or(half)).min(most),
@@ -355,15 +356,17 @@ impl Watchdog {
     }
 }
 
-/// How many seconds a device may count that is pinged or told its time at `now`, no more than `most`: then the
-/// machine is reset before anybody else may lead, and also if the fence is killed before its next heartbeat,
-/// whose last deed is a ping. `None`: not even the shortest fits, for the deadline has passed.
+/// How many seconds a device may count that is pinged or told its time at `now`, no more than `most`: half of what is
+/// left. Then the machine is reset before anybody else may lead, and also if the fence is stopped right after that and
+/// killed right before the reset, since its last deed is a ping. No device counts less than a second: one that is stopped in the
+/// last second before the deadline and killed after it may leave the machine that much longer. `None`: not even the
+/// shortest fits, for the deadline has passed.
 pub fn may_count(deadline: Moment, now: Moment, most: u32) -> Option<u32> {
     let left = now.until(deadline + PAST_DEADLINE);
     if left < SHORTEST {
         return None;
     }
-    let seconds = left.saturating_sub(HEARTBEAT).max(SHORTEST).as_secs();
+    let seconds = (left / 2).max(SHORTEST).as_secs();
     Some(u32::try_from(seconds).unwrap_or(u32::MAX).min(most))
 }
 
@@ -485,6 +488,7 @@ mod tests {
     use std::os::unix::fs::OpenOptionsExt;
 
     use super::*;
+    use crate::fence::HEARTBEAT;
     use crate::lease::state::LeaseState;
 
     fn order(margin: Option<u64>, ttl: u64) -> Order {
@@ -497,15 +501,16 @@ mod tests {
     }
 
     #[test]
-    fn the_timeout_is_patronis_and_always_leaves_renewals_their_time() {
+    fn the_timeout_is_patronis_where_it_fits_twice_into_a_lease_of_which_one_renewal_is_late() {
         for (margin, ttl, seconds) in [
-            (Some(5), 30, 25),
-            (Some(5), 20, 15),
-            (None, 30, 15),
+            (Some(22), 30, 8),
+            (Some(5), 30, 12),
+            (Some(5), 20, 8),
+            (None, 30, 12),
             (Some(5), 5, 2),
             (Some(5), 2, 1),
-            (Some(0), 30, 25),
-            (Some(40), 30, 15),
+            (Some(0), 30, 12),
+            (Some(40), 30, 12),
         ] {
             assert_eq!(order(margin, ttl).seconds, seconds, "{margin:?} of {ttl}");
         }
@@ -568,12 +573,12 @@ mod tests {
         let run_dir = folder.path();
         let device = run_dir.join("device");
         let deadline = Moment(20_000_000_000);
-        let counts = State::Open(15, device);
+        let counts = State::Open(8, device);
         // The kernel closes the device of a fence that is killed, and nobody stops it.
         let _ = Watchdog::new(run_dir).keep(deadline, Moment(0));
         assert_eq!(
             (got(), State::read(run_dir)),
-            ("t15 1".into(), counts.clone())
+            ("t8 1".into(), counts.clone())
         );
 
         let mut next = Watchdog::new(run_dir);
@@ -587,8 +592,8 @@ mod tests {
         let _ = next.keep(deadline, Moment(1));
         let mut third = Watchdog::new(run_dir);
         let _ = third.keep(deadline, Moment(6_000_000_000));
-        let counts = State::Open(14, counts.device());
-        assert_eq!((got(), State::read(run_dir)), ("t15 1t14 1".into(), counts));
+        let counts = State::Open(7, counts.device());
+        assert_eq!((got(), State::read(run_dir)), ("t8 1t7 1".into(), counts));
         let _ = third.close();
         assert_eq!(got(), "V");
     }
@@ -609,7 +614,7 @@ mod tests {
         for (at, sent) in [
             (20_000_000_001, ""),
             (20_000_000_000, "t1 1"),
-            (17_000_000_000, "t3 1"),
+            (17_000_000_000, "t2 1"),
         ] {
             let mut watchdog = Watchdog::new(folder.path());
             let _ = watchdog.keep(deadline, Moment(at));
@@ -627,27 +632,27 @@ mod tests {
         let (folder, mut got) = armed_for(30);
         let mut watchdog = Watchdog::new(folder.path());
         let (until, second) = (|at: u64| Moment((at + 30) * 1_000_000_000), 1_000_000_000);
-        // 21 s fit, 25 would come out as 43: the 21 are kept, and pinged.
-        let _ = watchdog.keep(until(0), Moment(9 * second));
-        assert_eq!(got(), "t21 1");
-        let _ = watchdog.keep(until(9), Moment(10 * second));
-        assert_eq!(got(), "t25 t21 ");
-        let _ = watchdog.keep(until(9), Moment(11 * second));
+        // 10 s fit, 12 would come out as 21: the 10 are kept, and pinged.
+        let _ = watchdog.keep(until(0), Moment(11 * second));
+        assert_eq!(got(), "t10 1");
+        let _ = watchdog.keep(until(9), Moment(12 * second));
+        assert_eq!(got(), "t12 t10 ");
+        let _ = watchdog.keep(until(9), Moment(13 * second));
         assert_eq!(got(), "1");
         let _ = watchdog.close();
         assert_eq!(got(), "V");
         // What does not fit into the rest of this lease fits after the next renewal.
-        let _ = watchdog.keep(until(0), Moment(19 * second));
-        assert_eq!(got(), "t11 V");
+        let _ = watchdog.keep(until(0), Moment(18 * second));
+        assert_eq!(got(), "t6 V");
         assert_eq!(State::read(folder.path()), State::Closed);
-        let _ = watchdog.keep(until(15), Moment(24 * second));
-        assert_eq!(got(), "t21 1");
+        let _ = watchdog.keep(until(15), Moment(26 * second));
+        assert_eq!(got(), "t10 1");
         let _ = watchdog.close();
         got();
         // None of its times fits into a lease.
         device::STEPS.set(&[43]);
         let _ = watchdog.keep(until(30), Moment(31 * second));
-        assert_eq!(got(), "t25 V");
+        assert_eq!(got(), "t12 V");
         assert!(matches!(State::read(folder.path()), State::Failed(_)));
         device::STEPS.set(&[]);
     }
@@ -720,6 +725,43 @@ mod tests {
             counting.pinged(killed_at);
             let late = counting.resets_at.unwrap().since(Moment(0) + lease_ends);
             assert_eq!(late, Duration::ZERO, "killed at {killed_at:?}");
+        }
+    }
+
+    /// A lease of 30 s with its deadline, and the device of a fence that keeps it from its beginning until `stopped_at`.
+    fn kept_until(stopped_at: Moment, lease_ends: Duration) -> (Counting, Moment) {
+        let deadline = LeaseState::default()
+            .reserving(RESERVE)
+            .deadline(Moment(0), lease_ends);
+        let (folder, mut got) = armed_for(30);
+        let mut counting = Counting::default();
+        let mut watchdog = Watchdog::new(folder.path());
+        let mut now = Moment(0);
+        while now <= stopped_at {
+            let _ = watchdog.keep(deadline, now);
+            counting.gets(&got(), now);
+            now = now + HEARTBEAT;
+        }
+        (counting, deadline)
+    }
+
+    #[test]
+    fn a_fence_that_is_stopped_and_killed_right_before_the_reset_leaves_no_machine_beyond_its_lease()
+     {
+        let lease_ends = Duration::from_millis(30_000);
+        for stopped_at in (0..288).step_by(3) {
+            let stopped_at = Moment(0) + Duration::from_millis(100) * stopped_at;
+            let (mut counting, deadline) = kept_until(stopped_at, lease_ends);
+            counting.pinged(counting.resets_at.unwrap());
+            let late = counting.resets_at.unwrap().since(Moment(0) + lease_ends);
+            // No device counts less than a second.
+            let is_at_last = stopped_at > deadline.before(SHORTEST);
+            let allowed = if is_at_last {
+                PAST_DEADLINE
+            } else {
+                Duration::ZERO
+            };
+            assert!(late <= allowed, "stopped at {stopped_at:?}: {late:?} late");
         }
     }
 }

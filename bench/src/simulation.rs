@@ -39,7 +39,9 @@ mod standby;
 mod store;
 mod story;
 mod synchronous;
+mod together;
 mod transactions;
+mod word;
 mod world;
 
 use std::ops::Range;

@@ -3,6 +3,7 @@
 pub mod exchange;
 pub mod frame;
 pub mod messages;
+pub mod notices;
 pub mod records;
 pub mod settings;
 pub mod splice;

@@ -9,6 +9,8 @@
 
 #[path = "../../agent/tests/support/as_postgres.rs"]
 mod as_postgres;
+#[path = "postgres/cancelled_waits.rs"]
+mod cancelled_waits;
 #[path = "postgres/clusters.rs"]
 mod clusters;
 #[path = "postgres/console.rs"]

@@ -7,10 +7,10 @@ use std::sync::Arc;
 use trunkline_shared::cluster::Topology;
 use trunkline_shared::cluster::topology::Initialize;
 
-use super::Turn;
 use super::decision::{Action, Decision, Detail, Reason, StopMode};
 use super::memory::Memory;
 use super::observation::{JobKind, Local, Observation, Running};
+use super::{Turn, no_data};
 
 /// A running primary whose cluster is being made, or adopted, gets its roles and its identity first.
 pub(super) fn identity<'a>(
@@ -26,7 +26,9 @@ pub(super) fn identity<'a>(
         }
         Initialize::Running => {}
     }
-    if let Some(why) = turn.failure_of(JobKind::FinishBootstrap) {
+    let failure = turn.failure_of(JobKind::FinishBootstrap);
+    let is_own = turn.seen.is_bootstrap_unfinished;
+    if let Some(why) = failure.or_else(|| beside(turn.seen).filter(|_| is_own)) {
         return ControlFlow::Break(fail(turn, why));
     }
     let finished = turn.seen.job.finished.as_ref();
@@ -53,11 +55,21 @@ pub(super) fn when_stopped<'a>(turn: Turn<'a>, failed: bool) -> ControlFlow<Deci
     }
     let earlier = turn.decision.memory.bootstrap_failed.clone();
     let why = earlier.or_else(|| turn.failure_of(JobKind::Start).filter(|_| failed));
+    let why = why.or_else(|| beside(turn.seen));
     let Some(why) = why else {
         return ControlFlow::Continue(turn);
     };
     let turn = turn.remember(|memory| memory.bootstrap_failed = Some(why.clone()));
     ControlFlow::Break(set_aside(turn.detail(Detail::Text(why))))
+}
+
+/// Why the cluster that is being made must not begin: a member has registered that has data of another one, which the DCS
+/// may have lost.
+fn beside(seen: &Observation) -> Option<Arc<str>> {
+    let topology = seen.topology()?;
+    let member = no_data::who_has_data(seen, topology)?;
+    let is_unmade = topology.initialize == Initialize::Running;
+    is_unmade.then(|| format!("{member} has data of a cluster").into())
 }
 
 /// Whether the data here is of a bootstrap that this member no longer has the claim for: the agent died in

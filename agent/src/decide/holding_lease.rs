@@ -330,12 +330,17 @@ fn starting(turn: Turn<'_>, since: Moment) -> Decision {
     let is_by_failsafe = matches!(&seen.lease, LeaseView::Held(held) if held.is_by_failsafe);
     let never_fails_over =
         is_kept || is_by_failsafe || seen.me.crash_policy == CrashPolicy::Restart;
-    if limit.is_zero() || waited < limit || never_fails_over {
-        return turn.routine(Reason::WaitingForPrimaryStart);
-    }
     let Some(topology) = seen.topology() else {
         return turn.routine(Reason::DcsUnknown);
     };
+    // Nobody takes over before the cluster has an identity: replicas without one never run.
+    let is_unmade = match topology.initialize {
+        Initialize::Absent | Initialize::Running => true,
+        Initialize::Done(_) => false,
+    };
+    if limit.is_zero() || waited < limit || never_fails_over || is_unmade {
+        return turn.routine(Reason::WaitingForPrimaryStart);
+    }
     if candidate::answers(seen).is_none() {
         return turn.ask_peers();
     }

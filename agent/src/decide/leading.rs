@@ -81,9 +81,10 @@ pub(super) fn decide(
     duties(turn, &leading)
 }
 
-/// Without the DCS: after a restart clients are let in all the same, by what the standbys say.
+/// Without the DCS: after a restart clients are let in all the same, by what the standbys say. Who is registered is not
+/// known, so nobody's slot is forgotten by that time.
 fn go_on(turn: Turn<'_>, running: &Running, position: Lsn, reason: Reason) -> Decision {
-    let turn = keeping::let_clients_in(turn, running, position);
+    let turn = keeping::let_clients_in(slots::count_anew(turn), running, position);
     let reason = turn.why.unwrap_or(reason);
     match turn.soon {
         Some(within) => turn.within(reason, within),

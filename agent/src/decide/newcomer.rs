@@ -8,6 +8,9 @@
 //! is done here. Without such names a primary that the agent finds running is the cluster's, since nobody starts one
 //! after a blackout but an agent that was elected or an operator; it is adopted, as Patroni does it, and replicas wait
 //! for it. A stopped primary may have been dead for long: only an operator knows.
+//!
+//! Whoever has no data and sees a DCS without a cluster asks also later, as soon as somebody registers who has data: he may
+//! have met the DCS before it lost the cluster.
 
 use std::time::Duration;
 
@@ -19,7 +22,7 @@ use super::memory::Memory;
 use super::observation::{LeaseView, Local, Observation, PeerAnswer, Peers};
 use super::situation::Situation;
 use super::store::{self, PeerStore, Word};
-use super::{Turn, asking};
+use super::{Turn, asking, no_data};
 
 /// How soon the others are asked again while one has seen more than this member.
 const ASK_AGAIN: Duration = Duration::from_millis(100);
@@ -30,7 +33,8 @@ const CONTRADICTED_FOR: Duration = Duration::from_secs(1);
 
 /// `None` where the DCS needs no proof any more, or nothing is done by it anyway.
 pub(super) fn decide(seen: &Observation, memory: &Memory) -> Option<Decision> {
-    if !seen.store.is_unproved || seen.store.doubt.is_some() || !seen.is_dcs_fresh() {
+    let asks = seen.store.is_unproved || no_data::is_beside_data(seen);
+    if !asks || seen.store.doubt.is_some() || !seen.is_dcs_fresh() {
         return None;
     }
     match Situation::of(seen, memory) {
@@ -44,7 +48,7 @@ pub(super) fn decide(seen: &Observation, memory: &Memory) -> Option<Decision> {
         | Situation::NoData
         | Situation::Unregistered
         | Situation::Following
-        | Situation::NoLeader => Some(ask(Turn::new(seen, memory), seen.topology()?)),
+        | Situation::NoLeader => ask(Turn::new(seen, memory), seen.topology()?),
     }
 }
 
@@ -56,7 +60,8 @@ fn by_lease(turn: Turn<'_>) -> Option<Decision> {
     }
 }
 
-fn ask(turn: Turn<'_>, topology: &Topology) -> Decision {
+/// `None` where the DCS was proved before, and nobody speaks against it.
+fn ask(turn: Turn<'_>, topology: &Topology) -> Option<Decision> {
     let seen = turn.seen;
     let generation = seen.store.generation;
     // A generation says that somebody has accepted it so.
@@ -65,13 +70,18 @@ fn ask(turn: Turn<'_>, topology: &Topology) -> Decision {
     if is_kept && !is_accepted && !is_moving(seen) {
         // Whoever made a cluster of it could cost another member what was committed since.
         let name = seen.me.name.clone();
-        return doubt(turn, name, generation, Reason::KeptDataWithoutCluster);
+        return Some(doubt(
+            turn,
+            name,
+            generation,
+            Reason::KeptDataWithoutCluster,
+        ));
     }
     let is_alone = asking::whom(topology, &turn.decision.memory, &seen.me.name).is_empty();
     if seen.peers == Peers::NotAsked && !is_alone {
-        return turn.ask_peers();
+        return Some(turn.ask_peers());
     }
-    match store::loudest(seen) {
+    Some(match store::loudest(seen) {
         (Word::Contradicts, Some((name, other))) => contradicted(turn, name, other),
         (Word::IsAhead, Some((name, _))) => turn
             .detail(Detail::Member(name))
@@ -86,8 +96,11 @@ fn ask(turn: Turn<'_>, topology: &Topology) -> Decision {
             let name = seen.me.name.clone();
             doubt(turn, name, generation, Reason::DataIsNewer)
         }
+        (Word::Agrees | Word::IsAhead | Word::Contradicts, _) if !seen.store.is_unproved => {
+            return None;
+        }
         (Word::Agrees | Word::IsAhead | Word::Contradicts, _) => trust(turn),
-    }
+    })
 }
 
 fn trust(turn: Turn<'_>) -> Decision {

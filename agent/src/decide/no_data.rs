@@ -7,7 +7,7 @@ use trunkline_shared::cluster::{Member, MemberName, MemberState, Topology};
 
 use super::decision::{Action, Decision, Detail, Reason, Upstream};
 use super::memory::Memory;
-use super::observation::{JobKind, LeaseView, Observation, WatchdogView};
+use super::observation::{JobKind, LeaseView, Local, Observation, WatchdogView};
 use super::sync_standbys::keeping;
 use super::{Turn, following, standby_cluster, upstream};
 
@@ -55,9 +55,23 @@ pub(super) fn decide(seen: &Observation, memory: &Memory) -> Decision {
     }
 }
 
+/// Whether this member would make a cluster if another one, which is registered, had no data: that one may know that the
+/// DCS lost the cluster.
+pub(super) fn is_beside_data(seen: &Observation) -> bool {
+    let is_empty = seen.local == Local::Empty && seen.lease == LeaseView::NotHeld;
+    let topology = seen.topology().filter(|_| is_empty);
+    topology.is_some_and(|topology| {
+        let is_unmade = topology.initialize == Initialize::Absent && topology.leader.is_none();
+        is_unmade && who_has_data(seen, topology).is_some()
+    })
+}
+
 /// A registered member that has data: the cluster exists, and the DCS has lost it, or it is about to be
 /// adopted. Whoever made another one beside it would cost it its leader (`ha.md` 8).
-fn who_has_data<'a>(seen: &Observation, topology: &'a Topology) -> Option<&'a MemberName> {
+pub(super) fn who_has_data<'a>(
+    seen: &Observation,
+    topology: &'a Topology,
+) -> Option<&'a MemberName> {
     let others = topology.members.values();
     others
         .filter(|member| member.name != seen.me.name)
@@ -79,6 +93,15 @@ fn as_leader(turn: Turn<'_>, topology: &Topology) -> Decision {
             .remember(|memory| memory.stands_back_until = Some(back))
             .act(release)
             .now(Reason::LeaderWithoutData);
+    }
+    if let Some(member) = who_has_data(seen, topology) {
+        // It has come since the claim was made.
+        let member = Detail::Member(member.clone());
+        return turn
+            .remember(|memory| memory.stands_back_until = Some(back))
+            .detail(member)
+            .act(release)
+            .now(Reason::DataElsewhere);
     }
     // What failed before this claim was made, long ago then, is tried again.
     let lately = |kind| turn.failure_of(kind).filter(|_| turn.failed_lately(kind));

@@ -114,8 +114,8 @@ fn note_needed(seen: &Observation, running: &Running, wanted: &Names, memory: &m
     needed.retain(|name, _| wanted.contains(name) || exists(name));
 }
 
-/// Nobody tends slots while nobody leads, nor in a pause: before a primary begins, and while it is paused, each of its
-/// slots counts as needed until now, those of members that are gone among them.
+/// Nobody tends slots while nobody leads, in a pause, or without the DCS: before a primary begins, and for as long as that
+/// lasts, each of its slots counts as needed until now, those of members that are gone among them.
 pub(super) fn count_anew(turn: Turn<'_>) -> Turn<'_> {
     turn.remember(|memory| memory.slot_needed.clear())
 }

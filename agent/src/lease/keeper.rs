@@ -32,6 +32,7 @@ mod length;
 mod orders;
 mod record;
 mod recreate;
+mod word;
 
 /// The pause after a renewal or a write of the member record that failed.
 const RETRY: Duration = Duration::from_millis(200);
@@ -140,6 +141,7 @@ struct Keeper {
     renew_now: Notify,
     record_now: Notify,
     round_now: Notify,
+    word_now: Notify,
     /// Held by whoever may replace the session lease.
     alone: Mutex<()>,
     inner: RefCell<Inner>,
@@ -191,6 +193,7 @@ impl Keeper {
             renew_now: Notify::new(),
             record_now: Notify::new(),
             round_now: Notify::new(),
+            word_now: Notify::new(),
             alone: Mutex::new(()),
             inner: RefCell::new(Inner {
                 state: LeaseState::of_successor(config.settled).reserving(config.reserve),
@@ -216,6 +219,7 @@ impl Keeper {
         self.publish();
         let mut tasks = JoinSet::new();
         tasks.spawn_local(self.clone().consent_loop());
+        tasks.spawn_local(self.clone().word_loop(wanted.clone()));
         if let Some(lease) = self.saved.load() {
             self.take_up(lease).await;
         }
@@ -252,6 +256,9 @@ impl Keeper {
             let outcome = self.renew().await;
             if outcome.is_err() {
                 self.store_is_silent();
+                if self.dcs.is_doubted() {
+                    self.word_now.notify_one();
+                }
             }
             let pause = match &outcome {
                 Ok(()) => {

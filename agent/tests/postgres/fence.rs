@@ -187,8 +187,9 @@ fn make_pipe(path: &Path) {
 }
 
 async fn fires_in_silence(fence: &Fenced, door: &Postgres, pipe: &mut File) {
-    // It counts 4 s, so with 3 s left it is told to count less, and at last a second, which the lease's reserve is for.
-    let deadline = clock::now() + Duration::from_secs(3);
+    // It counts 4 s, so with 4 s left it is told to count half of that, and at last a second, which the lease's reserve
+    // is for.
+    let deadline = clock::now() + Duration::from_secs(4);
     fence.0.arm(deadline).unwrap();
     let armed = clock::now();
     wait_for("the fence to read it", String::new, async || {
@@ -235,7 +236,7 @@ fn the_watchdog_is_pinged_only_in_time_stopped_when_harmless_and_kept_over_a_kil
             let run_dir = servers.config(1).run_dir;
             let mut teller = Teller::new(config.clone(), &run_dir);
             // The reader of the pipe is the device: without it nothing can be opened.
-            let ttl = Duration::from_secs(6);
+            let ttl = Duration::from_secs(10);
             teller.tell(ttl, ttl).unwrap();
             fence.0.arm(clock::now() + PATIENCE).unwrap();
             assert!(teller.wait_open(PATIENCE).await.is_err());

@@ -162,6 +162,7 @@ impl World {
             let Some(txn) = self.recreation(node, *generation) else {
                 return Went::Failed;
             };
+            self.node_mut(node).agent.lease.is_moving = true;
             self.send(node, Ask::Recreate(txn), Purpose::Action { turn });
             return Went::Waits;
         }

@@ -458,10 +458,13 @@ impl World {
         let times = (self.clock(node), self.plan.loop_wait);
         let this = self.node(node);
         let agent = &this.agent;
+        let record = announcement(seen, decision, &this.api_url, &self.version);
+        if agent.is_store_shut {
+            return self.leave_word(node, record);
+        }
         if agent.lease.id == 0 {
             return;
         }
-        let record = announcement(seen, decision, &this.api_url, &self.version);
         let on_lease = agent.record_lease == agent.lease.id;
         let before = agent.record.as_ref().filter(|_| on_lease);
         let Some(due) = WrittenRecord::next(before, &record, times, seen.topology()) else {

@@ -178,10 +178,7 @@ pub const BANK: [Known; 27] = [
         22,
         "Patroni #1412",
         "a commit whose wait for standbys was cancelled is acknowledged",
-        Planted::Nowhere(
-            "it need not be planted: the router sends a cancel on and tells the client what PostgreSQL answers, which is \
-             success with a warning",
-        ),
+        bug(Bug::CancelledWaitRelayed),
     ),
     known(
         23,

@@ -93,13 +93,15 @@ pub enum Break {
     ListForgotten,
     /// A leader that is to change waits for no router.
     RoutersUnheard,
+    /// Members leave no word in a store that has lost the cluster.
+    NoWordLeft,
     /// A historical bug that none of these breaks by itself.
     Historical(Bug),
 }
 
 impl Break {
     /// Every one, with its word.
-    pub const ALL: [(Break, &'static str); 52] = [
+    pub const ALL: [(Break, &'static str); 54] = [
         (Break::PingedToTheEnd, "pinged-to-the-end"),
         (Break::NoFence, "no-fence"),
         (Break::DeadlineFromAnswer, "deadline-from-answer"),
@@ -137,6 +139,7 @@ impl Break {
         (Break::StoreForgotten, "store-forgotten-in-a-blackout"),
         (Break::ListForgotten, "failsafe-list-forgotten"),
         (Break::RoutersUnheard, "routers-unheard"),
+        (Break::NoWordLeft, "no-word-left"),
         (
             Break::Historical(Bug::StaleReadTrusted),
             "stale-read-trusted",
@@ -182,6 +185,10 @@ impl Break {
             Break::Historical(Bug::PromotingWritten),
             "promoting-written",
         ),
+        (
+            Break::Historical(Bug::CancelledWaitRelayed),
+            "cancelled-wait-relayed",
+        ),
     ];
 
     /// The word of the command line.
@@ -210,11 +217,7 @@ impl Break {
                 });
             }
             Break::ClaimIgnored => forget_claims(seen),
-            Break::PauseIgnored => {
-                change_settings(seen, |settings| {
-                    settings.is_paused = false;
-                });
-            }
+            Break::PauseIgnored => change_settings(seen, |settings| settings.is_paused = false),
             Break::StandbyUnread => unread(seen),
             Break::LogicalSlotsUnread => {
                 if let DcsView::Known { topology, .. } = &mut seen.dcs {
@@ -266,6 +269,7 @@ impl Break {
             | Break::LostMemoryBelieved
             | Break::StoreForgotten
             | Break::ListForgotten
+            | Break::NoWordLeft
             | Break::FenceLeftDead => {}
         }
     }
@@ -288,17 +292,7 @@ impl Break {
                     decision.actions.clear();
                 }
             }
-            Break::ReleaseAlive => {
-                let is_stop = |a: &Action| {
-                    let Action::Stop(mode) = a else { return false };
-                    *mode != StopMode::Immediate
-                };
-                if let Some(at) = decision.actions.iter().position(is_stop) {
-                    decision
-                        .actions
-                        .insert(at + 1, Action::ReleaseLeader { position: None });
-                }
-            }
+            Break::ReleaseAlive => release_alive(decision),
             Break::ClaimIgnored => {
                 if decision.reason == Reason::AskingPeers && decision.actions.is_empty() {
                     decision.actions.push(Action::AcquireLeader);
@@ -340,8 +334,23 @@ impl Break {
             | Break::StoreForgotten
             | Break::ListForgotten
             | Break::RoutersUnheard
+            | Break::NoWordLeft
             | Break::LagLimitIgnored => {}
         }
+    }
+}
+
+/// The key goes with the order to stop.
+fn release_alive(decision: &mut Decision) {
+    let is_stop = |action: &Action| {
+        let Action::Stop(mode) = action else {
+            return false;
+        };
+        *mode != StopMode::Immediate
+    };
+    if let Some(at) = decision.actions.iter().position(is_stop) {
+        let release = Action::ReleaseLeader { position: None };
+        decision.actions.insert(at + 1, release);
     }
 }
 
@@ -419,6 +428,7 @@ pub fn noticed_by(rule: Break) -> &'static [Invariant] {
         }
         Break::ConsumersUnheld => &[Invariant::ConsumersWaitForStandbys],
         Break::RoutersUnheard => &[Invariant::APlannedStopCutsNobody],
+        Break::NoWordLeft => &[Invariant::AtMostOneWritablePrimary],
         Break::Historical(bug) => bug.noticed_by(),
     }
 }

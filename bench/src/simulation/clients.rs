@@ -1,5 +1,6 @@
 //! Clients that write through the routers and remember what was acknowledged.
 
+use super::breaks::Bug;
 use super::event::{Event, MS, NodeId, SECOND, Time};
 use super::fake_postgres::Phase;
 use super::invariants::Invariant;
@@ -10,7 +11,7 @@ use super::world::World;
 /// A write under way.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct WriteSent {
-    router: u8,
+    pub(super) router: u8,
     pub(super) lane: Lane,
     /// Which life of the instance its connection is to.
     pub(super) run: u32,
@@ -20,6 +21,8 @@ pub(super) struct WriteSent {
     sent: Time,
     /// Acknowledged past the deadline of a node on which nothing ran that could end it.
     is_unguarded: bool,
+    /// Its wait for standbys was cancelled: PostgreSQL says so, and that it is committed.
+    pub(super) is_unconfirmed: bool,
     /// A transaction that lasts.
     pub(super) is_transaction: bool,
     pub(super) is_answered: bool,
@@ -61,6 +64,7 @@ impl World {
             end: 0,
             sent: self.now,
             is_unguarded: false,
+            is_unconfirmed: false,
             is_transaction,
             is_answered: false,
         });
@@ -149,6 +153,10 @@ impl World {
         }
         // Only a watchdog could have kept it from that: such a node is no part of any promise.
         if sent.is_unguarded && self.is_synchronous() {
+            return true;
+        }
+        // The router tells the client that the outcome is not known.
+        if sent.is_unconfirmed && !self.has_bug(Bug::CancelledWaitRelayed) {
             return true;
         }
         let now = self.now;

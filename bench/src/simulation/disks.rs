@@ -11,6 +11,8 @@ use super::world::World;
 
 /// How long a leader whose disk is ill may go on, beside three ttl: a kill that is given up, a race, a promotion.
 pub(super) const LEFT_WITHIN: Time = 14 * SECOND;
+/// How long what another fault has left behind may matter, beside three ttl.
+const SETTLES: Time = 5 * SECOND;
 
 impl World {
     pub(super) fn host_is_ill(&mut self, fault: Fault, until: Time) -> bool {
@@ -61,7 +63,12 @@ impl World {
     pub(super) fn disk_is_well(&mut self, fault: Fault) {
         self.wake(fault.node);
         let limit = self.plan.ttl.as_nanos() as Time * 3 + LEFT_WITHIN;
-        let others = self.plan.faults.len() > 1;
+        let settles = SETTLES + 3 * self.plan.ttl.as_nanos() as Time;
+        // What was over long before, or comes only now, does not matter.
+        let others = self.plan.faults.iter().any(|other| {
+            let is_it = other.at == fault.at && other.kind == fault.kind;
+            !is_it && other.at <= self.now && other.at + other.lasts + settles > fault.at
+        });
         // Where the cluster is still being made, nobody could take over for most of that time.
         let is_new = self.plan.origin != Origin::Running;
         if fault.lasts < limit || others || is_new || self.is_calm {

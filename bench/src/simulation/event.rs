@@ -61,6 +61,8 @@ pub(super) enum Event {
         run: u32,
         end: u64,
     },
+    /// A client has waited for standbys for long enough.
+    WaitCancelled { node: NodeId, run: u32, write: u32 },
     /// A changed setting is taken up.
     Reload { node: NodeId, run: u32 },
     /// The backends that outlived their postmaster end by themselves.

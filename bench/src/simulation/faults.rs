@@ -99,6 +99,7 @@ impl World {
             FaultKind::DcsSlow => longer(&mut self.weather.slow_until),
             FaultKind::DcsLosesAnswers => longer(&mut self.weather.loses_until),
             FaultKind::DcsAnswersTwice => longer(&mut self.weather.twice_until),
+            FaultKind::WaitsCancelled => longer(&mut self.weather.impatient_until),
             FaultKind::WatchStalls => self.stall_watch(fault, until),
             FaultKind::ListAnswerLost => self.weather.listing = Some(Listing::Awaited(fault.other)),
             FaultKind::ReplayStalls => return self.stall_replay(fault.other, until),
@@ -186,6 +187,7 @@ impl World {
             | FaultKind::WatchStalls
             | FaultKind::ReplicationStalls
             | FaultKind::ReplayStalls
+            | FaultKind::WaitsCancelled
             | FaultKind::CloneFails
             | FaultKind::RewindFails
             | FaultKind::StartFails
@@ -245,6 +247,9 @@ impl World {
 
     pub(super) fn power_on(&mut self, node: NodeId) {
         let at = self.now as i64;
+        if !self.node(node).is_powered && self.is_to_start_last(node) {
+            return self.put_in(SECOND, Event::PowerReturns { node });
+        }
         let this = self.node_mut(node);
         if this.is_powered {
             return;
@@ -324,9 +329,6 @@ impl World {
     }
 
     fn change_links(&mut self, fault: Fault, cut: bool) {
-        if fault.kind == FaultKind::OneLeftWithDcs {
-            return self.leave_one_with_the_dcs(fault.other, cut);
-        }
         let here = Place::Node(fault.node);
         let there = Place::Node(fault.other);
         let router = Place::Router(fault.other % self.plan.routers);
@@ -351,9 +353,9 @@ impl World {
                 self.net.change(Place::Dcs, here, cut);
                 self.net.change(there, here, cut);
             }
-            // Done above, and no faults of the network.
-            FaultKind::OneLeftWithDcs
-            | FaultKind::PostmasterKilled
+            FaultKind::OneLeftWithDcs => self.leave_one_with_the_dcs(fault.other, cut),
+            // No faults of the network.
+            FaultKind::PostmasterKilled
             | FaultKind::PostmasterHangs
             | FaultKind::StopIsSlow
             | FaultKind::DataUnreadable
@@ -377,6 +379,7 @@ impl World {
             | FaultKind::WatchStalls
             | FaultKind::ReplicationStalls
             | FaultKind::ReplayStalls
+            | FaultKind::WaitsCancelled
             | FaultKind::CloneFails
             | FaultKind::RewindFails
             | FaultKind::StartFails
@@ -453,6 +456,7 @@ impl World {
             | FaultKind::WatchStalls
             | FaultKind::ReplicationStalls
             | FaultKind::ReplayStalls
+            | FaultKind::WaitsCancelled
             | FaultKind::CloneFails
             | FaultKind::RewindFails
             | FaultKind::StartFails

@@ -8,6 +8,7 @@ use trunkline_agent::decide::decision::{StartAs, Upstream};
 use trunkline_agent::decide::observation::Observation;
 use trunkline_agent::decide::{Action, Decision, PROMOTE_NEEDS};
 use trunkline_agent::lease::state::margin;
+use trunkline_shared::cluster::topology::Initialize;
 use trunkline_shared::cluster::{LeaderEpoch, MemberName, MemberRole, MemberState, Topology};
 
 use super::event::{MS, NodeId, SECOND, Time};
@@ -265,6 +266,12 @@ impl World {
         let Some(held) = self.node(node).agent.lease.state.held() else {
             return;
         };
+        // Who claims in a store that has lost its revisions to make a cluster leads none before its identity is
+        // recorded, and gives the claim up once somebody says that there is one.
+        let is_made = self.store.head.initialize != Initialize::Running;
+        if !self.store.is_vouched && !is_made {
+            return;
+        }
         let owner = self
             .ledger
             .owners
@@ -343,9 +350,6 @@ impl World {
                 Invariant::DecisionsKeepTheirRules,
                 format!("{}: {rule:?} by {}", self.node(node).name, decision.reason),
             );
-        }
-        if !seen.is_dcs_fresh() {
-            self.ledger.authority.blind_at[usize::from(node)] = self.now;
         }
         self.check_pause(node, decision);
         self.check_deposed(node, decision);

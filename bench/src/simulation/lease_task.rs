@@ -88,7 +88,7 @@ impl World {
             }
             (_, Ask::Grant) => self.node_mut(node).agent.lease.is_granting = false,
             (_, Ask::KeepAlive(_)) => self.renewal_failed(node),
-            (_, Ask::ReadLeader | Ask::Commit(_) | Ask::Recreate(_)) => {}
+            (_, Ask::ReadLeader | Ask::Commit(_) | Ask::Recreate(_) | Ask::Word(_)) => {}
         }
     }
 
@@ -182,6 +182,12 @@ impl World {
         turn: Option<u32>,
     ) {
         let (sent, term) = keep_alive;
+        if self.has_moved(node, at) {
+            if let Some(turn) = turn {
+                self.action_ends(node, turn, false);
+            }
+            return;
+        }
         let counts = self.node(node).agent.lease.changes == changes;
         if let (Reply::Leader(found), true) = (self.requests[at].reply, counts) {
             let lease = self.node(node).agent.lease.id;
@@ -204,6 +210,22 @@ impl World {
             let is_held = self.node(node).agent.lease.state.held().is_some();
             self.action_ends(node, turn, is_held);
         }
+    }
+
+    /// The key stands on the lease on which the keys were made anew, and nobody had said so: that one is renewed now.
+    fn has_moved(&mut self, node: NodeId, at: usize) -> bool {
+        let lease = &self.node(node).agent.lease;
+        let Reply::Leader(Some((true, key))) = self.requests[at].reply else {
+            return false;
+        };
+        if !lease.is_moving || key.lease == lease.id {
+            return false;
+        }
+        let lease = &mut self.node_mut(node).agent.lease;
+        (lease.id, lease.is_moving) = (key.lease, false);
+        self.node_mut(node).run_dir.lease = key.lease;
+        self.ask_for_lease(node);
+        true
     }
 
     pub(super) fn renewed(

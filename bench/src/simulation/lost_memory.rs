@@ -269,7 +269,7 @@ impl World {
         let is_checked = match request.ask {
             Ask::Commit(_) | Ask::ReadLeader => true,
             Ask::Grant | Ask::KeepAlive(_) => false,
-            Ask::Recreate(_) => return true,
+            Ask::Recreate(_) | Ask::Word(_) => return true,
         };
         if matches!(request.reply, Reply::None) || self.believes_anything() {
             return true;
@@ -435,6 +435,7 @@ impl World {
         };
         let this = self.node_mut(node);
         this.agent.is_store_shut = false;
+        this.agent.lease.is_moving = false;
         this.agent.lease.id = lease;
         this.agent.lease.sent = sent;
         this.agent.lease.term = term;

@@ -40,6 +40,8 @@ pub(super) struct LeaseTask {
     pub(super) lapses_until: Moment,
     /// The highest epoch held so far.
     pub(super) highest: LeaderEpoch,
+    /// The keys were ordered to be made anew, the leader's on another lease, and whether that was done is not known.
+    pub(super) is_moving: bool,
     /// Of which store the lease is.
     pub(super) of_store: u32,
 }
@@ -98,6 +100,8 @@ pub(super) struct Agent {
     pub(super) seen_running: bool,
     pub(super) record: Option<WrittenRecord>,
     pub(super) record_lease: i64,
+    /// When it last left word in a store that it does not believe.
+    pub(super) word_at: Time,
     /// How many records were sent; the answer to the last counts.
     pub(super) records: u32,
     /// Turns in the current ten seconds.
@@ -153,6 +157,7 @@ impl Agent {
             seen_running: false,
             record: None,
             record_lease: 0,
+            word_at: 0,
             records: 0,
             turns: 0,
             turns_since: 0,

@@ -79,9 +79,34 @@ fault_kinds! {
     WalRemoved "wal_removed"
     OperatorSchedules "operator_schedules"
     ReplayStalls "replay_stalls"
+    WaitsCancelled "waits_cancelled"
 }
 
 impl FaultKind {
+    /// Whether every member goes on as it did, and hears the others: what strikes is the DCS, or the way to it, or whom
+    /// nobody asks whether a leader may go on.
+    pub(super) fn leaves_members_alone(self) -> bool {
+        matches!(
+            self,
+            FaultKind::DcsOutage
+                | FaultKind::DcsLeaderChange
+                | FaultKind::DcsDeposedLeader
+                | FaultKind::DcsSlow
+                | FaultKind::DcsLosesAnswers
+                | FaultKind::DcsAnswersTwice
+                | FaultKind::NodeCutFromDcs
+                | FaultKind::WatchStalls
+                | FaultKind::RouterCutFromDcs
+                | FaultKind::RouterCutFromNode
+                | FaultKind::ReplicationStalls
+                | FaultKind::ReplayStalls
+                | FaultKind::WaitsCancelled
+                | FaultKind::CloneFails
+                | FaultKind::RewindFails
+                | FaultKind::InitdbFails
+        )
+    }
+
     /// Whether it is not among those of which a seed takes some.
     fn is_drawn_apart(self) -> bool {
         matches!(
@@ -96,6 +121,7 @@ impl FaultKind {
                 | FaultKind::WalRemoved
                 | FaultKind::OperatorSchedules
                 | FaultKind::ReplayStalls
+                | FaultKind::WaitsCancelled
         )
     }
 }
@@ -228,6 +254,7 @@ impl Plan {
         };
         plan.draw_faults(rng);
         plan.draw_synchronous(&mut rng.clone());
+        plan.draw_together(rng);
         plan
     }
 

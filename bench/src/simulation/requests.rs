@@ -24,6 +24,8 @@ pub(super) struct Weather {
     pub(super) loses_until: Time,
     /// Answers come twice, the second late.
     pub(super) twice_until: Time,
+    /// Clients do not wait for standbys any longer.
+    pub(super) impatient_until: Time,
     /// What strikes once a leader lists this node.
     pub(super) listing: Option<Listing>,
 }
@@ -37,6 +39,8 @@ pub(super) enum Ask {
     Commit(Txn),
     /// A new lease, and the leader key on it beside these writes, in a store that is not believed.
     Recreate(Txn),
+    /// The member's record, in a store that is not believed.
+    Word(Arc<Member>),
 }
 
 /// What for.
@@ -58,6 +62,8 @@ pub(super) enum Purpose {
     Action { turn: u32 },
     /// The member's record.
     Record { number: u32 },
+    /// The same in a store that is not believed.
+    Word,
 }
 
 /// The answer.
@@ -99,11 +105,13 @@ impl World {
     pub(super) fn send(&mut self, node: NodeId, ask: Ask, purpose: Purpose) {
         let limit = match purpose {
             Purpose::Lease | Purpose::Check { .. } => self.plan.ttl.as_nanos() as Time / 4,
-            Purpose::Confirm { .. } | Purpose::Action { .. } | Purpose::Record { .. } => {
-                self.plan.retry_timeout.as_nanos() as Time
-            }
+            Purpose::Confirm { .. }
+            | Purpose::Action { .. }
+            | Purpose::Record { .. }
+            | Purpose::Word => self.plan.retry_timeout.as_nanos() as Time,
         };
-        let is_shut = self.node(node).agent.is_store_shut && !matches!(ask, Ask::Recreate(_));
+        let is_shut =
+            self.node(node).agent.is_store_shut && !matches!(ask, Ask::Recreate(_) | Ask::Word(_));
         let limit = match is_shut {
             true => MS,
             false => self.bounded(node, &purpose, limit),
@@ -252,6 +260,10 @@ impl World {
                 self.dcs_changed(Some(node), before);
                 Reply::Recreated(revision, lease)
             }
+            Ask::Word(ref record) => {
+                let record = record.clone();
+                self.word_arrives(node, record)
+            }
         }
     }
 
@@ -317,6 +329,7 @@ impl World {
             Purpose::Confirm { turn } => self.confirm_answered(node, at, turn),
             Purpose::Action { turn } => self.action_answered(node, at, turn),
             Purpose::Record { number } => self.record_answered(node, at, number),
+            Purpose::Word => {}
         }
     }
 

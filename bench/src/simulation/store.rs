@@ -74,6 +74,8 @@ pub(super) struct Store {
     pub(super) cluster_id: u64,
     /// How often it was replaced by another one: connections to the one before are over.
     pub(super) incarnation: u32,
+    /// Somebody who knows has written since then that it is the cluster's.
+    pub(super) is_vouched: bool,
     /// Copies for the day it is lost.
     copies: Vec<Copied>,
 }
@@ -105,6 +107,7 @@ impl Store {
             earlier: Vec::new(),
             cluster_id: 1,
             incarnation: 0,
+            is_vouched: true,
             copies: Vec::new(),
         }
     }
@@ -153,6 +156,7 @@ impl Store {
     fn begin_anew(&mut self) {
         self.term = 2;
         self.incarnation += 1;
+        self.is_vouched = false;
         self.deposed_until = 0;
         self.lost_config = None;
         self.earlier.clear();
@@ -242,6 +246,7 @@ impl Store {
     fn write(&mut self, write: &Write, revision: i64) {
         let change = match write {
             Write::Put(key, fact, lease) => {
+                self.is_vouched |= *key == FactKey::Generation;
                 let entry = Entry {
                     revision,
                     lease: *lease,

@@ -21,6 +21,8 @@ pub(super) mod broken;
 
 /// A sender that hears nothing for so long ends (`wal_sender_timeout` of the members).
 const SENDER_TIMEOUT: Time = 5 * SECOND;
+/// How long clients wait for standbys where they lose patience.
+const PATIENCE: Time = 400 * MS;
 /// The longest until a changed setting is taken up.
 const RELOAD_TAKES: Time = 30 * MS;
 /// The longest that the checkpointer syncs files, and takes nothing up.
@@ -129,6 +131,38 @@ impl World {
         let waiting = &mut self.node_mut(node).postgres.waiting;
         waiting.commits.push((write, end));
         self.release_commits(node);
+        if self.now < self.weather.impatient_until {
+            let run = self.node(node).postgres.run;
+            self.put_in(PATIENCE, Event::WaitCancelled { node, run, write });
+        }
+    }
+
+    /// Its client cancels a commit that still waits: it is answered at once, and nobody has it but this server.
+    pub(super) fn on_wait_cancelled(
+        &mut self,
+        event: Event,
+        node: NodeId,
+        run: u32,
+        write: u32,
+    ) -> bool {
+        let this = self.node(node);
+        if this.postgres.run != run {
+            return false;
+        }
+        if self.put_off(this.frozen_until.max(this.postgres.hung_until), event) {
+            return true;
+        }
+        let router = Place::Router(self.writes[write as usize].router);
+        let commits = &self.node(node).postgres.waiting.commits;
+        let waits = commits.iter().any(|(waiting, _)| *waiting == write);
+        if !waits || !self.net.reaches(router, Place::Node(node)) {
+            return false;
+        }
+        let commits = &mut self.node_mut(node).postgres.waiting.commits;
+        commits.retain(|(waiting, _)| *waiting != write);
+        self.writes[write as usize].is_unconfirmed = true;
+        self.answer_write(node, write);
+        true
     }
 
     fn release_commits(&mut self, node: NodeId) {

@@ -299,6 +299,9 @@ impl World {
             Event::Ship { node, run } => self.on_ship(event, node, run),
             Event::Flushed { node, up, end, .. } => self.on_flushed(event, node, up, end),
             Event::Reload { node, run } => self.on_reload(event, node, run),
+            Event::WaitCancelled { node, run, write } => {
+                self.on_wait_cancelled(event, node, run, write)
+            }
             Event::OrphansEnd { node, run } => self.on_orphans_end(event, node, run),
             Event::SeesExit { node, boot } => self.on_sees_exit(event, node, boot),
             Event::Killed { node, run } => self.on_killed(event, node, run),

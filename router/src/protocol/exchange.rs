@@ -188,6 +188,8 @@ pub struct Exchange {
     swallowed: usize,
     /// A COPY has failed, and nobody knows whether before or behind a Sync: the server is not used by others any more.
     is_doubtful: bool,
+    /// The client was told that the outcome of the request that is answered now is unknown.
+    is_disowned: bool,
 }
 
 impl Default for Exchange {
@@ -208,6 +210,7 @@ impl Default for Exchange {
             is_copying: false,
             swallowed: 0,
             is_doubtful: false,
+            is_disowned: false,
         }
     }
 }
@@ -289,16 +292,22 @@ impl Exchange {
         !self.queue.is_empty()
     }
 
+    /// The client is told in the server's place that nobody knows what comes of the request that is answered now, and
+    /// hears nothing more of it but its ReadyForQuery. Whether it was not told so before.
+    pub fn disown(&mut self) -> bool {
+        !std::mem::replace(&mut self.is_disowned, true)
+    }
+
     /// Writes the answers that are owed before the next one of the server. Returns how many changes of names are
     /// certain by it.
     pub fn settle(&mut self, out: &mut Vec<u8>) -> usize {
         let mut renamed = 0;
         while let Some(head) = self.queue.front() {
-            match head {
-                Expect::OwedParse => out.extend_from_slice(PARSE_COMPLETE),
-                Expect::OwedClose => out.extend_from_slice(CLOSE_COMPLETE),
-                Expect::OwedDeallocate => out.extend_from_slice(DEALLOCATED),
-                Expect::CopyEnd => {}
+            let owed = match head {
+                Expect::OwedParse => PARSE_COMPLETE,
+                Expect::OwedClose => CLOSE_COMPLETE,
+                Expect::OwedDeallocate => DEALLOCATED,
+                Expect::CopyEnd => &[],
                 Expect::Parse { .. }
                 | Expect::Bind
                 | Expect::Describe { .. }
@@ -309,6 +318,9 @@ impl Exchange {
                 | Expect::Query(_)
                 | Expect::Function
                 | Expect::Deallocate => break,
+            };
+            if !self.is_disowned {
+                out.extend_from_slice(owed);
             }
             renamed += usize::from(head.renames());
             self.queue.pop_front();
@@ -326,7 +338,17 @@ impl Exchange {
 
     /// Notes a message of the server, but for ReadyForQuery. `hear` hears what it means for statements; of those that
     /// are skipped the last first.
-    pub fn answered(&mut self, kind: u8, mut hear: impl FnMut(Heard)) -> Verdict {
+    pub fn answered(&mut self, kind: u8, hear: impl FnMut(Heard)) -> Verdict {
+        match (self.is_disowned, kind, self.judge(kind, hear)) {
+            // It waits for data of a client that has heard of an error.
+            (true, b'G' | b'W', _) => Verdict::Lost,
+            (true, b'N' | b'A' | b'S', verdict) | (false, _, verdict) => verdict,
+            (true, _, Verdict::Pass | Verdict::Hide) => Verdict::Hide,
+            (true, _, Verdict::Lost) => Verdict::Lost,
+        }
+    }
+
+    fn judge(&mut self, kind: u8, mut hear: impl FnMut(Heard)) -> Verdict {
         let head = self.queue.front().copied();
         match (kind, head) {
             (b'1', Some(parse @ Expect::Parse { is_hidden, .. })) => {
@@ -417,6 +439,7 @@ impl Exchange {
             _ if self.is_doubtful && self.swallowed > 0 => self.swallowed -= 1,
             _ => return Verdict::Lost,
         }
+        self.is_disowned = false;
         self.status = status;
         self.place = match status {
             Status::Idle => Place::Outside,

@@ -6,10 +6,15 @@ use super::*;
 
 /// A router that trusts its clients, with these settings of the pool.
 pub(super) async fn trusting(server: &Postgres, pool: &str) -> Stack {
+    trusting_in(Mode::Transaction, server, pool).await
+}
+
+/// The same in any mode.
+pub(super) async fn trusting_in(mode: Mode, server: &Postgres, pool: &str) -> Stack {
     let pooling =
         format!("\"app\" \"secret\"\n---\nauth: {{type: trust, file: x}}\npool: {{{pool}}}\n");
     let stack = Stack::start(Setup {
-        mode: Mode::Transaction,
+        mode,
         pooling: Some(pooling),
         ..Setup::default()
     })

@@ -7,6 +7,7 @@ use crate::decide::observation::{Held, LeaseView};
 use crate::lease::{AsSeen, HandOver, LeaseError};
 
 mod consent;
+mod word;
 
 const TTL: Duration = Duration::from_secs(5);
 /// Longest wait for something that takes milliseconds.

@@ -59,6 +59,8 @@ pub enum Bug {
     NoPatience,
     /// Writes that were held go to whoever holds the key, before it has said that it is a primary.
     PromotingWritten,
+    /// What PostgreSQL answers to a commit whose wait for standbys was cancelled goes on to the client.
+    CancelledWaitRelayed,
 }
 
 impl Bug {
@@ -90,7 +92,8 @@ impl Bug {
             | Bug::KeepAliveTrusted
             | Bug::LeaseNeverGivenUp
             | Bug::NoPatience
-            | Bug::PromotingWritten => {}
+            | Bug::PromotingWritten
+            | Bug::CancelledWaitRelayed => {}
         }
     }
 
@@ -128,7 +131,8 @@ impl Bug {
             | Bug::IdentityUnread
             | Bug::KeepAliveTrusted
             | Bug::NoPatience
-            | Bug::PromotingWritten => {}
+            | Bug::PromotingWritten
+            | Bug::CancelledWaitRelayed => {}
         }
     }
 
@@ -146,7 +150,7 @@ impl Bug {
                 Invariant::ASwitchoverLosesNothing,
                 Invariant::NoAcknowledgedCommitLost,
             ],
-            Bug::PositionsFromBefore | Bug::ReplayCompared => {
+            Bug::PositionsFromBefore | Bug::ReplayCompared | Bug::CancelledWaitRelayed => {
                 &[Invariant::NoAcknowledgedCommitLost]
             }
             Bug::RewoundTooEarly => &[Invariant::ARewindLeavesOneHistory],

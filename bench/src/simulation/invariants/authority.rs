@@ -9,7 +9,7 @@ use trunkline_shared::cluster::Moment;
 use super::belongings::Registered;
 use super::{Invariant, NodeId, Phase, SECOND, Time, World};
 use crate::simulation::node::Node;
-use crate::simulation::plan::{Fault, FaultKind};
+use crate::simulation::plan::Fault;
 
 /// What is remembered of it.
 #[derive(Default)]
@@ -18,10 +18,8 @@ pub(in crate::simulation) struct Authority {
     disarmed: [Option<Moment>; 5],
     /// To whom the last leader gave the key, and its revision now.
     moved: Option<(NodeId, i64)>,
-    /// Until when the last fault lasts that is more than an outage of the DCS.
+    /// Until when the last fault lasts that is more than an outage of the DCS, or less.
     disturbed_until: Time,
-    /// When each member last decided without a view that was new enough.
-    pub(super) blind_at: [Time; 5],
     /// When each member was registered.
     pub(super) registered: [Registered; 5],
 }
@@ -87,8 +85,8 @@ impl World {
         let stops = decision.actions.iter();
         let stops = stops.filter(|action| matches!(action, Action::Stop(_)));
         // A store that was restored may name whom a newer one had deposed.
-        let is_other_store = self.store.incarnation > 0;
-        if decision.reason != Reason::AnotherLeads || stops.count() == 0 || is_other_store {
+        let is_doubtful = !self.store.is_vouched;
+        if decision.reason != Reason::AnotherLeads || stops.count() == 0 || is_doubtful {
             return;
         }
         let name = &self.node(node).name;
@@ -103,7 +101,7 @@ impl World {
 
     /// Called when a fault begins.
     pub(in crate::simulation) fn note_disturbance(&mut self, fault: Fault) {
-        if fault.kind != FaultKind::DcsOutage {
+        if !fault.kind.leaves_members_alone() {
             let until = self.now + fault.lasts;
             let disturbed = &mut self.ledger.authority.disturbed_until;
             *disturbed = until.max(*disturbed);
@@ -156,7 +154,7 @@ impl World {
         is_on
             && is_undisturbed
             && self.has_time_to_ask(node)
-            && self.store.incarnation == 0
+            && self.store.is_vouched
             && leads
             && runs
             && self.nodes.iter().all(could_consent)

@@ -33,8 +33,7 @@ impl World {
             return;
         };
         // A store that was restored shows the record of before, until somebody who knows better makes it anew.
-        let is_other_store = self.store.incarnation > 0;
-        if !leads || !self.is_synchronous() || is_other_store {
+        if !leads || !self.is_synchronous() || !self.store.is_vouched {
             return;
         }
         let (waited_for, needed) = names.waited_for();
@@ -104,7 +103,7 @@ impl World {
     }
 
     /// `a_slot_outlives_its_members_absence`: called when a primary drops slots. It may know of a registration as late
-    /// as its view may be old, and notes in every turn who is registered.
+    /// as its view may be old, and notes in every turn who is registered; while it cannot know, nobody is forgotten.
     pub(in crate::simulation) fn check_slots_of_members(
         &mut self,
         node: NodeId,
@@ -115,12 +114,8 @@ impl World {
         let noted_every = self.plan.loop_wait + self.plan.retry_timeout + Duration::from_secs(1);
         let kept_for = self.settings.member_slots_ttl.saturating_sub(noted_every);
         let kept_for = kept_for.as_nanos() as Time;
-        // One that slept, or whom the DCS did not answer, saw nothing meanwhile, and a store that was restored shows
-        // who was registered before.
-        let slept = self.node(node).agent_sleeps_until();
-        let blind = self.ledger.authority.blind_at[usize::from(node)];
-        let has_missed = |at: Time| at > 0 && at + kept_for > self.now;
-        if has_missed(slept) || has_missed(blind) || self.store.incarnation > 0 {
+        // A store that was restored shows who was registered before.
+        if !self.store.is_vouched {
             return;
         }
         let registered = self.ledger.authority.registered;

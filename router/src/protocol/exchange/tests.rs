@@ -385,3 +385,39 @@ fn a_batch_that_was_sent_whole_is_answered_whatever_follows_it() {
     hear(&mut copying, b"CZ");
     assert!(!copying.is_answered_in_any_case());
 }
+
+#[test]
+fn of_a_request_that_is_disowned_only_its_ready_for_query_is_told() {
+    // The wait of a simple query was cancelled, or that of the first of two batches at its Sync.
+    let mut talk = asked(&[QUERY, EXECUTE, Expect::Sync]);
+    assert!(talk.disown() && !talk.disown(), "told once");
+    assert_eq!(hear(&mut talk, b"NCTDCIZCZ"), "N-----ZCZ");
+    // A COMMIT in the middle of a batch: what follows was executed, and is not told.
+    let mut talk = asked(&[
+        Expect::Execute(ENDS),
+        Expect::OwedParse,
+        Expect::Bind,
+        EXECUTE,
+        Expect::OwedClose,
+        Expect::Sync,
+        Expect::OwedParse,
+        Expect::Sync,
+    ]);
+    talk.disown();
+    assert_eq!(hear(&mut talk, b"C2SDCZZ"), "--S--Z1Z");
+    assert!(talk.is_idle());
+    // A failure behind it is one failure too many.
+    let mut talk = asked(&[QUERY, QUERY]);
+    talk.disown();
+    assert_eq!(hear(&mut talk, b"CEZCZ"), "--ZCZ");
+}
+
+#[test]
+fn a_server_that_waits_for_data_of_a_disowned_request_is_given_up() {
+    let mut talk = asked(&[QUERY]);
+    talk.disown();
+    assert_eq!(hear(&mut talk, b"CG"), "-!");
+    let mut talk = asked(&[QUERY]);
+    talk.disown();
+    assert_eq!(hear(&mut talk, b"CHdcCZ"), "-----Z");
+}

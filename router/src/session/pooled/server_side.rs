@@ -6,13 +6,15 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, ReadBuf};
+use tracing::info;
 
 use super::door::interned;
 use super::{Buffers, Own, Pooled, Step, Turn, write_on};
 use crate::config::pooling::Mode;
-use crate::error::SessionError;
+use crate::error::{RequestError, SessionError};
 use crate::protocol::exchange::{Status, Verdict};
 use crate::protocol::messages;
+use crate::protocol::notices::is_cancelled_wait;
 use crate::protocol::settings::{Settings, SettingsSeen, tracked};
 use crate::protocol::splice::{Splice, head};
 use crate::protocol::sqlstate;
@@ -183,9 +185,17 @@ impl Scan<'_> {
                 return stop(at, Some(Trouble::Lost));
             }
             let have = total.min(rest.len());
-            if self.server.exchange.owes() && !matches!(kind, b'N' | b'A' | b'S') {
+            let is_unconfirmed = kind == b'N' && is_cancelled_wait(&rest[5..have]);
+            if self.server.exchange.owes()
+                && (is_unconfirmed || !matches!(kind, b'N' | b'A' | b'S'))
+            {
                 let renamed = self.server.exchange.settle(splice.replace(at, at));
                 self.statements.confirm(renamed);
+            }
+            if is_unconfirmed && self.server.exchange.is_owed_an_answer() {
+                self.disown(splice.replace(at, at + have));
+                at += have;
+                continue;
             }
             let verdict = match self.message(kind, &rest[5..have]) {
                 Ok(verdict) => verdict,
@@ -204,6 +214,20 @@ impl Scan<'_> {
             self.settle(at, splice);
         }
         stop(at, None)
+    }
+
+    /// A commit is not confirmed as this cluster wants it: whatever PostgreSQL says of it, it is no success.
+    fn disown(&mut self, out: &mut Vec<u8>) {
+        if !self.server.exchange.disown() {
+            return;
+        }
+        let member = &self.server.way.member;
+        info!(%member, "the wait of a commit for synchronous standbys was cancelled; its client hears 08007");
+        let why = format!(
+            "it is committed on member {member}, but its wait for synchronous standbys was cancelled, and if another \
+             member takes over it may be undone"
+        );
+        RequestError::OutcomeUnknown { why: why.into() }.write(out);
     }
 
     /// Writes what is owed, once a message is over: the server may have nothing more to say before it.
@@ -233,10 +257,15 @@ impl Scan<'_> {
                 let Server {
                     exchange, prepared, ..
                 } = &mut *self.server;
-                exchange.answered(kind, |heard| {
+                let verdict = exchange.answered(kind, |heard| {
                     prepared.hear(heard);
                     self.statements.hear(heard);
-                })
+                });
+                // Its last word is told in any case.
+                match (*self.is_explained, verdict) {
+                    (true, Verdict::Hide) => Verdict::Pass,
+                    (true | false, verdict) => verdict,
+                }
             }
             b'S' if self.reported(body) => Verdict::Hide,
             _ => {
@@ -340,7 +369,7 @@ impl Scan<'_> {
 /// How many bytes of a message must be there.
 fn needs(kind: u8, total: usize) -> usize {
     match kind {
-        b'Z' | b'S' | b'E' => total.min(MAX_READ_WHOLE),
+        b'Z' | b'S' | b'E' | b'N' => total.min(MAX_READ_WHOLE),
         b'C' => total.min(TAG),
         _ => 5,
     }
