@@ -7,7 +7,7 @@ use clap::{Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
 
 use trunkline_bench::{
-    crashes, demo, failover, mutants, patroni, pools, report, side_by_side, simulation, soak,
+    crashes, demo, failover, model, mutants, patroni, pools, report, side_by_side, simulation, soak,
     switchover, throughput,
 };
 
@@ -27,6 +27,8 @@ enum Command {
     Demo(demo::DemoOptions),
     /// Faults under load, each judged against its bar
     Failover(failover::FailoverOptions),
+    /// Every state of small clusters: synchronous standbys, the fence, a router
+    Model(model::ModelOptions),
     /// Rules of the agent broken one by one: does the proof of each promise notice?
     Mutants(mutants::MutantsOptions),
     /// Beside Patroni, in its place, and under the tools of its users
@@ -89,6 +91,7 @@ async fn run(command: Command) -> Result<bool> {
             Command::Crashes(options) => crashes::run(options).await,
             Command::Demo(options) => demo::run(options).await.map(|()| true),
             Command::Failover(options) => failover::run(options).await,
+            Command::Model(options) => model::run(options),
             Command::Mutants(options) => mutants::run(options).await,
             Command::Patroni(options) => patroni::run(options).await,
             Command::Pools(options) => pools::run(options).await,
