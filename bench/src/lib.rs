@@ -8,9 +8,10 @@
 //!   the commands made of these.
 //! * [`report`]: progress and tables.
 //! * [`simulation`]: the deterministic simulation, `trunkline-bench simulate`.
+//! * [`model`]: every state of small clusters, `trunkline-bench model`.
 //!
 //! Nothing here imports the agent or the router: they are known by their files, ports and commands. The
-//! simulation is the one exception.
+//! simulation and the models are the exceptions.
 
 pub mod check;
 pub mod crashes;
@@ -19,6 +20,7 @@ pub mod demo;
 pub mod failover;
 pub mod fault;
 pub mod load;
+pub mod model;
 pub mod mutants;
 pub mod patroni;
 pub mod pools;

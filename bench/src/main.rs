@@ -7,7 +7,7 @@ use clap::{Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
 
 use trunkline_bench::{
-    crashes, cuts, demo, failover, mutants, patroni, pools, report, serial, side_by_side,
+    crashes, cuts, demo, failover, model, mutants, patroni, pools, report, serial, side_by_side,
     simulation, soak, switchover, throughput,
 };
 
@@ -29,6 +29,8 @@ enum Command {
     Demo(demo::DemoOptions),
     /// Faults under load, each judged against its bar
     Failover(failover::FailoverOptions),
+    /// Every state of small clusters: synchronous standbys, the fence, a router
+    Model(model::ModelOptions),
     /// Rules of the agent broken one by one: does the proof of each promise notice?
     Mutants(mutants::MutantsOptions),
     /// Beside Patroni, in its place, and under the tools of its users
@@ -94,6 +96,7 @@ async fn run(command: Command) -> Result<bool> {
             Command::Cuts(options) => cuts::run(options).await,
             Command::Demo(options) => demo::run(options).await.map(|()| true),
             Command::Failover(options) => failover::run(options).await,
+            Command::Model(options) => model::run(options),
             Command::Mutants(options) => mutants::run(options).await,
             Command::Patroni(options) => patroni::run(options).await,
             Command::Pools(options) => pools::run(options).await,

@@ -426,8 +426,9 @@ fn modules_import_only_what_they_may() {
                 }
             }
         }
-        let is_simulation =
-            belongs(&file, "bench/src/simulation") || !file.starts_with("bench/src");
+        let is_simulation = belongs(&file, "bench/src/simulation")
+            || belongs(&file, "bench/src/model")
+            || !file.starts_with("bench/src");
         for path in &imports {
             let is_program =
                 is_below(path, "trunkline_agent") || is_below(path, "trunkline_router");
