@@ -1,6 +1,8 @@
 //! A commit whose wait for synchronous standbys is cancelled is committed on its member alone, and PostgreSQL answers with
 //! success and a warning: its client hears that the outcome is unknown.
 
+use trunkline_shared::service::clock;
+
 use super::statements::{parse, query, run, sync, trusting, trusting_in};
 use super::support::client::Client;
 use super::*;
@@ -32,9 +34,12 @@ async fn heard(client: &mut Client) -> String {
 /// Once somebody waits for standbys, this is done to his backend.
 async fn when_it_waits(server: &Postgres, what: &str) {
     let sql = format!("select {what}(pid) from pg_stat_activity where wait_event = 'SyncRep'");
-    let began = std::time::Instant::now();
+    let began = clock::now();
     while server.ask(&sql) != "t" {
-        assert!(began.elapsed().as_secs() < 20, "nobody waits for standbys");
+        assert!(
+            clock::now().since(began).as_secs() < 20,
+            "nobody waits for standbys"
+        );
         tokio::task::yield_now().await;
     }
 }
