@@ -4,7 +4,7 @@
 //! * [`load`]: clients and the record of what they saw.
 //! * [`fault`]: what is done to the stack.
 //! * [`check`]: verdicts on it.
-//! * [`demo`], [`failover`], [`crashes`], [`switchover`], [`side_by_side`], [`throughput`], [`soak`]: the commands made
+//! * [`demo`], [`failover`], [`faults`], [`crashes`], [`switchover`], [`side_by_side`], [`throughput`], [`soak`]: the commands made
 //!   of these.
 //! * [`report`]: progress and tables.
 //! * [`simulation`]: the deterministic simulation, `trunkline-bench simulate`.
@@ -17,6 +17,7 @@ pub mod crashes;
 pub mod demo;
 pub mod failover;
 pub mod fault;
+pub mod faults;
 pub mod load;
 pub mod mutants;
 pub mod patroni;

@@ -1,5 +1,6 @@
 //! Clients: writers and readers through the router, and the record of what each of them saw.
 
 pub mod history;
+pub mod last_write;
 pub mod readers;
 pub mod writers;

@@ -7,8 +7,8 @@ use clap::{Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
 
 use trunkline_bench::{
-    crashes, demo, failover, mutants, patroni, pools, report, side_by_side, simulation, soak,
-    switchover, throughput,
+    crashes, demo, failover, faults, mutants, patroni, pools, report, side_by_side, simulation,
+    soak, switchover, throughput,
 };
 
 /// Judges Trunkline from outside, on real PostgreSQL and etcd.
@@ -27,6 +27,8 @@ enum Command {
     Demo(demo::DemoOptions),
     /// Faults under load, each judged against its bar
     Failover(failover::FailoverOptions),
+    /// The fault matrix, row by row on real processes
+    Faults(faults::FaultsOptions),
     /// Rules of the agent broken one by one: does the proof of each promise notice?
     Mutants(mutants::MutantsOptions),
     /// Beside Patroni, in its place, and under the tools of its users
@@ -89,6 +91,7 @@ async fn run(command: Command) -> Result<bool> {
             Command::Crashes(options) => crashes::run(options).await,
             Command::Demo(options) => demo::run(options).await.map(|()| true),
             Command::Failover(options) => failover::run(options).await,
+            Command::Faults(options) => faults::run(options).await,
             Command::Mutants(options) => mutants::run(options).await,
             Command::Patroni(options) => patroni::run(options).await,
             Command::Pools(options) => pools::run(options).await,
