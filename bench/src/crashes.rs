@@ -15,7 +15,7 @@ use trunkline_shared::service::clock;
 use crate::check::convergence::Converged;
 use crate::failover::drawn::Kind;
 use crate::failover::losses::{self, FaultLine};
-use crate::failover::sequence::{Inflicted, fork_of};
+use crate::failover::sequence::{Inflicted, fork_since};
 use crate::load::history::{History, Outcome, Write};
 use crate::load::writers;
 use crate::report::{self, Progress, ms, say};
@@ -256,12 +256,9 @@ async fn kill(
     load.until_all_write(clock::now(), FLOWS).await?;
     let whole = clock::now();
     let leader = &stack.members[after.leader];
-    let fork = match after.timeline == before.timeline {
-        true => None,
-        false => Some(fork_of(leader, after.timeline, before.timeline).await?),
-    };
+    let fork = fork_since(stack, before.timeline, after).await?;
     Ok(Inflicted {
-        kind: Kind::PostmasterKilled,
+        what: Kind::PostmasterKilled.to_string(),
         on: on.clone(),
         on_leader: true,
         began: killed,
@@ -274,7 +271,7 @@ async fn kill(
 }
 
 /// Waits until none of these processes lives, closely enough to tell a request before it from one after it.
-async fn until_gone(mut servers: BTreeSet<ProcessId>, killed: Moment) -> Result<Moment> {
+pub async fn until_gone(mut servers: BTreeSet<ProcessId>, killed: Moment) -> Result<Moment> {
     loop {
         servers.retain(|id| id.is_alive());
         let now = clock::now();
@@ -289,7 +286,7 @@ async fn until_gone(mut servers: BTreeSet<ProcessId>, killed: Moment) -> Result<
 }
 
 /// Gives the writes of which no server has named the WAL position (COPY) that of the last one before them.
-fn place(history: &mut History) {
+pub fn place(history: &mut History) {
     history.writes.sort_by_key(|write| write.done);
     let mut last = 0;
     for write in &mut history.writes {

@@ -118,7 +118,7 @@ async fn watch(stack: &mut Stack, load: &Shared) {
         };
         let (now, count) = (clock::now(), load.acknowledged());
         let rate = (count - before) as f64 / now.since(last).as_secs_f64();
-        let waiting = now.since(load.last_done());
+        let waiting = now.since(load.last_write().done());
         let line = format!(
             "leader {leader}, {rate:.0} writes/s, last one {} ms ago, {count} in all, {} sessions ended",
             waiting.as_millis(),

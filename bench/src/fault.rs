@@ -1,4 +1,6 @@
-//! Faults: processes killed and frozen, nodes cut off, the store disturbed.
+//! Faults: processes killed and frozen, nodes cut off from all or from some, CPU time taken away, the store disturbed.
 
+pub mod links;
 pub mod node;
+pub mod processor;
 pub mod store;

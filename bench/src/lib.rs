@@ -4,8 +4,8 @@
 //! * [`load`]: clients and the record of what they saw.
 //! * [`fault`]: what is done to the stack.
 //! * [`check`]: verdicts on it.
-//! * [`demo`], [`failover`], [`crashes`], [`cuts`], [`serial`], [`switchover`], [`side_by_side`], [`throughput`], [`soak`]:
-//!   the commands made of these.
+//! * [`demo`], [`failover`], [`faults`], [`crashes`], [`cuts`], [`serial`], [`switchover`], [`side_by_side`],
+//!   [`throughput`], [`soak`]: the commands made of these.
 //! * [`report`]: progress and tables.
 //! * [`simulation`]: the deterministic simulation, `trunkline-bench simulate`.
 //! * [`model`]: every state of small clusters, `trunkline-bench model`.
@@ -19,6 +19,7 @@ pub mod cuts;
 pub mod demo;
 pub mod failover;
 pub mod fault;
+pub mod faults;
 pub mod load;
 pub mod model;
 pub mod mutants;

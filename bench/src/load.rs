@@ -2,5 +2,6 @@
 
 pub mod append;
 pub mod history;
+pub mod last_write;
 pub mod readers;
 pub mod writers;

@@ -7,8 +7,8 @@ use clap::{Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
 
 use trunkline_bench::{
-    crashes, cuts, demo, failover, model, mutants, patroni, pools, report, serial, side_by_side,
-    simulation, soak, switchover, throughput,
+    crashes, cuts, demo, failover, faults, model, mutants, patroni, pools, report, serial,
+    side_by_side, simulation, soak, switchover, throughput,
 };
 
 /// Judges Trunkline from outside, on real PostgreSQL and etcd.
@@ -31,6 +31,8 @@ enum Command {
     Failover(failover::FailoverOptions),
     /// Every state of small clusters: synchronous standbys, the fence, a router
     Model(model::ModelOptions),
+    /// The fault matrix, row by row on real processes
+    Faults(faults::FaultsOptions),
     /// Rules of the agent broken one by one: does the proof of each promise notice?
     Mutants(mutants::MutantsOptions),
     /// Beside Patroni, in its place, and under the tools of its users
@@ -97,6 +99,7 @@ async fn run(command: Command) -> Result<bool> {
             Command::Demo(options) => demo::run(options).await.map(|()| true),
             Command::Failover(options) => failover::run(options).await,
             Command::Model(options) => model::run(options),
+            Command::Faults(options) => faults::run(options).await,
             Command::Mutants(options) => mutants::run(options).await,
             Command::Patroni(options) => patroni::run(options).await,
             Command::Pools(options) => pools::run(options).await,

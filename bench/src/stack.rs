@@ -28,6 +28,7 @@ pub mod proc;
 pub mod process;
 pub mod programs;
 pub mod router;
+pub mod volume;
 
 /// How many members a cluster has.
 pub const MEMBERS: usize = 3;
@@ -68,6 +69,8 @@ pub struct Plan {
     pub has_second_router: bool,
     /// The folder of PostgreSQL's programs, if not the newest found.
     pub postgresql: Option<std::path::PathBuf>,
+    /// Megabytes of a volume of its own for each member's files, if they are to have one; needs root.
+    pub volume_mb: Option<u32>,
 }
 
 impl Plan {
@@ -83,6 +86,7 @@ impl Plan {
             max_lag: None,
             has_second_router: false,
             postgresql: None,
+            volume_mb: None,
         }
     }
 }
@@ -193,6 +197,9 @@ impl Stack {
                 cgroup,
                 name,
             };
+            if let Some(megabytes) = plan.volume_mb {
+                volume::mount(&place.folder().join(&home.name), megabytes)?;
+            }
             members.push(Member::new(&place, &programs, home, &hosts, &plan.timing)?);
         }
         let at = |last: usize| match &plan.router {

@@ -22,7 +22,7 @@ use clients::Clients;
 use disturbance::{Disturbance, WITHIN};
 use verdict::{Rows, Verdict};
 
-mod candidate;
+pub(crate) mod candidate;
 pub mod clients;
 mod disturbance;
 pub mod verdict;
@@ -350,7 +350,7 @@ async fn until_all_wait(stack: &Stack, change: &str) -> Result<()> {
 }
 
 /// Waits until the replicas are close behind: one that is not is no successor, and the command would say so.
-async fn until_caught_up(stack: &Stack, leader: usize) -> Result<()> {
+pub async fn until_caught_up(stack: &Stack, leader: usize) -> Result<()> {
     let direct = stack.members[leader].sql(APP).await?;
     let deadline = clock::now() + WHOLE;
     loop {
@@ -378,9 +378,14 @@ fn measure(change: &mut Change, history: &History) {
 
 /// What the last leader has.
 pub async fn rows(stack: &mut Stack) -> Result<BTreeMap<(i32, i64), Rows>> {
+    rows_from(stack, 0).await
+}
+
+/// The same of clients from this number on.
+pub async fn rows_from(stack: &mut Stack, first: i32) -> Result<BTreeMap<(i32, i64), Rows>> {
     let leader = stack.until_converged(WHOLE).await?.leader;
     let direct = stack.members[leader].sql(APP).await?;
-    let rows = direct.query(clients::ROWS, &[]).await?;
+    let rows = direct.query(clients::ROWS, &[&first]).await?;
     let rows = rows.iter().map(|row| {
         let found = Rows {
             count: row.get(2),

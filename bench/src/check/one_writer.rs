@@ -36,6 +36,20 @@ pub struct Committed {
     pub done: Moment,
 }
 
+/// A time in which nothing on a member's node could end PostgreSQL, and why: what it then committed past the router is
+/// told and not judged.
+#[derive(Clone, Debug)]
+pub struct Helpless {
+    /// The member's index.
+    pub member: usize,
+    /// Its beginning.
+    pub from: Moment,
+    /// Its end: the fence ran again, and had its time to kill.
+    pub until: Moment,
+    /// Why.
+    pub why: &'static str,
+}
+
 /// The watchers of all members.
 #[derive(Debug)]
 pub struct Watchers {
@@ -66,14 +80,51 @@ impl Watchers {
     }
 
     /// Ends them and returns everything that was committed.
-    pub async fn finish(self) -> Result<Vec<Committed>> {
+    pub async fn finish(mut self) -> Result<Vec<Committed>> {
         self.stop.store(true, Ordering::Relaxed);
         let mut all = Vec::new();
-        for task in self.tasks {
+        for task in std::mem::take(&mut self.tasks) {
             all.extend(task.await?);
         }
         Ok(all)
     }
+}
+
+impl Drop for Watchers {
+    /// Nobody goes on beside the next run.
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+}
+
+/// What is worth telling of the commits of helpless members, and what the other ones prove. Pure.
+pub fn judge(commits: &[Committed], helpless: &[Helpless]) -> (Option<String>, Option<String>) {
+    let why = |commit: &Committed| {
+        let stands = |one: &&Helpless| {
+            one.member == commit.member && one.from <= commit.sent && commit.sent <= one.until
+        };
+        helpless.iter().find(stands).map(|one| one.why)
+    };
+    let (excused, judged): (Vec<_>, Vec<_>) = commits
+        .iter()
+        .cloned()
+        .partition(|commit| why(commit).is_some());
+    let is_beside = |commit: &&Committed| {
+        judged.iter().any(|other| {
+            other.member != commit.member
+                && other.timeline > commit.timeline
+                && other.done < commit.sent
+        })
+    };
+    let beside: Vec<_> = excused.iter().filter(is_beside).collect();
+    let why = beside.first().and_then(|commit| why(commit));
+    let told = why.map(|why| {
+        let count = beside.len();
+        format!("past the router the old leader committed {count} writes beside the new one: {why}")
+    });
+    let missed = second_primary(&judged)
+        .map(|(first, second)| format!("two writable primaries: {first:?} and {second:?}"));
+    (told, missed)
 }
 
 /// The first pair that proves two writable primaries at one time.

@@ -109,7 +109,7 @@ pub async fn replica_lost(run: &mut Run<'_>) -> Result<()> {
 }
 
 /// Whose PostgreSQL is not in recovery; `None` while one does not answer.
-pub(super) async fn primaries(run: &Run<'_>) -> Option<Vec<String>> {
+pub async fn primaries(run: &Run<'_>) -> Option<Vec<String>> {
     let mut found = Vec::new();
     for member in &run.stack.members {
         let client = member.sql("postgres").await.ok()?;
@@ -126,7 +126,7 @@ pub(super) async fn primaries(run: &Run<'_>) -> Option<Vec<String>> {
 }
 
 /// Every member sees the list with every member.
-pub(super) async fn consents_are_possible(run: &mut Run<'_>) -> Result<()> {
+pub async fn consents_are_possible(run: &mut Run<'_>) -> Result<()> {
     let count = run.stack.members.len();
     run.stack
         .until("every member to be listed", LEADER_LIMIT, async |stack| {

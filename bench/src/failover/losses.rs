@@ -115,7 +115,7 @@ fn line(index: usize, one: &Inflicted, acknowledged: &[&Write], lost: &[&Write])
     let name = |(leader, timeline): &(String, u64)| format!("{leader} t{timeline}");
     FaultLine {
         number: index + 1,
-        fault: one.kind.to_string(),
+        fault: one.what.clone(),
         on: match one.on_leader {
             true => format!("{} (leads)", one.on),
             false => one.on.clone(),
@@ -250,7 +250,7 @@ mod tests {
 
     fn failover(began: u64, whole: u64, fork: u64) -> Inflicted {
         Inflicted {
-            kind: Kind::MemberKilled,
+            what: Kind::MemberKilled.to_string(),
             on: "n1".to_owned(),
             on_leader: true,
             began: at(began),

@@ -10,8 +10,10 @@ use super::inflict;
 use super::losses::{self, FaultLine};
 use super::scenario::{Bar, Scenario};
 use super::sequence::Inflicted;
+use crate::check::one_writer::Helpless;
 use crate::check::{convergence, ledger, one_writer, pages};
 use crate::load::history::{Gaps, History};
+use crate::load::last_write::LastWrite;
 use crate::load::readers::{Readers, Reads};
 use crate::load::writers::{self, Writers};
 use crate::report::Progress;
@@ -78,8 +80,8 @@ pub struct Run<'a> {
     pub leader: usize,
     /// Since when the fault counts.
     pub began: Moment,
-    /// Readings of the load while it runs.
-    pub load: std::sync::Arc<writers::Shared>,
+    /// When the load was told last that a write is committed.
+    pub writes: LastWrite,
     /// What was missed.
     pub faults: Vec<String>,
     /// What else is worth knowing.
@@ -87,7 +89,7 @@ pub struct Run<'a> {
     /// While one of these stood, nothing on that member's node could end PostgreSQL: what it then committed
     /// past the router is told and not judged.
     pub helpless: Vec<Helpless>,
-    /// Tables that must be equal everywhere at the end.
+    /// Tables that must be equal everywhere at the end, that of the load first.
     pub tables: Vec<&'static str>,
     /// The number a list of faults is drawn by.
     pub seed: u64,
@@ -99,19 +101,6 @@ pub struct Run<'a> {
     pub outage: Duration,
     /// The faults of the list, as they were inflicted.
     pub inflicted: Vec<Inflicted>,
-}
-
-/// A time in which a member could not be fenced, and why.
-#[derive(Clone, Debug)]
-pub struct Helpless {
-    /// The member's index.
-    pub member: usize,
-    /// Its beginning.
-    pub from: Moment,
-    /// Its end: the fence ran again, and had its time to kill.
-    pub until: Moment,
-    /// Why.
-    pub why: &'static str,
 }
 
 impl Run<'_> {
@@ -159,7 +148,7 @@ pub async fn once(
         stack,
         leader,
         began,
-        load: writers.shared().clone(),
+        writes: writers.shared().last_write().clone(),
         faults: Vec::new(),
         notes: Vec::new(),
         helpless: Vec::new(),
@@ -303,36 +292,11 @@ async fn judge(
     Ok(list)
 }
 
-/// No second primary, but for what a helpless old leader committed for those who bypass the router.
+/// No second primary, but for what a helpless member committed for those who bypass the router.
 fn judge_one_writer(run: &mut Run<'_>, commits: &[one_writer::Committed]) {
-    let why = |commit: &one_writer::Committed| {
-        let stands = |one: &&Helpless| {
-            one.member == commit.member && one.from <= commit.sent && commit.sent <= one.until
-        };
-        run.helpless.iter().find(stands).map(|one| one.why)
-    };
-    let (excused, judged): (Vec<_>, Vec<_>) = commits
-        .iter()
-        .cloned()
-        .partition(|commit| why(commit).is_some());
-    let is_beside = |commit: &&one_writer::Committed| {
-        judged.iter().any(|other| {
-            other.member != commit.member
-                && other.timeline > commit.timeline
-                && other.done < commit.sent
-        })
-    };
-    let beside: Vec<_> = excused.iter().filter(is_beside).collect();
-    if let Some(why) = beside.first().and_then(|commit| why(commit)) {
-        let text = format!(
-            "past the router the old leader committed {} writes beside the new one: {why}",
-            beside.len()
-        );
-        run.note(text);
-    }
-    if let Some((first, second)) = one_writer::second_primary(&judged) {
-        run.fault(format!("two writable primaries: {first:?} and {second:?}"));
-    }
+    let (told, missed) = one_writer::judge(commits, &run.helpless);
+    run.notes.extend(told);
+    run.faults.extend(missed);
 }
 
 /// How often each SQLSTATE came.

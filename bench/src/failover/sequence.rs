@@ -8,8 +8,9 @@ use trunkline_shared::cluster::Moment;
 use trunkline_shared::service::clock;
 
 use super::drawn::{Drawn, Kind, Until, Whom};
-use super::run::{Helpless, KILL_GRANT, Run};
+use super::run::{KILL_GRANT, Run};
 use crate::check::convergence::{self, Converged};
+use crate::check::one_writer::Helpless;
 use crate::fault::node::{self, Frozen};
 use crate::fault::store;
 use crate::report::Progress;
@@ -32,8 +33,8 @@ const LOOK: Duration = Duration::from_millis(20);
 /// One fault as it was inflicted.
 #[derive(Clone, Debug)]
 pub struct Inflicted {
-    /// What was done.
-    pub kind: Kind,
+    /// What was done, in words.
+    pub what: String,
     /// To whom: the name of a member or of an etcd member.
     pub on: String,
     /// Did that one lead?
@@ -77,7 +78,7 @@ pub async fn inflict_all(run: &mut Run<'_>, list: &[Drawn], progress: &Progress)
             "{} of {}: {} on {}{}, {:.1} s, whole {}",
             index + 1,
             list.len(),
-            one.kind,
+            one.what,
             one.on,
             if one.on_leader { " (leads)" } else { "" },
             secs(one.began, one.healed),
@@ -141,13 +142,11 @@ async fn inflict_one(run: &mut Run<'_>, drawn: &Drawn, before: Converged) -> Res
         None => convergence::now(run.stack).await.ok(),
     };
     let fork = match after {
-        Some(now) if now.timeline != before.1 => {
-            Some(fork_of(&run.stack.members[now.leader], now.timeline, before.1).await?)
-        }
-        Some(_) | None => None,
+        Some(now) => fork_since(run.stack, before.1, now).await?,
+        None => None,
     };
     Ok(Inflicted {
-        kind: drawn.kind,
+        what: drawn.kind.to_string(),
         on_leader: of_store || on == before.0,
         on,
         began,
@@ -227,7 +226,8 @@ async fn hold(run: &mut Run<'_>, drawn: &Drawn, began: Moment, leader: usize) ->
     Ok(())
 }
 
-async fn another_leads(stack: &Stack, old: usize) -> bool {
+/// Whether one leads, and it is another than this one.
+pub async fn another_leads(stack: &Stack, old: usize) -> bool {
     stack.leader().await.is_ok_and(|now| now != old)
 }
 
@@ -251,7 +251,7 @@ async fn heal(stack: &mut Stack, cure: Cure) -> Result<()> {
 
 /// Waits until every etcd member serves, one leads and everyone streams, and that stands for a while; says since
 /// when, and who leads.
-async fn until_whole(stack: &mut Stack, limit: Duration) -> Result<(Moment, Converged)> {
+pub async fn until_whole(stack: &mut Stack, limit: Duration) -> Result<(Moment, Converged)> {
     let deadline = clock::now() + limit;
     loop {
         let left = clock::now().until(deadline);
@@ -288,8 +288,18 @@ async fn mended(run: &mut Run<'_>) -> Result<()> {
     Ok(())
 }
 
+/// Where the history of who leads now left the timeline of before; nothing if it is on that one still.
+pub async fn fork_since(stack: &Stack, old: u64, now: Converged) -> Result<Option<u64>> {
+    match now.timeline == old {
+        true => Ok(None),
+        false => fork_of(&stack.members[now.leader], now.timeline, old)
+            .await
+            .map(Some),
+    }
+}
+
 /// Where the leader's history left the old timeline, by PostgreSQL's own history file.
-pub async fn fork_of(leader: &Member, timeline: u64, old: u64) -> Result<u64> {
+async fn fork_of(leader: &Member, timeline: u64, old: u64) -> Result<u64> {
     let client = leader.sql("postgres").await?;
     let query = format!("SELECT pg_read_file('pg_wal/{timeline:08X}.history')");
     let text: String = client.query_one(&query, &[]).await?.get(0);
@@ -311,7 +321,8 @@ fn position(text: &str) -> Option<u64> {
     Some((high << 32) | u64::from_str_radix(low, 16).ok()?)
 }
 
-fn kill_postmaster(member: &Member) {
+/// SIGKILL to a member's postmaster, if it has one.
+pub fn kill_postmaster(member: &Member) {
     if let Some(postmaster) = member.postmaster() {
         postmaster.signal(Signal::KILL);
     }

@@ -8,10 +8,10 @@ use anyhow::Result;
 use tokio::task::JoinHandle;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Config, NoTls, Statement};
-use trunkline_shared::cluster::Moment;
 use trunkline_shared::service::clock;
 
 use super::history::{Cut, History, Outcome, Write};
+use super::last_write::LastWrite;
 use crate::stack::{APP, APP_PASSWORD, Stack};
 
 /// The pause after an acknowledged write: eight writers then ask for about a thousand a second, which leaves
@@ -36,11 +36,11 @@ pub struct Writers {
 }
 
 /// What can be seen of the writers while they run.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Shared {
     stop: AtomicBool,
     acknowledged: AtomicU64,
-    last_done: AtomicU64,
+    last: LastWrite,
     cuts: AtomicU64,
 }
 
@@ -56,8 +56,8 @@ impl Shared {
     }
 
     /// When the last write was acknowledged.
-    pub fn last_done(&self) -> Moment {
-        Moment(self.last_done.load(Ordering::Relaxed))
+    pub fn last_write(&self) -> &LastWrite {
+        &self.last
     }
 }
 
@@ -106,8 +106,12 @@ pub async fn prepare(stack: &Stack, leader: usize) -> Result<()> {
 impl Writers {
     /// Starts this many.
     pub fn start(stack: &Stack, count: i32) -> Writers {
-        let shared = Arc::new(Shared::default());
-        shared.last_done.store(clock::now().0, Ordering::Relaxed);
+        let shared = Arc::new(Shared {
+            stop: AtomicBool::default(),
+            acknowledged: AtomicU64::default(),
+            last: LastWrite::since(clock::now(), 1),
+            cuts: AtomicU64::default(),
+        });
         let config = client_config(&stack.router.address, stack.router.write_port);
         let tasks = (0..count)
             .map(|number| tokio::spawn(write(config.clone(), number, shared.clone())))
@@ -219,7 +223,7 @@ async fn append(
             return code;
         }
         shared.acknowledged.fetch_add(1, Ordering::Relaxed);
-        shared.last_done.fetch_max(done.0, Ordering::Relaxed);
+        shared.last.note(0, done);
         tokio::time::sleep(PACE).await;
     }
     None

@@ -188,7 +188,7 @@ impl<'a> Course<'a> {
     async fn flows(&mut self, since: Moment) -> Result<()> {
         let shared = self.writers.shared().clone();
         let deadline = clock::now() + FLOW_LIMIT;
-        while shared.last_done() <= since {
+        while shared.last_write().done() <= since {
             if clock::now() >= deadline {
                 anyhow::bail!("no write through HAProxy within {FLOW_LIMIT:?}");
             }

@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail};
 use rustix::process::Signal;
 
 use super::place::Place;
+use super::proc::ProcessId;
 use super::process::{Launch, Process, args};
 use super::programs::Programs;
 
@@ -129,6 +130,14 @@ impl Etcd {
         process.ended(END_LIMIT).await.map(|_| ())
     }
 
+    /// Its process.
+    pub fn id(&self) -> Result<ProcessId> {
+        let process = self.process.as_ref();
+        Ok(process
+            .with_context(|| format!("{} is down", self.name))?
+            .id())
+    }
+
     /// Sends it a signal.
     pub fn signal(&self, signal: Signal) -> bool {
         self.process
@@ -196,16 +205,33 @@ impl Etcd {
 
     /// Reads one key; empty if it does not exist.
     pub async fn read(&self, key: &str) -> Result<String> {
-        Ok(self
-            .ctl(&["get", "--print-value-only", key])
-            .await?
-            .trim()
-            .to_owned())
+        self.reader().read(key).await
+    }
+
+    /// What reads keys of this member, in a task of its own.
+    pub fn reader(&self) -> Reader {
+        Reader(self.command(&[]))
     }
 
     /// Writes one key.
     pub async fn write(&self, key: &str, value: &str) -> Result<()> {
         self.ctl(&["put", key, value]).await.map(|_| ())
+    }
+
+    /// Removes one key.
+    pub async fn delete(&self, key: &str) -> Result<()> {
+        self.ctl(&["del", key]).await.map(|_| ())
+    }
+
+    /// Revokes the lease that this key hangs on, and every key with it.
+    pub async fn revoke_lease_of(&self, key: &str) -> Result<()> {
+        let text = self.ctl(&["get", key, "-w", "json"]).await?;
+        let parsed: serde_json::Value = serde_json::from_str(&text)?;
+        let lease = parsed["kvs"][0]["lease"].as_i64();
+        let lease = lease.with_context(|| format!("{key} hangs on no lease: {text}"))?;
+        self.ctl(&["lease", "revoke", &format!("{lease:x}")])
+            .await
+            .map(|_| ())
     }
 
     /// Does this key stand, whatever its value?
@@ -245,5 +271,18 @@ impl Etcd {
             args: args(all),
             ..self.etcdctl.clone()
         }
+    }
+}
+
+/// Reads keys of one member.
+#[derive(Clone, Debug)]
+pub struct Reader(Launch);
+
+impl Reader {
+    /// Reads one key; empty if it does not exist.
+    pub async fn read(&self, key: &str) -> Result<String> {
+        let mut launch = self.0.clone();
+        launch.args.extend(args(["get", "--print-value-only", key]));
+        Ok(launch.finish(LIMIT).await?.trim().to_owned())
     }
 }

@@ -9,6 +9,8 @@ use super::process::{run_now, tool};
 
 /// Where the second version of cgroups is mounted, in this order of looking.
 const CGROUPS: [&str; 2] = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"];
+/// Where the first version has its controller of CPU time.
+pub const CPU_CGROUPS: &str = "/sys/fs/cgroup/cpu";
 
 /// The name of a node's namespace, and of its link on the bridge: at most 15 letters, unique per number.
 pub fn name(number: u8, node: &str) -> String {
@@ -70,7 +72,7 @@ pub fn remove(number: u8) {
             ip(&["link", "del", &found]).ok();
         }
     }
-    for root in CGROUPS {
+    for root in CGROUPS.into_iter().chain([CPU_CGROUPS]) {
         for entry in fs::read_dir(root).into_iter().flatten().flatten() {
             if entry.file_name().to_string_lossy().starts_with(&prefix) {
                 fs::remove_dir(entry.path()).ok();
@@ -131,6 +133,11 @@ async fn filter(namespace: &str, change: &str) -> Result<()> {
         .await?;
     }
     Ok(())
+}
+
+/// Puts a rule (`-I`) before all others of the node's packet filter, or takes it away (`-D`).
+pub async fn rule(namespace: &str, change: &str, words: &[&str]) -> Result<()> {
+    iptables(namespace, &[&["-w", change], words].concat()).await
 }
 
 async fn iptables(namespace: &str, rule: &[&str]) -> Result<()> {

@@ -9,10 +9,11 @@ use serde::Serialize;
 use trunkline_shared::cluster::Moment;
 use trunkline_shared::service::clock;
 
-use super::clients::{Clients, LastWrite};
+use super::clients::Clients;
 use super::verdict::{self, Verdict};
 use super::{LOOK, PORT, SwitchoverOptions, WHOLE, quantile};
 use crate::load::history::History;
+use crate::load::last_write::LastWrite;
 use crate::load::writers;
 use crate::report::{self, Progress, say};
 use crate::stack::{APP, Stack};
@@ -168,6 +169,25 @@ async fn change_all(
         whole?;
     }
     Ok(())
+}
+
+/// Makes one change, hurts its candidate at a step that the seed draws, and heals it once the change has come to an end:
+/// how it ended, and the furthest step that was seen by then.
+pub async fn hurt_one(
+    stack: &mut Stack,
+    harm: harm::Harm,
+    seed: u64,
+    last: &LastWrite,
+) -> Result<(Outcome, Option<Step>)> {
+    let drawn = drawn::list(seed, &[harm], 1);
+    let drawn = drawn.first().context("it means nothing at any step")?;
+    let from = stack.leader().await?;
+    super::until_caught_up(stack, from).await?;
+    let (change, wound) = change_one(*drawn, stack, from, last).await?;
+    if let Some(wound) = wound {
+        wound.heal(stack).await?;
+    }
+    Ok((change.outcome, change.hurt_at))
 }
 
 /// The store is whole, too: a member of it that was cut off with the candidate disturbs the others when it is back.

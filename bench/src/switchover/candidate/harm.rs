@@ -18,11 +18,11 @@ use crate::stack::{APP, Stack};
 const END_LIMIT: Duration = Duration::from_secs(10);
 
 /// The table whose lock keeps replay waiting.
-const BLOCKED: &str = "CREATE TABLE blocked (nothing int)";
+const BLOCKED: &str = "CREATE TABLE IF NOT EXISTS blocked (nothing int)";
 /// A transaction of the candidate that goes on reading it.
-const READ: &str = "BEGIN; SELECT count(*) FROM blocked";
+pub const READ: &str = "BEGIN; SELECT count(*) FROM blocked";
 /// What the leader does to it: an exclusive lock, which replay waits for.
-const BLOCK: &str = "TRUNCATE blocked";
+pub const BLOCK: &str = "TRUNCATE blocked";
 
 /// What happens to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum, Serialize)]

@@ -1,0 +1,82 @@
+//! Disks without room: the leader's nearly full, then all of them full.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use trunkline_shared::service::clock;
+
+use super::{LEADER_LIMIT, LOOK, another_writes, leader_name};
+use crate::faults::site::Field;
+use crate::stack::volume;
+
+/// Less than two segments of WAL, which is what an agent takes for nearly full.
+const NEARLY: u64 = 24 * 1024 * 1024;
+/// How long all disks stay full.
+const FULL: Duration = Duration::from_secs(15);
+
+fn home(field: &Field<'_>, member: usize) -> Result<PathBuf> {
+    let data = &field.run.stack.members[member].data_dir;
+    let home = data.parent().context("the data directory has no folder")?;
+    Ok(home.to_owned())
+}
+
+/// There is room elsewhere: leadership moves there as an operator would move it.
+pub async fn nearly_full(field: &mut Field<'_>) -> Result<()> {
+    let (old, on) = (field.run.leader, leader_name(field));
+    let home = home(field, old)?;
+    field.run.began = clock::now();
+    volume::fill(&home, NEARLY)?;
+    another_writes(field, old).await?;
+    field.run.note(format!(
+        "another member led {:.1} s after the disk was nearly full, {} bytes were left",
+        clock::now().since(field.run.began).as_secs_f64(),
+        volume::free(&home)?
+    ));
+    volume::empty(&home)?;
+    field.whole("disk nearly full", &on).await?;
+    Ok(())
+}
+
+/// There is no room anywhere: nothing can be written, and once there is room everything goes on.
+pub async fn all_full(field: &mut Field<'_>) -> Result<()> {
+    let on = leader_name(field);
+    let homes: Result<Vec<_>> = (0..field.run.stack.members.len())
+        .map(|member| home(field, member))
+        .collect();
+    let homes = homes?;
+    field.run.began = clock::now();
+    for home in &homes {
+        volume::fill(home, 0)?;
+    }
+    stands_still(field).await?;
+    tokio::time::sleep(FULL).await;
+    for home in &homes {
+        volume::empty(home)?;
+    }
+    let room = clock::now();
+    field.whole("all disks full", &on).await?;
+    field.run.note(format!(
+        "the cluster was whole {:.1} s after there was room again",
+        clock::now().since(room).as_secs_f64()
+    ));
+    Ok(())
+}
+
+/// Writes need more WAL than there is room for: a segment more, each time the one before is given up.
+async fn stands_still(field: &mut Field<'_>) -> Result<()> {
+    let deadline = clock::now() + LEADER_LIMIT;
+    let still = Duration::from_secs(2);
+    while clock::now().since(field.run.writes.done()) < still {
+        if let Ok(leader) = field.run.stack.leader().await
+            && let Ok(direct) = field.run.stack.members[leader].sql("postgres").await
+        {
+            direct.batch_execute("SELECT pg_switch_wal()").await.ok();
+        }
+        if clock::now() >= deadline {
+            bail!("with all disks full clients wrote on for {LEADER_LIMIT:?}");
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+    Ok(())
+}
