@@ -89,6 +89,19 @@ impl Plan {
             volume_mb: None,
         }
     }
+
+    /// Where the router of this number listens, whose node has this address.
+    fn entrance(&self, number: usize, address: &str) -> Entrance {
+        let at = match &self.router {
+            Some(at) if number == 1 => at.clone(),
+            Some(_) | None => Entrance::new(address.to_owned(), 5432, 5433),
+        };
+        Entrance {
+            pooled: self.pooled.clone(),
+            max_lag: self.max_lag,
+            ..at
+        }
+    }
 }
 
 /// A running stack. Fields are dropped in order: the place, which cleans up, last.
@@ -174,11 +187,7 @@ impl Stack {
         let stores: Vec<_> = (1..=plan.etcd_members)
             .map(|last| (format!("e{last}"), address(last)))
             .collect();
-        let hosts: Vec<_> = stores
-            .iter()
-            .map(|(_, address)| format!("{address}:2379"))
-            .collect();
-        let hosts = hosts.join(",");
+        let hosts = hosts_of(&stores);
         let mut etcd = Vec::new();
         for (last, (name, _)) in stores.iter().enumerate() {
             let namespace = namespace(&format!("n{}", last + 1));
@@ -202,18 +211,9 @@ impl Stack {
             }
             members.push(Member::new(&place, &programs, home, &hosts, &plan.timing)?);
         }
-        let at = |last: usize| match &plan.router {
-            Some(at) if last == 1 => at.clone(),
-            Some(_) | None => Entrance::new(address(MEMBERS + last), 5432, 5433),
-        };
         let router = |last: usize| {
             let (name, own) = (format!("r{last}"), address(MEMBERS + last));
-            let pooled = plan.pooled.clone();
-            let at = Entrance {
-                pooled,
-                max_lag: plan.max_lag,
-                ..at(last)
-            };
+            let at = plan.entrance(last, &own);
             Router::new(&place, &programs, &name, at, &own, namespace(&name), &hosts)
         };
         let second_router = plan.has_second_router.then(|| router(2)).transpose()?;
@@ -449,6 +449,15 @@ fn make_namespaces(number: u8, routers: usize, address: impl Fn(usize) -> String
 pub const APP: &str = "app";
 /// Its password.
 pub const APP_PASSWORD: &str = "app-secret";
+
+/// As a file names the members of etcd.
+fn hosts_of(stores: &[(String, String)]) -> String {
+    let hosts: Vec<_> = stores
+        .iter()
+        .map(|(_, address)| format!("{address}:2379"))
+        .collect();
+    hosts.join(",")
+}
 
 /// The key that names the leader.
 pub fn leader_key() -> String {
