@@ -19,6 +19,12 @@ const DEFAULT_PORT: u16 = 6432;
 /// PgBouncer's `max_client_conn` where the file is silent.
 const DEFAULT_MAX_CLIENT_CONN: u64 = 100;
 
+/// Bytes of a name of PostgreSQL's, of PgBouncer's databases and users too (NAMEDATALEN and MAX_DBNAME, less the end).
+/// What YAML reads as a key has a limit as well, 1,024 characters.
+const LONGEST_NAME: usize = 63;
+/// Characters that are shown of one that is longer.
+const SHOWN_OF_A_NAME: usize = 20;
+
 /// Translates the lines of a file. `userlist` stands in the place of `auth_file`.
 ///
 /// # Errors
@@ -136,6 +142,16 @@ impl Translator {
         table: &[(&str, Meaning)],
     ) -> Option<(Pairs, Map<String, Value>)> {
         let place = Some(&entry.place);
+        if entry.key.len() > LONGEST_NAME {
+            let begins: String = entry.key.chars().take(SHOWN_OF_A_NAME).collect();
+            let text = format!(
+                "a name has {LONGEST_NAME} bytes at the most: it is left out, as nobody could ask for it"
+            );
+            self.made
+                .notes
+                .attention(place, &format!("{begins}..."), &text);
+            return None;
+        }
         let pairs = match pairs(&entry.value) {
             Ok(pairs) => pairs,
             Err(why) => {
