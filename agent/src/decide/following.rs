@@ -359,6 +359,20 @@ fn mend(turn: Turn<'_>, topology: &Topology, leader: &Member) -> Decision {
         if turn.failed_lately(JobKind::Clone) {
             return copy_anew(turn, topology, leader, true);
         }
+        // The leader's own history was asked and nothing was to be taken back: what the DCS shows differs from it.
+        let done = seen.job.finished.as_ref().filter(|job| {
+            job.kind == JobKind::Rewind
+                && job.error.is_none()
+                && job.source.as_ref() == Some(&leader.name)
+        });
+        let left = done.map_or(Duration::ZERO, |job| {
+            seen.settings()
+                .loop_wait
+                .saturating_sub(seen.now.since(job.at))
+        });
+        if !left.is_zero() {
+            return turn.within(Reason::WaitingForHistory, left);
+        }
         let from = upstream::source(seen, topology, leader, leader);
         return turn.act(Action::Rewind(from)).routine(Reason::Rewinding);
     }

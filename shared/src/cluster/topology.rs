@@ -330,7 +330,10 @@ impl Topology {
             // The cluster raised that number: it is `of` that is told late.
             return Ancestry::Unknown;
         }
-        if timeline < of && timeline > parent {
+        // A leader may have claimed from an older number than it had replayed: its control file names a timeline late. What
+        // the history lists that it wrote since was followed.
+        let is_listed = !self.is_history_behind && self.history.end_of(timeline).is_some();
+        if timeline < of && timeline > parent && !is_listed {
             // A number between the two is a promotion that the cluster did not follow.
             return self
                 .history
