@@ -199,9 +199,13 @@ pub(super) fn waits_for(
     }
 }
 
-/// A record that nobody's request stands behind any more is removed.
+/// A record that nobody's request stands behind any more is removed. Until it is gone, what is known of the change stays
+/// known: a crash meanwhile is no part of it.
 fn clear_leftover<'a>(turn: Turn<'a>, topology: &Topology) -> ControlFlow<Decision, Turn<'a>> {
-    clear(handing_over::forget(turn), topology)
+    match topology.switchover {
+        Some(_) => clear(turn, topology),
+        None => ControlFlow::Continue(handing_over::forget(turn)),
+    }
 }
 
 fn clear<'a>(turn: Turn<'a>, topology: &Topology) -> ControlFlow<Decision, Turn<'a>> {
@@ -248,6 +252,10 @@ pub(super) fn when_stopped(
         SwitchoverStage::Stopped {
             shutdown_checkpoint,
         } => {
+            if stopped.checkpoint != shutdown_checkpoint {
+                // It ran again since: what the candidate has confirmed is not its end.
+                return roll_back(turn, held, topology, record.id);
+            }
             let stop = record.parts.stop.unwrap_or_default();
             let limit = confirm_limit(topology, record.id, stop, seen.is_shutting_down);
             // An agent that does not know for how long it has been waited waits no longer.

@@ -34,8 +34,8 @@ const NOTHING: &str = "-";
 const CHECK_LIMIT: Duration = Duration::from_secs(10);
 
 /// How long the loop may take to come to a point where nothing is half done: a job, a callback, a request of an
-/// operator or a planned change is not cut off.
-const PAUSE_LIMIT: Duration = Duration::from_secs(60);
+/// operator or a planned change is not cut off. Longer than a change with the default `drain_timeout` may take.
+const PAUSE_LIMIT: Duration = Duration::from_secs(90);
 
 /// What `--version` begins with.
 const NAME: &str = "trunkline-agent ";
