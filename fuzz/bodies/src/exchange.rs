@@ -38,6 +38,7 @@ fn drawn(draw: &mut Draw<'_>) -> Expect {
         Expect::Bind,
         Expect::Describe {
             is_statement: is_hidden,
+            block: Block::Stays,
         },
         Expect::Close {
             statement,
@@ -106,9 +107,12 @@ impl Asked {
         match self.expect {
             Expect::Parse { .. } => done(b"1"),
             Expect::Bind => done(b"2"),
-            Expect::Describe { is_statement: true } => done([b"tT", b"tn"][self.rows % 2]),
+            Expect::Describe {
+                is_statement: true, ..
+            } => done([b"tT", b"tn"][self.rows % 2]),
             Expect::Describe {
                 is_statement: false,
+                ..
             } => done([b"n", b"T"][self.rows % 2]),
             Expect::Close { .. } => b"3".to_vec(),
             Expect::Execute(_) => match self.rows % 4 {

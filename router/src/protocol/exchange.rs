@@ -292,6 +292,11 @@ impl Exchange {
         !self.queue.is_empty()
     }
 
+    /// Whether the end of the batch that is answered now was not sent yet.
+    pub fn is_batch_open(&self) -> bool {
+        !self.queue.is_empty() && !self.queue.iter().any(Expect::ends_a_batch)
+    }
+
     /// The client is told in the server's place that nobody knows what comes of the request that is answered now, and
     /// hears nothing more of it but its ReadyForQuery. Whether it was not told so before.
     pub fn disown(&mut self) -> bool {
@@ -366,10 +371,8 @@ impl Exchange {
                 self.queue.pop_front();
                 Verdict::Pass
             }
-            (b't', Some(Expect::Describe { is_statement: true })) => {
-                self.in_place_of_first(Expect::Describe {
-                    is_statement: false,
-                });
+            (b't', Some(described)) if described.has_parameters() => {
+                self.in_place_of_first(described.without_parameters());
                 Verdict::Pass
             }
             (b'C' | b'I' | b's', Some(Expect::Execute(act))) => {

@@ -87,6 +87,23 @@ impl Ahead {
         };
         drop(seat);
         let early = self.keep_until_it_leads(early, &way).await?;
+        // Its place counts in budgets that the next leader's servers share: it ends with its lane, as any other opening does.
+        let seat = way.lanes.take_seat(way.lane).ok_or(OpenFailed::LaneCut)?;
+        tokio::select! {
+            biased;
+            _ = seat.ended() => Err(OpenFailed::LaneCut),
+            opened = self.open_now(early, way.clone(), identity, limit) => opened,
+        }
+    }
+
+    /// Opens it on the leader, from what has logged in before if that lives.
+    async fn open_now(
+        &self,
+        early: Option<Server>,
+        way: Arc<Way>,
+        identity: &Identity,
+        limit: Duration,
+    ) -> Result<Server, OpenFailed> {
         // One that has said something unasked has said goodbye.
         let early = early.and_then(|mut own| own.stream.is_silent().then_some(own));
         if let Some(mut server) = early {

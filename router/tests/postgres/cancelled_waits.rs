@@ -136,6 +136,38 @@ async fn in_every_way(client: &mut Client, server: &Postgres) {
 }
 
 #[test]
+fn what_is_sent_behind_it_before_the_sync_is_not_executed() {
+    as_postgres(
+        "cancelled_waits::what_is_sent_behind_it_before_the_sync_is_not_executed",
+        async || {
+            let server = Postgres::start();
+            let stack = trusting(&server, "default_pool_size: 1").await;
+            let mut client = stack.session().await;
+            client.send(&query("create table t (x int)")).await;
+            heard(&mut client).await;
+            let_commits_wait(&server).await;
+            client.send(&query(&format!("begin; {INSERT}"))).await;
+            assert_eq!(heard(&mut client).await, "CCZT");
+            let flush = b"H\0\0\0\x04".to_vec();
+            let open = [parse("", "commit"), run(""), flush].concat();
+            client.send(&open).await;
+            when_it_waits(&server, "pg_cancel_backend").await;
+            let mut told = String::new();
+            while !told.ends_with('E') {
+                told.push(char::from(client.message().await.0));
+            }
+            assert_eq!(told, "12E");
+            let rest = [parse("", INSERT), run(""), sync()].concat();
+            client.send(&rest).await;
+            assert_eq!(heard(&mut client).await, "ZI");
+            let mut count = server.psql(server.port, "postgres");
+            count.args(["-d", "app", "-Atqc", "select count(*) from t"]);
+            assert_eq!(done(&mut count).stdout, b"1\n");
+        },
+    );
+}
+
+#[test]
 fn a_commit_whose_connection_is_ended_while_it_waits_is_no_success() {
     as_postgres(
         "cancelled_waits::a_commit_whose_connection_is_ended_while_it_waits_is_no_success",

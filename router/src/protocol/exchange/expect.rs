@@ -62,6 +62,8 @@ pub enum Expect {
     Describe {
         /// Of a statement, of which the parameters are told first; else of a portal.
         is_statement: bool,
+        /// What that does.
+        block: Block,
     },
     /// Close, of a statement by its number or 0. Hidden as above.
     Close {
@@ -113,6 +115,28 @@ impl Expect {
             | Expect::Query(_)
             | Expect::Function
             | Expect::CopyEnd => false,
+        }
+    }
+
+    /// Whether it is the description of a statement, whose parameters were not told yet.
+    pub(super) fn has_parameters(&self) -> bool {
+        matches!(
+            self,
+            Expect::Describe {
+                is_statement: true,
+                ..
+            }
+        )
+    }
+
+    /// What is left of a description once its parameters are told.
+    pub(super) fn without_parameters(self) -> Expect {
+        match self {
+            Expect::Describe { block, .. } => Expect::Describe {
+                is_statement: false,
+                block,
+            },
+            other => other,
         }
     }
 

@@ -19,7 +19,8 @@ impl Exchange {
             Place::Outside | Place::Begun | Place::GivenUp => start == 0,
             Place::Unknown => false,
         };
-        is_placed && last.all(does_nothing_else)
+        let mut is_over = place == Place::GivenUp;
+        is_placed && last.all(|asked| does_nothing_else(asked, &mut is_over))
     }
 
     /// Writes what the client is owed for the batch that was sent last, where [`super::Fate::GivenUp`] is the fate. Returns
@@ -42,17 +43,27 @@ impl Exchange {
     }
 }
 
-/// Whether a request belongs to a batch that gives a transaction up and does nothing else.
-fn does_nothing_else(asked: &Expect) -> bool {
+/// Whether a request belongs to a batch that gives a transaction up and does nothing else. `is_over`: it is given up by what
+/// stands before.
+fn does_nothing_else(asked: &Expect, is_over: &mut bool) -> bool {
     match asked {
-        Expect::Execute(act) | Expect::Query(act) => act.block == Block::RollsBack,
-        Expect::Parse { .. }
-        | Expect::Bind
-        | Expect::Describe { .. }
-        | Expect::Close { .. }
-        | Expect::Sync
-        | Expect::OwedParse
-        | Expect::OwedClose => true,
+        Expect::Execute(act) | Expect::Query(act) => {
+            *is_over = true;
+            act.block == Block::RollsBack
+        }
+        // Under a name that may be taken: only PostgreSQL knows.
+        Expect::Parse {
+            statement: 0,
+            is_hidden: true,
+        }
+        | Expect::Close {
+            statement: 0,
+            is_hidden: true,
+        } => false,
+        // What is prepared behind the end may be anything.
+        Expect::Parse { .. } | Expect::OwedParse | Expect::Bind => !*is_over,
+        Expect::Describe { block, .. } => !*is_over && *block == Block::RollsBack,
+        Expect::Close { .. } | Expect::Sync | Expect::OwedClose => true,
         Expect::ExecuteDeallocate
         | Expect::Function
         | Expect::CopyEnd
@@ -73,7 +84,7 @@ fn answer(asked: &Expect, out: &mut Vec<u8>) {
         Expect::Parse { .. } | Expect::OwedParse => out.extend_from_slice(PARSE_COMPLETE),
         Expect::Close { .. } | Expect::OwedClose => out.extend_from_slice(CLOSE_COMPLETE),
         Expect::Bind => out.extend_from_slice(BIND_COMPLETE),
-        Expect::Describe { is_statement } => {
+        Expect::Describe { is_statement, .. } => {
             if *is_statement {
                 out.extend_from_slice(NO_PARAMETERS);
             }
@@ -108,6 +119,11 @@ mod tests {
     };
     const DESCRIBE: Expect = Expect::Describe {
         is_statement: false,
+        block: Block::RollsBack,
+    };
+    const DESCRIBE_ANOTHER: Expect = Expect::Describe {
+        is_statement: true,
+        block: Block::Stays,
     };
 
     const fn act(block: Block) -> Act {
@@ -188,8 +204,14 @@ mod tests {
             (true, &[rollback, stays][..]),
             (false, &[stays, rollback]),
             (true, &[Expect::Query(ENDS), rollback]),
-            // Whether that is prepared nobody knows.
+            // Whether that is prepared nobody knows, nor what it has for columns.
             (true, &[rollback, PARSE, Expect::Sync]),
+            (true, &[Expect::Execute(ROLLBACK), PARSE, Expect::Sync]),
+            (true, &[DESCRIBE_ANOTHER, rollback]),
+            (
+                true,
+                &[Expect::Execute(ROLLBACK), DESCRIBE_ANOTHER, Expect::Sync],
+            ),
             (
                 true,
                 &[

@@ -66,9 +66,13 @@ impl Pooled {
                 // Cancelled, and answered.
                 return Ok(());
             }
-            let Some(pool) = self.find_pool_or_cancel().await? else {
-                // Cancelled, and answered.
-                return Ok(());
+            let pool = match self.kept_pool() {
+                Some(pool) => pool,
+                None => match self.find_pool_or_cancel().await? {
+                    Some(pool) => pool,
+                    // Cancelled, and answered.
+                    None => return Ok(()),
+                },
             };
             let waker = poll_fn(|cx| Poll::Ready(cx.waker().clone())).await;
             let granted = match pool::checkout(pool, || waker) {
@@ -163,6 +167,9 @@ impl Pooled {
 
     /// Whether the route that was found does not hold any more, because of a planned change of leader.
     fn is_held_meanwhile(&self) -> bool {
+        if self.kept_pool().is_some() {
+            return false;
+        }
         let published = self.door.cluster.published();
         let is_new = |(version, _)| version != published.version;
         let is_held = || {
@@ -182,7 +189,13 @@ impl Pooled {
         }
     }
 
-    /// The same, `None` where the client has cancelled its request meanwhile: it was never sent.
+    /// The pool that was found before, if nothing was published since: the usual case, without a count that all cores share.
+    fn kept_pool(&self) -> Option<PoolId> {
+        let (known, pool) = self.route?;
+        (known == self.door.cluster.version() && pool::is_there(pool)).then_some(pool)
+    }
+
+    /// As [`Self::find_pool`], `None` where the client has cancelled its request meanwhile: it was never sent.
     async fn find_pool_or_cancel(&mut self) -> Result<Option<PoolId>, SessionError> {
         let mailbox = self.mailbox.clone();
         let mail = tokio::select! {

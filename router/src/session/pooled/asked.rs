@@ -204,9 +204,18 @@ impl Scan<'_> {
                 [b'S', name @ ..] if is_mapping => {
                     return self.describe(at, message, name, splice);
                 }
-                _ => talk.sent(Expect::Describe {
-                    is_statement: body.first() == Some(&b'S'),
-                }),
+                _ => {
+                    let (is_statement, act) = match body {
+                        [b'S', name @ .., 0] => (true, self.does(name)),
+                        [b'P', name @ .., 0] => (false, self.executed.portal(name)),
+                        other => (other.first() == Some(&b'S'), Act::UNKNOWN),
+                    };
+                    let block = act.block;
+                    self.server.exchange.sent(Expect::Describe {
+                        is_statement,
+                        block,
+                    });
+                }
             },
             b'C' => match body {
                 [b'S', name @ .., 0] if is_mapping && !name.is_empty() => {
@@ -525,9 +534,11 @@ impl Scan<'_> {
                 body.push(0);
             });
         }
-        self.server
-            .exchange
-            .sent(Expect::Describe { is_statement: true });
+        let block = self.does(name).block;
+        self.server.exchange.sent(Expect::Describe {
+            is_statement: true,
+            block,
+        });
         Ok(())
     }
 

@@ -193,6 +193,10 @@ impl Scan<'_> {
                 self.statements.confirm(renamed);
             }
             if is_unconfirmed && self.server.exchange.is_owed_an_answer() {
+                if self.server.exchange.is_batch_open() {
+                    // What the client sends up to its Sync it takes for ignored, and this server would execute it.
+                    return stop(at, Some(Trouble::Lost));
+                }
                 self.disown(splice.replace(at, at + have));
                 at += have;
                 continue;
@@ -224,8 +228,8 @@ impl Scan<'_> {
         let member = &self.server.way.member;
         info!(%member, "the wait of a commit for synchronous standbys was cancelled; its client hears 08007");
         let why = format!(
-            "it is committed on member {member}, but its wait for synchronous standbys was cancelled, and if another \
-             member takes over it may be undone"
+            "what it had done by then is kept on member {member}, but the wait for synchronous standbys was cancelled: if another \
+             member takes over it may be undone, and what came of the rest of the request is not told"
         );
         RequestError::OutcomeUnknown { why: why.into() }.write(out);
     }
