@@ -147,6 +147,7 @@ const IMPORTS: &[Never] = &[
     },
     Never {
         modules: &[
+            "bench/src/check/list_append",
             "agent/src/ctl/import/haproxy",
             "agent/src/ctl/import/ini",
             "agent/src/ctl/import/notes",
@@ -223,19 +224,6 @@ const IMPORTS: &[Never] = &[
         imports: &["crate::pool", "crate::session", "crate::route"],
         except: &[],
         why: "a server connection knows nobody above it",
-    },
-    Never {
-        modules: &["bench/src/check/list_append"],
-        imports: &[
-            "tokio",
-            "std::fs",
-            "std::process",
-            "std::thread",
-            "trunkline_shared::dcs",
-            "trunkline_shared::service",
-        ],
-        except: &[],
-        why: "pure: a history is judged again as it was judged before",
     },
     Never {
         modules: &["router/src/topology"],

@@ -87,7 +87,7 @@ async fn record(bench: &Bench) -> Entry {
             if let Some(entry) = bench.get(&FactKey::Member(MemberName::new("a"))).await {
                 return entry;
             }
-            tokio::time::sleep(Duration::from_millis(5)).await;
+            tokio::task::yield_now().await;
         }
     };
     timeout(SOON, found).await.unwrap()
