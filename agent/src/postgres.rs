@@ -339,7 +339,7 @@ impl Postgres {
         }
         let controlled = self.write_settings(role).await?;
         files::remove_stale_lock(&config)?;
-        timelines::release(&config.data_dir)?;
+        timelines::settle(&config.data_dir)?;
         let mut arguments = settings::command_line(&config, &controlled);
         arguments.extend(settings::recovery_sync(&config, &major));
         access::forget(&config)?;

@@ -85,7 +85,7 @@ impl Postgres {
         fs::write(&prepared, "").map_err(PostgresError::file("write", &prepared))?;
         if !may_promote() {
             files::remove_file(&prepared)?;
-            timelines::release(&config.data_dir)?;
+            timelines::settle(&config.data_dir)?;
             return Err(PostgresError::PromoteNotAllowed);
         }
         self.note_promotion(running.id)?;
@@ -117,7 +117,6 @@ impl Postgres {
         }
         let took = clock::now().since(began);
         self.forget_proofs();
-        timelines::release(&config.data_dir)?;
         let timeline = "SELECT pg_catalog.substr(pg_catalog.pg_walfile_name(\
                         pg_catalog.pg_current_wal_lsn()), 1, 8)";
         let text = self.query_text(timeline, STATEMENT_LIMIT).await?;

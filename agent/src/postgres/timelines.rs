@@ -1,10 +1,18 @@
-//! Keeps PostgreSQL from beginning a timeline whose number another promotion has taken.
+//! Keeps PostgreSQL from beginning a timeline whose number another promotion has taken, and its followers from
+//! missing the number that was left out.
 //!
 //! At the end of recovery PostgreSQL takes the first number of which it finds no history file in `pg_wal` or
 //! the archive (`findNewestTimeLine` in xlogarchive.c and timeline.c). A promotion that nobody followed left
-//! its file only on the member that made it. So the numbers below the wanted one get placeholders, for the
-//! moment of the promotion only: their text names no ancestor, and a recovery that found one would refuse
-//! it as no child of its own history.
+//! its file only on the member that made it. So the numbers below the wanted one get placeholders.
+//!
+//! They stay on the new leader: before a standby streams from it, its receiver fetches the history file of every
+//! number between its own timeline and the leader's (`WalRcvFetchTimeLineHistoryFiles`), and one that the leader
+//! cannot open ends the connection, again and again. (A clone lacks them, and lacks as well the WAL of whoever
+//! would ask.)
+//!
+//! A placeholder names no ancestor. A standby that has it without a newer file behind it takes it for no
+//! child of its history: while it runs it asks its leader again, but it would not start. So placeholders above
+//! every real file go before a start.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -41,17 +49,19 @@ pub(super) fn reserve(data_dir: &Path, step: TimelineStep) -> Result<(), Postgre
     Ok(())
 }
 
-/// Removes every placeholder.
-pub(super) fn release(data_dir: &Path) -> Result<(), PostgresError> {
+/// Removes the placeholders above every real history file.
+pub(super) fn settle(data_dir: &Path) -> Result<(), PostgresError> {
     let folder = data_dir.join("pg_wal");
     let entries = fs::read_dir(&folder).map_err(PostgresError::file("read", &folder))?;
-    for path in entries.flatten().map(|entry| entry.path()) {
-        let is_history = path
-            .extension()
-            .is_some_and(|extension| extension == "history");
-        if is_history && fs::read(&path).is_ok_and(|text| text == MARK.as_bytes()) {
-            fs::remove_file(&path).map_err(PostgresError::file("remove", &path))?;
+    let mut files: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
+    files.retain(|path| path.extension().is_some_and(|e| e == "history"));
+    // The names are numbers of eight digits.
+    files.sort_unstable_by(|a, b| b.cmp(a));
+    for path in files {
+        if fs::read(&path).map_err(PostgresError::file("read", &path))? != MARK.as_bytes() {
+            break;
         }
+        fs::remove_file(&path).map_err(PostgresError::file("remove", &path))?;
     }
     Ok(())
 }
@@ -67,19 +77,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn placeholders_fill_the_gap_below_and_go_again() {
+    fn placeholders_fill_the_gap_and_stay_below_a_real_file_only() {
         let folder = tempfile::tempdir().unwrap();
+        let path = |number| history_file(folder.path(), number);
         fs::create_dir(folder.path().join("pg_wal")).unwrap();
-        let real = history_file(folder.path(), 3);
-        fs::write(&real, "1\t0/3000000\tno recovery target specified\n").unwrap();
+        fs::write(path(3), "1\t0/3000000\tno recovery target specified\n").unwrap();
         let step = TimelineStep {
             from: Timeline(2),
             to: Timeline(6),
         };
+        let exist = || Vec::from_iter((1..8).filter(|number| path(*number).exists()));
         reserve(folder.path(), step).unwrap();
-        let exists = |number| history_file(folder.path(), number).exists();
-        assert!(!exists(2) && exists(3) && exists(4) && exists(5) && !exists(6));
-        release(folder.path()).unwrap();
-        assert!(exists(3) && !exists(4) && !exists(5));
+        assert_eq!(exist(), [3, 4, 5]);
+        settle(folder.path()).unwrap();
+        assert_eq!(exist(), [3], "nobody was promoted");
+
+        reserve(folder.path(), step).unwrap();
+        fs::write(path(6), "2\t0/4000000\tno recovery target specified\n").unwrap();
+        settle(folder.path()).unwrap();
+        assert_eq!(exist(), [3, 4, 5, 6]);
     }
 }

@@ -121,7 +121,10 @@ impl Course {
     }
 
     fn led(&mut self, at: Moment, name: &str) -> Option<Step> {
-        self.leaders.push((name.to_owned(), at));
+        // A leader may write its own key again, as it does on a new lease.
+        if self.leaders.last().is_none_or(|(leader, _)| leader != name) {
+            self.leaders.push((name.to_owned(), at));
+        }
         let is_candidate = self.candidate.as_deref() == Some(name);
         is_candidate.then_some(Step::KeyMoved)
     }
@@ -281,6 +284,7 @@ mod tests {
             ("members/n2", ready.to_owned()),
             ("leader", "n2".to_owned()),
             ("members/n2", primary.to_owned()),
+            ("leader", "n2".to_owned()),
             ("members/n2", primary.to_owned()),
         ];
         for (ms, (key, value)) in (0..).zip(&written) {
@@ -290,6 +294,7 @@ mod tests {
         assert_eq!(steps, Step::ALL);
         assert_eq!(course.furthest(at(8)), Some(Step::Stopped));
         assert_eq!(course.furthest(at(1)), None);
+        assert_eq!(course.leaders, [("n2".to_owned(), at(10))]);
         assert_eq!(course.led_by("n2"), Some(at(10)));
         assert_eq!(course.led_by("n1"), None);
         assert_eq!(course.leader(), "n2");
