@@ -68,8 +68,8 @@ pub struct WrittenRecord {
 
 impl WrittenRecord {
     /// What is to be written now, if anything: at once where others act on the change, else once per `loop_wait`,
-    /// and for moves that need not be known at once after several. `shown` is the believed DCS: where a write that
-    /// was given up has come late it shows another record than the last, which is written again.
+    /// and for moves that need not be known at once after several. `shown` is the believed DCS: where it shows
+    /// another record than the last, that is written again.
     pub fn next(
         before: Option<&WrittenRecord>,
         member: &Member,

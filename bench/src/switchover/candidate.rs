@@ -47,6 +47,8 @@ struct Change {
     had_key: bool,
     /// Whether the key ever did.
     has_key_moved: bool,
+    /// Whether etcd's leader was cut off with it.
+    loses_store_leader: bool,
     outcome: Outcome,
     /// Who led then.
     leader: String,
@@ -226,6 +228,7 @@ async fn change_one(
         victims.push(Victim::look(stack, index).await?);
     }
     let leader = stack.members[from].sql(APP).await?;
+    let store_leader = crate::fault::store::leader(stack).await?;
     // The candidate is never the leader, so this member of etcd stays within reach.
     let watch = Watch::start(&stack.etcd[from], &stack.members[from].name).await?;
     let asked = clock::now();
@@ -247,8 +250,14 @@ async fn change_one(
         .map_or(answered, |hurt| hurt.done.max(answered));
     let leads = until_somebody_leads(stack, &watch, last, since).await?;
     let change = describe(drawn, stack, from, &watch.course(), hurt.as_ref(), leads);
+    let is_cut_off = drawn.harm == harm::Harm::CutNode;
+    let loses_store_leader = is_cut_off
+        && hurt
+            .as_ref()
+            .is_some_and(|hurt| hurt.candidate == store_leader);
     let change = Change {
         is_told_done,
+        loses_store_leader,
         command_ms: millis(answered.since(asked)),
         times: Times {
             asked,
@@ -341,6 +350,7 @@ fn describe(
         candidate,
         had_key: moved.is_some_and(|at| hurt.is_some_and(|hurt| at <= hurt.done)),
         has_key_moved: moved.is_some(),
+        loses_store_leader: false,
         outcome,
         leader,
         is_told_done: false,
@@ -369,16 +379,16 @@ fn measure(change: &mut Change, history: &History, ttl: Duration, judges_times: 
             *change.errors.entry(cut.code.clone()).or_default() += 1;
         }
     }
-    let limit = bars::longest_stall(change.harm, change.has_key_moved, ttl);
-    change.longest_stall_ms = millis(limit);
     let facts = Facts {
         harm: change.harm,
         has_key_moved: change.has_key_moved,
+        loses_store_leader: change.loses_store_leader,
         outcome: change.outcome,
         stall: gaps.anybody,
         errors: &change.errors,
         is_told_done: change.is_told_done,
     };
+    change.longest_stall_ms = millis(bars::longest_stall(&facts, ttl));
     change.missed = bars::missed(&facts, ttl, judges_times);
 }
 
@@ -401,6 +411,7 @@ fn tell_changes(changes: &[Change]) {
         "missed",
     ];
     let row = |change: &Change| {
+        let step = change.hurt_at.map_or("not hurt", Step::name);
         let key = match (change.had_key, change.has_key_moved) {
             (true, _) => "moved",
             (false, true) => "moves after",
@@ -408,7 +419,10 @@ fn tell_changes(changes: &[Change]) {
         };
         vec![
             change.harm.name(),
-            change.hurt_at.map_or("not hurt", Step::name).to_owned(),
+            match change.loses_store_leader {
+                true => format!("{step}, etcd's leader too"),
+                false => step.to_owned(),
+            },
             format!("{:.0}", change.after_ms),
             key.to_owned(),
             change.outcome.name().to_owned(),

@@ -266,6 +266,8 @@ struct Lossy {
     loses: std::sync::Mutex<Option<bool>>,
     /// Told of a write of [`STUCK`], which is never answered.
     stuck: Notify,
+    /// That write, not executed yet.
+    on_the_way: std::sync::Mutex<Option<Txn>>,
 }
 
 /// A value whose write gets stuck.
@@ -277,6 +279,7 @@ impl Lossy {
             dcs: dcs.clone(),
             loses: std::sync::Mutex::new(None),
             stuck: Notify::new(),
+            on_the_way: std::sync::Mutex::new(None),
         })
     }
 }
@@ -290,6 +293,7 @@ impl Dcs for Lossy {
     async fn commit(&self, txn: &Txn) -> Result<Committed, DcsError> {
         let is_stuck = |operation: &Operation| matches!(operation, Operation::Put { value, .. } if value == STUCK.as_bytes());
         if txn.then.iter().any(is_stuck) {
+            *self.on_the_way.lock().unwrap() = Some(txn.clone());
             self.stuck.notify_one();
             std::future::pending::<()>().await;
         }
@@ -436,7 +440,7 @@ async fn a_lease_that_is_let_go_or_whose_loop_stands_still_lapses() {
 }
 
 #[tokio::test]
-async fn a_record_does_not_wait_for_the_answer_to_the_one_before() {
+async fn a_record_does_not_wait_for_the_answer_to_the_one_before_and_is_not_overwritten_by_it() {
     let bench = Bench::new();
     let lossy = Lossy::new(&bench.dcs);
     let arming = Arming::new(None, Box::new(|_| Ok(())), Box::new(|| true));
@@ -452,6 +456,9 @@ async fn a_record_does_not_wait_for_the_answer_to_the_one_before() {
         }
     };
     timeout(SOON, written).await.unwrap();
+    let late = lossy.on_the_way.lock().unwrap().take().unwrap();
+    assert!(!bench.dcs.commit(&late).await.unwrap().succeeded);
+    assert_eq!(bench.get(&path).await.unwrap().value, b"newer");
 }
 
 #[tokio::test]
