@@ -71,6 +71,7 @@ pub const RETRY_PAUSE: Duration = Duration::from_millis(100);
 
 /// What to do next. Total: every observation has a decision.
 pub fn decide(seen: &Observation, memory: &Memory) -> Decision {
+    let seen = &*host_health::as_it_is_to_clients(seen);
     let decision = match newcomer::decide(seen, memory) {
         Some(decision) => decision,
         None => {
@@ -81,6 +82,7 @@ pub fn decide(seen: &Observation, memory: &Memory) -> Decision {
     };
     let decision = stopping::note(seen, decision);
     let decision = host_health::note(seen, decision);
+    let decision = host_health::look_in_time(seen, decision);
     let decision = lost_config::note(seen, decision);
     let decision = recreate::note(seen, decision);
     callbacks::note(seen, memory.told, decision)

@@ -17,8 +17,8 @@ use crate::config::WatchdogConfig;
 use crate::decide::Observation;
 use crate::decide::observation::SyncNames;
 use crate::decide::observation::{
-    CommitsView, DcsView, FenceView, HealthView, JobView, LeaseView, Local, LocalRequest, Me,
-    Peers, Running, RunningRole, SenderView, SlotView, Stopped, SynchronizedSlots, WatchdogView,
+    CommitsView, DcsView, FenceView, JobView, LeaseView, Local, LocalRequest, Me, Peers, Running,
+    RunningRole, SenderView, SlotView, Stopped, SynchronizedSlots, WatchdogView,
 };
 use crate::fence::FenceHandle;
 use crate::lease::LeaseStatus;
@@ -26,13 +26,14 @@ use crate::lease::arming::Arming;
 use crate::lease::promise::Promises;
 use crate::postgres::control_data::{ControlData, ControlState};
 use crate::postgres::directory::{DirectoryState, directory_state};
-use crate::postgres::health::{Health, HealthProbe};
+use crate::postgres::health::HealthProbe;
 use crate::postgres::sql::SqlError;
 use crate::postgres::status::Slot;
 use crate::postgres::{Postgres, Postmaster, Probe, ServerStatus, missing_wal, settings};
 use crate::watchdog::{self, Readiness};
 
 pub mod config_kept;
+mod host;
 mod known_store;
 pub mod members_kept;
 pub mod peers;
@@ -110,6 +111,8 @@ pub struct Before {
     failed_start: Option<String>,
     /// How the watchdog stood.
     watchdog: Option<Readiness>,
+    /// What the host does to it.
+    host: host::Host,
 }
 
 impl Before {
@@ -175,6 +178,7 @@ impl Observer {
         let local = look_at_instance(&postgres, &mut self.before, is_stopping, limit);
         let ((local, status), peers) = tokio::join!(local, asking);
         let fence = self.fence_view().await;
+        let health = self.before.host.view(&self.health, postgres.adopt());
         let (lease, left_behind) = {
             let status = self.lease.borrow_and_update();
             (status.view.clone(), status.left_behind)
@@ -198,7 +202,7 @@ impl Observer {
             job: now.job,
             request: now.request,
             fence,
-            health: health_view(self.health.view()),
+            health,
             no_race,
             is_shutting_down: now.is_shutting_down,
             is_bootstrap_unfinished: self.postgres.is_bootstrap_unfinished(),
@@ -255,13 +259,6 @@ impl Observer {
             armed_until: self.arming.deadline(),
             watchdog: self.watchdog_view(),
         }
-    }
-}
-
-fn health_view(health: Health) -> HealthView {
-    HealthView {
-        writes_since: health.writes_since,
-        is_nearly_full: health.is_nearly_full,
     }
 }
 

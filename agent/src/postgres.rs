@@ -253,9 +253,7 @@ impl Postgres {
                     self.remember_timeline(id, &mut answer);
                     Probe::Answer(Box::new(answer))
                 }
-                Err(PostgresError::Sql(error)) if self.adopt() == Some(id) => {
-                    Probe::Unresponsive(error)
-                }
+                Err(error) if self.adopt() == Some(id) => Probe::Unresponsive(error.into_silence()),
                 Err(_) => Probe::NotRunning {
                     is_dead: self.is_dead().await,
                 },

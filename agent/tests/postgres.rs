@@ -133,6 +133,28 @@ fn a_running_server_is_adopted_and_its_end_is_seen_at_once() {
 }
 
 #[test]
+fn a_primary_that_is_closed_to_clients_answers_after_a_reload() {
+    on_every_major(
+        "a_primary_that_is_closed_to_clients_answers_after_a_reload",
+        async |servers| {
+            let door = primary(servers).await;
+            door.stop(&plan(StopMode::Fast)).await.unwrap();
+            let started = door.start_if(ServerRole::Primary, true, || true);
+            started.await.unwrap();
+            door.wait_ready(PATIENCE).await.unwrap();
+            door.reload().unwrap();
+            // That it waits for a restart to open is seen once the reload was taken up.
+            wait_for("the reload", String::new, async || {
+                let status = answer(&door).await;
+                let mut waiting = status.pending_restart.iter();
+                waiting.any(|one| one.name == "hba_file").then_some(())
+            })
+            .await;
+        },
+    );
+}
+
+#[test]
 fn a_start_that_fails_says_why_and_a_directory_postgresql_would_refuse_is_named() {
     on_every_major(
         "a_start_that_fails_says_why_and_a_directory_postgresql_would_refuse_is_named",

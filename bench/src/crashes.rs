@@ -21,7 +21,7 @@ use crate::load::writers;
 use crate::report::{self, Progress, ms, say};
 use crate::stack::member::{MAXIMUM_LAG, Synchronous, Timing};
 use crate::stack::proc::ProcessId;
-use crate::stack::router::{POOL_SIZE, Pooled};
+use crate::stack::router::Pooled;
 use crate::stack::{Layout, Plan, Stack};
 use crate::switchover::clients::{self, Clients, Request, Told};
 use crate::switchover::verdict::{self, Rows, Verdict};
@@ -192,12 +192,7 @@ async fn measure(options: &CrashesOptions) -> Result<Results> {
 
 fn plan(options: &CrashesOptions) -> Plan {
     Plan {
-        pooled: Some(Pooled {
-            listeners: vec![(PORT, "transaction")],
-            auth: "scram-sha-256",
-            size: POOL_SIZE,
-            alias: None,
-        }),
+        pooled: Some(Pooled::by_password(&[(PORT, "transaction")])),
         timing: Timing {
             synchronous: options.sync,
             ..Timing::default()

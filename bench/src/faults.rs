@@ -7,21 +7,25 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::Args;
-use trunkline_shared::cluster::Moment;
 use trunkline_shared::service::clock;
 
 use crate::fault::processor;
 use crate::report::{self, Progress, say};
 use crate::stack::member::{Synchronous, Timing};
+use at_random::Draw;
 use judged::{Line, described};
 use promise::{Conditions, Entrance};
 use row::Row;
 use site::{Settings, Site};
 use table::Told;
 
+pub mod at_random;
 pub mod beside;
+mod control;
 pub mod inflict;
 pub mod judged;
+pub mod lists;
+mod load;
 pub mod promise;
 pub mod row;
 pub mod site;
@@ -35,15 +39,19 @@ pub struct FaultsOptions {
     /// Print every row, with what it promises or why it cannot be run here, and do nothing
     #[arg(long)]
     list: bool,
-    /// Run rows at random for so long: hours, or minutes with an `m`
+    /// Run rows at random for so long: hours, or minutes with an `m`. Unless they are named, --sync and --entrance are drawn,
+    /// too. What is late is told, and only a broken guarantee counts
     #[arg(long, value_name = "HOURS|MINUTESm")]
     long: Option<Long>,
     /// Commits wait for standbys: nothing acknowledged may be lost then, whatever is done
     #[arg(long)]
     sync: Option<Synchronous>,
-    /// How the clients come in
-    #[arg(long, value_enum, default_value_t = Entrance::Transaction)]
-    entrance: Entrance,
+    /// The same clients on one PostgreSQL without agents, routers and faults instead: what is PostgreSQL's own
+    #[arg(long, conflicts_with_all = ["rows", "long", "sync", "entrance", "list"])]
+    control: bool,
+    /// How the clients come in; by a listener in mode `transaction` if nothing is said
+    #[arg(long, value_enum)]
+    entrance: Option<Entrance>,
     /// Clients, half of them on each router
     #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(i32).range(8..=64))]
     clients: i32,
@@ -98,41 +106,46 @@ impl FromStr for Long {
     }
 }
 
-/// Runs the rows; whether each was as promised.
+/// Runs the rows; whether each was as promised, or in a long run, whether each kept the guarantees.
 pub async fn run(options: &FaultsOptions) -> Result<bool> {
+    if options.control {
+        return control::run(options.clients, options.seed).await;
+    }
     let conditions = Conditions {
         synchronous: options.sync,
-        entrance: options.entrance,
+        entrance: options.entrance.unwrap_or(Entrance::Transaction),
         ttl: Duration::from_secs(u64::from(Timing::default().ttl)),
         is_root: rustix::process::geteuid().is_root(),
         can_starve: processor::can_starve(),
     };
-    let mut rows = wanted(&options.rows);
+    let rows = wanted(&options.rows);
     if options.list {
         say(table::list(&rows, &conditions));
         return Ok(true);
     }
-    // A cluster of another kind is started once.
-    rows.sort_by_key(|row| row.wants_volumes());
-    let (rows, cannot): (Vec<_>, Vec<_>) = rows
-        .into_iter()
-        .partition(|row| row.obstacle(&conditions).is_none());
+    let seed = options.seed.unwrap_or_else(|| fastrand::u64(..1_000_000));
+    let draw = Draw::new(&rows, conditions, options.sync, options.entrance, seed);
+    let (rows, cannot): (Vec<_>, Vec<_>) = rows.into_iter().partition(|row| match options.long {
+        Some(_) => draw.can_come(*row),
+        None => row.obstacle(&conditions).is_none(),
+    });
     for row in cannot {
         let why = row.obstacle(&conditions).unwrap_or_default();
         say(format!("not run: {} {}: {why}", row.label(), row.fault()));
     }
     anyhow::ensure!(!rows.is_empty(), "none of these rows can be run here");
-    let seed = options.seed.unwrap_or_else(|| fastrand::u64(..1_000_000));
+    let mode = match options.long {
+        Some(_) => "rows at random, modes drawn unless asked for".to_owned(),
+        None => conditions.mode(),
+    };
     say(format!(
-        "{} clients (simple, prepared, transaction, COPY) on two routers, {:?}, synchronous: {:?}; seed {seed}; {}",
+        "{} clients (simple, prepared, transaction, COPY), clients of lists and readers on two routers; {mode}; seed \
+         {seed}; {}",
         options.clients,
-        options.entrance,
-        options.sync,
         report::machine()
     ));
     let mut course = Course {
         options,
-        conditions,
         settings: Settings {
             clients: options.clients,
             quiet: Duration::from_secs(options.quiet),
@@ -142,18 +155,18 @@ pub async fn run(options: &FaultsOptions) -> Result<bool> {
         },
         progress: Progress::new(),
         site: None,
-        told: Told::default(),
+        told: Told::summed(options.long.is_some()),
     };
     match options.long {
-        None => {
-            for row in rows {
-                course.next(row).await?;
-            }
-        }
-        Some(Long(long)) => course.at_random(&rows, clock::now() + long).await?,
+        None => course.in_turn(rows, &conditions).await?,
+        Some(Long(long)) => course.at_random(draw, long).await?,
     }
     course.progress.done();
-    Ok(course.told.lines().iter().all(|line| line.passed))
+    let lines = course.told.lines();
+    Ok(match options.long {
+        None => lines.iter().all(|line| line.passed),
+        Some(_) => table::violations(lines) == 0,
+    })
 }
 
 /// What was asked for, in that order.
@@ -167,7 +180,6 @@ fn wanted(asked: &[Named]) -> Vec<Row> {
 /// Rows one after another. What was seen is told when it is dropped, after an interrupt too.
 struct Course<'a> {
     options: &'a FaultsOptions,
-    conditions: Conditions,
     settings: Settings,
     progress: Progress,
     site: Option<Site>,
@@ -175,41 +187,66 @@ struct Course<'a> {
 }
 
 impl Course<'_> {
-    async fn at_random(&mut self, rows: &[Row], until: Moment) -> Result<()> {
-        let mut random = fastrand::Rng::with_seed(self.settings.seed);
-        while clock::now() < until {
-            self.settings.seed = random.u64(..);
-            let row = rows[random.usize(..rows.len())];
-            self.next(row).await?;
+    async fn in_turn(&mut self, mut rows: Vec<Row>, conditions: &Conditions) -> Result<()> {
+        // A cluster of another kind is started once.
+        rows.sort_by_key(|row| row.disks());
+        for row in rows {
+            self.next(row, conditions).await?;
+        }
+        Ok(())
+    }
+
+    async fn at_random(&mut self, mut draw: Draw, long: Duration) -> Result<()> {
+        let began = clock::now();
+        while clock::now().since(began) < long
+            && let Some((row, conditions, seed)) = draw.row()
+        {
+            self.settings.seed = seed;
+            self.next(row, &conditions).await?;
+            let lines = self.told.lines();
+            self.progress.line(format!(
+                "--- {} of {} minutes: {} rows, {} with violations",
+                clock::now().since(began).as_secs() / 60,
+                long.as_secs() / 60,
+                lines.len(),
+                table::violations(lines)
+            ));
         }
         Ok(())
     }
 
     /// Runs one row, on the cluster of the one before where that is good for it.
-    async fn next(&mut self, row: Row) -> Result<()> {
+    async fn next(&mut self, row: Row, conditions: &Conditions) -> Result<()> {
         let number = self.told.lines().len() + 1;
         let what = format!("{}: {}", row.label(), row.fault());
         self.progress.step(&what);
-        let kept = self.site.take();
-        let mut site = match kept.filter(|site| site.has_volumes == row.wants_volumes()) {
-            Some(site) => site,
-            None => Site::start(&self.conditions, row.wants_volumes(), &self.progress)
-                .await
-                .context("the cluster did not start")?,
+        let kept = self
+            .site
+            .take()
+            .filter(|site| site.disks == row.disks() && site.synchronous == conditions.synchronous);
+        let started = match kept {
+            Some(site) => Ok(site),
+            None => Site::start(conditions, row.disks(), &self.progress).await,
         };
-        let (conditions, settings) = (&self.conditions, &self.settings);
-        let went = site.suffer(row, conditions, settings, &self.progress).await;
-        let (line, is_good) = went.unwrap_or_else(|error| {
-            let broke_off = Line {
-                missed: vec![format!("broke off: {error:#}")],
-                ..described(row, conditions)
-            };
-            (broke_off, false)
-        });
-        if let (Some(folder), false) = (&self.options.keep_logs, line.passed) {
-            let folder = folder.join(format!("{number}-row-{}", row.label()));
-            site.stack.keep_logs(&folder)?;
-        }
+        let broke_off = |error: anyhow::Error| Line {
+            missed: vec![format!("broke off: {error:#}")],
+            ..described(row, conditions)
+        };
+        let line = match started.context("the cluster did not start") {
+            Err(error) => broke_off(error),
+            Ok(mut site) => {
+                let (settings, progress) = (&self.settings, &self.progress);
+                let went = site.suffer(row, conditions, settings, progress).await;
+                let (line, is_good) = went.unwrap_or_else(|error| (broke_off(error), false));
+                if let (Some(folder), false) = (&self.options.keep_logs, line.passed) {
+                    let folder = folder.join(format!("{number}-row-{}", row.label()));
+                    site.stack.keep_logs(&folder)?;
+                }
+                // A cluster that a row left broken says nothing about the next one.
+                self.site = is_good.then_some(site);
+                line
+            }
+        };
         self.progress.line(table::story(&line));
         self.told.take(line);
         if let Some(file) = &self.options.json {
@@ -217,8 +254,6 @@ impl Course<'_> {
             std::fs::write(file, text)
                 .with_context(|| format!("cannot write {}", file.display()))?;
         }
-        // A cluster that a row left broken says nothing about the next one.
-        self.site = is_good.then_some(site);
         Ok(())
     }
 }

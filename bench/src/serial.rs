@@ -15,7 +15,7 @@ use crate::load::append::{self, Appenders, Seen};
 use crate::load::writers;
 use crate::report::Progress;
 use crate::stack::member::{Synchronous, Timing};
-use crate::stack::router::{POOL_SIZE, Pooled};
+use crate::stack::router::Pooled;
 use crate::stack::{APP, Layout, Plan, Stack};
 use crate::switchover::PORT;
 use control::Control;
@@ -23,7 +23,7 @@ use fault::Fault;
 use replicas::{Lagging, Looks, Readers};
 use results::Results;
 
-mod control;
+pub mod control;
 pub mod fault;
 pub mod replicas;
 mod results;
@@ -32,6 +32,8 @@ mod results;
 const WHOLE: Duration = Duration::from_secs(60);
 /// Readers on the read port.
 const READERS: usize = 2;
+/// The pause between two looks of one of them.
+const READ_PACE: Duration = Duration::from_millis(20);
 /// The most bytes by which a replica may lag that serves reads: far more than clients write between two records of a member.
 const MAX_LAG: u64 = 1_048_576;
 
@@ -119,7 +121,7 @@ async fn on_one_server(options: &SerialOptions, seed: u64, progress: &Progress) 
     let control = Control::start(progress).await?;
     let direct = append::connect(&control.config).await?;
     append::prepare(&direct, control::DATABASE).await?;
-    let load = Appenders::start(&control.config, options.level, options.clients, seed);
+    let load = start(&control.config, options, seed);
     let began = clock::now();
     progress.step(format!("{} s on one server", options.seconds));
     tokio::time::sleep(Duration::from_secs(options.seconds)).await;
@@ -138,9 +140,9 @@ async fn on_a_stack(options: &SerialOptions, seed: u64, progress: &Progress) -> 
     append::prepare(&stack.members[leader].sql(APP).await?, APP).await?;
     stack.until_converged(WHOLE).await?;
     let config = writers::client_config(&stack.router.address, PORT);
-    let load = Appenders::start(&config, options.level, options.clients, seed);
+    let load = start(&config, options, seed);
     let read_config = writers::client_config(&stack.router.address, stack.router.read_port);
-    let readers = Readers::start(&read_config, READERS);
+    let readers = Readers::start(&read_config, READERS, READ_PACE);
     let half = Duration::from_secs(options.seconds) / 2;
     progress.step(format!("{} s before the fault", half.as_secs_f64()));
     tokio::time::sleep(half).await;
@@ -166,14 +168,14 @@ async fn on_a_stack(options: &SerialOptions, seed: u64, progress: &Progress) -> 
     })
 }
 
+fn start(config: &Config, options: &SerialOptions, seed: u64) -> Appenders {
+    let ways = std::slice::from_ref(config);
+    Appenders::start(ways, options.level, options.clients, seed, append::PACE)
+}
+
 fn plan(options: &SerialOptions) -> Plan {
     Plan {
-        pooled: Some(Pooled {
-            listeners: vec![(PORT, "transaction")],
-            auth: "scram-sha-256",
-            size: POOL_SIZE,
-            alias: None,
-        }),
+        pooled: Some(Pooled::by_password(&[(PORT, "transaction")])),
         timing: Timing {
             synchronous: Some(options.sync),
             ..Timing::default()

@@ -69,8 +69,8 @@ pub struct Plan {
     pub has_second_router: bool,
     /// The folder of PostgreSQL's programs, if not the newest found.
     pub postgresql: Option<std::path::PathBuf>,
-    /// Megabytes of a volume of its own for each member's files, if they are to have one; needs root.
-    pub volume_mb: Option<u32>,
+    /// A volume of its own for each member's files, if they are to have one; needs root.
+    pub volume: Option<volume::Volume>,
 }
 
 impl Plan {
@@ -86,7 +86,7 @@ impl Plan {
             max_lag: None,
             has_second_router: false,
             postgresql: None,
-            volume_mb: None,
+            volume: None,
         }
     }
 
@@ -206,10 +206,15 @@ impl Stack {
                 cgroup,
                 name,
             };
-            if let Some(megabytes) = plan.volume_mb {
-                volume::mount(&place.folder().join(&home.name), megabytes)?;
+            if let Some(volume) = plan.volume {
+                volume::mount(&place.folder().join(&home.name), volume)?;
             }
-            members.push(Member::new(&place, &programs, home, &hosts, &plan.timing)?);
+            let mut member = Member::new(&place, &programs, home, &hosts, &plan.timing)?;
+            if plan.volume.is_some() {
+                // An agent's log goes elsewhere than to the disk that is to fail.
+                member.log_to(place.folder().join(format!("{}.log", member.name)));
+            }
+            members.push(member);
         }
         let router = |last: usize| {
             let (name, own) = (format!("r{last}"), address(MEMBERS + last));
@@ -326,10 +331,16 @@ impl Stack {
 
     /// Copies every log and configuration file of the stack to a folder.
     pub fn keep_logs(&self, to: &std::path::Path) -> Result<()> {
+        for member in &self.members {
+            let target = to.join(&member.name);
+            std::fs::create_dir_all(&target)?;
+            if member.log().is_file() {
+                std::fs::copy(member.log(), target.join("agent.log"))?;
+            }
+        }
         for entry in std::fs::read_dir(self.place.folder())?.flatten() {
             let from = entry.path();
             for name in [
-                "agent.log",
                 "router.log",
                 "log",
                 "agent.yml",

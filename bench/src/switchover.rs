@@ -15,7 +15,7 @@ use crate::load::history::{Cut, History};
 use crate::load::writers;
 use crate::report::{self, Progress, ms, say};
 use crate::stack::member::{SCOPE, Synchronous, Timing};
-use crate::stack::router::{POOL_SIZE, Pooled};
+use crate::stack::router::Pooled;
 use crate::stack::{APP, Layout, Plan, Stack};
 use candidate::harm::Harm;
 use clients::Clients;
@@ -238,12 +238,7 @@ async fn start(options: &SwitchoverOptions, progress: &Progress) -> Result<Stack
         false => Layout::Loopback,
     };
     let plan = Plan {
-        pooled: Some(Pooled {
-            listeners: vec![(PORT, "transaction")],
-            auth: "scram-sha-256",
-            size: POOL_SIZE,
-            alias: None,
-        }),
+        pooled: Some(Pooled::by_password(&[(PORT, "transaction")])),
         has_second_router: !options.second_router.is_empty(),
         timing: Timing {
             synchronous: options.sync,
@@ -384,7 +379,14 @@ pub async fn rows(stack: &mut Stack) -> Result<BTreeMap<(i32, i64), Rows>> {
 /// The same of clients from this number on.
 pub async fn rows_from(stack: &mut Stack, first: i32) -> Result<BTreeMap<(i32, i64), Rows>> {
     let leader = stack.until_converged(WHOLE).await?.leader;
-    let direct = stack.members[leader].sql(APP).await?;
+    rows_of(&stack.members[leader].sql(APP).await?, first).await
+}
+
+/// The same of one server.
+pub async fn rows_of(
+    direct: &tokio_postgres::Client,
+    first: i32,
+) -> Result<BTreeMap<(i32, i64), Rows>> {
     let rows = direct.query(clients::ROWS, &[&first]).await?;
     let rows = rows.iter().map(|row| {
         let found = Rows {

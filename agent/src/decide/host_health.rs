@@ -1,6 +1,8 @@
-//! What the host does to PostgreSQL: a write that does not come back, a volume that is nearly full. A disk that hangs
-//! answers what is cached, so PostgreSQL looks well while nobody can commit.
+//! What the host does to PostgreSQL: a write that does not come back, a volume that is nearly full, a postmaster that is
+//! stopped. A disk that hangs answers what is cached, so PostgreSQL looks well while nobody can commit; a stopped
+//! postmaster leaves the agent's own session alone, so it looks well while no session can begin.
 
+use std::borrow::Cow;
 use std::ops::ControlFlow;
 use std::time::Duration;
 
@@ -17,6 +19,45 @@ const ASK_AGAIN_TTLS: u32 = 2;
 
 /// A kill ends in milliseconds and gives up after five seconds; one that lasts longer waits for a disk itself.
 const KILL_PATIENCE: Duration = Duration::from_secs(6);
+
+/// For how long the postmaster has been stopped. A pause means hands off.
+fn stopped_for(seen: &Observation) -> Option<Duration> {
+    let is_running = matches!(seen.local, Local::Running(_));
+    let since = seen.health.postmaster_stopped_since;
+    let since = since.filter(|_| is_running && !seen.is_automation_off());
+    since.map(|since| seen.now.since(since))
+}
+
+/// An instance whose postmaster was stopped for a ttl does not answer, whatever those who came before it may still ask.
+/// Only that state of the process counts: a server that is slow, or full of sessions, is never in it.
+pub(super) fn as_it_is_to_clients(seen: &Observation) -> Cow<'_, Observation> {
+    match (&seen.local, stopped_for(seen)) {
+        (Local::Running(running), Some(stopped)) if stopped >= seen.settings().ttl => {
+            let local = Local::Unresponsive {
+                since: seen.now.before(stopped),
+                was_primary: seen.local.may_accept_writes(),
+                system_id: Some(running.system_id),
+            };
+            Cow::Owned(Observation {
+                local,
+                ..seen.clone()
+            })
+        }
+        _ => Cow::Borrowed(seen),
+    }
+}
+
+/// Completes a decision: the next look comes by the moment from which a stopped postmaster counts as silence.
+pub(super) fn look_in_time(seen: &Observation, mut decision: Decision) -> Decision {
+    let left = stopped_for(seen).map(|stopped| seen.settings().ttl.saturating_sub(stopped));
+    if let Some(left) = left
+        && left < decision.next.within
+    {
+        decision.next.within = left;
+        decision.next.why = NextWhy::Limit;
+    }
+    decision
+}
 
 /// Completes a decision: a leader whose killed PostgreSQL does not die lets its lease end. What was sent SIGKILL
 /// runs no instruction any more and answers nobody, also while the kernel keeps it for the sake of a disk; the

@@ -42,7 +42,7 @@ pub struct Observation {
     pub request: Option<LocalRequest>,
     /// The fence.
     pub fence: FenceView,
-    /// Whether the host lets PostgreSQL write.
+    /// Whether the host lets PostgreSQL work.
     pub health: HealthView,
     /// What this member promised to others.
     pub no_race: NoRace,
@@ -409,13 +409,16 @@ pub struct Promise {
     pub epoch: Option<LeaderEpoch>,
 }
 
-/// Whether the host lets PostgreSQL write.
+/// Whether the host lets PostgreSQL work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct HealthView {
     /// When the write in progress began: of WAL, or of a file beside the data. Each is short on a sound host.
     pub writes_since: Option<Moment>,
     /// A volume of the instance is nearly full.
     pub is_nearly_full: bool,
+    /// Since when the postmaster was found stopped, by a signal or a debugger, at every look: sessions that are open go
+    /// on, and none can begin.
+    pub postmaster_stopped_since: Option<Moment>,
 }
 
 /// The fence process.

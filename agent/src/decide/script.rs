@@ -265,9 +265,11 @@ impl Scene {
             }
             "health" => {
                 let waits = words.seconds("write_waits")?;
+                let stopped = words.seconds("postmaster_stopped")?;
                 self.seen.health = HealthView {
                     writes_since: waits.map(|waits| self.seen.now.before(waits)),
                     is_nearly_full: words.has("nearly_full"),
+                    postmaster_stopped_since: stopped.map(|stopped| self.seen.now.before(stopped)),
                 };
             }
             _ => {

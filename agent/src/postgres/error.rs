@@ -269,4 +269,16 @@ impl PostgresError {
             | Self::NoSpace { .. } => true,
         }
     }
+
+    /// What a server that lives said instead of how it stands: what cannot be read is no answer, and no sign that it
+    /// has ended.
+    pub(super) fn into_silence(self) -> super::sql::SqlError {
+        match self {
+            Self::Sql(error) => error,
+            other => super::sql::SqlError::Broken {
+                target: "the local socket".to_owned(),
+                why: other.to_string(),
+            },
+        }
+    }
 }

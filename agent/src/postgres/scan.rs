@@ -38,6 +38,11 @@ impl ProcessId {
         Some(Self { pid, start_ticks })
     }
 
+    /// Whether it stands still by a signal or a debugger; not one that has ended.
+    pub fn is_stopped(self) -> bool {
+        read_stat(self.pid).is_some_and(|now| now.start_ticks == self.start_ticks && now.is_stopped)
+    }
+
     /// A file descriptor of exactly this process. `None` if it has ended.
     pub fn open(self) -> Option<OwnedFd> {
         let pidfd = pidfd_open(Pid::from_raw(self.pid)?, PidfdFlags::empty()).ok()?;
@@ -50,6 +55,7 @@ struct Stat {
     parent: i32,
     start_ticks: u64,
     is_zombie: bool,
+    is_stopped: bool,
 }
 
 fn read_stat(pid: i32) -> Option<Stat> {
@@ -62,6 +68,7 @@ fn parse_stat(text: &str) -> Option<Stat> {
     let fields: Vec<&str> = after_name.split_whitespace().collect();
     Some(Stat {
         is_zombie: matches!(*fields.first()?, "Z" | "X"),
+        is_stopped: matches!(*fields.first()?, "T" | "t"),
         parent: fields.get(1)?.parse().ok()?,
         start_ticks: fields.get(19)?.parse().ok()?,
     })
@@ -248,7 +255,13 @@ mod tests {
         let text = "12 (a) b) R 7 1 1 0 -1 0 1 2 3 4 5 6 7 8 20 0 1 0 99887 1 2";
         let stat = parse_stat(text).unwrap();
         assert_eq!((stat.parent, stat.start_ticks), (7, 99_887));
-        assert!(!stat.is_zombie);
+        assert!(!stat.is_zombie && !stat.is_stopped);
+        let stopped = |state| {
+            parse_stat(&text.replacen(" R ", state, 1))
+                .unwrap()
+                .is_stopped
+        };
+        assert!(stopped(" T ") && stopped(" t ") && !stopped(" D ") && !stopped(" S "));
     }
 
     #[test]

@@ -45,8 +45,9 @@ SELECT pg_catalog.json_build_object(
     'is_synced', coalesce((pg_catalog.to_jsonb(s) ->> 'synced')::bool, false))), '[]')
     FROM pg_catalog.pg_replication_slots AS s),
  'pending_restart', (SELECT coalesce(pg_catalog.json_agg(pg_catalog.json_build_object('name', name,
-    'in_use', pg_catalog.current_setting(name), 'default', CASE WHEN unit IS NULL OR vartype NOT IN ('integer', 'real')
-    THEN boot_val WHEN unit ~ '^[0-9]' THEN boot_val || ' * ' || unit ELSE boot_val || unit END)), '[]')
+    'in_use', pg_catalog.current_setting(name), 'default', coalesce(CASE WHEN unit IS NULL OR vartype NOT IN
+    ('integer', 'real') THEN boot_val WHEN unit ~ '^[0-9]' THEN boot_val || ' * ' || unit ELSE boot_val || unit END,
+    ''))), '[]')
     FROM pg_catalog.pg_settings WHERE pending_restart
     -- What only recovery reads and a promotion has removed waits for nothing.
     AND (pg_catalog.pg_is_in_recovery() OR name !~ '^(recovery_target|restore_command)')),
@@ -143,7 +144,7 @@ pub struct Waiting {
     pub name: String,
     /// The value in use.
     pub in_use: String,
-    /// The value where no file has one, in the parameter's own unit.
+    /// The value where no file has one, in the parameter's own unit; empty where the server makes one up as it starts.
     #[serde(default)]
     pub default: String,
 }

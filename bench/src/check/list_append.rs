@@ -18,6 +18,7 @@ mod cycles;
 mod edges;
 pub mod elle;
 mod observed;
+pub mod parted;
 #[cfg(test)]
 mod tests;
 

@@ -80,11 +80,11 @@ pub async fn inflict(row: Row, field: &mut Field<'_>) -> Result<()> {
         Row::TenTimesTheClients => clients::ten_times(field).await,
         Row::ThunderingHerd => clients::thundering_herd(field).await,
         Row::SyncChurn => replay::churn(field).await,
-        Row::FsyncSlow
-        | Row::FsyncFails
-        | Row::DiskHangs
-        | Row::WallClockJumps
-        | Row::ClockRuns => bail!("this cannot be done here"),
+        Row::FsyncSlow => disk::slow(field).await,
+        Row::DiskHangs => disk::hangs(field).await,
+        Row::FsyncFails | Row::WallClockJumps | Row::ClockRuns => {
+            bail!("this cannot be done here")
+        }
     }
 }
 

@@ -6,7 +6,8 @@ use std::time::Duration;
 use serde::Serialize;
 use trunkline_shared::cluster::Moment;
 
-use super::promise::Conditions;
+use super::lists::{self, Lists};
+use super::promise::{Conditions, is_of_table};
 use super::row::Row;
 use crate::crashes::deserved::{self, Loss};
 use crate::failover::losses::{self, FaultLine};
@@ -26,8 +27,10 @@ pub struct Evidence {
     pub silent: Option<(Moment, Moment)>,
     /// The ends of servers, where every error is to be held against them.
     pub ends: Vec<Loss>,
-    /// What was not as promised.
+    /// What breaks a guarantee: of the data, of one writer, of what is answered, of becoming whole again.
     pub faults: Vec<String>,
+    /// What else was not as promised: it took too long, or was noticed where nothing should be.
+    pub late: Vec<String>,
     /// What else is worth knowing.
     pub notes: Vec<String>,
 }
@@ -51,6 +54,8 @@ pub struct Facts<'a> {
     pub inflicted: &'a [Inflicted],
     /// What the last leader has.
     pub rows: &'a BTreeMap<(i32, i64), Rows>,
+    /// Transactions on lists, and what readers saw of them.
+    pub lists: &'a Lists,
     /// What the row itself knows.
     pub evidence: Evidence,
 }
@@ -85,10 +90,17 @@ pub struct Line {
     pub verdict: Verdict,
     /// How long the row took.
     pub seconds: f64,
+    /// What was judged beside the writes.
+    #[serde(flatten)]
+    pub lists: lists::Counts,
+    /// How commits waited for standbys, and how the clients came in.
+    pub mode: String,
     /// Whether everything was as promised.
     pub passed: bool,
-    /// What was not.
+    /// What breaks a guarantee.
     pub missed: Vec<String>,
+    /// What else was not as promised.
+    pub late: Vec<String>,
     /// What else is worth knowing.
     pub notes: Vec<String>,
     /// What each fault of the row cost.
@@ -105,21 +117,27 @@ pub fn judge(facts: Facts<'_>) -> Line {
     let verdict = verdict::judge(&both, facts.rows);
     let is_judged = [!row.hurts_router(), true];
     let stalls = facts.histories.each_ref().map(|own| stall(&facts, own));
+    let may_lose = row.may_lose(conditions);
+    let (lists, anomalies) = lists::judge(facts.lists, facts.inflicted, may_lose);
     let mut missed = facts.evidence.faults.clone();
+    let mut late = facts.evidence.late.clone();
     for (place, (gaps, quiet)) in stalls.iter().zip(facts.quiet).enumerate() {
         if is_judged[place] {
-            let late = row.bar(conditions).missed(*gaps, quiet);
-            missed.extend(late.map(|late| format!("clients of r{}: {late}", place + 1)));
+            let pause = row.bar(conditions).missed(*gaps, quiet);
+            late.extend(pause.map(|pause| format!("clients of r{}: {pause}", place + 1)));
         }
         let cuts = &facts.histories[place].cuts;
-        missed.extend(unheard_of(&facts, cuts, is_judged[place]));
+        let (of_table, others) = unheard_of(&facts, cuts, is_judged[place]);
+        late.extend(of_table);
+        missed.extend(others);
     }
-    missed.extend(of_writes(verdict, row.may_lose(conditions)));
-    match row.may_lose(conditions) {
+    missed.extend(of_writes(verdict, may_lose));
+    match may_lose {
         true => missed.extend(beyond),
         false => missed.extend(gone_missing(&facts, &both)),
     }
-    missed.extend(flapping(&facts));
+    missed.extend(anomalies);
+    late.extend(flapping(&facts));
     missed.extend(broken_silence(&facts));
     missed.extend(undeserved(&facts));
     let judged = |of: fn(&Gaps) -> Duration| {
@@ -132,31 +150,23 @@ pub fn judge(facts: Facts<'_>) -> Line {
             longest
         }
     };
-    let mut errors = BTreeMap::new();
-    for cut in both.cuts.iter().filter(|cut| cut.at >= facts.began) {
-        *errors.entry(cut.code.clone()).or_default() += 1;
-    }
+    let longest_quiet = facts.quiet.iter().map(|quiet| quiet.anybody).max();
     Line {
         stall_ms: judged(|gaps| gaps.anybody),
         one_client_ms: judged(|gaps| gaps.one_writer),
         first_router_ms: row.hurts_router().then(|| millis(stalls[0].anybody)),
-        quiet_ms: millis(
-            facts
-                .quiet
-                .iter()
-                .map(|quiet| quiet.anybody)
-                .max()
-                .unwrap_or_default(),
-        ),
+        quiet_ms: millis(longest_quiet.unwrap_or_default()),
         changes: facts
             .inflicted
             .iter()
             .filter(|one| one.fork.is_some())
             .count(),
-        errors,
+        errors: since(facts.began, &both.cuts),
         verdict,
-        passed: missed.is_empty(),
+        lists,
+        passed: missed.is_empty() && late.is_empty(),
         missed,
+        late,
         notes: facts.evidence.notes,
         parts,
         ..described(row, conditions)
@@ -178,9 +188,12 @@ pub fn described(row: Row, conditions: &Conditions) -> Line {
         changes: 0,
         errors: BTreeMap::new(),
         verdict: Verdict::default(),
+        lists: lists::Counts::default(),
+        mode: conditions.mode(),
         seconds: 0.0,
         passed: false,
         missed: Vec::new(),
+        late: Vec::new(),
         notes: Vec::new(),
         parts: Vec::new(),
     }
@@ -192,6 +205,15 @@ fn both(histories: &[History; 2]) -> History {
     both.cuts.extend(histories[1].cuts.iter().cloned());
     crate::crashes::place(&mut both);
     both
+}
+
+/// How often each error was heard from then on.
+fn since(began: Moment, cuts: &[Cut]) -> BTreeMap<String, usize> {
+    let mut errors = BTreeMap::new();
+    for cut in cuts.iter().filter(|cut| cut.at >= began) {
+        *errors.entry(cut.code.clone()).or_default() += 1;
+    }
+    errors
 }
 
 /// The longest gaps while one of the faults stood, or the cluster was not whole yet.
@@ -211,17 +233,23 @@ fn longer(one: Gaps, other: Gaps) -> Gaps {
     }
 }
 
-/// Errors that nobody may hear, those of before the fault among them.
-fn unheard_of(facts: &Facts<'_>, cuts: &[Cut], is_judged: bool) -> Vec<String> {
+/// Errors that nobody may hear in this row, those of before the fault among them: those that the table of what clients
+/// are told has, and all others.
+fn unheard_of(facts: &Facts<'_>, cuts: &[Cut], is_judged: bool) -> (Vec<String>, Vec<String>) {
     let may_hear = |cut: &&Cut| {
         cut.at >= facts.began && (!is_judged || facts.row.may_hear(&cut.code, facts.conditions))
     };
-    let mut counts = BTreeMap::new();
+    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
     for cut in cuts.iter().filter(|cut| !may_hear(cut)) {
-        *counts.entry(named(&cut.code)).or_insert(0) += 1;
+        *counts.entry(&cut.code).or_default() += 1;
     }
-    let told = |(code, count)| format!("{count} times a client heard {code}");
-    counts.into_iter().map(told).collect()
+    let is_of_table = |(code, _): &(&str, usize)| is_of_table(code, facts.conditions);
+    let (of_table, others): (Vec<_>, Vec<_>) = counts.into_iter().partition(is_of_table);
+    let told = |all: Vec<(&str, usize)>| {
+        let told = |(code, count)| format!("{count} times a client heard {}", named(code));
+        all.into_iter().map(told).collect()
+    };
+    (told(of_table), told(others))
 }
 
 /// A SQLSTATE, or what it means to hear none.
@@ -331,6 +359,7 @@ fn millis(duration: Duration) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::check::list_append::{self, Operation, Status, Transaction};
     use crate::faults::promise::Entrance;
     use crate::switchover::clients::Request;
 
@@ -394,11 +423,32 @@ mod tests {
         }
     }
 
+    /// 1 and 2 were appended and acknowledged, and the list is this in the end.
+    fn lists_of(list: &[i64]) -> Lists {
+        let transaction = |ms: u64, operation| Transaction {
+            client: 0,
+            begin: at(ms),
+            end: at(ms + 1),
+            status: Status::Ok,
+            operations: vec![operation],
+        };
+        let transactions = vec![
+            transaction(100, Operation::Append(1, 1)),
+            transaction(200, Operation::Append(1, 2)),
+            transaction(6000, Operation::Read(1, list.to_vec())),
+        ];
+        Lists {
+            history: list_append::History { transactions },
+            looks: Vec::new(),
+        }
+    }
+
     struct Case {
         row: Row,
         histories: [History; 2],
         rows: BTreeMap<(i32, i64), Rows>,
         told: Vec<Told>,
+        lists: Lists,
         evidence: Evidence,
         timelines: u64,
     }
@@ -411,6 +461,7 @@ mod tests {
                 rows: rows(&histories),
                 histories,
                 told: Vec::new(),
+                lists: lists_of(&[1, 2]),
                 evidence: Evidence::default(),
                 timelines: 0,
             }
@@ -437,6 +488,7 @@ mod tests {
                 quiet: [quiet; 2],
                 inflicted: &[inflicted(self.timelines)],
                 rows: &self.rows,
+                lists: &self.lists,
                 evidence: self.evidence,
             })
         }
@@ -447,10 +499,11 @@ mod tests {
         let line = Case::of(Row::AgentKilled).judged();
         assert_eq!(line.stall_ms, 2000.0);
         assert!(
-            line.missed[0].starts_with("clients of r1: "),
+            line.late[0].starts_with("clients of r1: "),
             "{:?}",
-            line.missed
+            line.late
         );
+        assert!(line.missed.is_empty() && !line.passed);
         let line = Case::of(Row::RouterKilled).judged();
         assert_eq!((line.stall_ms, line.first_router_ms), (100.0, Some(2000.0)));
         assert!(line.passed, "{:?}", line.missed);
@@ -461,12 +514,13 @@ mod tests {
         let heard = |row, ms, code| {
             let mut case = Case::of(row);
             case.histories[1].cuts.push(cut(4, ms, code));
-            case.judged().missed
+            let line = case.judged();
+            (line.late.len(), line.missed.len())
         };
-        assert_eq!(heard(Row::PowerOff, 1500, "40001"), Vec::<String>::new());
-        assert_eq!(heard(Row::PowerOff, 800, "40001").len(), 1);
-        assert_eq!(heard(Row::PowerOff, 1500, "25006").len(), 1);
-        assert_eq!(heard(Row::RouterKilled, 1500, "40001").len(), 1);
+        assert_eq!(heard(Row::PowerOff, 1500, "40001"), (0, 0));
+        assert_eq!(heard(Row::PowerOff, 800, "40001"), (1, 0));
+        assert_eq!(heard(Row::PowerOff, 1500, "25006"), (0, 1));
+        assert_eq!(heard(Row::RouterKilled, 1500, "40001"), (1, 0));
         let mut of_victim = Case::of(Row::RouterKilled);
         of_victim.histories[0].cuts.push(cut(0, 1500, ""));
         assert!(of_victim.judged().passed);
@@ -484,6 +538,18 @@ mod tests {
         };
         assert!(lost(Row::PowerOff));
         assert!(!lost(Row::RouterKilled));
+    }
+
+    #[test]
+    fn an_append_that_is_lost_counts_where_none_may_be_lost() {
+        let lost = |row| {
+            let mut case = Case::of(row);
+            case.lists = lists_of(&[1]);
+            case.timelines = 1;
+            case.judged().missed.len()
+        };
+        assert_eq!(lost(Row::PowerOff), 0);
+        assert!(lost(Row::RouterKilled) > 0);
     }
 
     #[test]

@@ -22,6 +22,17 @@ pub enum Entrance {
     Tcp,
 }
 
+/// Where the files of members lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Disks {
+    /// In one folder of the machine.
+    Shared,
+    /// Each on a volume of its own, which can be full.
+    Limited,
+    /// The same, and it can stand still.
+    Freezable,
+}
+
 /// What a run has.
 #[derive(Clone, Copy, Debug)]
 pub struct Conditions {
@@ -37,18 +48,45 @@ pub struct Conditions {
     pub can_starve: bool,
 }
 
-/// A planned change takes no longer.
+impl Conditions {
+    /// A word or two for tables.
+    pub fn mode(&self) -> String {
+        let name = |value: Option<clap::builder::PossibleValue>| {
+            value.map_or_else(String::new, |value| value.get_name().to_owned())
+        };
+        let synchronous = match self.synchronous {
+            None => "async".to_owned(),
+            Some(mode) => name(mode.to_possible_value()),
+        };
+        format!("{synchronous}, {}", name(self.entrance.to_possible_value()))
+    }
+}
+
+/// A planned change takes no longer (ha.md 13).
 const PLANNED: Duration = Duration::from_millis(500);
 /// Transactions that stay open are waited for as long, and a change that ends then takes its time.
 const GRACE: Duration = Duration::from_millis(5500);
-/// A crash, mended in place or by a failover.
-const CRASH: Duration = Duration::from_millis(1500);
-/// What is granted beyond a ttl to whoever takes over.
-const TAKES_OVER: Duration = Duration::from_secs(2);
-/// The same where the leader of the store was lost, too.
-const WITH_STORE: Duration = Duration::from_secs(5);
-/// Until a standby streams that commits can wait for; nobody has promised less.
-const AWAITED: Duration = Duration::from_secs(3);
+/// A change away from a disk that is nearly full (row 30 of the matrix).
+const ROOM: Duration = Duration::from_secs(1);
+/// A crash, mended in place or by a failover (ha.md 13).
+const CRASH: Duration = Duration::from_secs(1);
+/// What is granted beyond a ttl to whoever takes over (ha.md 13).
+pub const TAKES_OVER: Duration = Duration::from_secs(2);
+/// The same where the leader of the store was lost, too (ha.md 13).
+pub const WITH_STORE: Duration = Duration::from_secs(5);
+/// So long a leader waits for the end of a PostgreSQL that it has killed before it gives its lease up.
+const KILL_HANGS: Duration = Duration::from_secs(6);
+/// A leader key that was tampered with (row 29), and the second for which the harness leaves a foreign name in it.
+const TAMPERED: Duration = Duration::from_secs(3);
+/// Commits wait for another standby in less than this once their own is known to be gone (ha.md 10).
+const AWAITED: Duration = Duration::from_secs(1);
+/// A standby that is silent is known to be gone after its walsender's timeout (ha.md 10, 12).
+const SILENT: Duration = Duration::from_secs(5);
+/// Without any other the mode that is not strict goes on alone after a loop_wait (ha.md 10), which is this here.
+const ALONE: Duration = Duration::from_secs(1);
+/// The stricter modes wait until one streams from the new leader. Whoever had received more than that one is rewound
+/// before, and no page promises how soon: this is what a rewind takes here.
+const REWOUND: Duration = Duration::from_secs(3);
 
 /// What PostgreSQL itself says where there is no room.
 const NO_ROOM: &str = "53100";
@@ -57,26 +95,33 @@ const POOLED: [&str; 4] = ["40001", "08007", "57P03", "57014"];
 /// The same for those who have a server of their own; of 57P02 PostgreSQL itself tells them.
 const OWN_SERVER: [&str; 6] = ["57P01", "08007", "57P03", "57014", "57P02", ""];
 
+/// What a row may do to those who write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Harm {
+    /// Nothing is lost under anybody, or everybody is held.
+    None,
+    /// Servers end as planned: those who have one of their own hear of it, and nothing is lost.
+    Planned,
+    /// A leader goes without a word.
+    Sudden,
+}
+
+/// Whether the table of what clients are told has this for a lost leader.
+pub fn is_of_table(code: &str, conditions: &Conditions) -> bool {
+    match conditions.entrance {
+        Entrance::Transaction => POOLED.contains(&code),
+        Entrance::Session | Entrance::Tcp => OWN_SERVER.contains(&code),
+    }
+}
+
 impl Row {
-    /// How long nobody may be told that a write is committed.
-    pub fn bar(self, conditions: &Conditions) -> Bar {
-        let until_awaited = match conditions.synchronous {
-            None => Duration::ZERO,
-            Some(_) => AWAITED,
-        };
-        let beyond_ttl = |more: Duration| Bar::AtMost(conditions.ttl + more + until_awaited);
+    fn harm(self) -> Harm {
         match self {
-            Row::Moves => Bar::AtMost(PLANNED),
-            Row::MoveBesideTransaction => Bar::AtMost(GRACE),
-            Row::PostmasterKilled
-            | Row::BackendCrashed
-            | Row::StatementsInFlight
-            | Row::WatchDead
-            | Row::DiskNearlyFull => Bar::AtMost(CRASH),
-            Row::PowerOffWithEtcdLeader => beyond_ttl(WITH_STORE),
-            Row::AgentKilled
+            Row::MoveToLagging
+            | Row::AgentKilled
             | Row::AgentCrashLoop
             | Row::LeaderWithoutEtcd
+            | Row::LeaderWithoutStandbys
             | Row::RouterWithoutEtcd
             | Row::RouterWithoutLeader
             | Row::EtcdMemberDown
@@ -84,116 +129,111 @@ impl Row {
             | Row::EtcdGone
             | Row::EtcdForgetful
             | Row::PromotedByHand
-            | Row::RouterKilled
             | Row::TwoOfOneName
             | Row::WallClockJumps
-            | Row::ClockRuns => Bar::Quiet,
-            Row::LeaderWithoutStandbys => match conditions.synchronous {
-                None => Bar::Quiet,
-                Some(Synchronous::On) => beyond_ttl(TAKES_OVER),
-                Some(Synchronous::Strict | Synchronous::Quorum) => Bar::ChecksAlone,
-            },
-            // Commits may wait for the very one that lags.
-            Row::MoveToLagging => match conditions.synchronous {
-                None => Bar::Quiet,
-                Some(_) => beyond_ttl(TAKES_OVER),
-            },
-            Row::PowerOffWithStandby => match conditions.synchronous {
-                None => beyond_ttl(TAKES_OVER),
-                Some(_) => Bar::ChecksAlone,
-            },
-            Row::EtcdGoneThenLeader
-            | Row::DisksFull
-            | Row::ReplayBehind
-            | Row::CancelStorm
-            // The member of etcd on that node makes the store elect each time it is back.
-            | Row::FlappingLink
-            | Row::Starved => Bar::ChecksAlone,
+            | Row::ClockRuns
+            | Row::RouterKilled => Harm::None,
+            Row::Moves | Row::MoveBesideTransaction | Row::WatchDead | Row::DiskNearlyFull => {
+                Harm::Planned
+            }
             Row::CandidateHurt
+            | Row::PostmasterKilled
+            | Row::BackendCrashed
             | Row::PostmasterStopped
             | Row::AgentStopped
             | Row::AgentAndFenceStopped
             | Row::NodeFrozen
             | Row::PowerOff
+            | Row::PowerOffWithEtcdLeader
+            | Row::PowerOffWithStandby
             | Row::Partition
             | Row::PartitionWithRouter
             | Row::OneWayLoss
+            | Row::FlappingLink
+            | Row::EtcdGoneThenLeader
             | Row::LeaderKeyTampered
+            | Row::DisksFull
             | Row::FsyncSlow
             | Row::FsyncFails
             | Row::DiskHangs
             | Row::ReplayBlocked
+            | Row::ReplayBehind
+            | Row::CancelStorm
             | Row::CommitsNotAwaited
+            | Row::StatementsInFlight
             | Row::OldLeaderReturns
             | Row::RewindKilled
+            | Row::Starved
             | Row::TenTimesTheClients
             | Row::ThunderingHerd
-            | Row::SyncChurn => beyond_ttl(TAKES_OVER),
+            | Row::SyncChurn => Harm::Sudden,
+        }
+    }
+
+    /// How long nobody may be told that a write is committed.
+    pub fn bar(self, conditions: &Conditions) -> Bar {
+        let is_awaited = conditions.synchronous.is_some();
+        let until_awaited = match conditions.synchronous {
+            None => Duration::ZERO,
+            Some(Synchronous::On) => ALONE,
+            Some(Synchronous::Strict | Synchronous::Quorum) => REWOUND,
+        };
+        let beyond_ttl = |more: Duration| Bar::AtMost(conditions.ttl + more + until_awaited);
+        match self {
+            // A router that says nothing is waited for while single statements of the others go on (router.md 4).
+            Row::Moves | Row::WatchDead => Bar::AtMost(PLANNED),
+            Row::MoveBesideTransaction => Bar::AtMost(GRACE),
+            Row::DiskNearlyFull => Bar::AtMost(ROOM),
+            Row::LeaderKeyTampered => Bar::AtMost(TAMPERED + until_awaited),
+            // Sessions that are open go on until a stopped postmaster is killed.
+            Row::PostmasterKilled
+            | Row::BackendCrashed
+            | Row::PostmasterStopped
+            | Row::StatementsInFlight => Bar::AtMost(CRASH + until_awaited),
+            Row::PowerOffWithEtcdLeader => beyond_ttl(WITH_STORE),
+            // No page promises how soon: a write is waited for a ttl, the kill of who hangs for some seconds, and then the
+            // lease ends as that of a lost node.
+            Row::DiskHangs => beyond_ttl(conditions.ttl + KILL_HANGS + TAKES_OVER),
+            Row::LeaderWithoutStandbys => match conditions.synchronous {
+                None => Bar::Quiet,
+                Some(Synchronous::On) => Bar::AtMost(SILENT + AWAITED + ALONE),
+                // They wait until a standby is back: that is what was asked for.
+                Some(Synchronous::Strict | Synchronous::Quorum) => Bar::ChecksAlone,
+            },
+            // Commits may wait for the very one that does not receive.
+            Row::MoveToLagging if is_awaited => Bar::AtMost(SILENT + AWAITED),
+            // Nobody may lead before the standby is back.
+            Row::PowerOffWithStandby if is_awaited => Bar::ChecksAlone,
+            // Nobody may lead before the store is back; from then on the row itself counts.
+            Row::EtcdGoneThenLeader
+            // Nobody can write, or replay takes what it takes, or waits for standbys: that is the row.
+            | Row::DisksFull
+            | Row::ReplayBehind
+            | Row::CancelStorm
+            // The matrix bounds how often leadership may move, and no pause: each second without the link is one, and
+            // the member of etcd on that node makes the store elect each time it is back.
+            | Row::FlappingLink
+            // The same: who has a fiftieth of a core may be slow.
+            | Row::Starved => Bar::ChecksAlone,
+            row if row.harm() == Harm::None => Bar::Quiet,
+            _ => beyond_ttl(TAKES_OVER),
         }
     }
 
     /// Whether this may be told to a client in it.
     pub fn may_hear(self, code: &str, conditions: &Conditions) -> bool {
-        let (is_pooled, of_table) = match conditions.entrance {
-            Entrance::Transaction => (true, &POOLED[..]),
-            Entrance::Session | Entrance::Tcp => (false, &OWN_SERVER[..]),
-        };
         let is_of_disk = self == Row::DisksFull && code == NO_ROOM;
-        is_of_disk
-            || of_table.contains(&code)
-                && match self {
-                    // Nothing is lost under anybody, or everything is held.
-                    Row::MoveToLagging
-                    | Row::AgentKilled
-                    | Row::AgentCrashLoop
-                    | Row::LeaderWithoutEtcd
-                    | Row::LeaderWithoutStandbys
-                    | Row::RouterWithoutEtcd
-                    | Row::RouterWithoutLeader
-                    | Row::EtcdMemberDown
-                    | Row::EtcdLeaderKilled
-                    | Row::EtcdGone
-                    | Row::EtcdForgetful
-                    | Row::PromotedByHand
-                    | Row::RouterKilled
-                    | Row::WallClockJumps
-                    | Row::ClockRuns
-                    | Row::TwoOfOneName => false,
-                    // A server that goes takes along who is on it alone.
-                    Row::Moves
-                    | Row::MoveBesideTransaction
-                    | Row::WatchDead
-                    | Row::DiskNearlyFull => !is_pooled,
-                    _ => true,
-                }
+        let is_told = match (self.harm(), conditions.entrance) {
+            (Harm::None, _) | (Harm::Planned, Entrance::Transaction) => false,
+            // A server that goes takes along who is on it alone.
+            (Harm::Planned, Entrance::Session | Entrance::Tcp) | (Harm::Sudden, _) => true,
+        };
+        is_of_disk || is_told && is_of_table(code, conditions)
     }
 
     /// Whether acknowledged writes may be lost: the leader's end is sudden and commits wait for nobody.
     pub fn may_lose(self, conditions: &Conditions) -> bool {
-        let is_mild = matches!(
-            self,
-            Row::Moves
-                | Row::MoveBesideTransaction
-                | Row::MoveToLagging
-                | Row::AgentKilled
-                | Row::AgentCrashLoop
-                | Row::LeaderWithoutEtcd
-                | Row::LeaderWithoutStandbys
-                | Row::RouterWithoutEtcd
-                | Row::RouterWithoutLeader
-                | Row::EtcdMemberDown
-                | Row::EtcdLeaderKilled
-                | Row::EtcdGone
-                | Row::EtcdForgetful
-                | Row::DiskNearlyFull
-                | Row::PromotedByHand
-                | Row::TwoOfOneName
-                | Row::WallClockJumps
-                | Row::ClockRuns
-                | Row::WatchDead
-                | Row::RouterKilled
-        );
-        !is_mild && conditions.synchronous.is_none()
+        self.harm() == Harm::Sudden && conditions.synchronous.is_none()
     }
 
     /// Whether the first router is what the fault is about: its clients are not held against the bar then.
@@ -214,18 +254,20 @@ impl Row {
         matches!(self, Row::OneWayLoss | Row::FlappingLink | Row::Starved)
     }
 
-    /// Whether each member's files are to lie on a volume of their own, which can be full.
-    pub fn wants_volumes(self) -> bool {
-        matches!(self, Row::DiskNearlyFull | Row::DisksFull)
+    /// Where each member's files are to lie.
+    pub fn disks(self) -> Disks {
+        match self {
+            Row::DiskNearlyFull | Row::DisksFull => Disks::Limited,
+            Row::FsyncSlow | Row::DiskHangs => Disks::Freezable,
+            _ => Disks::Shared,
+        }
     }
 
     /// Why it cannot be run, if it cannot.
     pub fn obstacle(self, conditions: &Conditions) -> Option<&'static str> {
         let needs_root = !conditions.is_root;
         match self {
-            Row::FsyncSlow | Row::FsyncFails | Row::DiskHangs => Some(
-                "needs a file system that delays or fails by a program (FUSE); the agent's own tests hang a disk",
-            ),
+            Row::FsyncFails => Some("needs a file system that fails by a program (FUSE)"),
             Row::WallClockJumps => {
                 Some("the wall clock is the whole machine's; the simulation has clocks that differ")
             }
@@ -253,6 +295,8 @@ impl Row {
             | Row::PowerOffWithEtcdLeader
             | Row::DiskNearlyFull
             | Row::DisksFull
+            | Row::FsyncSlow
+            | Row::DiskHangs
             | Row::CancelStorm
             | Row::Starved
             | Row::WatchDead
@@ -287,6 +331,24 @@ mod tests {
         }
         let alone = conditions(None, Entrance::Transaction);
         assert!(Row::PowerOff.may_lose(&alone) && !Row::Moves.may_lose(&alone));
+    }
+
+    #[test]
+    fn who_waits_for_standbys_is_granted_the_time_until_another_can_be_waited_for() {
+        let limit = |row: Row, mode| {
+            row.bar(&conditions(mode, Entrance::Transaction))
+                .to_string()
+        };
+        assert_eq!(limit(Row::PowerOff, None), "<= 7000 ms");
+        assert_eq!(
+            limit(Row::PowerOff, Some(Synchronous::Strict)),
+            "<= 10000 ms"
+        );
+        assert_eq!(limit(Row::PostmasterStopped, None), "<= 1000 ms");
+        assert_eq!(
+            limit(Row::LeaderWithoutStandbys, Some(Synchronous::On)),
+            "<= 7000 ms"
+        );
     }
 
     #[test]
@@ -325,9 +387,9 @@ mod tests {
             let can = |row: &&Row| row.obstacle(conditions).is_none();
             Row::ALL.iter().filter(can).count()
         };
-        assert_eq!(left(&root), 44);
+        assert_eq!(left(&root), 46);
         let strict = conditions(Some(Synchronous::Strict), Entrance::Transaction);
-        assert_eq!(left(&strict), 46);
+        assert_eq!(left(&strict), 48);
         assert!(Row::PostmasterKilled.obstacle(&nobody).is_none());
         assert!(Row::Partition.obstacle(&nobody).is_some());
     }

@@ -11,17 +11,20 @@ use trunkline_shared::service::clock;
 
 use super::inflict;
 use super::judged::{self, Evidence, Facts, Line, described};
-use super::promise::{Conditions, Entrance};
+use super::lists::Lists;
+use super::load::{self, Load};
+use super::promise::{Conditions, Disks, Entrance};
 use super::row::Row;
 use crate::check::convergence::Converged;
 use crate::check::{ledger, one_writer};
 use crate::failover::run::Run;
 use crate::failover::sequence::{self, Inflicted};
 use crate::load::history::{Gaps, History};
-use crate::load::writers;
+use crate::load::{append, writers};
 use crate::report::Progress;
-use crate::stack::member::Timing;
-use crate::stack::router::{POOL_SIZE, Pooled, Router};
+use crate::stack::member::{Synchronous, Timing};
+use crate::stack::router::{Pooled, Router};
+use crate::stack::volume::Volume;
 use crate::stack::{APP, Layout, Plan, Stack};
 use crate::switchover::clients::{self, Clients, Told};
 use crate::switchover::verdict::Rows;
@@ -41,6 +44,8 @@ const SPAN: i32 = 8_000;
 pub const BESIDE: i32 = 1_000;
 /// Two pools, sessions of the write port, and the servers' own.
 const MAX_CONNECTIONS: u32 = 300;
+/// What must be equal on all members in the end.
+const TABLES: [&str; 2] = ["moved", "lists"];
 /// Room for a small database and its WAL, where a disk is to be full.
 const VOLUME_MB: u32 = 640;
 
@@ -80,6 +85,11 @@ pub struct Field<'a> {
 }
 
 impl Field<'_> {
+    /// Takes note of what took too long, or was noticed where nothing should be.
+    pub fn late(&mut self, text: impl Into<String>) {
+        self.evidence.late.push(text.into());
+    }
+
     /// The faults have ended: waits until the cluster is whole and every client writes, and takes note of what was done.
     /// Another fault may begin then.
     pub async fn whole(&mut self, what: &str, on: &str) -> Result<Converged> {
@@ -140,8 +150,10 @@ type Found = BTreeMap<(i32, i64), Rows>;
 pub struct Site {
     /// The cluster.
     pub stack: Stack,
-    /// Whether each member's files lie on a volume of their own.
-    pub has_volumes: bool,
+    /// Where each member's files lie.
+    pub disks: Disks,
+    /// How its commits wait for standbys.
+    pub synchronous: Option<Synchronous>,
     /// Where the numbers of the next row's clients begin.
     next: i32,
     /// The rows that the clients of the last one had at its end.
@@ -158,6 +170,7 @@ struct Lived {
     /// The longest gaps before it began, by router.
     quiet: [Gaps; 2],
     inflicted: Vec<Inflicted>,
+    lists: Lists,
     evidence: Evidence,
 }
 
@@ -170,20 +183,17 @@ struct Kept {
 
 impl Site {
     /// Starts the cluster.
-    pub async fn start(
-        conditions: &Conditions,
-        has_volumes: bool,
-        progress: &Progress,
-    ) -> Result<Site> {
+    pub async fn start(conditions: &Conditions, disks: Disks, progress: &Progress) -> Result<Site> {
         let plan = Plan {
-            pooled: Some(Pooled {
-                listeners: vec![(PORT, "transaction"), (SESSION_PORT, "session")],
-                auth: "scram-sha-256",
-                size: POOL_SIZE,
-                alias: None,
-            }),
+            pooled: Some(Pooled::by_password(&[
+                (PORT, "transaction"),
+                (SESSION_PORT, "session"),
+            ])),
             has_second_router: true,
-            volume_mb: has_volumes.then_some(VOLUME_MB),
+            volume: (disks != Disks::Shared).then_some(Volume {
+                megabytes: VOLUME_MB,
+                can_freeze: disks == Disks::Freezable,
+            }),
             timing: Timing {
                 synchronous: conditions.synchronous,
                 max_connections: MAX_CONNECTIONS,
@@ -197,12 +207,14 @@ impl Site {
         let mut stack = Stack::start(&plan, progress).await?;
         let leader = stack.leader().await?;
         clients::prepare(&stack, leader).await?;
+        append::prepare(&stack.members[leader].sql(APP).await?, APP).await?;
         let leader = stack.until_converged(WHOLE).await?.leader;
         // Those who read must find the database on every member.
-        ledger::same_everywhere(&stack, leader, &["moved"]).await?;
+        ledger::same_everywhere(&stack, leader, &TABLES).await?;
         Ok(Site {
             stack,
-            has_volumes,
+            disks,
+            synchronous: conditions.synchronous,
             next: 0,
             kept: None,
         })
@@ -235,15 +247,22 @@ impl Site {
                     quiet: lived.quiet,
                     inflicted: &lived.inflicted,
                     rows: &rows,
+                    lists: &lived.lists,
                     evidence: lived.evidence,
                 })
             }
             Err(error) => {
                 lived.is_good = false;
-                let Evidence { faults, notes, .. } = lived.evidence;
+                let Evidence {
+                    faults,
+                    late,
+                    notes,
+                    ..
+                } = lived.evidence;
                 let why = format!("what clients wrote cannot be judged: {error:#}");
                 Line {
                     missed: [faults, vec![why]].concat(),
+                    late,
                     notes,
                     ..described(row, conditions)
                 }
@@ -269,15 +288,17 @@ impl Site {
         let second = self.stack.second_router.as_ref();
         let second = second.map(|router| entrance(router, conditions.entrance));
         let numbers = first..first + settings.clients;
-        let load = Clients::numbered(&config, second.as_ref(), numbers);
-        load.until_all_write(clock::now(), FLOWS).await?;
+        load::clear(&self.stack, before.leader).await?;
+        let seed = settings.seed;
+        let load = Load::start(&self.stack, &config, second.as_ref(), numbers, seed);
+        load.clients.until_all_write(clock::now(), FLOWS).await?;
         let watchers = one_writer::Watchers::start(&self.stack, before.leader).await?;
         let quiet_from = clock::now();
         tokio::time::sleep(settings.quiet).await;
         let began = clock::now();
         let mut field = Field {
-            run: self.run(before, &load, settings),
-            load: &load,
+            run: self.run(before, &load.clients, settings),
+            load: &load.clients,
             conditions,
             settings,
             progress,
@@ -292,12 +313,17 @@ impl Site {
         let (inflicted, helpless) = (run.inflicted, run.helpless);
         evidence.faults.extend(run.faults);
         evidence.notes.extend(run.notes);
-        let is_good = went.is_ok();
+        let mut is_good = went.is_ok();
         match went {
             Ok(()) => tokio::time::sleep(AFTERWARDS).await,
             Err(error) => evidence.faults.push(format!("broke off: {error:#}")),
         }
-        let [one, other] = load.seen().await?;
+        let ([one, other], lists) = load.finish().await?;
+        let lists = lists.unwrap_or_else(|error| {
+            is_good = false;
+            evidence.faults.push(format!("{error:#}"));
+            Lists::default()
+        });
         let (told, missed) = one_writer::judge(&watchers.finish().await?, &helpless);
         evidence.notes.extend(told);
         evidence.faults.extend(missed);
@@ -309,6 +335,7 @@ impl Site {
             histories,
             told: [one.told, other.told].concat(),
             inflicted,
+            lists,
             evidence,
         })
     }
@@ -322,7 +349,7 @@ impl Site {
             faults: Vec::new(),
             notes: Vec::new(),
             helpless: Vec::new(),
-            tables: vec!["moved"],
+            tables: TABLES.to_vec(),
             seed: settings.seed,
             count: None,
             longest: settings.outage,
@@ -337,7 +364,7 @@ impl Site {
         let found = rows_from(&mut self.stack, first).await?;
         let leader = self.stack.until_converged(WHOLE).await?.leader;
         let mut missed = Vec::new();
-        if let Err(error) = ledger::same_everywhere(&self.stack, leader, &["moved"]).await {
+        if let Err(error) = ledger::same_everywhere(&self.stack, leader, &TABLES).await {
             missed.push(format!("{error:#}"));
         }
         let direct = self.stack.members[leader].sql(APP).await?;

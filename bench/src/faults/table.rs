@@ -11,9 +11,19 @@ use crate::report::{self, say};
 #[derive(Debug, Default)]
 pub struct Told {
     lines: Vec<Line>,
+    /// A line for each number of the matrix instead of one for each run.
+    is_summed: bool,
 }
 
 impl Told {
+    /// Those of a long run are told by their sums.
+    pub fn summed(is_summed: bool) -> Told {
+        Told {
+            lines: Vec::new(),
+            is_summed,
+        }
+    }
+
     /// All of them.
     pub fn lines(&self) -> &[Line] {
         &self.lines
@@ -28,7 +38,11 @@ impl Told {
 impl Drop for Told {
     fn drop(&mut self) {
         if !self.lines.is_empty() {
-            say(format!("\n{}", table(&self.lines)));
+            let table = match self.is_summed {
+                true => summary(&self.lines),
+                false => table(&self.lines),
+            };
+            say(format!("\n{table}"));
             say(counts(&self.lines));
         }
     }
@@ -73,6 +87,8 @@ pub fn table(lines: &[Line]) -> String {
         "errors",
         "lost",
         "of writes",
+        "on lists",
+        "mode",
         "verdict",
     ];
     let round = |value: f64| match value.is_nan() {
@@ -94,6 +110,8 @@ pub fn table(lines: &[Line]) -> String {
             errors(&line.errors),
             line.verdict.lost.to_string(),
             line.verdict.acknowledged.to_string(),
+            line.lists.transactions.to_string(),
+            line.mode.clone(),
             verdict(line).to_owned(),
         ]
     };
@@ -120,21 +138,27 @@ fn errors(errors: &BTreeMap<String, usize>) -> String {
 /// One row, once it has ended.
 pub fn story(line: &Line) -> String {
     let mut text = format!(
-        "{} {}: stall {:.0} ms (bar {}), lost {} of {}, errors {}: {} after {:.0} s",
+        "{} {} ({}): stall {:.0} ms (bar {}), lost {} of {}, {} on lists ({} lost), {} looks, errors {}: {} after {:.0} s",
         line.row,
         line.fault,
+        line.mode,
         line.stall_ms,
         line.bar,
         line.verdict.lost,
         line.verdict.acknowledged,
+        line.lists.transactions,
+        line.lists.transactions_lost,
+        line.lists.looks,
         errors(&line.errors),
         verdict(line),
         line.seconds
     );
-    for missed in &line.missed {
-        // What the programs said last stands in the JSON.
-        let first = missed.lines().next().unwrap_or_default();
-        text += &format!("\n    FAULT {first}");
+    // What the programs said last stands in the JSON.
+    for (word, all) in [("VIOLATION", &line.missed), ("LATE", &line.late)] {
+        for missed in all {
+            let first = missed.lines().next().unwrap_or_default();
+            text += &format!("\n    {word} {first}");
+        }
     }
     for note in &line.notes {
         text += &format!("\n    {note}");
@@ -142,26 +166,86 @@ pub fn story(line: &Line) -> String {
     text
 }
 
-/// How many rows were run and were as promised; which were not, and how often.
+/// What was seen of each row of a long run, in the order of the matrix.
+pub fn summary(lines: &[Line]) -> String {
+    let head = [
+        "row",
+        "fault",
+        "runs",
+        "violations",
+        "late",
+        "longest stall ms",
+        "changes",
+        "lost",
+        "of writes",
+        "on lists",
+        "looks",
+    ];
+    let mut rows: BTreeMap<(usize, &str), Vec<&Line>> = BTreeMap::new();
+    for line in lines {
+        let place = Row::ALL.iter().position(|row| row.label() == line.row);
+        let place = place.unwrap_or(Row::ALL.len());
+        rows.entry((place, &line.row)).or_default().push(line);
+    }
+    let told = |((_, row), lines): (&(usize, &str), &Vec<&Line>)| {
+        let sum = |of: fn(&Line) -> usize| lines.iter().map(|line| of(line)).sum::<usize>();
+        let longest = lines.iter().map(|line| line.stall_ms).fold(0.0, f64::max);
+        let fault = lines.first().map_or("", |line| line.fault);
+        vec![
+            (*row).to_owned(),
+            fault.to_owned(),
+            lines.len().to_string(),
+            sum(|line| usize::from(!line.missed.is_empty())).to_string(),
+            sum(|line| usize::from(!line.late.is_empty())).to_string(),
+            format!("{longest:.0}"),
+            sum(|line| line.changes).to_string(),
+            sum(|line| line.verdict.lost).to_string(),
+            sum(|line| line.verdict.acknowledged).to_string(),
+            sum(|line| line.lists.transactions).to_string(),
+            sum(|line| line.lists.looks).to_string(),
+        ]
+    };
+    report::table(&head, &rows.iter().map(told).collect::<Vec<_>>())
+}
+
+/// How many rows were run and were as promised; which were not, and how often; the same by mode.
 pub fn counts(lines: &[Line]) -> String {
     let met = lines.iter().filter(|line| line.passed).count();
-    let written: usize = lines.iter().map(|line| line.verdict.acknowledged).sum();
-    let lost: usize = lines.iter().map(|line| line.verdict.lost).sum();
+    let sum = |of: fn(&Line) -> usize| lines.iter().map(of).sum::<usize>();
     let mut text = format!(
-        "{met} of {} rows as promised; {lost} of {written} acknowledged writes lost",
-        lines.len()
+        "{met} of {} rows as promised, {} with violations, {} late; {} of {} acknowledged writes lost; {} transactions on \
+         lists ({} lost), {} sessions on read ports",
+        lines.len(),
+        violations(lines),
+        sum(|line| usize::from(!line.late.is_empty())),
+        sum(|line| line.verdict.lost),
+        sum(|line| line.verdict.acknowledged),
+        sum(|line| line.lists.transactions),
+        sum(|line| line.lists.transactions_lost),
+        sum(|line| line.lists.looks)
     );
-    let mut missed: BTreeMap<&str, (usize, usize)> = BTreeMap::new();
+    let mut parts: BTreeMap<String, (usize, usize, usize)> = BTreeMap::new();
     for line in lines {
-        let (runs, misses) = missed.entry(&line.row).or_default();
-        *runs += 1;
-        *misses += usize::from(!line.passed);
+        for part in [format!("row {}", line.row), format!("mode {}", line.mode)] {
+            let (runs, violations, late) = parts.entry(part).or_default();
+            *runs += 1;
+            *violations += usize::from(!line.missed.is_empty());
+            *late += usize::from(!line.late.is_empty());
+        }
     }
-    let missed = missed.iter().filter(|(_, (_, misses))| *misses > 0);
-    for (row, (runs, misses)) in missed {
-        text += &format!("\nrow {row}: {misses} of {runs} missed");
+    let is_told = |part: &str, bad: usize| bad > 0 || part.starts_with("mode");
+    for (part, (runs, violations, late)) in parts {
+        if is_told(&part, violations + late) {
+            text += &format!("\n{part}: {runs} runs, {violations} with violations, {late} late");
+        }
     }
     text
+}
+
+/// Rows in which a guarantee was broken.
+pub fn violations(lines: &[Line]) -> usize {
+    let all = lines.iter().filter(|line| !line.missed.is_empty());
+    all.count()
 }
 
 #[cfg(test)]
@@ -225,15 +309,29 @@ mod tests {
         assert_eq!(table.lines().count(), 5);
         assert!(table.contains("2 closed, 1 08007") && table.contains("MISSED"));
         let counts = counts(&lines);
-        assert!(counts.starts_with("2 of 3 rows as promised; 1 of 30 acknowledged writes lost"));
-        assert!(counts.ends_with("row 13: 1 of 2 missed"));
+        assert!(counts.starts_with("2 of 3 rows as promised, 1 with violations, 0 late; 1 of 30"));
+        assert!(counts.contains("row 13: 2 runs, 1 with violations, 0 late"));
+        assert!(counts.contains("mode async, transaction: 3 runs, 1 with violations"));
+    }
+
+    #[test]
+    fn a_long_run_is_told_by_the_numbers_of_the_matrix() {
+        let lines = [
+            line(Row::PowerOff, false),
+            line(Row::Moves, true),
+            line(Row::PowerOff, true),
+        ];
+        let summary = summary(&lines);
+        let rows: Vec<_> = summary.lines().skip(2).collect();
+        assert_eq!(rows.len(), 2);
+        assert!(rows[0].contains("planned changes") && rows[1].contains("power off P"));
     }
 
     #[test]
     fn a_missed_row_says_what_was_missed() {
         let story = story(&line(Row::PowerOff, false));
         assert!(
-            story.contains("FAULT 1 acknowledged writes are lost"),
+            story.contains("VIOLATION 1 acknowledged writes are lost"),
             "{story}"
         );
     }

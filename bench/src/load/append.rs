@@ -22,7 +22,7 @@ const LENGTH: u64 = 40;
 /// Steps of a transaction.
 const STEPS: std::ops::RangeInclusive<usize> = 2..=4;
 /// The pause after a transaction, which leaves two cores room for three servers.
-const PACE: Duration = Duration::from_millis(5);
+pub const PACE: Duration = Duration::from_millis(5);
 /// The pause after a connection that was refused.
 const AGAIN: Duration = Duration::from_millis(20);
 /// A transaction that takes longer is given up: longer than any hold of the router.
@@ -67,12 +67,22 @@ pub struct Appenders {
 }
 
 impl Appenders {
-    /// Starts this many, whose steps are drawn by this number.
-    pub fn start(config: &Config, level: Level, count: i32, seed: u64) -> Appenders {
+    /// Starts this many, in pairs by each of these ways in turn, with this pause after each transaction; their steps are
+    /// drawn by this number.
+    pub fn start(
+        ways: &[Config],
+        level: Level,
+        count: i32,
+        seed: u64,
+        pace: Duration,
+    ) -> Appenders {
         let stop = Arc::new(AtomicBool::new(false));
         let appended = Arc::new(AtomicU64::new(0));
-        let tasks = (0..count).map(|number| {
+        // Of a pair one prepares its statements.
+        let ways = ways.iter().flat_map(|way| [way, way]).cycle();
+        let tasks = (0..count).zip(ways).map(|(number, way)| {
             let life = Life {
+                pace,
                 number,
                 level,
                 rng: Rng::with_seed(seed.wrapping_add(number.unsigned_abs().into())),
@@ -80,7 +90,7 @@ impl Appenders {
                 appended: appended.clone(),
                 seen: Seen::default(),
             };
-            tokio::spawn(life.live(config.clone(), stop.clone()))
+            tokio::spawn(life.live(way.clone(), stop.clone()))
         });
         let tasks = tasks.collect();
         Appenders { stop, tasks }
@@ -273,6 +283,7 @@ struct Life {
     number: i32,
     level: Level,
     rng: Rng,
+    pace: Duration,
     next: Value,
     /// By all clients.
     appended: Arc<AtomicU64>,
@@ -311,7 +322,7 @@ impl Life {
                     return;
                 }
             }
-            tokio::time::sleep(PACE).await;
+            tokio::time::sleep(self.pace).await;
         }
     }
 

@@ -15,8 +15,6 @@ use trunkline_shared::service::clock;
 use crate::check::list_append::{History, Key, Operation, Status, Value};
 use crate::load::writers::code_of;
 
-/// The pause between two looks.
-const PACE: Duration = Duration::from_millis(20);
 /// A look that takes longer is given up: longer than any hold of the router.
 const LIMIT: Duration = Duration::from_secs(20);
 /// Who answers.
@@ -62,10 +60,10 @@ pub struct Readers {
 }
 
 impl Readers {
-    /// Starts this many.
-    pub fn start(config: &Config, count: usize) -> Readers {
+    /// Starts this many, with this pause between two looks.
+    pub fn start(config: &Config, count: usize, pace: Duration) -> Readers {
         let stop = Arc::new(AtomicBool::new(false));
-        let tasks = (0..count).map(|_| tokio::spawn(live(config.clone(), stop.clone())));
+        let tasks = (0..count).map(|_| tokio::spawn(live(config.clone(), stop.clone(), pace)));
         let tasks = tasks.collect();
         Readers { stop, tasks }
     }
@@ -85,7 +83,7 @@ impl Readers {
     }
 }
 
-async fn live(config: Config, stop: Arc<AtomicBool>) -> Looks {
+async fn live(config: Config, stop: Arc<AtomicBool>, pace: Duration) -> Looks {
     let mut looks = Looks::default();
     while !stop.load(Ordering::Relaxed) {
         let code = match tokio::time::timeout(LIMIT, look(&config)).await {
@@ -99,7 +97,7 @@ async fn live(config: Config, stop: Arc<AtomicBool>) -> Looks {
         if let Some(code) = code {
             *looks.errors.entry(code).or_default() += 1;
         }
-        tokio::time::sleep(PACE).await;
+        tokio::time::sleep(pace).await;
     }
     looks
 }

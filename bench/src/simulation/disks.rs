@@ -39,6 +39,7 @@ impl World {
         HealthView {
             writes_since: hangs.then(|| this.clock(this.troubles.disk_hung_at)),
             is_nearly_full: this.troubles.disk_is_full > self.now,
+            postmaster_stopped_since: None,
         }
     }
 

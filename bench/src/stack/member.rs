@@ -396,6 +396,16 @@ trunkline: {{run_dir: {run_dir}}}
         &self.socket
     }
 
+    /// The agent's log.
+    pub fn log(&self) -> &Path {
+        &self.launch.log
+    }
+
+    /// The agent is to write its log there.
+    pub fn log_to(&mut self, file: PathBuf) {
+        self.launch.log = file;
+    }
+
     /// The last lines of the agent's log.
     pub fn tail(&self) -> String {
         self.process.as_ref().map(Process::tail).unwrap_or_default()

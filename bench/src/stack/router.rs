@@ -42,6 +42,18 @@ pub struct Pooled {
     pub alias: Option<(&'static str, usize)>,
 }
 
+impl Pooled {
+    /// One pool of servers for listeners on these ports in these modes, whose clients log in by a password.
+    pub fn by_password(listeners: &[(u16, &'static str)]) -> Pooled {
+        Pooled {
+            listeners: listeners.to_vec(),
+            auth: "scram-sha-256",
+            size: POOL_SIZE,
+            alias: None,
+        }
+    }
+}
+
 impl Entrance {
     /// One without pools.
     pub fn new(address: String, write_port: u16, read_port: u16) -> Self {

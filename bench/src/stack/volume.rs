@@ -1,8 +1,8 @@
-//! Volumes of a limited size in memory, so that a disk can be full.
+//! Volumes of a limited size, so that a disk can be full: in memory, or in a file, so that it can stand still, too.
 
 use std::fs;
 use std::os::fd::AsFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use rustix::fs::{FallocateFlags, fallocate, statvfs};
@@ -15,13 +15,50 @@ const FILLER: &str = "filler";
 /// How often its growth is tried while others take room, too.
 const TRIES: usize = 100;
 
+/// A volume of its own for the files of each member.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Volume {
+    /// How much it holds.
+    pub megabytes: u32,
+    /// Whether it lies in a file, as a file system that can be frozen, and not in memory.
+    pub can_freeze: bool,
+}
+
 /// Mounts an empty volume at this folder, which is made.
-pub fn mount(folder: &Path, megabytes: u32) -> Result<()> {
+pub fn mount(folder: &Path, volume: Volume) -> Result<()> {
     fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
-    let size = format!("size={megabytes}m");
+    let megabytes = volume.megabytes;
     let target = folder.to_string_lossy();
-    run_now("mount", &["-t", "tmpfs", "-o", &size, "tmpfs", &target])
-        .context("a volume of its own needs root")
+    if !volume.can_freeze {
+        let size = format!("size={megabytes}m");
+        return run_now("mount", &["-t", "tmpfs", "-o", &size, "tmpfs", &target])
+            .context("a volume of its own needs root");
+    }
+    let image = folder.with_extension("img");
+    let file = fs::File::create(&image);
+    let sized = file.and_then(|file| file.set_len(u64::from(megabytes) << 20));
+    sized.with_context(|| format!("cannot make {}", image.display()))?;
+    let image = image.to_string_lossy();
+    run_now("mkfs.ext4", &["-q", "-m", "0", &image]).context("cannot make a file system")?;
+    run_now("mount", &["-o", "loop", &image, &target])
+        .context("a volume in a file needs root and a loop device")
+}
+
+/// A volume that stands still: whoever writes to it waits, and no signal ends that. It goes on when this is dropped.
+#[derive(Debug)]
+pub struct Frozen(PathBuf);
+
+/// Lets a volume stand still.
+pub fn freeze(folder: &Path) -> Result<Frozen> {
+    let target = folder.to_string_lossy();
+    run_now("fsfreeze", &["-f", &target]).context("cannot freeze the volume")?;
+    Ok(Frozen(folder.to_owned()))
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        run_now("fsfreeze", &["-u", &self.0.to_string_lossy()]).ok();
+    }
 }
 
 /// Unmounts everything below a folder, what a killed run left there too.
@@ -31,6 +68,8 @@ pub fn unmount_below(folder: &Path) {
         .lines()
         .filter_map(|line| line.split_whitespace().nth(1));
     for target in targets.filter(|target| Path::new(target).starts_with(folder)) {
+        // One that stands still would keep whoever writes to it.
+        run_now("fsfreeze", &["-u", target]).ok();
         // Lazily: a process that is ending may hold a file for a moment yet.
         run_now("umount", &["-l", target]).ok();
     }

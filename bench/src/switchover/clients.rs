@@ -237,6 +237,8 @@ async fn live(config: Config, number: i32, stop: Arc<AtomicBool>, note: impl Fn(
                     note(at);
                     tokio::time::sleep(PACE).await;
                 }
+                // What comes behind a FATAL is no answer any more, only the end of the session.
+                Heard::Error if life.is_over() => break,
                 Heard::Error => {}
                 Heard::Nothing => break,
             }
@@ -266,6 +268,11 @@ struct Life {
 impl Life {
     fn asks(&mut self, request: Request) {
         (self.request, self.sent) = (request, clock::now());
+    }
+
+    /// Whether what was heard last ended the session.
+    fn is_over(&self) -> bool {
+        self.seen.told.last().is_some_and(|told| told.is_fatal)
     }
 
     /// Notes an error of the request that was made last; no error at all is an answer that did not come.

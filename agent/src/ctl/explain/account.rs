@@ -119,6 +119,12 @@ fn seen(seen: &Observation) -> Vec<String> {
         let waits = seconds(seen.now.since(since));
         lines.push(format!("disk       a write has not come back for {waits}"));
     }
+    if let Some(since) = seen.health.postmaster_stopped_since {
+        let stands = seconds(seen.now.since(since));
+        lines.push(format!(
+            "postmaster stopped for {stands}: no session can begin"
+        ));
+    }
     for (is_so, text) in [
         (seen.health.is_nearly_full, "disk       nearly full"),
         (seen.is_shutting_down, "agent      told to end"),

@@ -112,6 +112,9 @@ fn print_host(out: &mut String, seen: &Observation) {
     let waits = seen.health.writes_since.map(|at| seen.now.since(at));
     option(out, "write_waits", waits.map(seconds));
     flag(out, seen.health.is_nearly_full, "nearly_full");
+    let stopped = seen.health.postmaster_stopped_since;
+    let stopped = stopped.map(|at| seen.now.since(at));
+    option(out, "postmaster_stopped", stopped.map(seconds));
     out.push('\n');
     let _ = match seen.scheduled {
         None => Ok(()),

@@ -215,7 +215,7 @@ pub async fn ten_times(field: &mut Field<'_>) -> Result<()> {
         seen.cuts.len(),
         highest.saturating_sub(memory)
     ));
-    field.run.faults.extend(unheard_of);
+    field.evidence.late.extend(unheard_of);
     if highest > memory + GROWTH {
         field.run.fault(format!(
             "the router's memory grew from {memory} kB to {highest} kB"
@@ -260,7 +260,7 @@ pub async fn thundering_herd(field: &mut Field<'_>) -> Result<()> {
     field.whole("power off under a herd", &on).await?;
     herd.finish().await?;
     if late > HERD_LIMIT {
-        field.run.fault(format!(
+        field.late(format!(
             "the last of {HERD} sessions wrote {late:?} after the first one"
         ));
     }

@@ -1,4 +1,4 @@
-//! Disks without room: the leader's nearly full, then all of them full.
+//! Disks without room: the leader's nearly full, then all of them full. Disks that stand still.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -7,11 +7,14 @@ use anyhow::{Context, Result, bail};
 use trunkline_shared::service::clock;
 
 use super::{LEADER_LIMIT, LOOK, another_writes, leader_name};
+use crate::failover::sequence::another_leads;
 use crate::faults::site::Field;
 use crate::stack::volume;
 
 /// Less than two segments of WAL, which is what an agent takes for nearly full.
 const NEARLY: u64 = 24 * 1024 * 1024;
+/// By how much a write takes longer than a ttl.
+const SLOWER: Duration = Duration::from_millis(500);
 /// How long all disks stay full.
 const FULL: Duration = Duration::from_secs(15);
 
@@ -60,6 +63,43 @@ pub async fn all_full(field: &mut Field<'_>) -> Result<()> {
         "the cluster was whole {:.1} s after there was room again",
         clock::now().since(room).as_secs_f64()
     ));
+    Ok(())
+}
+
+/// No write comes back for more than a ttl, again and again, until another member leads.
+pub async fn slow(field: &mut Field<'_>) -> Result<()> {
+    let (old, on) = (field.run.leader, leader_name(field));
+    let home = home(field, old)?;
+    let lasts = field.run.ttl() + SLOWER;
+    field.run.began = clock::now();
+    let deadline = field.run.began + LEADER_LIMIT;
+    while !another_leads(field.run.stack, old).await {
+        if clock::now() >= deadline {
+            bail!("nobody took over within {LEADER_LIMIT:?} from who writes once in {lasts:?}");
+        }
+        let frozen = volume::freeze(&home)?;
+        tokio::time::sleep(lasts).await;
+        drop(frozen);
+        tokio::time::sleep(LOOK).await;
+    }
+    another_writes(field, old).await?;
+    field.whole("slow disk", &on).await?;
+    Ok(())
+}
+
+/// No write comes back, and whoever waits for one cannot be killed.
+pub async fn hangs(field: &mut Field<'_>) -> Result<()> {
+    let (old, on) = (field.run.leader, leader_name(field));
+    let home = home(field, old)?;
+    field.run.began = clock::now();
+    let frozen = volume::freeze(&home)?;
+    another_writes(field, old).await?;
+    field.run.note(format!(
+        "another member led and clients wrote {:.1} s after the disk stood still",
+        clock::now().since(field.run.began).as_secs_f64()
+    ));
+    drop(frozen);
+    field.whole("disk hangs", &on).await?;
     Ok(())
 }
 

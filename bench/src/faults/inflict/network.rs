@@ -101,7 +101,7 @@ pub async fn leader_without_standbys(field: &mut Field<'_>) -> Result<()> {
     cut.heal().await?;
     let now = field.whole("no standby", &on).await?;
     if now.leader != leader {
-        field.run.fault("leadership moved");
+        field.late("leadership moved");
     }
     Ok(())
 }
@@ -153,7 +153,7 @@ pub async fn router_without_leader(field: &mut Field<'_>) -> Result<()> {
     cut.heal().await?;
     let now = field.whole("r1 without the leader", "r1").await?;
     if now.leader != leader {
-        field.run.fault("leadership moved");
+        field.late("leadership moved");
     }
     Ok(())
 }
@@ -182,9 +182,7 @@ pub async fn watch_dead(field: &mut Field<'_>) -> Result<()> {
     let own = router_namespace(field.run.stack)?.to_owned();
     let ports = links::connections_to(field.run.stack.router.id()?, STORE_PORT)?;
     if ports.is_empty() {
-        field
-            .run
-            .fault("r1 has no connection to etcd: nothing is shown");
+        field.late("r1 has no connection to etcd: nothing is shown");
     }
     let rules = ports
         .iter()
@@ -198,9 +196,7 @@ pub async fn watch_dead(field: &mut Field<'_>) -> Result<()> {
         Ok(_) => field.run.note(format!(
             "{dead} connections silent; the change was made after {took:.1} s"
         )),
-        Err(error) => field
-            .run
-            .fault(format!("the change was refused: {error:#}")),
+        Err(error) => field.late(format!("the change was refused: {error:#}")),
     }
     field
         .load
@@ -212,7 +208,7 @@ pub async fn watch_dead(field: &mut Field<'_>) -> Result<()> {
         took.as_secs_f64()
     ));
     if took > NOTICES {
-        field.run.fault(format!("allowed are {NOTICES:?}"));
+        field.late(format!("allowed are {NOTICES:?}"));
     }
     cut.heal().await?;
     field.whole("etcd connections silent", &on).await?;

@@ -157,8 +157,9 @@ pub async fn candidate_hurt(field: &mut Field<'_>) -> Result<()> {
         let step = step.map_or("too late", |step| step.name());
         let what = format!("{} ({step}): {}", harm.name(), outcome.name());
         if outcome == Outcome::Nobody {
-            let text = format!("{what}: nobody led before the candidate was healed");
-            field.evidence.faults.push(text);
+            field.late(format!(
+                "{what}: nobody led before the candidate was healed"
+            ));
         }
         field.whole(&what, &on).await?;
     }

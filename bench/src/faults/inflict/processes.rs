@@ -20,7 +20,7 @@ use crate::failover::run::KILL_GRANT;
 use crate::failover::sequence::{self, kill_postmaster};
 use crate::fault::processor;
 use crate::fault::{node, store};
-use crate::faults::promise::Entrance;
+use crate::faults::promise::{Entrance, TAKES_OVER};
 use crate::faults::site::Field;
 use crate::stack::member::SCOPE;
 use crate::stack::proc::ProcessId;
@@ -66,11 +66,17 @@ pub async fn postmaster_stopped(field: &mut Field<'_>) -> Result<()> {
     field.run.began = clock::now();
     postmaster.signal(Signal::STOP);
     let one = std::collections::BTreeSet::from([postmaster]);
+    let limit = field.run.ttl() + TAKES_OVER;
     match all_ended(&one, field.run.began, STOPPED).await {
-        Some(took) => field.run.note(format!(
-            "the stopped postmaster was killed after {:.1} s",
-            took.as_secs_f64()
-        )),
+        Some(took) => {
+            field.run.note(format!(
+                "the stopped postmaster was killed after {:.1} s",
+                took.as_secs_f64()
+            ));
+            if took > limit {
+                field.late(format!("allowed are {limit:?}"));
+            }
+        }
         None => {
             postmaster.signal(Signal::CONT);
             field.run.fault(format!(
@@ -96,9 +102,7 @@ pub async fn agent_crash_loop(field: &mut Field<'_>) -> Result<()> {
     }
     let now = field.whole("agent killed 8 times", &on).await?;
     if now.leader != leader || field.run.stack.members[leader].postmaster() != postmaster {
-        field
-            .run
-            .fault("leadership moved, or PostgreSQL did not live on");
+        field.late("leadership moved, or PostgreSQL did not live on");
     }
     Ok(())
 }
@@ -189,9 +193,7 @@ async fn nobody_leads(field: &mut Field<'_>, left: usize) -> Result<()> {
     let why = said.lines().filter(|line| !line.starts_with(['+', '|']));
     let why: Vec<_> = why.map(str::trim).filter(|line| !line.is_empty()).collect();
     match why.is_empty() {
-        true => field
-            .run
-            .fault("nobody leads, and `trunkline list` does not say why"),
+        true => field.late("nobody leads, and `trunkline list` does not say why"),
         false => field
             .run
             .note(format!("`trunkline list`: {}", why.join("; "))),
@@ -251,9 +253,7 @@ pub async fn rewind_killed(field: &mut Field<'_>) -> Result<()> {
                 "pg_rewind's source killed"
             }
             (None, _) => {
-                field
-                    .run
-                    .fault("no pg_rewind was seen to be killed: nothing is shown");
+                field.late("no pg_rewind was seen to be killed: nothing is shown");
                 "no rewind"
             }
         };
@@ -314,7 +314,7 @@ pub async fn promoted_by_hand(field: &mut Field<'_>) -> Result<()> {
     });
     let now = field.whole("pg_promote", &on).await?;
     if now.leader != leader {
-        field.run.fault("leadership moved");
+        field.late("leadership moved");
     }
     Ok(())
 }
@@ -366,7 +366,7 @@ pub async fn two_of_one_name(field: &mut Field<'_>) -> Result<()> {
     }
     let now = field.whole("second agent of one name", &on).await?;
     if now.leader != leader {
-        field.run.fault("leadership moved");
+        field.late("leadership moved");
     }
     Ok(())
 }

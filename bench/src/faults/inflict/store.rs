@@ -8,6 +8,7 @@ use trunkline_shared::service::clock;
 
 use super::{LEADER_LIMIT, LOOK, another_writes, leader_name};
 use crate::fault::store;
+use crate::faults::promise::WITH_STORE;
 use crate::faults::site::Field;
 use crate::stack::leader_key;
 
@@ -36,7 +37,7 @@ pub async fn leader_killed_again_and_again(field: &mut Field<'_>) -> Result<()> 
             .whole(&format!("etcd leader killed, {number}"), &on)
             .await?;
         if now.leader != leader {
-            field.run.fault("leadership moved");
+            field.late("leadership moved");
         }
     }
     Ok(())
@@ -64,10 +65,15 @@ pub async fn gone_then_leader(field: &mut Field<'_>) -> Result<()> {
     let back = clock::now();
     store::start_all(field.run.stack).await?;
     another_writes(field, old).await?;
+    let took = clock::now().since(back);
     field.run.note(format!(
         "another member led and clients wrote {:.1} s after etcd was started",
-        clock::now().since(back).as_secs_f64()
+        took.as_secs_f64()
     ));
+    let limit = field.run.ttl() + WITH_STORE;
+    if took > limit {
+        field.late(format!("allowed are {limit:?}"));
+    }
     field.run.stack.members[old].start()?;
     field.whole("etcd gone, then P", &on).await?;
     Ok(())
