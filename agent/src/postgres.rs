@@ -144,7 +144,7 @@ pub struct StopPlan {
 }
 
 /// How it stopped.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StopReport {
     /// Whether it ended in the mode asked for: a fast or smart stop then was clean.
     pub is_as_planned: bool,
@@ -152,6 +152,8 @@ pub struct StopReport {
     pub checkpoint: Duration,
     /// Time from the signal to the last process's end.
     pub took: Duration,
+    /// The titles of the processes that still ran when it was not waited any longer.
+    pub lingered: Vec<String>,
 }
 
 /// The local instance.
@@ -400,7 +402,7 @@ impl Postgres {
         self.session.close().await;
         let checkpoint = clock::now().since(began);
         let began = clock::now();
-        let mut is_as_planned = true;
+        let (mut is_as_planned, mut lingered) = (true, Vec::new());
         if let Some(running) = self.watched() {
             running.stop(plan.mode);
             replication::end_all(&senders.cut);
@@ -409,6 +411,7 @@ impl Postgres {
                 false => running.ended_within(plan.limit).await,
             };
             if !is_as_planned && plan.mode != StopMode::Immediate {
+                lingered = scan::titles(&self.config().data_dir);
                 running.stop(StopMode::Immediate);
                 running.ended_within(IMMEDIATE_LIMIT).await;
             }
@@ -423,6 +426,7 @@ impl Postgres {
             is_as_planned: is_as_planned && report.killed.is_empty(),
             checkpoint,
             took: clock::now().since(began),
+            lingered,
         })
     }
 

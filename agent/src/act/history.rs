@@ -1,70 +1,121 @@
 //! The `history` record: the timeline's own history file, with time and leader of each promotion.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use trunkline_shared::cluster::switchover::LeaderChange;
 use trunkline_shared::cluster::topology::FactKey;
-use trunkline_shared::cluster::{Lsn, Timeline};
+use trunkline_shared::cluster::{Lsn, MemberName, Timeline};
 use trunkline_shared::dcs::records::{
     HistoryLine, changes_from_json, history_lines, history_to_json, leader_changes_to_json,
 };
-use trunkline_shared::dcs::{Compare, Operation, Revision, Txn};
+use trunkline_shared::dcs::{Compare, Dcs, Entry, Operation, Revision, Txn};
 use trunkline_shared::service::clock;
 
 use super::{ActError, Actor};
 use crate::decide::observation::{Local, Observation, RunningRole};
 use crate::postgres::PostgresError;
 
+/// The `history` record as this leader is to write it.
+pub(super) struct HistoryRecord {
+    dcs: Arc<dyn Dcs>,
+    key: String,
+    folder: PathBuf,
+    me: MemberName,
+    limit: usize,
+    leads: Compare,
+}
+
+impl HistoryRecord {
+    /// What stands in the DCS.
+    pub(super) async fn read(&self) -> Result<Option<Entry>, ActError> {
+        let read = Txn {
+            then: vec![Operation::Get(self.key.clone())],
+            ..Txn::default()
+        };
+        Ok(self.dcs.commit(&read).await?.entries.into_iter().next())
+    }
+
+    /// Writes the history of this timeline over what stands there; nothing where PostgreSQL has no file of it.
+    pub(super) async fn write(
+        &self,
+        timeline: Timeline,
+        recorded: Option<Entry>,
+    ) -> Result<Revision, ActError> {
+        let path = self.folder.join(format!("{:08X}.history", timeline.0));
+        let text = match tokio::fs::read_to_string(&path).await {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(0),
+            Err(source) => {
+                let what = "read";
+                return Err(PostgresError::File { what, path, source }.into());
+            }
+        };
+        let lines = recorded
+            .as_ref()
+            .and_then(|entry| history_lines(std::str::from_utf8(&entry.value).ok()?).ok())
+            .unwrap_or_default();
+        let now = clock::wall_clock().rfc3339();
+        let mut merged = merge(&text, &lines, &now, self.me.as_str());
+        if self.limit > 0 && merged.len() > self.limit {
+            merged.drain(..merged.len() - self.limit);
+        }
+        let revision = recorded.map_or(0, |entry| entry.mod_revision);
+        let txn = Txn {
+            when: vec![
+                self.leads.clone(),
+                Compare::as_seen(self.key.clone(), revision),
+            ],
+            then: vec![Operation::Put {
+                key: self.key.clone(),
+                value: history_to_json(&merged).into_bytes(),
+                lease: 0,
+            }],
+            otherwise: Vec::new(),
+        };
+        let committed = self.dcs.commit(&txn).await?;
+        if !committed.succeeded {
+            return Err(ActError::Changed("history"));
+        }
+        Ok(committed.header.revision)
+    }
+}
+
 impl Actor {
+    /// An error of who does not lead.
+    pub(super) fn history_record(&self, seen: &Observation) -> Result<HistoryRecord, ActError> {
+        Ok(HistoryRecord {
+            dcs: self.dcs.clone(),
+            key: self.keys.path(&FactKey::History),
+            folder: self.postgres.config().data_dir.join("pg_wal"),
+            me: self.me.name.clone(),
+            limit: seen.settings().max_timelines_history,
+            leads: self.still_leads(seen)?,
+        })
+    }
+
     pub(super) async fn record_history(&self, seen: &Observation) -> Result<Revision, ActError> {
         let Local::Running(running) = &seen.local else {
             return Err(ActError::NotAllowed(
                 "only a running instance has a history",
             ));
         };
-        let file = format!("{:08X}.history", running.timeline.0);
-        let path = self.postgres.config().data_dir.join("pg_wal").join(file);
-        let text = match tokio::fs::read_to_string(&path).await {
-            Ok(text) => text,
-            // A standby that replays an archive has it once a segment of the timeline was restored.
-            Err(error)
-                if error.kind() == std::io::ErrorKind::NotFound
-                    && matches!(running.role, RunningRole::Replica { .. }) =>
-            {
-                return Ok(0);
+        let record = self.history_record(seen)?;
+        let recorded = record.read().await?;
+        let revision = record.write(running.timeline, recorded).await?;
+        // A standby that replays an archive has the file once a segment of the timeline was restored.
+        if revision == 0 && matches!(running.role, RunningRole::Primary { .. }) {
+            let path = record
+                .folder
+                .join(format!("{:08X}.history", running.timeline.0));
+            return Err(PostgresError::File {
+                what: "read",
+                path,
+                source: std::io::ErrorKind::NotFound.into(),
             }
-            Err(source) => {
-                let what = "read";
-                return Err(PostgresError::File { what, path, source }.into());
-            }
-        };
-        let key = self.keys.path(&FactKey::History);
-        let read = Txn {
-            then: vec![Operation::Get(key.clone())],
-            ..Txn::default()
-        };
-        let recorded = self.dcs.commit(&read).await?.entries.into_iter().next();
-        let lines = recorded
-            .as_ref()
-            .and_then(|entry| history_lines(std::str::from_utf8(&entry.value).ok()?).ok())
-            .unwrap_or_default();
-        let now = clock::wall_clock().rfc3339();
-        let mut merged = merge(&text, &lines, &now, self.me.name.as_str());
-        let limit = seen.settings().max_timelines_history;
-        if limit > 0 && merged.len() > limit {
-            merged.drain(..merged.len() - limit);
+            .into());
         }
-        let as_seen = match recorded {
-            Some(entry) => Compare::ModRevision(key.clone(), entry.mod_revision),
-            None => Compare::Absent(key.clone()),
-        };
-        let put = Operation::Put {
-            key,
-            value: history_to_json(&merged).into_bytes(),
-            lease: 0,
-        };
-        self.write("history", vec![self.still_leads(seen)?, as_seen], vec![put])
-            .await
+        Ok(revision)
     }
 }
 

@@ -30,9 +30,15 @@ const BEFORE_HAND_OVER_LIMIT: Duration = Duration::from_millis(500);
 
 /// Longest checkpoint after a promotion; on a busy large instance it takes minutes.
 const CHECKPOINT_LIMIT: Duration = Duration::from_secs(3600);
+/// How long PostgreSQL may stop while every client is held for a change of leader or a restart. What has not ended then
+/// is ended by force, and this member goes on as leader before routers give their clients up (`hold_timeout`, 10 s). An
+/// agent that ends itself waits for as long as `pg_ctl_timeout` says: it has nothing to go back to.
+const HAND_OVER_STOP_LIMIT: Duration = Duration::from_secs(6);
 
 /// Longest promotion where `primary_start_timeout` sets none.
 const PROMOTION_LIMIT: Duration = Duration::from_secs(300);
+/// How long reading and writing the history may each hold up a promotion that is done.
+const HISTORY_LIMIT: Duration = Duration::from_millis(500);
 
 impl Actor {
     /// Starts a job. One in progress that holds nothing up is ended.
@@ -139,6 +145,10 @@ impl Actor {
             StopMode::HandOver => {
                 let plan = StopPlan {
                     wait_for: receivers(seen),
+                    limit: match seen.is_shutting_down {
+                        true => limit,
+                        false => limit.min(HAND_OVER_STOP_LIMIT),
+                    },
                     ..plan(postgres::StopMode::Fast, false)
                 };
                 (JobKind::Stop, plan)
@@ -168,6 +178,13 @@ impl Actor {
                 is_as_planned = report.is_as_planned,
                 "PostgreSQL has stopped"
             );
+            if !report.lingered.is_empty() {
+                let still_ran = report.lingered.join(", ");
+                tracing::warn!(
+                    still_ran,
+                    "PostgreSQL did not stop in time and was ended by force"
+                );
+            }
             Ok(())
         };
         self.begin(kind, None, Box::pin(work)).await
@@ -192,13 +209,22 @@ impl Actor {
             to: timeline,
         };
         let check = self.may_become_writable();
+        let history = self.history_record(seen)?;
         let door = self.door();
         let work = async move {
-            let promoted = door
-                .promote(step, limit, || check.holds())
-                .await
-                .map_err(said)?;
+            let (promoted, recorded) = tokio::join!(
+                door.promote(step, limit, || check.holds()),
+                tokio::time::timeout(HISTORY_LIMIT, history.read())
+            );
+            let promoted = promoted.map_err(said)?;
             tracing::info!(took = ?promoted.took, timeline = %promoted.timeline, "promoted");
+            // Members follow nobody whose timeline is not in the history. It stands there before anybody hears of this
+            // primary: an agent that died in between would leave it written to, and not replicated, until its lease ends.
+            // Where the DCS does not answer, the leader's next look writes it.
+            if let Ok(Ok(recorded)) = recorded {
+                let writing = history.write(promoted.timeline, recorded);
+                let _ = tokio::time::timeout(HISTORY_LIMIT, writing).await;
+            }
             Ok(())
         };
         self.begin(JobKind::Promote, None, Box::pin(work)).await

@@ -166,6 +166,15 @@ pub fn scan(data_dir: &Path) -> io::Result<Found> {
     scan_known(&Directory::new(data_dir))
 }
 
+/// What the server processes call themselves (`update_process_title`), for a message.
+pub(crate) fn titles(data_dir: &Path) -> Vec<String> {
+    let found = scan(data_dir).map(|found| found.servers);
+    let title = |id: ProcessId| fs::read(format!("/proc/{}/cmdline", id.pid)).ok();
+    let titles = found.unwrap_or_default().into_iter().filter_map(title);
+    let text = titles.map(|bytes| String::from_utf8_lossy(&bytes).replace('\0', " "));
+    text.map(|text| text.trim_end().to_owned()).collect()
+}
+
 /// As [`scan`], of a directory that was looked at before: reads nothing but `/proc`.
 pub fn scan_known(directory: &Directory) -> io::Result<Found> {
     let uid = rustix::process::geteuid().as_raw();
