@@ -7,7 +7,7 @@ use serde::Serialize;
 use trunkline_shared::cluster::Moment;
 
 use super::lists::{self, Lists};
-use super::promise::{Conditions, is_of_table};
+use super::promise::Conditions;
 use super::row::Row;
 use crate::crashes::deserved::{self, Loss};
 use crate::failover::losses::{self, FaultLine};
@@ -127,9 +127,7 @@ pub fn judge(facts: Facts<'_>) -> Line {
             late.extend(pause.map(|pause| format!("clients of r{}: {pause}", place + 1)));
         }
         let cuts = &facts.histories[place].cuts;
-        let (of_table, others) = unheard_of(&facts, cuts, is_judged[place]);
-        late.extend(of_table);
-        missed.extend(others);
+        late.extend(unheard_of(&facts, cuts, is_judged[place]));
     }
     missed.extend(of_writes(verdict, may_lose));
     match may_lose {
@@ -233,23 +231,18 @@ fn longer(one: Gaps, other: Gaps) -> Gaps {
     }
 }
 
-/// Errors that nobody may hear in this row, those of before the fault among them: those that the table of what clients
-/// are told has, and all others.
-fn unheard_of(facts: &Facts<'_>, cuts: &[Cut], is_judged: bool) -> (Vec<String>, Vec<String>) {
+/// Errors that nobody may hear, those of before the fault among them. What an error says of a write is held against
+/// the rows apart from that.
+fn unheard_of(facts: &Facts<'_>, cuts: &[Cut], is_judged: bool) -> Vec<String> {
     let may_hear = |cut: &&Cut| {
         cut.at >= facts.began && (!is_judged || facts.row.may_hear(&cut.code, facts.conditions))
     };
-    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+    let mut counts = BTreeMap::new();
     for cut in cuts.iter().filter(|cut| !may_hear(cut)) {
-        *counts.entry(&cut.code).or_default() += 1;
+        *counts.entry(named(&cut.code)).or_insert(0) += 1;
     }
-    let is_of_table = |(code, _): &(&str, usize)| is_of_table(code, facts.conditions);
-    let (of_table, others): (Vec<_>, Vec<_>) = counts.into_iter().partition(is_of_table);
-    let told = |all: Vec<(&str, usize)>| {
-        let told = |(code, count)| format!("{count} times a client heard {}", named(code));
-        all.into_iter().map(told).collect()
-    };
-    (told(of_table), told(others))
+    let told = |(code, count)| format!("{count} times a client heard {code}");
+    counts.into_iter().map(told).collect()
 }
 
 /// A SQLSTATE, or what it means to hear none.
@@ -519,7 +512,7 @@ mod tests {
         };
         assert_eq!(heard(Row::PowerOff, 1500, "40001"), (0, 0));
         assert_eq!(heard(Row::PowerOff, 800, "40001"), (1, 0));
-        assert_eq!(heard(Row::PowerOff, 1500, "25006"), (0, 1));
+        assert_eq!(heard(Row::PowerOff, 1500, "25006"), (1, 0));
         assert_eq!(heard(Row::RouterKilled, 1500, "40001"), (1, 0));
         let mut of_victim = Case::of(Row::RouterKilled);
         of_victim.histories[0].cuts.push(cut(0, 1500, ""));

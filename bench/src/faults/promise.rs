@@ -107,7 +107,7 @@ enum Harm {
 }
 
 /// Whether the table of what clients are told has this for a lost leader.
-pub fn is_of_table(code: &str, conditions: &Conditions) -> bool {
+fn is_of_table(code: &str, conditions: &Conditions) -> bool {
     match conditions.entrance {
         Entrance::Transaction => POOLED.contains(&code),
         Entrance::Session | Entrance::Tcp => OWN_SERVER.contains(&code),

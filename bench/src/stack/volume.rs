@@ -14,6 +14,8 @@ use super::process::run_now;
 const FILLER: &str = "filler";
 /// How often its growth is tried while others take room, too.
 const TRIES: usize = 100;
+/// By how much it grows at once: memory takes back all of a step for which there is no room.
+const STEP: u64 = 8 * 1024 * 1024;
 
 /// A volume of its own for the files of each member.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,18 +91,18 @@ pub fn fill(folder: &Path, left: u64) -> Result<()> {
         .append(true)
         .open(&path)
         .with_context(|| format!("cannot open {}", path.display()))?;
-    for _ in 0..TRIES {
-        let taken = free(folder)?.saturating_sub(left);
+    let mut tries = TRIES;
+    while tries > 0 {
+        let taken = free(folder)?.saturating_sub(left).min(STEP);
         if taken == 0 {
             return Ok(());
         }
         let begin = file.metadata()?.len();
         match fallocate(file.as_fd(), FallocateFlags::empty(), begin, taken) {
             // Somebody else took some of it meanwhile.
-            Err(Errno::NOSPC) => {}
+            Err(Errno::NOSPC) => tries -= 1,
             done => {
-                return done
-                    .with_context(|| format!("cannot take {taken} bytes on {}", folder.display()));
+                done.with_context(|| format!("cannot take {taken} bytes on {}", folder.display()))?;
             }
         }
     }

@@ -1,5 +1,6 @@
 //! Standbys whose replay is held or far behind when they are needed, and standbys that come and go.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
@@ -220,10 +221,10 @@ async fn compare(
         }
         looks += 1;
         let named = sync["sync_standby"].as_str().unwrap_or_default();
-        let missing = names_missing(named, leader, &waits_for);
-        if !missing.is_empty() {
+        let quorum = sync["quorum"].as_u64().unwrap_or_default();
+        if !is_safe(named, quorum, leader, &waits_for) {
             broken.push(format!(
-                "/sync names {missing:?}, and {leader} waits for {waits_for:?}"
+                "/sync names {named:?} with quorum {quorum}, and {leader} waits for {waits_for:?}"
             ));
         }
     }
@@ -238,17 +239,32 @@ async fn waited_for(door: &Door) -> Option<String> {
     (!row.get::<_, bool>(0)).then(|| row.get(1))
 }
 
-/// Those that the record names, the leader left out, and that the server's setting does not.
-fn names_missing<'a>(named: &'a str, leader: &str, setting: &str) -> Vec<&'a str> {
-    let words: Vec<_> = setting
-        .split(|letter: char| !letter.is_alphanumeric() && letter != '_' && letter != '*')
-        .collect();
-    let is_missing = |name: &&str| !words.contains(name) && !words.contains(&"*");
+/// Whether everybody who may lead by the record has what the server acknowledges. By a quorum a member leads that so many
+/// others of the record vote for: of them and those who confirm a commit at least one must be the same, whoever they are.
+fn is_safe(named: &str, quorum: u64, leader: &str, setting: &str) -> bool {
     let named = named.split(',').filter(|name| !name.is_empty());
-    named
-        .filter(|name| *name != leader)
-        .filter(is_missing)
-        .collect()
+    let named: BTreeSet<_> = named.filter(|name| *name != leader).collect();
+    let (how_many, of) = match setting.strip_prefix("ANY ") {
+        Some(rest) => {
+            let (count, of) = rest.split_once(' ').unwrap_or((rest, ""));
+            (count.parse().ok(), of)
+        }
+        None => (None, setting),
+    };
+    let words =
+        of.split(|letter: char| !letter.is_alphanumeric() && letter != '_' && letter != '*');
+    let waited_for: BTreeSet<_> = words.filter(|word| !word.is_empty()).collect();
+    if waited_for.contains("*") {
+        return true;
+    }
+    match how_many {
+        // Of any so many: the two groups cannot miss each other among all of them.
+        Some(count) if !named.is_empty() => {
+            let all = u64::try_from(named.union(&waited_for).count()).unwrap_or(u64::MAX);
+            u64::saturating_add(count, quorum) >= all
+        }
+        Some(_) | None => named.is_subset(&waited_for),
+    }
 }
 
 #[cfg(test)]
@@ -257,12 +273,19 @@ mod tests {
 
     #[test]
     fn whoever_the_record_names_is_waited_for() {
-        let missing = |setting| names_missing("n2,n3", "n1", setting);
-        assert!(missing("ANY 1 (\"n2\",\"n3\")").is_empty());
-        assert!(missing("*").is_empty());
-        assert_eq!(missing("\"n2\""), ["n3"]);
-        assert_eq!(missing(""), ["n2", "n3"]);
-        assert!(names_missing("n1,n2", "n1", "n2").is_empty());
-        assert!(names_missing("", "n1", "").is_empty());
+        let safe = |setting| is_safe("n2,n3", 0, "n1", setting);
+        assert!(safe("2 (\"n2\",\"n3\")") && safe("*"));
+        assert!(!safe("\"n2\"") && !safe("") && !safe("ANY 1 (\"n2\",\"n3\")"));
+        assert!(is_safe("n1,n2", 0, "n1", "n2") && is_safe("", 0, "n1", ""));
+    }
+
+    #[test]
+    fn those_who_vote_and_those_who_confirm_cannot_miss_each_other() {
+        let safe = |named, quorum, setting| is_safe(named, quorum, "n1", setting);
+        let (both, one) = ("ANY 1 (\"n2\",\"n3\")", "ANY 1 (\"n2\")");
+        assert!(safe("n2,n3", 1, both) && !safe("n2,n3", 0, both));
+        assert!(safe("n2,n3", 1, one) && safe("n2", 0, one));
+        assert!(!safe("n3", 0, one) && !safe("n2", 0, both));
+        assert!(safe("", 0, one));
     }
 }
