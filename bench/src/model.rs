@@ -1,12 +1,17 @@
 //! `trunkline-bench model`: every state of small clusters, not only those that a number draws.
 //!
-//! The real `decide`, lease arithmetic and arming, in worlds that are small enough to be visited whole: whom commits wait
-//! for, the fence, and where a router sends writes. What surrounds those functions
-//! in the programs is modelled, with a pause possible between any two steps; `bench/README.md` says what is left out.
+//! The real `decide`, lease arithmetic and arming, in worlds that are small enough to be visited whole: who may claim the
+//! leader key, a hand-over of it, whom commits wait for, the fence, and where a router sends writes. What surrounds those
+//! functions in the programs is modelled, with a pause possible between any two steps; `bench/COMMANDS.md` says what is
+//! left out.
 
 mod checker;
 mod fence;
+mod hand_over;
 mod look;
+mod members;
+mod race;
+mod right;
 mod routing;
 mod rule;
 mod synchronous;
@@ -20,10 +25,12 @@ use trunkline_shared::cluster::settings::SynchronousMode;
 use crate::report::{self, Progress, say};
 use checker::{Model, explore};
 use fence::Fenced;
+use hand_over::HandOver;
+use race::Race;
 use routing::Routing;
 use synchronous::Synchronous;
 
-pub use checker::{Bounds, Broken, Explored};
+pub use checker::{Bounds, Broken, Explored, Reach};
 pub use rule::Rule;
 
 /// What fits in a few gigabytes.
@@ -38,12 +45,15 @@ pub struct ModelOptions {
     #[arg(long)]
     small: bool,
     /// The size of that one model: writes and faults of sync-...; faults of the fence, and 0; leaderships and changes
-    /// of the store of routing
+    /// of the store of routing; faults and leaderships of race and race-sync; faults and writes of hand-over
     #[arg(long, requires = "name", conflicts_with = "small", value_name = "A,B")]
     size: Option<Size>,
     /// So many states of each model at the most
     #[arg(long, default_value_t = STATES)]
     states: usize,
+    /// So many steps from its start, where it is not to be visited whole
+    #[arg(long, requires = "name")]
+    depth: Option<u32>,
 }
 
 /// How much may happen: two numbers, which each model says itself ([`Named::size`]).
@@ -74,16 +84,25 @@ pub enum Named {
     Fence,
     /// Where a router sends writes.
     Routing,
+    /// Who may claim the leader key.
+    Race,
+    /// The same where commits wait for a standby.
+    RaceSync,
+    /// A planned change of leader.
+    HandOver,
 }
 
 impl Named {
     /// Every model.
-    pub const ALL: [Named; 5] = [
+    pub const ALL: [Named; 8] = [
         Named::SyncOn,
         Named::SyncStrict,
         Named::SyncQuorum,
         Named::Fence,
         Named::Routing,
+        Named::Race,
+        Named::RaceSync,
+        Named::HandOver,
     ];
 
     /// Its name on the command line and in the table.
@@ -94,13 +113,22 @@ impl Named {
             Named::SyncQuorum => "sync-quorum",
             Named::Fence => "fence",
             Named::Routing => "routing",
+            Named::Race => "race",
+            Named::RaceSync => "race-sync",
+            Named::HandOver => "hand-over",
         }
     }
 
     /// How many members it has.
     pub fn members(self) -> usize {
         match self {
-            Named::SyncOn | Named::SyncStrict | Named::SyncQuorum | Named::Routing => 3,
+            Named::SyncOn
+            | Named::SyncStrict
+            | Named::SyncQuorum
+            | Named::Routing
+            | Named::Race
+            | Named::RaceSync
+            | Named::HandOver => 3,
             Named::Fence => 2,
         }
     }
@@ -108,57 +136,13 @@ impl Named {
     /// The rules that can be broken in it, each with the property that then must be found broken.
     pub fn rules(self) -> &'static [(Rule, &'static str)] {
         match self {
-            Named::SyncOn | Named::SyncStrict => &[
-                (
-                    Rule::RecordBeforeNames,
-                    "no acknowledged synchronous write is lost",
-                ),
-                (
-                    Rule::NamesBeforeRecord,
-                    "no acknowledged synchronous write is lost",
-                ),
-                (
-                    Rule::OutsideSync,
-                    "no acknowledged synchronous write is lost",
-                ),
-            ],
-            Named::SyncQuorum => &[
-                (
-                    Rule::RecordBeforeNames,
-                    "no acknowledged synchronous write is lost",
-                ),
-                (Rule::VoteShort, "no acknowledged synchronous write is lost"),
-                (
-                    Rule::OutsideSync,
-                    "no acknowledged synchronous write is lost",
-                ),
-            ],
-            Named::Fence => &[
-                (
-                    Rule::NoFence,
-                    "a member past the end of its lease is fenced",
-                ),
-                (
-                    Rule::DeadlineFromAnswer,
-                    "a member past the end of its lease is fenced",
-                ),
-                (
-                    Rule::NoMargin,
-                    "a member past the end of its lease is fenced",
-                ),
-                (Rule::NoMargin, "at most one writable primary"),
-                (
-                    Rule::FenceLeftDead,
-                    "a member past the end of its lease is fenced",
-                ),
-            ],
-            Named::Routing => &[
-                (Rule::EpochForgotten, "the writer's epoch never goes back"),
-                (
-                    Rule::RecordUnread,
-                    "nobody is made the writer whom no record confirmed",
-                ),
-            ],
+            Named::SyncOn | Named::SyncStrict => rule::SYNC,
+            Named::SyncQuorum => rule::QUORUM,
+            Named::Fence => rule::FENCE,
+            Named::Routing => rule::ROUTING,
+            Named::Race => rule::RACE,
+            Named::RaceSync => rule::RACE_SYNC,
+            Named::HandOver => rule::HAND_OVER,
         }
     }
 
@@ -174,26 +158,51 @@ impl Named {
             // Leaderships, and changes of the store.
             (Named::Routing, false) => Size(2, 5),
             (Named::Routing, true) => Size(3, 6),
+            // Faults, and leaderships.
+            (Named::Race | Named::RaceSync, false) => Size(1, 4),
+            (Named::Race | Named::RaceSync, true) => Size(2, 5),
+            // Faults, and writes.
+            (Named::HandOver, false) => Size(1, 0),
+            (Named::HandOver, true) => Size(1, 1),
         }
     }
 
-    /// Visits its states; with a rule broken, until the property that must be is.
-    pub fn run(self, size: Size, broken: Option<(Rule, &'static str)>) -> Outcome {
-        self.run_within(size, STATES, broken)
+    /// Visits its states at the size of the tests, or at full size.
+    pub fn visit(self, is_full: bool) -> Outcome {
+        let bounds = Bounds {
+            depth: u32::MAX,
+            states: STATES,
+            watched: None,
+        };
+        self.run_within(self.size(is_full), bounds, None)
     }
 
-    fn run_within(
-        self,
-        Size(first, second): Size,
-        states: usize,
-        broken: Option<(Rule, &'static str)>,
-    ) -> Outcome {
-        let rule = broken.map(|(rule, _)| rule);
+    /// The size at which a broken rule is found.
+    fn size_to_break(self, rule: Rule) -> Size {
+        match rule {
+            // Two leaders have to be lost: the one that is replaced, and the one whose promotion was slept through.
+            Rule::ClaimUncompared => Size(2, 3),
+            // That nothing leads to the end is known of a whole world alone.
+            Rule::TracesLeft => Size(0, 0),
+            _ => self.size(false),
+        }
+    }
+
+    /// Breaks a rule, until the property that must be broken is.
+    pub fn break_rule(self, rule: Rule, property: &'static str) -> Outcome {
+        self.break_within(self.size_to_break(rule), STATES, (rule, property))
+    }
+
+    fn break_within(self, size: Size, states: usize, broken: (Rule, &'static str)) -> Outcome {
         let bounds = Bounds {
             depth: u32::MAX,
             states,
-            watched: broken.map(|(_, property)| property),
+            watched: Some(broken.1),
         };
+        self.run_within(size, bounds, Some(broken.0))
+    }
+
+    fn run_within(self, Size(first, second): Size, bounds: Bounds, rule: Option<Rule>) -> Outcome {
         let synchronous =
             |mode, is_strict| Synchronous::new(mode, is_strict, (first, second), rule);
         match self {
@@ -202,6 +211,9 @@ impl Named {
             Named::SyncQuorum => explored(&synchronous(SynchronousMode::Quorum, false), bounds),
             Named::Fence => explored(&Fenced::new(first, rule), bounds),
             Named::Routing => explored(&Routing::new((first, second), rule), bounds),
+            Named::Race => explored(&Race::new(false, (first, second), rule), bounds),
+            Named::RaceSync => explored(&Race::new(true, (first, second), rule), bounds),
+            Named::HandOver => explored(&HandOver::new((first, second), rule), bounds),
         }
     }
 }
@@ -224,10 +236,11 @@ fn explored<M: Model>(model: &M, bounds: Bounds) -> Outcome {
 }
 
 impl Outcome {
-    /// Whether every state was visited, all that must hold does, and all that must be seen was.
+    /// Whether every state was visited, within the depth if one is set, all that must hold does, and all that must be
+    /// seen was.
     pub fn is_well(&self) -> bool {
         let explored = &self.explored;
-        explored.is_whole && explored.broken.is_none() && explored.unseen.is_empty()
+        explored.reach != Reach::Short && explored.broken.is_none() && explored.unseen.is_empty()
     }
 }
 
@@ -249,15 +262,20 @@ pub fn run(options: &ModelOptions) -> Result<bool> {
     for model in models {
         progress.step(model.word());
         let size = options.size.unwrap_or(model.size(!options.small));
-        let outcome = model.run_within(size, options.states, None);
+        let bounds = Bounds {
+            depth: options.depth.unwrap_or(u32::MAX),
+            states: options.states,
+            watched: None,
+        };
+        let outcome = model.run_within(size, bounds, None);
         is_well &= outcome.is_well();
         rows.push(row(model, &outcome));
         tell(&progress, &outcome.explored);
         for (rule, property) in model.rules() {
             progress.step(format!("{} with {}", model.word(), rule.word()));
-            let explored = model
-                .run(model.size(false), Some((*rule, *property)))
-                .explored;
+            let size = options.size.unwrap_or(model.size_to_break(*rule));
+            let outcome = model.break_within(size, options.states, (*rule, *property));
+            let explored = outcome.explored;
             let found = explored.broken.as_ref().map(|broken| broken.property);
             is_well &= found == Some(*property);
             broken.push(broken_row(model, *rule, property, &explored));
@@ -297,13 +315,18 @@ fn row(model: Named, outcome: &Outcome) -> Vec<String> {
         explored.depth.to_string(),
         explored.states.to_string(),
         explored.steps.to_string(),
-        if explored.is_whole { "yes" } else { "no" }.to_owned(),
+        match explored.reach {
+            Reach::Whole => "yes",
+            Reach::ToDepth => "to this depth",
+            Reach::Short => "no",
+        }
+        .to_owned(),
         outcome.properties.len().to_string(),
         format!("{:.1}", explored.seconds),
         match (&explored.broken, explored.unseen.is_empty()) {
             (Some(broken), _) => format!("BROKEN: {}", broken.property),
             (None, false) => format!("NEVER SEEN: {}", explored.unseen.join(", ")),
-            (None, true) if !explored.is_whole => "TOO LARGE".to_owned(),
+            (None, true) if explored.reach == Reach::Short => "TOO LARGE".to_owned(),
             (None, true) => "holds".to_owned(),
         },
     ]

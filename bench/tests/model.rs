@@ -5,7 +5,7 @@ use trunkline_bench::model::Named;
 #[test]
 fn every_model_is_visited_whole_and_keeps_its_properties() {
     for model in Named::ALL {
-        let outcome = model.run(model.size(false), None);
+        let outcome = model.visit(false);
         let explored = &outcome.explored;
         println!(
             "{}: {} members, depth {}, {} states, {} properties, {:.1} s",
@@ -24,9 +24,7 @@ fn every_model_is_visited_whole_and_keeps_its_properties() {
 fn every_rule_broken_on_purpose_breaks_its_property() {
     for model in Named::ALL {
         for (rule, property) in model.rules() {
-            let explored = model
-                .run(model.size(false), Some((*rule, *property)))
-                .explored;
+            let explored = model.break_rule(*rule, property).explored;
             let broken = explored.broken.as_ref().map(|broken| broken.property);
             let (model, rule) = (model.word(), rule.word());
             assert_eq!(

@@ -1,9 +1,11 @@
 //! Visits every state that a model can come to, breadth first, so that the story of a broken property is a shortest one.
 //!
-//! States are compared whole, never by a hash alone: two that differ are never taken for one.
+//! A state that was visited is known by 128 bits of its hash: that any two of a hundred million differ in nothing of that is
+//! less likely than one in 10^22. The hash has fixed keys, so that each run visits the same.
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
+use std::hash::{DefaultHasher, Hash, Hasher};
 
 use trunkline_shared::service::clock;
 
@@ -27,10 +29,39 @@ pub struct Step<S> {
     pub is_fault: bool,
 }
 
+/// Everything that may happen next, as a model adds it.
+#[derive(Clone, Debug)]
+pub struct Steps<S>(Vec<Step<S>>);
+
+impl<S> Default for Steps<S> {
+    fn default() -> Self {
+        Self(Vec::new())
+    }
+}
+
+impl<S> Steps<S> {
+    /// This may happen, to this member, and then that is true. What changes nothing is left out by the search.
+    pub fn add(&mut self, what: &'static str, who: u8, is_fault: bool, state: S) {
+        let label = Label { what, who };
+        self.0.push(Step {
+            label,
+            state,
+            is_fault,
+        });
+    }
+
+    /// Changes what each of them leads to.
+    pub fn map(&mut self, change: impl Fn(&S) -> S) {
+        for step in &mut self.0 {
+            step.state = change(&step.state);
+        }
+    }
+}
+
 /// What can happen, and what must be true of it.
 pub trait Model {
     /// A state, whole: equal states have equal futures.
-    type State: Clone + Debug + Ord;
+    type State: Clone + Debug + PartialEq + Hash;
 
     /// What must be true of every state.
     fn properties(&self) -> &'static [&'static str];
@@ -45,7 +76,7 @@ pub trait Model {
     fn start(&self) -> Self::State;
 
     /// Adds everything that may happen next.
-    fn steps(&self, state: &Self::State, steps: &mut Vec<Step<Self::State>>);
+    fn steps(&self, state: &Self::State, steps: &mut Steps<Self::State>);
 
     /// Which of [`Self::properties`] are broken here, a bit each.
     fn broken(&self, state: &Self::State) -> u32;
@@ -83,6 +114,17 @@ pub struct Broken {
     pub story: Vec<String>,
 }
 
+/// How far a search has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// There is no other state.
+    Whole,
+    /// There is none within the depth that was asked for.
+    ToDepth,
+    /// There are more states than may be, or a property is broken.
+    Short,
+}
+
 /// What was found.
 #[derive(Clone, Debug)]
 pub struct Explored {
@@ -92,8 +134,8 @@ pub struct Explored {
     pub steps: u64,
     /// The longest of the shortest ways to a state.
     pub depth: u32,
-    /// There is no other state: neither bound ended the search.
-    pub is_whole: bool,
+    /// What ended the search.
+    pub reach: Reach,
     /// How long it took, seconds.
     pub seconds: f64,
     /// The first property that was broken.
@@ -112,9 +154,9 @@ pub(super) fn bits(all: &[bool]) -> u32 {
 struct Search<'a, M: Model> {
     model: &'a M,
     bounds: Bounds,
-    known: BTreeMap<M::State, u32>,
-    /// From where, and by what, each state was reached first.
-    reached: Vec<(u32, Label)>,
+    known: BTreeMap<u128, u32>,
+    /// From where each state was reached first.
+    reached: Vec<u32>,
     /// The steps that are no faults, backwards.
     back: Vec<(u32, u32)>,
     settled: Vec<u32>,
@@ -122,11 +164,15 @@ struct Search<'a, M: Model> {
     steps: u64,
 }
 
-/// The step that leads to the start.
-const START: Label = Label {
-    what: "start",
-    who: 0,
-};
+/// What a state is known by.
+fn fingerprint<S: Hash>(state: &S) -> u128 {
+    let half = |key: u8| {
+        let mut hasher = DefaultHasher::new();
+        (key, state).hash(&mut hasher);
+        u128::from(hasher.finish())
+    };
+    half(0) << 64 | half(1)
+}
 
 /// Visits every state within the bounds; ends at the first that breaks a property.
 pub fn explore<M: Model>(model: &M, bounds: Bounds) -> Explored {
@@ -142,13 +188,13 @@ pub fn explore<M: Model>(model: &M, bounds: Bounds) -> Explored {
         steps: 0,
     };
     let start = model.start();
-    let mut level = vec![(0, start.clone())];
-    let mut broken = search.meet(0, START, start).err();
-    let (mut depth, mut next, mut steps) = (0, Vec::new(), Vec::new());
+    let mut broken = search.meet(0, fingerprint(&start), &start).err();
+    let mut level = vec![(0, start)];
+    let (mut depth, mut next, mut steps) = (0, Vec::new(), Steps::default());
     while broken.is_none() && depth < bounds.depth && search.known.len() < bounds.states {
         for (from, state) in level.drain(..) {
             model.steps(&state, &mut steps);
-            broken = search.follow(from, &mut steps, &mut next).err();
+            broken = search.follow((from, &state), &mut steps, &mut next).err();
             if broken.is_some() {
                 break;
             }
@@ -159,7 +205,11 @@ pub fn explore<M: Model>(model: &M, bounds: Bounds) -> Explored {
         }
         depth += 1;
     }
-    let is_whole = broken.is_none() && level.is_empty();
+    let reach = match (&broken, level.is_empty()) {
+        (None, true) => Reach::Whole,
+        (None, false) if depth == bounds.depth => Reach::ToDepth,
+        (_, _) => Reach::Short,
+    };
     let broken = broken.or_else(|| search.dead_end(level.iter().map(|(id, _)| *id)));
     let unseen = model.sights().iter().enumerate();
     let unseen = unseen.filter(|(bit, _)| search.seen & (1 << *bit) == 0);
@@ -167,7 +217,7 @@ pub fn explore<M: Model>(model: &M, bounds: Bounds) -> Explored {
         states: search.known.len(),
         steps: search.steps,
         depth,
-        is_whole,
+        reach,
         seconds: clock::now().since(began).as_secs_f64(),
         unseen: unseen.map(|(_, sight)| *sight).collect(),
         broken,
@@ -178,18 +228,19 @@ impl<M: Model> Search<'_, M> {
     /// Takes every step; what is met for the first time is added to `next`.
     fn follow(
         &mut self,
-        from: u32,
-        steps: &mut Vec<Step<M::State>>,
+        (from, before): (u32, &M::State),
+        steps: &mut Steps<M::State>,
         next: &mut Vec<(u32, M::State)>,
     ) -> Result<(), Broken> {
-        for step in steps.drain(..) {
+        for step in steps.0.drain(..).filter(|step| step.state != *before) {
             self.steps += 1;
-            let known = self.known.get(&step.state).copied();
-            let to = match known {
+            let print = fingerprint(&step.state);
+            let to = match self.known.get(&print).copied() {
                 Some(to) => to,
                 None => {
-                    next.push((self.number(), step.state.clone()));
-                    self.meet(from, step.label, step.state)?
+                    let to = self.meet(from, print, &step.state)?;
+                    next.push((to, step.state));
+                    to
                 }
             };
             if !step.is_fault && to != from {
@@ -204,15 +255,15 @@ impl<M: Model> Search<'_, M> {
         u32::try_from(self.reached.len()).unwrap_or(u32::MAX)
     }
 
-    fn meet(&mut self, from: u32, label: Label, state: M::State) -> Result<u32, Broken> {
+    fn meet(&mut self, from: u32, print: u128, state: &M::State) -> Result<u32, Broken> {
         let id = self.number();
-        self.reached.push((from, label));
-        self.seen |= self.model.seen(&state);
-        if self.model.is_settled(&state) {
+        self.reached.push(from);
+        self.seen |= self.model.seen(state);
+        if self.model.is_settled(state) {
             self.settled.push(id);
         }
-        let broken = self.model.broken(&state);
-        self.known.insert(state, id);
+        let broken = self.model.broken(state);
+        self.known.insert(print, id);
         let properties = self.model.properties().iter().enumerate();
         let mut broken = properties.filter(|(bit, _)| broken & 1 << *bit != 0);
         match broken.find(|(_, property)| self.bounds.watches(property)) {
@@ -241,24 +292,30 @@ impl<M: Model> Search<'_, M> {
         Some(self.tell(property, u32::try_from(bad).ok()?))
     }
 
-    /// How a state came about.
+    /// How a state came about: the way to it is gone once more.
     fn tell(&self, property: &'static str, id: u32) -> Broken {
         let (mut at, mut way) = (id, Vec::new());
         while at != 0 {
-            let (from, label) = self.reached[at as usize];
-            way.push(match label.who {
-                0 => label.what.to_owned(),
-                who => format!("n{who} {}", label.what),
+            way.push(at);
+            at = self.reached[at as usize];
+        }
+        let (mut state, mut story) = (self.model.start(), Vec::new());
+        for to in way.into_iter().rev() {
+            let mut steps = Steps::default();
+            self.model.steps(&state, &mut steps);
+            let is_it =
+                |step: &Step<M::State>| self.known.get(&fingerprint(&step.state)) == Some(&to);
+            let Some(step) = steps.0.into_iter().find(is_it) else {
+                break;
+            };
+            story.push(match step.label.who {
+                0 => step.label.what.to_owned(),
+                who => format!("n{who} {}", step.label.what),
             });
-            at = from;
+            state = step.state;
         }
-        way.reverse();
-        let state = self.known.iter().find(|(_, known)| **known == id);
-        way.extend(state.map(|(state, _)| format!("{state:?}")));
-        Broken {
-            property,
-            story: way,
-        }
+        story.push(format!("{state:?}"));
+        Broken { property, story }
     }
 }
 
@@ -297,7 +354,7 @@ mod tests {
             (0, 0)
         }
 
-        fn steps(&self, (large, small): &(u8, u8), steps: &mut Vec<Step<(u8, u8)>>) {
+        fn steps(&self, (large, small): &(u8, u8), steps: &mut Steps<(u8, u8)>) {
             let into_small = (*large).min(SMALL - small);
             let into_large = (*small).min(LARGE - large);
             let mut all = vec![
@@ -310,11 +367,9 @@ mod tests {
                 all.push(("empty large", (0, *small)));
                 all.push(("empty small", (*large, 0)));
             }
-            steps.extend(all.into_iter().map(|(what, state)| Step {
-                label: Label { what, who: 0 },
-                state,
-                is_fault: false,
-            }));
+            for (what, state) in all {
+                steps.add(what, 0, false, state);
+            }
         }
 
         fn broken(&self, state: &(u8, u8)) -> u32 {
@@ -344,7 +399,7 @@ mod tests {
     #[test]
     fn two_jugs_have_sixteen_states_and_four_litres_take_six_steps() {
         let free = explore(&FREE, ALL);
-        assert_eq!((free.states, free.is_whole), (16, true));
+        assert_eq!((free.states, free.reach), (16, Reach::Whole));
         assert!(free.broken.is_none() && free.unseen.is_empty());
         let four = Jugs {
             forbidden: Some(4),
@@ -360,9 +415,9 @@ mod tests {
     #[test]
     fn a_bound_is_kept_and_said() {
         let short = explore(&FREE, Bounds { depth: 2, ..ALL });
-        assert_eq!((short.depth, short.is_whole), (2, false));
+        assert_eq!((short.depth, short.reach), (2, Reach::ToDepth));
         let few = explore(&FREE, Bounds { states: 3, ..ALL });
-        assert!(!few.is_whole && few.states < 16);
+        assert!(few.reach == Reach::Short && few.states < 16);
     }
 
     #[test]

@@ -5,14 +5,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use trunkline_agent::decide::decision::StopMode;
-use trunkline_agent::decide::observation::{CommitsView, LeaseView, Local, RunningRole};
+use trunkline_agent::decide::observation::{CommitsView, Local, RunningRole};
 use trunkline_agent::decide::{Action, Memory, Situation, decide};
 use trunkline_agent::lease::arming::Arming;
-use trunkline_agent::lease::state::{KeyCheck, LeaseState, Renewal};
-use trunkline_shared::cluster::{ClusterSettings, Leader, Lsn, Moment};
+use trunkline_agent::lease::state::{KeyCheck, LeaseState};
+use trunkline_shared::cluster::{ClusterSettings, Leader, Lsn};
 
-use super::checker::{Label, Model, Step, bits};
+use super::checker::{Model, Steps, bits};
 use super::look::{NOW, TTL, epoch, name, plain_look, plain_me, plain_topology, running, settings};
+use super::right::{Right, Scale};
 use super::rule::Rule;
 
 /// What must be true of every state.
@@ -21,7 +22,10 @@ const PROPERTIES: [&str; 2] = [
     "a member past the end of its lease is fenced",
 ];
 /// The unit of time.
-const TICK: Duration = Duration::from_millis(100);
+const SCALE: Scale = Scale {
+    tick: Duration::from_millis(100),
+    ttl: TTL,
+};
 /// The length of the lease, in ticks.
 const LEASE: u8 = 20;
 /// So long may a kill take (`lease/state.rs`), in ticks.
@@ -30,34 +34,22 @@ const KILL: u8 = 3;
 const OLDEST_ANSWER: u8 = LEASE / 4;
 
 /// Whether the fence process does its work.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 enum Fence {
     Live,
     Dead,
 }
 
 /// What a renewal found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 enum Found {
     Mine,
     Missing,
     Other,
 }
 
-/// The right to lead.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Right {
-    No,
-    Lost,
-    /// For so many ticks more.
-    Mine {
-        left: u8,
-        is_missing: bool,
-    },
-}
-
 /// One leader, and what keeps its deadline.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct State {
     /// Ticks that the lease has left in the store; at none the key is gone.
     lease: u8,
@@ -118,8 +110,8 @@ impl Fenced {
         };
         let local = Local::Running(running(1, role, CommitsView::default()));
         let mut seen = plain_look(Arc::new(plain_me(0)), topology, local);
-        seen.lease = state.right.state().view().clone();
-        seen.fence.armed_until = state.armed.map(ahead);
+        seen.lease = SCALE.state(state.right).view().clone();
+        seen.fence.armed_until = state.armed.map(|left| SCALE.ahead(left));
         seen.fence.is_live = state.fence == Fence::Live;
         let decision = decide(&seen, &Memory::default());
         decision.situation == Situation::AuthorityGone
@@ -142,16 +134,16 @@ impl Fenced {
             true => 0,
             false => age,
         };
-        let mut lease = state.right.state();
-        lease.renewed(renewal(age, found));
-        next.right = Right::of(&lease);
+        let mut lease = SCALE.state(state.right);
+        lease.renewed(SCALE.renewal(age, found.check()));
+        next.right = SCALE.right(&lease);
         if let (true, Right::Mine { left, .. }) = (self.is(Rule::NoMargin), &mut next.right) {
             *left = (*left).max(LEASE - age);
         }
         if let Right::Mine { left, .. } = next.right {
             // Nothing that is written here can fail.
-            let _ = arming.keep(ahead(left));
-            next.armed = arming.deadline().map(|at| ticks(NOW.until(at)));
+            let _ = arming.keep(SCALE.ahead(left));
+            next.armed = arming.deadline().map(|at| SCALE.ticks(NOW.until(at)));
         }
         next
     }
@@ -179,7 +171,7 @@ impl Model for Fenced {
     fn start(&self) -> State {
         let mut lease = LeaseState::default();
         lease.acquired(epoch(1), NOW, TTL);
-        let right = Right::of(&lease);
+        let right = SCALE.right(&lease);
         State {
             lease: LEASE,
             right,
@@ -194,35 +186,27 @@ impl Model for Fenced {
         }
     }
 
-    fn steps(&self, state: &State, steps: &mut Vec<Step<State>>) {
-        let mut add = |what, is_fault, next: State| {
-            if next != *state {
-                steps.push(Step {
-                    label: Label { what, who: 0 },
-                    state: next,
-                    is_fault,
-                });
-            }
-        };
+    fn steps(&self, state: &State, steps: &mut Steps<State>) {
         let is_sound = state.is_agent_alive && state.fence == Fence::Live;
         let is_due = state.armed == Some(0) && state.is_writable;
         let mut may_pass = true;
         if is_due && state.fence == Fence::Live && !self.is(Rule::NoFence) {
-            add("the fence has killed", false, state.ended());
+            steps.add("the fence has killed", 0, false, state.ended());
             may_pass = state.killing < KILL;
         }
         if state.is_agent_alive {
-            self.of_agent(state, &mut add);
+            self.of_agent(state, steps);
             let stops = state.is_writable && self.stops(state);
             if stops {
-                add("the agent stops PostgreSQL", false, state.ended());
+                steps.add("the agent stops PostgreSQL", 0, false, state.ended());
             }
             // Where the fence is dead the agent has to be in time; it looks at the deadline by a timer.
             may_pass &= !(stops && is_due && state.fence == Fence::Dead);
         } else {
             let is_agent_alive = true;
-            add(
+            steps.add(
                 "the agent starts",
+                0,
                 false,
                 State {
                     is_agent_alive,
@@ -233,8 +217,9 @@ impl Model for Fenced {
         if state.faults > 0 && is_sound {
             let faults = state.faults - 1;
             let fence = Fence::Dead;
-            add(
+            steps.add(
                 "the fence dies",
+                0,
                 true,
                 State {
                     faults,
@@ -249,12 +234,13 @@ impl Model for Fenced {
                 renewal: None,
                 ..*state
             };
-            add("the agent dies", true, next);
+            steps.add("the agent dies", 0, true, next);
         }
-        if state.lease == 0 && !state.has_rival {
+        if state.lease == 0 && !state.has_rival && !self.is(Rule::KeyOutlivesLease) {
             let has_rival = true;
-            add(
+            steps.add(
                 "a rival leads",
+                0,
                 false,
                 State {
                     has_rival,
@@ -263,7 +249,7 @@ impl Model for Fenced {
             );
         }
         if may_pass {
-            add("a moment passes", false, state.later(is_due));
+            steps.add("a moment passes", 0, false, state.later(is_due));
         }
     }
 
@@ -289,9 +275,11 @@ impl Model for Fenced {
 }
 
 impl Fenced {
-    fn of_agent(&self, state: &State, add: &mut impl FnMut(&'static str, bool, State)) {
+    fn of_agent(&self, state: &State, steps: &mut Steps<State>) {
         match state.renewal {
-            Some((age, found)) => add("a renewal is told", false, self.told(state, age, found)),
+            Some((age, found)) => {
+                steps.add("a renewal is told", 0, false, self.told(state, age, found))
+            }
             None => {
                 let found = match (state.has_rival, state.lease > 0) {
                     (true, _) => Found::Other,
@@ -304,8 +292,9 @@ impl Fenced {
                 };
                 // An agent that was restarted finds its name in the key, and proves it by the same renewal.
                 let renewal = Some((0, found));
-                add(
+                steps.add(
                     "renews",
+                    0,
                     false,
                     State {
                         lease,
@@ -317,7 +306,7 @@ impl Fenced {
         }
         if state.fence == Fence::Dead && !self.is(Rule::FenceLeftDead) {
             let fence = Fence::Live;
-            add("the fence is replaced", false, State { fence, ..*state });
+            steps.add("the fence is replaced", 0, false, State { fence, ..*state });
         }
     }
 }
@@ -336,17 +325,19 @@ impl State {
     fn arming(&self) -> Arming {
         let is_live = self.fence == Fence::Live;
         let write = Box::new(|_| Ok(()));
-        Arming::new(self.armed.map(ahead), write, Box::new(move || is_live))
+        Arming::new(
+            self.armed.map(|left| SCALE.ahead(left)),
+            write,
+            Box::new(move || is_live),
+        )
     }
 
     /// A tenth of a second later.
     fn later(&self, is_due: bool) -> Self {
-        let mut lease = self.right.earlier().state();
-        lease.lapsed(NOW);
         let renewal = self.renewal.map(|(age, found)| (age + 1, found));
         State {
             lease: self.lease.saturating_sub(1),
-            right: Right::of(&lease),
+            right: SCALE.later(self.right),
             armed: self.armed.map(|left| left.saturating_sub(1)),
             killing: match is_due && self.fence == Fence::Live {
                 true => (self.killing + 1).min(KILL),
@@ -358,75 +349,12 @@ impl State {
     }
 }
 
-impl Right {
-    fn left(self) -> Option<u8> {
+impl Found {
+    fn check(self) -> KeyCheck {
         match self {
-            Right::Mine { left, .. } => Some(left),
-            Right::No | Right::Lost => None,
-        }
-    }
-
-    /// With a tick less.
-    fn earlier(self) -> Self {
-        match self {
-            Right::Mine { left, is_missing } => Right::Mine {
-                left: left.saturating_sub(1),
-                is_missing,
-            },
-            Right::No | Right::Lost => self,
-        }
-    }
-
-    /// The real state of the lease task that shows this.
-    fn state(self) -> LeaseState {
-        let mut lease = LeaseState::default();
-        match self {
-            Right::No => {}
-            Right::Lost => {
-                lease.acquired(epoch(1), NOW, TTL);
-                lease.renewed(renewal(0, Found::Other));
-            }
-            Right::Mine { left, is_missing } => {
-                let whole = NOW.until(lease.deadline(NOW, TTL));
-                lease.acquired(epoch(1), ahead(left).before(whole), TTL);
-                if is_missing {
-                    lease.renewed(renewal(0, Found::Missing));
-                }
-            }
-        }
-        lease
-    }
-
-    fn of(lease: &LeaseState) -> Self {
-        match lease.view() {
-            LeaseView::NotHeld => Right::No,
-            LeaseView::Lost => Right::Lost,
-            LeaseView::Held(held) => Right::Mine {
-                left: ticks(NOW.until(held.deadline)),
-                is_missing: held.is_key_missing,
-            },
-        }
-    }
-}
-
-fn ahead(ticks: u8) -> Moment {
-    NOW + TICK * u32::from(ticks)
-}
-
-fn ticks(duration: Duration) -> u8 {
-    u8::try_from(duration.as_millis() / TICK.as_millis()).unwrap_or(u8::MAX)
-}
-
-fn renewal(age: u8, found: Found) -> Renewal {
-    Renewal {
-        sent: NOW.before(TICK * u32::from(age)),
-        ttl: TTL,
-        keep_alive_term: 1,
-        check_term: 1,
-        found: match found {
             Found::Mine => KeyCheck::Mine(epoch(1)),
             Found::Missing => KeyCheck::Missing,
             Found::Other => KeyCheck::Other,
-        },
+        }
     }
 }

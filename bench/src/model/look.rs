@@ -29,7 +29,7 @@ const FIRST_RECORD: i64 = 100;
 const REVISION: i64 = 1000;
 /// The position that was published last.
 const PUBLISHED: Lsn = Lsn(1_000_000);
-const SYSTEM: SystemId = SystemId(1);
+pub(super) const SYSTEM: SystemId = SystemId(1);
 
 /// The epoch of this number.
 pub(super) fn epoch(number: u8) -> LeaderEpoch {
@@ -76,7 +76,7 @@ pub(super) fn settings() -> ClusterSettings {
     }
 }
 
-fn address(who: u8) -> Arc<str> {
+pub(super) fn address(who: u8) -> Arc<str> {
     Arc::from(format!("{}:5432", name(who)))
 }
 

@@ -11,7 +11,7 @@ use trunkline_router::topology::transition::{
 use trunkline_shared::cluster::member::TrunklineFields;
 use trunkline_shared::cluster::{ClusterSettings, Leader, MemberRole, Timeline, Topology};
 
-use super::checker::{Label, Model, Step, bits};
+use super::checker::{Model, Steps, bits};
 use super::look::{MEMBERS, NOW, epoch, name, number, plain_record, plain_topology, settings};
 use super::rule::Rule;
 
@@ -29,7 +29,7 @@ const LANE: LaneId = LaneId(1);
 const NEXT_LANE: u64 = 2;
 
 /// What one member of the store holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 struct Shown {
     revision: u8,
     /// Who leads, in which epoch.
@@ -39,7 +39,7 @@ struct Shown {
 }
 
 /// Where writes go.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 enum Goes {
     Nowhere,
     Promoting(u8, u8),
@@ -47,7 +47,7 @@ enum Goes {
 }
 
 /// The last leader.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 struct Last {
     who: u8,
     epoch: u8,
@@ -57,7 +57,7 @@ struct Last {
 }
 
 /// What of the router's table decides where writes go.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 struct Table {
     revision: u8,
     highest: Option<u8>,
@@ -68,7 +68,7 @@ struct Table {
 }
 
 /// What the last leader answered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 enum Said {
     Writable,
     Refused,
@@ -76,7 +76,7 @@ enum Said {
 }
 
 /// The store and the router.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct State {
     store: Shown,
     behind: Shown,
@@ -172,7 +172,14 @@ impl Routing {
                 },
             });
         }
-        let (next, commands) = transition(&table, view, &health, &Rules::default(), NOW);
+        let (mut next, commands) = transition(&table, view, &health, &Rules::default(), NOW);
+        match (&table.writer, &mut next.last) {
+            (Writer::Known { .. }, _) if self.is(Rule::WriterKept) => {
+                next.writer = table.writer.clone();
+            }
+            (_, Some(last)) if self.is(Rule::CutLaneKept) => last.lane = last.lane.and(Some(LANE)),
+            (_, _) => {}
+        }
         let kept = next.last.as_ref().and_then(|last| last.lane);
         let is_cut = |command: &Command| {
             let Command::Cut { lane, .. } = command;
@@ -321,33 +328,27 @@ impl Model for Routing {
         }
     }
 
-    fn steps(&self, state: &State, steps: &mut Vec<Step<State>>) {
-        let mut add = |what, who, is_fault, next: State| {
-            if next != *state {
-                steps.push(Step {
-                    label: Label { what, who },
-                    state: next,
-                    is_fault,
-                });
-            }
-        };
+    fn steps(&self, state: &State, steps: &mut Steps<State>) {
         if state.store.revision < self.changes {
             for (what, who, next) in state.changes(self.epochs) {
-                add(what, who, true, next);
+                steps.add(what, who, true, next);
             }
         }
         let behind = state.store;
-        add("the store catches up", 0, false, State { behind, ..*state });
+        steps.add("the store catches up", 0, false, State { behind, ..*state });
         for (what, shown) in [
             ("sees the store", state.store),
             ("sees what is behind", state.behind),
         ] {
+            if self.is(Rule::StoreUnseen) && state.view.is_some() {
+                continue;
+            }
             let next = State {
                 view: Some((shown, false)),
                 answer: None,
                 ..*state
             };
-            add(what, 0, false, self.stepped(next));
+            steps.add(what, 0, false, self.stepped(next));
         }
         for (what, said) in [
             ("says that it is writable", Said::Writable),
@@ -357,7 +358,7 @@ impl Model for Routing {
             if let (Some(last), Some(_)) = (state.table.last, state.table.doubt) {
                 let answer = Some((said, last.epoch));
                 let next = self.stepped(State { answer, ..*state });
-                add(what, last.who + 1, false, next);
+                steps.add(what, last.who + 1, false, next);
             }
         }
         let next = State {
@@ -369,7 +370,7 @@ impl Model for Routing {
             },
             ..*state
         };
-        add("three seconds pass", 0, false, self.stepped(next));
+        steps.add("three seconds pass", 0, false, self.stepped(next));
     }
 
     fn broken(&self, state: &State) -> u32 {

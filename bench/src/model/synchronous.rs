@@ -13,7 +13,7 @@ use trunkline_shared::cluster::settings::SynchronousMode;
 use trunkline_shared::cluster::sync_state::SyncState;
 use trunkline_shared::cluster::{ClusterSettings, Leader, Topology};
 
-use super::checker::{Label, Model, Step, bits};
+use super::checker::{Model, Steps, bits};
 use super::look::{
     NOW, TTL, epoch, name, number, plain_answer, plain_look, plain_me, plain_topology, replica,
     running, settings,
@@ -42,7 +42,7 @@ const STANDBYS: usize = 2;
 type Set = u8;
 
 /// `synchronous_standby_names`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) enum Names {
     Nobody,
     Blocked,
@@ -53,14 +53,14 @@ pub(super) enum Names {
 }
 
 /// The `sync` record of this leader.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct Recorded {
     standbys: Set,
     quorum: u8,
 }
 
 /// What the agent is about.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 enum Turn {
     Idle,
     /// A write of the record is under way; what is to be set after it.
@@ -70,7 +70,7 @@ enum Turn {
 }
 
 /// A setting that was seen in force.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 struct Note {
     /// For longer than a reload takes.
     is_old: bool,
@@ -79,7 +79,7 @@ struct Note {
 }
 
 /// Since when nobody can be waited for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 enum Lost {
     No,
     Lately,
@@ -88,7 +88,7 @@ enum Lost {
 }
 
 /// The leader, its standbys and the record.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct State {
     /// So much is written, acknowledged, and flushed at each standby.
     written: u8,
@@ -230,6 +230,11 @@ impl Synchronous {
         for action in &decision.actions {
             decided.take(action);
         }
+        match self.rule {
+            Some(Rule::StepForgotten) => decided.is_unknown |= decided.record.is_some(),
+            Some(Rule::NamesNeverSet) => decided.names = None,
+            _ => {}
+        }
         decided
     }
 
@@ -336,35 +341,26 @@ impl Model for Synchronous {
         }
     }
 
-    fn steps(&self, state: &State, steps: &mut Vec<Step<State>>) {
-        let mut add = |what, who, is_fault, next: State| {
-            if next != *state {
-                steps.push(Step {
-                    label: Label { what, who },
-                    state: next,
-                    is_fault,
-                });
-            }
-        };
+    fn steps(&self, state: &State, steps: &mut Steps<State>) {
         if let Some(next) = self.next_of_agent(state) {
-            add(next.0, 1, false, next.1);
+            steps.add(next.0, 1, false, next.1);
         }
         if state.written < self.writes {
             let written = state.written + 1;
-            add("writes", 1, false, State { written, ..*state });
+            steps.add("writes", 1, false, State { written, ..*state });
         }
         let acknowledged = Self::acknowledged(state);
         let next = State {
             acknowledged,
             ..*state
         };
-        add("acknowledges", 1, false, next);
-        add("takes its setting up", 1, false, state.reloaded());
+        steps.add("acknowledges", 1, false, next);
+        steps.add("takes its setting up", 1, false, state.reloaded());
         let older = state.note.map(|note| Note {
             is_old: true,
             ..note
         });
-        add(
+        steps.add(
             "waits a moment",
             1,
             false,
@@ -375,11 +371,11 @@ impl Model for Synchronous {
         );
         if state.lost == Lost::Lately {
             let lost = Lost::Long;
-            add("waits for long", 1, false, State { lost, ..*state });
+            steps.add("waits for long", 1, false, State { lost, ..*state });
         }
         if let Some(record) = state.late {
-            add("comes late to the store", 1, false, state.recorded(record));
-            add(
+            steps.add("comes late to the store", 1, false, state.recorded(record));
+            steps.add(
                 "never comes to the store",
                 1,
                 false,
@@ -393,14 +389,14 @@ impl Model for Synchronous {
             let mut next = *state;
             next.flushed[who] = (next.flushed[who] + 1).min(state.written);
             if state.streams[who] {
-                add("flushes", number(who) + 2, false, next);
+                steps.add("flushes", number(who) + 2, false, next);
             }
             let mut next = *state;
             next.streams[who] = true;
-            add("connects", number(who) + 2, false, next);
+            steps.add("connects", number(who) + 2, false, next);
         }
         for (what, who, next) in state.faults() {
-            add(what, who, true, next);
+            steps.add(what, who, true, next);
         }
     }
 
