@@ -34,7 +34,7 @@ pub use checker::{Bounds, Broken, Explored, Reach};
 pub use rule::Rule;
 
 /// What fits in a few gigabytes.
-const STATES: usize = 6_000_000;
+const STATES: usize = 16_000_000;
 
 /// The options of `model`.
 #[derive(Args, Debug)]
@@ -45,7 +45,7 @@ pub struct ModelOptions {
     #[arg(long)]
     small: bool,
     /// The size of that one model: writes and faults of sync-...; faults of the fence, and 0; leaderships and changes
-    /// of the store of routing; faults and leaderships of race and race-sync; faults and writes of hand-over
+    /// of the store of routing; faults and leaderships of race and race-sync; faults and members of hand-over
     #[arg(long, requires = "name", conflicts_with = "small", value_name = "A,B")]
     size: Option<Size>,
     /// So many states of each model at the most
@@ -119,16 +119,16 @@ impl Named {
         }
     }
 
-    /// How many members it has.
-    pub fn members(self) -> usize {
+    /// How many members it has at this size.
+    pub fn members(self, size: Size) -> usize {
         match self {
             Named::SyncOn
             | Named::SyncStrict
             | Named::SyncQuorum
             | Named::Routing
             | Named::Race
-            | Named::RaceSync
-            | Named::HandOver => 3,
+            | Named::RaceSync => 3,
+            Named::HandOver => usize::from(size.1),
             Named::Fence => 2,
         }
     }
@@ -161,9 +161,9 @@ impl Named {
             // Faults, and leaderships.
             (Named::Race | Named::RaceSync, false) => Size(1, 4),
             (Named::Race | Named::RaceSync, true) => Size(2, 5),
-            // Faults, and writes.
-            (Named::HandOver, false) => Size(1, 0),
-            (Named::HandOver, true) => Size(1, 1),
+            // Faults, and members.
+            (Named::HandOver, false) => Size(1, 2),
+            (Named::HandOver, true) => Size(1, 3),
         }
     }
 
@@ -183,7 +183,7 @@ impl Named {
             // Two leaders have to be lost: the one that is replaced, and the one whose promotion was slept through.
             Rule::ClaimUncompared => Size(2, 3),
             // That nothing leads to the end is known of a whole world alone.
-            Rule::TracesLeft => Size(0, 0),
+            Rule::TracesLeft => Size(0, 2),
             _ => self.size(false),
         }
     }
@@ -269,7 +269,7 @@ pub fn run(options: &ModelOptions) -> Result<bool> {
         };
         let outcome = model.run_within(size, bounds, None);
         is_well &= outcome.is_well();
-        rows.push(row(model, &outcome));
+        rows.push(row(model, size, &outcome));
         tell(&progress, &outcome.explored);
         for (rule, property) in model.rules() {
             progress.step(format!("{} with {}", model.word(), rule.word()));
@@ -307,11 +307,11 @@ pub fn run(options: &ModelOptions) -> Result<bool> {
     Ok(is_well)
 }
 
-fn row(model: Named, outcome: &Outcome) -> Vec<String> {
+fn row(model: Named, size: Size, outcome: &Outcome) -> Vec<String> {
     let explored = &outcome.explored;
     vec![
         model.word().to_owned(),
-        model.members().to_string(),
+        model.members(size).to_string(),
         explored.depth.to_string(),
         explored.states.to_string(),
         explored.steps.to_string(),

@@ -10,7 +10,7 @@ fn every_model_is_visited_whole_and_keeps_its_properties() {
         println!(
             "{}: {} members, depth {}, {} states, {} properties, {:.1} s",
             model.word(),
-            model.members(),
+            model.members(model.size(false)),
             explored.depth,
             explored.states,
             outcome.properties.len(),

@@ -31,13 +31,16 @@ pub(super) struct HandOver {
 }
 
 impl HandOver {
-    /// So many faults and writes; the last record of a stop has to be received in any case.
-    pub(super) fn new((faults, writes): (u8, u8), rule: Option<Rule>) -> Self {
+    /// So many faults, and two members or all three. The last record of a stop has to be received in any case; what is
+    /// written before comes with the third.
+    pub(super) fn new((faults, count): (u8, u8), rule: Option<Rule>) -> Self {
+        let count = count.clamp(2, number(MEMBERS));
         let members = Members {
             rule,
             settings: Arc::new(Members::settings(settings(), rule)),
+            count,
             epochs: EPOCHS,
-            writes,
+            writes: count.saturating_sub(2),
             decided: RefCell::new(BTreeMap::new()),
         };
         Self { members, faults }
@@ -68,6 +71,10 @@ impl Model for HandOver {
         let mut state = led(false, self.faults);
         state.store.is_asked = true;
         state.behind = state.store;
+        for absent in &mut state.members[usize::from(self.members.count)..] {
+            absent.is_agent_alive = false;
+            absent.end(true);
+        }
         state.router = Some(Router::default());
         state
     }

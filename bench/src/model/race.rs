@@ -9,7 +9,7 @@ use trunkline_shared::cluster::ClusterSettings;
 use trunkline_shared::cluster::settings::SynchronousMode;
 
 use super::checker::{Model, Steps, bits};
-use super::look::{MEMBERS, settings};
+use super::look::{MEMBERS, number, settings};
 use super::members::turn::Members;
 use super::members::{
     ACTS, Act, FORKS, Flaws, LEASE, Member, Postgres, Recorded, Remembers, State, Store, Wal,
@@ -49,6 +49,7 @@ impl Race {
         let members = Members {
             rule,
             settings: Arc::new(Members::settings(base, rule)),
+            count: number(MEMBERS),
             epochs,
             writes: 1,
             decided: RefCell::new(BTreeMap::new()),
@@ -165,7 +166,7 @@ impl Model for Race {
     }
 
     fn is_settled(&self, state: &State) -> bool {
-        (0..super::look::number(MEMBERS)).any(|who| state.leads(who)) || self.members.is_over(state)
+        (0..number(MEMBERS)).any(|who| state.leads(who)) || self.members.is_over(state)
     }
 
     fn seen(&self, state: &State) -> u32 {

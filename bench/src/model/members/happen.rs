@@ -12,7 +12,7 @@ use crate::model::rule::Rule;
 impl Members {
     /// Everything that may happen next.
     pub(in crate::model) fn steps(&self, state: &State, steps: &mut Steps<State>) {
-        for who in 0..number(MEMBERS) {
+        for who in 0..self.count {
             self.of_agent(state, who, steps);
             self.of_postgres(state, who, steps);
             if state.faults > 0 {

@@ -21,6 +21,8 @@ use crate::model::rule::Rule;
 pub(in crate::model) struct Members {
     pub(in crate::model) rule: Option<Rule>,
     pub(in crate::model) settings: Arc<ClusterSettings>,
+    /// So many of them there are.
+    pub(in crate::model) count: u8,
     /// So many leaderships, and writes, at the most.
     pub(in crate::model) epochs: u8,
     pub(in crate::model) writes: u8,
