@@ -51,6 +51,9 @@ const WATCHDOG_LIMIT: Duration = Duration::from_millis(600);
 /// Longest wait for a write of this agent to come back by its own watch, before the next look.
 const SHOWN_LIMIT: Duration = Duration::from_millis(500);
 
+/// How long the watch is waited for to show what was written: it takes some milliseconds.
+const WATCH_PATIENCE: Duration = Duration::from_millis(150);
+
 /// Why an action was not performed.
 #[derive(Debug, thiserror::Error)]
 pub enum ActError {
@@ -189,8 +192,11 @@ impl Actor {
         let shown = self
             .cluster
             .wait_for(|view| view.topology.revision >= revision);
-        // Should it not come, the look shows the older state and the store refuses what does not fit.
-        let _ = timeout(SHOWN_LIMIT, shown).await;
+        if timeout(WATCH_PATIENCE, shown).await.is_err() {
+            // The watch may hang on a member of the DCS that is gone; a read goes to another. Should that not come, the
+            // look shows the older state and the store refuses what does not fit.
+            let _ = timeout(SHOWN_LIMIT, self.refresh.now()).await;
+        }
     }
 
     /// The revision from which on the cluster shows the action's effect, 0 if it has none there.

@@ -156,6 +156,12 @@ impl Etcd {
         Ok(status["leader"].is_u64() && status["leader"] == status["header"]["member_id"])
     }
 
+    /// The term it knows of: a larger one means that a leader was elected.
+    pub async fn term(&self) -> Result<u64> {
+        let status = self.status().await?;
+        status["raftTerm"].as_u64().context("etcdctl named no term")
+    }
+
     /// Its number in the store, as `move-leader` wants it.
     pub async fn member_id(&self) -> Result<String> {
         let status = self.status().await?;

@@ -47,8 +47,8 @@ struct Change {
     had_key: bool,
     /// Whether the key ever did.
     has_key_moved: bool,
-    /// Whether etcd's leader was cut off with it.
-    loses_store_leader: bool,
+    /// Whether etcd elected a leader meanwhile: its leader was cut off with the candidate.
+    has_store_elected: bool,
     outcome: Outcome,
     /// Who led then.
     leader: String,
@@ -228,7 +228,7 @@ async fn change_one(
         victims.push(Victim::look(stack, index).await?);
     }
     let leader = stack.members[from].sql(APP).await?;
-    let store_leader = crate::fault::store::leader(stack).await?;
+    let term = stack.etcd[from].term().await?;
     // The candidate is never the leader, so this member of etcd stays within reach.
     let watch = Watch::start(&stack.etcd[from], &stack.members[from].name).await?;
     let asked = clock::now();
@@ -250,14 +250,10 @@ async fn change_one(
         .map_or(answered, |hurt| hurt.done.max(answered));
     let leads = until_somebody_leads(stack, &watch, last, since).await?;
     let change = describe(drawn, stack, from, &watch.course(), hurt.as_ref(), leads);
-    let is_cut_off = drawn.harm == harm::Harm::CutNode;
-    let loses_store_leader = is_cut_off
-        && hurt
-            .as_ref()
-            .is_some_and(|hurt| hurt.candidate == store_leader);
+    let has_store_elected = stack.etcd[from].term().await? > term;
     let change = Change {
         is_told_done,
-        loses_store_leader,
+        has_store_elected,
         command_ms: millis(answered.since(asked)),
         times: Times {
             asked,
@@ -350,7 +346,7 @@ fn describe(
         candidate,
         had_key: moved.is_some_and(|at| hurt.is_some_and(|hurt| at <= hurt.done)),
         has_key_moved: moved.is_some(),
-        loses_store_leader: false,
+        has_store_elected: false,
         outcome,
         leader,
         is_told_done: false,
@@ -382,7 +378,7 @@ fn measure(change: &mut Change, history: &History, ttl: Duration, judges_times: 
     let facts = Facts {
         harm: change.harm,
         has_key_moved: change.has_key_moved,
-        loses_store_leader: change.loses_store_leader,
+        has_store_elected: change.has_store_elected,
         outcome: change.outcome,
         stall: gaps.anybody,
         errors: &change.errors,
@@ -419,8 +415,8 @@ fn tell_changes(changes: &[Change]) {
         };
         vec![
             change.harm.name(),
-            match change.loses_store_leader {
-                true => format!("{step}, etcd's leader too"),
+            match change.has_store_elected {
+                true => format!("{step}, etcd elects"),
                 false => step.to_owned(),
             },
             format!("{:.0}", change.after_ms),

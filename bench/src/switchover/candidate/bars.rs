@@ -62,8 +62,8 @@ pub struct Facts<'a> {
     pub harm: Harm,
     /// Whether it got the key, before that or after.
     pub has_key_moved: bool,
-    /// Whether etcd's leader was cut off with it.
-    pub loses_store_leader: bool,
+    /// Whether etcd elected a leader meanwhile, since its own was cut off with the candidate.
+    pub has_store_elected: bool,
     pub outcome: Outcome,
     /// The longest time without an acknowledged write.
     pub stall: Duration,
@@ -79,7 +79,7 @@ pub fn longest_stall(facts: &Facts<'_>, ttl: Duration) -> Duration {
         true => ttl + SHORT,
         false => SHORT,
     };
-    match facts.loses_store_leader {
+    match facts.has_store_elected {
         true => limit + ELECTION,
         false => limit,
     }
@@ -122,7 +122,7 @@ mod tests {
         Facts {
             harm: Harm::KillNode,
             has_key_moved: false,
-            loses_store_leader: false,
+            has_store_elected: false,
             outcome: Outcome::RolledBack,
             stall: Duration::from_millis(1900),
             errors,
@@ -133,11 +133,11 @@ mod tests {
     #[test]
     fn only_a_lease_that_nobody_can_give_back_is_waited_for() {
         let none = errors(&[]);
-        let limit = |harm, has_key_moved, loses_store_leader| {
+        let limit = |harm, has_key_moved, has_store_elected| {
             let facts = Facts {
                 harm,
                 has_key_moved,
-                loses_store_leader,
+                has_store_elected,
                 ..rolled_back(&none)
             };
             longest_stall(&facts, TTL)

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use etcd_client::{Channel, Client, ConnectOptions, LeaseKeepAliveStream, LeaseKeeper};
-use tokio::sync::OnceCell;
+use tokio::sync::{Notify, OnceCell};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use super::failure::{Failure, classify};
@@ -31,6 +31,8 @@ pub(super) struct Endpoint {
     client: OnceCell<Client>,
     keep_alive: Mutex<Option<KeepAlive>>,
     is_bad: AtomicBool,
+    /// Told when it becomes bad.
+    pub(super) doubted: Notify,
     /// That it is bad was said as a warning.
     is_said: AtomicBool,
     /// [`Moment`] of the last answer.
@@ -165,6 +167,7 @@ impl Endpoints {
                 client: OnceCell::new(),
                 keep_alive: Mutex::new(None),
                 is_bad: AtomicBool::new(false),
+                doubted: Notify::new(),
                 is_said: AtomicBool::new(false),
                 answered: AtomicU64::new(0),
             }));
@@ -224,13 +227,16 @@ impl Endpoints {
         let endpoint = self.at(index);
         if !endpoint.is_bad.swap(true, Ordering::Relaxed) {
             tracing::debug!(endpoint = %endpoint.url, "the DCS endpoint is put last: another answered first");
+            endpoint.doubted.notify_waiters();
         }
     }
 
     /// Notes a failure: the endpoint is asked last until it answers a probe.
     pub(super) fn failed(&self, index: usize, why: &str) {
         let endpoint = self.at(index);
-        endpoint.is_bad.store(true, Ordering::Relaxed);
+        if !endpoint.is_bad.swap(true, Ordering::Relaxed) {
+            endpoint.doubted.notify_waiters();
+        }
         if !endpoint.is_said.swap(true, Ordering::Relaxed) {
             tracing::warn!(endpoint = %endpoint.url, why, "the DCS endpoint is put last");
         }

@@ -1,6 +1,7 @@
 //! An open watch on one endpoint.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -20,9 +21,13 @@ const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 /// How long the server may leave a question unanswered, or be silent, before the watch is given up.
 const SILENCE_LIMIT: Duration = Duration::from_secs(2);
 
+/// The same where the endpoint has failed to answer something else, or was slower than another: whoever waits for what a
+/// watch shows, in a change of leader every client, does not wait out the silence of a member that is gone.
+const DOUBT_LIMIT: Duration = Duration::from_millis(300);
+
 /// A watch whose creation was confirmed.
 pub(super) struct EtcdWatch {
-    url: String,
+    endpoint: Arc<Endpoint>,
     stream: WatchStream,
     ticks: Interval,
     heard: Instant,
@@ -34,7 +39,7 @@ pub(super) struct EtcdWatch {
 
 /// Opens a watch and waits for its confirmation.
 pub(super) async fn open(
-    endpoint: &Endpoint,
+    endpoint: &Arc<Endpoint>,
     prefix: &str,
     from: Revision,
     checks: &Checks,
@@ -70,7 +75,7 @@ pub(super) async fn open(
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     ticks.reset();
     Ok(EtcdWatch {
-        url: endpoint.url.clone(),
+        endpoint: endpoint.clone(),
         stream,
         ticks,
         heard: Instant::now(),
@@ -110,7 +115,14 @@ impl Watch for EtcdWatch {
                 }
                 continue;
             }
+            let is_doubted = self.endpoint.is_bad();
             let silent_since = self.asked.map_or(self.heard, |(_, at)| at);
+            let limit = if is_doubted {
+                DOUBT_LIMIT
+            } else {
+                SILENCE_LIMIT
+            };
+            let endpoint = self.endpoint.clone();
             tokio::select! {
                 biased;
                 message = self.stream.message() => match message {
@@ -118,27 +130,35 @@ impl Watch for EtcdWatch {
                         self.heard = Instant::now();
                         self.early.push_back(response);
                     }
-                    Ok(None) => return Err(lost(&self.url, "the watch ended".to_owned())),
-                    Err(error) => return Err(lost(&self.url, error.to_string())),
+                    Ok(None) => return Err(lost(&self.endpoint.url, "the watch ended".to_owned())),
+                    Err(error) => return Err(lost(&self.endpoint.url, error.to_string())),
                 },
-                () = sleep_until(silent_since + SILENCE_LIMIT) => {
-                    let why = format!("the watch was silent for {SILENCE_LIMIT:?}");
-                    return Err(lost(&self.url, why));
+                () = sleep_until(silent_since + limit) => {
+                    if is_doubted && self.asked.is_none() {
+                        self.ask().await?;
+                        continue;
+                    }
+                    let why = format!("the watch was silent for {limit:?}");
+                    return Err(lost(&self.endpoint.url, why));
                 }
-                _ = self.ticks.tick(), if self.asked.is_none() => {
-                    self.asked = Some((clock::now(), Instant::now()));
-                    let asked = self.stream.request_progress().await;
-                    asked.map_err(|error| lost(&self.url, error.to_string()))?;
-                }
+                _ = self.ticks.tick(), if self.asked.is_none() => self.ask().await?,
+                () = endpoint.doubted.notified() => {}
             }
         }
     }
 }
 
 impl EtcdWatch {
+    /// Asks the server for a sign of life.
+    async fn ask(&mut self) -> Result<(), DcsError> {
+        self.asked = Some((clock::now(), Instant::now()));
+        let asked = self.stream.request_progress().await;
+        asked.map_err(|error| lost(&self.endpoint.url, error.to_string()))
+    }
+
     fn event(&mut self, response: &WatchResponse) -> Result<Option<WatchEvent>, DcsError> {
         if response.canceled() {
-            return Err(canceled(&self.url, response));
+            return Err(canceled(&self.endpoint.url, response));
         }
         let revision = header(response.header()).revision;
         if response.events().is_empty() {
