@@ -18,6 +18,7 @@ mod fake_postgres;
 mod faults;
 mod fence;
 mod fleet;
+mod hands;
 mod instance;
 mod invariants;
 mod jobs;
@@ -51,7 +52,7 @@ use trunkline_shared::service::clock;
 
 pub use bank::{BANK, Caught, Known, Planted, Search, Searched};
 pub use breaks::{Break, Bug, NoSuchRule, noticed_by};
-pub use coverage::{Coverage, UNREACHED};
+pub use coverage::{Coverage, RARE, UNREACHED};
 pub use invariants::{Failure, Invariant};
 pub use shrink::{FaultSet, Shrunk, shrink};
 

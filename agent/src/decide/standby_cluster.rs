@@ -56,7 +56,12 @@ pub(super) fn decide<'a>(
         memory.stands_back_until = None;
         memory.is_key_unchecked = true;
     });
+    let is_made = matches!(topology.initialize, Initialize::Done(_));
     ControlFlow::Break(match &seen.local {
+        // It was adopted as its cluster became one that follows. As a replica it could not say what the cluster is.
+        Local::Running(running) if is_demoting && !is_made => turn
+            .act(Action::RecordSystemId(running.system_id))
+            .now(Reason::RecordingIdentity),
         Local::Running(_) if is_demoting => turn
             .act(Action::Stop(StopMode::Planned))
             .routine(Reason::DemotingCluster),

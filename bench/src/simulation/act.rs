@@ -186,10 +186,9 @@ impl World {
         let Some(action) = agent.actions.get(agent.step.wrapping_sub(1)).cloned() else {
             return;
         };
-        let (reply, term) = (self.requests[at].reply, self.requests[at].term);
-        let is_done = match reply {
+        let is_done = match self.requests[at].reply {
             Reply::Committed(Some(revision)) => {
-                self.committed(node, &action, revision, term);
+                self.committed(node, &action, revision, at);
                 true
             }
             Reply::Recreated(revision, lease) => {
@@ -219,7 +218,9 @@ impl World {
     }
 
     /// The leader key is this node's.
-    pub(super) fn count_taken(&mut self, node: NodeId, revision: i64, term: u64) {
+    pub(super) fn count_taken(&mut self, node: NodeId, revision: i64, at: usize) {
+        self.key_is_of(node, at);
+        let term = self.requests[at].term;
         let epoch = LeaderEpoch {
             generation: self.store.head.generation,
             revision,
@@ -246,11 +247,11 @@ impl World {
         );
     }
 
-    fn committed(&mut self, node: NodeId, action: &Action, revision: i64, term: u64) {
+    fn committed(&mut self, node: NodeId, action: &Action, revision: i64, at: usize) {
         match action {
             Action::AcquireLeader | Action::ReassertLeader | Action::ClaimBootstrap => {
                 self.key_was_written(node, action, revision);
-                self.count_taken(node, revision, term);
+                self.count_taken(node, revision, at);
             }
             Action::ReleaseLeader { .. } | Action::HandOver { .. } => {
                 self.node_mut(node).agent.lease.changes += 1;

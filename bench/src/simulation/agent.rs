@@ -19,7 +19,7 @@ use super::breaks::Break;
 use super::event::{Event, MS, NodeId, SECOND, Time};
 use super::fake_postgres::UNREADABLE;
 use super::network::Place;
-use super::node::Agent;
+use super::node::{Agent, Snapshot};
 use super::requests::{Ask, Purpose, Reply};
 use super::store::{Txn, Write};
 use super::story::{Actor, tell};
@@ -60,6 +60,9 @@ impl World {
         tell!(self, Actor::Agent(node), "starts");
         self.start_watch(node);
         self.put_in(MS, Event::Renew { node, boot });
+        if self.node(node).agent.is_store_shut {
+            self.leave_word_soon(node);
+        }
         if !self.node(node).fence.is_alive {
             self.replace_fence(node);
         } else if self.node(node).fence.frozen_until > now {
@@ -116,7 +119,12 @@ impl World {
         agent.is_woken = false;
         agent.turn += 1;
         agent.seen_running |= matches!(local, Local::Running(_));
-        agent.snapshot = Some((local, agent.job.clone(), store));
+        agent.snapshot = Some(Snapshot {
+            local,
+            job: agent.job.clone(),
+            store,
+            proved: agent.view.is_some().then_some(agent.proved),
+        });
         agent.answers = None;
         if now.saturating_sub(agent.turns_since) > 10 * SECOND {
             agent.turns = 0;
@@ -136,9 +144,8 @@ impl World {
         let agent = &self.node(from).agent;
         let me = &self.node(from).name;
         // An agent that was restarted asks whom it kept.
-        let kept = self.node(from).run_dir.store.known.as_ref();
-        let whom = agent.view.as_ref().or(kept);
-        let whom = whom.map(|view| asking::whom(view, &agent.memory, me));
+        let known = self.node(from).known();
+        let whom = known.map(|view| asking::whom(&view, &agent.memory, me));
         let whom = whom.unwrap_or_default();
         let peers: Vec<NodeId> = whom.keys().filter_map(|name| self.id_of(name)).collect();
         let asked = peers
@@ -326,6 +333,10 @@ impl World {
             return false;
         };
         let identity = seen.local.system_id();
+        self.node_mut(node).agent.decided_by = match &seen.dcs {
+            DcsView::Known { topology, .. } => Some(topology.clone()),
+            DcsView::Unknown => None,
+        };
         let seen = self.perturb_observation(node, seen);
         let shown = seen.topology().into_iter().flat_map(|t| t.members.keys());
         for id in shown
@@ -360,7 +371,7 @@ impl World {
         self.perturb_decision(&seen, &mut decision);
         if decision.actions.iter().any(makes_writable) {
             let agent = &mut self.node_mut(node).agent;
-            agent.made_writable_by = agent.view.clone();
+            agent.made_writable_by = agent.decided_by.clone();
         }
         self.take_up(node, &seen, decision);
         true
@@ -372,14 +383,19 @@ impl World {
         let no_race = self.no_race(node);
         let now = self.clock(node);
         let this = self.node_mut(node);
-        let (local, job, store) = this.agent.snapshot.take()?;
+        let Snapshot {
+            local,
+            job,
+            store,
+            proved,
+        } = this.agent.snapshot.take()?;
         let agent = &mut this.agent;
-        let dcs = match &agent.view {
-            Some(topology) => DcsView::Known {
+        let dcs = match (&agent.view, proved) {
+            (Some(topology), Some(proved)) => DcsView::Known {
                 topology: topology.clone(),
-                age: now.since(agent.proved),
+                age: now.since(proved),
             },
-            None => DcsView::Unknown,
+            (None, _) | (_, None) => DcsView::Unknown,
         };
         let peers = match agent.answers.take() {
             Some(answers) => Peers::Asked(Arc::new(answers)),
@@ -459,20 +475,19 @@ impl World {
         let this = self.node(node);
         let agent = &this.agent;
         let record = announcement(seen, decision, &this.api_url, &self.version);
-        if agent.is_store_shut {
-            return self.leave_word(node, record);
-        }
-        if agent.lease.id == 0 {
+        let (is_shut, lease) = (agent.is_store_shut, agent.lease.id);
+        let record = Arc::new(record);
+        self.node_mut(node).agent.wanted = Some(record.clone());
+        if is_shut || lease == 0 {
             return;
         }
+        let agent = &self.node(node).agent;
         let on_lease = agent.record_lease == agent.lease.id;
         let before = agent.record.as_ref().filter(|_| on_lease);
         let Some(due) = WrittenRecord::next(before, &record, times, seen.topology()) else {
             return;
         };
-        let lease = agent.lease.id;
-        let record = Arc::new(record);
-        let key = FactKey::Member(this.name.clone());
+        let key = FactKey::Member(self.node(node).name.clone());
         let txn = Txn {
             when: Vec::new(),
             then: vec![Write::Put(key, Fact::Member(record), lease)],

@@ -29,51 +29,31 @@ impl Default for Coverage {
     }
 }
 
-/// Reasons that this world cannot reach yet, each with why.
+/// What this world cannot reach, each with why.
 pub const UNREACHED: &[(&str, &str)] = &[
-    (
-        "kept_data_without_cluster",
-        "what every simulated member keeps of the DCS beside its data doubts an empty one first; a script holds the rule",
-    ),
     (
         "data_is_newer",
         "what lies beside the data of who was there doubts an older copy first; a script holds the rule",
-    ),
-    (
-        "store_of_another",
-        "one of ten thousand histories comes to it: seed 18532, which the tests play",
-    ),
-    (
-        "delete_sync",
-        "no seed switches synchronous_mode off; a script shows the order",
-    ),
-    (
-        "clear_sync_names",
-        "no seed switches synchronous_mode off; a script shows the order",
     ),
     (
         "lease_expired",
         "the lease task lets a lease lapse before every look, so no look shows an expired one",
     ),
     (
+        "standby_config_gone",
+        "whoever saw that it is a standby cluster remembers the configuration; a script holds the rule",
+    ),
+    (
         "standby_cluster",
-        "no world has a standby section and no cluster",
+        "an identity that is gone is doubted by whoever has seen it; a script holds the rule",
     ),
     (
         "standby_without_identity",
-        "no hand deletes the identity of a simulated cluster; a script holds the rule",
+        "an identity that is gone is doubted by whoever has seen it; a script holds the rule",
     ),
     (
         "adopting_standby",
-        "no hand deletes the identity of a simulated cluster; a script holds the rule",
-    ),
-    (
-        "standby_config_gone",
-        "no hand deletes the configuration of a simulated cluster; a script holds the rule",
-    ),
-    (
-        "config_unreadable",
-        "no hand writes into a simulated configuration what is no JSON; a script holds the rule",
+        "an identity that is gone is doubted by whoever has seen it; a script holds the rule",
     ),
     (
         "rules_fail",
@@ -87,23 +67,15 @@ pub const UNREACHED: &[(&str, &str)] = &[
         "remove_disarmed_of",
         "every member of this world is one of Trunkline; a script holds the rule",
     ),
-    (
-        "switch_failsafe_on",
-        "the leader waits ten minutes before, and a seed lasts one; a script holds the rule",
-    ),
-    (
-        "stale_primary",
-        "a primary that slept through a promotion meets its own deadline or the other's key first in nearly \
-         every seed; scripts hold the rule",
-    ),
-    (
-        "primary_without_lease",
-        "needs a primary that was never armed when the DCS fails in the milliseconds before its adoption",
-    ),
 ];
 
-/// What is reached no more often in many seeds may be missed by as many others.
-const NOW_AND_THEN: u64 = 20;
+/// What few histories reach, each with a seed of three members that does: the tests play those.
+pub const RARE: &[(&str, u64)] = &[
+    ("store_of_another", 1_207_996),
+    ("stale_primary", 1_205_304),
+    ("primary_without_lease", 1_205_135),
+    ("kept_data_without_cluster", 1_217_871),
+];
 
 impl Coverage {
     pub(super) fn situation(&mut self, situation: Situation) {
@@ -165,14 +137,16 @@ impl Coverage {
         rows
     }
 
-    /// What is excused in [`UNREACHED`] and was reached all the same, and more than now and then.
+    /// What is excused in [`UNREACHED`] and was reached all the same.
     pub fn reached_though_excused(&self) -> Vec<&'static str> {
-        let is_excused = |name: &str| UNREACHED.iter().any(|(unreached, _)| *unreached == name);
-        let reached = self.rows().into_iter();
-        reached
-            .filter(|(_, name, count)| *count > NOW_AND_THEN && is_excused(name))
-            .map(|(_, name, _)| name)
-            .collect()
+        let excused = UNREACHED.iter().map(|(name, _)| *name);
+        excused.filter(|name| self.has_reached(name)).collect()
+    }
+
+    /// Whether what bears this name was reached.
+    pub fn has_reached(&self, name: &str) -> bool {
+        let mut rows = self.rows().into_iter();
+        rows.any(|(_, of, count)| of == name && count > 0)
     }
 
     /// How much of each list was reached, in one line.
@@ -185,18 +159,21 @@ impl Coverage {
             format!("{reached} of {} {list}s", of_it().count())
         });
         format!(
-            "reached {}; {} are excused",
+            "reached {}; {} cannot be, and {} are rare",
             lists.join(", "),
-            UNREACHED.len()
+            UNREACHED.len(),
+            RARE.len()
         )
     }
 
-    /// What was never reached and is not excused in [`UNREACHED`].
+    /// What was never reached and is neither excused in [`UNREACHED`] nor known to be [`RARE`].
     pub fn missing(&self) -> Vec<(&'static str, &'static str)> {
         self.rows()
             .into_iter()
             .filter(|(_, name, count)| {
-                *count == 0 && !UNREACHED.iter().any(|(unreached, _)| unreached == name)
+                let mut excused = UNREACHED.iter().map(|(of, _)| of);
+                let mut rare = RARE.iter().map(|(of, _)| of);
+                *count == 0 && !excused.any(|of| of == name) && !rare.any(|of| of == name)
             })
             .map(|(list, name, _)| (list, name))
             .collect()

@@ -30,6 +30,8 @@ pub(super) enum Event {
     PeersLimit { node: NodeId, turn: u32 },
     /// The lease task looks at its clock.
     Renew { node: NodeId, boot: u32 },
+    /// The lease task leaves word in a store that is not believed.
+    Word { node: NodeId, boot: u32 },
     /// A request reaches the DCS.
     Arrive { request: u32 },
     /// An answer of the DCS reaches the agent.

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use trunkline_agent::decide::observation::{LocalRequest, Me, WatchdogView};
+use trunkline_shared::cluster::MemberName;
 use trunkline_shared::cluster::topology::{Fact, FactKey, FailoverRequest};
-use trunkline_shared::cluster::{ClusterSettings, MemberName};
 
 use super::event::{Event, MS, NodeId, SECOND, Time};
 use super::failsafe::Listing;
@@ -62,12 +62,7 @@ impl World {
             return false;
         }
         match fault.kind {
-            FaultKind::PostmasterKilled => {
-                if self.node(node).postgres.phase == Phase::Down {
-                    return false;
-                }
-                self.crash(node);
-            }
+            FaultKind::PostmasterKilled => return self.crash(node),
             FaultKind::PostmasterHangs => longer(&mut self.node_mut(node).postgres.hung_until),
             FaultKind::StopIsSlow => longer(&mut self.node_mut(node).troubles.stop_is_slow),
             FaultKind::DataUnreadable => {
@@ -83,6 +78,8 @@ impl World {
             }
             FaultKind::NodeFrozen => longer(&mut self.node_mut(node).frozen_until),
             FaultKind::NodePowerOff => self.power_off(node),
+            // Nothing ends on a machine that stands still.
+            FaultKind::FenceKilled if self.node(node).frozen_until > now => return false,
             FaultKind::FenceKilled => self.kill_fence(node),
             FaultKind::FenceFrozen => self.freeze_fence(node, until),
             FaultKind::NodeCutFromDcs
@@ -120,7 +117,9 @@ impl World {
             | FaultKind::OperatorSchedules
             | FaultKind::OperatorDemotes
             | FaultKind::AgentToldToEnd => return self.operate(fault),
-            FaultKind::ConfigDeleted => return self.delete_config(),
+            FaultKind::ConfigDeleted | FaultKind::ConfigGarbled | FaultKind::SyncSwitchedOff => {
+                return self.change_by_hand(fault);
+            }
             FaultKind::DcsWiped | FaultKind::DcsRestored => return self.lose_memory(fault),
         }
         true
@@ -167,6 +166,10 @@ impl World {
             FaultKind::DataForeign => self.empty_foreign(node),
             FaultKind::DiskHangs | FaultKind::DiskFills => self.disk_is_well(fault),
             FaultKind::ConfigDeleted => self.config_is_missed(),
+            FaultKind::ConfigGarbled => self.operator_writes_config(),
+            FaultKind::SyncSwitchedOff => {
+                self.switch_synchronous_mode(self.plan.synchronous_mode);
+            }
             FaultKind::ListAnswerLost => self.listing_is_over(),
             FaultKind::PostmasterKilled
             | FaultKind::StopIsSlow
@@ -265,7 +268,7 @@ impl World {
 
     /// A disk is lost, or another cluster's is found in its place. Never that of the leader, and never
     /// the newest: what is lost then no software brings back.
-    fn replace_disk(&mut self, fault: Fault) -> bool {
+    pub(super) fn replace_disk(&mut self, fault: Fault) -> bool {
         let node = fault.other;
         let is_leader = self
             .store
@@ -397,6 +400,8 @@ impl World {
             | FaultKind::OperatorPauses
             | FaultKind::OperatorDemotes
             | FaultKind::ConfigDeleted
+            | FaultKind::ConfigGarbled
+            | FaultKind::SyncSwitchedOff
             | FaultKind::AgentToldToEnd => {}
         }
     }
@@ -419,13 +424,11 @@ impl World {
                 self.request_change(None, candidate)
             }
             FaultKind::OperatorRestart => {
-                let drain = self.drain_asked();
-                self.request(fault.node, LocalRequest::Restart(drain))
+                self.request(fault.node, LocalRequest::Restart(self.plan.fleet.drain))
             }
             FaultKind::OperatorReinitialize => {
                 let of_leader = fault.hits_leader.then_some(fault.node);
-                let node = of_leader.unwrap_or(fault.other);
-                self.request(node, LocalRequest::Reinitialize)
+                self.request(of_leader.unwrap_or(fault.other), LocalRequest::Reinitialize)
             }
             FaultKind::OperatorSchedules => self.schedule(leader, fault.lasts),
             FaultKind::OperatorPauses => self.set_pause(true),
@@ -472,6 +475,8 @@ impl World {
             | FaultKind::OneLeftWithDcs
             | FaultKind::RouterCutFromDcs
             | FaultKind::ConfigDeleted
+            | FaultKind::ConfigGarbled
+            | FaultKind::SyncSwitchedOff
             | FaultKind::RouterCutFromNode => false,
         }
     }
@@ -514,40 +519,6 @@ impl World {
         }
         agent.request = Some(request);
         self.wake(node);
-        true
-    }
-
-    pub(super) fn set_pause(&mut self, is_paused: bool) -> bool {
-        let Some(settings) = self.store.head.settings.clone() else {
-            return false;
-        };
-        if settings.is_paused == is_paused {
-            return false;
-        }
-        let settings = ClusterSettings {
-            is_paused,
-            ..(*settings).clone()
-        };
-        self.write_by_operator(FactKey::Settings, Fact::Settings(Arc::new(settings)));
-        true
-    }
-
-    /// The cluster becomes the standby of one that is silent, or stands on its own again.
-    pub(super) fn set_standby(&mut self, is_standby: bool) -> bool {
-        let Some(settings) = self.store.head.settings.clone() else {
-            return false;
-        };
-        if settings.standby_cluster.is_some() == is_standby {
-            return false;
-        }
-        let settings = ClusterSettings {
-            standby_cluster: is_standby.then(super::standby::section),
-            ..(*settings).clone()
-        };
-        self.write_by_operator(FactKey::Settings, Fact::Settings(Arc::new(settings)));
-        if !is_standby {
-            self.ledger.standby_ended = self.now;
-        }
         true
     }
 

@@ -211,11 +211,11 @@ impl World {
         self.cut_receivers(node);
     }
 
-    /// The postmaster is killed from outside; its backends live on for a while.
-    pub(super) fn crash(&mut self, node: NodeId) {
+    /// The postmaster is killed from outside; its backends live on for a while. Whether there was one.
+    pub(super) fn crash(&mut self, node: NodeId) -> bool {
         let was_primary = self.node(node).postgres.phase == Phase::Primary;
         if self.node(node).postgres.phase == Phase::Down {
-            return;
+            return false;
         }
         let at = self.clock(node);
         self.postmaster_ends(node);
@@ -234,6 +234,7 @@ impl World {
         self.finish_job_of(node, JobKind::Promote, true);
         self.finish_stop(node);
         self.see_exit_soon(node);
+        true
     }
 
     /// The agent's pidfd tells it of the postmaster's end.

@@ -116,6 +116,8 @@ pub struct Failure {
 pub(super) struct Ledger {
     /// Owners of the epochs, and since when.
     owners: Vec<(LeaderEpoch, NodeId, Time)>,
+    /// Claims to make a cluster in a store that has lost its revisions: in which one, by which epoch, whose.
+    claims: Vec<(u32, LeaderEpoch, NodeId)>,
     /// What the rest of the invariants remembers.
     pub(super) authority: Authority,
     /// The turn of each node in which a peer said that it is primary.
@@ -127,6 +129,8 @@ pub(super) struct Ledger {
     shown_primary: Option<NodeId>,
     /// An operator accepted loss at that time.
     pub(super) loss_accepted: bool,
+    /// An operator has switched synchronous mode off: from then on losses are bounded, not excluded.
+    pub(super) synchronous_was_ended: bool,
     /// When the cluster ceased to follow another.
     pub(super) standby_ended: Time,
     /// Whom that operator named.
@@ -267,33 +271,22 @@ impl World {
             return;
         };
         // Who claims in a store that has lost its revisions to make a cluster leads none before its identity is
-        // recorded, and gives the claim up once somebody says that there is one.
+        // recorded, and gives the claim up once somebody says that there is one: it counts among the claims of that
+        // store alone.
         let is_made = self.store.head.initialize != Initialize::Running;
-        if !self.store.is_vouched && !is_made {
+        let is_claim = !self.store.is_vouched && !is_made;
+        if is_claim && self.holds_by_an_earlier_store(node) {
             return;
         }
-        let owner = self
-            .ledger
-            .owners
-            .iter()
-            .find(|(epoch, ..)| *epoch == held.epoch)
-            .copied();
-        match owner {
-            Some((_, owner, _)) if owner != node => {
-                let detail = format!("epoch {} has two owners", held.epoch);
-                self.fail(Invariant::EpochsOnlyGrow, detail);
-            }
-            Some(_) => {}
-            None => self.ledger.owners.push((held.epoch, node, self.now)),
+        let is_one_owners = match is_claim {
+            true => self.note_claim((self.store.incarnation, held.epoch, node)),
+            false => self.note_owner(node, held.epoch),
+        };
+        if !is_one_owners {
+            return;
         }
-        let name = self.node(node).name.clone();
-        let highest = &mut self.node_mut(node).agent.lease.highest;
-        if held.epoch < *highest {
-            let detail = format!("{name} holds epoch {} after {highest}", held.epoch);
-            return self.fail(Invariant::EpochsOnlyGrow, detail);
-        }
-        *highest = held.epoch;
-        let key = self.store.leader().filter(|(leader, _)| **leader == name);
+        let name = &self.node(node).name;
+        let key = self.store.leader().filter(|(leader, _)| *leader == name);
         let ends = key.and_then(|(_, key)| self.store.lease_ends(key.lease));
         let deadline = self.node(node).when(held.deadline);
         let is_by_lease = !held.is_by_failsafe;
@@ -517,7 +510,15 @@ impl World {
         let begin = their_part.unwrap_or(self.branches.0[newest as usize].fork);
         let lost = self.branches.acknowledged_between(newest, begin, u64::MAX);
         let limit = self.standby_may_lose(node);
-        if own_part > their_part && lost > limit {
+        // What another member still has is not destroyed by the copy of one that is behind.
+        let others = self.nodes.iter().enumerate();
+        let others = others.filter(|(id, _)| *id != usize::from(node));
+        let parts = others.filter_map(|(_, other)| {
+            let data = other.postgres.data.as_ref()?;
+            self.branches.shared_until(data.branch, data.end, newest)
+        });
+        let elsewhere = parts.max();
+        if own_part > their_part && own_part > elsewhere && lost > limit {
             let detail = format!(
                 "{} replaces the newest history by one that lacks {lost} acknowledged bytes; the limit is {limit}",
                 self.node(node).name

@@ -263,9 +263,9 @@ impl World {
         let parting = self
             .branches
             .parting((own.branch, own.end), (source.branch, source.end));
-        let Some((_, at)) = parting.filter(|_| own.system_id == source.system_id) else {
+        if parting.is_none() || own.system_id != source.system_id {
             return false;
-        };
+        }
         if !source.is_checkpointed {
             return self.rewinds_nothing(node, &source);
         }
@@ -274,10 +274,11 @@ impl World {
         // A rewind empties them: they may stand beyond where it leads.
         postgres.slots = Arc::default();
         postgres.is_wal_gone = false;
+        // The WAL of its source is copied, too, and recovery ends nowhere before the end of that.
         postgres.data = Some(Data {
             branch: source.branch,
-            end: at,
-            replayed: at,
+            end: source.end,
+            replayed: source.end,
             replays_at: 0,
             is_clean: false,
             was_primary: false,

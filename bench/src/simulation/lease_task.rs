@@ -66,11 +66,9 @@ impl World {
         let ask = self.requests[at].ask.clone();
         match (self.requests[at].reply, ask) {
             (Reply::Granted(id), _) => {
-                self.lease_is_of(node, at);
                 self.granted(node, id, sent, term);
             }
             (Reply::Alive(true), Ask::KeepAlive(id)) => {
-                self.lease_is_of(node, at);
                 if self.kept_alive(node, id, sent, term)
                     && !self.trusts_keep_alive(node, sent, term)
                 {
@@ -92,7 +90,8 @@ impl World {
         }
     }
 
-    fn lease_is_of(&mut self, node: NodeId, at: usize) {
+    /// In which store its key was found, or written.
+    pub(super) fn key_is_of(&mut self, node: NodeId, at: usize) {
         self.node_mut(node).agent.lease.of_store = self.requests[at].incarnation;
     }
 
@@ -202,6 +201,9 @@ impl World {
             };
             let check_term = self.requests[at].term;
             let found = self.found_by(node, found);
+            if matches!(found, KeyCheck::Mine(_)) {
+                self.key_is_of(node, at);
+            }
             self.renewed(node, sent, term, check_term, found);
         } else if matches!(self.requests[at].reply, Reply::None) {
             self.renewal_failed(node);

@@ -62,7 +62,10 @@ impl World {
         if self.store.head.settings.is_some() {
             return;
         }
-        if let Some(settings) = self.store.lost_config.clone() {
+        // An old copy of the store may show again what had been mended.
+        let is_garbled = self.store.head.is_config_unreadable;
+        let first = is_garbled.then(|| self.settings.clone());
+        if let Some(settings) = self.store.lost_config.clone().or(first) {
             let fact = Fact::Settings(settings);
             self.write_freely(Write::Put(FactKey::Settings, fact, 0));
         }
@@ -108,7 +111,8 @@ impl World {
             self.node_mut(node).agent.is_config_lost = false;
             return view;
         };
-        self.node_mut(node).agent.is_config_lost = true;
+        // What cannot be read is there: whoever broke it mends it.
+        self.node_mut(node).agent.is_config_lost = !view.is_config_unreadable;
         Arc::new(Topology {
             settings: Some(known),
             ..Topology::clone(&view)

@@ -14,6 +14,7 @@ use trunkline_shared::dcs::belief::{Belief, Verdict};
 
 use super::breaks::Break;
 use super::event::{MS, NodeId, SECOND, Time};
+use super::node::Node;
 use super::plan::{Fault, FaultKind, Plan};
 use super::requests::{Ask, Reply};
 use super::store::{Compare, Txn, Write};
@@ -29,7 +30,7 @@ pub(super) struct KeptStore {
     /// Nobody speaks against it.
     pub(super) is_trusted: bool,
     /// The keys as they were believed last.
-    pub(super) known: Option<Arc<Topology>>,
+    known: Option<Arc<Topology>>,
     /// When the store proved last that what is seen of it is the newest, by this node's clock.
     pub(super) proved: Moment,
 }
@@ -210,8 +211,7 @@ impl World {
                 return false;
             }
         }
-        let kept = &mut self.node_mut(node).run_dir.store;
-        kept.known = Some(Arc::new(lasting(shown)));
+        self.node_mut(node).run_dir.store.known = Some(shown.clone());
         true
     }
 
@@ -220,7 +220,7 @@ impl World {
         let kept = &mut self.node_mut(node).run_dir.store;
         if kept.belief.doubt.is_none() {
             kept.belief.take(header, shown);
-            kept.known = Some(Arc::new(lasting(shown)));
+            kept.known = Some(shown.clone());
         }
     }
 
@@ -260,6 +260,7 @@ impl World {
         if is_new {
             tell!(self, Actor::Agent(node), "does not believe the DCS: {why}");
             self.wake(node);
+            self.leave_word_soon(node);
         }
     }
 
@@ -295,7 +296,6 @@ impl World {
     pub(super) fn store_view(&self, node: NodeId) -> StoreView {
         let this = self.node(node);
         let kept = &this.run_dir.store;
-        let known = this.agent.view.clone().or_else(|| kept.known.clone());
         let doubted = this.agent.doubted.as_ref();
         StoreView {
             cluster_id: kept.belief.seen.cluster_id,
@@ -309,7 +309,7 @@ impl World {
             is_unproved: self.is_unproved(node),
             doubt: kept.belief.doubt.as_ref().map(|why| Doubt {
                 why: why.clone(),
-                before: known.unwrap_or_default(),
+                before: this.known().unwrap_or_default(),
                 shown: doubted.map(|shown| Shown {
                     generation: shown.generation,
                     leader: shown.leader.as_ref().map(|leader| leader.member.clone()),
@@ -444,7 +444,7 @@ impl World {
         this.agent.client_saw = header;
         this.agent.acceptances += 1;
         this.agent.has_recreated = true;
-        self.count_taken(node, revision, term);
+        self.count_taken(node, revision, at);
     }
 
     /// The number, and all stores that anybody has known.
@@ -471,7 +471,7 @@ impl World {
         if waited < OPERATOR_WAITS + lease {
             return;
         }
-        let doubts = |node: &super::node::Node| node.run_dir.store.belief.doubt.is_some();
+        let doubts = |node: &Node| node.run_dir.store.belief.doubt.is_some();
         if !self.nodes.iter().any(doubts) {
             // What was paused or made a standby when the memory was lost is so again with it.
             self.set_pause(false);
@@ -479,9 +479,11 @@ impl World {
             self.empty_foreign(0);
             self.operator_writes_config();
             // A router that outlived the others saw more than anybody remembers: started again, it sees what all see.
-            for router in self.routers.iter_mut().filter(|router| router.doubts()) {
-                router.start_again();
-            }
+            let shown = self.store.head.clone();
+            let routers = self.routers.iter_mut();
+            routers
+                .filter(|router| router.saw_more(&shown))
+                .for_each(|router| router.start_again());
             return;
         }
         let is_again = self.accepted_at > 0 && self.now < self.accepted_at + lease + OPERATOR_WAITS;
@@ -509,7 +511,7 @@ impl World {
             };
         }
         let shown = self.store.head.clone();
-        let generation = |node: &super::node::Node| node.run_dir.store.belief.generation;
+        let generation = |node: &Node| node.run_dir.store.belief.generation;
         let doubting = self.nodes.iter().filter(|node| doubts(node));
         if doubting.map(generation).max() < Some(shown.generation) {
             // They are about to see it.
@@ -580,16 +582,5 @@ fn as_seen(key: FactKey, revision: i64) -> Compare {
     match revision {
         0 => Compare::Absent(key),
         revision => Compare::Revision(key, revision),
-    }
-}
-
-/// What of a cluster is kept for an agent that is restarted.
-fn lasting(shown: &Topology) -> Topology {
-    Topology {
-        leader: None,
-        members: Default::default(),
-        failover: None,
-        switchover: None,
-        ..shown.clone()
     }
 }

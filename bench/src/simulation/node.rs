@@ -12,7 +12,7 @@ use trunkline_agent::decide::store::StoreView;
 use trunkline_agent::decide::{Action, Memory};
 use trunkline_agent::lease::state::LeaseState;
 use trunkline_agent::watchdog::RESERVE;
-use trunkline_shared::cluster::{LeaderEpoch, MemberName, Moment, Topology};
+use trunkline_shared::cluster::{LeaderEpoch, Member, MemberName, Moment, Topology};
 use trunkline_shared::dcs::Header;
 
 use super::event::{NodeId, Time};
@@ -42,8 +42,17 @@ pub(super) struct LeaseTask {
     pub(super) highest: LeaderEpoch,
     /// The keys were ordered to be made anew, the leader's on another lease, and whether that was done is not known.
     pub(super) is_moving: bool,
-    /// Of which store the lease is.
+    /// In which store the key is that it is held by.
     pub(super) of_store: u32,
+}
+
+/// What a look saw before anybody was asked.
+pub(super) struct Snapshot {
+    pub(super) local: Local,
+    pub(super) job: JobView,
+    pub(super) store: StoreView,
+    /// When the view was last proved the newest, if there was one.
+    pub(super) proved: Option<Moment>,
 }
 
 /// The agent process.
@@ -68,6 +77,8 @@ pub(super) struct Agent {
     pub(super) has_recreated: bool,
     /// The store has lost the configuration: the view shows the settings of before.
     pub(super) is_config_lost: bool,
+    /// The view with which it was decided last, before what is broken on purpose changes it.
+    pub(super) decided_by: Option<Arc<Topology>>,
     /// The view with which it was last decided to make the instance writable.
     pub(super) made_writable_by: Option<Arc<Topology>>,
     /// Which nodes a view in this life of the agent has shown registered.
@@ -81,8 +92,8 @@ pub(super) struct Agent {
     pub(super) is_in_turn: bool,
     pub(super) is_woken: bool,
     pub(super) next_wake: Time,
-    /// What the look in progress saw of the instance, and of the jobs just before.
-    pub(super) snapshot: Option<(Local, JobView, StoreView)>,
+    /// What the look in progress saw of the instance, and of the jobs and the store just before.
+    pub(super) snapshot: Option<Snapshot>,
     /// The highest generation known when the last decision was made.
     pub(super) decided_at: u64,
     pub(super) answers: Option<BTreeMap<MemberName, PeerAnswer>>,
@@ -100,8 +111,8 @@ pub(super) struct Agent {
     pub(super) seen_running: bool,
     pub(super) record: Option<WrittenRecord>,
     pub(super) record_lease: i64,
-    /// When it last left word in a store that it does not believe.
-    pub(super) word_at: Time,
+    /// The record as it is to stand.
+    pub(super) wanted: Option<Arc<Member>>,
     /// How many records were sent; the answer to the last counts.
     pub(super) records: u32,
     /// Turns in the current ten seconds.
@@ -130,6 +141,7 @@ impl Agent {
             acceptances: 0,
             has_recreated: false,
             is_config_lost: false,
+            decided_by: None,
             made_writable_by: None,
             ever_seen: [false; 5],
             proved: Moment(0),
@@ -157,7 +169,7 @@ impl Agent {
             seen_running: false,
             record: None,
             record_lease: 0,
-            word_at: 0,
+            wanted: None,
             records: 0,
             turns: 0,
             turns_since: 0,

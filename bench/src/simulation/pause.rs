@@ -11,7 +11,7 @@ impl World {
     /// `pause_means_pause`: called at every decision.
     pub(super) fn check_pause(&mut self, node: NodeId, decision: &Decision) {
         let agent = &self.node(node).agent;
-        let Some(view) = &agent.view else {
+        let Some(view) = &agent.decided_by else {
             return;
         };
         let is_paused = view.settings.as_ref().is_some_and(|s| s.is_paused);

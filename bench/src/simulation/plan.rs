@@ -80,6 +80,8 @@ fault_kinds! {
     OperatorSchedules "operator_schedules"
     ReplayStalls "replay_stalls"
     WaitsCancelled "waits_cancelled"
+    SyncSwitchedOff "sync_switched_off"
+    ConfigGarbled "config_garbled"
 }
 
 impl FaultKind {
@@ -122,6 +124,8 @@ impl FaultKind {
                 | FaultKind::OperatorSchedules
                 | FaultKind::ReplayStalls
                 | FaultKind::WaitsCancelled
+                | FaultKind::SyncSwitchedOff
+                | FaultKind::ConfigGarbled
         )
     }
 }
@@ -255,6 +259,7 @@ impl Plan {
         plan.draw_faults(rng);
         plan.draw_synchronous(&mut rng.clone());
         plan.draw_together(rng);
+        plan.draw_hands(rng);
         plan
     }
 

@@ -76,8 +76,11 @@ impl Router {
         self.cut.contains(&lane.number)
     }
 
-    pub(super) fn doubts(&self) -> bool {
-        self.belief.doubt.is_some()
+    /// Whether it has seen more than the store shows: another one, or a later leader.
+    pub(super) fn saw_more(&self, shown: &Topology) -> bool {
+        let seen = self.table.highest_epoch;
+        let is_later = shown.epoch().is_some_and(|shown| Some(shown) < seen);
+        self.belief.doubt.is_some() || is_later
     }
 
     /// What a new process knows.

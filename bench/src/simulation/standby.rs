@@ -20,9 +20,11 @@ pub(super) const REMOTE: &str = "remote:5432";
 /// How long the remote can be reached, and how long not.
 const REMOTE_SPELL: Time = 7 * SECOND;
 
-/// How long nobody leads until an operator says who is to, and again after it: who was named to lead a standby
-/// cluster may lose the key when that becomes a cluster of its own.
-const OPERATOR_COMES: [Time; 2] = [30 * SECOND, 45 * SECOND];
+/// How long nobody leads until an operator says who is to, and how soon he comes again: who was named to lead a standby
+/// cluster may lose the key when that becomes a cluster of its own, and a configuration that had been lost may only
+/// then say that it is one.
+const OPERATOR_COMES: Time = 30 * SECOND;
+const OPERATOR_COMES_AGAIN: Time = 15 * SECOND;
 
 /// Whether a stream from the remote stands. It never brings anything.
 pub(super) fn remote_sends(now: Time) -> bool {
@@ -73,11 +75,9 @@ impl World {
     /// A cluster that followed another for a while may have left acknowledged commits behind with its own
     /// history, or what its former leader had: nobody is promoted then until an operator accepts that.
     pub(super) fn operator_names_a_leader(&mut self, waited: Time) {
-        let comes = |at: Time| (at..at + SECOND).contains(&waited);
-        if !OPERATOR_COMES.into_iter().any(comes)
-            || !self.was_standby()
-            || self.store.leader().is_some()
-        {
+        let since = waited.checked_sub(OPERATOR_COMES);
+        let comes = since.is_some_and(|since| since % OPERATOR_COMES_AGAIN < SECOND);
+        if !comes || !self.was_standby() || self.store.leader().is_some() {
             return;
         }
         let running = self.nodes.iter().filter(|node| {

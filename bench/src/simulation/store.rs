@@ -17,6 +17,8 @@ pub(super) enum Compare {
     Generation(u64),
     /// The last claimed timeline is this one.
     Claimed(ClaimedTimeline),
+    /// The settings are as they were seen.
+    Settings(Arc<ClusterSettings>),
 }
 
 /// A write of a transaction.
@@ -76,6 +78,8 @@ pub(super) struct Store {
     pub(super) incarnation: u32,
     /// Somebody who knows has written since then that it is the cluster's.
     pub(super) is_vouched: bool,
+    /// What the cluster was when that was lost.
+    lost: Arc<Topology>,
     /// Copies for the day it is lost.
     copies: Vec<Copied>,
 }
@@ -108,6 +112,7 @@ impl Store {
             cluster_id: 1,
             incarnation: 0,
             is_vouched: true,
+            lost: Arc::default(),
             copies: Vec::new(),
         }
     }
@@ -134,6 +139,7 @@ impl Store {
             return false;
         }
         let copy = self.copies.swap_remove(number);
+        self.note_lost();
         self.copies.clear();
         self.keys = copy.keys;
         self.leases = copy.leases;
@@ -147,10 +153,25 @@ impl Store {
 
     /// Loses everything.
     pub(super) fn wipe(&mut self) {
+        self.note_lost();
         self.keys.clear();
         self.leases.clear();
         self.head = Arc::default();
         self.begin_anew();
+    }
+
+    fn note_lost(&mut self) {
+        if self.is_vouched {
+            self.lost = self.head.clone();
+        }
+    }
+
+    /// The cluster as it truly is: nobody who knows it changes it in a store that is not vouched for.
+    pub(super) fn cluster(&self) -> &Arc<Topology> {
+        match self.is_vouched {
+            true => &self.head,
+            false => &self.lost,
+        }
     }
 
     fn begin_anew(&mut self) {
@@ -215,6 +236,7 @@ impl Store {
     pub(super) fn commit(&mut self, txn: &Txn) -> Option<i64> {
         let holds = txn.when.iter().all(|compare| match compare {
             Compare::Claimed(claimed) => self.head.claimed == *claimed,
+            Compare::Settings(seen) => self.head.settings.as_ref() == Some(seen),
             Compare::Generation(generation) => self.head.generation == *generation,
             Compare::Absent(key) => !self.keys.contains_key(key),
             Compare::Revision(key, revision) => {

@@ -280,7 +280,7 @@ impl World {
 
     /// A primary comes back in place: whatever it wrote is there, though nobody may have confirmed it.
     pub(super) fn recovered_in_place(&mut self, node: NodeId, is_closed: bool) {
-        let cluster = &self.store.head;
+        let cluster = self.store.cluster();
         let is_made = matches!(cluster.initialize, Initialize::Done(_));
         let recorded = cluster.sync.as_ref();
         let has_standby = recorded.is_some_and(|sync| !sync.standbys.is_empty());
@@ -337,8 +337,8 @@ impl World {
             .then(|| format!("a recovery up to {end}, which {have_all} of {needed} standbys have"))
     }
 
-    /// Whether commits wait for standbys in this seed.
+    /// Whether all commits of this seed have waited for standbys.
     pub(super) fn is_synchronous(&self) -> bool {
-        self.plan.synchronous_mode != SynchronousMode::Off
+        self.plan.synchronous_mode != SynchronousMode::Off && !self.ledger.synchronous_was_ended
     }
 }

@@ -8,7 +8,7 @@ use trunkline_shared::cluster::sync_state::SyncState;
 use trunkline_shared::cluster::topology::{
     ClaimedTimeline, Fact, FactKey, FailoverRequest, Initialize, Status, SwitchoverRecord,
 };
-use trunkline_shared::cluster::{Lsn, MemberName, SystemId};
+use trunkline_shared::cluster::{ClusterSettings, Lsn, MemberName, SystemId};
 
 use super::breaks::Break;
 use super::event::NodeId;
@@ -55,9 +55,9 @@ impl World {
             }
             Action::PublishFailsafe(_) => self.publish_failsafe(node),
             Action::RestoreConfig => self.restore_config(node),
-            // A keep-alive and a read, nothing of the DCS, or what no seed lasts long enough for.
+            Action::SwitchFailsafeOn => self.switch_failsafe_on(node),
+            // A keep-alive and a read, or nothing of the DCS.
             Action::ConfirmLeader
-            | Action::SwitchFailsafeOn
             | Action::RecreateKeys { .. }
             | Action::DoubtStore { .. }
             | Action::TrustStore
@@ -104,6 +104,18 @@ impl World {
         let then = vec![put(FactKey::Settings, Fact::Settings(settings))];
         let mut txn = self.as_leader(node, then)?;
         txn.when.push(Compare::Absent(FactKey::Settings));
+        Some(txn)
+    }
+
+    fn switch_failsafe_on(&self, node: NodeId) -> Option<Txn> {
+        let seen = self.node(node).agent.view.as_ref()?.settings.clone()?;
+        let settings = ClusterSettings {
+            failsafe_mode: Some(true),
+            ..ClusterSettings::clone(&seen)
+        };
+        let then = vec![put(FactKey::Settings, Fact::Settings(Arc::new(settings)))];
+        let mut txn = self.as_leader(node, then)?;
+        txn.when.push(Compare::Settings(seen));
         Some(txn)
     }
 

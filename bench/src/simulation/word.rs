@@ -8,7 +8,7 @@ use trunkline_shared::cluster::topology::{Fact, FactKey, Initialize};
 use trunkline_shared::dcs::belief::Belief;
 
 use super::breaks::Break;
-use super::event::{NodeId, Time};
+use super::event::{Event, MS, NodeId, Time};
 use super::network::Place;
 use super::node::Node;
 use super::requests::{Ask, Purpose, Reply};
@@ -17,19 +17,34 @@ use super::world::World;
 
 /// So often it is left anew while its lease would last.
 const TIMES_A_LEASE: Time = 3;
+/// The pause after a renewal that failed.
+const RETRY: Time = 200 * MS;
 
 impl World {
-    /// The member would write its record, and does not believe the store.
-    pub(super) fn leave_word(&mut self, node: NodeId, record: Member) {
-        let every = self.plan.ttl.as_nanos() as Time / TIMES_A_LEASE;
-        let now = self.now;
-        let is_left = self.rule == Some(Break::NoWordLeft);
-        let agent = &mut self.node_mut(node).agent;
-        if is_left || agent.word_at > 0 && now < agent.word_at + every {
-            return;
+    /// The store is not believed: the next renewal fails, and the lease task leaves word.
+    pub(super) fn leave_word_soon(&mut self, node: NodeId) {
+        let boot = self.node(node).agent.boot;
+        self.put_in(RETRY, Event::Word { node, boot });
+    }
+
+    pub(super) fn on_word(&mut self, event: Event, node: NodeId, boot: u32) -> bool {
+        let agent = &self.node(node).agent;
+        let is_over = agent.boot != boot || !agent.is_alive || !agent.is_store_shut;
+        if is_over || self.rule == Some(Break::NoWordLeft) {
+            return false;
         }
-        agent.word_at = now;
-        self.send(node, Ask::Word(Arc::new(record)), Purpose::Word);
+        if self.put_off(self.node(node).agent_sleeps_until(), event) {
+            return true;
+        }
+        let pause = match self.node(node).agent.wanted.clone() {
+            Some(record) => {
+                self.send(node, Ask::Word(record), Purpose::Word);
+                self.plan.ttl.as_nanos() as Time / TIMES_A_LEASE
+            }
+            None => RETRY,
+        };
+        self.put_in(pause, event);
+        true
     }
 
     /// Whether this member, which knows nothing, is alone with a store that has lost the cluster: all who know it are down or
@@ -43,13 +58,21 @@ impl World {
         };
         let others = (0..self.plan.members).filter(|other| *other != node);
         let mut wise = others.filter(|other| knows(self.node(*other))).peekable();
-        let speaks = |other: NodeId| {
-            let this = self.node(other);
-            let runs =
-                this.is_powered && this.agent.is_alive && this.agent_sleeps_until() <= self.now;
-            runs && self.net.connects(Place::Node(other), Place::Dcs)
-        };
+        let speaks = |other: NodeId| self.speaks(other, Place::Dcs);
         is_lost && !knows(self.node(node)) && wise.peek().is_some() && !wise.any(speaks)
+    }
+
+    fn speaks(&self, node: NodeId, to: Place) -> bool {
+        let this = self.node(node);
+        let runs = this.is_powered && this.agent.is_alive && this.agent_sleeps_until() <= self.now;
+        runs && self.net.connects(Place::Node(node), to)
+    }
+
+    /// Whether nobody who is heard knows that an old copy answers: nothing tells it from the store of before.
+    pub(super) fn nobody_could_tell(&self, node: NodeId) -> bool {
+        let mut doubting = (0..self.plan.members)
+            .filter(|other| self.node(*other).run_dir.store.belief.doubt.is_some());
+        !self.store.is_vouched && !doubting.any(|other| self.speaks(other, Place::Node(node)))
     }
 
     /// It reaches the store, and is written where no cluster is recorded.

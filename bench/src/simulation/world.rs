@@ -283,6 +283,7 @@ impl World {
             Event::PeerAnswer { from, to, turn } => self.on_peer_answer(event, from, to, turn),
             Event::PeersLimit { node, turn } => self.on_peers_limit(event, node, turn),
             Event::Renew { node, boot } => self.on_renew(event, node, boot),
+            Event::Word { node, boot } => self.on_word(event, node, boot),
             Event::Arrive { request } => self.on_arrive(request),
             Event::Answer { request } => self.on_answer(event, request),
             Event::Limit { request } => self.on_limit(event, request),

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use trunkline_agent::decide::{Action, Decision, Reason, STOP_AHEAD};
 use trunkline_agent::lease::state::margin;
-use trunkline_shared::cluster::Moment;
+use trunkline_shared::cluster::{LeaderEpoch, Moment};
 
 use super::belongings::Registered;
 use super::{Invariant, NodeId, Phase, SECOND, Time, World};
@@ -56,6 +56,55 @@ impl World {
             let held = node.agent.lease.state.held();
             Some(held.map_or(disarmed, |held| held.deadline.max(disarmed)))
         })
+    }
+
+    /// Whether this member's epochs only grew.
+    pub(super) fn note_owner(&mut self, node: NodeId, epoch: LeaderEpoch) -> bool {
+        let mut owners = self.ledger.owners.iter();
+        let owner = owners.find(|(owned, ..)| *owned == epoch);
+        let owner = owner.map(|(_, owner, _)| *owner);
+        let highest = self.node(node).agent.lease.highest;
+        let is_given = owner.is_some_and(|owner| owner != node);
+        if (is_given || epoch < highest) && self.nobody_could_tell(node) {
+            // What comes of that is beyond what is promised.
+            self.is_over = true;
+            return false;
+        }
+        if is_given {
+            let detail = format!("epoch {epoch} has two owners");
+            self.fail(Invariant::EpochsOnlyGrow, detail);
+        } else if owner.is_none() {
+            self.ledger.owners.push((epoch, node, self.now));
+        }
+        if epoch < highest {
+            let name = &self.node(node).name;
+            let detail = format!("{name} holds epoch {epoch} after {highest}");
+            self.fail(Invariant::EpochsOnlyGrow, detail);
+            return false;
+        }
+        self.node_mut(node).agent.lease.highest = epoch;
+        true
+    }
+
+    /// The same among the claims of one store.
+    pub(super) fn note_claim(&mut self, claim: (u32, LeaderEpoch, NodeId)) -> bool {
+        let (of_store, epoch, node) = claim;
+        if self.ledger.claims.contains(&claim) {
+            return true;
+        }
+        let mut claims = self.ledger.claims.iter();
+        let before = claims.find(|(store, claimed, by)| {
+            let is_taken = *claimed == epoch;
+            *store == of_store && (is_taken || *by == node && *claimed > epoch)
+        });
+        if let Some((_, claimed, by)) = before {
+            let (name, by) = (&self.node(node).name, &self.node(*by).name);
+            let detail = format!("{name} claims by epoch {epoch} after {by} by {claimed}");
+            self.fail(Invariant::EpochsOnlyGrow, detail);
+            return false;
+        }
+        self.ledger.claims.push(claim);
+        true
     }
 
     /// The leader key has changed: was it given to somebody, or written again by whom it was given to?

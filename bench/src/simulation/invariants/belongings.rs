@@ -32,8 +32,9 @@ impl World {
         let Some(record) = record.filter(|record| record.leader.as_ref() == Some(name)) else {
             return;
         };
-        // A store that was restored shows the record of before, until somebody who knows better makes it anew.
-        if !leads || !self.is_synchronous() || !self.store.is_vouched {
+        // A store that was restored shows the record of before, until somebody who knows better makes it anew. One
+        // without standbys lets nobody lead.
+        if !leads || !self.store.is_vouched || record.standbys.is_empty() {
             return;
         }
         let (waited_for, needed) = names.waited_for();
@@ -52,7 +53,7 @@ impl World {
         identity: Option<SystemId>,
         decision: &Decision,
     ) {
-        let view = self.node(node).agent.view.as_ref();
+        let view = self.node(node).agent.decided_by.as_ref();
         let (Some(identity), Some(Initialize::Done(ours))) = (identity, view.map(|v| v.initialize))
         else {
             return;

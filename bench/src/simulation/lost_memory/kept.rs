@@ -1,13 +1,16 @@
 //! What an agent keeps beside the data of the DCS it believed, and what it takes up of that when it starts.
 
+use std::sync::Arc;
+
 use trunkline_agent::decide::observation::Observation;
 use trunkline_agent::decide::{Memory, asking};
-use trunkline_shared::cluster::Lsn;
+use trunkline_shared::cluster::{Lsn, Topology};
 use trunkline_shared::dcs::belief::Belief;
 
 use super::KeptStore;
 use crate::simulation::breaks::Break;
 use crate::simulation::event::NodeId;
+use crate::simulation::node::Node;
 use crate::simulation::world::World;
 
 impl World {
@@ -70,5 +73,22 @@ impl World {
                 data.store = Some(store);
             }
         }
+    }
+}
+
+impl Node {
+    /// The cluster as its agent believes it; one that was restarted has kept nothing of it that ends with a lease.
+    pub(in crate::simulation) fn known(&self) -> Option<Arc<Topology>> {
+        let lasting = |shown: &Arc<Topology>| {
+            Arc::new(Topology {
+                leader: None,
+                members: Default::default(),
+                failover: None,
+                switchover: None,
+                ..Topology::clone(shown)
+            })
+        };
+        let kept = || self.run_dir.store.known.as_ref().map(lasting);
+        self.agent.view.clone().or_else(kept)
     }
 }
