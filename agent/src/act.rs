@@ -195,7 +195,8 @@ impl Actor {
         if timeout(WATCH_PATIENCE, shown).await.is_err() {
             // The watch may hang on a member of the DCS that is gone; a read goes to another. Should that not come, the
             // look shows the older state and the store refuses what does not fit.
-            let _ = timeout(SHOWN_LIMIT, self.refresh.now()).await;
+            let left = SHOWN_LIMIT.saturating_sub(WATCH_PATIENCE);
+            let _ = timeout(left, self.refresh.now()).await;
         }
     }
 

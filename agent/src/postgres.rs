@@ -11,6 +11,7 @@
 //!   directory.
 
 use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -107,10 +108,6 @@ pub enum Probe {
 /// Pause between two looks at the control file of an instance that stops.
 const CONTROL_PAUSE: Duration = Duration::from_millis(50);
 
-/// How long the sessions may take to end, and the walsenders to come to a halt, before the shutdown checkpoint begins. A
-/// receiver that is frozen while much is under way to it keeps it from beginning.
-const SESSIONS_PATIENCE: Duration = Duration::from_secs(4);
-
 /// How long a stop waits, once the last record is written, for a receiver that everything is to be sent to. One that is
 /// frozen, or cut off, would hold it up until `wal_sender_timeout`; without it the stop is as clean. Of the two seconds that
 /// clients wait for at the most where a change is rolled back.
@@ -127,6 +124,8 @@ pub struct Receivers {
     pub successor: Option<String>,
     /// Those that are good to have everything as well.
     pub others: Vec<String>,
+    /// Whether the server goes on where the successor does not take over: clients are held meanwhile.
+    pub is_taken_back: bool,
 }
 
 /// How to stop.
@@ -405,10 +404,14 @@ impl Postgres {
         let (mut is_as_planned, mut lingered) = (true, Vec::new());
         if let Some(running) = self.watched() {
             running.stop(plan.mode);
-            replication::end_all(&senders.cut);
             is_as_planned = match senders.is_anybody_awaited() {
-                true => self.ended_with(&running, &senders, plan.limit).await,
-                false => running.ended_within(plan.limit).await,
+                true => {
+                    let receivers = plan.wait_for.as_ref();
+                    let patience = receivers.map_or(Duration::ZERO, Receivers::patience);
+                    self.ended_with(&running, &senders, (patience, plan.limit))
+                        .await
+                }
+                false => replication::ended_without(&running, &[&senders.cut], plan.limit).await,
             };
             if !is_as_planned && plan.mode != StopMode::Immediate {
                 lingered = scan::titles(&self.config().data_dir);
@@ -432,7 +435,12 @@ impl Postgres {
 
     /// Waits for the end of a postmaster that stops, and for these walsenders' receivers only as long as they may take
     /// once the last record is written: a checkpoint that lasts keeps nobody from receiving it.
-    async fn ended_with(&self, running: &Watched, senders: &Walsenders, limit: Duration) -> bool {
+    async fn ended_with(
+        &self,
+        running: &Watched,
+        senders: &Walsenders,
+        (for_sessions, limit): (Duration, Duration),
+    ) -> bool {
         let began = clock::now();
         let (mut written_at, mut handed_on_at) = (None, None);
         loop {
@@ -454,20 +462,19 @@ impl Postgres {
                     | ControlState::InArchiveRecovery
                     | ControlState::InProduction,
                 )
-                | Err(_) => SESSIONS_PATIENCE.saturating_sub(now.since(began)),
+                | Err(_) => for_sessions.saturating_sub(now.since(began)),
             };
             let pause = CONTROL_PAUSE.min(patience).min(left);
-            if running.ended_within(pause).await {
+            if replication::ended_without(running, &[&senders.cut], pause).await {
                 return true;
             }
             if pause < CONTROL_PAUSE {
                 break;
             }
         }
-        replication::end_all(&senders.successor);
-        replication::end_all(&senders.others);
         let left = limit.saturating_sub(clock::now().since(began));
-        running.ended_within(left).await
+        let all: [&[OwnedFd]; 3] = [&senders.cut, &senders.successor, &senders.others];
+        replication::ended_without(running, &all, left).await
     }
 
     /// Ends every server process of the instance with SIGKILL.

@@ -30,10 +30,6 @@ const BEFORE_HAND_OVER_LIMIT: Duration = Duration::from_millis(500);
 
 /// Longest checkpoint after a promotion; on a busy large instance it takes minutes.
 const CHECKPOINT_LIMIT: Duration = Duration::from_secs(3600);
-/// How long PostgreSQL may stop while every client is held for a change of leader or a restart. What has not ended then
-/// is ended by force, and this member goes on as leader before routers give their clients up (`hold_timeout`, 10 s). An
-/// agent that ends itself waits for as long as `pg_ctl_timeout` says: it has nothing to go back to.
-const HAND_OVER_STOP_LIMIT: Duration = Duration::from_secs(6);
 
 /// Longest promotion where `primary_start_timeout` sets none.
 const PROMOTION_LIMIT: Duration = Duration::from_secs(300);
@@ -145,10 +141,6 @@ impl Actor {
             StopMode::HandOver => {
                 let plan = StopPlan {
                     wait_for: receivers(seen),
-                    limit: match seen.is_shutting_down {
-                        true => limit,
-                        false => limit.min(HAND_OVER_STOP_LIMIT),
-                    },
                     ..plan(postgres::StopMode::Fast, false)
                 };
                 (JobKind::Stop, plan)
@@ -349,6 +341,7 @@ fn receivers(seen: &Observation) -> Option<Receivers> {
     let mut receivers = Receivers {
         successor: (!record.is_restart()).then(|| record.to.to_string()),
         others: Vec::new(),
+        is_taken_back: !seen.is_shutting_down && !record.is_restart(),
     };
     if let Local::Running(running) = &seen.local
         && (seen.is_shutting_down || record.is_restart())

@@ -96,12 +96,10 @@ fn role(seen: &Observation, memory: &Memory) -> MemberRole {
     match &seen.local {
         Local::Empty | Local::Unknown(_) => MemberRole::Uninitialized,
         Local::Running(running) => match running.role {
+            // The job's last step is the history, without which nobody follows.
+            _ if job == Some(JobKind::Promote) => MemberRole::Promoted,
             RunningRole::Primary { .. } => MemberRole::Primary,
-            RunningRole::Replica { .. }
-                if running.is_promoting || job == Some(JobKind::Promote) =>
-            {
-                MemberRole::Promoted
-            }
+            RunningRole::Replica { .. } if running.is_promoting => MemberRole::Promoted,
             RunningRole::Replica { .. } if leads_standby(seen) => MemberRole::StandbyLeader,
             RunningRole::Replica { .. } => MemberRole::Replica,
         },

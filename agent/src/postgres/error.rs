@@ -270,14 +270,15 @@ impl PostgresError {
         }
     }
 
-    /// What a server that lives said instead of how it stands: what cannot be read is no answer, and no sign that it
-    /// has ended.
+    /// What a server that lives said instead of how it stands. One whose answer cannot be read does answer: that says
+    /// nothing of its role, and is no reason to end it.
     pub(super) fn into_silence(self) -> super::sql::SqlError {
         match self {
             Self::Sql(error) => error,
-            other => super::sql::SqlError::Broken {
+            other => super::sql::SqlError::Refused {
                 target: "the local socket".to_owned(),
-                why: other.to_string(),
+                code: "unreadable".to_owned(),
+                message: other.to_string(),
             },
         }
     }

@@ -10,6 +10,7 @@ use trunkline_shared::cluster::{Lsn, Timeline};
 use trunkline_shared::service::clock;
 
 use super::kill::has_ended;
+use super::process::Watched;
 use super::scan::ProcessId;
 use super::sql::{Target, quote_literal};
 use super::timelines::{self, TimelineStep};
@@ -249,6 +250,24 @@ impl Postgres {
     }
 }
 
+/// How long the sessions may take to end, and the walsenders to come to a halt, before the shutdown checkpoint begins. A
+/// receiver that is frozen while much is under way to it keeps it from beginning.
+const SESSIONS_PATIENCE: Duration = Duration::from_secs(4);
+
+/// The same where the change is taken back if that takes longer: a walsender whose receiver is cut off with a full socket
+/// between them comes to no halt, and clients are held.
+const HELD_PATIENCE: Duration = Duration::from_secs(1);
+
+impl Receivers {
+    /// How long to wait before the shutdown checkpoint begins.
+    pub(crate) fn patience(&self) -> Duration {
+        match self.is_taken_back {
+            true => HELD_PATIENCE,
+            false => SESSIONS_PATIENCE,
+        }
+    }
+}
+
 /// The processes that send WAL, by what they are to a stop.
 #[derive(Debug, Default)]
 pub(crate) struct Walsenders {
@@ -268,6 +287,30 @@ impl Walsenders {
     /// Whether the next leader has confirmed everything: its walsender ends then. False where none is connected.
     pub(crate) fn has_successor_everything(&self) -> bool {
         !self.successor.is_empty() && self.successor.iter().all(has_ended)
+    }
+}
+
+/// How often a walsender is told to end.
+const END_AGAIN: Duration = Duration::from_millis(100);
+
+/// Waits until a postmaster that stops has ended, and tells these walsenders to end until then. Once does not do: told to
+/// end, one sends its receiver a last message, and where that is cut off, with a full socket between them, waits for it
+/// (`wal_sender_timeout` does not count any more). Told again, it ends without (`ProcessClientWriteInterrupt`).
+pub(crate) async fn ended_without(
+    running: &Watched,
+    senders: &[&[OwnedFd]],
+    limit: Duration,
+) -> bool {
+    let began = clock::now();
+    loop {
+        senders.iter().for_each(|some| end_all(some));
+        let left = limit.saturating_sub(clock::now().since(began));
+        if running.ended_within(END_AGAIN.min(left)).await {
+            return true;
+        }
+        if left <= END_AGAIN {
+            return false;
+        }
     }
 }
 

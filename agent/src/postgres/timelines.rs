@@ -12,7 +12,8 @@
 //!
 //! A placeholder names no ancestor. A standby that has it without a newer file behind it takes it for no
 //! child of its history: while it runs it asks its leader again, but it would not start. So placeholders above
-//! every real file go before a start.
+//! every real file go before a start. With `archive_mode=always` a standby archives what its receiver fetched, placeholders
+//! too.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -58,7 +59,9 @@ pub(super) fn settle(data_dir: &Path) -> Result<(), PostgresError> {
     // The names are numbers of eight digits.
     files.sort_unstable_by(|a, b| b.cmp(a));
     for path in files {
-        if fs::read(&path).map_err(PostgresError::file("read", &path))? != MARK.as_bytes() {
+        let text = fs::read(&path).map_err(PostgresError::file("read", &path))?;
+        // One that a loss of power left empty names no ancestor either; PostgreSQL's own always does.
+        if text != MARK.as_bytes() && !text.iter().all(u8::is_ascii_whitespace) {
             break;
         }
         fs::remove_file(&path).map_err(PostgresError::file("remove", &path))?;

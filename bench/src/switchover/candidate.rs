@@ -250,7 +250,9 @@ async fn change_one(
         .map_or(answered, |hurt| hurt.done.max(answered));
     let leads = until_somebody_leads(stack, &watch, last, since).await?;
     let change = describe(drawn, stack, from, &watch.course(), hurt.as_ref(), leads);
-    let has_store_elected = stack.etcd[from].term().await? > term;
+    // No other harm touches etcd.
+    let has_store_elected =
+        drawn.harm == harm::Harm::CutNode && stack.etcd[from].term().await? > term;
     let change = Change {
         is_told_done,
         has_store_elected,

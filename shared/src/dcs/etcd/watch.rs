@@ -1,6 +1,7 @@
 //! An open watch on one endpoint.
 
 use std::collections::VecDeque;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -115,14 +116,17 @@ impl Watch for EtcdWatch {
                 }
                 continue;
             }
-            let is_doubted = self.endpoint.is_bad();
-            let silent_since = self.asked.map_or(self.heard, |(_, at)| at);
-            let limit = if is_doubted {
-                DOUBT_LIMIT
-            } else {
-                SILENCE_LIMIT
-            };
             let endpoint = self.endpoint.clone();
+            // Listening before looking, so that no doubt comes in between.
+            let mut doubted = pin!(endpoint.doubted.notified());
+            doubted.as_mut().enable();
+            let is_doubted = endpoint.is_bad();
+            let asked = self.asked.map_or(self.heard, |(_, at)| at);
+            // etcd may answer the question late; under doubt anything that comes is a sign of life.
+            let (silent_since, limit) = match is_doubted {
+                true => (asked.max(self.heard), DOUBT_LIMIT),
+                false => (asked, SILENCE_LIMIT),
+            };
             tokio::select! {
                 biased;
                 message = self.stream.message() => match message {
@@ -142,7 +146,7 @@ impl Watch for EtcdWatch {
                     return Err(lost(&self.endpoint.url, why));
                 }
                 _ = self.ticks.tick(), if self.asked.is_none() => self.ask().await?,
-                () = endpoint.doubted.notified() => {}
+                () = doubted => {}
             }
         }
     }
