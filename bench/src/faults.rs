@@ -102,6 +102,9 @@ impl FromStr for Long {
         let number: u32 = number.parse().map_err(|_| {
             format!("{word:?} is no time: say 2 for two hours, 30m for thirty minutes")
         })?;
+        if number == 0 {
+            return Err("no time at all would prove nothing".to_owned());
+        }
         Ok(Long(Duration::from_secs(u64::from(number) * unit)))
     }
 }

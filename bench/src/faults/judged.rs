@@ -27,9 +27,10 @@ pub struct Evidence {
     pub silent: Option<(Moment, Moment)>,
     /// The ends of servers, where every error is to be held against them.
     pub ends: Vec<Loss>,
-    /// What breaks a guarantee: of the data, of one writer, of what is answered, of becoming whole again.
+    /// What breaks a promise: of the data, of one writer, of what is answered, of who leads, of becoming whole again. That a
+    /// fault turned out to show nothing, too.
     pub faults: Vec<String>,
-    /// What else was not as promised: it took too long, or was noticed where nothing should be.
+    /// What took too long.
     pub late: Vec<String>,
     /// What else is worth knowing.
     pub notes: Vec<String>,
@@ -97,9 +98,9 @@ pub struct Line {
     pub mode: String,
     /// Whether everything was as promised.
     pub passed: bool,
-    /// What breaks a guarantee.
+    /// What breaks a promise.
     pub missed: Vec<String>,
-    /// What else was not as promised.
+    /// What took too long.
     pub late: Vec<String>,
     /// What else is worth knowing.
     pub notes: Vec<String>,
@@ -127,7 +128,7 @@ pub fn judge(facts: Facts<'_>) -> Line {
             late.extend(pause.map(|pause| format!("clients of r{}: {pause}", place + 1)));
         }
         let cuts = &facts.histories[place].cuts;
-        late.extend(unheard_of(&facts, cuts, is_judged[place]));
+        missed.extend(unheard_of(&facts, cuts, is_judged[place]));
     }
     missed.extend(of_writes(verdict, may_lose));
     match may_lose {
@@ -135,7 +136,7 @@ pub fn judge(facts: Facts<'_>) -> Line {
         false => missed.extend(gone_missing(&facts, &both)),
     }
     missed.extend(anomalies);
-    late.extend(flapping(&facts));
+    missed.extend(flapping(&facts));
     missed.extend(broken_silence(&facts));
     missed.extend(undeserved(&facts));
     let judged = |of: fn(&Gaps) -> Duration| {
@@ -511,9 +512,9 @@ mod tests {
             (line.late.len(), line.missed.len())
         };
         assert_eq!(heard(Row::PowerOff, 1500, "40001"), (0, 0));
-        assert_eq!(heard(Row::PowerOff, 800, "40001"), (1, 0));
-        assert_eq!(heard(Row::PowerOff, 1500, "25006"), (1, 0));
-        assert_eq!(heard(Row::RouterKilled, 1500, "40001"), (1, 0));
+        assert_eq!(heard(Row::PowerOff, 800, "40001"), (0, 1));
+        assert_eq!(heard(Row::PowerOff, 1500, "25006"), (0, 1));
+        assert_eq!(heard(Row::RouterKilled, 1500, "40001"), (0, 1));
         let mut of_victim = Case::of(Row::RouterKilled);
         of_victim.histories[0].cuts.push(cut(0, 1500, ""));
         assert!(of_victim.judged().passed);

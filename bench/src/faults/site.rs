@@ -85,7 +85,12 @@ pub struct Field<'a> {
 }
 
 impl Field<'_> {
-    /// Takes note of what took too long, or was noticed where nothing should be.
+    /// Notes what was promised and did not hold.
+    pub fn missed(&mut self, text: impl Into<String>) {
+        self.evidence.faults.push(text.into());
+    }
+
+    /// Takes note of what took too long.
     pub fn late(&mut self, text: impl Into<String>) {
         self.evidence.late.push(text.into());
     }

@@ -289,7 +289,7 @@ mod tests {
     fn every_row_is_listed_with_its_bar_or_with_why_not() {
         let list = list(&Row::ALL, &conditions());
         assert!(list.contains("| 5   | SIGKILL postmaster"));
-        assert!(list.contains("<= 1500 ms"));
+        assert!(list.contains("<= 1000 ms"));
         assert!(list.contains("the wall clock is the whole machine's"));
         // The head and the line below it.
         assert_eq!(list.lines().count(), Row::ALL.len() + 2);

@@ -215,7 +215,7 @@ pub async fn ten_times(field: &mut Field<'_>) -> Result<()> {
         seen.cuts.len(),
         highest.saturating_sub(memory)
     ));
-    field.evidence.late.extend(unheard_of);
+    field.evidence.faults.extend(unheard_of);
     if highest > memory + GROWTH {
         field.run.fault(format!(
             "the router's memory grew from {memory} kB to {highest} kB"

@@ -101,7 +101,7 @@ pub async fn leader_without_standbys(field: &mut Field<'_>) -> Result<()> {
     cut.heal().await?;
     let now = field.whole("no standby", &on).await?;
     if now.leader != leader {
-        field.late("leadership moved");
+        field.missed("leadership moved");
     }
     Ok(())
 }
@@ -153,7 +153,7 @@ pub async fn router_without_leader(field: &mut Field<'_>) -> Result<()> {
     cut.heal().await?;
     let now = field.whole("r1 without the leader", "r1").await?;
     if now.leader != leader {
-        field.late("leadership moved");
+        field.missed("leadership moved");
     }
     Ok(())
 }
@@ -182,7 +182,7 @@ pub async fn watch_dead(field: &mut Field<'_>) -> Result<()> {
     let own = router_namespace(field.run.stack)?.to_owned();
     let ports = links::connections_to(field.run.stack.router.id()?, STORE_PORT)?;
     if ports.is_empty() {
-        field.late("r1 has no connection to etcd: nothing is shown");
+        field.missed("r1 has no connection to etcd: nothing is shown");
     }
     let rules = ports
         .iter()
@@ -196,7 +196,7 @@ pub async fn watch_dead(field: &mut Field<'_>) -> Result<()> {
         Ok(_) => field.run.note(format!(
             "{dead} connections silent; the change was made after {took:.1} s"
         )),
-        Err(error) => field.late(format!("the change was refused: {error:#}")),
+        Err(error) => field.missed(format!("the change was refused: {error:#}")),
     }
     field
         .load

@@ -157,7 +157,7 @@ pub async fn candidate_hurt(field: &mut Field<'_>) -> Result<()> {
         let step = step.map_or("too late", |step| step.name());
         let what = format!("{} ({step}): {}", harm.name(), outcome.name());
         if outcome == Outcome::Nobody {
-            field.late(format!(
+            field.missed(format!(
                 "{what}: nobody led before the candidate was healed"
             ));
         }

@@ -102,7 +102,7 @@ pub async fn agent_crash_loop(field: &mut Field<'_>) -> Result<()> {
     }
     let now = field.whole("agent killed 8 times", &on).await?;
     if now.leader != leader || field.run.stack.members[leader].postmaster() != postmaster {
-        field.late("leadership moved, or PostgreSQL did not live on");
+        field.missed("leadership moved, or PostgreSQL did not live on");
     }
     Ok(())
 }
@@ -193,7 +193,7 @@ async fn nobody_leads(field: &mut Field<'_>, left: usize) -> Result<()> {
     let why = said.lines().filter(|line| !line.starts_with(['+', '|']));
     let why: Vec<_> = why.map(str::trim).filter(|line| !line.is_empty()).collect();
     match why.is_empty() {
-        true => field.late("nobody leads, and `trunkline list` does not say why"),
+        true => field.missed("nobody leads, and `trunkline list` does not say why"),
         false => field
             .run
             .note(format!("`trunkline list`: {}", why.join("; "))),
@@ -253,7 +253,7 @@ pub async fn rewind_killed(field: &mut Field<'_>) -> Result<()> {
                 "pg_rewind's source killed"
             }
             (None, _) => {
-                field.late("no pg_rewind was seen to be killed: nothing is shown");
+                field.missed("no pg_rewind was seen to be killed: nothing is shown");
                 "no rewind"
             }
         };
@@ -314,7 +314,7 @@ pub async fn promoted_by_hand(field: &mut Field<'_>) -> Result<()> {
     });
     let now = field.whole("pg_promote", &on).await?;
     if now.leader != leader {
-        field.late("leadership moved");
+        field.missed("leadership moved");
     }
     Ok(())
 }
@@ -366,7 +366,7 @@ pub async fn two_of_one_name(field: &mut Field<'_>) -> Result<()> {
     }
     let now = field.whole("second agent of one name", &on).await?;
     if now.leader != leader {
-        field.late("leadership moved");
+        field.missed("leadership moved");
     }
     Ok(())
 }

@@ -151,7 +151,7 @@ pub async fn churn(field: &mut Field<'_>) -> Result<()> {
         "a receiver was ended {ended} times, /sync compared {looks} times"
     ));
     if ended == 0 || looks == 0 {
-        field.late("no receiver ended, or nothing was compared: nothing is shown");
+        field.missed("no receiver ended, or nothing was compared: nothing is shown");
     }
     field.run.faults.extend(broken);
     Ok(())

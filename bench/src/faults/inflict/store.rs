@@ -37,7 +37,7 @@ pub async fn leader_killed_again_and_again(field: &mut Field<'_>) -> Result<()> 
             .whole(&format!("etcd leader killed, {number}"), &on)
             .await?;
         if now.leader != leader {
-            field.late("leadership moved");
+            field.missed("leadership moved");
         }
     }
     Ok(())
