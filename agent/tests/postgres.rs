@@ -484,7 +484,7 @@ async fn stop_behind_a_slow_session(servers: &Servers, first: &Postgres) -> Stop
     let receivers = Receivers {
         successor: Some("member-2".to_owned()),
         others: vec!["member-3".to_owned()],
-        is_taken_back: true,
+        is_taken_back: false,
     };
     let to_member_2 = StopPlan {
         wait_for: Some(receivers),
