@@ -254,7 +254,9 @@ impl Postgres {
                     self.remember_timeline(id, &mut answer);
                     Probe::Answer(Box::new(answer))
                 }
-                Err(error) if self.adopt() == Some(id) => Probe::Unresponsive(error.into_silence()),
+                Err(error) if self.adopt() == Some(id) => {
+                    Probe::Unresponsive(error.of_the_living())
+                }
                 Err(_) => Probe::NotRunning {
                     is_dead: self.is_dead().await,
                 },

@@ -272,7 +272,7 @@ impl PostgresError {
 
     /// What a server that lives said instead of how it stands. One whose answer cannot be read does answer: that says
     /// nothing of its role, and is no reason to end it.
-    pub(super) fn into_silence(self) -> super::sql::SqlError {
+    pub(super) fn of_the_living(self) -> super::sql::SqlError {
         match self {
             Self::Sql(error) => error,
             other => super::sql::SqlError::Refused {

@@ -26,12 +26,7 @@ const LEADER_WAITS: Time = 660 * SECOND;
 impl Plan {
     /// Called last: it goes by what is drawn.
     pub(super) fn draw_hands(&mut self, rng: &Rng) {
-        let is_taken = self.is_blackout
-            || self
-                .faults
-                .iter()
-                .any(|fault| fault.kind == FaultKind::ListAnswerLost);
-        if self.origin != Origin::Running || is_taken {
+        if self.origin != Origin::Running || self.is_taken() {
             return;
         }
         let mut own = Rng::with_seed(rng.clone().u64(..) ^ 0x4A9D);

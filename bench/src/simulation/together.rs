@@ -15,15 +15,15 @@ const IMPATIENT: u8 = 8;
 const FORGETFUL: u8 = 40;
 
 impl Plan {
+    /// Whether the world is about one fault, beside which nothing else strikes.
+    pub(super) fn is_taken(&self) -> bool {
+        let mut kinds = self.faults.iter().map(|fault| fault.kind);
+        self.is_blackout || kinds.any(|kind| kind == FaultKind::ListAnswerLost)
+    }
+
     /// Called last: it goes by what is drawn.
     pub(super) fn draw_together(&mut self, rng: &Rng) {
-        // Nothing else strikes there.
-        let is_taken = self.is_blackout
-            || self
-                .faults
-                .iter()
-                .any(|fault| fault.kind == FaultKind::ListAnswerLost);
-        if self.origin != Origin::Running || is_taken {
+        if self.origin != Origin::Running || self.is_taken() {
             return;
         }
         let own = |salt: u64| Rng::with_seed(rng.clone().u64(..) ^ salt);
