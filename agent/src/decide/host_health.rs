@@ -151,11 +151,12 @@ fn remember_failure(turn: Turn<'_>) -> Turn<'_> {
     turn.remember(|memory| memory.crashed_at = Some(now))
 }
 
-/// The same where PostgreSQL does not answer either, in the turn that stops it.
+/// The same where PostgreSQL does not answer either, in the turn that stops it. A write is tried once a `loop_wait`, so
+/// the one that hangs may have begun that much after the silence.
 pub(super) fn when_silent<'a>(turn: Turn<'a>, since: Moment) -> Turn<'a> {
-    let ttl = turn.seen.settings().ttl;
-    let is_stopped_now = turn.seen.now.since(since) >= ttl;
-    if is_stopped_now && hangs_for(turn.seen) >= ttl {
+    let settings = turn.seen.settings();
+    let is_stopped_now = turn.seen.now.since(since) >= settings.ttl;
+    if is_stopped_now && hangs_for(turn.seen) >= settings.loop_wait {
         return remember_failure(turn);
     }
     turn
