@@ -26,7 +26,10 @@ pub(in crate::decide) fn record_in_force(topology: &Topology) -> Option<&SyncSta
 /// members that answered, with how far they reach.
 ///
 /// Every acknowledged commit is on so many of the voters that any `quorum + 1` of them have it: a candidate
-/// that none of them is ahead of has it, too.
+/// that none of them is ahead of has it, too. Where each voter has everything (`quorum` 0), a member that is not
+/// named may therefore lead by the word of one: it received more than that one, which would have to be elected, and
+/// then to wait until this one is rewound, before the first commit is acknowledged. Patroni does the same in quorum
+/// mode alone.
 pub(in crate::decide) fn allows<'a>(
     topology: &Topology,
     candidate: &MemberName,
@@ -40,8 +43,7 @@ pub(in crate::decide) fn allows<'a>(
         return Ok(());
     }
     let is_voter = sync.standbys.contains(candidate);
-    let mode = topology.settings_or_default().synchronous_mode;
-    if sync.standbys.is_empty() || (!is_voter && mode != SynchronousMode::Quorum) {
+    if sync.standbys.is_empty() || !is_voter && keeps_out(topology, candidate) {
         return Err((Reason::NotSynchronous, Detail::None));
     }
     let needed = usize::try_from(sync.quorum)
@@ -60,4 +62,11 @@ pub(in crate::decide) fn allows<'a>(
         Reason::NotEnoughVotes,
         Detail::Text(Arc::from(said.as_str())),
     ))
+}
+
+/// Whoever is tagged `nosync` is not to be waited for, which those who tag a distant member so take for: it leads
+/// only where an operator says so.
+fn keeps_out(topology: &Topology, candidate: &MemberName) -> bool {
+    let record = topology.members.get(candidate);
+    record.is_some_and(|record| record.tags.nosync)
 }
