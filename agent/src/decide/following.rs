@@ -104,6 +104,17 @@ struct At<'a> {
     is_streaming: bool,
 }
 
+/// Whether what was received and not replayed may be no more than a piece of a record: WAL is sent in chunks, and the last
+/// before a leader's end rarely ends with a record, before which its successor's timeline therefore begins. PostgreSQL
+/// replays no piece, and takes up a timeline that forked behind what it has replayed, so it is asked to; where whole
+/// records follow, it replays them in a moment, and where its replay stands still that shows by a ttl without a stream.
+fn may_end_in_a_piece(turn: &Turn<'_>, at: &At<'_>, upstream: &Upstream) -> bool {
+    let seen = turn.seen;
+    let since = turn.decision.memory.not_streaming_since;
+    let since = since.filter(|_| *at.upstream == upstream.address);
+    since.is_none_or(|since| seen.now.since(since) < seen.settings().ttl)
+}
+
 /// What an operator asked of a running instance in recovery, whoever it follows.
 pub(super) fn local_request(turn: Turn<'_>) -> ControlFlow<Decision, Turn<'_>> {
     ControlFlow::Break(match &turn.seen.request {
@@ -133,6 +144,9 @@ fn follow(turn: Turn<'_>, topology: &Topology, running: &Running, at: At<'_>) ->
     let streams = at.is_streaming && *at.upstream == upstream.address;
     match topology.ancestry(running.timeline, at.end, timeline) {
         Ancestry::Ancestor => {}
+        Ancestry::Diverged { .. }
+            if topology.ancestry(running.timeline, at.replayed, timeline) == Ancestry::Ancestor
+                && may_end_in_a_piece(&turn, &at, &upstream) => {}
         Ancestry::Unknown => return turn.routine(Reason::WaitingForHistory),
         // PostgreSQL streams nothing from a server whose history is another: the leader's record is told late.
         Ancestry::Diverged { .. } if running.timeline > timeline && streams => {
