@@ -31,6 +31,11 @@ fn five_thousand_histories_keep_every_invariant_and_reach_everything() {
     );
     assert!(report.events / SEEDS >= 300, "too few events a seed");
     assert!(report.faults / SEEDS >= 2, "too few faults a seed");
+    let unjudged = report.coverage.unjudged();
+    assert!(
+        unjudged <= SEEDS / 1000,
+        "{unjudged} seeds are not judged to their end"
+    );
 }
 
 #[test]
@@ -202,7 +207,7 @@ fn a_failing_seed_is_told_with_the_faults_that_it_needs_and_no_others() {
 
 #[test]
 fn what_is_excused_is_few_and_explained() {
-    assert!(UNREACHED.len() <= 9 && RARE.len() <= 4);
+    assert!(UNREACHED.len() <= 9 && RARE.len() <= 5);
     assert!(UNREACHED.iter().all(|(_, why)| why.len() > 20));
     let rows = Coverage::default().rows();
     let rare = RARE.iter().map(|(name, _)| name);

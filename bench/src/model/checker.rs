@@ -84,6 +84,12 @@ pub trait Model {
     /// Whether what must come true in the end is true here.
     fn is_settled(&self, state: &Self::State) -> bool;
 
+    /// Whether the model's own bounds may keep what has to come true from coming true after this state: it is not
+    /// judged by that then.
+    fn is_near_bound(&self, _state: &Self::State) -> bool {
+        false
+    }
+
     /// Which of [`Self::sights`] are seen here, a bit each.
     fn seen(&self, state: &Self::State) -> u32;
 }
@@ -160,6 +166,7 @@ struct Search<'a, M: Model> {
     /// The steps that are no faults, backwards.
     back: Vec<(u32, u32)>,
     settled: Vec<u32>,
+    near_bound: Vec<u32>,
     seen: u32,
     steps: u64,
 }
@@ -184,6 +191,7 @@ pub fn explore<M: Model>(model: &M, bounds: Bounds) -> Explored {
         reached: Vec::new(),
         back: Vec::new(),
         settled: Vec::new(),
+        near_bound: Vec::new(),
         seen: 0,
         steps: 0,
     };
@@ -261,6 +269,8 @@ impl<M: Model> Search<'_, M> {
         self.seen |= self.model.seen(state);
         if self.model.is_settled(state) {
             self.settled.push(id);
+        } else if self.model.is_near_bound(state) {
+            self.near_bound.push(id);
         }
         let broken = self.model.broken(state);
         self.known.insert(print, id);
@@ -287,6 +297,9 @@ impl<M: Model> Search<'_, M> {
             let first = self.back.partition_point(|(to, _)| *to < id);
             let before = self.back[first..].iter().take_while(|(to, _)| *to == id);
             open.extend(before.map(|(_, from)| *from));
+        }
+        for id in &self.near_bound {
+            is_good[*id as usize] = true;
         }
         let bad = is_good.iter().position(|is_good| !is_good)?;
         Some(self.tell(property, u32::try_from(bad).ok()?))

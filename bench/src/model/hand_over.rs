@@ -97,7 +97,11 @@ impl Model for HandOver {
 
     fn is_settled(&self, state: &State) -> bool {
         let leads = (0..number(MEMBERS)).any(|who| state.leads(who));
-        leads && is_released(state) || self.members.is_over(state)
+        leads && is_released(state)
+    }
+
+    fn is_near_bound(&self, state: &State) -> bool {
+        self.members.is_near_bound(state)
     }
 
     fn seen(&self, state: &State) -> u32 {

@@ -166,7 +166,11 @@ impl Model for Race {
     }
 
     fn is_settled(&self, state: &State) -> bool {
-        (0..number(MEMBERS)).any(|who| state.leads(who)) || self.members.is_over(state)
+        (0..number(MEMBERS)).any(|who| state.leads(who))
+    }
+
+    fn is_near_bound(&self, state: &State) -> bool {
+        self.members.is_near_bound(state)
     }
 
     fn seen(&self, state: &State) -> u32 {

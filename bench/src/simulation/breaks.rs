@@ -405,14 +405,7 @@ pub fn noticed_by(rule: Break) -> &'static [Invariant] {
         Break::ScheduleUnread => &[Invariant::NothingBeforeItsTime],
         Break::IllDiskUnseen => &[Invariant::AnIllDiskIsLeft],
         Break::StandbyUnread | Break::ConfigForgotten => &[Invariant::AStandbyClusterNeverWrites],
-        Break::LostMemoryBelieved => &[
-            Invariant::EpochsOnlyGrow,
-            Invariant::RouterNeverSendsWritesToAnOldEpoch,
-            Invariant::AtMostOneWritablePrimary,
-            Invariant::NoAcknowledgedCommitLost,
-            Invariant::LossWithinLimit,
-            Invariant::NoDataDestroyed,
-        ],
+        Break::LostMemoryBelieved => &[Invariant::EpochsOnlyGrow],
         Break::StoreForgotten => &[
             Invariant::NoAcknowledgedCommitLost,
             Invariant::LossWithinLimit,

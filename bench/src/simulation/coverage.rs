@@ -1,4 +1,4 @@
-//! What the seeds reached: a count of every situation, action, reason, job and kind of fault.
+//! What the seeds reached: a count of every situation, action, reason, job, kind of fault and way to end.
 
 use std::fmt;
 
@@ -6,6 +6,30 @@ use trunkline_agent::decide::observation::JobKind;
 use trunkline_agent::decide::{Action, Reason, Situation};
 
 use super::plan::FaultKind;
+
+/// How a history ends in which nothing is broken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// Somebody leads, and everybody else follows.
+    Converged,
+    /// A standby cluster has no whole copy left: it is made anew from the cluster that it follows.
+    CopiesLost,
+    /// A member leads by an old copy of the store, and nobody whom it could hear had seen more of the one before:
+    /// what comes of that is beyond what is promised.
+    OldCopyUntold,
+}
+
+impl Ending {
+    const ALL: [Self; 3] = [Self::Converged, Self::CopiesLost, Self::OldCopyUntold];
+
+    fn word(self) -> &'static str {
+        match self {
+            Self::Converged => "converged",
+            Self::CopiesLost => "copies_lost",
+            Self::OldCopyUntold => "old_copy_untold",
+        }
+    }
+}
 
 /// Counts over many seeds.
 #[derive(Clone, Debug)]
@@ -15,6 +39,7 @@ pub struct Coverage {
     reasons: Vec<u64>,
     jobs: Vec<u64>,
     faults: Vec<u64>,
+    endings: Vec<u64>,
 }
 
 impl Default for Coverage {
@@ -25,6 +50,7 @@ impl Default for Coverage {
             reasons: vec![0; Reason::ALL.len()],
             jobs: vec![0; JobKind::ALL.len()],
             faults: vec![0; FaultKind::ALL.len()],
+            endings: vec![0; Ending::ALL.len()],
         }
     }
 }
@@ -75,6 +101,7 @@ pub const RARE: &[(&str, u64)] = &[
     ("stale_primary", 1_205_304),
     ("primary_without_lease", 1_205_135),
     ("kept_data_without_cluster", 1_217_871),
+    ("old_copy_untold", 1_203_836),
 ];
 
 impl Coverage {
@@ -103,6 +130,15 @@ impl Coverage {
         self.faults[fault as usize] += 1;
     }
 
+    pub(super) fn ending(&mut self, ending: Ending) {
+        self.endings[ending as usize] += 1;
+    }
+
+    /// In how many histories an old copy of the store was followed, and nobody could tell: nothing is judged from then on.
+    pub fn unjudged(&self) -> u64 {
+        self.endings[Ending::OldCopyUntold as usize]
+    }
+
     /// Adds another count to this one.
     pub fn add(&mut self, other: &Coverage) {
         for (mine, theirs) in [
@@ -111,6 +147,7 @@ impl Coverage {
             (&mut self.reasons, &other.reasons),
             (&mut self.jobs, &other.jobs),
             (&mut self.faults, &other.faults),
+            (&mut self.endings, &other.endings),
         ] {
             for (mine, theirs) in mine.iter_mut().zip(theirs) {
                 *mine += theirs;
@@ -128,12 +165,14 @@ impl Coverage {
         let reasons = Reason::ALL.iter().map(|r| r.word()).zip(&self.reasons);
         let jobs = JobKind::ALL.iter().map(|j| j.name()).zip(&self.jobs);
         let faults = FaultKind::ALL.iter().map(|f| f.word()).zip(&self.faults);
+        let endings = Ending::ALL.iter().map(|e| e.word()).zip(&self.endings);
         let mut rows = Vec::new();
         rows.extend(situations.map(|(name, count)| ("situation", name, *count)));
         rows.extend(actions.map(|(name, count)| ("action", name, *count)));
         rows.extend(reasons.map(|(name, count)| ("reason", name, *count)));
         rows.extend(jobs.map(|(name, count)| ("job", name, *count)));
         rows.extend(faults.map(|(name, count)| ("fault", name, *count)));
+        rows.extend(endings.map(|(name, count)| ("ending", name, *count)));
         rows
     }
 
@@ -152,17 +191,18 @@ impl Coverage {
     /// How much of each list was reached, in one line.
     pub fn summary(&self) -> String {
         let rows = self.rows();
-        let lists = ["situation", "action", "reason", "job", "fault"];
+        let lists = ["situation", "action", "reason", "job", "fault", "ending"];
         let lists = lists.map(|list| {
             let of_it = || rows.iter().filter(move |(of, ..)| *of == list);
             let reached = of_it().filter(|(.., count)| *count > 0).count();
             format!("{reached} of {} {list}s", of_it().count())
         });
         format!(
-            "reached {}; {} cannot be, and {} are rare",
+            "reached {}; {} cannot be, and {} are rare; {} not judged to their end",
             lists.join(", "),
             UNREACHED.len(),
-            RARE.len()
+            RARE.len(),
+            self.unjudged()
         )
     }
 

@@ -29,6 +29,8 @@ pub(super) struct KeptStore {
     pub(super) belief: Belief,
     /// Nobody speaks against it.
     pub(super) is_trusted: bool,
+    /// It holds more of the store that was lost than the one that answers since shows.
+    pub(super) saw_more: bool,
     /// The keys as they were believed last.
     known: Option<Arc<Topology>>,
     /// When the store proved last that what is seen of it is the newest, by this node's clock.
@@ -150,6 +152,16 @@ impl World {
         if is_new_cluster {
             self.store.cluster_id += 1;
         }
+        let (cluster, revision) = (self.store.cluster_id, self.store.revision());
+        for node in &mut self.nodes {
+            let beside = node.postgres.data.as_mut();
+            let beside = beside.and_then(|data| data.store.as_mut());
+            for kept in beside.into_iter().chain([&mut node.run_dir.store]) {
+                let seen = kept.belief.seen;
+                let is_other = seen.cluster_id != cluster || seen.revision > revision;
+                kept.saw_more |= seen != Header::default() && is_other;
+            }
+        }
         self.store.down_until = self.store.down_until.max(self.now + fault.lasts);
         for watch in &mut self.watches {
             watch.coming = None;
@@ -190,6 +202,7 @@ impl World {
             Verdict::Believed => kept.belief.take(header, shown),
             Verdict::Accepted => {
                 kept.belief.accept(header, shown);
+                kept.saw_more = false;
                 this.agent.doubted = None;
                 this.agent.is_store_shut = false;
                 this.agent.client_saw = header;

@@ -321,7 +321,7 @@ impl World {
         let (Some(end), Some(data)) = (postgres.waiting.unconfirmed, &postgres.data) else {
             return None;
         };
-        let (names, needed) = match (&postgres.waiting.in_force, self.is_synchronous()) {
+        let (names, needed) = match (&postgres.waiting.in_force, self.commits_are_to_wait()) {
             (SyncNames::Blocked, true) => (Default::default(), 1),
             (names, true) => names.waited_for(),
             (_, false) => (Default::default(), 0),
@@ -335,6 +335,15 @@ impl World {
         let have_all = (0..self.plan.members).filter(has_all).count();
         (have_all < needed)
             .then(|| format!("a recovery up to {end}, which {have_all} of {needed} standbys have"))
+    }
+
+    /// Whether the settings of now want commits to wait, or, where the store shows none, the plan does.
+    fn commits_are_to_wait(&self) -> bool {
+        let settings = self.store.head.settings.as_ref();
+        settings.map_or_else(
+            || self.is_synchronous(),
+            |settings| settings.synchronous_mode != SynchronousMode::Off,
+        )
     }
 
     /// Whether all commits of this seed have waited for standbys.

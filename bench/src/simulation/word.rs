@@ -68,11 +68,15 @@ impl World {
         runs && self.net.connects(Place::Node(node), to)
     }
 
-    /// Whether nobody who is heard knows that an old copy answers: nothing tells it from the store of before.
+    /// Whether nobody who is heard, this member among them, has seen more of the store of before than the old copy
+    /// that answers: nothing tells the two apart.
     pub(super) fn nobody_could_tell(&self, node: NodeId) -> bool {
-        let mut doubting = (0..self.plan.members)
-            .filter(|other| self.node(*other).run_dir.store.belief.doubt.is_some());
-        !self.store.is_vouched && !doubting.any(|other| self.speaks(other, Place::Node(node)))
+        let knows = |other: &NodeId| {
+            let store = &self.node(*other).run_dir.store;
+            store.saw_more || store.belief.doubt.is_some()
+        };
+        let mut wise = (0..self.plan.members).filter(knows);
+        !self.store.is_vouched && !wise.any(|other| self.speaks(other, Place::Node(node)))
     }
 
     /// It reaches the store, and is written where no cluster is recorded.

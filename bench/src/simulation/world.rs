@@ -13,7 +13,7 @@ use trunkline_shared::dcs::Header;
 use super::breaks::Break;
 use super::breaks::bugs::Before;
 use super::clients::WriteSent;
-use super::coverage::Coverage;
+use super::coverage::{Coverage, Ending};
 use super::event::{Event, MS, NodeId, Queue, SECOND, Time};
 use super::fake_postgres::{Branches, Data, Phase, Postgres};
 use super::invariants::{Failure, Invariant, Ledger};
@@ -70,7 +70,7 @@ pub(super) struct World {
     pub(super) settings: Arc<ClusterSettings>,
     pub(super) is_calm: bool,
     pub(super) calm_since: Time,
-    pub(super) is_over: bool,
+    pub(super) ending: Option<Ending>,
     /// When an operator accepted the store last.
     pub(super) accepted_at: Time,
     pub(super) events: u64,
@@ -138,7 +138,7 @@ impl World {
             settings,
             is_calm: false,
             calm_since: 0,
-            is_over: false,
+            ending: None,
             accepted_at: 0,
             events: 0,
             faults: 0,
@@ -268,9 +268,12 @@ impl World {
                 self.events += 1;
                 self.check();
             }
-            if self.failure.is_some() || self.is_over {
+            if self.failure.is_some() || self.ending.is_some() {
                 break;
             }
+        }
+        if let (None, Some(ending)) = (&self.failure, self.ending) {
+            self.coverage.ending(ending);
         }
     }
 

@@ -94,9 +94,9 @@ impl Members {
         }
     }
 
-    /// Nothing more of what a leader needs is within the bounds.
-    pub(in crate::model) fn is_over(&self, state: &State) -> bool {
-        state.epoch >= self.epochs || usize::from(state.store.claimed.0) > FORKS
+    /// One more leadership is the last within the bounds, or none is left: whether somebody leads in the end cannot be told.
+    pub(in crate::model) fn is_near_bound(&self, state: &State) -> bool {
+        state.epoch + 1 >= self.epochs || usize::from(state.store.claimed.0) >= FORKS
     }
 
     fn renews(&self, state: &State, who: u8) -> State {

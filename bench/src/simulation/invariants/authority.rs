@@ -8,6 +8,7 @@ use trunkline_shared::cluster::{LeaderEpoch, Moment};
 
 use super::belongings::Registered;
 use super::{Invariant, NodeId, Phase, SECOND, Time, World};
+use crate::simulation::coverage::Ending;
 use crate::simulation::node::Node;
 use crate::simulation::plan::Fault;
 
@@ -66,8 +67,7 @@ impl World {
         let highest = self.node(node).agent.lease.highest;
         let is_given = owner.is_some_and(|owner| owner != node);
         if (is_given || epoch < highest) && self.nobody_could_tell(node) {
-            // What comes of that is beyond what is promised.
-            self.is_over = true;
+            self.ending = Some(Ending::OldCopyUntold);
             return false;
         }
         if is_given {

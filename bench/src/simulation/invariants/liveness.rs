@@ -1,6 +1,7 @@
 //! What must come true once the world is calm.
 
 use super::{Invariant, MS, NodeId, Phase, SECOND, Time, World};
+use crate::simulation::coverage::Ending;
 use crate::simulation::event::Event;
 
 /// How long a calm world has to converge, beside three lease lengths.
@@ -13,11 +14,12 @@ impl World {
         self.operator_accepts(waited);
         self.operator_names_a_leader(waited);
         match self.everyone_converged() {
-            Ok(()) => self.is_over = true,
-            Err(_) if self.has_given_itself_up() => self.is_over = true,
+            Ok(()) => self.ending = Some(Ending::Converged),
+            Err(_) if self.has_given_itself_up() => self.ending = Some(Ending::CopiesLost),
             Err((invariant, detail)) if waited >= limit => {
                 self.fail(invariant, detail);
-                self.is_over = true;
+                // A patient run goes on past what others notice, but not past the end of time.
+                self.ending = Some(Ending::Converged);
             }
             Err(_) => self.put_in(500 * MS, Event::Converged),
         }

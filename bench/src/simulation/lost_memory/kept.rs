@@ -39,6 +39,7 @@ impl World {
             this.run_dir.store = KeptStore {
                 belief: kept.belief,
                 known: kept.known,
+                saw_more: kept.saw_more,
                 ..KeptStore::default()
             };
         }
