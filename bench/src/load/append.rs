@@ -12,7 +12,7 @@ use tokio::task::JoinHandle;
 use tokio_postgres::{Client, Config, NoTls, SimpleQueryMessage, Statement};
 use trunkline_shared::service::clock;
 
-use super::writers::code_of;
+use super::writers::{code_of, ends_session};
 use crate::check::list_append::{History, Key, Level, Operation, Status, Transaction, Value};
 
 /// So many lists are in use at once: few, so that transactions meet.
@@ -129,8 +129,8 @@ pub async fn read_all(config: &Config, level: Level, history: &mut History) -> R
             Ok::<_, tokio_postgres::Error>(attempt(&session, number, level, &steps).await)
         };
         match tokio::time::timeout(LIMIT, tried).await {
-            Ok(Ok((transaction, code))) if transaction.status != Status::Ok => {
-                told.push(code.unwrap_or_default());
+            Ok(Ok((transaction, heard))) if transaction.status != Status::Ok => {
+                told.extend(heard.map(|heard| heard.code));
                 history.transactions.push(transaction);
             }
             Ok(Ok((transaction, _))) => {
@@ -217,13 +217,21 @@ fn begin(level: Level) -> &'static str {
     }
 }
 
-/// One transaction, and the SQLSTATE if it met an error.
+/// An error that a client heard.
+struct Heard {
+    /// Its SQLSTATE.
+    code: String,
+    /// The session ended with it, or nobody knows what it is at: there is nothing to roll back on it.
+    is_end: bool,
+}
+
+/// One transaction, and the error if it met one.
 async fn attempt(
     session: &Session,
     client: i32,
     level: Level,
     steps: &[Step],
-) -> (Transaction, Option<String>) {
+) -> (Transaction, Option<Heard>) {
     let began = clock::now();
     let (mut operations, mut is_end_asked) = (Vec::new(), false);
     let run = async {
@@ -247,14 +255,24 @@ async fn attempt(
     };
     let answer = tokio::time::timeout(LIMIT, run).await;
     let end = clock::now();
-    let (status, code) = match &answer {
+    let (status, heard) = match &answer {
         Ok(Ok(())) => (Status::Ok, None),
         Ok(Err(error)) => {
             let answer = error.as_db_error();
             let told = answer.map(|answer| (answer.severity(), answer.code().code()));
-            (status_of(is_end_asked, told), Some(code_of(error)))
+            let heard = Heard {
+                code: code_of(error),
+                is_end: ends_session(error),
+            };
+            (status_of(is_end_asked, told), Some(heard))
         }
-        Err(_) => (status_of(is_end_asked, None), Some("timeout".to_owned())),
+        Err(_) => {
+            let heard = Heard {
+                code: "timeout".to_owned(),
+                is_end: true,
+            };
+            (status_of(is_end_asked, None), Some(heard))
+        }
     };
     let transaction = Transaction {
         client,
@@ -263,7 +281,7 @@ async fn attempt(
         status,
         operations,
     };
-    (transaction, code)
+    (transaction, heard)
 }
 
 /// What an error proves, by its severity and SQLSTATE; nothing is an end without an answer. As long as its end was not
@@ -313,12 +331,11 @@ impl Life {
     async fn ask(&mut self, session: &Session, stop: &AtomicBool) {
         while !stop.load(Ordering::Relaxed) && !session.client.is_closed() {
             let steps = self.draw();
-            let (transaction, code) = attempt(session, self.number, self.level, &steps).await;
+            let (transaction, heard) = attempt(session, self.number, self.level, &steps).await;
             self.seen.history.transactions.push(transaction);
-            if let Some(code) = code {
-                let is_lost = code == "timeout";
+            if let Some(Heard { code, is_end }) = heard {
                 self.hears(code);
-                if is_lost || !self.roll_back(session).await {
+                if is_end || !self.roll_back(session).await {
                     return;
                 }
             }

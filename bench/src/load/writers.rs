@@ -249,3 +249,9 @@ pub fn code_of(error: &tokio_postgres::Error) -> String {
         .map(|code| code.code().to_owned())
         .unwrap_or_default()
 }
+
+/// Whether an error ended its session: whatever is asked on it then is answered by nobody.
+pub fn ends_session(error: &tokio_postgres::Error) -> bool {
+    let told = error.as_db_error().map(|told| told.severity());
+    told.is_none_or(|severity| severity != "ERROR")
+}

@@ -16,7 +16,7 @@ use trunkline_shared::service::clock;
 
 use crate::load::history::{Cut, History, Outcome, Write};
 use crate::load::last_write::LastWrite;
-use crate::load::writers::{self, code_of, outcome_of};
+use crate::load::writers::{self, code_of, ends_session, outcome_of};
 use crate::stack::{APP, Stack};
 
 /// The pause after a write: sixteen clients then ask for about a thousand a second, which leaves two cores room for
@@ -344,6 +344,7 @@ impl Life {
             // The driver sends one more Sync behind a COPY that fails before its rows, whose answer it takes for that of
             // the next request, with any server (rust-postgres issue 789): this session is of no use any more.
             Ok(Err(_)) if self.request == Request::CopyBegin => Heard::Nothing,
+            Ok(Err(error)) if ends_session(error) => Heard::Nothing,
             Ok(Err(_)) => {
                 self.roll_back(client).await;
                 Heard::Error
