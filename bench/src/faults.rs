@@ -208,11 +208,13 @@ impl Course<'_> {
             self.next(row, &conditions).await?;
             let lines = self.told.lines();
             self.progress.line(format!(
-                "--- {} of {} minutes: {} rows, {} with violations",
+                "--- {} of {} minutes: {} rows, {} with violations; the last was row {} in {}, by --seed {seed}",
                 clock::now().since(began).as_secs() / 60,
                 long.as_secs() / 60,
                 lines.len(),
-                table::violations(lines)
+                table::violations(lines),
+                row.label(),
+                conditions.mode()
             ));
         }
         Ok(())

@@ -1,16 +1,19 @@
 //! What transactions on lists, and sessions on the read port, showed while a row ran. Pure.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use serde::Serialize;
 
 use crate::check::list_append::parted::{Parted, part};
-use crate::check::list_append::{History, Level, Status, anomalies};
+use crate::check::list_append::{History, Level, Status, Transaction, anomalies};
 use crate::failover::sequence::Inflicted;
 use crate::serial::replicas::{self, Look};
 
 /// The level of every transaction on lists.
 pub const LEVEL: Level = Level::Serializable;
+/// A standby that streams has what was committed this long ago.
+const BEHIND: Duration = Duration::from_secs(1);
 /// So many anomalies are told with their story.
 const TOLD: usize = 3;
 
@@ -35,7 +38,7 @@ pub struct Counts {
 }
 
 /// Judges them; what may not be, a line each. Where a row may lose writes, transactions may be lost with them: those
-/// that began before the cluster was whole after a change of timeline.
+/// that were acknowledged around a change of timeline.
 pub fn judge(lists: &Lists, inflicted: &[Inflicted], may_lose: bool) -> (Counts, Vec<String>) {
     let parted = match may_lose {
         true => part(&lists.history),
@@ -53,7 +56,7 @@ pub fn judge(lists: &Lists, inflicted: &[Inflicted], may_lose: bool) -> (Counts,
     missed.extend(lost_beside_changes(&parted, inflicted));
     missed.extend(on_replicas(lists, &parted));
     // The final read is no client's.
-    if counts.transactions < 2 {
+    if committed(&parted.kept) < 2 {
         missed.push("no transaction on lists committed: nothing is shown".to_owned());
     }
     (counts, missed)
@@ -79,15 +82,19 @@ fn forbidden(history: &History) -> Vec<String> {
     missed
 }
 
+/// Each that is lost went with the leader of one change: it was committed no longer before the fault than a standby is
+/// behind, and begun before the cluster was whole again.
 fn lost_beside_changes(parted: &Parted, inflicted: &[Inflicted]) -> Option<String> {
-    let changed = inflicted.iter().filter(|one| one.fork.is_some());
-    let until = changed
-        .map(|one| one.whole.unwrap_or(one.healed))
-        .max()
-        .unwrap_or_default();
-    let late = parted.lost.iter().filter(|one| one.begin >= until).count();
-    (late > 0)
-        .then(|| format!("{late} transactions on lists are lost, and no leader went with them"))
+    let changes = || inflicted.iter().filter(|one| one.fork.is_some());
+    let went_along = |one: &&Transaction| {
+        changes().any(|change| {
+            let whole = change.whole.unwrap_or(change.healed);
+            one.end + BEHIND >= change.began && one.begin < whole
+        })
+    };
+    let others = parted.lost.iter().filter(|one| !went_along(one)).count();
+    (others > 0)
+        .then(|| format!("{others} transactions on lists are lost, and no leader went with them"))
 }
 
 /// A replica may have had what a leader lost.
@@ -108,7 +115,7 @@ fn on_replicas(lists: &Lists, parted: &Parted) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::check::list_append::{Operation, Transaction};
+    use crate::check::list_append::Operation;
     use trunkline_shared::cluster::Moment;
 
     fn transaction(begin: u64, operations: &[Operation]) -> Transaction {
@@ -169,6 +176,18 @@ mod tests {
             let (_, missed) = judge(&lists(), &inflicted, true);
             assert_eq!(missed.len(), 1, "{missed:?}");
         }
+    }
+
+    #[test]
+    fn what_was_committed_long_before_a_fault_does_not_go_with_its_leader() {
+        let second = 1_000_000_000;
+        let late = Inflicted {
+            began: Moment(2 * second),
+            healed: Moment(2 * second + 1),
+            ..change(3 * second)
+        };
+        let (_, missed) = judge(&lists(), &[late], true);
+        assert_eq!(missed.len(), 1, "{missed:?}");
     }
 
     #[test]

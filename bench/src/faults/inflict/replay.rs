@@ -241,29 +241,32 @@ async fn waited_for(door: &Door) -> Option<String> {
 
 /// Whether everybody who may lead by the record has what the server acknowledges. By a quorum a member leads that so many
 /// others of the record vote for: of them and those who confirm a commit at least one must be the same, whoever they are.
+/// A list by priority waits for its first so many that are there, so each of it is waited for only if it has no more.
 fn is_safe(named: &str, quorum: u64, leader: &str, setting: &str) -> bool {
     let named = named.split(',').filter(|name| !name.is_empty());
     let named: BTreeSet<_> = named.filter(|name| *name != leader).collect();
-    let (how_many, of) = match setting.strip_prefix("ANY ") {
-        Some(rest) => {
-            let (count, of) = rest.split_once(' ').unwrap_or((rest, ""));
-            (count.parse().ok(), of)
-        }
-        None => (None, setting),
+    let (is_quorum, of) = match setting.strip_prefix("ANY ") {
+        Some(rest) => (true, rest),
+        None => (false, setting.strip_prefix("FIRST ").unwrap_or(setting)),
+    };
+    let (count, of) = match of.split_once('(') {
+        Some((count, of)) => (count.trim().parse().unwrap_or(0), of),
+        None => (1, of),
     };
     let words =
         of.split(|letter: char| !letter.is_alphanumeric() && letter != '_' && letter != '*');
     let waited_for: BTreeSet<_> = words.filter(|word| !word.is_empty()).collect();
-    if waited_for.contains("*") {
+    if waited_for.contains("*") || named.is_empty() {
         return true;
     }
-    match how_many {
+    let number = |of: usize| u64::try_from(of).unwrap_or(u64::MAX);
+    match is_quorum {
         // Of any so many: the two groups cannot miss each other among all of them.
-        Some(count) if !named.is_empty() => {
-            let all = u64::try_from(named.union(&waited_for).count()).unwrap_or(u64::MAX);
+        true => {
+            let all = number(named.union(&waited_for).count());
             u64::saturating_add(count, quorum) >= all
         }
-        Some(_) | None => named.is_subset(&waited_for),
+        false => named.is_subset(&waited_for) && count >= number(waited_for.len()),
     }
 }
 
@@ -277,6 +280,9 @@ mod tests {
         assert!(safe("2 (\"n2\",\"n3\")") && safe("*"));
         assert!(!safe("\"n2\"") && !safe("") && !safe("ANY 1 (\"n2\",\"n3\")"));
         assert!(is_safe("n1,n2", 0, "n1", "n2") && is_safe("", 0, "n1", ""));
+        // One of two, by priority, is not both.
+        assert!(!safe("\"n2\",\"n3\"") && !safe("1 (n2, n3)") && !safe("FIRST 1 (n2, n3)"));
+        assert!(safe("FIRST 2 (n2, n3)"));
     }
 
     #[test]
