@@ -238,8 +238,11 @@ impl Postgres {
     pub async fn probe(&self, limit: Duration) -> Probe {
         let config = self.config();
         let Some(id) = self.adopt() else {
-            return Probe::NotRunning {
-                is_dead: self.is_dead().await,
+            let is_dead = self.is_dead().await;
+            // A postmaster that was started between the two looks has no orphans.
+            return match !is_dead && self.adopt().is_some() {
+                true => Probe::Starting,
+                false => Probe::NotRunning { is_dead },
             };
         };
         let status = scan::read_postmaster_pid(&config.data_dir)

@@ -9,9 +9,10 @@ use anyhow::{Context, Result};
 use clap::Args;
 use trunkline_shared::service::clock;
 
-use crate::fault::processor;
+use crate::fault::{processor, synced};
 use crate::report::{self, Progress, say};
 use crate::stack::member::{Synchronous, Timing};
+use crate::stack::wall_clock;
 use at_random::Draw;
 use judged::{Line, described};
 use promise::{Conditions, Entrance};
@@ -120,6 +121,8 @@ pub async fn run(options: &FaultsOptions) -> Result<bool> {
         ttl: Duration::from_secs(u64::from(Timing::default().ttl)),
         is_root: rustix::process::geteuid().is_root(),
         can_starve: processor::can_starve(),
+        can_fail_calls: synced::can_fail(),
+        can_set_clocks: wall_clock::can_be_set(),
     };
     let rows = wanted(&options.rows);
     if options.list {
@@ -192,7 +195,7 @@ struct Course<'a> {
 impl Course<'_> {
     async fn in_turn(&mut self, mut rows: Vec<Row>, conditions: &Conditions) -> Result<()> {
         // A cluster of another kind is started once.
-        rows.sort_by_key(|row| row.disks());
+        rows.sort_by_key(|row| row.nodes());
         for row in rows {
             self.next(row, conditions).await?;
         }
@@ -228,10 +231,10 @@ impl Course<'_> {
         let kept = self
             .site
             .take()
-            .filter(|site| site.disks == row.disks() && site.synchronous == conditions.synchronous);
+            .filter(|site| site.nodes == row.nodes() && site.synchronous == conditions.synchronous);
         let started = match kept {
             Some(site) => Ok(site),
-            None => Site::start(conditions, row.disks(), &self.progress).await,
+            None => Site::start(conditions, row.nodes(), &self.progress).await,
         };
         let broke_off = |error: anyhow::Error| Line {
             missed: vec![format!("broke off: {error:#}")],

@@ -17,6 +17,7 @@ use place::Place;
 use process::{Launch, args};
 use programs::Programs;
 use router::{Entrance, Pooled, Router};
+use wall_clock::WallClock;
 
 pub mod encryption;
 pub mod etcd;
@@ -29,6 +30,7 @@ pub mod process;
 pub mod programs;
 pub mod router;
 pub mod volume;
+pub mod wall_clock;
 
 /// How many members a cluster has.
 pub const MEMBERS: usize = 3;
@@ -71,6 +73,8 @@ pub struct Plan {
     pub postgresql: Option<std::path::PathBuf>,
     /// A volume of its own for each member's files, if they are to have one; needs root.
     pub volume: Option<volume::Volume>,
+    /// Whether each member has a wall clock of its own.
+    pub has_wall_clocks: bool,
 }
 
 impl Plan {
@@ -87,6 +91,7 @@ impl Plan {
             has_second_router: false,
             postgresql: None,
             volume: None,
+            has_wall_clocks: false,
         }
     }
 
@@ -200,10 +205,12 @@ impl Stack {
                 Layout::Loopback => None,
                 Layout::Namespaces => namespaces::make_cgroup(number, &name),
             };
+            let clock = || WallClock::new(&place, &name);
             let home = Home {
                 address: address(last),
                 namespace: namespace(&name),
                 cgroup,
+                wall_clock: plan.has_wall_clocks.then(clock).transpose()?,
                 name,
             };
             if let Some(volume) = plan.volume {

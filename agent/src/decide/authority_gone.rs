@@ -8,7 +8,7 @@ use trunkline_shared::cluster::{LeaderEpoch, MemberName, Moment, Timeline, Topol
 
 use super::decision::{Action, Decision, Detail, Reason, StopMode};
 use super::memory::Memory;
-use super::observation::{LeaseView, Local, Observation, RunningRole};
+use super::observation::{JobKind, LeaseView, Local, Observation, RunningRole};
 use super::{STOP_AHEAD, Turn};
 
 /// Why PostgreSQL may not go on, if so.
@@ -17,7 +17,11 @@ pub(super) fn verdict(seen: &Observation) -> Option<(Reason, Detail)> {
         return None;
     }
     if matches!(seen.local, Local::Orphaned { .. }) {
-        return Some((Reason::KillingOrphans, Detail::None));
+        // A rewind begins where nothing lives. What lives then is the single-user server by which pg_rewind recovers
+        // from a crash: it lets nobody in, and without it only a clone would mend the data.
+        let running = seen.job.running.as_ref();
+        let is_of_rewind = running.is_some_and(|job| job.kind == JobKind::Rewind);
+        return (!is_of_rewind).then_some((Reason::KillingOrphans, Detail::None));
     }
     if !seen.local.may_accept_writes() {
         return None;

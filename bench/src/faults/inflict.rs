@@ -13,6 +13,7 @@ use crate::failover::scenario::Scenario;
 use crate::failover::sequence::another_leads;
 
 mod clients;
+mod clocks;
 mod disk;
 mod network;
 mod planned;
@@ -82,9 +83,9 @@ pub async fn inflict(row: Row, field: &mut Field<'_>) -> Result<()> {
         Row::SyncChurn => replay::churn(field).await,
         Row::FsyncSlow => disk::slow(field).await,
         Row::DiskHangs => disk::hangs(field).await,
-        Row::FsyncFails | Row::WallClockJumps | Row::ClockRuns => {
-            bail!("this cannot be done here")
-        }
+        Row::FsyncFails => disk::fsync_fails(field).await,
+        Row::WallClockJumps => clocks::wall_clock_jumps(field).await,
+        Row::ClockRuns => bail!("this cannot be done here"),
     }
 }
 

@@ -468,6 +468,8 @@ mod tests {
                 ttl: Duration::from_secs(5),
                 is_root: true,
                 can_starve: true,
+                can_fail_calls: true,
+                can_set_clocks: true,
             };
             let quiet = Gaps {
                 anybody: Duration::from_millis(100),

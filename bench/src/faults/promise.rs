@@ -22,15 +22,17 @@ pub enum Entrance {
     Tcp,
 }
 
-/// Where the files of members lie.
+/// What nodes have of their own, since a row needs it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Disks {
-    /// In one folder of the machine.
-    Shared,
-    /// Each on a volume of its own, which can be full.
-    Limited,
+pub enum Nodes {
+    /// Nothing: the files of members lie in one folder of the machine.
+    Ordinary,
+    /// A volume, which can be full.
+    LimitedDisks,
     /// The same, and it can stand still.
-    Freezable,
+    FreezableDisks,
+    /// A wall clock.
+    WallClocks,
 }
 
 /// What a run has.
@@ -46,6 +48,10 @@ pub struct Conditions {
     pub is_root: bool,
     /// CPU time can be taken away here.
     pub can_starve: bool,
+    /// What a call of the kernel answers can be changed.
+    pub can_fail_calls: bool,
+    /// Wall clocks can be set apart.
+    pub can_set_clocks: bool,
 }
 
 impl Conditions {
@@ -90,6 +96,8 @@ const REWOUND: Duration = Duration::from_secs(3);
 
 /// What PostgreSQL itself says where there is no room.
 const NO_ROOM: &str = "53100";
+/// The same where a disk fails, told with its last breath to who has that server alone.
+const DISK_FAILS: &str = "58030";
 /// SQLSTATEs that the table of what clients are told has for a lost leader; the empty one is a session that was closed.
 const POOLED: [&str; 4] = ["40001", "08007", "57P03", "57014"];
 /// The same for those who have a server of their own; of 57P02 PostgreSQL itself tells them.
@@ -190,6 +198,10 @@ impl Row {
             | Row::BackendCrashed
             | Row::PostmasterStopped
             | Row::StatementsInFlight => Bar::AtMost(CRASH + until_awaited),
+            // Without standbys that confirm commits the first crash is mended in place, on the disk that fails again: a
+            // second crash, or a start that fails, is the end of that (ha.md 9). Each of the two may take what one may.
+            Row::FsyncFails if !is_awaited => Bar::AtMost(CRASH * 2),
+            Row::FsyncFails => Bar::AtMost(CRASH + until_awaited),
             Row::PowerOffWithEtcdLeader => beyond_ttl(WITH_STORE),
             // No page promises how soon: a write is waited for a ttl, the kill of who hangs for some seconds, and then the
             // lease ends as that of a lost node.
@@ -222,7 +234,11 @@ impl Row {
 
     /// Whether this may be told to a client in it.
     pub fn may_hear(self, code: &str, conditions: &Conditions) -> bool {
-        let is_of_disk = self == Row::DisksFull && code == NO_ROOM;
+        let is_of_disk = match (self, conditions.entrance) {
+            (Row::DisksFull, _) => code == NO_ROOM,
+            (Row::FsyncFails, Entrance::Session | Entrance::Tcp) => code == DISK_FAILS,
+            _ => false,
+        };
         let is_told = match (self.harm(), conditions.entrance) {
             (Harm::None, _) | (Harm::Planned, Entrance::Transaction) => false,
             // A server that goes takes along who is on it alone.
@@ -254,12 +270,13 @@ impl Row {
         matches!(self, Row::OneWayLoss | Row::FlappingLink | Row::Starved)
     }
 
-    /// Where each member's files are to lie.
-    pub fn disks(self) -> Disks {
+    /// What its nodes must have.
+    pub fn nodes(self) -> Nodes {
         match self {
-            Row::DiskNearlyFull | Row::DisksFull => Disks::Limited,
-            Row::FsyncSlow | Row::DiskHangs => Disks::Freezable,
-            _ => Disks::Shared,
+            Row::DiskNearlyFull | Row::DisksFull => Nodes::LimitedDisks,
+            Row::FsyncSlow | Row::DiskHangs => Nodes::FreezableDisks,
+            Row::WallClockJumps => Nodes::WallClocks,
+            _ => Nodes::Ordinary,
         }
     }
 
@@ -267,13 +284,15 @@ impl Row {
     pub fn obstacle(self, conditions: &Conditions) -> Option<&'static str> {
         let needs_root = !conditions.is_root;
         match self {
-            Row::FsyncFails => Some("needs a file system that fails by a program (FUSE)"),
-            Row::WallClockJumps => {
-                Some("the wall clock is the whole machine's; the simulation has clocks that differ")
+            Row::FsyncFails if !conditions.can_fail_calls => {
+                Some("needs the program strace (Debian package strace)")
             }
-            Row::ClockRuns => {
-                Some("no clock of the kernel runs faster for one node; the simulation has it")
+            Row::WallClockJumps if !conditions.can_set_clocks => {
+                Some("needs the library libfaketime (Debian package faketime)")
             }
+            Row::ClockRuns => Some(
+                "the agent reads its clock from the kernel itself, which libfaketime does not reach; the simulation has it",
+            ),
             Row::CancelStorm if conditions.synchronous != Some(Synchronous::Strict) => {
                 Some("commits wait for ever only with --sync strict")
             }
@@ -296,13 +315,14 @@ impl Row {
             | Row::DiskNearlyFull
             | Row::DisksFull
             | Row::FsyncSlow
+            | Row::FsyncFails
             | Row::DiskHangs
             | Row::CancelStorm
             | Row::Starved
             | Row::WatchDead
                 if needs_root =>
             {
-                Some("needs root: namespaces, cgroups or mounts")
+                Some("needs root: namespaces, cgroups, mounts or traced processes")
             }
             _ => None,
         }
@@ -320,6 +340,8 @@ mod tests {
             ttl: Duration::from_secs(5),
             is_root: true,
             can_starve: true,
+            can_fail_calls: true,
+            can_set_clocks: true,
         }
     }
 
@@ -345,6 +367,11 @@ mod tests {
             "<= 10000 ms"
         );
         assert_eq!(limit(Row::PostmasterStopped, None), "<= 1000 ms");
+        assert_eq!(limit(Row::FsyncFails, None), "<= 2000 ms");
+        assert_eq!(
+            limit(Row::FsyncFails, Some(Synchronous::Strict)),
+            "<= 4000 ms"
+        );
         assert_eq!(
             limit(Row::LeaderWithoutStandbys, Some(Synchronous::On)),
             "<= 7000 ms"
@@ -373,6 +400,9 @@ mod tests {
         assert!(!Row::PowerOff.may_hear("57P01", &pooled));
         assert!(Row::PowerOff.may_hear("08007", &pooled));
         assert!(!Row::PowerOff.may_hear("25006", &pooled));
+        let own_server = conditions(None, Entrance::Tcp);
+        assert!(Row::FsyncFails.may_hear("58030", &own_server));
+        assert!(!Row::FsyncFails.may_hear("58030", &pooled));
     }
 
     #[test]
@@ -381,16 +411,23 @@ mod tests {
         let nobody = Conditions {
             is_root: false,
             can_starve: false,
+            can_fail_calls: false,
+            can_set_clocks: false,
             ..root
         };
         let left = |conditions: &Conditions| {
             let can = |row: &&Row| row.obstacle(conditions).is_none();
             Row::ALL.iter().filter(can).count()
         };
-        assert_eq!(left(&root), 46);
+        assert_eq!(left(&root), 48);
         let strict = conditions(Some(Synchronous::Strict), Entrance::Transaction);
-        assert_eq!(left(&strict), 48);
+        assert_eq!(left(&strict), 50);
         assert!(Row::PostmasterKilled.obstacle(&nobody).is_none());
         assert!(Row::Partition.obstacle(&nobody).is_some());
+        let needs = |row: Row, package: &str| {
+            let why = row.obstacle(&nobody).unwrap_or_default();
+            why.contains(&format!("Debian package {package}"))
+        };
+        assert!(needs(Row::FsyncFails, "strace") && needs(Row::WallClockJumps, "faketime"));
     }
 }

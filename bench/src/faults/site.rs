@@ -13,7 +13,7 @@ use super::inflict;
 use super::judged::{self, Evidence, Facts, Line, described};
 use super::lists::Lists;
 use super::load::{self, Load};
-use super::promise::{Conditions, Disks, Entrance};
+use super::promise::{Conditions, Entrance, Nodes};
 use super::row::Row;
 use crate::check::convergence::Converged;
 use crate::check::{ledger, one_writer};
@@ -149,14 +149,27 @@ fn entrance(router: &Router, entrance: Entrance) -> Config {
     writers::client_config(&router.address, port)
 }
 
+fn volume(nodes: Nodes) -> Option<Volume> {
+    let can_freeze = match nodes {
+        Nodes::Ordinary | Nodes::WallClocks => return None,
+        Nodes::LimitedDisks => false,
+        Nodes::FreezableDisks => true,
+    };
+    let megabytes = VOLUME_MB;
+    Some(Volume {
+        megabytes,
+        can_freeze,
+    })
+}
+
 type Found = BTreeMap<(i32, i64), Rows>;
 
 /// A cluster, and what was seen of it so far.
 pub struct Site {
     /// The cluster.
     pub stack: Stack,
-    /// Where each member's files lie.
-    pub disks: Disks,
+    /// What its nodes have of their own.
+    pub nodes: Nodes,
     /// How its commits wait for standbys.
     pub synchronous: Option<Synchronous>,
     /// Where the numbers of the next row's clients begin.
@@ -188,17 +201,15 @@ struct Kept {
 
 impl Site {
     /// Starts the cluster.
-    pub async fn start(conditions: &Conditions, disks: Disks, progress: &Progress) -> Result<Site> {
+    pub async fn start(conditions: &Conditions, nodes: Nodes, progress: &Progress) -> Result<Site> {
         let plan = Plan {
             pooled: Some(Pooled::by_password(&[
                 (PORT, "transaction"),
                 (SESSION_PORT, "session"),
             ])),
             has_second_router: true,
-            volume: (disks != Disks::Shared).then_some(Volume {
-                megabytes: VOLUME_MB,
-                can_freeze: disks == Disks::Freezable,
-            }),
+            volume: volume(nodes),
+            has_wall_clocks: nodes == Nodes::WallClocks,
             timing: Timing {
                 synchronous: conditions.synchronous,
                 max_connections: MAX_CONNECTIONS,
@@ -218,7 +229,7 @@ impl Site {
         ledger::same_everywhere(&stack, leader, &TABLES).await?;
         Ok(Site {
             stack,
-            disks,
+            nodes,
             synchronous: conditions.synchronous,
             next: 0,
             kept: None,

@@ -14,6 +14,7 @@ use super::place::Place;
 use super::proc::{self, ProcessId};
 use super::process::{Launch, Process, args};
 use super::programs::Programs;
+use super::wall_clock::WallClock;
 
 /// The cluster's name in every stack.
 pub const SCOPE: &str = "demo";
@@ -118,6 +119,8 @@ pub struct Member {
     pub data_dir: PathBuf,
     /// The agent's run directory.
     pub run_dir: PathBuf,
+    /// The wall clock it goes by, if it is not the machine's.
+    pub wall_clock: Option<WallClock>,
     socket: PathBuf,
     product: Product,
     launch: Launch,
@@ -135,6 +138,8 @@ pub struct Home {
     pub namespace: Option<String>,
     /// Its cgroup.
     pub cgroup: Option<PathBuf>,
+    /// A wall clock of its own, if it has one.
+    pub wall_clock: Option<WallClock>,
 }
 
 impl Member {
@@ -153,6 +158,7 @@ impl Member {
             place.own(path)?;
         }
         let (data_dir, config) = (folder.join("data"), folder.join("agent.yml"));
+        let clock = home.wall_clock.as_ref();
         let member = Member {
             launch: Launch {
                 program: programs.agent.clone(),
@@ -162,6 +168,7 @@ impl Member {
                 namespace: home.namespace.clone(),
                 user: place.owner().user(),
                 cgroup: home.cgroup.clone(),
+                own_env: clock.map(WallClock::environment).unwrap_or_default(),
                 ..Launch::default()
             },
             name: home.name,
@@ -171,6 +178,7 @@ impl Member {
             config,
             data_dir,
             run_dir,
+            wall_clock: home.wall_clock,
             socket,
             product: Product::Trunkline,
             process: None,

@@ -14,7 +14,7 @@ use rustix::fs::{FlockOperation, flock};
 use rustix::process::Signal;
 use trunkline_shared::service::clock;
 
-use super::{namespaces, proc, process, volume};
+use super::{namespaces, proc, process, volume, wall_clock};
 
 /// The folder of the lock files, below the machine's temporary folder.
 const LOCKS: &str = "trunkline-numbers";
@@ -151,6 +151,7 @@ impl Place {
         end_all(&self.folder, &self.memory);
         namespaces::remove(self.number);
         volume::unmount_below(&self.folder);
+        wall_clock::forget(self.number);
         fs::remove_dir_all(&self.folder).ok();
         fs::remove_dir_all(&self.memory).ok();
     }

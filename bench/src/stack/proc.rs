@@ -29,6 +29,15 @@ impl ProcessId {
         stat_field(self.pid, 22) == Some(self.started) && !is_zombie(self.pid)
     }
 
+    /// Does another process trace it?
+    pub fn is_traced(self) -> bool {
+        let text = fs::read_to_string(format!("/proc/{}/status", self.pid)).unwrap_or_default();
+        let tracer = text
+            .lines()
+            .find_map(|line| line.strip_prefix("TracerPid:"));
+        tracer.is_some_and(|tracer| tracer.trim() != "0")
+    }
+
     /// Sends a signal to this very process; false if it has ended.
     pub fn signal(self, signal: Signal) -> bool {
         let Some(pid) = Pid::from_raw(self.pid) else {
@@ -201,7 +210,7 @@ mod tests {
     #[test]
     fn this_process_is_alive_and_another_start_time_is_not_it() {
         let me = ProcessId::now(own_pid()).unwrap();
-        assert!(me.is_alive());
+        assert!(me.is_alive() && !me.is_traced());
         assert!(
             !ProcessId {
                 started: me.started + 1,

@@ -31,6 +31,8 @@ pub struct Launch {
     pub args: Vec<OsString>,
     /// Further environment.
     pub env: Vec<(String, String)>,
+    /// The same for the program alone: what starts it, as root, is without it.
+    pub own_env: Vec<(String, String)>,
     /// Where standard output and error go (appended).
     pub log: PathBuf,
     /// The stack's folder, which marks the process.
@@ -134,6 +136,11 @@ impl Launch {
             words.push(format!("--reuid={user}").into());
             words.push(format!("--regid={user}").into());
             words.push("--init-groups".into());
+        }
+        if !self.own_env.is_empty() {
+            words.push("env".into());
+            let own = self.own_env.iter();
+            words.extend(own.map(|(name, value)| format!("{name}={value}").into()));
         }
         words.push(self.program.clone().into());
         words.extend(self.args.iter().cloned());

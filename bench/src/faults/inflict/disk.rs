@@ -1,4 +1,4 @@
-//! Disks without room: the leader's nearly full, then all of them full. Disks that stand still.
+//! Disks without room: the leader's nearly full, then all of them full. Disks that stand still, or fail.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -8,6 +8,8 @@ use trunkline_shared::service::clock;
 
 use super::{LEADER_LIMIT, LOOK, another_writes, leader_name};
 use crate::failover::sequence::another_leads;
+use crate::fault::synced;
+use crate::faults::beside::Beside;
 use crate::faults::site::Field;
 use crate::stack::volume;
 
@@ -100,6 +102,41 @@ pub async fn hangs(field: &mut Field<'_>) -> Result<()> {
     ));
     drop(frozen);
     field.whole("disk hangs", &on).await?;
+    Ok(())
+}
+
+/// What is written is not kept, and PostgreSQL is told so: that one, and whatever is started on that disk until another
+/// member leads.
+pub async fn fsync_fails(field: &mut Field<'_>) -> Result<()> {
+    let (old, on) = (field.run.leader, leader_name(field));
+    let data_dir = field.run.stack.members[old].data_dir.clone();
+    let folder = field.run.stack.folder().to_owned();
+    field.run.began = clock::now();
+    let began = field.run.began;
+    let failing =
+        Beside::start(
+            |word| async move { synced::fail(&data_dir, &folder, || word.is_given()).await },
+        );
+    let written = another_writes(field, old).await;
+    let took = clock::now().since(began).as_secs_f64();
+    // If strace itself failed, that says more.
+    let failed = failing.finish().await??;
+    written?;
+    if failed.calls == 0 {
+        field.missed("no fsync failed: nothing is shown");
+    }
+    let again = failed.found.iter().skip(1);
+    let again: Vec<_> = again
+        .map(|at| format!("{:.2} s", at.since(began).as_secs_f64()))
+        .collect();
+    field.run.note(format!(
+        "{} calls failed; on the broken disk PostgreSQL was started again {} times ({}); another member led and clients \
+         wrote {took:.1} s after the first",
+        failed.calls,
+        again.len(),
+        again.join(", ")
+    ));
+    field.whole("fsync fails", &on).await?;
     Ok(())
 }
 
