@@ -84,15 +84,13 @@ pub const WITH_STORE: Duration = Duration::from_secs(5);
 const KILL_HANGS: Duration = Duration::from_secs(6);
 /// A leader key that was tampered with (row 29), and the second for which the harness leaves a foreign name in it.
 const TAMPERED: Duration = Duration::from_secs(3);
-/// Commits wait for another standby in less than this once their own is known to be gone (ha.md 10).
+/// Commits wait for another standby in less than this once their own is known to be gone (ha.md 10), and for the first of
+/// a new leader: nobody who answers has more than it, so that nobody has to be rewound before.
 const AWAITED: Duration = Duration::from_secs(1);
 /// A standby that is silent is known to be gone after its walsender's timeout (ha.md 10, 12).
 const SILENT: Duration = Duration::from_secs(5);
 /// Without any other the mode that is not strict goes on alone after a loop_wait (ha.md 10), which is this here.
 const ALONE: Duration = Duration::from_secs(1);
-/// The stricter modes wait until one streams from the new leader. Whoever had received more than that one is rewound
-/// before, and no page promises how soon: this is what a rewind takes here.
-const REWOUND: Duration = Duration::from_secs(3);
 
 /// What PostgreSQL itself says where there is no room.
 const NO_ROOM: &str = "53100";
@@ -184,7 +182,7 @@ impl Row {
         let until_awaited = match conditions.synchronous {
             None => Duration::ZERO,
             Some(Synchronous::On) => ALONE,
-            Some(Synchronous::Strict | Synchronous::Quorum) => REWOUND,
+            Some(Synchronous::Strict | Synchronous::Quorum) => AWAITED,
         };
         let beyond_ttl = |more: Duration| Bar::AtMost(conditions.ttl + more + until_awaited);
         match self {
