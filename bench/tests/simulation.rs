@@ -49,7 +49,7 @@ fn clusters_of_two_to_five_keep_every_invariant() {
 }
 
 /// Histories that once broke an invariant: seed and, where they need another than three, members.
-const FOUND: [(u64, Option<u8>); 53] = [
+const FOUND: [(u64, Option<u8>); 54] = [
     (467, Some(3)),
     (47_040, Some(3)),
     (40_709, Some(3)),
@@ -103,6 +103,7 @@ const FOUND: [(u64, Option<u8>); 53] = [
     (1_203_836, Some(3)),
     (1_021_451, Some(3)),
     (2_010_976, Some(3)),
+    (40_003_136, Some(3)),
 ];
 
 #[test]

@@ -62,6 +62,13 @@ pub(super) fn decide<'a>(
         Local::Running(running) if is_demoting && !is_made => turn
             .act(Action::RecordSystemId(running.system_id))
             .now(Reason::RecordingIdentity),
+        // The same where it was stopped before it could be recorded.
+        Local::Stopped(stopped)
+            if stopped.was_primary && topology.initialize == Initialize::Absent =>
+        {
+            turn.act(Action::RecordSystemId(stopped.system_id))
+                .now(Reason::RecordingIdentity)
+        }
         Local::Running(_) if is_demoting => turn
             .act(Action::Stop(StopMode::Planned))
             .routine(Reason::DemotingCluster),

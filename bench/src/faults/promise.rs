@@ -362,13 +362,13 @@ mod tests {
         assert_eq!(limit(Row::PowerOff, None), "<= 7000 ms");
         assert_eq!(
             limit(Row::PowerOff, Some(Synchronous::Strict)),
-            "<= 10000 ms"
+            "<= 8000 ms"
         );
         assert_eq!(limit(Row::PostmasterStopped, None), "<= 1000 ms");
         assert_eq!(limit(Row::FsyncFails, None), "<= 2000 ms");
         assert_eq!(
             limit(Row::FsyncFails, Some(Synchronous::Strict)),
-            "<= 4000 ms"
+            "<= 2000 ms"
         );
         assert_eq!(
             limit(Row::LeaderWithoutStandbys, Some(Synchronous::On)),

@@ -344,7 +344,7 @@ impl Life {
             // The driver sends one more Sync behind a COPY that fails before its rows, whose answer it takes for that of
             // the next request, with any server (rust-postgres issue 789): this session is of no use any more.
             Ok(Err(_)) if self.request == Request::CopyBegin => Heard::Nothing,
-            Ok(Err(error)) if ends_session(error) => Heard::Nothing,
+            Ok(Err(error)) if ends_session(&error) => Heard::Nothing,
             Ok(Err(_)) => {
                 self.roll_back(client).await;
                 Heard::Error
