@@ -60,6 +60,7 @@ pub fn member(published: &Published, now: Moment) -> Value {
     if published.reason.is_some() {
         // Before the first turn nothing is known, and nothing is denied.
         answer["trunkline"] = json!({
+            "leader": published.topology.leader.as_ref().map(|leader| leader.member.as_str()),
             "epoch": published.epoch.map(|epoch| epoch.to_string()),
             "writable": published.is_writable,
             "lease_left_ms": published.lease_left_ms(now),

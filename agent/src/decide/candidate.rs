@@ -13,7 +13,7 @@ use trunkline_shared::cluster::{ClusterSettings, Lsn, MemberName, Timeline, Topo
 use super::decision::{Detail, Reason};
 use super::failsafe;
 use super::observation::{
-    Local, Observation, PeerAnswer, PeerView, Peers, Running, RunningRole, WatchdogView,
+    Local, Looked, Observation, PeerAnswer, PeerView, Peers, Running, RunningRole, WatchdogView,
 };
 use super::store::{self, Word};
 use super::sync_standbys::election;
@@ -171,7 +171,7 @@ impl Race<'_> {
     /// Whether another member, which answered, has every acknowledged commit; this one may vote for it.
     fn sync_lets(&self, name: &MemberName, view: &PeerView) -> bool {
         let own = (&self.seen.me.name, (self.own.timeline, self.own.position));
-        let voters = votes(self.answers).chain([own]);
+        let voters = votes(self.topology, self.answers).chain([own]);
         election::allows(self.topology, name, reach(view), voters).is_ok()
     }
 
@@ -262,15 +262,29 @@ fn sync_allows(race: &Race<'_>) -> Result<(), Refusal> {
         return Ok(());
     }
     let own = (race.own.timeline, race.own.position);
-    election::allows(race.topology, &race.seen.me.name, own, votes(race.answers))
+    election::allows(
+        race.topology,
+        &race.seen.me.name,
+        own,
+        votes(race.topology, race.answers),
+    )
 }
 
-/// How far the others reach; what a stopped server has is not in its words.
-fn votes(
-    answers: &BTreeMap<MemberName, PeerAnswer>,
-) -> impl Iterator<Item = (&MemberName, election::Reach)> {
+/// How far the others reach, by words that cannot be of less than they have: what a stopped server has is not in them,
+/// what one that has just started has is only in part, and what one received from the last leader after its last look
+/// is not.
+fn votes<'a>(
+    topology: &'a Topology,
+    answers: &'a BTreeMap<MemberName, PeerAnswer>,
+) -> impl Iterator<Item = (&'a MemberName, election::Reach)> {
+    let leader = topology.leader.as_ref().map(|leader| &leader.member);
+    let is_late = move |view: &PeerView| match &view.looked {
+        Looked::Asked | Looked::InTurn(None) => true,
+        Looked::InTurn(Some(seen)) => leader == Some(seen),
+    };
     views(answers)
         .filter(|(_, view)| view.is_running && !view.is_primary)
+        .filter(move |(_, view)| view.timeline.is_some() && view.has_read_all && is_late(view))
         .map(|(name, view)| (name, reach(view)))
 }
 
@@ -442,7 +456,7 @@ pub(super) fn successor(
                 sync.is_none_or(|sync| sync.standbys.contains(name))
             }
             Succession::AfterCrash => {
-                election::allows(topology, name, reach(view), votes(answers)).is_ok()
+                election::allows(topology, name, reach(view), votes(topology, answers)).is_ok()
             }
         };
         if !may {

@@ -380,6 +380,19 @@ pub struct PeerView {
     pub is_nearly_full: bool,
     /// The DCS as it knows it; a Patroni member does not say.
     pub store: Option<PeerStore>,
+    /// It has read all WAL that lies there. After a restart `position` is only how far it has replayed, until it has.
+    pub has_read_all: bool,
+    /// Of when the answer is.
+    pub looked: Looked,
+}
+
+/// When a peer looked at its PostgreSQL for an answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Looked {
+    /// When it was asked: Patroni.
+    Asked,
+    /// In its last turn, up to a `loop_wait` before, which saw this leader, or nobody.
+    InTurn(Option<MemberName>),
 }
 
 /// What an operator asked of this member alone.

@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 use trunkline_shared::cluster::{Lsn, MemberName, Tags, Timeline, Topology};
 use trunkline_shared::service::http::{HttpClient, HttpError};
 
-use crate::decide::observation::{PeerAnswer, PeerStore, PeerView};
+use crate::decide::observation::{Looked, PeerAnswer, PeerStore, PeerView};
 
 /// How long a peer may take to answer.
 pub const PEER_LIMIT: Duration = Duration::from_millis(500);
@@ -103,7 +103,19 @@ fn view(body: &[u8], registered: &Tags) -> Option<PeerView> {
             .and_then(Value::as_bool)
             .unwrap_or(false),
         store: answer.pointer("/trunkline/dcs").and_then(store),
+        has_read_all: received.is_some_and(|lsn| lsn.0 > 0),
+        looked: looked(&answer, says("cluster_unlocked")),
     })
+}
+
+/// Patroni queries PostgreSQL for each answer; an agent answers what its last turn found, and names the leader of then.
+fn looked(answer: &Value, is_unlocked: bool) -> Looked {
+    let Some(ours) = answer.get("trunkline") else {
+        return Looked::Asked;
+    };
+    // Without a name it is some leader, which nobody else sees.
+    let leader = ours.get("leader").and_then(Value::as_str).unwrap_or("");
+    Looked::InTurn((!is_unlocked).then(|| MemberName::new(leader)))
 }
 
 fn store(dcs: &Value) -> Option<PeerStore> {

@@ -19,6 +19,8 @@ SELECT pg_catalog.json_build_object(
  'current', CASE WHEN NOT r.r THEN pg_catalog.pg_current_wal_flush_lsn() END,
  'received', CASE WHEN r.r THEN pg_catalog.pg_last_wal_receive_lsn() END,
  'replayed', CASE WHEN r.r THEN pg_catalog.pg_last_wal_replay_lsn() END,
+ 'replay_waits_for', CASE WHEN r.r AND pg_catalog.pg_last_wal_receive_lsn() IS NULL THEN (SELECT wait_event
+    FROM pg_catalog.pg_stat_activity WHERE backend_type = 'startup') END,
  'replayed_at', CASE WHEN r.r THEN (extract(epoch from pg_catalog.pg_last_xact_replay_timestamp())
     * 1000000)::bigint END,
  'replay_paused', CASE WHEN r.r THEN pg_catalog.pg_is_wal_replay_paused() END,
@@ -166,7 +168,8 @@ pub struct ServerStatus {
     pub checkpoint_timeline: Timeline,
     /// Flushed by a primary up to here.
     pub current: Option<Lsn>,
-    /// Received by a replica up to here since it started to stream.
+    /// Received by a replica up to here since it asked for WAL; of one that asks nobody what it has replayed, once that is
+    /// all that lies there. Absent while it may hold more than it has replayed.
     pub received: Option<Lsn>,
     /// Replayed by a replica up to here.
     pub replayed: Option<Lsn>,
@@ -230,6 +233,7 @@ struct RawStatus {
     current: Option<String>,
     received: Option<String>,
     replayed: Option<String>,
+    replay_waits_for: Option<String>,
     replayed_at: Option<i64>,
     replay_paused: Option<bool>,
     conninfo: Option<String>,
@@ -287,6 +291,11 @@ struct RawSlot {
     is_synced: bool,
 }
 
+/// What the startup process waits for once it has read all that lies there (a table of PostgreSQL's manual, 28.4).
+fn waits_for_more(event: &str) -> bool {
+    matches!(event, "RecoveryRetrieveRetryInterval" | "RecoveryWalStream")
+}
+
 fn lsn(text: Option<String>) -> Option<Lsn> {
     text.and_then(|t| t.parse().ok())
 }
@@ -307,6 +316,8 @@ impl From<RawStatus> for ServerStatus {
             .and_then(|r| r.timeline)
             .map_or(0, |t| t.0);
         let recovered = raw.recovery_timeline.unwrap_or(0);
+        let replayed = lsn(raw.replayed);
+        let has_read_all = raw.replay_waits_for.as_deref().is_some_and(waits_for_more);
         let reached = raw.control_timeline.max(recovered).max(received);
         Self {
             version: raw.version,
@@ -316,8 +327,8 @@ impl From<RawStatus> for ServerStatus {
             timeline: Timeline(written.unwrap_or(reached)),
             checkpoint_timeline: Timeline(raw.control_timeline),
             current: lsn(raw.current),
-            received: lsn(raw.received),
-            replayed: lsn(raw.replayed),
+            received: lsn(raw.received).or(replayed.filter(|_| has_read_all)),
+            replayed,
             replayed_at_us: raw.replayed_at,
             is_replay_paused: raw.replay_paused.unwrap_or(false),
             conninfo: raw.conninfo.unwrap_or_default(),

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use trunkline_agent::decide::observation::{
     BootstrapKind, CommitsView, CrashPolicy, DcsView, FenceView, HealthView, JobView, LeaseView,
-    Local, Me, NoRace, Observation, PeerStore, PeerView, Peers, Running, RunningRole, StoreView,
-    SynchronizedSlots, WatchdogView,
+    Local, Looked, Me, NoRace, Observation, PeerStore, PeerView, Peers, Running, RunningRole,
+    StoreView, SynchronizedSlots, WatchdogView,
 };
 use trunkline_shared::cluster::member::{Member, TrunklineFields};
 use trunkline_shared::cluster::topology::{Initialize, Status};
@@ -205,5 +205,7 @@ pub(super) fn plain_answer(timeline: u8, at: Lsn) -> PeerView {
             is_fresh: true,
             is_unproved: false,
         }),
+        has_read_all: true,
+        looked: Looked::InTurn(None),
     }
 }

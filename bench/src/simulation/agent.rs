@@ -8,7 +8,8 @@ use std::time::Duration;
 use trunkline_agent::decide::announce::announcement;
 use trunkline_agent::decide::decision::StartAs;
 use trunkline_agent::decide::observation::{
-    DcsView, FenceView, Local, Observation, PeerAnswer, PeerView, Peers, RunningRole, WatchdogView,
+    DcsView, FenceView, Local, Looked, Observation, PeerAnswer, PeerView, Peers, RunningRole,
+    WatchdogView,
 };
 use trunkline_agent::decide::small_moves::WrittenRecord;
 use trunkline_agent::decide::{Action, Decision, asking, decide};
@@ -266,6 +267,8 @@ impl World {
             priority: tags.priority(),
             is_nearly_full: self.node(node).troubles.disk_is_full > self.now,
             store: Some(self.peer_store(node)),
+            has_read_all: false,
+            looked: Looked::InTurn(self.node(node).agent.leader_at_look.clone()),
         };
         match self.local(node) {
             Local::Running(running) => {
@@ -286,6 +289,7 @@ impl World {
                         view.is_streaming = Some(is_streaming);
                         view.position = received.max(replayed);
                         view.replayed = replayed;
+                        self.as_of_last_look(node, &mut view);
                     }
                 }
             }
@@ -300,6 +304,15 @@ impl World {
             Local::Unknown(_) | Local::Empty | Local::Starting { .. } => {}
         }
         view
+    }
+
+    /// How far it has received is what its last turn found; what lies there is known once replay has come to its end.
+    fn as_of_last_look(&self, node: NodeId, view: &mut PeerView) {
+        let this = self.node(node);
+        view.has_read_all = this.postgres.has_read_all(self.now);
+        if let Some(found) = this.agent.position_at_look {
+            view.position = found.min(view.position);
+        }
     }
 
     pub(super) fn local(&self, node: NodeId) -> Local {
@@ -337,6 +350,7 @@ impl World {
             DcsView::Known { topology, .. } => Some(topology.clone()),
             DcsView::Unknown => None,
         };
+        self.note_look(node, &seen);
         let seen = self.perturb_observation(node, seen);
         let shown = seen.topology().into_iter().flat_map(|t| t.members.keys());
         for id in shown
@@ -375,6 +389,13 @@ impl World {
         }
         self.take_up(node, &seen, decision);
         true
+    }
+
+    fn note_look(&mut self, node: NodeId, seen: &Observation) {
+        let leader = seen.topology().and_then(|shown| shown.leader.as_ref());
+        let agent = &mut self.node_mut(node).agent;
+        agent.leader_at_look = leader.map(|leader| leader.member.clone());
+        agent.position_at_look = seen.local.position();
     }
 
     fn observation(&mut self, node: NodeId) -> Option<Observation> {

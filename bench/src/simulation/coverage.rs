@@ -99,7 +99,7 @@ pub const UNREACHED: &[(&str, &str)] = &[
 pub const RARE: &[(&str, u64)] = &[
     ("store_of_another", 1_207_996),
     ("stale_primary", 1_205_304),
-    ("primary_without_lease", 1_205_135),
+    ("primary_without_lease", 1_200_073),
     ("kept_data_without_cluster", 1_217_871),
     ("old_copy_untold", 1_203_836),
 ];

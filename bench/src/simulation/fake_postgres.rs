@@ -323,6 +323,14 @@ impl Postgres {
         }
     }
 
+    /// A replica that has streamed since it started, or has replayed all that lies there. Until then it knows of no more
+    /// than it has replayed.
+    pub(super) fn has_read_all(&self, now: Time) -> bool {
+        let has_streamed = self.is_streaming || self.heard_at > self.since;
+        let data = self.data.as_ref();
+        has_streamed || data.is_none_or(|data| now >= data.replays_at)
+    }
+
     /// Whether some process of it can commit.
     pub(super) fn can_commit(&self) -> bool {
         match self.phase {
@@ -408,7 +416,10 @@ impl Postgres {
                 is_checkpointed: data.is_checkpointed,
             }),
             Phase::Replica { .. } => running(RunningRole::Replica {
-                received: Lsn(data.end),
+                received: match self.has_read_all(now) {
+                    true => Lsn(data.end),
+                    false => Lsn(data.replayed(now)),
+                },
                 replayed: Lsn(data.replayed(now)),
                 upstream: if data.follows_remote {
                     Some(super::standby::REMOTE.into())

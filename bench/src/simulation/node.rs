@@ -12,7 +12,7 @@ use trunkline_agent::decide::store::StoreView;
 use trunkline_agent::decide::{Action, Memory};
 use trunkline_agent::lease::state::LeaseState;
 use trunkline_agent::watchdog::RESERVE;
-use trunkline_shared::cluster::{LeaderEpoch, Member, MemberName, Moment, Topology};
+use trunkline_shared::cluster::{LeaderEpoch, Lsn, Member, MemberName, Moment, Topology};
 use trunkline_shared::dcs::Header;
 
 use super::event::{NodeId, Time};
@@ -96,6 +96,9 @@ pub(super) struct Agent {
     pub(super) snapshot: Option<Snapshot>,
     /// The highest generation known when the last decision was made.
     pub(super) decided_at: u64,
+    /// Who led, and how far the WAL here reached, as its last turn found it: what others are answered.
+    pub(super) leader_at_look: Option<MemberName>,
+    pub(super) position_at_look: Option<Lsn>,
     pub(super) answers: Option<BTreeMap<MemberName, PeerAnswer>>,
     pub(super) answers_missing: u8,
     pub(super) actions: Vec<Action>,
@@ -156,6 +159,8 @@ impl Agent {
             next_wake: Time::MAX,
             snapshot: None,
             decided_at: 0,
+            leader_at_look: None,
+            position_at_look: None,
             answers: None,
             answers_missing: 0,
             actions: Vec::new(),

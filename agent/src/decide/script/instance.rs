@@ -10,7 +10,7 @@ use super::{ScriptError, slots, synchronous};
 use crate::decide::callbacks::{CallbackRole, Told};
 use crate::decide::memory::{Memory, RestartSpan};
 use crate::decide::observation::{
-    FinishedJob, JobKind, JobView, Local, PeerAnswer, PeerView, Peers, Running, RunningJob,
+    FinishedJob, JobKind, JobView, Local, Looked, PeerAnswer, PeerView, Peers, Running, RunningJob,
     RunningRole, SourceTrouble, Stopped,
 };
 
@@ -210,6 +210,12 @@ pub(super) fn peers(words: &Words<'_, '_>) -> Result<Peers, ScriptError> {
                 priority: priority.map_or(Ok(1), |p| words.parse(p, "a priority"))?,
                 is_nearly_full: rest.contains(&"nearly_full"),
                 store: super::store::of_peer(words, &rest)?,
+                has_read_all: !rest.contains(&"reading"),
+                looked: match rest.iter().find_map(|w| w.strip_prefix("sees-")) {
+                    Some("") => Looked::InTurn(None),
+                    Some(leader) => Looked::InTurn(Some(MemberName::new(leader))),
+                    None => Looked::Asked,
+                },
             })
         };
         answers.insert(MemberName::new(name), answer);

@@ -11,8 +11,8 @@ use super::{changes, failsafe, slots, store, synchronous};
 use crate::decide::callbacks::Told;
 use crate::decide::memory::Memory;
 use crate::decide::observation::{
-    BootstrapKind, CrashPolicy, DcsView, Due, JobView, LeaseView, Local, LocalRequest, Observation,
-    PeerAnswer, Peers, Running, RunningRole, SourceTrouble, WatchdogView,
+    BootstrapKind, CrashPolicy, DcsView, Due, JobView, LeaseView, Local, LocalRequest, Looked,
+    Observation, PeerAnswer, Peers, Running, RunningRole, SourceTrouble, WatchdogView,
 };
 
 /// The lines that describe what was seen and remembered; `decide` is to be added by who wants the answer.
@@ -446,6 +446,16 @@ fn print_peers(out: &mut String, peers: &Peers) {
             Some(true) => {}
             Some(false) => out.push_str("@stalled"),
             None => out.push_str("@unknown"),
+        }
+        if !view.has_read_all {
+            out.push_str("@reading");
+        }
+        if let Looked::InTurn(seen) = &view.looked {
+            let _ = write!(
+                out,
+                "@sees-{}",
+                seen.as_ref().map_or("", |name| name.as_str())
+            );
         }
         if view.is_replay_paused {
             out.push_str("@paused");

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use trunkline_shared::cluster::settings::SynchronousMode;
 use trunkline_shared::cluster::sync_state::SyncState;
+use trunkline_shared::cluster::timeline::Ancestry;
 use trunkline_shared::cluster::{Lsn, MemberName, Timeline, Topology};
 
 use crate::decide::decision::{Detail, Reason};
@@ -26,10 +27,8 @@ pub(in crate::decide) fn record_in_force(topology: &Topology) -> Option<&SyncSta
 /// members that answered, with how far they reach.
 ///
 /// Every acknowledged commit is on so many of the voters that any `quorum + 1` of them have it: a candidate
-/// that none of them is ahead of has it, too. Where each voter has everything (`quorum` 0), a member that is not
-/// named may therefore lead by the word of one: it received more than that one, which would have to be elected, and
-/// then to wait until this one is rewound, before the first commit is acknowledged. Patroni does the same in quorum
-/// mode alone.
+/// that none of them is ahead of has it, too. A voter on a timeline that the candidate's left earlier says nothing of
+/// what is on that one.
 pub(in crate::decide) fn allows<'a>(
     topology: &Topology,
     candidate: &MemberName,
@@ -43,7 +42,8 @@ pub(in crate::decide) fn allows<'a>(
         return Ok(());
     }
     let is_voter = sync.standbys.contains(candidate);
-    if sync.standbys.is_empty() || !is_voter && keeps_out(topology, candidate) {
+    let mode = topology.settings_or_default().synchronous_mode;
+    if sync.standbys.is_empty() || (!is_voter && mode != SynchronousMode::Quorum) {
         return Err((Reason::NotSynchronous, Detail::None));
     }
     let needed = usize::try_from(sync.quorum)
@@ -51,7 +51,15 @@ pub(in crate::decide) fn allows<'a>(
         .saturating_add(usize::from(!is_voter));
     let votes = voters
         .filter(|(name, reach)| {
-            *name != candidate && sync.standbys.contains(*name) && *reach <= own && reach.1.0 > 0
+            let has_parted = matches!(
+                topology.ancestry(reach.0, reach.1, own.0),
+                Ancestry::Diverged { .. }
+            );
+            *name != candidate
+                && sync.standbys.contains(*name)
+                && *reach <= own
+                && reach.1.0 > 0
+                && !has_parted
         })
         .count();
     if votes >= needed {
@@ -62,11 +70,4 @@ pub(in crate::decide) fn allows<'a>(
         Reason::NotEnoughVotes,
         Detail::Text(Arc::from(said.as_str())),
     ))
-}
-
-/// Whoever is tagged `nosync` is not to be waited for, which those who tag a distant member so take for: it leads
-/// only where an operator says so.
-fn keeps_out(topology: &Topology, candidate: &MemberName) -> bool {
-    let record = topology.members.get(candidate);
-    record.is_some_and(|record| record.tags.nosync)
 }
