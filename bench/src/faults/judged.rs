@@ -238,12 +238,22 @@ fn unheard_of(facts: &Facts<'_>, cuts: &[Cut], is_judged: bool) -> Vec<String> {
     let may_hear = |cut: &&Cut| {
         cut.at >= facts.began && (!is_judged || facts.row.may_hear(&cut.code, facts.conditions))
     };
-    let mut counts = BTreeMap::new();
+    let mut heard: BTreeMap<&str, Vec<&Cut>> = BTreeMap::new();
     for cut in cuts.iter().filter(|cut| !may_hear(cut)) {
-        *counts.entry(named(&cut.code)).or_insert(0) += 1;
+        heard.entry(named(&cut.code)).or_default().push(cut);
     }
-    let told = |(code, count)| format!("{count} times a client heard {code}");
-    counts.into_iter().map(told).collect()
+    let told = |(code, cuts): (&str, Vec<&Cut>)| {
+        let of = |told: &&Told| {
+            cuts.iter()
+                .any(|c| c.client == told.client && c.at == told.at)
+        };
+        let first = facts.told.iter().find(of).map_or_else(String::new, |told| {
+            let (client, asked, words) = (told.client, told.request, &told.words);
+            format!(": client {client} asked for {asked:?}: {words}")
+        });
+        format!("{} times a client heard {code}{first}", cuts.len())
+    };
+    heard.into_iter().map(told).collect()
 }
 
 /// A SQLSTATE, or what it means to hear none.

@@ -331,6 +331,13 @@ impl Postgres {
         has_streamed || data.is_none_or(|data| now >= data.replays_at)
     }
 
+    fn known_end(&self, data: &Data, now: Time) -> Lsn {
+        Lsn(match self.has_read_all(now) {
+            true => data.end,
+            false => data.replayed(now),
+        })
+    }
+
     /// Whether some process of it can commit.
     pub(super) fn can_commit(&self) -> bool {
         match self.phase {
@@ -416,10 +423,7 @@ impl Postgres {
                 is_checkpointed: data.is_checkpointed,
             }),
             Phase::Replica { .. } => running(RunningRole::Replica {
-                received: match self.has_read_all(now) {
-                    true => Lsn(data.end),
-                    false => Lsn(data.replayed(now)),
-                },
+                received: self.known_end(data, now),
                 replayed: Lsn(data.replayed(now)),
                 upstream: if data.follows_remote {
                     Some(super::standby::REMOTE.into())
