@@ -341,9 +341,11 @@ impl Life {
         });
         match written {
             Ok(Ok(_)) => Heard::Acknowledged(done),
-            // The driver sends one more Sync behind a COPY that fails before its rows, whose answer it takes for that of
-            // the next request, with any server (rust-postgres issue 789): this session is of no use any more.
-            Ok(Err(_)) if self.request == Request::CopyBegin => Heard::Nothing,
+            // The driver sends one more Sync behind a COPY that fails before all its rows are sent, whose answer it takes for
+            // that of the next request, with any server (rust-postgres issue 789): this session is of no use any more.
+            Ok(Err(_)) if matches!(self.request, Request::CopyBegin | Request::CopyEnd) => {
+                Heard::Nothing
+            }
             Ok(Err(error)) if ends_session(&error) => Heard::Nothing,
             Ok(Err(_)) => {
                 self.roll_back(client).await;
