@@ -341,8 +341,8 @@ impl Life {
         });
         match written {
             Ok(Ok(_)) => Heard::Acknowledged(done),
-            // The driver sends one more Sync behind a COPY that fails before all its rows are sent, whose answer it takes for
-            // that of the next request, with any server (rust-postgres issue 789): this session is of no use any more.
+            // The driver sends one more Sync behind a COPY that fails before its rows, whose answer it takes for that of
+            // the next request, with any server (rust-postgres issue 789). A session on which a COPY failed is given up.
             Ok(Err(_)) if matches!(self.request, Request::CopyBegin | Request::CopyEnd) => {
                 Heard::Nothing
             }
