@@ -105,7 +105,7 @@ struct At<'a> {
 }
 
 /// Whether what was received and not replayed may be no more than a piece of a record: WAL is sent in chunks, and the last
-/// before a leader's end rarely ends with a record, before which its successor's timeline therefore begins. PostgreSQL
+/// before a leader's end often does not end with a record, before which its successor's timeline therefore begins. PostgreSQL
 /// replays no piece, and takes up a timeline that forked behind what it has replayed, so it is asked to; where whole
 /// records follow, it replays them in a moment, and where its replay stands still that shows by a ttl without a stream.
 fn may_end_in_a_piece(turn: &Turn<'_>, at: &At<'_>, upstream: &Upstream) -> bool {

@@ -291,7 +291,8 @@ struct RawSlot {
     is_synced: bool,
 }
 
-/// What the startup process waits for once it has read all that lies there (a table of PostgreSQL's manual, 28.4).
+/// Whether the startup process waits for what comes after all that lies there: it sleeps so only after archive and `pg_wal` had
+/// no more (`WaitForWALToBecomeAvailable`).
 fn waits_for_more(event: &str) -> bool {
     matches!(event, "RecoveryRetrieveRetryInterval" | "RecoveryWalStream")
 }

@@ -279,7 +279,6 @@ impl Life {
     fn hears(&mut self, error: Option<&tokio_postgres::Error>) -> Moment {
         let at = clock::now();
         let code = error.map_or_else(|| "timeout".to_owned(), code_of);
-        let answer = error.and_then(tokio_postgres::Error::as_db_error);
         self.seen.told.push(Told {
             client: self.number,
             seq: self.seq,
@@ -289,7 +288,7 @@ impl Life {
             at,
             code: code.clone(),
             words: error.map_or_else(String::new, words_of),
-            is_fatal: answer.is_none_or(|answer| answer.severity() != "ERROR"),
+            is_fatal: error.is_none_or(ends_session),
         });
         if self.request != Request::Rollback {
             let client = self.number;
