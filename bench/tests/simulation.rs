@@ -143,10 +143,13 @@ fn what_few_histories_reach_is_reached_by_those() {
 }
 
 /// Rules that few histories need, and from where on each is looked for: with other histories it only takes longer.
-const SELDOM: [(Break, u64); 3] = [
-    (Break::Historical(Bug::ReplayCompared), 8_250),
+const SELDOM: [(Break, u64); 6] = [
+    (Break::ListForgotten, 1_400),
+    (Break::NoWordLeft, 2_050),
+    (Break::Historical(Bug::ReplayCompared), 8_200),
     (Break::PingedToTheEnd, 11_350),
     (Break::StoreForgotten, 11_750),
+    (Break::Historical(Bug::PositionsFromBefore), 12_300),
 ];
 
 /// The first seed in which a broken rule's own invariant is broken, whatever other one notices before. Without the

@@ -20,6 +20,9 @@ const ASK_AGAIN_TTLS: u32 = 2;
 /// A kill ends in milliseconds and gives up after five seconds; one that lasts longer waits for a disk itself.
 const KILL_PATIENCE: Duration = Duration::from_secs(6);
 
+/// A kill of a silent instance, or of an orphan's processes, that takes so long waits for their disk.
+const KILL_IS_LONG: Duration = Duration::from_secs(1);
+
 /// For how long the postmaster has been stopped. A pause means hands off.
 fn stopped_for(seen: &Observation) -> Option<Duration> {
     let is_running = matches!(seen.local, Local::Running(_));
@@ -61,7 +64,8 @@ pub(super) fn look_in_time(seen: &Observation, mut decision: Decision) -> Decisi
 
 /// Completes a decision: a leader whose killed PostgreSQL does not die lets its lease end. What was sent SIGKILL
 /// runs no instruction any more and answers nobody, also while the kernel keeps it for the sake of a disk; the
-/// lease ends after the fence's deadline as ever, and a watchdog resets the machine.
+/// lease ends after the fence's deadline as ever, and a watchdog resets the machine. One that dies late was held by the
+/// disk on which it would be started again: that counts as a crash before the one that follows.
 pub(super) fn note(seen: &Observation, mut decision: Decision) -> Decision {
     let running = seen.job.running.as_ref();
     let killing = running.filter(|job| job.kind == JobKind::StopNow);
@@ -79,10 +83,23 @@ pub(super) fn note(seen: &Observation, mut decision: Decision) -> Decision {
     if memory.kill_hangs_since.is_some() {
         decision.actions.push(Action::LetLeaseLapse);
         decision.reason = Reason::KillHangs;
-    } else if let Some(waited) = waited
-        && KILL_PATIENCE.saturating_sub(waited) < decision.next.within
+        return decision;
+    }
+    let Some(waited) = waited else {
+        return decision;
+    };
+    let is_long = waited >= KILL_IS_LONG;
+    if is_long
+        && matches!(
+            seen.local,
+            Local::Unresponsive { .. } | Local::Orphaned { .. }
+        )
     {
-        decision.next.within = KILL_PATIENCE.saturating_sub(waited);
+        memory.crashed_at = Some(seen.now);
+    }
+    let limit = if is_long { KILL_PATIENCE } else { KILL_IS_LONG };
+    if limit.saturating_sub(waited) < decision.next.within {
+        decision.next.within = limit.saturating_sub(waited);
         decision.next.why = NextWhy::Limit;
     }
     decision

@@ -59,17 +59,24 @@ impl Draw {
 
     /// Whether a row can be run in any of the modes that may be drawn.
     pub fn can_come(&self, row: Row) -> bool {
-        let can = |synchronous| {
-            let conditions = Conditions {
-                synchronous,
-                ..self.conditions
-            };
-            row.obstacle(&conditions).is_none()
+        let modes = match self.draws.0 {
+            true => &MODES[..],
+            false => &[self.conditions.synchronous],
         };
-        match self.draws.0 {
-            true => MODES.into_iter().any(can),
-            false => can(self.conditions.synchronous),
-        }
+        let entrances = match self.draws.1 {
+            true => &ENTRANCES[..],
+            false => &[self.conditions.entrance],
+        };
+        modes.iter().any(|synchronous| {
+            entrances.iter().any(|entrance| {
+                let conditions = Conditions {
+                    synchronous: *synchronous,
+                    entrance: *entrance,
+                    ..self.conditions
+                };
+                row.obstacle(&conditions).is_none()
+            })
+        })
     }
 
     /// The next row, what it is run with, and the number by which its steps are drawn. None if no row can come.
@@ -182,5 +189,11 @@ mod tests {
         assert_eq!(drawn(&mut draw, 3).len(), 0);
         let mut draw = Draw::new(&[Row::CancelStorm], conditions(), None, None, 7);
         assert_eq!(drawn(&mut draw, 3).len(), 3);
+        let mut draw = Draw::new(&[Row::TenTimesTheClients], conditions(), None, None, 7);
+        assert_eq!(
+            drawn(&mut draw, 9).len(),
+            9,
+            "whatever entrance was drawn before"
+        );
     }
 }

@@ -297,6 +297,10 @@ impl Row {
             Row::SyncChurn if conditions.synchronous.is_none() => {
                 Some("there is a /sync only with --sync")
             }
+            // Those of the row would lose their servers to those who came in between, and wait for the end of their sessions.
+            Row::TenTimesTheClients if conditions.entrance != Entrance::Transaction => Some(
+                "all of ten times the clients would keep a server each, of the 20 of a pool or of max_connections",
+            ),
             Row::Starved if !conditions.can_starve => {
                 Some("needs the CPU controller of the first version of cgroups")
             }
