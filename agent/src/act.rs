@@ -242,6 +242,7 @@ impl Actor {
             Action::ClaimTimeline(claimed) => self.claim_timeline(seen, *claimed).await?,
             Action::Promote(timeline) => self.promote(seen, *timeline).await?,
             Action::Checkpoint => self.checkpoint().await?,
+            Action::CutWal(ends) => self.cut_wal(ends).await?,
             Action::Follow(upstream) => self.follow(upstream).await?,
             Action::Clone(upstream) => self.clone_from(seen, upstream).await?,
             Action::Rewind(upstream) => self.rewind(seen, upstream).await?,

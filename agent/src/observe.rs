@@ -299,7 +299,12 @@ async fn look_at_instance(
             Some((_, status)) if is_still_true(postgres, before) => {
                 // Also the one question that met the very end of recovery.
                 tracing::debug!(message, "PostgreSQL refused to answer");
-                let status = status.clone();
+                let status = Box::new(ServerStatus {
+                    // It goes on receiving, and how far is what it did not say.
+                    received: None,
+                    has_read_all: false,
+                    ..(**status).clone()
+                });
                 (Local::Running(running(postgres, &status)), Some(status))
             }
             Some(_) | None => {
@@ -472,8 +477,9 @@ fn stopped(
         ControlState::ShutDown | ControlState::ShutDownInRecovery
     );
     let known = data.checkpoint.max(data.min_recovery_end);
+    // What a replica received and never replayed is none of its data, and is taken away where the history left it.
     let position = match before.position {
-        Some(seen) if !is_clean => known.max(seen),
+        Some(seen) if !is_clean && was_primary => known.max(seen),
         Some(_) | None => known,
     };
     Stopped {
@@ -501,6 +507,7 @@ fn running(postgres: &Postgres, status: &ServerStatus) -> Running {
         slots: Arc::new(slots.collect()),
         has_pending_restart: !postgres.pending_restart(status).is_empty(),
         is_wal_gone: status.is_in_recovery && is_wal_gone(postgres, status),
+        has_read_all: status.has_read_all,
         is_promoting: status.is_in_recovery
             && (postgres.is_promoting() || recovers_to_target(&postgres.config().data_dir)),
         major: status.version / 10_000,

@@ -33,6 +33,7 @@ mod conf_copies;
 pub mod config;
 pub mod control_data;
 pub mod controlled;
+mod cut_wal;
 pub mod directory;
 pub mod dynamic_config;
 mod error;

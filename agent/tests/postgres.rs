@@ -9,6 +9,8 @@
 
 #[path = "postgres/backup.rs"]
 mod backup;
+#[path = "postgres/beyond_the_fork.rs"]
+mod beyond_the_fork;
 #[path = "postgres/fence.rs"]
 mod fence;
 #[path = "postgres/hooks.rs"]

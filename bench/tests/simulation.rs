@@ -49,7 +49,7 @@ fn clusters_of_two_to_five_keep_every_invariant() {
 }
 
 /// Histories that once broke an invariant: seed and, where they need another than three, members.
-const FOUND: [(u64, Option<u8>); 54] = [
+const FOUND: [(u64, Option<u8>); 59] = [
     (467, Some(3)),
     (47_040, Some(3)),
     (40_709, Some(3)),
@@ -104,6 +104,11 @@ const FOUND: [(u64, Option<u8>); 54] = [
     (1_021_451, Some(3)),
     (2_010_976, Some(3)),
     (40_003_136, Some(3)),
+    (51_000_767, Some(3)),
+    (50_000_876, Some(3)),
+    (50_034_975, Some(3)),
+    (50_039_279, Some(3)),
+    (50_031_164, Some(3)),
 ];
 
 #[test]

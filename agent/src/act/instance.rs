@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use trunkline_shared::cluster::timeline::Ancestry;
+use trunkline_shared::cluster::timeline::{Ancestry, TimelineEnd};
 use trunkline_shared::cluster::topology::Initialize;
 use trunkline_shared::cluster::{Lsn, MemberName, SystemId, Timeline};
 use trunkline_shared::dcs::Revision;
@@ -268,6 +268,11 @@ impl Actor {
         let work = rewind(self.door(), upstream, mine, may_be_standby);
         self.begin(JobKind::Rewind, from.member.clone(), Box::pin(work))
             .await
+    }
+
+    pub(super) async fn cut_wal(&self, ends: &[TimelineEnd]) -> Result<Revision, ActError> {
+        self.postgres.cut_wal(ends).await?;
+        Ok(0)
     }
 
     pub(super) async fn compare_history(

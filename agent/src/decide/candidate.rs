@@ -403,6 +403,17 @@ pub(super) enum Succession {
     AfterCrash,
 }
 
+/// How far a running primary knows a standby that streams from it to have come. What the standby answers is as old as its
+/// last turn, in which a busy primary may write more than `maximum_lag_on_failover`.
+fn sent_to(seen: &Observation, name: &MemberName) -> Option<Lsn> {
+    let Local::Running(running) = &seen.local else {
+        return None;
+    };
+    let mut senders = running.commits.senders.iter();
+    let sender = senders.find(|sender| sender.is_streaming && sender.name == *name)?;
+    Some(sender.flushed)
+}
+
 /// The member that is to lead after this one, or who lacks what. To one of ours the key moves by a transaction
 /// that compares what it confirmed, so among those that fit ours go before Patroni's.
 pub(super) fn successor(
@@ -443,7 +454,11 @@ pub(super) fn successor(
             lacking = Detail::Text(format!("{name} has {backlog} bytes to replay").into());
             continue;
         }
-        let behind = view.position.bytes_behind(position);
+        let confirmed = sent_to(seen, name).filter(|_| how != Succession::AfterCrash);
+        let behind = view
+            .position
+            .max(confirmed.unwrap_or_default())
+            .bytes_behind(position);
         let sync = election::record_in_force(topology);
         let has_acknowledged = sync.is_some() && how == Succession::AfterCrash;
         if behind > settings.maximum_lag_on_failover && !has_acknowledged {

@@ -104,17 +104,6 @@ struct At<'a> {
     is_streaming: bool,
 }
 
-/// Whether what was received and not replayed may be no more than a piece of a record: WAL is sent in chunks, and the last
-/// before a leader's end often does not end with a record, before which its successor's timeline therefore begins. PostgreSQL
-/// replays no piece, and takes up a timeline that forked behind what it has replayed, so it is asked to; where whole
-/// records follow, it replays them in a moment, and where its replay stands still that shows by a ttl without a stream.
-fn may_end_in_a_piece(turn: &Turn<'_>, at: &At<'_>, upstream: &Upstream) -> bool {
-    let seen = turn.seen;
-    let since = turn.decision.memory.not_streaming_since;
-    let since = since.filter(|_| *at.upstream == upstream.address);
-    since.is_none_or(|since| seen.now.since(since) < seen.settings().ttl)
-}
-
 /// What an operator asked of a running instance in recovery, whoever it follows.
 pub(super) fn local_request(turn: Turn<'_>) -> ControlFlow<Decision, Turn<'_>> {
     ControlFlow::Break(match &turn.seen.request {
@@ -144,9 +133,14 @@ fn follow(turn: Turn<'_>, topology: &Topology, running: &Running, at: At<'_>) ->
     let streams = at.is_streaming && *at.upstream == upstream.address;
     match topology.ancestry(running.timeline, at.end, timeline) {
         Ancestry::Ancestor => {}
+        // What it received and did not replay is a piece of a record: WAL is sent in chunks, and the last before a leader's
+        // end often does not end with a record, before which its successor's timeline therefore begins. PostgreSQL replays
+        // no piece, and takes up a timeline that forked behind what it has replayed. Whole records it would replay on its
+        // way to that timeline, and show the new one as its own: such a replica is stopped, and they are cut off.
         Ancestry::Diverged { .. }
-            if topology.ancestry(running.timeline, at.replayed, timeline) == Ancestry::Ancestor
-                && may_end_in_a_piece(&turn, &at, &upstream) => {}
+            if running.has_read_all
+                && topology.ancestry(running.timeline, at.replayed, timeline)
+                    == Ancestry::Ancestor => {}
         Ancestry::Unknown => return turn.routine(Reason::WaitingForHistory),
         // PostgreSQL streams nothing from a server whose history is another: the leader's record is told late.
         Ancestry::Diverged { .. } if running.timeline > timeline && streams => {
@@ -336,7 +330,8 @@ fn start(turn: Turn<'_>, topology: &Topology, stopped: &Stopped) -> Decision {
         Ancestry::Unknown => turn.routine(Reason::WaitingForHistory),
         Ancestry::Ancestor => {
             let from = upstream::own(turn.seen, topology, leader);
-            turn.start_unless_just_failed(StartAs::Replica(Some(from)), Reason::StartingReplica)
+            cut_off(turn, topology, stopped, timeline)
+                .start_unless_just_failed(StartAs::Replica(Some(from)), Reason::StartingReplica)
         }
         Ancestry::Diverged { .. } => mend(turn, topology, leader),
     }
@@ -359,6 +354,24 @@ fn ancestry(topology: &Topology, stopped: &Stopped, leads: Timeline) -> Ancestry
     // How far it wrote before it died is not in its control data.
     let beyond_all = Lsn(u64::MAX);
     topology.ancestry(stopped.timeline, beyond_all, leads)
+}
+
+/// Takes away what a replica may have received beyond the points where the leader's history left its timelines. A former
+/// primary on that history has nothing there.
+fn cut_off<'a>(
+    turn: Turn<'a>,
+    topology: &Topology,
+    stopped: &Stopped,
+    leads: Timeline,
+) -> Turn<'a> {
+    if stopped.was_primary || turn.failed_lately(JobKind::Start) {
+        return turn;
+    }
+    let ends = topology.history.shared_ends(stopped.timeline, leads);
+    if ends.is_empty() {
+        return turn;
+    }
+    turn.act(Action::CutWal(ends.into()))
 }
 
 fn mend(turn: Turn<'_>, topology: &Topology, leader: &Member) -> Decision {

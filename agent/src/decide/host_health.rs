@@ -20,7 +20,8 @@ const ASK_AGAIN_TTLS: u32 = 2;
 /// A kill ends in milliseconds and gives up after five seconds; one that lasts longer waits for a disk itself.
 const KILL_PATIENCE: Duration = Duration::from_secs(6);
 
-/// A kill of a silent instance, or of an orphan's processes, that takes so long waits for their disk.
+/// A kill that takes so long while a write of the agent's hangs for as long waits for their disk; alone it may have much
+/// memory to give back.
 const KILL_IS_LONG: Duration = Duration::from_secs(1);
 
 /// For how long the postmaster has been stopped. A pause means hands off.
@@ -89,12 +90,7 @@ pub(super) fn note(seen: &Observation, mut decision: Decision) -> Decision {
         return decision;
     };
     let is_long = waited >= KILL_IS_LONG;
-    if is_long
-        && matches!(
-            seen.local,
-            Local::Unresponsive { .. } | Local::Orphaned { .. }
-        )
-    {
+    if is_long && hangs_for(seen) >= KILL_IS_LONG {
         memory.crashed_at = Some(seen.now);
     }
     let limit = if is_long { KILL_PATIENCE } else { KILL_IS_LONG };

@@ -108,7 +108,7 @@ fn run(turn: Turn<'_>, memory: &Memory, topology: &Topology) -> Decision {
 
 /// A leader without a fence may outlive its key by as much as its agent is late: while WAL comes from it, it
 /// lives. For how long this is waited for (`ha.md` 5.2). One that answers is in recovery, or it is a living primary
-/// and nobody runs at all: WAL comes from a standby, too.
+/// and nobody runs at all: WAL comes from a standby, too. It may come to another standby alone.
 fn wal_still_arrives(
     seen: &Observation,
     memory: &Memory,
@@ -122,11 +122,18 @@ fn wal_still_arrives(
         return None;
     };
     let arrives = match running.role {
-        RunningRole::Replica { is_streaming, .. } => is_streaming,
+        RunningRole::Replica { is_streaming, .. } => is_streaming || another_streams(answers),
         RunningRole::Primary { .. } => false,
     };
     let left = seen.now.until(*led_at + seen.settings().ttl);
     (arrives && !left.is_zero()).then_some(left)
+}
+
+fn another_streams(answers: &BTreeMap<MemberName, PeerAnswer>) -> bool {
+    answers.values().any(|answer| match answer {
+        PeerAnswer::Answered(view) => view.is_streaming == Some(true),
+        PeerAnswer::Unreachable => false,
+    })
 }
 
 /// An instance that accepts writes, or soon will, goes on leading unless a peer is primary. That the view

@@ -242,6 +242,8 @@ pub struct Running {
     pub synchronized: SynchronizedSlots,
     /// The upstream has removed the WAL that this replica needs next, as it said when it was asked last.
     pub is_wal_gone: bool,
+    /// A replica has replayed every whole record that it has, and waits for more.
+    pub has_read_all: bool,
     /// Promotion was signalled to this very postmaster: it will accept writes by itself, and only a stop
     /// of the instance takes that back.
     pub is_promoting: bool,

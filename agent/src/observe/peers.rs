@@ -108,14 +108,16 @@ fn view(body: &[u8], registered: &Tags) -> Option<PeerView> {
     })
 }
 
-/// Patroni queries PostgreSQL for each answer; an agent answers what its last turn found, and names the leader of then.
+/// Patroni queries PostgreSQL for each answer; an agent answers what its last turn found, and names the leader of then. One
+/// that the DCS did not answer in that turn does not know that nobody led.
 fn looked(answer: &Value, is_unlocked: bool) -> Looked {
     let Some(ours) = answer.get("trunkline") else {
         return Looked::Asked;
     };
+    let is_known = answer.pointer("/trunkline/dcs/answers") == Some(&Value::Bool(true));
     // Without a name it is some leader, which nobody else sees.
     let leader = ours.get("leader").and_then(Value::as_str).unwrap_or("");
-    Looked::InTurn((!is_unlocked).then(|| MemberName::new(leader)))
+    Looked::InTurn((!is_unlocked || !is_known).then(|| MemberName::new(leader)))
 }
 
 fn store(dcs: &Value) -> Option<PeerStore> {
@@ -184,6 +186,23 @@ mod tests {
         assert!(!view(bound.as_bytes(), &Tags::default()).unwrap().may_lead);
         let ours = bound.replacen('{', r#"{"trunkline":{},"#, 1);
         assert!(view(ours.as_bytes(), &Tags::default()).unwrap().may_lead);
+        let looked = |ours: &str| {
+            let answer = format!(
+                r#"{{"state":"running","role":"replica","cluster_unlocked":true{ours},
+                "xlog":{{"received_location":1,"replayed_location":1}}}}"#
+            );
+            view(answer.as_bytes(), &Tags::default()).unwrap().looked
+        };
+        assert_eq!(looked(""), Looked::Asked);
+        assert_eq!(
+            looked(r#","trunkline":{"dcs":{"answers":true}}"#),
+            Looked::InTurn(None)
+        );
+        assert_ne!(
+            looked(r#","trunkline":{"dcs":{"answers":false}}"#),
+            Looked::InTurn(None),
+            "it does not know that nobody leads"
+        );
         let stopped = br#"{"state":"stopped","role":"replica"}"#;
         assert!(!view(stopped, &Tags::default()).unwrap().is_running);
     }

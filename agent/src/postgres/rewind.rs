@@ -367,7 +367,7 @@ fn empty_directory(path: &Path) -> Result<(), PostgresError> {
 
 /// Copies the segments of `timeline` from number `first` on. Copies, not links: pg_rewind writes into the
 /// files of the target.
-fn copy_wal_aside(
+pub(super) fn copy_wal_aside(
     from: &Path,
     to: &Path,
     timeline: Timeline,
@@ -390,7 +390,7 @@ fn copy_wal_aside(
 }
 
 /// The number of a WAL segment of `timeline` by its file's name (pure).
-fn segment_number(name: &str, timeline: Timeline, segment_bytes: u64) -> Option<u64> {
+pub(super) fn segment_number(name: &str, timeline: Timeline, segment_bytes: u64) -> Option<u64> {
     let is_segment = name.len() == 24 && name.bytes().all(|b| b.is_ascii_hexdigit());
     if !is_segment || u32::from_str_radix(&name[..8], 16).ok()? != timeline.0 {
         return None;

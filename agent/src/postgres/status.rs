@@ -5,7 +5,8 @@ use serde::Deserialize;
 use trunkline_shared::cluster::{Lsn, SystemId, Timeline};
 
 /// One row and column of JSON: everything a tick needs in one round trip. Every column named here exists
-/// in PostgreSQL 13 to 18.
+/// in PostgreSQL 13 to 18. They are looked at in this order: what waits for more after `received` has replayed that, and
+/// `replayed` after it says how far that is.
 pub(crate) const STATUS_QUERY: &str = "\
 SELECT pg_catalog.json_build_object(
  'version', pg_catalog.current_setting('server_version_num')::int,
@@ -18,9 +19,9 @@ SELECT pg_catalog.json_build_object(
  'recovery_timeline', (SELECT min_recovery_end_timeline FROM pg_catalog.pg_control_recovery()),
  'current', CASE WHEN NOT r.r THEN pg_catalog.pg_current_wal_flush_lsn() END,
  'received', CASE WHEN r.r THEN pg_catalog.pg_last_wal_receive_lsn() END,
- 'replayed', CASE WHEN r.r THEN pg_catalog.pg_last_wal_replay_lsn() END,
- 'replay_waits_for', CASE WHEN r.r AND pg_catalog.pg_last_wal_receive_lsn() IS NULL THEN (SELECT wait_event
+ 'replay_waits_for', CASE WHEN r.r THEN (SELECT wait_event
     FROM pg_catalog.pg_stat_activity WHERE backend_type = 'startup') END,
+ 'replayed', CASE WHEN r.r THEN pg_catalog.pg_last_wal_replay_lsn() END,
  'replayed_at', CASE WHEN r.r THEN (extract(epoch from pg_catalog.pg_last_xact_replay_timestamp())
     * 1000000)::bigint END,
  'replay_paused', CASE WHEN r.r THEN pg_catalog.pg_is_wal_replay_paused() END,
@@ -173,6 +174,8 @@ pub struct ServerStatus {
     pub received: Option<Lsn>,
     /// Replayed by a replica up to here.
     pub replayed: Option<Lsn>,
+    /// A replica has replayed every whole record that it has: it waits for more.
+    pub has_read_all: bool,
     /// When the last transaction that a replica has replayed was committed, microseconds since 1970.
     pub replayed_at_us: Option<i64>,
     /// Whether replay is paused by request.
@@ -330,6 +333,7 @@ impl From<RawStatus> for ServerStatus {
             current: lsn(raw.current),
             received: lsn(raw.received).or(replayed.filter(|_| has_read_all)),
             replayed,
+            has_read_all,
             replayed_at_us: raw.replayed_at,
             is_replay_paused: raw.replay_paused.unwrap_or(false),
             conninfo: raw.conninfo.unwrap_or_default(),

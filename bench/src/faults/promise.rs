@@ -133,15 +133,17 @@ impl Row {
             | Row::EtcdMemberDown
             | Row::EtcdLeaderKilled
             | Row::EtcdGone
-            | Row::EtcdForgetful
             | Row::PromotedByHand
             | Row::TwoOfOneName
             | Row::WallClockJumps
             | Row::ClockRuns
             | Row::RouterKilled => Harm::None,
-            Row::Moves | Row::MoveBesideTransaction | Row::WatchDead | Row::DiskNearlyFull => {
-                Harm::Planned
-            }
+            // The old backup is one of before a planned change.
+            Row::EtcdForgetful
+            | Row::Moves
+            | Row::MoveBesideTransaction
+            | Row::WatchDead
+            | Row::DiskNearlyFull => Harm::Planned,
             Row::CandidateHurt
             | Row::PostmasterKilled
             | Row::BackendCrashed

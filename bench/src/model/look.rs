@@ -169,6 +169,7 @@ pub(super) fn running(timeline: u8, role: RunningRole, commits: CommitsView) -> 
         major: 17,
         synchronized: SynchronizedSlots::NotOurs,
         is_wal_gone: false,
+        has_read_all: true,
         is_promoting: false,
         commits,
     }

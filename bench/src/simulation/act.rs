@@ -5,6 +5,7 @@ use trunkline_agent::decide::observation::{JobKind, WatchdogView};
 use trunkline_agent::decide::sync_standbys::SyncNames;
 use trunkline_agent::decide::{Action, PROMOTE_NEEDS};
 use trunkline_agent::watchdog::may_count;
+use trunkline_shared::cluster::timeline::TimelineEnd;
 use trunkline_shared::cluster::{LeaderEpoch, MemberName, Timeline};
 
 use super::event::{NodeId, Time};
@@ -101,6 +102,7 @@ impl World {
             Action::Stop(mode) => self.stop(node, *mode),
             Action::Promote(timeline) => self.promote(node, *timeline),
             Action::Checkpoint => self.begin_job(node, JobKind::Checkpoint, None),
+            Action::CutWal(ends) => self.cut_wal(node, ends),
             Action::Follow(upstream) => self.follow(node, upstream),
             Action::Clone(upstream) => self.begin_copy(node, JobKind::Clone, upstream),
             Action::Rewind(upstream) => self.begin_copy(node, JobKind::Rewind, upstream),
@@ -286,6 +288,7 @@ impl World {
             | Action::Stop(_)
             | Action::Promote(_)
             | Action::Checkpoint
+            | Action::CutWal(_)
             | Action::Follow(_)
             | Action::Clone(_)
             | Action::Rewind(_)
@@ -343,8 +346,29 @@ impl World {
                 false
             }
         };
-        self.node_mut(node).postgres.starts_closed = *start == StartAs::PrimaryClosed;
+        let is_unawaited = !self.commits_are_to_wait();
+        let postgres = &mut self.node_mut(node).postgres;
+        postgres.starts_closed = *start == StartAs::PrimaryClosed;
+        postgres.starts_unawaited = is_unawaited;
         self.begin_start(node, as_primary);
+        Went::Done
+    }
+
+    fn cut_wal(&mut self, node: NodeId, ends: &[TimelineEnd]) -> Went {
+        let branch = self
+            .node(node)
+            .postgres
+            .data
+            .as_ref()
+            .map(|data| data.branch);
+        let timeline = branch.map(|branch| self.branches.timeline(branch));
+        let postgres = &mut self.node_mut(node).postgres;
+        let end = ends.iter().find(|end| Some(end.timeline) == timeline);
+        let (Some(data), Some(end)) = (&mut postgres.data, end) else {
+            return Went::Done;
+        };
+        data.end = data.end.min(end.end.0);
+        data.replayed = data.replayed.min(data.end);
         Went::Done
     }
 

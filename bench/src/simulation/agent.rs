@@ -14,7 +14,7 @@ use trunkline_agent::decide::observation::{
 use trunkline_agent::decide::small_moves::WrittenRecord;
 use trunkline_agent::decide::{Action, Decision, asking, decide};
 use trunkline_shared::cluster::topology::{Fact, FactKey};
-use trunkline_shared::cluster::{Lsn, Moment};
+use trunkline_shared::cluster::{Lsn, MemberName, Moment};
 
 use super::breaks::Break;
 use super::event::{Event, MS, NodeId, SECOND, Time};
@@ -393,8 +393,10 @@ impl World {
 
     fn note_look(&mut self, node: NodeId, seen: &Observation) {
         let leader = seen.topology().and_then(|shown| shown.leader.as_ref());
+        // Whom the DCS did not answer says of nobody that he leads, and not that nobody does.
+        let somebody = (!seen.is_dcs_fresh()).then(|| MemberName::new(""));
         let agent = &mut self.node_mut(node).agent;
-        agent.leader_at_look = leader.map(|leader| leader.member.clone());
+        agent.leader_at_look = leader.map(|leader| leader.member.clone()).or(somebody);
         agent.position_at_look = seen.local.position();
     }
 

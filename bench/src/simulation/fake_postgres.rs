@@ -208,6 +208,14 @@ impl Data {
         }
     }
 
+    /// What a stopped one shows: what a replica received and did not replay is none of its data.
+    fn reached(&self) -> u64 {
+        match self.was_primary || self.replays_at < Time::MAX {
+            true => self.end,
+            false => self.replayed,
+        }
+    }
+
     pub(super) fn replayed(&self, now: Time) -> u64 {
         if now >= self.replays_at {
             self.end
@@ -272,6 +280,8 @@ pub(super) struct Postgres {
     pub(super) starts_as_primary: bool,
     /// Without access for clients.
     pub(super) starts_closed: bool,
+    /// No commit was to wait when this start was decided.
+    pub(super) starts_unawaited: bool,
     /// The WAL receiver streams.
     pub(super) is_streaming: bool,
     /// Its replay stands still until then.
@@ -308,6 +318,7 @@ impl Postgres {
             promotes_to: 0,
             starts_as_primary: false,
             starts_closed: false,
+            starts_unawaited: false,
             is_streaming: false,
             replay_stalls: 0,
             is_wal_gone: false,
@@ -391,6 +402,7 @@ impl Postgres {
                 timeline: branches.timeline(data.branch),
                 role,
                 is_wal_gone: self.is_wal_gone && !self.is_streaming,
+                has_read_all: now >= data.replays_at,
                 is_promoting: self.phase == (Phase::Replica { promotes: true }),
                 slots: self.slots.clone(),
                 has_pending_restart: false,
@@ -442,7 +454,7 @@ impl Postgres {
             timeline: branches.timeline(data.branch),
             checkpoint: Lsn(data.checkpoint),
             redo: Lsn(data.redo),
-            position: Lsn(data.end),
+            position: Lsn(data.reached()),
             is_clean: data.is_clean,
             was_primary: data.was_primary,
             crashed_at: data.crashed_at,

@@ -199,6 +199,15 @@ impl World {
         if let (Phase::Primary, Some(data)) = (postgres.phase, &mut postgres.data) {
             data.was_primary = true;
         }
+        let was_replica = matches!(postgres.phase, Phase::Replica { .. });
+        if let Some(data) = postgres
+            .data
+            .as_mut()
+            .filter(|data| !data.was_primary || was_replica)
+        {
+            data.replayed = data.replayed(now);
+            data.replays_at = Time::MAX;
+        }
         postgres.phase = Phase::Down;
         postgres.run += 1;
         postgres.since = now;

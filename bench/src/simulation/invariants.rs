@@ -13,6 +13,7 @@ use trunkline_shared::cluster::{LeaderEpoch, MemberName, MemberRole, MemberState
 
 use super::event::{MS, NodeId, SECOND, Time};
 use super::fake_postgres::{Data, Phase};
+use super::plan::{Fault, FaultKind};
 use super::routers::Lane;
 use super::slots::Furthest;
 use super::world::World;
@@ -418,7 +419,11 @@ impl World {
             return;
         }
         let old = std::mem::replace(&mut self.ledger.line, branch);
-        let accepted = std::mem::take(&mut self.ledger.loss_accepted);
+        // Who was elected while an operator's choice of another was under way is nobody's choice.
+        let named = self.ledger.named.as_ref();
+        let is_chosen = named.is_none_or(|named| *named == self.node(node).name);
+        let accepted = self.ledger.loss_accepted && is_chosen;
+        self.ledger.loss_accepted &= !is_chosen;
         if accepted || self.ledger.disk_was_lost {
             return;
         }
@@ -457,13 +462,21 @@ impl World {
             return self.fail(Invariant::NoAcknowledgedCommitLost, detail);
         }
         let limit = self.may_lose(written);
-        if lost > limit {
+        // A store that loses what it is asked or answers shows an older position, and more is written beyond that.
+        let is_late = self.loses_answers();
+        let shown = self.store.head.status.optime.0;
+        if lost > limit && !(is_late && fork + self.plan.maximum_lag >= shown) {
             let detail = format!(
                 "{} was promoted and lost {lost} acknowledged bytes; the limit is {limit}",
                 self.node(node).name
             );
             self.fail(Invariant::LossWithinLimit, detail);
         }
+    }
+
+    fn loses_answers(&self) -> bool {
+        let loses = |fault: &Fault| fault.kind == FaultKind::DcsLosesAnswers;
+        self.plan.faults.iter().any(loses)
     }
 
     /// What an asynchronous failover may lose, `written` in the time it takes to notice a leader's end.

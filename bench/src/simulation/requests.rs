@@ -314,6 +314,7 @@ impl World {
     }
 
     fn answered(&mut self, node: NodeId, at: usize) {
+        let has_answered = !matches!(self.requests[at].reply, Reply::None);
         let is_of_before = self.requests[at].acceptances != self.node(node).agent.acceptances;
         if is_of_before || !self.client_believes(node, at) {
             self.requests[at].reply = Reply::None;
@@ -329,7 +330,7 @@ impl World {
             Purpose::Confirm { turn } => self.confirm_answered(node, at, turn),
             Purpose::Action { turn } => self.action_answered(node, at, turn),
             Purpose::Record { number } => self.record_answered(node, at, number),
-            Purpose::Word => {}
+            Purpose::Word => self.word_answered(node, has_answered),
         }
     }
 

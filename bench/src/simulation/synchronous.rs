@@ -285,7 +285,9 @@ impl World {
         let recorded = cluster.sync.as_ref();
         let has_standby = recorded.is_some_and(|sync| !sync.standbys.is_empty());
         // Where nobody else may lead, nothing that becomes visible can be lost.
-        let matters = is_made && (has_standby || self.plan.is_strict);
+        // What was written while no commit waited shows at once, also where the mode was switched on during the start.
+        let is_awaited = !self.node(node).postgres.starts_unawaited;
+        let matters = is_made && is_awaited && (has_standby || self.plan.is_strict);
         let postgres = &mut self.node_mut(node).postgres;
         let end = postgres.data.as_ref().map(|data| data.end);
         postgres.waiting.is_closed = is_closed;
@@ -338,7 +340,7 @@ impl World {
     }
 
     /// Whether the settings of now want commits to wait, or, where the store shows none, the plan does.
-    fn commits_are_to_wait(&self) -> bool {
+    pub(super) fn commits_are_to_wait(&self) -> bool {
         let settings = self.store.head.settings.as_ref();
         settings.map_or_else(
             || self.is_synchronous(),

@@ -15,6 +15,13 @@ use super::event::NodeId;
 use super::store::{Compare, Txn, Write};
 use super::world::World;
 
+fn remove_disarmed_of(name: &MemberName, at: i64) -> Txn {
+    Txn {
+        when: vec![Compare::Revision(FactKey::Member(name.clone()), at)],
+        then: vec![Write::Delete(FactKey::Disarmed(name.clone()))],
+    }
+}
+
 impl World {
     /// What the action asks of the DCS; nothing if it cannot be asked now.
     pub(super) fn transaction(&self, node: NodeId, action: &Action) -> Option<Txn> {
@@ -40,10 +47,7 @@ impl World {
             Action::ClearSwitchover => always(Write::Delete(FactKey::Switchover)),
             Action::WriteDisarmed => self.as_leader(node, vec![put(disarmed(), Fact::Disarmed)]),
             Action::RemoveDisarmed => always(Write::Delete(disarmed())),
-            Action::RemoveDisarmedOf(name, at) => Some(Txn {
-                when: vec![Compare::Revision(FactKey::Member(name.clone()), *at)],
-                then: vec![Write::Delete(FactKey::Disarmed(name.clone()))],
-            }),
+            Action::RemoveDisarmedOf(name, at) => Some(remove_disarmed_of(name, *at)),
             Action::ClaimTimeline(claimed) => self.claim_timeline(node, *claimed),
             Action::WriteSync(sync) => self.on_sync_as_seen(node, sync.revision, record(sync)),
             Action::RenewSync(sync) => Some(Txn {
@@ -70,6 +74,7 @@ impl World {
             | Action::Stop(_)
             | Action::Promote(_)
             | Action::Checkpoint
+            | Action::CutWal(_)
             | Action::Follow(_)
             | Action::Clone(_)
             | Action::Rewind(_)

@@ -36,15 +36,21 @@ impl World {
         if self.put_off(self.node(node).agent_sleeps_until(), event) {
             return true;
         }
-        let pause = match self.node(node).agent.wanted.clone() {
-            Some(record) => {
-                self.send(node, Ask::Word(record), Purpose::Word);
-                self.plan.ttl.as_nanos() as Time / TIMES_A_LEASE
-            }
-            None => RETRY,
-        };
-        self.put_in(pause, event);
+        match self.node(node).agent.wanted.clone() {
+            Some(record) => self.send(node, Ask::Word(record), Purpose::Word),
+            None => self.put_in(RETRY, event),
+        }
         true
+    }
+
+    /// The word that was left is left again before its lease ends; one that was not, soon.
+    pub(super) fn word_answered(&mut self, node: NodeId, is_left: bool) {
+        let boot = self.node(node).agent.boot;
+        let pause = match is_left {
+            true => self.plan.ttl.as_nanos() as Time / TIMES_A_LEASE,
+            false => RETRY,
+        };
+        self.put_in(pause, Event::Word { node, boot });
     }
 
     /// Whether this member, which knows nothing, is alone with a store that has lost the cluster: all who know it are down or

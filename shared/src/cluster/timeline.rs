@@ -72,6 +72,22 @@ impl TimelineHistory {
             .map(|e| e.end)
     }
 
+    /// Up to where each timeline from `from` on is shared with `of`, which is newer than all of them: no further than any
+    /// later one that led to it.
+    pub fn shared_ends(&self, from: Timeline, of: Timeline) -> Vec<TimelineEnd> {
+        let between = |e: &&TimelineEnd| e.timeline >= from && e.timeline < of;
+        let ends = self.ends.iter().filter(between);
+        let shared = |e: &TimelineEnd| {
+            let later = self.ends.iter().filter(|l| l.timeline >= e.timeline);
+            let end = later.filter(|l| l.timeline < of).map(|l| l.end).min();
+            TimelineEnd {
+                timeline: e.timeline,
+                end: end.unwrap_or(e.end),
+            }
+        };
+        ends.map(shared).collect()
+    }
+
     /// The newest timeline that has ended, if any.
     pub fn last_ended(&self) -> Option<Timeline> {
         self.ends.last().map(|e| e.timeline)
@@ -118,6 +134,20 @@ mod tests {
             end: Lsn(l),
         };
         TimelineHistory::new(vec![end(2, 200), end(1, 100)])
+    }
+
+    #[test]
+    fn a_timeline_is_shared_up_to_its_end_or_that_of_an_earlier_position_from_which_a_later_one_began()
+     {
+        let end = |t, l| TimelineEnd {
+            timeline: Timeline(t),
+            end: Lsn(l),
+        };
+        let all = TimelineHistory::new(vec![end(1, 100), end(2, 250), end(3, 200), end(5, 900)]);
+        let shared = |from, of| all.shared_ends(Timeline(from), Timeline(of));
+        assert_eq!(shared(1, 4), [end(1, 100), end(2, 200), end(3, 200)]);
+        assert_eq!(shared(2, 3), [end(2, 250)]);
+        assert_eq!(shared(4, 4), []);
     }
 
     #[test]

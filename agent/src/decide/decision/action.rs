@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use trunkline_shared::cluster::switchover::LeaderChange;
 use trunkline_shared::cluster::sync_state::SyncState;
+use trunkline_shared::cluster::timeline::TimelineEnd;
 use trunkline_shared::cluster::topology::{ClaimedTimeline, Status, SwitchoverRecord};
 use trunkline_shared::cluster::{Lsn, MemberName, SystemId, Timeline};
 
@@ -85,6 +86,8 @@ pub enum Action {
     Promote(Timeline),
     /// A checkpoint, so that others may rewind from here.
     Checkpoint,
+    /// Take away, from the stopped instance, WAL of these timelines beyond these positions.
+    CutWal(Arc<[TimelineEnd]>),
     /// Replicate from this address.
     Follow(Upstream),
     /// Copy the data anew.
@@ -310,6 +313,7 @@ impl Action {
         "stop",
         "promote",
         "checkpoint",
+        "cut_wal",
         "follow",
         "clone",
         "rewind",
@@ -372,6 +376,7 @@ impl Action {
             Action::Stop(StopMode::Immediate) => changes("stop", JobKind::StopNow),
             Action::Promote(_) => changes("promote", JobKind::Promote),
             Action::Checkpoint => long("checkpoint", JobKind::Checkpoint),
+            Action::CutWal(_) => brief("cut_wal"),
             Action::Follow(_) => brief("follow"),
             Action::Clone(_) => replaces("clone", JobKind::Clone),
             Action::Rewind(_) => replaces("rewind", JobKind::Rewind),

@@ -142,6 +142,7 @@ pub(super) fn local(words: &Words<'_, '_>, now: Moment) -> Result<Local, ScriptE
             slots: Arc::new(slots::views(words)?),
             has_pending_restart: words.has("pending_restart"),
             is_wal_gone: words.has("wal_gone"),
+            has_read_all: words.has("read_all"),
             is_promoting: words.has("promoting"),
             major: words.value("major")?.unwrap_or(15),
             synchronized: slots::synchronized(words),

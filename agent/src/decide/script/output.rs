@@ -4,6 +4,7 @@ use std::fmt;
 
 use super::changes;
 use super::synchronous::named;
+use trunkline_shared::cluster::Lsn;
 use trunkline_shared::cluster::sync_state::SyncState;
 use trunkline_shared::cluster::topology::{Status, SwitchoverRecord, SwitchoverStage};
 
@@ -72,6 +73,7 @@ impl fmt::Display for Action {
             Action::Start(start) => write!(f, " {start}"),
             Action::PublishFailsafe(list) => list.keys().try_for_each(|name| write!(f, " {name}")),
             Action::Stop(mode) => write!(f, " {}", mode_word(*mode)),
+            Action::CutWal(ends) => placed(f, ends.iter().map(|end| (end.timeline, end.end))),
             Action::Follow(upstream)
             | Action::Clone(upstream)
             | Action::Rewind(upstream)
@@ -80,10 +82,7 @@ impl fmt::Display for Action {
             Action::TendLogicalSlots(care) => write!(f, "{care}"),
             Action::CreateSlots(slots) | Action::DropSlots(slots) => f.write_str(&spaced(slots)),
             Action::SetSynchronizedSlots(slots) => f.write_str(&spaced(slots)),
-            Action::AdvanceSlots(slots) => {
-                let mut moves = slots.iter();
-                moves.try_for_each(|(slot, to)| write!(f, " {slot}@{to}"))
-            }
+            Action::AdvanceSlots(slots) => placed(f, slots.iter().map(|(slot, to)| (slot, *to))),
             Action::WriteSync(s) | Action::RenewSync(s) => write!(f, " {}", Recorded(s)),
             Action::SetSyncNames(names) => write!(f, " {}", named(names)),
             Action::ClearSyncNames
@@ -112,6 +111,13 @@ impl fmt::Display for Action {
             | Action::CancelJob => Ok(()),
         }
     }
+}
+
+fn placed<T: fmt::Display>(
+    f: &mut fmt::Formatter<'_>,
+    mut all: impl Iterator<Item = (T, Lsn)>,
+) -> fmt::Result {
+    all.try_for_each(|(what, at)| write!(f, " {what}@{at}"))
 }
 
 /// What something is of.

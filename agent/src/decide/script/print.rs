@@ -415,6 +415,7 @@ fn print_running(out: &mut String, running: &Running) {
     slots::print_synchronized(out, &running.synchronized);
     flag(out, running.has_pending_restart, "pending_restart");
     flag(out, running.is_wal_gone, "wal_gone");
+    flag(out, running.has_read_all, "read_all");
     flag(out, running.is_promoting, "promoting");
     synchronous::print_commits(out, &running.commits);
 }

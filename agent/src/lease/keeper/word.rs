@@ -11,8 +11,8 @@ use trunkline_shared::cluster::topology::FactKey;
 use trunkline_shared::dcs::{Compare, DcsError, Txn};
 
 use super::super::WantedRecord;
-use super::Keeper;
 use super::orders::put;
+use super::{Keeper, RETRY};
 
 /// So often the record is put anew while its lease, which nobody keeps alive, would last.
 const TIMES_A_LEASE: u32 = 3;
@@ -25,11 +25,14 @@ impl Keeper {
             let Some(record) = record.filter(|_| self.dcs.is_doubted()) else {
                 continue;
             };
-            if let Err(error) = self.leave_word(&record).await {
-                tracing::debug!(%error, "the member record could not be put into the doubted DCS; retrying");
-            }
-            let asked = self.inner.borrow().asked;
-            tokio::time::sleep(asked / TIMES_A_LEASE).await;
+            let pause = match self.leave_word(&record).await {
+                Ok(()) => self.inner.borrow().asked / TIMES_A_LEASE,
+                Err(error) => {
+                    tracing::debug!(%error, "the member record could not be put into the doubted DCS; retrying");
+                    RETRY
+                }
+            };
+            tokio::time::sleep(pause).await;
         }
     }
 

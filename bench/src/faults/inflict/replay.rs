@@ -83,9 +83,11 @@ pub async fn behind(field: &mut Field<'_>) -> Result<()> {
         .batch_execute("CREATE TABLE IF NOT EXISTS bulk (number int, filler text)")
         .await?;
     until_caught_up(field.run.stack, field.run.leader).await?;
+    let mut paused = Vec::new();
     for index in others(field) {
         let direct = field.run.stack.members[index].sql(APP).await?;
         direct.batch_execute("SELECT pg_wal_replay_pause()").await?;
+        paused.push(direct);
     }
     let fill = "INSERT INTO bulk SELECT number, repeat(md5(number::text), 28) FROM generate_series(1, $1) number";
     leader.execute(fill, &[&ROWS]).await?;
@@ -102,16 +104,10 @@ pub async fn behind(field: &mut Field<'_>) -> Result<()> {
     }
     let backlog: i64 = leader.query_one(BEHIND, &[]).await?.get(0);
     drop(leader);
+    let resuming = Beside::start(|word| resume_once_one_leads(paused, word));
     let old = lose_leader(field).await?;
     let took = clock::now().since(field.run.began).as_secs_f64();
-    // Whoever was not promoted stays paused until somebody ends that.
-    let led = field.run.stack.leader().await?;
-    for index in others(field).into_iter().filter(|index| *index != led) {
-        let direct = field.run.stack.members[index].sql(APP).await?;
-        direct
-            .batch_execute("SELECT pg_wal_replay_resume()")
-            .await?;
-    }
+    resuming.finish().await??;
     field.run.note(format!(
         "{} MB were to be replayed; another member wrote {took:.1} s after the end",
         backlog / 1_000_000
@@ -120,6 +116,28 @@ pub async fn behind(field: &mut Field<'_>) -> Result<()> {
     field.whole("replay behind, then power off", &on).await?;
     let leader = field.run.stack.members[field.run.leader].sql(APP).await?;
     leader.batch_execute("DROP TABLE bulk").await?;
+    Ok(())
+}
+
+/// Whoever is not promoted stays paused until somebody ends that, and asks for no WAL before: commits may wait for it.
+async fn resume_once_one_leads(paused: Vec<Client>, word: Word) -> Result<()> {
+    while !word.is_given() {
+        for one in &paused {
+            let row = one.query_one("SELECT pg_is_in_recovery()", &[]).await?;
+            if !row.get::<_, bool>(0) {
+                return resume(&paused).await;
+            }
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+    resume(&paused).await
+}
+
+async fn resume(paused: &[Client]) -> Result<()> {
+    for one in paused {
+        let resume = "SELECT pg_wal_replay_resume() WHERE pg_is_in_recovery()";
+        one.batch_execute(resume).await?;
+    }
     Ok(())
 }
 

@@ -142,6 +142,7 @@ impl Members {
             }
             Action::SetSyncNames(_)
             | Action::OpenClientAccess
+            | Action::CutWal(_)
             | Action::Follow(_)
             | Action::Checkpoint
             | Action::CancelJob

@@ -133,8 +133,10 @@ impl World {
     pub(super) fn check_deposed(&mut self, node: NodeId, decision: &Decision) {
         let stops = decision.actions.iter();
         let stops = stops.filter(|action| matches!(action, Action::Stop(_)));
-        // A store that was restored may name whom a newer one had deposed.
-        let is_doubtful = !self.store.is_vouched;
+        // A store that was restored may name whom a newer one had deposed; who made its keys anew and never heard that it
+        // did knows nothing of their lease once its agent is started again.
+        let is_unheard = self.store.incarnation > 0 && self.loses_answers();
+        let is_doubtful = !self.store.is_vouched || is_unheard;
         if decision.reason != Reason::AnotherLeads || stops.count() == 0 || is_doubtful {
             return;
         }
