@@ -36,7 +36,11 @@ impl Postgres {
         };
         match tokio::task::spawn_blocking(cutting).await {
             Ok(result) => result,
-            Err(_) => Ok(()),
+            // Nothing is started on what may be cut in part.
+            Err(error) => Err(PostgresError::Unreadable {
+                what: "the WAL that is to be taken away",
+                text: error.to_string(),
+            }),
         }
     }
 }

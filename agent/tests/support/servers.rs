@@ -231,13 +231,16 @@ impl Drop for Servers {
     }
 }
 
-/// Kills whatever works in a folder below `folder`; whether there was anything.
+/// Kills whatever works in a folder below `folder`, or was called with one: a postmaster that an agent started in the
+/// moment of its own end has not changed to its folder yet. Whether there was anything.
 fn kill_below(folder: &Path) -> bool {
     let entries = fs::read_dir("/proc").unwrap().flatten();
     let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
     let is_inside = |pid: &i32| {
         let cwd = fs::read_link(format!("/proc/{pid}/cwd"));
-        cwd.is_ok_and(|cwd| cwd.starts_with(folder))
+        let words = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let is_called = String::from_utf8_lossy(&words).contains(&*folder.to_string_lossy());
+        is_called || cwd.is_ok_and(|cwd| cwd.starts_with(folder))
     };
     let found: Vec<_> = pids.filter(is_inside).filter_map(ProcessId::of).collect();
     for pidfd in found.iter().filter_map(|process| process.open()) {
