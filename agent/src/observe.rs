@@ -299,12 +299,7 @@ async fn look_at_instance(
             Some((_, status)) if is_still_true(postgres, before) => {
                 // Also the one question that met the very end of recovery.
                 tracing::debug!(message, "PostgreSQL refused to answer");
-                let status = Box::new(ServerStatus {
-                    // It goes on receiving, and how far is what it did not say.
-                    received: None,
-                    has_read_all: false,
-                    ..(**status).clone()
-                });
+                let status = Box::new(status.of_before());
                 (Local::Running(running(postgres, &status)), Some(status))
             }
             Some(_) | None => {

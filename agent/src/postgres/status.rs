@@ -202,6 +202,15 @@ pub struct ServerStatus {
 }
 
 impl ServerStatus {
+    /// The same where it says nothing more: it goes on receiving, and how far is unknown.
+    pub fn of_before(&self) -> Self {
+        Self {
+            received: None,
+            has_read_all: false,
+            ..self.clone()
+        }
+    }
+
     /// How far the WAL of this instance reaches: flushed by a primary, received or replayed by a replica.
     pub fn position(&self) -> Lsn {
         let of = |lsn: Option<Lsn>| lsn.unwrap_or_default();
