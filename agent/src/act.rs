@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use tokio::sync::{RwLock, watch};
 use tokio::time::timeout;
+use trunkline_shared::cluster::timeline::TimelineEnd;
 use trunkline_shared::cluster::{Lsn, MemberName, Moment};
 use trunkline_shared::dcs::keys::Keys;
 use trunkline_shared::dcs::watch::{Refresh, View};
@@ -127,6 +128,8 @@ pub struct Actor {
     pub watchdog: Teller,
     /// The operator's scripts.
     pub callbacks: Callbacks,
+    /// What the start that follows takes away first.
+    pub wal_to_cut: Arc<[TimelineEnd]>,
     /// The `config` of a new cluster.
     pub bootstrap_config: String,
 }
@@ -242,7 +245,7 @@ impl Actor {
             Action::ClaimTimeline(claimed) => self.claim_timeline(seen, *claimed).await?,
             Action::Promote(timeline) => self.promote(seen, *timeline).await?,
             Action::Checkpoint => self.checkpoint().await?,
-            Action::CutWal(ends) => self.cut_wal(ends).await?,
+            Action::CutWal(ends) => self.cut_wal(ends),
             Action::Follow(upstream) => self.follow(upstream).await?,
             Action::Clone(upstream) => self.clone_from(seen, upstream).await?,
             Action::Rewind(upstream) => self.rewind(seen, upstream).await?,

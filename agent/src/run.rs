@@ -439,6 +439,7 @@ impl Parts {
             run_dir: self.run_dir,
             watchdog: Teller::new(config.watchdog.clone(), &run_dir),
             callbacks: self.callbacks,
+            wal_to_cut: Arc::default(),
             bootstrap_config: serde_json::Value::Object(config.bootstrap.dcs.clone()).to_string(),
         };
         let recorder = Recorder::new(

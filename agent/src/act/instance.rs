@@ -103,6 +103,10 @@ impl Actor {
         seen: &Observation,
         start: &StartAs,
     ) -> Result<Revision, ActError> {
+        let mut ends = std::mem::take(&mut self.wal_to_cut);
+        if !matches!(start, StartAs::Replica(Some(_))) {
+            ends = Arc::default();
+        }
         if let Some(id) = seen.local.system_id() {
             self.run_dir.bind(id)?;
         }
@@ -116,6 +120,9 @@ impl Actor {
         let is_closed = *start == StartAs::PrimaryClosed;
         let door = self.door();
         let work = async move {
+            if !ends.is_empty() {
+                door.cut_wal(&ends).await.map_err(said)?;
+            }
             let may_start = || check.is_none_or(|check| check.holds());
             let started = door.start_if(role, is_closed, may_start).await;
             started.map(drop).map_err(said)
@@ -270,9 +277,10 @@ impl Actor {
             .await
     }
 
-    pub(super) async fn cut_wal(&self, ends: &[TimelineEnd]) -> Result<Revision, ActError> {
-        self.postgres.cut_wal(ends).await?;
-        Ok(0)
+    /// A gigabyte may be copied aside, for which no turn waits: the start that is decided with it does it.
+    pub(super) fn cut_wal(&mut self, ends: &Arc<[TimelineEnd]>) -> Revision {
+        self.wal_to_cut = Arc::clone(ends);
+        0
     }
 
     pub(super) async fn compare_history(

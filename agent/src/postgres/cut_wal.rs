@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use trunkline_shared::cluster::timeline::TimelineEnd;
 
+use super::files::sync_directory;
 use super::rewind::{WAL_ASIDE, copy_wal_aside, segment_number};
 use super::{Postgres, PostgresError};
 
@@ -70,8 +71,7 @@ fn cut(from: &Path, to: &Path, end: &TimelineEnd, segment_bytes: u64) -> Result<
         let path = from.join(name);
         fs::remove_file(&path).map_err(PostgresError::file("remove", &path))?;
     }
-    let synced = File::open(from).and_then(|dir| dir.sync_all());
-    synced.map_err(PostgresError::file("sync", from))?;
+    sync_directory(from)?;
     tracing::info!(
         timeline = %end.timeline,
         beyond = %end.end,
