@@ -140,9 +140,8 @@ pub(super) fn as_leader<'a>(
             return ControlFlow::Break(turn.now(Reason::SwitchoverRefused));
         }
     }
-    if let Some(other) = request.leader.as_ref().filter(|leader| *leader != me) {
-        let detail = Detail::Member(other.clone());
-        return ControlFlow::Break(turn.detail(detail).act(drop).now(Reason::SwitchoverRefused));
+    if let Some(why) = refusal(turn.seen, request) {
+        return ControlFlow::Break(turn.detail(why).act(drop).now(Reason::SwitchoverRefused));
     }
     if restarting::begun(&turn).is_some() {
         // Only its checkpoint was made, nobody holds anything for it: it would come behind the change, where nobody asked
@@ -154,6 +153,18 @@ pub(super) fn as_leader<'a>(
         return ControlFlow::Break(turn.now(Reason::RequestRefused));
     }
     handing_over::step(turn, topology, &plan)
+}
+
+/// Why a change whose time has come is not made by this member, which leads.
+fn refusal(seen: &Observation, request: &FailoverRequest) -> Option<Detail> {
+    let other = request.leader.as_ref();
+    if let Some(other) = other.filter(|leader| **leader != seen.me.name) {
+        return Some(Detail::Member(other.clone()));
+    }
+    // Paused, this primary goes on until the pause ends. Nobody would be promoted behind it, and it could not come back.
+    let is_demoted = seen.settings().standby_cluster.is_some();
+    let why = "the cluster is to become a standby cluster once the pause ends; ask again after it";
+    is_demoted.then(|| Detail::Text(why.into()))
 }
 
 /// Whether the steps of a change were begun, or would have been but for a restart. Neither that nor the checkpoint ahead,
