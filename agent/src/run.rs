@@ -21,8 +21,7 @@ use trunkline_shared::service::metrics::Metrics;
 use trunkline_shared::service::shutdown::Signals;
 use trunkline_shared::service::tls::TlsError;
 
-use crate::act::Actor;
-use crate::act::jobs::Jobs;
+use crate::act::{Actor, jobs::Jobs};
 use crate::api::{Api, Consent, LocalRequest, Lookup, Published, ScheduledRestart};
 use crate::config::{AgentConfig, reload::Part};
 use crate::decide::Memory;

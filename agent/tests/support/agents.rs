@@ -100,7 +100,10 @@ impl<'a> Agents<'a> {
 
     /// What the agent of member `index` has said.
     pub fn said(&self, index: u8) -> String {
-        fs::read_to_string(self.agent_log(index)).unwrap_or_default()
+        let mut said = fs::read_to_string(self.agent_log(index)).unwrap_or_default();
+        // A line that is just being written may be seen up to the end of a page.
+        said.truncate(said.rfind('\n').map_or(0, |end| end + 1));
+        said
     }
 
     /// What the first two have said, for a test that waited in vain.
