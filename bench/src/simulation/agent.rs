@@ -306,12 +306,11 @@ impl World {
         view
     }
 
-    /// How far it has received is what its last turn found; what lies there is known once replay has come to its end.
+    /// How far it has received, and whether it had read all that lies there, is what its last turn found.
     fn as_of_last_look(&self, node: NodeId, view: &mut PeerView) {
-        let this = self.node(node);
-        view.has_read_all = this.postgres.has_read_all(self.now);
-        if let Some(found) = this.agent.position_at_look {
+        if let Some((found, is_all)) = self.node(node).agent.reach_at_look {
             view.position = found.min(view.position);
+            view.has_read_all = is_all;
         }
     }
 
@@ -395,9 +394,10 @@ impl World {
         let leader = seen.topology().and_then(|shown| shown.leader.as_ref());
         // Whom the DCS did not answer says of nobody that he leads, and not that nobody does.
         let somebody = (!seen.is_dcs_fresh()).then(|| MemberName::new(""));
+        let is_all = self.node(node).postgres.has_read_all(self.now);
         let agent = &mut self.node_mut(node).agent;
         agent.leader_at_look = leader.map(|leader| leader.member.clone()).or(somebody);
-        agent.position_at_look = seen.local.position();
+        agent.reach_at_look = seen.local.position().map(|found| (found, is_all));
     }
 
     fn observation(&mut self, node: NodeId) -> Option<Observation> {

@@ -132,6 +132,8 @@ pub(super) struct Ledger {
     pub(super) loss_accepted: bool,
     /// An operator has switched synchronous mode off: from then on losses are bounded, not excluded.
     pub(super) synchronous_was_ended: bool,
+    /// Who was promoted, onto which branch, while the store showed no key of it.
+    keyless: Option<(NodeId, u32)>,
     /// When the cluster ceased to follow another.
     pub(super) standby_ended: Time,
     /// Whom that operator named.
@@ -325,6 +327,9 @@ impl World {
             return;
         };
         let stays = after.is_some_and(|(name, _)| name == self.node(by).name);
+        if stays {
+            self.check_late_loss(by);
+        }
         if before.is_some() && !stays && self.node(by).postgres.can_commit() {
             let detail = format!("{} gave its key up and can commit", self.node(by).name);
             self.fail(Invariant::ReleasedMeansDead, detail);
@@ -408,6 +413,18 @@ impl World {
         }
     }
 
+    /// A primary that was promoted while a store of before did not show its key has it now.
+    fn check_late_loss(&mut self, by: NodeId) {
+        let Some((node, branch)) = self.ledger.keyless.filter(|(node, _)| *node == by) else {
+            return;
+        };
+        let postgres = &self.node(node).postgres;
+        let data = postgres.data.as_ref();
+        if postgres.can_commit() && data.is_some_and(|data| data.branch == branch) {
+            self.check_loss(node, branch);
+        }
+    }
+
     /// `loss_within_limit`: called when a promotion is complete.
     pub(super) fn check_loss(&mut self, node: NodeId, branch: u32) {
         // One that ends recovery although it lost the key meanwhile is killed: nothing goes on from it.
@@ -416,8 +433,10 @@ impl World {
             .leader()
             .is_some_and(|(name, _)| *name == self.node(node).name);
         if !leads {
+            self.ledger.keyless = Some((node, branch));
             return;
         }
+        self.ledger.keyless = None;
         let old = std::mem::replace(&mut self.ledger.line, branch);
         // Who was elected while an operator's choice of another was under way is nobody's choice.
         let named = self.ledger.named.as_ref();
@@ -455,11 +474,7 @@ impl World {
             return self.fail(Invariant::ASwitchoverLosesNothing, detail);
         }
         if lost > 0 && self.is_synchronous() {
-            let detail = format!(
-                "{} was promoted and lost {lost} bytes of acknowledged synchronous commits",
-                self.node(node).name
-            );
-            return self.fail(Invariant::NoAcknowledgedCommitLost, detail);
+            return self.check_synchronous_loss(node, lost);
         }
         let limit = self.may_lose(written);
         // A store that loses what it is asked or answers shows an older position, and more is written beyond that.

@@ -96,9 +96,10 @@ pub(super) struct Agent {
     pub(super) snapshot: Option<Snapshot>,
     /// The highest generation known when the last decision was made.
     pub(super) decided_at: u64,
-    /// Who led, and how far the WAL here reached, as its last turn found it: what others are answered.
+    /// Who led, how far the WAL here reached, and whether that was all of it, as its last turn found it: what others are
+    /// answered.
     pub(super) leader_at_look: Option<MemberName>,
-    pub(super) position_at_look: Option<Lsn>,
+    pub(super) reach_at_look: Option<(Lsn, bool)>,
     pub(super) answers: Option<BTreeMap<MemberName, PeerAnswer>>,
     pub(super) answers_missing: u8,
     pub(super) actions: Vec<Action>,
@@ -160,7 +161,7 @@ impl Agent {
             snapshot: None,
             decided_at: 0,
             leader_at_look: None,
-            position_at_look: None,
+            reach_at_look: None,
             answers: None,
             answers_missing: 0,
             actions: Vec::new(),

@@ -120,8 +120,9 @@ impl World {
     pub(super) fn standby_may_lose(&self, node: NodeId) -> u64 {
         // A copy that was begun while it was one may end after that.
         let ended = self.ledger.standby_ended;
-        let was_begun = ended > 0 && self.now < ended + self.plan.clone_takes;
-        if (self.follows_another(node) || was_begun) && !self.is_synchronous() {
+        let was_begun = ended > 0 && self.now < ended + self.plan.clone_takes + SECOND;
+        // Synchronous mode is not in force there, as in Patroni: whom its list names has no right before others.
+        if self.follows_another(node) || was_begun {
             self.may_lose(self.written_at_last(self.ledger.line, u64::MAX))
         } else {
             0

@@ -54,7 +54,8 @@ impl World {
     }
 
     /// Whether this member, which knows nothing, is alone with a store that has lost the cluster: all who know it are down or
-    /// cut off. Nothing tells that from a new cluster, so its operator starts it last (`deploy/README.md`).
+    /// cut off, or their word, asked for while they were, is not there yet. Nothing tells that from a new cluster, so its
+    /// operator starts it last, once another is listed (`deploy/README.md`).
     pub(super) fn is_to_start_last(&self, node: NodeId) -> bool {
         let is_lost = !self.store.is_vouched && self.store.head.initialize == Initialize::Absent;
         let knows = |node: &Node| {
@@ -64,7 +65,10 @@ impl World {
         };
         let others = (0..self.plan.members).filter(|other| *other != node);
         let mut wise = others.filter(|other| knows(self.node(*other))).peekable();
-        let speaks = |other: NodeId| self.speaks(other, Place::Dcs);
+        let speaks = |other: NodeId| {
+            let is_listed = self.store.head.members.contains_key(&self.node(other).name);
+            is_listed && self.speaks(other, Place::Dcs)
+        };
         is_lost && !knows(self.node(node)) && wise.peek().is_some() && !wise.any(speaks)
     }
 

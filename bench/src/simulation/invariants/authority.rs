@@ -121,6 +121,20 @@ impl World {
         };
     }
 
+    /// `no_acknowledged_commit_lost`, where synchronous commits are missing: an old copy of the store, of which nobody who is
+    /// heard knows that it is old, names standbys that were none any more.
+    pub(super) fn check_synchronous_loss(&mut self, node: NodeId, lost: u64) {
+        if self.nobody_could_tell(node) {
+            self.ending = Some(Ending::OldCopyUntold);
+            return;
+        }
+        let name = &self.node(node).name;
+        let detail = format!(
+            "{name} was promoted and lost {lost} bytes of acknowledged synchronous commits"
+        );
+        self.fail(Invariant::NoAcknowledgedCommitLost, detail);
+    }
+
     /// `a_switchover_loses_nothing`: whether it leads by a key that the leader before gave to it.
     pub(super) fn was_moved_to(&self, node: NodeId) -> bool {
         let stands = self.store.leader().map(|(_, key)| key.revision);
