@@ -19,6 +19,8 @@ mod hooks;
 mod servers;
 #[path = "postgres/slots.rs"]
 mod slots;
+#[path = "postgres/synchronous.rs"]
+mod synchronous;
 #[path = "postgres/tablespaces.rs"]
 mod tablespaces;
 

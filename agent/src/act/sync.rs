@@ -5,8 +5,7 @@ use trunkline_shared::cluster::topology::FactKey;
 use trunkline_shared::dcs::{Compare, Revision, records};
 
 use super::{ActError, Actor};
-use crate::decide::observation::Observation;
-use crate::decide::observation::SyncNames;
+use crate::decide::observation::{Local, Observation, RunningRole, SyncNames};
 
 impl Actor {
     /// Nobody else has written the record since it was seen at `revision`; 0 for never.
@@ -48,6 +47,7 @@ impl Actor {
 
     pub(super) async fn set_sync_names(
         &self,
+        seen: &Observation,
         names: Option<&SyncNames>,
     ) -> Result<Revision, ActError> {
         if let Some(names) = names {
@@ -55,6 +55,12 @@ impl Actor {
         }
         let value = names.map(ToString::to_string);
         self.postgres.set_sync_names(value).await?;
+        let is_primary = matches!(&seen.local, Local::Running(running)
+            if matches!(running.role, RunningRole::Primary { .. }));
+        if is_primary {
+            let postgres = self.postgres.clone();
+            tokio::spawn(async move { postgres.let_standbys_answer().await });
+        }
         Ok(0)
     }
 }

@@ -17,8 +17,9 @@ const APPLICATION_NAME: &str = "Trunkline agent";
 /// Longest time to open the local connection.
 const CONNECT_LIMIT: Duration = Duration::from_secs(3);
 
-/// The agent's own statements never wait for a replica.
+/// The agent's own statements never wait for a replica, and may write whatever the user's default is.
 const SESSION_OPTIONS: &str = "-c synchronous_commit=local -c search_path=pg_catalog \
+    -c default_transaction_read_only=off \
     -c client_min_messages=error -c statement_timeout=0";
 
 /// For statements that hold passwords.

@@ -21,6 +21,19 @@ const WHO_STREAMS: &str = "\
 SELECT coalesce(string_agg(concat_ws(' ', pid, application_name, state), ',' ORDER BY pid), '') \
 FROM pg_catalog.pg_stat_replication";
 
+/// Writes a record of WAL that changes nothing (a lock of a row that nobody changes) and flushes it.
+const WRITE_WAL: &str = "\
+SELECT count(*) FROM (SELECT FROM pg_catalog.pg_am LIMIT 1 FOR KEY SHARE SKIP LOCKED) AS one";
+
+/// When it is written, after the names were set. Each walsender takes them up by its own signal, in milliseconds, or later
+/// where the processors are busy; the last one is for that.
+const WRITES_AFTER: [Duration; 4] = [
+    Duration::from_millis(10),
+    Duration::from_millis(40),
+    Duration::from_millis(150),
+    Duration::from_millis(600),
+];
+
 /// The file.
 pub(super) fn path(config: &PostgresConfig) -> PathBuf {
     config.config_dir().join(SYNC_CONF)
@@ -72,6 +85,21 @@ impl Postgres {
             self.reload()?;
         }
         Ok(())
+    }
+
+    /// Lets the standbys of a primary answer, once they have been set anew. A commit is released by an answer that comes
+    /// after its walsender has taken the names up; where all clients wait already nothing is written that a standby could
+    /// answer, and they would wait until it is asked: for half of `wal_sender_timeout`, 2.5 s by what the agent sets; 10 s
+    /// (`wal_receiver_status_interval`) by PostgreSQL's own settings.
+    pub async fn let_standbys_answer(&self) {
+        let mut waited = Duration::ZERO;
+        for after in WRITES_AFTER {
+            tokio::time::sleep(after.saturating_sub(waited)).await;
+            waited = after;
+            if let Err(error) = self.query_text(WRITE_WAL, LOOK_LIMIT).await {
+                tracing::debug!(%error, "no WAL is written for the standbys to answer");
+            }
+        }
     }
 
     /// What [`Self::set_sync_names`] set last; `None` where the user's own value holds.

@@ -1,0 +1,85 @@
+//! Whom commits wait for, changed while they wait.
+
+use rustix::process::Signal;
+
+use super::servers::{PATIENCE, on_every_major, wait_for};
+use super::{answer, primary, replica, signal, wait_replayed};
+
+#[test]
+fn commits_that_wait_are_released_once_they_are_to_wait_for_somebody_else() {
+    on_every_major(
+        "synchronous::commits_that_wait_are_released_once_they_are_to_wait_for_somebody_else",
+        async |servers| {
+            let first = primary(servers).await;
+            let second = replica(servers, 2, 1).await;
+            let client = servers.client(1).await;
+            client
+                .batch_execute("CREATE TABLE t (i int)")
+                .await
+                .unwrap();
+            // Answers come for WAL alone: what waits would wait for ever. The agent has both sides ask after 2.5 s.
+            let standby = servers.client(2).await;
+            let shown = standby.query_one("SHOW primary_conninfo", &[]).await;
+            let conninfo: String = shown.unwrap().get(0);
+            let unasked = conninfo.replace("wal_sender_timeout=5s", "wal_sender_timeout=0");
+            assert_ne!(unasked, conninfo);
+            let unasked = unasked.replace('\'', "''");
+            let conninfo = format!("ALTER SYSTEM SET primary_conninfo = '{unasked}'");
+            for (index, sql) in [
+                (1, "ALTER SYSTEM SET default_transaction_read_only = on"),
+                (1, "SELECT pg_reload_conf()"),
+                (2, "ALTER SYSTEM SET wal_receiver_status_interval = 0"),
+                (2, "ALTER SYSTEM SET wal_receiver_timeout = 0"),
+                (2, &conninfo),
+                (2, "SELECT pg_reload_conf()"),
+            ] {
+                servers
+                    .client(index)
+                    .await
+                    .batch_execute(sql)
+                    .await
+                    .unwrap();
+            }
+            let asks = "SELECT FROM pg_stat_wal_receiver WHERE conninfo LIKE '%timeout=0%' AND status = 'streaming'";
+            let is_unasked = async || {
+                let receivers = standby.query(asks, &[]).await;
+                (receivers.unwrap().len() == 1).then_some(())
+            };
+            wait_for("the receiver to stream unasked", String::new, is_unasked).await;
+            wait_replayed(&first, &second).await;
+            let gone = Some("\"nobody\"".to_owned());
+            first.set_sync_names(gone).await.unwrap();
+            let waits = async || {
+                let status = answer(&first).await;
+                let is_set = status.synchronous_standby_names.contains("nobody");
+                (is_set && !status.is_checkpointer_busy).then_some(())
+            };
+            wait_for("the names to be in force", String::new, waits).await;
+
+            let committing = servers.client(1).await;
+            let write = "SET default_transaction_read_only = off";
+            committing.batch_execute(write).await.unwrap();
+            let insert = "INSERT INTO t VALUES (1)";
+            let commit = tokio::spawn(async move { committing.batch_execute(insert).await });
+            let watching = servers.client(1).await;
+            // It writes WAL now and then, which would do as well.
+            let who = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'background writer'";
+            let writer = watching.query_one(who, &[]).await.unwrap().get(0);
+            signal(writer, Signal::STOP);
+            let waiting = "SELECT FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
+            let waits =
+                async || (watching.query(waiting, &[]).await.unwrap().len() == 1).then_some(());
+            wait_for("the commit to wait", String::new, waits).await;
+            // It is on the second, which has said so.
+            wait_replayed(&first, &second).await;
+            let all = Some("\"member-2\"".to_owned());
+            first.set_sync_names(all).await.unwrap();
+            first.let_standbys_answer().await;
+            let released = tokio::time::timeout(PATIENCE, commit).await;
+            released
+                .expect("the commit waits for ever")
+                .unwrap()
+                .unwrap();
+        },
+    );
+}
