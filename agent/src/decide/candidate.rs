@@ -238,7 +238,7 @@ fn no_other_is_named(race: &Race<'_>) -> Result<(), Refusal> {
     let limit = race.lag_limit();
     let can_run = |view: &PeerView| {
         let is_near = view.position.bytes_behind(furthest) <= limit;
-        let may = is_near && race.sync_lets(candidate, view);
+        let may = is_near && race.sync_lets(candidate, view) && is_on_newest(race, view.timeline);
         is_able(view) && (race.request_accepts_loss() || may)
     };
     let answers_for_it = views(race.answers).any(|(name, view)| name == candidate && can_run(view));
@@ -295,13 +295,16 @@ fn reach(view: &PeerView) -> election::Reach {
 /// `check_timeline`: nobody is promoted who has not reached the newest timeline the cluster knows of.
 fn knows_newest_timeline(race: &Race<'_>) -> Result<(), Refusal> {
     let is_accepted = race.is_named && race.request_accepts_loss();
-    let newest = race.topology.newest_timeline();
-    let is_checked = race.topology.settings_or_default().check_timeline;
-    if !is_checked || is_accepted || race.own.timeline >= newest {
+    if is_accepted || is_on_newest(race, Some(race.own.timeline)) {
         return Ok(());
     }
-    let detail = Detail::Timelines(race.own.timeline, newest);
+    let detail = Detail::Timelines(race.own.timeline, race.topology.newest_timeline());
     Err((Reason::BehindNewestTimeline, detail))
+}
+
+fn is_on_newest(race: &Race<'_>, timeline: Option<Timeline>) -> bool {
+    let is_checked = race.topology.settings_or_default().check_timeline;
+    !is_checked || timeline >= Some(race.topology.newest_timeline())
 }
 
 /// `maximum_lag_on_failover` (`ha.md` 5.3). Where every acknowledged commit is known to be here, what is

@@ -183,8 +183,7 @@ fn is_sync_claimed(seen: &Observation, actions: &[Action]) -> bool {
         let commits = &running.commits;
         let is_settled = commits.own.as_ref() == Some(&commits.in_force);
         let is_kept = is_settled && !actions.iter().any(changes);
-        let is_quorum = seen.settings().synchronous_mode == SynchronousMode::Quorum;
-        is_quorum && is_kept && sync_standbys::finds_all(sync, &commits.in_force)
+        is_kept && sync_standbys::finds_all(sync, &commits.in_force)
     };
     written.or(known).is_some_and(is_claim)
 }

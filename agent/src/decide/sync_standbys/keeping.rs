@@ -95,11 +95,14 @@ pub(in crate::decide) fn before_promotion<'a>(
 
 /// What this member would begin to lead with, where others may be elected after it as well.
 fn taken_over(seen: &Observation, topology: &Topology) -> Option<(SyncState, SyncNames)> {
-    match seen.settings().synchronous_mode {
-        SynchronousMode::Quorum => {}
-        SynchronousMode::On | SynchronousMode::Off => return None,
+    let (settings, me) = (seen.settings(), &seen.me.name);
+    let record = topology.sync.as_ref()?;
+    match settings.synchronous_mode {
+        SynchronousMode::Quorum => quorum::taken_over(record, me),
+        // Where commits may go on without a standby, they would wait for one that may be gone for good.
+        SynchronousMode::On if settings.is_synchronous_mode_strict => named::taken_over(record, me),
+        SynchronousMode::On | SynchronousMode::Off => None,
     }
-    quorum::taken_over(topology.sync.as_ref()?, &seen.me.name)
 }
 
 /// A standby that may be elected has whom its commits would wait for in force before it is: a promotion need

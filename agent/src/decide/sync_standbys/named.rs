@@ -10,9 +10,28 @@
 use std::collections::BTreeSet;
 
 use trunkline_shared::cluster::MemberName;
+use trunkline_shared::cluster::sync_state::SyncState;
 
 use super::{SyncNames, SyncStep, SyncView};
 use crate::decide::decision::Reason;
+
+/// With what an elected standby goes on where another led: the former leader and the other standbys have all that it has
+/// and is acknowledged, and its own commits wait for each of them. Whoever of them comes back may lead should it die
+/// before it has found a standby. `None` where it is none itself, or votes are counted.
+pub(super) fn taken_over(record: &SyncState, me: &MemberName) -> Option<(SyncState, SyncNames)> {
+    let former = record.leader.as_ref().filter(|name| *name != me)?;
+    if record.quorum != 0 || !record.standbys.contains(me) {
+        return None;
+    }
+    let standbys = record.standbys.iter().filter(|name| *name != me);
+    let others: BTreeSet<MemberName> = standbys.chain([former]).cloned().collect();
+    let claim = SyncState {
+        leader: Some(me.clone()),
+        standbys: others.iter().cloned().collect(),
+        ..record.clone()
+    };
+    Some((claim, SyncNames::All(others)))
+}
 
 /// The next step towards the wanted standbys.
 pub(super) fn resolve(view: &SyncView<'_>) -> SyncStep {
