@@ -100,7 +100,7 @@ pub enum Probe {
     Starting,
     /// A postmaster that is stopping.
     Stopping,
-    /// A postmaster that ought to answer and does not.
+    /// One that ought to answer and does not.
     Unresponsive(SqlError),
     /// Its answer.
     Answer(Box<ServerStatus>),
@@ -108,7 +108,6 @@ pub enum Probe {
 
 /// Pause between two looks at the control file of an instance that stops.
 const CONTROL_PAUSE: Duration = Duration::from_millis(50);
-
 /// How long a stop waits, once the last record is written, for a receiver that everything is to be sent to. One that is
 /// frozen, or cut off, would hold it up until `wal_sender_timeout`; without it the stop is as clean. Of the two seconds that
 /// clients wait for at the most where a change is rolled back.
@@ -170,6 +169,8 @@ pub struct Postgres {
     is_paused: AtomicBool,
     /// Held while the file of `synchronous_standby_names` is written.
     sync_conf: Arc<Mutex<()>>,
+    /// The data directory may be marked as one whose WAL is needed.
+    may_be_unproved: AtomicBool,
     /// What the server's program says of parameters.
     answers: Arc<accepted::Answers>,
     /// What is known of the copies of logical slots.
@@ -189,6 +190,7 @@ impl Postgres {
             reached: Mutex::new(None),
             is_paused: AtomicBool::new(false),
             sync_conf: Arc::default(),
+            may_be_unproved: AtomicBool::new(true),
             answers: Arc::default(),
             proofs: Mutex::default(),
         };
@@ -256,6 +258,7 @@ impl Postgres {
             PostmasterStatus::Ready => match self.status(limit).await {
                 Ok(mut answer) => {
                     self.remember_timeline(id, &mut answer);
+                    self.note_proved(&answer);
                     Probe::Answer(Box::new(answer))
                 }
                 Err(error) if self.adopt() == Some(id) => {

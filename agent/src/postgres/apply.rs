@@ -40,7 +40,11 @@ impl Postgres {
     ) -> Result<BTreeMap<&'static str, String>, PostgresError> {
         let floor = match role {
             ServerRole::Primary | ServerRole::Recovering => None,
-            ServerRole::Replica(_) => Some(self.control_data().await?.shared_memory),
+            ServerRole::Replica(_) => {
+                let data = self.control_data().await?;
+                self.mark_unproved(&self.config(), &data)?;
+                Some(data.shared_memory)
+            }
         };
         let program = self.program("postgres");
         let config = files::as_known_here(&self.config());

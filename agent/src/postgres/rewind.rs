@@ -1,6 +1,7 @@
 //! Whether the local WAL has left the history of another server, and pg_rewind.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::path::Path;
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use super::archive;
 use super::control_data::ControlState;
 use super::directory::{REWINDING, remove_tree};
 use super::dynamic_config;
-use super::files::{append_line, remove_file, write_file, write_pgpass};
+use super::files::{append_line, remove_file, sync_directory, write_file, write_pgpass};
 use super::process::Tool;
 use super::settings::{conninfo, quote};
 use super::{ControlData, Postgres, PostgresConfig, PostgresError, Upstream};
@@ -25,10 +26,10 @@ const SOURCE_LIMIT: Duration = Duration::from_secs(8);
 /// Longest look at the last WAL record.
 const WALDUMP_LIMIT: Duration = Duration::from_secs(30);
 
-/// Suffix of the folder for WAL after the fork, of which one is kept.
+/// Suffix of the folder for WAL after a fork.
 pub const WAL_ASIDE: &str = ".wal-aside";
 
-/// Most WAL set aside; beyond it the older segments, nearest to the fork, are kept.
+/// Most WAL set aside; beyond it the segments nearest to the fork are kept, and earlier copies removed.
 const WAL_ASIDE_LIMIT_BYTES: u64 = 1 << 30;
 
 /// In force while pg_rewind recovers a crashed target: the checkpoint at the end of that recovery would
@@ -37,7 +38,7 @@ const WAL_ASIDE_LIMIT_BYTES: u64 = 1 << 30;
 const KEEP_WAL: &str = "wal_keep_size = '1TB'";
 
 /// Size of a WAL page, PostgreSQL's default; packages have no other.
-const WAL_PAGE_BYTES: u64 = 8192;
+pub(super) const WAL_PAGE_BYTES: u64 = 8192;
 
 /// Where the local WAL ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -299,7 +300,10 @@ impl Postgres {
         let (from, to) = (config.data_dir.join("pg_wal"), config.beside(WAL_ASIDE));
         let first = fork.0 / data.wal_segment_bytes;
         let (timeline, segment_bytes) = (data.newest_timeline(), data.wal_segment_bytes);
-        let copying = move || copy_wal_aside(&from, &to, timeline, first, segment_bytes);
+        let copying = move || {
+            let names = segments_from(&from, timeline, first, segment_bytes)?;
+            copy_wal_aside(&from, &to, &names, segment_bytes)
+        };
         if let Ok(result) = tokio::task::spawn_blocking(copying).await {
             result?;
         }
@@ -365,26 +369,97 @@ fn empty_directory(path: &Path) -> Result<(), PostgresError> {
     Ok(())
 }
 
-/// Copies the segments of `timeline` from number `first` on. Copies, not links: pg_rewind writes into the
-/// files of the target.
-pub(super) fn copy_wal_aside(
-    from: &Path,
-    to: &Path,
+/// The segments of `timeline` from number `first` on that hold WAL: later ones may be recycled, with what they held before
+/// under other names.
+pub(super) fn segments_from(
+    wal: &Path,
     timeline: Timeline,
     first: u64,
     segment_bytes: u64,
+) -> Result<Vec<String>, PostgresError> {
+    let entries = fs::read_dir(wal).map_err(PostgresError::file("read", wal))?;
+    let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    let number = |name: &String| segment_number(name, timeline, segment_bytes);
+    let mut found = Vec::new();
+    for name in names.filter(|name| number(name).is_some_and(|n| n >= first)) {
+        let begin = number(&name).map(|n| n * segment_bytes);
+        let path = wal.join(&name);
+        let address = page_address(&path, 0).map_err(PostgresError::file("read", &path))?;
+        if address == begin {
+            found.push(name);
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// Which byte of WAL the page at `offset` says that it begins with (`xlp_pageaddr`); `None` where there is no page.
+pub(super) fn page_address(segment: &Path, offset: u64) -> io::Result<Option<u64>> {
+    let mut file = File::open(segment)?;
+    let mut header = [0; 16];
+    file.seek(SeekFrom::Start(offset))?;
+    match file.read_exact(&mut header) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
+        Err(error) => return Err(error),
+    }
+    let (_, address) = header.split_at(8);
+    Ok(address.try_into().ok().map(u64::from_ne_bytes))
+}
+
+/// Copies these segments, the first of them if they are too many, to where no earlier copy is replaced: a segment of a
+/// timeline that was left is never written again. Earlier copies go where they would be too many together. Copies, not
+/// links: pg_rewind writes into the files of the target.
+pub(super) fn copy_wal_aside(
+    from: &Path,
+    to: &Path,
+    names: &[String],
+    segment_bytes: u64,
 ) -> Result<(), PostgresError> {
-    remove_tree(to)?;
-    fs::create_dir(to).map_err(PostgresError::file("create", to))?;
-    let mut names: Vec<String> = fs::read_dir(from)
-        .map_err(PostgresError::file("read", from))?
-        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
-        .filter(|name| segment_number(name, timeline, segment_bytes).is_some_and(|n| n >= first))
-        .collect();
-    names.sort();
+    if names.is_empty() {
+        return Ok(());
+    }
+    fs::create_dir_all(to).map_err(PostgresError::file("create", to))?;
     let most = usize::try_from(WAL_ASIDE_LIMIT_BYTES / segment_bytes).unwrap_or(usize::MAX);
-    for name in names.iter().take(most.max(1)) {
-        fs::copy(from.join(name), to.join(name)).map_err(PostgresError::file("copy", from))?;
+    let (kept, left) = names.split_at(names.len().min(most.max(1)));
+    if !left.is_empty() {
+        tracing::warn!(
+            kept = kept.len(),
+            not_kept = left.len(),
+            "not all WAL is set aside"
+        );
+    }
+    let is_there = |name: &&String| to.join(name).exists();
+    let new = kept.len() - kept.iter().filter(is_there).count();
+    remove_oldest(to, kept, most.saturating_sub(new))?;
+    for name in kept.iter().filter(|name| !is_there(name)) {
+        // Whole or not at all under its name.
+        let (path, part) = (to.join(name), to.join(format!("{name}.new")));
+        fs::copy(from.join(name), &part).map_err(PostgresError::file("copy", from))?;
+        let synced = File::open(&part).and_then(|file| file.sync_all());
+        synced.map_err(PostgresError::file("sync", &part))?;
+        fs::rename(&part, &path).map_err(PostgresError::file("rename", &part))?;
+    }
+    sync_directory(to)
+}
+
+/// Leaves so many of the copies at the most, `kept` among them.
+fn remove_oldest(aside: &Path, kept: &[String], most: usize) -> Result<(), PostgresError> {
+    let entries = fs::read_dir(aside).map_err(PostgresError::file("read", aside))?;
+    let files = entries.flatten().filter_map(|entry| {
+        let name = entry.file_name().into_string().ok()?;
+        Some((entry.metadata().ok()?.modified().ok()?, name))
+    });
+    let mut all: Vec<_> = files.collect();
+    all.sort();
+    let surplus = all.len().saturating_sub(most);
+    for (_, name) in all
+        .iter()
+        .filter(|(_, name)| !kept.contains(name))
+        .take(surplus)
+    {
+        let path = aside.join(name);
+        fs::remove_file(&path).map_err(PostgresError::file("remove", &path))?;
     }
     Ok(())
 }

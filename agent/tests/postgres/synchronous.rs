@@ -2,7 +2,7 @@
 
 use rustix::process::Signal;
 
-use super::servers::{PATIENCE, on_every_major, wait_for};
+use super::servers::{PATIENCE, Servers, on_every_major, wait_for};
 use super::{answer, primary, replica, signal, wait_replayed};
 
 #[test]
@@ -17,35 +17,7 @@ fn commits_that_wait_are_released_once_they_are_to_wait_for_somebody_else() {
                 .batch_execute("CREATE TABLE t (i int)")
                 .await
                 .unwrap();
-            // Answers come for WAL alone: what waits would wait for ever. The agent has both sides ask after 2.5 s.
-            let standby = servers.client(2).await;
-            let shown = standby.query_one("SHOW primary_conninfo", &[]).await;
-            let conninfo: String = shown.unwrap().get(0);
-            let unasked = conninfo.replace("wal_sender_timeout=5s", "wal_sender_timeout=0");
-            assert_ne!(unasked, conninfo);
-            let unasked = unasked.replace('\'', "''");
-            let conninfo = format!("ALTER SYSTEM SET primary_conninfo = '{unasked}'");
-            for (index, sql) in [
-                (1, "ALTER SYSTEM SET default_transaction_read_only = on"),
-                (1, "SELECT pg_reload_conf()"),
-                (2, "ALTER SYSTEM SET wal_receiver_status_interval = 0"),
-                (2, "ALTER SYSTEM SET wal_receiver_timeout = 0"),
-                (2, &conninfo),
-                (2, "SELECT pg_reload_conf()"),
-            ] {
-                servers
-                    .client(index)
-                    .await
-                    .batch_execute(sql)
-                    .await
-                    .unwrap();
-            }
-            let asks = "SELECT FROM pg_stat_wal_receiver WHERE conninfo LIKE '%timeout=0%' AND status = 'streaming'";
-            let is_unasked = async || {
-                let receivers = standby.query(asks, &[]).await;
-                (receivers.unwrap().len() == 1).then_some(())
-            };
-            wait_for("the receiver to stream unasked", String::new, is_unasked).await;
+            answer_for_wal_alone(servers).await;
             wait_replayed(&first, &second).await;
             let gone = Some("\"nobody\"".to_owned());
             first.set_sync_names(gone).await.unwrap();
@@ -82,4 +54,36 @@ fn commits_that_wait_are_released_once_they_are_to_wait_for_somebody_else() {
                 .unwrap();
         },
     );
+}
+
+/// What waits would wait for ever: by the agent's settings both sides ask after 2.5 s, and the standby answers each 10 s.
+async fn answer_for_wal_alone(servers: &Servers) {
+    let standby = servers.client(2).await;
+    let shown = standby.query_one("SHOW primary_conninfo", &[]).await;
+    let conninfo: String = shown.unwrap().get(0);
+    let unasked = conninfo.replace("wal_sender_timeout=5s", "wal_sender_timeout=0");
+    assert_ne!(unasked, conninfo);
+    let unasked = unasked.replace('\'', "''");
+    let conninfo = format!("ALTER SYSTEM SET primary_conninfo = '{unasked}'");
+    for (index, sql) in [
+        (1, "ALTER SYSTEM SET default_transaction_read_only = on"),
+        (1, "SELECT pg_reload_conf()"),
+        (2, "ALTER SYSTEM SET wal_receiver_status_interval = 0"),
+        (2, "ALTER SYSTEM SET wal_receiver_timeout = 0"),
+        (2, &conninfo),
+        (2, "SELECT pg_reload_conf()"),
+    ] {
+        servers
+            .client(index)
+            .await
+            .batch_execute(sql)
+            .await
+            .unwrap();
+    }
+    wait_for("the receiver to stream unasked", String::new, async || {
+        let asks = "SELECT FROM pg_stat_wal_receiver WHERE conninfo LIKE '%timeout=0%' AND status = 'streaming'";
+        let receivers = standby.query(asks, &[]).await;
+        (receivers.unwrap().len() == 1).then_some(())
+    })
+    .await;
 }
