@@ -17,7 +17,7 @@ use crate::config::WatchdogConfig;
 use crate::decide::Observation;
 use crate::decide::observation::SyncNames;
 use crate::decide::observation::{
-    CommitsView, DcsView, FenceView, JobView, LeaseView, Local, LocalRequest, Me, Peers, Running,
+    CommitsView, DcsView, FenceView, JobView, LeaseView, Local, LocalRequest, Me, Running,
     RunningRole, SenderView, SlotView, Stopped, SynchronizedSlots, WatchdogView,
 };
 use crate::fence::FenceHandle;
@@ -160,14 +160,7 @@ pub struct Circumstances {
 impl Observer {
     /// One look at everything.
     pub async fn look(&mut self, now: Circumstances) -> Look {
-        let view = self.cluster.borrow_and_update().clone();
         let client = self.client.current();
-        let asking = async {
-            match now.asked {
-                Some(whom) => Peers::Asked(peers::ask(&client, &view.topology, whom).await),
-                None => Peers::NotAsked,
-            }
-        };
         let is_stopping = now
             .job
             .running
@@ -175,8 +168,9 @@ impl Observer {
             .is_some_and(|job| job.kind.is_stop());
         let postgres = self.postgres.clone();
         let limit = self.status_limit();
+        let asking = peers::ask_while_unled(&client, &mut self.cluster, now.asked);
         let local = look_at_instance(&postgres, &mut self.before, is_stopping, limit);
-        let ((local, status), peers) = tokio::join!(local, asking);
+        let ((local, status), (view, peers)) = tokio::join!(local, asking);
         let fence = self.fence_view().await;
         let health = self.before.host.view(&self.health, postgres.adopt());
         let (lease, left_behind) = {

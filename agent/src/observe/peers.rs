@@ -7,17 +7,19 @@ use std::time::Duration;
 use axum::body::Bytes;
 use axum::http::Method;
 use serde_json::Value;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use trunkline_shared::cluster::{Lsn, MemberName, Tags, Timeline, Topology};
+use trunkline_shared::dcs::watch::View;
 use trunkline_shared::service::http::{HttpClient, HttpError};
 
-use crate::decide::observation::{Looked, PeerAnswer, PeerStore, PeerView};
+use crate::decide::observation::{Looked, PeerAnswer, PeerStore, PeerView, Peers};
 
 /// How long a peer may take to answer.
 pub const PEER_LIMIT: Duration = Duration::from_millis(500);
 
 /// Asks all of `whom`; what the answer leaves out of its tags is taken from the record.
-pub async fn ask(
+async fn ask(
     client: &HttpClient,
     topology: &Topology,
     whom: BTreeMap<MemberName, Arc<str>>,
@@ -37,6 +39,26 @@ pub async fn ask(
         }
     }
     Arc::new(answers)
+}
+
+/// The view, and what those who are asked answer. Where nobody led when they were asked and somebody does meanwhile, the newer
+/// view alone: one that is frozen would hold up whoever is to follow, for nothing, since no race is left to be run.
+pub async fn ask_while_unled(
+    client: &HttpClient,
+    cluster: &mut watch::Receiver<Arc<View>>,
+    asked: Option<BTreeMap<MemberName, Arc<str>>>,
+) -> (Arc<View>, Peers) {
+    let view = cluster.borrow_and_update().clone();
+    let Some(whom) = asked else {
+        return (view, Peers::NotAsked);
+    };
+    let was_unled = view.topology.leader.is_none();
+    let somebody_leads = cluster.wait_for(|new| was_unled && new.topology.leader.is_some());
+    tokio::select! {
+        biased;
+        Ok(led) = somebody_leads => (led.clone(), Peers::NotAsked),
+        answers = ask(client, &view.topology, whom) => (view, Peers::Asked(answers)),
+    }
 }
 
 async fn ask_one(client: &HttpClient, url: &str, registered: &Tags) -> Option<PeerView> {
