@@ -96,6 +96,13 @@ pub(super) fn let_run_again<'a>(turn: Turn<'a>, topology: &Topology) -> Turn<'a>
     }
 }
 
+/// For how long a replica that holds more than the leader's history shares is looked at before it is stopped for that: the
+/// process that reads may only have been between two waits, or in `restore_command`, 2 s of which are not rare.
+const LOOKED_AT: Duration = Duration::from_secs(2);
+
+/// How often.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
+
 /// Where a running replica stands.
 struct At<'a> {
     end: Lsn,
@@ -146,12 +153,9 @@ fn follow(turn: Turn<'_>, topology: &Topology, running: &Running, at: At<'_>) ->
         Ancestry::Diverged { .. } if running.timeline > timeline && streams => {
             return turn.routine(Reason::WaitingForHistory);
         }
-        Ancestry::Diverged { .. } => {
-            return turn
-                .act(Action::Stop(StopMode::Fast))
-                .routine(Reason::Diverged);
-        }
+        Ancestry::Diverged { .. } => return leave(turn, topology, running, &at, timeline),
     }
+    let turn = turn.remember(|memory| memory.reads_since = None);
     let whom = whom(seen, topology, &upstream);
     if *at.upstream != upstream.address {
         return turn
@@ -185,6 +189,29 @@ fn follow(turn: Turn<'_>, topology: &Topology, running: &Running, at: At<'_>) ->
         Some(within) => turn.within(reason, within),
         None => turn.routine(reason),
     }
+}
+
+/// What it holds the leader's history does not. It is stopped, and mended before it starts; but where it has replayed nothing
+/// of that and stands still, only once it is sure that it has not read all. Its upstream is the old one meanwhile.
+fn leave<'a>(
+    turn: Turn<'a>,
+    topology: &Topology,
+    running: &Running,
+    at: &At<'_>,
+    leads: Timeline,
+) -> Decision {
+    let now = turn.seen.now;
+    let is_shared = topology.ancestry(running.timeline, at.replayed, leads) == Ancestry::Ancestor;
+    let before = turn.decision.memory.reads_since;
+    let (since, replayed) = before.unwrap_or((now, at.replayed));
+    if is_shared && replayed == at.replayed && now.since(since) < LOOKED_AT {
+        return turn
+            .remember(|memory| memory.reads_since = Some((since, replayed)))
+            .within(Reason::Diverged, LOOK_AGAIN);
+    }
+    turn.remember(|memory| memory.reads_since = None)
+        .act(Action::Stop(StopMode::Fast))
+        .routine(Reason::Diverged)
 }
 
 /// One that was started while the DCS was silent, after a rewind say, may have no upstream, or one that is

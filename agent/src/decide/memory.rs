@@ -1,6 +1,6 @@
 //! The little that survives a turn.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use trunkline_shared::cluster::switchover::{ChangeParts, LeaderChange};
@@ -26,6 +26,8 @@ pub struct Memory {
     pub status_at: Option<Moment>,
     /// When each slot was last wanted or used, for `member_slots_ttl`.
     pub slot_needed: BTreeMap<Arc<str>, Moment>,
+    /// The slots that were wanted or used at the last look.
+    pub slots_in_use: BTreeSet<Arc<str>>,
     /// When the leader's logical slots were last copied, which costs a restart.
     pub slots_copied_at: Option<Moment>,
     /// Why the last copy of logical slots was not made, until the next one is tried.
@@ -39,6 +41,8 @@ pub struct Memory {
     pub has_left_remote: bool,
     /// Since when a replica with the right upstream has not streamed.
     pub not_streaming_since: Option<Moment>,
+    /// Since when a replica that holds more than the leader's history shares stands still, and how far it has replayed.
+    pub reads_since: Option<(Moment, Lsn)>,
     /// Since when this member has held the lease without a primary.
     pub not_primary_since: Option<(LeaderEpoch, Moment)>,
     /// The epoch in which a crash was followed by a restart because nobody could take over: that start is

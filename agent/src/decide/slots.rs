@@ -98,26 +98,34 @@ fn wanted_on_leader(seen: &Observation, topology: &Topology) -> Names {
 }
 
 /// Slots that were wanted or used of late. One met for the first time by this run of the agent may have been
-/// used until just now.
+/// used until just now, and so may one that was at the last look, which may be long ago where the DCS is slow.
 fn note_needed(seen: &Observation, running: &Running, wanted: &Names, memory: &mut Memory) {
+    let physical = || running.slots.iter().filter(|slot| is_physical(slot));
+    let active = physical().filter(|slot| slot.is_active);
+    let in_use: Names = wanted
+        .iter()
+        .cloned()
+        .chain(active.map(|slot| slot.name.clone()))
+        .collect();
     let needed = &mut memory.slot_needed;
-    for name in wanted {
+    for name in in_use.union(&memory.slots_in_use) {
         needed.insert(name.clone(), seen.now);
     }
-    for slot in running.slots.iter().filter(|slot| is_physical(slot)) {
-        if slot.is_active {
-            needed.insert(slot.name.clone(), seen.now);
-        }
+    for slot in physical() {
         needed.entry(slot.name.clone()).or_insert(seen.now);
     }
     let exists = |name: &Arc<str>| running.slots.iter().any(|slot| slot.name == *name);
     needed.retain(|name, _| wanted.contains(name) || exists(name));
+    memory.slots_in_use = in_use;
 }
 
 /// Nobody tends slots while nobody leads, in a pause, or without the DCS: before a primary begins, and for as long as that
 /// lasts, each of its slots counts as needed until now, those of members that are gone among them.
 pub(super) fn count_anew(turn: Turn<'_>) -> Turn<'_> {
-    turn.remember(|memory| memory.slot_needed.clear())
+    turn.remember(|memory| {
+        memory.slot_needed.clear();
+        memory.slots_in_use.clear();
+    })
 }
 
 /// What this leader's instance lacks and what it has too much.

@@ -75,7 +75,7 @@ reasons! {
     NotStreaming "not_streaming" "PostgreSQL has the right upstream and does not stream from it."
     RepairingReplication "repairing_replication" "PostgreSQL has not streamed for a ttl: its WAL receiver is made to connect anew."
     AnotherLeads "another_leads" "PostgreSQL runs as primary while another member leads: it is stopped at once."
-    Diverged "diverged" "The WAL here went on beyond the point where the leader's history forked: PostgreSQL stops to be rewound."
+    Diverged "diverged" "The WAL here goes on beyond the point where the leader's history forked: PostgreSQL stops to be mended, after 2 s where it may only be reading."
     WaitingForLeaderCheckpoint "waiting_for_leader_checkpoint" "A rewind waits for the leader's first checkpoint on its timeline."
     WaitingForHistory "waiting_for_history" "The leader's timeline is not in the history yet."
     Rewinding "rewinding" "The WAL here is taken back to where it left the leader's history."

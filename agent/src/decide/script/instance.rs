@@ -31,6 +31,7 @@ pub(super) fn memory(words: &Words<'_, '_>, now: Moment) -> Result<Memory, Scrip
         is_stopped_for_copy: words.has("stopped_for_copy"),
         copy_ordered_at: at("copy_ordered")?,
         wal_gone_since: at("wal_gone")?.zip(words.value("wal_gone_from")?),
+        reads_since: at("reads")?.zip(words.value("reads_at")?),
         asked_for_room: at("asked_for_room")?,
         kill_hangs_since: at("kill_hangs")?,
         is_restarting: words.has("restarting"),

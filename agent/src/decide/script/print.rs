@@ -524,6 +524,9 @@ fn print_moments(out: &mut String, memory: &Memory, now: Moment) {
     if let Some((at, from)) = memory.wal_gone_since {
         let _ = write!(out, " wal_gone={} wal_gone_from={from}", ago(at));
     }
+    if let Some((at, replayed)) = memory.reads_since {
+        let _ = write!(out, " reads={} reads_at={replayed}", ago(at));
+    }
 }
 
 fn print_memory(out: &mut String, memory: &Memory, now: Moment) {

@@ -27,8 +27,8 @@ pub(in crate::decide) fn record_in_force(topology: &Topology) -> Option<&SyncSta
 /// members that answered, with how far they reach.
 ///
 /// Every acknowledged commit is on so many of the voters that any `quorum + 1` of them have it: a candidate
-/// that none of them is ahead of has it, too. A voter on a timeline that the candidate's left earlier says nothing of
-/// what is on that one.
+/// that none of them is ahead of has it, too. A voter on a timeline that the candidate's left earlier, or whose history is
+/// not written yet, says nothing of what is on that one.
 pub(in crate::decide) fn allows<'a>(
     topology: &Topology,
     candidate: &MemberName,
@@ -51,15 +51,12 @@ pub(in crate::decide) fn allows<'a>(
         .saturating_add(usize::from(!is_voter));
     let votes = voters
         .filter(|(name, reach)| {
-            let has_parted = matches!(
-                topology.ancestry(reach.0, reach.1, own.0),
-                Ancestry::Diverged { .. }
-            );
+            let is_shared = topology.ancestry(reach.0, reach.1, own.0) == Ancestry::Ancestor;
             *name != candidate
                 && sync.standbys.contains(*name)
                 && *reach <= own
                 && reach.1.0 > 0
-                && !has_parted
+                && is_shared
         })
         .count();
     if votes >= needed {
