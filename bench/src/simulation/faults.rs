@@ -419,9 +419,7 @@ impl World {
                 leader.is_some() && leader != candidate && self.request_change(leader, candidate)
             }
             FaultKind::OperatorFailover => {
-                self.ledger.loss_accepted = true;
-                self.ledger.named.clone_from(&candidate);
-                self.request_change(None, candidate)
+                self.request_change(None, candidate.clone()) && self.accept_loss(candidate)
             }
             FaultKind::OperatorRestart => {
                 self.request(fault.node, LocalRequest::Restart(self.plan.fleet.drain))
@@ -487,6 +485,12 @@ impl World {
         agent.is_shutting_down = true;
         self.wake(node);
         runs
+    }
+
+    fn accept_loss(&mut self, named: Option<MemberName>) -> bool {
+        self.ledger.loss_accepted = true;
+        self.ledger.named = named;
+        true
     }
 
     pub(super) fn request_change(

@@ -438,9 +438,7 @@ impl World {
         }
         self.ledger.keyless = None;
         let old = std::mem::replace(&mut self.ledger.line, branch);
-        // Who was elected while an operator's choice of another was under way is nobody's choice.
-        let named = self.ledger.named.as_ref();
-        let is_chosen = named.is_none_or(|named| *named == self.node(node).name);
+        let is_chosen = self.is_chosen(node);
         let accepted = self.ledger.loss_accepted && is_chosen;
         self.ledger.loss_accepted &= !is_chosen;
         if accepted || self.ledger.disk_was_lost {
@@ -487,6 +485,16 @@ impl World {
             );
             self.fail(Invariant::LossWithinLimit, detail);
         }
+    }
+
+    /// Whether an operator's choice of this member stands. Who was elected while that of another was under way is nobody's
+    /// choice, nor is who was named once and is elected later; but the store may have lost what was written there.
+    fn is_chosen(&self, node: NodeId) -> bool {
+        let name = &self.node(node).name;
+        let request = self.store.head.failover.as_ref();
+        let stands = request.is_some_and(|request| request.candidate.as_ref() == Some(name));
+        let named = self.ledger.named.as_ref();
+        named.is_none_or(|named| named == name) && (stands || self.store.incarnation > 0)
     }
 
     fn loses_answers(&self) -> bool {
