@@ -302,9 +302,13 @@ async fn what_a_rolled_back_transaction_had_set_is_not_taken_for_set() {
 async fn no_client_closes_a_statement_of_another_by_its_name_on_the_server() {
     let (stack, mut a) = led(Mode::Transaction).await;
     let mut one = stack.session().await;
-    one.send(&[message(b'C', b"Strunkline_1\0"), sync()].concat())
-        .await;
+    // Without a server nobody is told of it.
+    let close = message(b'C', b"Strunkline_1\0");
+    one.send(&[close.clone(), sync()].concat()).await;
     assert_eq!(answer(&mut one).await, "3ZI");
+    assert_eq!(ask(&mut one, "begin").await, "CZT");
+    one.send(&[close, sync()].concat()).await;
+    assert_eq!(answer(&mut one).await, "3ZT");
     let seen = a.until(|seen| seen.messages.len() == 2).await;
     assert_eq!(seen.messages[0].1, b"Strunkline_unknown\0");
 }

@@ -42,6 +42,7 @@ mod acquire;
 mod asked;
 mod books;
 mod client_side;
+mod closes;
 pub(super) mod door;
 mod ends;
 mod hoard;

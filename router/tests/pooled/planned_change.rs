@@ -136,6 +136,26 @@ async fn who_is_held_goes_on_with_the_next_leader_and_notices_nothing() {
     assert_eq!(a.until(|_| true).await.queries, ["select 1"]);
 }
 
+/// A driver hears no error of a statement that it closes: what follows would find the session ended without a word.
+#[tokio::test]
+async fn who_is_held_may_close_what_it_prepared() {
+    let (stack, a) = three().await;
+    let mut one = stack.session().await;
+    let close = |name: &str| message(b'C', format!("S{name}\0").as_bytes());
+    one.send(&[parse("s", "select 1"), sync()].concat()).await;
+    assert_eq!(answer(&mut one).await, "1ZI");
+    drained(&stack, SwitchoverStage::HoldAll, HoldStage::All).await;
+    one.send(&[close("s"), close("unknown"), sync(), close("s")].concat())
+        .await;
+    assert_eq!(answer(&mut one).await, "33ZI");
+    // The name is free, though the rest is asked of a server.
+    one.send(&[parse("s", "select 2"), bind("", "s"), sync()].concat())
+        .await;
+    announce(&stack, SwitchoverStage::Resume).await;
+    assert_eq!(answer(&mut one).await, "312ZI");
+    drop(a);
+}
+
 #[tokio::test]
 async fn a_client_that_keeps_its_server_is_not_waited_for() {
     let (stack, _a) = three().await;

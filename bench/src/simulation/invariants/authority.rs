@@ -122,13 +122,17 @@ impl World {
     }
 
     /// `no_acknowledged_commit_lost`, where synchronous commits are missing: an old copy of the store, of which nobody who is
-    /// heard knows that it is old, names standbys that were none any more.
+    /// heard knows that it is old, names standbys that were none any more. Whom the newest record names has no such excuse.
     pub(super) fn check_synchronous_loss(&mut self, node: NodeId, lost: u64) {
-        if self.nobody_could_tell(node) {
+        let name = &self.node(node).name;
+        let truth = self.store.cluster().sync.as_ref();
+        let is_named = truth.is_some_and(|sync| {
+            sync.quorum == 0 && (sync.leader.as_ref() == Some(name) || sync.standbys.contains(name))
+        });
+        if !is_named && self.nobody_could_tell(node) {
             self.ending = Some(Ending::OldCopyUntold);
             return;
         }
-        let name = &self.node(node).name;
         let detail = format!(
             "{name} was promoted and lost {lost} bytes of acknowledged synchronous commits"
         );

@@ -85,8 +85,13 @@ impl Pooled {
             return self.answer_here(bytes, out, cx);
         }
         self.leave_in_doubt(bytes);
+        let mut bytes = bytes;
         if self.server.is_none() {
+            if bytes.first() == Some(&b'C') {
+                bytes = &bytes[self.close_here(bytes, out, cx)?..];
+            }
             match bytes {
+                [] => return Ok(()),
                 [b'X', ..] => return Err(Turn::ClientLeft),
                 _ if bytes.len() < 5 => {
                     self.keep(bytes, 5, false);
