@@ -258,7 +258,7 @@ impl Postgres {
             PostmasterStatus::Ready => match self.status(limit).await {
                 Ok(mut answer) => {
                     self.remember_timeline(id, &mut answer);
-                    self.note_proved(&answer);
+                    self.note_proved(&answer).await;
                     Probe::Answer(Box::new(answer))
                 }
                 Err(error) if self.adopt() == Some(id) => {

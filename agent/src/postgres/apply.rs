@@ -38,17 +38,26 @@ impl Postgres {
         &self,
         role: ServerRole,
     ) -> Result<BTreeMap<&'static str, String>, PostgresError> {
-        let floor = match role {
-            ServerRole::Primary | ServerRole::Recovering => None,
+        let (floor, is_unproved) = match role {
+            ServerRole::Primary | ServerRole::Recovering => (None, false),
             ServerRole::Replica(_) => {
                 let data = self.control_data().await?;
-                self.mark_unproved(&self.config(), &data)?;
-                Some(data.shared_memory)
+                let is_unproved = self.mark_unproved(&self.config(), &data)?;
+                (Some(data.shared_memory), is_unproved)
             }
         };
         let program = self.program("postgres");
         let config = files::as_known_here(&self.config());
-        let config = Arc::new(self.answers.look(program, &config).await);
+        let mut config = self.answers.look(program, &config).await;
+        let role = match is_unproved {
+            true => ServerRole::Replica(UpstreamChange::Nowhere),
+            false => role,
+        };
+        if is_unproved {
+            let nothing = ("restore_command".to_owned(), String::new());
+            config.recovery.extend([nothing]);
+        }
+        let config = Arc::new(config);
         let controlled = controlled(&config, floor);
         let (for_files, is_paused) = (controlled.clone(), self.is_paused.load(Ordering::Relaxed));
         // Files are synced; a slow disk must not hold up the tasks of this runtime.

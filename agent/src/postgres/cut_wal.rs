@@ -12,6 +12,7 @@ use std::sync::atomic::Ordering;
 
 use trunkline_shared::cluster::timeline::TimelineEnd;
 
+use super::control_data::ControlState;
 use super::files::{remove_file, sync_directory, write_file};
 use super::rewind::{
     WAL_ASIDE, WAL_PAGE_BYTES, copy_wal_aside, page_address, segment_number, segments_from,
@@ -22,7 +23,9 @@ use super::{ControlData, Postgres, PostgresConfig, PostgresError, ServerStatus};
 const CHUNK: usize = 64 * 1024;
 
 /// In a data directory: its pages may be newer than its control file says, for it was a primary's that crashed when it was
-/// started as a replica, and has not read all its WAL since. PostgreSQL then needs all that lies there.
+/// started as a replica, and has not read all its WAL since. PostgreSQL then needs all that lies there. Until it has, it is
+/// pointed at nobody and at no archive: it may reach beyond the point where a new leader began, and its receiver would call
+/// flushed to that one what is of the history before, by which commits would be released (seen on 15).
 const UNPROVED: &str = "trunkline.wal-needed";
 
 impl Postgres {
@@ -58,32 +61,46 @@ impl Postgres {
         }
     }
 
-    /// Before a start as a replica: what its control file does not call one's in recovery is marked until it has read all.
+    /// Before the files of a replica are written: what a primary left that did not stop cleanly is marked until it has read all.
+    /// Returns whether it is.
     pub(super) fn mark_unproved(
         &self,
         config: &PostgresConfig,
         data: &ControlData,
-    ) -> Result<(), PostgresError> {
+    ) -> Result<bool, PostgresError> {
+        let mark = config.data_dir.join(UNPROVED);
+        let is_clean = data.state == ControlState::ShutDown;
         let is_backup = config.data_dir.join("backup_label").exists();
-        if data.state.is_in_recovery() || is_backup {
-            return Ok(());
+        let is_marked = mark.exists();
+        let needs_mark = !data.state.is_in_recovery() && !is_clean && !is_backup;
+        if needs_mark && !is_marked {
+            write_file(&mark, "")?;
+            sync_directory(&config.data_dir)?;
         }
-        write_file(&config.data_dir.join(UNPROVED), "")?;
-        sync_directory(&config.data_dir)?;
+        // One may also have come with a copy of another member's data.
         self.may_be_unproved.store(true, Ordering::Relaxed);
-        Ok(())
+        Ok(needs_mark || is_marked)
     }
 
     /// A replica that asks for WAL, or waits for more, has read all that lay there: its control file says how far its pages
-    /// go from then on.
-    pub(super) fn note_proved(&self, status: &ServerStatus) {
-        let has_read = status.received.is_some_and(|lsn| lsn.0 > 0);
-        if !status.is_in_recovery || !has_read || !self.may_be_unproved.load(Ordering::Relaxed) {
+    /// go from then on, and its agent compares how far it reaches before it points it at anybody.
+    pub(super) async fn note_proved(&self, status: &ServerStatus) {
+        let has_read = !status.is_in_recovery || status.received.is_some_and(|lsn| lsn.0 > 0);
+        if !has_read || !self.may_be_unproved.load(Ordering::Relaxed) {
             return;
         }
-        match remove_file(&self.config().data_dir.join(UNPROVED)) {
+        let mark = self.config().data_dir.join(UNPROVED);
+        let was_marked = mark.exists();
+        let removed = match remove_file(&mark) {
+            Ok(()) if was_marked => {
+                self.apply_settings(self.is_paused.load(Ordering::Relaxed))
+                    .await
+            }
+            other => other,
+        };
+        match removed {
             Ok(()) => self.may_be_unproved.store(false, Ordering::Relaxed),
-            Err(error) => tracing::warn!(%error, "a mark stays"),
+            Err(error) => tracing::warn!(%error, "the mark of unread WAL stays, or its settings"),
         }
     }
 }

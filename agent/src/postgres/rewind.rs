@@ -323,6 +323,8 @@ impl Postgres {
         }
         let marker = config.beside(REWINDING);
         write_file(&marker, "")?;
+        // After a crash pg_rewind recovers by a server in single-user mode, which knows no standby; each start writes it anew.
+        remove_file(&config.data_dir.join("standby.signal"))?;
         let conf = config.config_dir().join("postgresql.conf");
         append_line(&conf, KEEP_WAL)?;
         if let Some(restore) = &restore {
@@ -435,10 +437,14 @@ pub(super) fn copy_wal_aside(
     for name in kept.iter().filter(|name| !is_there(name)) {
         // Whole or not at all under its name.
         let (path, part) = (to.join(name), to.join(format!("{name}.new")));
-        fs::copy(from.join(name), &part).map_err(PostgresError::file("copy", from))?;
-        let synced = File::open(&part).and_then(|file| file.sync_all());
-        synced.map_err(PostgresError::file("sync", &part))?;
-        fs::rename(&part, &path).map_err(PostgresError::file("rename", &part))?;
+        let copied = fs::copy(from.join(name), &part)
+            .and_then(|_| File::open(&part)?.sync_all())
+            .and_then(|()| fs::rename(&part, &path));
+        if let Err(error) = copied {
+            // Its part may hold the room that a start needs.
+            remove_file(&part)?;
+            return Err(PostgresError::file("copy WAL to", &path)(error));
+        }
     }
     sync_directory(to)
 }

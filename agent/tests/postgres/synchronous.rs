@@ -2,8 +2,13 @@
 
 use rustix::process::Signal;
 
+use trunkline_agent::postgres::process::StopMode;
+use trunkline_agent::postgres::timelines::TimelineStep;
+use trunkline_agent::postgres::{ServerRole, UpstreamChange};
+use trunkline_shared::cluster::Timeline;
+
 use super::servers::{PATIENCE, Servers, on_every_major, wait_for};
-use super::{answer, primary, replica, signal, wait_replayed};
+use super::{answer, plan, primary, replica, signal, wait_replayed};
 
 #[test]
 fn commits_that_wait_are_released_once_they_are_to_wait_for_somebody_else() {
@@ -52,6 +57,65 @@ fn commits_that_wait_are_released_once_they_are_to_wait_for_somebody_else() {
                 .expect("the commit waits for ever")
                 .unwrap()
                 .unwrap();
+        },
+    );
+}
+
+#[test]
+fn what_a_crashed_primary_alone_wrote_confirms_no_commit_of_the_next() {
+    on_every_major(
+        "synchronous::what_a_crashed_primary_alone_wrote_confirms_no_commit_of_the_next",
+        async |servers| {
+            let first = primary(servers).await;
+            let second = replica(servers, 2, 1).await;
+            let client = servers.client(1).await;
+            client
+                .batch_execute("CREATE TABLE t (i int)")
+                .await
+                .unwrap();
+            wait_replayed(&first, &second).await;
+            second.stop(&plan(StopMode::Fast)).await.unwrap();
+            let alone = "INSERT INTO t SELECT generate_series(1, 10000)";
+            client.batch_execute(alone).await.unwrap();
+            first.stop(&plan(StopMode::Immediate)).await.unwrap();
+            second
+                .start(ServerRole::Replica(UpstreamChange::Keep))
+                .await
+                .unwrap();
+            second.wait_ready(PATIENCE).await.unwrap();
+            second
+                .set_sync_names(Some("\"member-1\"".to_owned()))
+                .await
+                .unwrap();
+            wait_for("the names to be in force", String::new, async || {
+                let status = answer(&second).await;
+                (!status.is_checkpointer_busy).then_some(())
+            })
+            .await;
+            let step = TimelineStep {
+                from: Timeline(1),
+                to: Timeline(2),
+            };
+            second.promote(step, PATIENCE, || true).await.unwrap();
+            let committing = servers.client(2).await;
+            let commit =
+                tokio::spawn(
+                    async move { committing.batch_execute("INSERT INTO t VALUES (-1)").await },
+                );
+
+            // It reaches further than the second, and is to follow it before anybody can have compared them.
+            let to = UpstreamChange::To(servers.upstream(2));
+            first.start(ServerRole::Replica(to)).await.unwrap();
+            first.wait_ready(PATIENCE).await.unwrap();
+            wait_for("the first to have read all", String::new, async || {
+                answer(&first).await.has_read_all.then_some(())
+            })
+            .await;
+            let (ahead, behind) = (answer(&first).await, answer(&second).await);
+            assert!(ahead.replayed > behind.current);
+            assert!(!commit.is_finished(), "the commit is nowhere else");
+            assert!(ahead.conninfo.is_empty() && behind.senders.is_empty());
+            commit.abort();
         },
     );
 }
