@@ -15,7 +15,6 @@ use super::failsafe;
 use super::observation::{
     Local, Looked, Observation, PeerAnswer, PeerView, Peers, Running, RunningRole, WatchdogView,
 };
-use super::store::PeerStore;
 use super::store::{self, Word};
 use super::sync_standbys::election;
 
@@ -279,13 +278,8 @@ fn votes<'a>(
     answers: &'a BTreeMap<MemberName, PeerAnswer>,
 ) -> impl Iterator<Item = (&'a MemberName, election::Reach)> {
     let leader = topology.leader.as_ref().map(|leader| &leader.member);
-    // That nobody led may have been seen before somebody did who leads no more; whoever leads writes one of these first.
-    let written = topology.sync.as_ref().map_or(0, |sync| sync.revision);
-    let written = written.max(topology.claim_revision());
-    let has_seen = move |store: &PeerStore| store.revision >= written;
     let is_late = move |view: &PeerView| match &view.looked {
-        Looked::Asked => true,
-        Looked::InTurn(None) => view.store.as_ref().is_none_or(has_seen),
+        Looked::Asked | Looked::InTurn(None) => true,
         Looked::InTurn(Some(seen)) => leader == Some(seen),
     };
     views(answers)

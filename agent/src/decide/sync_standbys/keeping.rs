@@ -3,11 +3,12 @@
 use std::cmp::Reverse;
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
+use std::sync::Arc;
 use std::time::Duration;
 
 use trunkline_shared::cluster::settings::SynchronousMode;
 use trunkline_shared::cluster::sync_state::SyncState;
-use trunkline_shared::cluster::{Lsn, MemberName, MemberRole, MemberState, Topology};
+use trunkline_shared::cluster::{Lsn, Member, MemberName, MemberRole, MemberState, Topology};
 
 use super::{Standby, SyncNames, SyncStep, SyncView, count, election, named, quorum};
 use crate::decide::decision::{Action, Decision, Detail, Reason};
@@ -22,6 +23,9 @@ const RELOAD_SETTLES: Duration = Duration::from_millis(100);
 
 /// How soon the next look comes while a setting, or a standby's position, is waited for.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
+
+/// How long a promotion waits for that in `synchronous_mode: on`.
+const PREPARES_FOR: Duration = Duration::from_secs(1);
 
 /// The record names this leader before a cluster that is being made can have a second member, and before
 /// anything else where another led.
@@ -69,14 +73,39 @@ pub(in crate::decide) fn before_promotion<'a>(
         let is_ready = |ready: &SyncReady| {
             ready.names == names && seen.now.since(ready.since) >= RELOAD_SETTLES
         };
-        if !ready.is_some_and(is_ready) {
+        let is_ready = ready.is_some_and(is_ready);
+        if !is_ready && !is_late(&turn) {
             return ControlFlow::Break(turn.within(Reason::PreparingCommits, LOOK_AGAIN));
+        }
+        if !is_ready {
+            return alone(turn, topology, running);
         }
         if topology.sync.as_ref() != Some(&wanted) {
             turn = turn.act(Action::WriteSync(wanted));
         }
         return ControlFlow::Continue(turn.remember(|memory| memory.sync_note = None));
     }
+    alone(turn, topology, running)
+}
+
+/// Whether a named standby has waited long enough for whom its commits are to wait for: nobody else may lead then, which needs
+/// nothing to be in force. A checkpointer that syncs files on a slow disk tells nobody.
+fn is_late(turn: &Turn<'_>) -> bool {
+    let (seen, memory) = (turn.seen, &turn.decision.memory);
+    let since = memory
+        .not_primary_since
+        .map_or(seen.now, |(_, since)| since);
+    let is_named = seen.settings().synchronous_mode == SynchronousMode::On;
+    is_named && seen.now.since(since) >= PREPARES_FOR
+}
+
+/// Nobody else may lead until a standby has everything.
+fn alone<'a>(
+    turn: Turn<'a>,
+    topology: &Topology,
+    running: &Running,
+) -> ControlFlow<Decision, Turn<'a>> {
+    let (seen, settings) = (turn.seen, turn.seen.settings());
     let wanted = nobody_but(seen, topology);
     let mut turn = turn;
     if topology.sync.as_ref() != Some(&wanted) {
@@ -99,8 +128,14 @@ fn taken_over(seen: &Observation, topology: &Topology) -> Option<(SyncState, Syn
     let record = topology.sync.as_ref()?;
     match settings.synchronous_mode {
         SynchronousMode::Quorum => quorum::taken_over(record, me),
-        // Where commits may go on without a standby, they would wait for one that may be gone for good.
-        SynchronousMode::On if settings.is_synchronous_mode_strict => named::taken_over(record, me),
+        // Where commits may go on without a standby, they would wait for one that may be gone for good. Nor for one of which
+        // nobody knows that its agent tells when it gives its data up: Patroni's does not.
+        SynchronousMode::On if settings.is_synchronous_mode_strict => {
+            let leader = record.leader.as_ref()?;
+            let is_ours = |member: &Arc<Member>| member.trunkline.is_some();
+            let is_known = leader == me || topology.members.get(leader).is_some_and(is_ours);
+            named::taken_over(record, me).filter(|_| is_known)
+        }
         SynchronousMode::On | SynchronousMode::Off => None,
     }
 }

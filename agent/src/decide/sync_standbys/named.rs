@@ -15,22 +15,28 @@ use trunkline_shared::cluster::sync_state::SyncState;
 use super::{SyncNames, SyncStep, SyncView};
 use crate::decide::decision::Reason;
 
-/// With what an elected standby goes on where another led: the former leader and the other standbys have all that it has
-/// and is acknowledged, and its own commits wait for each of them. Whoever of them comes back may lead should it die
-/// before it has found a standby. `None` where it is none itself, or votes are counted.
+/// With what an elected standby goes on where another led: the former leader has all that it has and is acknowledged, and its
+/// own commits wait for that one, and for the other standbys. The former leader may lead should this one die before it has
+/// found a standby; the others may lack what was flushed here alone and can be seen from now on. Who is named as the leader
+/// already waits for those whom it named. `None` where it is no standby itself, or votes are counted.
 pub(super) fn taken_over(record: &SyncState, me: &MemberName) -> Option<(SyncState, SyncNames)> {
-    let former = record.leader.as_ref().filter(|name| *name != me)?;
-    if record.quorum != 0 || !record.standbys.contains(me) {
+    let leader = record.leader.as_ref()?;
+    let others = record.standbys.iter().filter(|name| *name != me).cloned();
+    let others: BTreeSet<MemberName> = others.collect();
+    if record.quorum != 0 {
         return None;
     }
-    let standbys = record.standbys.iter().filter(|name| *name != me);
-    let others: BTreeSet<MemberName> = standbys.chain([former]).cloned().collect();
+    if leader == me {
+        return (!others.is_empty()).then(|| (record.clone(), SyncNames::All(others)));
+    }
     let claim = SyncState {
         leader: Some(me.clone()),
-        standbys: others.iter().cloned().collect(),
+        standbys: vec![leader.clone()],
         ..record.clone()
     };
-    Some((claim, SyncNames::All(others)))
+    let names = others.into_iter().chain([leader.clone()]).collect();
+    let is_standby = record.standbys.contains(me);
+    is_standby.then_some((claim, SyncNames::All(names)))
 }
 
 /// The next step towards the wanted standbys.
