@@ -14,6 +14,7 @@ use super::network::Place;
 use super::plan::{Fault, FaultKind};
 use super::store::Write;
 use super::story::{Actor, tell};
+use super::word::ASKED_EVERY;
 use super::world::World;
 
 /// How soon the agent sees the end of its fence.
@@ -251,7 +252,7 @@ impl World {
     pub(super) fn power_on(&mut self, node: NodeId) {
         let at = self.now as i64;
         if !self.node(node).is_powered && self.is_to_start_last(node) {
-            return self.put_in(SECOND, Event::PowerReturns { node });
+            return self.put_in(ASKED_EVERY, Event::PowerReturns { node });
         }
         let this = self.node_mut(node);
         if this.is_powered {

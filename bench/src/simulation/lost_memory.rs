@@ -548,7 +548,7 @@ impl World {
             Actor::World,
             "the operator accepts the DCS as generation {generation}"
         );
-        self.accepted_at = self.now;
+        self.note_accepted();
         let before = self.store.leader().map(|(_, key)| key.revision);
         if self.store.commit(&txn).is_some() {
             self.dcs_changed(None, before);

@@ -233,6 +233,8 @@ pub(super) struct Node {
     pub(super) address: Arc<str>,
     pub(super) api_url: Arc<str>,
     pub(super) is_powered: bool,
+    /// For how long others who know the cluster could be heard while this one was to start last.
+    pub(super) waits_for_word: Time,
     pub(super) frozen_until: Time,
     /// What CLOCK_BOOTTIME showed at the beginning of the world.
     pub(super) offset: i64,

@@ -8,7 +8,7 @@ use trunkline_shared::cluster::topology::{Fact, FactKey, Initialize};
 use trunkline_shared::dcs::belief::Belief;
 
 use super::breaks::Break;
-use super::event::{Event, MS, NodeId, Time};
+use super::event::{Event, MS, NodeId, SECOND, Time};
 use super::network::Place;
 use super::node::Node;
 use super::requests::{Ask, Purpose, Reply};
@@ -19,6 +19,8 @@ use super::world::World;
 const TIMES_A_LEASE: Time = 3;
 /// The pause after a renewal that failed.
 const RETRY: Time = 200 * MS;
+/// How often an operator looks whether the member that is to start last may.
+pub(super) const ASKED_EVERY: Time = SECOND;
 
 impl World {
     /// The store is not believed: the next renewal fails, and the lease task leaves word.
@@ -55,8 +57,8 @@ impl World {
 
     /// Whether this member, which knows nothing, is alone with a store that has lost the cluster: all who know it are down or
     /// cut off, or their word, asked for while they were, is not there yet. Nothing tells that from a new cluster, so its
-    /// operator starts it last, once another is listed (`deploy/README.md`).
-    pub(super) fn is_to_start_last(&self, node: NodeId) -> bool {
+    /// operator starts it last, once another is listed (`deploy/README.md`), or had the time to be.
+    pub(super) fn is_to_start_last(&mut self, node: NodeId) -> bool {
         let is_lost = !self.store.is_vouched && self.store.head.initialize == Initialize::Absent;
         let knows = |node: &Node| {
             let data = node.postgres.data.as_ref();
@@ -64,12 +66,18 @@ impl World {
             is_beside || node.run_dir.store.belief != Belief::default()
         };
         let others = (0..self.plan.members).filter(|other| *other != node);
-        let mut wise = others.filter(|other| knows(self.node(*other))).peekable();
-        let speaks = |other: NodeId| {
-            let is_listed = self.store.head.members.contains_key(&self.node(other).name);
-            is_listed && self.speaks(other, Place::Dcs)
-        };
-        is_lost && !knows(self.node(node)) && wise.peek().is_some() && !wise.any(speaks)
+        let wise: Vec<NodeId> = others.filter(|other| knows(self.node(*other))).collect();
+        if !is_lost || knows(self.node(node)) || wise.is_empty() {
+            return false;
+        }
+        let mut speaking = wise.iter().filter(|other| self.speaks(**other, Place::Dcs));
+        let is_heard = speaking.clone().next().is_some();
+        let members = &self.store.head.members;
+        let is_listed = speaking.any(|other| members.contains_key(&self.node(*other).name));
+        let limit = self.plan.retry_timeout.as_nanos() as Time + ASKED_EVERY;
+        let waited = &mut self.node_mut(node).waits_for_word;
+        *waited = if is_heard { *waited + ASKED_EVERY } else { 0 };
+        !is_listed && *waited <= limit
     }
 
     fn speaks(&self, node: NodeId, to: Place) -> bool {

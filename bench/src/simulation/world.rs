@@ -417,6 +417,7 @@ fn new_node(
         api_url: format!("http://10.0.0.{}:8008/patroni", id + 1).into(),
         address,
         is_powered: true,
+        waits_for_word: 0,
         frozen_until: 0,
         offset: 100 * SECOND as i64 + rng.i64(0..1_000 * SECOND as i64),
         drift: plan.drift[usize::from(id)],

@@ -139,6 +139,14 @@ impl World {
         self.fail(Invariant::NoAcknowledgedCommitLost, detail);
     }
 
+    /// An operator accepts the store: who leads by it goes on, whatever others had beyond that.
+    pub(in crate::simulation) fn note_accepted(&mut self) {
+        self.accepted_at = self.now;
+        let primary = self.nodes.iter().find(|node| node.postgres.can_commit());
+        let data = primary.and_then(|node| node.postgres.data.as_ref());
+        self.ledger.line = data.map_or(self.ledger.line, |data| data.branch);
+    }
+
     /// `a_switchover_loses_nothing`: whether it leads by a key that the leader before gave to it.
     pub(super) fn was_moved_to(&self, node: NodeId) -> bool {
         let stands = self.store.leader().map(|(_, key)| key.revision);

@@ -3,14 +3,22 @@
 use super::{Invariant, MS, NodeId, Phase, SECOND, Time, World};
 use crate::simulation::coverage::Ending;
 use crate::simulation::event::Event;
+use crate::simulation::plan::{Fault, FaultKind};
 
-/// How long a calm world has to converge, beside three lease lengths.
+/// How long a calm world has to converge, beside some lease lengths.
 const CONVERGE_LIMIT: Time = 60 * SECOND;
 
 impl World {
     pub(in crate::simulation) fn on_converged(&mut self) -> bool {
         let waited = self.now - self.calm_since;
-        let limit = CONVERGE_LIMIT + 3 * self.plan.ttl.as_nanos() as Time;
+        // Who lacks WAL waits as long as that for the archive before it is copied anew.
+        let is_removed = |fault: &Fault| fault.kind == FaultKind::WalRemoved;
+        let times = if self.plan.faults.iter().any(is_removed) {
+            6
+        } else {
+            3
+        };
+        let limit = CONVERGE_LIMIT + times * self.plan.ttl.as_nanos() as Time;
         self.operator_accepts(waited);
         self.operator_names_a_leader(waited);
         match self.everyone_converged() {
