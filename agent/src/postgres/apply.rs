@@ -8,6 +8,7 @@ use std::time::Duration;
 use trunkline_shared::cluster::member::ParameterChange;
 
 use super::config::PostgresConfig;
+use super::control_data::ControlState;
 use super::controlled::controlled;
 use super::files::{self, ServerRole, UpstreamChange};
 use super::settings::{self, BASE_CONF, read_setting};
@@ -38,21 +39,23 @@ impl Postgres {
         &self,
         role: ServerRole,
     ) -> Result<BTreeMap<&'static str, String>, PostgresError> {
-        let (floor, is_unproved) = match role {
-            ServerRole::Primary | ServerRole::Recovering => (None, false),
+        let (mut role, mut is_unproved) = (role, false);
+        let floor = match role {
+            ServerRole::Primary | ServerRole::Recovering => None,
             ServerRole::Replica(_) => {
                 let data = self.control_data().await?;
-                let is_unproved = self.mark_unproved(&self.config(), &data)?;
-                (Some(data.shared_memory), is_unproved)
+                is_unproved = self.mark_unproved(&self.config(), &data)?;
+                // What a primary that ended cleanly may have kept is whom it followed before it led.
+                let is_kept = role == ServerRole::Replica(UpstreamChange::Keep);
+                if is_unproved || is_kept && data.state == ControlState::ShutDown {
+                    role = ServerRole::Replica(UpstreamChange::Nowhere);
+                }
+                Some(data.shared_memory)
             }
         };
         let program = self.program("postgres");
         let config = files::as_known_here(&self.config());
         let mut config = self.answers.look(program, &config).await;
-        let role = match is_unproved {
-            true => ServerRole::Replica(UpstreamChange::Nowhere),
-            false => role,
-        };
         if is_unproved {
             let nothing = ("restore_command".to_owned(), String::new());
             config.recovery.extend([nothing]);
