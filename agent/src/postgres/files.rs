@@ -37,7 +37,7 @@ pub enum ServerRole {
     Replica(UpstreamChange),
 }
 
-const STANDBY_SIGNAL: &str = "standby.signal";
+pub(super) const STANDBY_SIGNAL: &str = "standby.signal";
 const RECOVERY_SIGNAL: &str = "recovery.signal";
 
 /// Whether the directory is that of a replica.

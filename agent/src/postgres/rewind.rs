@@ -12,7 +12,9 @@ use super::archive;
 use super::control_data::ControlState;
 use super::directory::{REWINDING, remove_tree};
 use super::dynamic_config;
-use super::files::{append_line, remove_file, sync_directory, write_file, write_pgpass};
+use super::files::{
+    STANDBY_SIGNAL, append_line, remove_file, sync_directory, write_file, write_pgpass,
+};
 use super::process::Tool;
 use super::settings::{conninfo, quote};
 use super::{ControlData, Postgres, PostgresConfig, PostgresError, Upstream};
@@ -324,7 +326,7 @@ impl Postgres {
         let marker = config.beside(REWINDING);
         write_file(&marker, "")?;
         // After a crash pg_rewind recovers by a server in single-user mode, which knows no standby; each start writes it anew.
-        remove_file(&config.data_dir.join("standby.signal"))?;
+        remove_file(&config.data_dir.join(STANDBY_SIGNAL))?;
         let conf = config.config_dir().join("postgresql.conf");
         append_line(&conf, KEEP_WAL)?;
         if let Some(restore) = &restore {

@@ -4,7 +4,7 @@ use rustix::process::Signal;
 
 use trunkline_agent::postgres::process::StopMode;
 use trunkline_agent::postgres::timelines::TimelineStep;
-use trunkline_agent::postgres::{ServerRole, UpstreamChange};
+use trunkline_agent::postgres::{Postgres, ServerRole, UpstreamChange};
 use trunkline_shared::cluster::Timeline;
 
 use super::servers::{PATIENCE, Servers, on_every_major, wait_for};
@@ -15,15 +15,8 @@ fn commits_that_wait_are_released_once_they_are_to_wait_for_somebody_else() {
     on_every_major(
         "synchronous::commits_that_wait_are_released_once_they_are_to_wait_for_somebody_else",
         async |servers| {
-            let first = primary(servers).await;
-            let second = replica(servers, 2, 1).await;
-            let client = servers.client(1).await;
-            client
-                .batch_execute("CREATE TABLE t (i int)")
-                .await
-                .unwrap();
+            let (first, second) = with_table(servers).await;
             answer_for_wal_alone(servers).await;
-            wait_replayed(&first, &second).await;
             let gone = Some("\"nobody\"".to_owned());
             first.set_sync_names(gone).await.unwrap();
             let waits = async || {
@@ -66,16 +59,10 @@ fn what_a_crashed_primary_alone_wrote_confirms_no_commit_of_the_next() {
     on_every_major(
         "synchronous::what_a_crashed_primary_alone_wrote_confirms_no_commit_of_the_next",
         async |servers| {
-            let first = primary(servers).await;
-            let second = replica(servers, 2, 1).await;
-            let client = servers.client(1).await;
-            client
-                .batch_execute("CREATE TABLE t (i int)")
-                .await
-                .unwrap();
-            wait_replayed(&first, &second).await;
+            let (first, second) = with_table(servers).await;
             second.stop(&plan(StopMode::Fast)).await.unwrap();
             let alone = "INSERT INTO t SELECT generate_series(1, 10000)";
+            let client = servers.client(1).await;
             client.batch_execute(alone).await.unwrap();
             first.stop(&plan(StopMode::Immediate)).await.unwrap();
             second
@@ -118,6 +105,36 @@ fn what_a_crashed_primary_alone_wrote_confirms_no_commit_of_the_next() {
             commit.abort();
         },
     );
+}
+
+#[test]
+fn a_former_primary_does_not_go_back_to_whom_it_followed_before_it_led() {
+    on_every_major(
+        "synchronous::a_former_primary_does_not_go_back_to_whom_it_followed_before_it_led",
+        async |servers| {
+            let (_first, second) = with_table(servers).await;
+            let step = TimelineStep {
+                from: Timeline(1),
+                to: Timeline(2),
+            };
+            second.promote(step, PATIENCE, || true).await.unwrap();
+            second.stop(&plan(StopMode::Fast)).await.unwrap();
+            let kept = ServerRole::Replica(UpstreamChange::Keep);
+            second.start(kept).await.unwrap();
+            second.wait_ready(PATIENCE).await.unwrap();
+            assert_eq!(answer(&second).await.conninfo, "");
+        },
+    );
+}
+
+/// A primary with a table, and a replica that has it.
+async fn with_table(servers: &Servers) -> (Postgres, Postgres) {
+    let first = primary(servers).await;
+    let second = replica(servers, 2, 1).await;
+    let make = "CREATE TABLE t (i int)";
+    servers.client(1).await.batch_execute(make).await.unwrap();
+    wait_replayed(&first, &second).await;
+    (first, second)
 }
 
 /// What waits would wait for ever: by the agent's settings both sides ask after 2.5 s, and the standby answers each 10 s.
