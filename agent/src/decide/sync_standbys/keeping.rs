@@ -62,10 +62,11 @@ pub(in crate::decide) fn before_promotion<'a>(
     let seen = turn.seen;
     let settings = seen.settings();
     if settings.synchronous_mode == SynchronousMode::Off {
-        return ControlFlow::Continue(match running.commits.own {
-            Some(_) => turn.act(Action::ClearSyncNames),
-            None => turn,
-        });
+        // What the record says of its standbys is not so from the first commit on that waits for nobody.
+        let revision = topology.sync.as_ref().map(|sync| sync.revision);
+        let record = revision.map(|revision| Action::DeleteSync { revision });
+        let names = running.commits.own.iter().map(|_| Action::ClearSyncNames);
+        return ControlFlow::Continue(record.into_iter().chain(names).fold(turn, Turn::act));
     }
     if let Some((wanted, names)) = taken_over(seen, topology) {
         let mut turn = prepare(turn, topology, running);
@@ -459,7 +460,8 @@ fn note<'a>(turn: Turn<'a>, topology: &Topology, running: &Running, position: Ls
     let epoch = held.epoch;
     let record = topology.sync.as_ref().map_or(0, |sync| sync.revision);
     let is_nobody = |names: &SyncNames| *names == SyncNames::Nobody;
-    let may_be_nobody = is_nobody(&commits.in_force) || commits.own.iter().any(is_nobody);
+    // With nothing set none will wait, though it may not be in force yet.
+    let may_be_nobody = is_nobody(&commits.in_force) || commits.own.as_ref().is_none_or(is_nobody);
     let turn = turn.remember(|memory| {
         let is_still = memory.commits_wait_since_in == Some(epoch) && !may_be_nobody;
         memory.commits_wait_since_in = is_still.then_some(epoch);
