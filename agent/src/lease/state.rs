@@ -166,17 +166,18 @@ impl LeaseState {
     /// The key was created, or written again, by this member's committed transaction. The deadline counts
     /// from the last counted keep-alive of the lease, never from the write of the key. Where everybody has
     /// consented to more than that, it stands: nobody who did leads before, whatever becomes of the key, and
-    /// nobody is listed anew meanwhile.
+    /// nobody is listed anew meanwhile. So does what this very key was renewed to while its write was answered.
     pub fn acquired(&mut self, epoch: LeaderEpoch, lease_sent: Moment, ttl: Duration) {
         let until = self.deadline(lease_sent, ttl);
-        let consented = self.held().filter(|held| held.is_by_failsafe);
-        let consented = consented.map_or(until, |held| held.deadline);
+        let stands = |held: &Held| held.is_by_failsafe || held.epoch == epoch;
+        let standing = self.held().filter(stands);
+        let standing = standing.filter(|held| held.deadline > until);
         self.view = LeaseView::Held(Held {
             epoch,
-            deadline: until.max(consented),
+            deadline: standing.map_or(until, |held| held.deadline),
             is_key_missing: false,
             has_unresolved_hand_over: false,
-            is_by_failsafe: consented > until,
+            is_by_failsafe: standing.is_some_and(|held| held.is_by_failsafe),
         });
     }
 
@@ -377,6 +378,16 @@ mod tests {
         assert!(!held.is_by_failsafe && held.deadline == Moment(19_500_000_000));
         lease.acquired(epoch(11), Moment(14_000_000_000), TTL);
         assert_eq!(lease.held().unwrap().deadline, Moment(18_500_000_000));
+    }
+
+    #[test]
+    fn what_a_key_was_renewed_to_before_its_write_was_answered_stands() {
+        let mut lease = LeaseState::default();
+        lease.renewed(renewal(10, KeyCheck::Mine(epoch(9))));
+        let renewed = lease.held().unwrap().deadline;
+        lease.acquired(epoch(9), Moment(8_000_000_000), TTL);
+        let held = lease.held().unwrap();
+        assert!(held.deadline == renewed && !held.is_by_failsafe && !held.has_unresolved_hand_over);
     }
 
     #[test]
