@@ -59,6 +59,13 @@ fn as_leader<'a>(turn: Turn<'a>, held: &Held, topology: &Topology) -> Decision {
     let Local::Running(running) = &seen.local else {
         return turn.routine(Reason::Paused);
     };
+    let is_primary = matches!(running.role, RunningRole::Primary { .. });
+    if is_primary && topology.initialize == Initialize::Absent {
+        // It was adopted just before the pause, and others would make a cluster beside it once nobody leads.
+        return turn
+            .act(Action::RecordSystemId(running.system_id))
+            .now(Reason::RecordingIdentity);
+    }
     let turn = match requests::as_leader(turn, topology) {
         ControlFlow::Break(decision) => return decision,
         ControlFlow::Continue(turn) => turn,
@@ -117,6 +124,11 @@ fn no_primary(turn: Turn<'_>, held: &Held, memory: &Memory, topology: &Topology)
             if own.is_some_and(|record| record.is_restart()) {
                 // The pause came between its stop and its start, and clients are held.
                 return holding_lease::decide(seen, memory);
+            }
+            let is_demoted = seen.settings().standby_cluster.is_some();
+            if let Some(record) = own.filter(|_| is_demoted) {
+                // The cluster is to be a standby since, and what was stopped is not to write again.
+                return requests::call_off(turn, topology, record.id);
             }
             if let Some(record) = own {
                 return requests::when_stopped(turn, held, topology, record, stopped);

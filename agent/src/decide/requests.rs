@@ -240,17 +240,14 @@ pub(super) fn when_stopped(
 ) -> Decision {
     let (turn, change) = handing_over::follow(turn, record);
     let seen = turn.seen;
-    if stopped.crashed_at.is_some() && !stopped.is_clean {
-        // Nothing of the change is left to wait for: whatever a crash asks for comes next.
-        let turn = note_rolled_back(turn, record.id);
-        let turn = drop_request(turn, topology, record.id).act(Action::ClearSwitchover);
-        return turn
-            .act_within(ROLL_BACK_ACTION)
-            .now(Reason::SwitchoverRolledBack);
+    let is_crash = stopped.crashed_at.is_some() && !stopped.is_clean;
+    if is_crash || !stopped.was_primary {
+        // Nothing of the change is left to wait for: whatever a crash, or data that came from elsewhere, asks for is next.
+        return call_off(turn, topology, record.id);
     }
     let turn = turn.detail(Detail::Member(record.to.clone()));
     let is_rolled_back = change.as_ref().is_some_and(|change| change.is_rolled_back);
-    if !stopped.is_clean || !stopped.was_primary || is_rolled_back {
+    if !stopped.is_clean || is_rolled_back {
         return roll_back(turn, held, topology, record.id);
     }
     match record.stage {
@@ -277,6 +274,15 @@ pub(super) fn when_stopped(
         }
         SwitchoverStage::Resume => roll_back(turn, held, topology, record.id),
     }
+}
+
+/// Nothing comes of the change, and PostgreSQL is left as it is.
+pub(super) fn call_off(turn: Turn<'_>, topology: &Topology, id: u64) -> Decision {
+    let turn = note_rolled_back(turn, id);
+    drop_request(turn, topology, id)
+        .act(Action::ClearSwitchover)
+        .act_within(ROLL_BACK_ACTION)
+        .now(Reason::SwitchoverRolledBack)
 }
 
 /// The candidate confirms what it reads there. A store that does not take it gives no successor either, while every client
