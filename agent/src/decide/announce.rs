@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use trunkline_shared::cluster::member::{Member, SwitchoverReady, TrunklineFields};
 use trunkline_shared::cluster::topology::{Initialize, SwitchoverStage};
-use trunkline_shared::cluster::{MemberRole, MemberState};
+use trunkline_shared::cluster::{MemberRole, MemberState, SystemId};
 
 use super::decision::{Decision, Reason};
 use super::memory::Memory;
@@ -46,7 +46,7 @@ pub fn announcement(
                 LeaseView::Held(held) => Some(held.epoch),
                 LeaseView::NotHeld | LeaseView::Lost => None,
             },
-            system_id: seen.local.system_id(),
+            system_id: seen.local.system_id().or_else(|| known_system(seen)),
             ready: ready(seen),
             reason: Some(Arc::from(decision.reason.word())),
             detail: Some(decision.detail.to_string())
@@ -64,6 +64,14 @@ pub fn announcement(
         describe(&mut member, running);
     }
     member
+}
+
+/// The cluster that the DCS has lost exists, whether its data can be read here or not: nobody is to make another one.
+fn known_system(seen: &Observation) -> Option<SystemId> {
+    match seen.store.doubt.as_ref()?.before.initialize {
+        Initialize::Done(id) => Some(id),
+        Initialize::Absent | Initialize::Running => None,
+    }
 }
 
 fn describe(member: &mut Member, running: &Running) {

@@ -225,7 +225,8 @@ pub struct ParameterChange {
 pub struct TrunklineFields {
     /// The epoch under which the record was written; the router confirms a leader by it.
     pub epoch: Option<LeaderEpoch>,
-    /// The system identifier of its data directory.
+    /// The system identifier of its data directory; of the cluster that it knows where the DCS lost that and the data
+    /// cannot be read.
     pub system_id: Option<SystemId>,
     /// Readiness for a switchover.
     pub ready: Option<SwitchoverReady>,
