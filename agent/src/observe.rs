@@ -183,7 +183,7 @@ impl Observer {
         let (topology, lost_config) = self.config.lay_over(&view, &local, &now.job);
         self.store.keep(&view);
         let mut store = self.store.view(&view, &topology);
-        store.is_unproved &= !self.beside.speaks_against(&view);
+        store.is_unproved &= !self.beside.speaks(&view);
         let observation = Observation {
             now: looked_at,
             me: self.me.clone(),

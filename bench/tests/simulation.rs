@@ -153,8 +153,8 @@ const SELDOM: [(Break, u64); 6] = [
     (Break::NoWordLeft, 2_050),
     (Break::Historical(Bug::ReplayCompared), 8_200),
     (Break::PingedToTheEnd, 11_350),
-    (Break::StoreForgotten, 11_750),
     (Break::Historical(Bug::PositionsFromBefore), 12_300),
+    (Break::StoreForgotten, 38_800),
 ];
 
 /// The first seed in which a broken rule's own invariant is broken, whatever other one notices before. Without the

@@ -12,6 +12,7 @@ pub mod quantity;
 pub mod router;
 pub mod settings;
 pub mod slots;
+pub mod store;
 pub mod switchover;
 pub mod sync_state;
 pub mod timeline;

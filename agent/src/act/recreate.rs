@@ -4,6 +4,7 @@ use std::sync::atomic::Ordering;
 
 use tokio::time::timeout;
 use trunkline_shared::cluster::MemberName;
+use trunkline_shared::cluster::store::Told;
 use trunkline_shared::cluster::topology::FactKey;
 use trunkline_shared::dcs::watch::View;
 use trunkline_shared::dcs::{Entry, Revision, records};
@@ -23,8 +24,8 @@ impl Actor {
         if let Action::RecreateKeys { generation } = action {
             return self.recreate_keys(seen, *generation).await;
         }
-        if let Action::DoubtStore { name, generation } = action {
-            return self.doubt_store(seen, name, *generation).await;
+        if let Action::DoubtStore { name, told } = action {
+            return self.doubt_store(seen, name, *told).await;
         }
         self.is_store_trusted.store(true, Ordering::Relaxed);
         Ok(0)
@@ -93,7 +94,7 @@ impl Actor {
         &self,
         seen: &Observation,
         name: &MemberName,
-        generation: u64,
+        told: Told,
     ) -> Result<Revision, ActError> {
         let why = match *name == self.me.name {
             true => "the data here was kept by an agent, and the DCS knows no cluster".to_owned(),
@@ -101,7 +102,7 @@ impl Actor {
         };
         let decided_at = seen.store.generation;
         let refresh = &self.refresh;
-        refresh.doubt(why.into(), generation, decided_at).await?;
+        refresh.doubt(why.into(), told, decided_at).await?;
         Ok(0)
     }
 }

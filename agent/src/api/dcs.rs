@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;
 
+use trunkline_shared::cluster::store::Authority;
 use trunkline_shared::dcs::Entry;
 use trunkline_shared::dcs::keys::Keys;
 use trunkline_shared::dcs::watch::View;
@@ -28,6 +29,9 @@ pub struct Known {
     /// Others said so: what it believed last is of a store that they know to be an old one.
     #[serde(default)]
     pub is_told: bool,
+    /// When what decides who may lead was written, as it is known here.
+    #[serde(default)]
+    pub written: Authority,
     /// The system identifier of the data there, if there is any.
     #[serde(default)]
     pub system: Option<String>,
@@ -60,6 +64,7 @@ pub(super) fn known(keys: &Keys, published: &Published, view: &View) -> Value {
         generation: view.belief.generation,
         went_back: view.went_back.as_deref().map(str::to_owned),
         is_told: view.belief.is_told,
+        written: Authority::of(topology),
         system: published.system_id.map(|system| system.to_string()),
         timeline: published.data_timeline.map_or(0, |timeline| timeline.0),
         is_primary: published.position.is_some(),

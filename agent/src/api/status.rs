@@ -72,6 +72,7 @@ pub fn member(published: &Published, now: Moment) -> Value {
                 "cluster_id": format!("{:x}", published.store.cluster_id),
                 "revision": published.store.revision,
                 "generation": published.store.generation,
+                "written": published.store.authority,
                 "went_back": published.store.doubt.is_some(),
                 "answers": published.is_dcs_fresh,
                 "unproved": published.store.is_unproved,

@@ -8,6 +8,7 @@ use std::time::Duration;
 use hyper::Method;
 use serde_json::Value;
 use tokio::task::JoinSet;
+use trunkline_shared::cluster::store::Authority;
 use trunkline_shared::cluster::topology::{ClaimedTimeline, Fact, FactKey, Initialize};
 use trunkline_shared::cluster::{MemberName, Timeline, Topology};
 use trunkline_shared::dcs::keys::Keys;
@@ -59,8 +60,8 @@ pub(super) async fn accept(session: &Session, asked: &AcceptDcs) -> Result<(), C
     session.terminal.print(&shown(&before.doubted))?;
     session
         .terminal
-        .print(&table(session, &before.answers).render(asked.format))?;
-    let best = wisest(&before.answers)?;
+        .print(&table(session, &before.answers, &before.doubted).render(asked.format))?;
+    let best = wisest(&before.answers, &before.doubted)?;
     let agreed = order(&session.keys, &before)?;
     say_what_is_missing(session, &before.answers, best, &agreed)?;
     if !asked.force {
@@ -255,7 +256,7 @@ fn shown(doubted: &Doubted) -> String {
     )
 }
 
-fn table(session: &Session, answers: &Answers) -> Table {
+fn table(session: &Session, answers: &Answers, doubted: &Doubted) -> Table {
     let column = |name: &str, head: &str, is_number| Column {
         head: head.to_owned(),
         ..Column::new(name, is_number)
@@ -273,6 +274,7 @@ fn table(session: &Session, answers: &Answers) -> Table {
             known.generation.into(),
             match &known.went_back {
                 Some(why) => format!("does not believe the DCS: {why}").into(),
+                None if speaks_against(known, doubted) => "knows later writes than it shows".into(),
                 None => "believes the DCS".into(),
             },
         ],
@@ -312,15 +314,25 @@ fn silent(answers: &Answers) -> Vec<&str> {
     silent.map(|(name, _)| name.as_str()).collect()
 }
 
+/// Whether it does not believe this DCS, or knows of later writes in it, though it has not met it yet or is cut off from it:
+/// an old copy.
+fn speaks_against(known: &Known, doubted: &Doubted) -> bool {
+    let (header, shown) = (doubted.listing.header, &doubted.topology);
+    let is_same = u64::from_str_radix(&known.cluster_id, 16) == Ok(header.cluster_id)
+        && known.generation == shown.generation;
+    let later = Authority::of(shown).older_than(&known.written);
+    known.went_back.is_some() || is_same && later.is_some()
+}
+
 /// Whose knowledge is written: the newest.
-fn wisest(answers: &Answers) -> Result<&Known, CtlError> {
+fn wisest<'a>(answers: &'a Answers, doubted: &Doubted) -> Result<&'a Known, CtlError> {
     let fail = |why: &str| Err(CtlError::Failed(why.to_owned()));
     if known(answers).next().is_none() {
         return fail(
             "no agent answers, so nothing is known of the cluster: give the file of an agent that runs (-c FILE)",
         );
     }
-    if known(answers).all(|known| known.went_back.is_none()) {
+    if !known(answers).any(|known| speaks_against(known, doubted)) {
         return fail("every agent that answers believes the DCS: there is nothing to accept");
     }
     let both = known(answers).flat_map(|known| [initialized(known), known.system.clone()]);
@@ -336,12 +348,13 @@ fn wisest(answers: &Answers) -> Result<&Known, CtlError> {
     // Revisions of two stores tell nothing of each other: who doubts by what it has seen itself goes before who was
     // told, and before who believes what the others doubt.
     let newest = known(answers).max_by_key(|known| {
-        let doubts_by_itself = known.went_back.is_some() && !known.is_told;
+        let doubts = speaks_against(known, doubted);
         let knows_keys = initialized(known).is_some();
         (
             knows_keys,
             known.generation,
-            doubts_by_itself,
+            doubts && !known.is_told,
+            !known.is_told,
             known.revision,
         )
     });
@@ -433,12 +446,12 @@ fn succession(keys: &Keys, seen: &Seen) -> Succession {
 fn leads_by_it(seen: &Seen) -> Option<&MemberName> {
     let leader = &seen.doubted.topology.leader.as_ref()?.member;
     let answer = seen.answers.get(leader.as_str())?.as_ref().ok()?;
-    answer.went_back.is_none().then_some(leader)
+    (!speaks_against(answer, &seen.doubted)).then_some(leader)
 }
 
 fn order(keys: &Keys, seen: &Seen) -> Result<Order, CtlError> {
     let (doubted, answers) = (&seen.doubted, &seen.answers);
-    let best = wisest(answers)?;
+    let best = wisest(answers, doubted)?;
     let succession = succession(keys, seen);
     if let Some(leader) = leads_by_it(seen) {
         return Ok(Order {
@@ -448,7 +461,7 @@ fn order(keys: &Keys, seen: &Seen) -> Result<Order, CtlError> {
     }
     let believes = |name: &MemberName| {
         let answer = answers.get(name.as_str());
-        answer.is_some_and(|answer| answer.as_ref().is_ok_and(|a| a.went_back.is_none()))
+        answer.is_some_and(|answer| answer.as_ref().is_ok_and(|a| !speaks_against(a, doubted)))
     };
     let wanted = wanted(keys, answers, best);
     let mut recreation = recreation::transaction(keys, doubted, wanted, &succession, believes);
@@ -555,6 +568,7 @@ mod tests {
             revision,
             went_back: went_back.then(|| "gone".to_owned()),
             keys: keys.into_iter().collect(),
+            cluster_id: "0".to_owned(),
             ..Known::default()
         }
     }
@@ -575,14 +589,14 @@ mod tests {
             answer("c", 2, 90, false, "7"),
             answer("d", 3, 5, true, ""),
         ]);
-        assert_eq!(wisest(&all).unwrap().name, "b");
+        assert_eq!(wisest(&all, &Doubted::default()).unwrap().name, "b");
         assert_eq!(next_generation(&all, &Topology::default()), 4);
         assert_eq!(silent(&all), ["z"]);
     }
 
     #[test]
     fn nothing_is_accepted_unasked_or_between_clusters() {
-        let says = |all: &Answers| wisest(all).unwrap_err().to_string();
+        let says = |all: &Answers| wisest(all, &Doubted::default()).unwrap_err().to_string();
         assert!(says(&answers(vec![])).contains("no agent answers"));
         let believed = answers(vec![answer("a", 1, 1, false, "7")]);
         assert!(says(&believed).contains("nothing to accept"));
@@ -606,7 +620,25 @@ mod tests {
             answer("b", 1, 6000, false, "7"),
             told,
         ]);
-        assert_eq!(wisest(&all).unwrap().name, "a");
+        assert_eq!(wisest(&all, &Doubted::default()).unwrap().name, "a");
+    }
+
+    #[test]
+    fn who_remembers_a_later_write_than_an_old_copy_shows_knows_it_best_though_he_has_not_met_it() {
+        let mut shown = Doubted::default();
+        shown.topology.failsafe_revision = 40;
+        let mut met = answer("b", 0, 60, false, "7");
+        met.written.failsafe = 40;
+        let believed = answers(vec![met.clone()]);
+        assert!(wisest(&believed, &shown).is_err());
+        let mut remembers = answer("a", 0, 50, false, "7");
+        remembers.written.failsafe = 45;
+        let all = answers(vec![remembers.clone(), met.clone()]);
+        assert_eq!(wisest(&all, &shown).unwrap().name, "a");
+        // Of another DCS its revisions tell nothing.
+        remembers.cluster_id = "8".to_owned();
+        let all = answers(vec![remembers, met]);
+        assert!(wisest(&all, &shown).is_err());
     }
 
     /// The DCS names `leader` on a lease; its other keys are `/sync` and the records of the members.
@@ -735,7 +767,7 @@ mod tests {
         known.system = Some("7".to_owned());
         let empty = answer("b", 0, 0, true, "");
         let all = answers(vec![known, empty]);
-        let best = wisest(&all).unwrap();
+        let best = wisest(&all, &Doubted::default()).unwrap();
         assert_eq!(system(best, &all).unwrap(), "7");
     }
 

@@ -14,6 +14,7 @@
 
 use std::time::Duration;
 
+use trunkline_shared::cluster::store::Told;
 use trunkline_shared::cluster::topology::Initialize;
 use trunkline_shared::cluster::{MemberName, Timeline, Topology};
 
@@ -66,16 +67,15 @@ fn ask(turn: Turn<'_>, topology: &Topology) -> Option<Decision> {
     let generation = seen.store.generation;
     // A generation says that somebody has accepted it so.
     let is_accepted = generation > 0;
+    let own = Told {
+        generation,
+        cluster_id: None,
+    };
     let is_kept = topology.initialize == Initialize::Absent && seen.lost_config.is_some();
     if is_kept && !is_accepted && !is_moving(seen) {
         // Whoever made a cluster of it could cost another member what was committed since.
         let name = seen.me.name.clone();
-        return Some(doubt(
-            turn,
-            name,
-            generation,
-            Reason::KeptDataWithoutCluster,
-        ));
+        return Some(doubt(turn, name, own, Reason::KeptDataWithoutCluster));
     }
     let is_alone = asking::whom(topology, &turn.decision.memory, &seen.me.name).is_empty();
     if seen.peers == Peers::NotAsked && !is_alone {
@@ -94,7 +94,7 @@ fn ask(turn: Turn<'_>, topology: &Topology) -> Option<Decision> {
             if is_data_newer(seen, topology) && !is_led(seen) =>
         {
             let name = seen.me.name.clone();
-            doubt(turn, name, generation, Reason::DataIsNewer)
+            doubt(turn, name, own, Reason::DataIsNewer)
         }
         (Word::Agrees | Word::IsAhead | Word::Contradicts, _) if !seen.store.is_unproved => {
             return None;
@@ -109,9 +109,9 @@ fn trust(turn: Turn<'_>) -> Decision {
         .now(Reason::TrustingStore)
 }
 
-fn doubt(turn: Turn<'_>, name: MemberName, generation: u64, reason: Reason) -> Decision {
+fn doubt(turn: Turn<'_>, name: MemberName, told: Told, reason: Reason) -> Decision {
     turn.remember(|memory| memory.contradicted_since = None)
-        .act(Action::DoubtStore { name, generation })
+        .act(Action::DoubtStore { name, told })
         .now(reason)
 }
 
@@ -134,8 +134,11 @@ fn contradicted(turn: Turn<'_>, name: MemberName, other: PeerStore) -> Decision 
         true => other.generation,
         false => other.generation.saturating_sub(1),
     };
-    let generation = seen.store.generation.max(denied);
-    doubt(turn, name, generation, Reason::PeerKnowsMore)
+    let told = Told {
+        generation: seen.store.generation.max(denied),
+        cluster_id: Some(other.cluster_id),
+    };
+    doubt(turn, name, told, Reason::PeerKnowsMore)
 }
 
 /// Whether what lies here looks like a cluster that moves to this DCS, and not like what is left of one.

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use trunkline_shared::cluster::store::Authority;
 use trunkline_shared::cluster::topology::Initialize;
 use trunkline_shared::cluster::{MemberName, Topology};
 
@@ -16,6 +17,8 @@ pub struct StoreView {
     pub revision: i64,
     /// The highest generation that is known.
     pub generation: u64,
+    /// When what decides who may lead was written.
+    pub authority: Authority,
     /// Names of other members lay beside the data when the agent started.
     pub knew_others: bool,
     /// In this boot nobody was asked yet whether this is the store that the others know.
@@ -55,11 +58,13 @@ pub struct PeerStore {
     pub revision: i64,
     /// The highest generation that is known.
     pub generation: u64,
+    /// When what decides who may lead was written; zeros by an agent that does not tell.
+    pub authority: Authority,
     /// It is not believed.
     pub is_doubted: bool,
     /// It has answered lately.
     pub is_fresh: bool,
-    /// That member has asked nobody yet.
+    /// That member has asked nobody yet, and what it knows is of this boot.
     pub is_unproved: bool,
 }
 
@@ -84,7 +89,9 @@ impl StoreView {
         if other.is_doubted || other.generation > self.generation || is_other {
             return Word::Contradicts;
         }
-        match other.revision > self.revision {
+        // An old copy's own revision grows past what was seen; what was written in it does not.
+        let is_later = self.authority.older_than(&other.authority).is_some();
+        match is_later || other.revision > self.revision {
             true => Word::IsAhead,
             false => Word::Agrees,
         }
@@ -96,7 +103,7 @@ pub(super) fn loudest(seen: &Observation) -> (Word, Option<(MemberName, PeerStor
     let Peers::Asked(answers) = &seen.peers else {
         return (Word::Agrees, None);
     };
-    let mut ahead = None;
+    let mut ahead: Option<(MemberName, PeerStore)> = None;
     for (name, answer) in answers.iter() {
         let PeerAnswer::Answered(view) = answer else {
             continue;
@@ -106,7 +113,11 @@ pub(super) fn loudest(seen: &Observation) -> (Word, Option<(MemberName, PeerStor
         };
         match seen.store.heard(&other) {
             Word::Agrees => {}
-            Word::IsAhead => ahead = Some((name.clone(), other)),
+            // Who does not hear the DCS is not ahead by a moment.
+            Word::IsAhead if ahead.as_ref().is_none_or(|(_, before)| before.is_fresh) => {
+                ahead = Some((name.clone(), other));
+            }
+            Word::IsAhead => {}
             Word::Contradicts => return (Word::Contradicts, Some((name.clone(), other))),
         }
     }

@@ -10,7 +10,7 @@ use trunkline_shared::dcs::{Entry, Header, Revision};
 /// The DCS as it was believed.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct KnownStore {
-    cluster_id: u64,
+    pub(super) cluster_id: u64,
     pub(super) revision: Revision,
     term: u64,
     generation: u64,
@@ -65,6 +65,7 @@ impl KnownStore {
                 system: self.system.map(SystemId),
                 doubt: None,
                 is_told: false,
+                told_of: None,
             },
         }
     }

@@ -6,9 +6,11 @@ use std::time::Duration;
 
 use axum::body::Bytes;
 use axum::http::Method;
+use serde::Deserialize;
 use serde_json::Value;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use trunkline_shared::cluster::store::Authority;
 use trunkline_shared::cluster::{Lsn, MemberName, Tags, Timeline, Topology};
 use trunkline_shared::dcs::watch::View;
 use trunkline_shared::service::http::{HttpClient, HttpError};
@@ -149,10 +151,16 @@ fn store(dcs: &Value) -> Option<PeerStore> {
         cluster_id: u64::from_str_radix(cluster_id, 16).ok()?,
         revision: dcs.get("revision")?.as_i64()?,
         generation: dcs.get("generation")?.as_u64()?,
+        authority: written(dcs).unwrap_or_default(),
         is_doubted: is_set("went_back"),
         is_fresh: is_set("answers"),
         is_unproved: is_set("unproved"),
     })
+}
+
+/// When what decides was written; an agent of before does not tell.
+fn written(dcs: &Value) -> Option<Authority> {
+    Authority::deserialize(dcs.get("written")?).ok()
 }
 
 /// The tags of the answer; a peer without any shows none, and its record says the same.

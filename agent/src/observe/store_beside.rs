@@ -26,8 +26,8 @@ const REVISION_LAG: Duration = Duration::from_secs(30);
 pub struct StoreBeside {
     keys: Keys,
     name: MemberName,
-    /// An earlier agent left one.
-    was_found: bool,
+    /// The identity of the DCS that an earlier agent saw, if it left a file.
+    found: Option<u64>,
     written: Option<(Kept, Moment)>,
     /// A write that the disk has not taken yet.
     writing: Option<Writing>,
@@ -62,7 +62,7 @@ impl StoreBeside {
         let this = Self {
             keys: keys.clone(),
             name: name.clone(),
-            was_found: found.is_some(),
+            found: found.as_ref().map(|kept| kept.store.cluster_id),
             written: None,
             writing: None,
         };
@@ -74,10 +74,12 @@ impl StoreBeside {
         )
     }
 
-    /// Whether a doubt comes from what this member has seen itself, in this boot or before: then its word counts,
-    /// although it has asked nobody yet.
-    pub fn speaks_against(&self, view: &View) -> bool {
-        self.was_found && view.went_back.is_some() && !view.belief.is_told
+    /// Whether this member tells what it has seen itself, in this boot or before: a doubt, or how far the DCS was that
+    /// it has not met again yet. Then its word counts, although it has asked nobody.
+    pub fn speaks(&self, view: &View) -> bool {
+        let is_remembered = !view.is_complete && self.found == Some(view.belief.seen.cluster_id);
+        let is_own = is_remembered || view.went_back.is_some();
+        self.found.is_some() && is_own && !view.belief.is_told
     }
 
     /// The data is about to be replaced.
@@ -192,8 +194,7 @@ mod tests {
                 },
                 generation: 2,
                 system: Some(SystemId(7)),
-                doubt: None,
-                is_told: false,
+                ..Belief::default()
             },
             ..View::default()
         }
@@ -217,11 +218,15 @@ mod tests {
         let sync = remembered.entries.iter().find(|entry| entry.key == path);
         assert_eq!(sync.unwrap().mod_revision, 90);
         let mut doubted = view(100, 90);
-        assert!(!beside.speaks_against(&doubted));
+        assert!(beside.speaks(&doubted), "the DCS was not met yet");
+        doubted.belief.seen.cluster_id = 8;
+        assert!(!beside.speaks(&doubted), "that is not what lies here");
+        doubted.is_complete = true;
+        assert!(!beside.speaks(&doubted));
         doubted.went_back = Some("it went back".into());
-        assert!(beside.speaks_against(&doubted));
+        assert!(beside.speaks(&doubted));
         doubted.belief.is_told = true;
-        assert!(!beside.speaks_against(&doubted), "that is others' word");
+        assert!(!beside.speaks(&doubted), "that is others' word");
 
         assert_eq!(open(&keys, &b).belief, Belief::default(), "copied by hand");
         let other = Keys::new("service", &ClusterName::new("other"));

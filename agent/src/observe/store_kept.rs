@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use trunkline_shared::cluster::store::Authority;
 use trunkline_shared::cluster::topology::{Fact, FactKey};
 use trunkline_shared::cluster::{MemberName, Moment, Topology};
 use trunkline_shared::dcs::keys::Keys;
@@ -62,6 +63,8 @@ struct Kept {
     store: KnownStore,
     doubt: Option<String>,
     is_told: bool,
+    #[serde(default)]
+    told_of: Option<u64>,
 }
 
 impl StoreKept {
@@ -161,6 +164,7 @@ impl StoreKept {
             store: KnownStore::of(view, &self.keys),
             doubt: belief.doubt.as_deref().map(str::to_owned),
             is_told: belief.is_told,
+            told_of: belief.told_of,
         };
         replace_file(&self.path, &serde_json::to_vec(&kept)?)
     }
@@ -172,6 +176,7 @@ impl StoreKept {
             cluster_id: belief.seen.cluster_id,
             revision: belief.seen.revision,
             generation: belief.generation,
+            authority: Authority::of(&view.topology),
             knew_others: self.beside.knew_others,
             is_unproved: !self.is_trusted.load(Ordering::Relaxed),
             doubt: view.went_back.as_ref().map(|why| Doubt {
@@ -206,6 +211,7 @@ impl Kept {
         let mut remembered = self.store.remembered();
         remembered.belief.doubt = self.doubt.map(Arc::from);
         remembered.belief.is_told = self.is_told;
+        remembered.belief.told_of = self.told_of;
         remembered
     }
 }
@@ -251,6 +257,7 @@ mod tests {
                 system: Some(SystemId(7)),
                 doubt: Some("gone".into()),
                 is_told: true,
+                told_of: Some(8),
             },
             ..View::default()
         }

@@ -11,6 +11,7 @@ use trunkline_agent::decide::observation::{
     StoreView, SynchronizedSlots, WatchdogView,
 };
 use trunkline_shared::cluster::member::{Member, TrunklineFields};
+use trunkline_shared::cluster::store::Authority;
 use trunkline_shared::cluster::topology::{Initialize, Status};
 use trunkline_shared::cluster::{
     ClusterSettings, LeaderEpoch, Lsn, MemberName, MemberRole, MemberState, Moment, SystemId, Tags,
@@ -202,6 +203,7 @@ pub(super) fn plain_answer(timeline: u8, at: Lsn) -> PeerView {
             cluster_id: 1,
             revision: REVISION,
             generation: 0,
+            authority: Authority::default(),
             is_doubted: false,
             is_fresh: true,
             is_unproved: false,

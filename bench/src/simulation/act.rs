@@ -48,11 +48,11 @@ impl World {
     }
 
     fn judge_store(&mut self, node: NodeId, action: &Action) -> Went {
-        if let Action::DoubtStore { name, generation } = action {
+        if let Action::DoubtStore { name, told } = action {
             let this = self.node(node);
             if this.run_dir.store.belief.generation <= this.agent.decided_at {
                 let why = format!("{name} knows more").into();
-                self.begin_doubt(node, why, Some(*generation));
+                self.begin_doubt(node, why, Some(*told));
             }
         } else {
             self.node_mut(node).run_dir.store.is_trusted = true;

@@ -136,6 +136,7 @@ impl World {
         if agent.memory.wants_peers {
             self.ask_peers(node, turn);
         } else {
+            agent.met = [true; 5];
             let takes = self.rng.u64(MS / 5..3 * MS);
             self.put_in(takes, Event::Decide { node, turn });
         }
@@ -153,9 +154,15 @@ impl World {
             .iter()
             .map(|id| (self.node(*id).name.clone(), PeerAnswer::Unreachable));
         let asked: BTreeMap<_, _> = asked.collect();
+        let speaks = |to: usize| {
+            let to = to as NodeId;
+            to < self.plan.members && self.speaks(to, Place::Node(from))
+        };
+        let met = std::array::from_fn(speaks);
         let agent = &mut self.node_mut(from).agent;
         agent.answers = Some(asked);
         agent.answers_missing = peers.len() as u8;
+        agent.met = met;
         // Whoever this agent has ever seen registered gets the question as far as the ledger goes: who could
         // have been asked is what the invariant judges by, not who was.
         for to in (0..self.plan.members).filter(|to| *to != from) {
@@ -185,6 +192,10 @@ impl World {
         }
         if self.put_off(this.agent_sleeps_until(), event) {
             return true;
+        }
+        let asking = &mut self.node_mut(from).agent;
+        if asking.turn == turn {
+            asking.met[usize::from(to)] = true;
         }
         if !self.net.reaches(Place::Node(to), Place::Node(from)) {
             return true;

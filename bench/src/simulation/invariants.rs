@@ -236,8 +236,10 @@ impl World {
             true => deadline + margin(self.plan.ttl) + node.reserve().min(self.plan.ttl * 3 / 10),
             false => deadline + Duration::from_nanos(KILL_LIMIT),
         };
-        if node.clock(self.now) > limit {
-            let detail = format!("{} can commit after its deadline", node.name);
+        let clock = node.clock(self.now);
+        if clock > limit {
+            let name = &node.name;
+            let detail = format!("{name} can commit at {clock:?}, after its deadline {deadline:?}");
             self.fail(Invariant::FenceKillsByTheDeadline, detail);
         }
     }

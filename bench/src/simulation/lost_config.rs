@@ -8,6 +8,7 @@ use trunkline_shared::cluster::topology::{Fact, FactKey};
 
 use super::breaks::Break;
 use super::event::{NodeId, SECOND, Time};
+use super::node::Node;
 use super::plan::{Fault, FaultKind};
 use super::store::{Txn, Write};
 use super::world::World;
@@ -62,9 +63,18 @@ impl World {
         if self.store.head.settings.is_some() {
             return;
         }
-        // An old copy of the store may show again what had been mended.
+        // An old copy of the store may show again what had been mended. In a pause that only members remember nobody leads who
+        // would write it.
         let is_garbled = self.store.head.is_config_unreadable;
-        let first = is_garbled.then(|| self.settings.clone());
+        let is_paused = |node: &Node| {
+            let view = node.agent.view.as_ref();
+            let settings = view.and_then(|view| view.settings.as_ref());
+            node.agent.is_alive && settings.is_some_and(|settings| settings.is_paused)
+        };
+        let is_calm = self.now >= self.plan.ends;
+        let is_left =
+            is_calm && self.store.head.leader.is_none() && self.nodes.iter().any(is_paused);
+        let first = (is_garbled || is_left).then(|| self.settings.clone());
         if let Some(settings) = self.store.lost_config.clone().or(first) {
             let fact = Fact::Settings(settings);
             self.write_freely(Write::Put(FactKey::Settings, fact, 0));

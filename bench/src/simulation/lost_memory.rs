@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use fastrand::Rng;
 use trunkline_agent::decide::observation::{DcsView, Observation};
-use trunkline_agent::decide::store::{Doubt, PeerStore, Shown, StoreView};
+use trunkline_agent::decide::store::{Doubt, Shown, StoreView};
 use trunkline_agent::recreation::Succession;
+use trunkline_shared::cluster::store::Told;
 use trunkline_shared::cluster::topology::{ClaimedTimeline, Fact, FactKey, Initialize, Status};
 use trunkline_shared::cluster::{Lsn, MemberName, Moment, Timeline, Topology};
 use trunkline_shared::dcs::Header;
@@ -261,12 +262,13 @@ impl World {
         this.belief.doubt.is_none()
     }
 
-    pub(super) fn begin_doubt(&mut self, node: NodeId, why: Arc<str>, told: Option<u64>) {
+    pub(super) fn begin_doubt(&mut self, node: NodeId, why: Arc<str>, told: Option<Told>) {
         let this = self.node_mut(node);
         let belief = &mut this.run_dir.store.belief;
         let is_new = belief.doubt.is_none();
-        belief.is_told |= told.is_some();
-        belief.generation = belief.generation.max(told.unwrap_or(0));
+        if let Some(told) = told {
+            belief.hear(told);
+        }
         belief.doubt.get_or_insert(why.clone());
         this.agent.is_store_shut = true;
         self.watches[usize::from(node)].seen = -1;
@@ -314,6 +316,7 @@ impl World {
             cluster_id: kept.belief.seen.cluster_id,
             revision: kept.belief.seen.revision,
             generation: kept.belief.generation,
+            authority: self.authority(node),
             knew_others: this
                 .postgres
                 .data
@@ -337,30 +340,6 @@ impl World {
             *age = NOT_BELIEVED;
         }
         seen
-    }
-
-    /// Its own doubt is of what it has seen, in this boot or before.
-    fn is_unproved(&self, node: NodeId) -> bool {
-        let this = self.node(node);
-        let kept = &this.run_dir.store;
-        let speaks = this.agent.knew_store && kept.belief.doubt.is_some() && !kept.belief.is_told;
-        !kept.is_trusted && !speaks
-    }
-
-    /// What an agent answers about the store.
-    pub(super) fn peer_store(&self, node: NodeId) -> PeerStore {
-        let this = self.node(node);
-        let kept = &this.run_dir.store;
-        let is_doubted = kept.belief.doubt.is_some();
-        let age = self.clock(node).since(this.agent.proved);
-        PeerStore {
-            cluster_id: kept.belief.seen.cluster_id,
-            revision: kept.belief.seen.revision,
-            generation: kept.belief.generation,
-            is_doubted,
-            is_fresh: this.agent.view.is_some() && !is_doubted && age <= self.plan.retry_timeout,
-            is_unproved: self.is_unproved(node),
-        }
     }
 
     fn believes(&self, name: &MemberName) -> bool {

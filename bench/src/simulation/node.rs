@@ -102,6 +102,10 @@ pub(super) struct Agent {
     pub(super) reach_at_look: Option<(Lsn, bool)>,
     pub(super) answers: Option<BTreeMap<MemberName, PeerAnswer>>,
     pub(super) answers_missing: u8,
+    /// Whose agents ran when it asked last, or when its question came to them; all of them before it asked any.
+    pub(super) met: [bool; 5],
+    /// The same when it took the key last.
+    pub(super) met_before: [bool; 5],
     pub(super) actions: Vec<Action>,
     pub(super) step: usize,
     pub(super) next_within: Time,
@@ -164,6 +168,8 @@ impl Agent {
             reach_at_look: None,
             answers: None,
             answers_missing: 0,
+            met: [true; 5],
+            met_before: [true; 5],
             actions: Vec::new(),
             step: 0,
             next_within: 0,

@@ -80,20 +80,25 @@ impl World {
         !is_listed && *waited <= limit
     }
 
-    fn speaks(&self, node: NodeId, to: Place) -> bool {
+    pub(super) fn speaks(&self, node: NodeId, to: Place) -> bool {
         let this = self.node(node);
         let runs = this.is_powered && this.agent.is_alive && this.agent_sleeps_until() <= self.now;
         runs && self.net.connects(Place::Node(node), to)
     }
 
-    /// Whether nobody who is heard, this member among them, has seen more of the store of before than the old copy
-    /// that answers: nothing tells the two apart.
-    pub(super) fn nobody_could_tell(&self, node: NodeId) -> bool {
+    /// Whether nobody who is heard and was there when this member asked, itself among them, has seen more of the store of
+    /// before than the old copy that answers: nothing tells the two apart.
+    pub(super) fn nobody_could_tell(&self, node: NodeId, asked: &[bool; 5]) -> bool {
         let knows = |other: &NodeId| {
-            let store = &self.node(*other).run_dir.store;
-            store.saw_more || store.belief.doubt.is_some()
+            let this = self.node(*other);
+            let store = &this.run_dir.store;
+            let data = this.postgres.data.as_ref();
+            let beside = data.and_then(|data| data.store.as_ref());
+            let is_beside = beside.is_some_and(|kept| kept.saw_more);
+            is_beside || store.saw_more || store.belief.doubt.is_some()
         };
-        let mut wise = (0..self.plan.members).filter(knows);
+        let met = |other: &NodeId| *other == node || asked[usize::from(*other)];
+        let mut wise = (0..self.plan.members).filter(knows).filter(met);
         !self.store.is_vouched && !wise.any(|other| self.speaks(other, Place::Node(node)))
     }
 

@@ -5,6 +5,7 @@
 use std::sync::Arc;
 
 use super::Header;
+use crate::cluster::store::{Authority, Told};
 use crate::cluster::topology::Initialize;
 use crate::cluster::{SystemId, Topology};
 
@@ -21,6 +22,8 @@ pub struct Belief {
     pub doubt: Option<Arc<str>>,
     /// Others said so, who know more than was ever seen here: only a grown generation ends the doubt.
     pub is_told: bool,
+    /// The identity of the store that they know.
+    pub told_of: Option<u64>,
 }
 
 /// What a listing is worth.
@@ -67,7 +70,8 @@ impl Belief {
     /// Whether it is the store of a cluster that never was in the one that was known, whatever its generation is.
     fn is_of_another(&self, header: Header, shown: &Topology) -> Option<Arc<str>> {
         let known = self.seen.cluster_id;
-        if header.cluster_id != known && !shown.succeeds.contains(&known) {
+        let follows = |of: u64| header.cluster_id == of || shown.succeeds.contains(&of);
+        if !follows(known) && !self.told_of.is_some_and(follows) {
             let text = format!(
                 "cluster {:x} answers, and does not name {known:x} among those that it took the place of",
                 header.cluster_id
@@ -128,6 +132,14 @@ impl Belief {
         }
     }
 
+    /// Others know more: only a store of a higher generation is believed again. It may be the successor of theirs, and
+    /// not name the one that was met here: none of them believed that.
+    pub fn hear(&mut self, told: Told) {
+        self.is_told = true;
+        self.generation = self.generation.max(told.generation);
+        self.told_of = told.cluster_id.or(self.told_of);
+    }
+
     /// The store is the true one from now on. One that shows no cluster was accepted so: what was the cluster's
     /// identity before was removed, and the next one is made under its name.
     pub fn accept(&mut self, header: Header, shown: &Topology) {
@@ -135,37 +147,21 @@ impl Belief {
         self.system = None;
         self.doubt = None;
         self.is_told = false;
+        self.told_of = None;
         self.take(header, shown);
     }
 }
 
-/// A key that was written later than it is shown: in one store that never changes back, however far the revision of
-/// an old copy has grown with everybody's writes. A key that is absent may have been deleted.
 fn is_written_before(shown: &Topology, known: &Topology) -> Option<Arc<str>> {
-    let sync = |topology: &Topology| topology.sync.as_ref().map_or(0, |sync| sync.revision);
-    let keys = [
-        ("sync", sync(shown), sync(known)),
-        (
-            "trunkline/timeline",
-            shown.claim_revision(),
-            known.claim_revision(),
-        ),
-        ("failsafe", shown.failsafe_revision, known.failsafe_revision),
-    ];
-    let older = keys
-        .into_iter()
-        .find(|(_, shown, known)| *shown > 0 && shown < known);
-    older.map(|(key, shown, known)| {
-        format!("{key} was written at revision {shown}, but a write at {known} was seen").into()
-    })
+    let (key, shown, known) = Authority::of(shown).older_than(&Authority::of(known))?;
+    let text = format!("{key} was written at revision {shown}, but a write at {known} was seen");
+    Some(text.into())
 }
 
 /// Whether nothing that decides who may lead was written before what is known of it.
 fn is_as_known(shown: &Topology, known: &Topology) -> bool {
-    let sync = |topology: &Topology| topology.sync.as_ref().map_or(0, |sync| sync.revision);
-    shown.claim_revision() >= known.claim_revision()
-        && sync(shown) >= sync(known)
-        && shown.failsafe_revision >= known.failsafe_revision
+    let keys = Authority::of(shown).beside(&Authority::of(known));
+    keys.into_iter().all(|(_, shown, known)| shown >= known)
 }
 
 #[cfg(test)]
@@ -254,6 +250,28 @@ mod tests {
         // Without its memory the same store has the same identity, and needs no word for it.
         let verdict = belief.weigh(header(1, 5, 1), &cluster(5), &cluster(0));
         assert_eq!(verdict, Verdict::Accepted);
+    }
+
+    #[test]
+    fn whoever_met_only_the_false_store_believes_the_successor_of_the_one_that_others_know() {
+        let mut belief = begun();
+        belief.doubt = Some("b knows another".into());
+        belief.hear(Told {
+            generation: 0,
+            cluster_id: Some(5),
+        });
+        let weigh = |header, shown: &Topology| belief.weigh(header, shown, &cluster(0));
+        let false_one = weigh(header(1, 900, 3), &cluster(0));
+        assert!(matches!(false_one, Verdict::WentBack(_)));
+        let mut third = cluster(1);
+        let strange = weigh(header(9, 4, 1), &third);
+        assert!(matches!(strange, Verdict::WentBack(_)), "it names nobody");
+        for store in [5, 1] {
+            third.succeeds = [store].into();
+            assert_eq!(weigh(header(9, 4, 1), &third), Verdict::Accepted);
+        }
+        third.succeeds = Default::default();
+        assert_eq!(weigh(header(5, 4, 1), &third), Verdict::Accepted);
     }
 
     #[test]

@@ -13,6 +13,7 @@ use tokio::time::sleep;
 use super::belief::Belief;
 use super::keys::Keys;
 use super::{Dcs, DcsError, Entry, Header, Listing, Revision, Watch, WatchEvent};
+use crate::cluster::store::Told;
 use crate::cluster::topology::{Fact, FactKey};
 use crate::cluster::{Moment, Topology};
 use crate::service::clock;
@@ -113,7 +114,7 @@ enum Request {
     Read(Answer),
     Doubt {
         why: Arc<str>,
-        generation: u64,
+        told: Told,
         decided_at: u64,
     },
 }
@@ -129,21 +130,16 @@ impl Refresh {
         answered.await.map_err(|_| ended())?
     }
 
-    /// Others know more than the store shows: it is not believed until its generation is higher than this. It
+    /// Others know more than the store shows: it is not believed until its generation is higher than theirs. It
     /// was decided while `decided_at` was the highest generation known; of a store that showed a higher one
     /// meanwhile it says nothing, and is ignored.
     ///
     /// # Errors
     /// [`DcsError::Unreachable`] when following has ended.
-    pub async fn doubt(
-        &self,
-        why: Arc<str>,
-        generation: u64,
-        decided_at: u64,
-    ) -> Result<(), DcsError> {
+    pub async fn doubt(&self, why: Arc<str>, told: Told, decided_at: u64) -> Result<(), DcsError> {
         self.send(Request::Doubt {
             why,
-            generation,
+            told,
             decided_at,
         })
         .await
@@ -295,11 +291,11 @@ impl Follower {
             Request::Read(answer) => self.waiting.push(answer),
             Request::Doubt {
                 why,
-                generation,
+                told,
                 decided_at,
             } => {
                 if self.views.borrow().belief.generation <= decided_at {
-                    self.begin_doubt(&why, Some(generation));
+                    self.begin_doubt(&why, Some(told));
                 }
             }
         }

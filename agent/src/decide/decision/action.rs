@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use trunkline_shared::cluster::store::Told;
 use trunkline_shared::cluster::switchover::LeaderChange;
 use trunkline_shared::cluster::sync_state::SyncState;
 use trunkline_shared::cluster::timeline::TimelineEnd;
@@ -142,12 +143,12 @@ pub enum Action {
         generation: u64,
     },
     /// The store is not the one that this member's agent knows, or its data: nothing of it is believed before
-    /// its generation is higher than this.
+    /// its generation is higher than what was told.
     DoubtStore {
-        /// The member.
+        /// Whose agent or data speaks against it.
         name: MemberName,
-        /// The generation.
-        generation: u64,
+        /// What it says.
+        told: Told,
     },
     /// Nobody who could be reached speaks against the store.
     TrustStore,

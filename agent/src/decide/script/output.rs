@@ -5,6 +5,7 @@ use std::fmt;
 use super::changes;
 use super::synchronous::named;
 use trunkline_shared::cluster::Lsn;
+use trunkline_shared::cluster::store::Told;
 use trunkline_shared::cluster::sync_state::SyncState;
 use trunkline_shared::cluster::topology::{Status, SwitchoverRecord, SwitchoverStage};
 
@@ -62,7 +63,7 @@ impl fmt::Display for Action {
             Action::RecordSystemId(id) => write!(f, " {id}"),
             Action::PublishStatus(status) => write!(f, "{}", Published(status)),
             Action::RecreateKeys { generation } => write!(f, " {generation}"),
-            Action::DoubtStore { name, generation } => both(f, name, generation),
+            Action::DoubtStore { name, told } => both(f, name, Denied(told)),
             Action::DropFailoverRequest { revision } | Action::DeleteSync { revision } => {
                 write!(f, " {revision}")
             }
@@ -126,6 +127,18 @@ struct Of<T>(T);
 impl<T: fmt::Display> fmt::Display for Of<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "of {}", self.0)
+    }
+}
+
+/// The generation, and whose successor is waited for.
+struct Denied<'a>(&'a Told);
+
+impl fmt::Display for Denied<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0.generation)?;
+        self.0
+            .cluster_id
+            .map_or(Ok(()), |id| write!(f, " for {id}"))
     }
 }
 

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::sync::Arc;
 
+use trunkline_shared::cluster::store::Authority;
 use trunkline_shared::cluster::topology::Initialize;
 use trunkline_shared::cluster::{MemberName, SystemId};
 
@@ -10,7 +11,7 @@ use super::ScriptError;
 use super::words::Words;
 use crate::decide::store::{Doubt, PeerStore, Shown, StoreView};
 
-/// `store`: its `cluster`, `revision` and `generation`, `knew_others`, `unproved`; not believed with `doubted=WHY`, and what it
+/// `store`: its `cluster`, `revision` and `generation`, `written=SYNC.TIMELINE.FAILSAFE`, `knew_others`, `unproved`; not believed with `doubted=WHY`, and what it
 /// shows with `shows_generation`, `shows_leader` and `shows_initialize`.
 pub(super) fn view(words: &Words<'_, '_>) -> Result<StoreView, ScriptError> {
     let shown = match words.value("shows_generation")? {
@@ -30,6 +31,10 @@ pub(super) fn view(words: &Words<'_, '_>) -> Result<StoreView, ScriptError> {
         revision: words.value("revision")?.unwrap_or(0),
         generation: words.value("generation")?.unwrap_or(0),
         knew_others: words.has("knew_others"),
+        authority: match words.text("written") {
+            Some(text) => authority(words, text)?,
+            None => Authority::default(),
+        },
         is_unproved: words.has("unproved"),
         doubt: words.text("doubted").map(|why| Doubt {
             why: why.into(),
@@ -49,6 +54,7 @@ pub(super) fn print(out: &mut String, store: &StoreView) {
         "store cluster={} revision={} generation={}",
         store.cluster_id, store.revision, store.generation
     );
+    print_authority(out, " written=", &store.authority);
     if store.knew_others {
         out.push_str(" knew_others");
     }
@@ -76,7 +82,7 @@ pub(super) fn print(out: &mut String, store: &StoreView) {
     out.push('\n');
 }
 
-/// A peer's: `storeCLUSTER.REVISION.GENERATION`, with `doubts`, `hears` the DCS, `unproved`.
+/// A peer's: `storeCLUSTER.REVISION.GENERATION`, with `writtenSYNC.TIMELINE.FAILSAFE`, `doubts`, `hears` the DCS, `unproved`.
 pub(super) fn of_peer(
     words: &Words<'_, '_>,
     rest: &[&str],
@@ -91,10 +97,31 @@ pub(super) fn of_peer(
         cluster_id: words.parse(cluster, "a number")?,
         revision: words.parse(revision, "a number")?,
         generation: words.parse(generation, "a number")?,
+        authority: match rest.iter().find_map(|word| word.strip_prefix("written")) {
+            Some(text) => authority(words, text)?,
+            None => Authority::default(),
+        },
         is_doubted: rest.contains(&"doubts"),
         is_fresh: rest.contains(&"hears"),
         is_unproved: rest.contains(&"unproved"),
     }))
+}
+
+fn authority(words: &Words<'_, '_>, text: &str) -> Result<Authority, ScriptError> {
+    let wrong = || words.wrong(text, "SYNC.TIMELINE.FAILSAFE");
+    let (sync, others) = text.split_once('.').ok_or_else(wrong)?;
+    let (timeline, failsafe) = others.split_once('.').ok_or_else(wrong)?;
+    Ok(Authority {
+        sync: words.parse(sync, "a revision")?,
+        timeline: words.parse(timeline, "a revision")?,
+        failsafe: words.parse(failsafe, "a revision")?,
+    })
+}
+
+fn print_authority(out: &mut String, word: &str, of: &Authority) {
+    if *of != Authority::default() {
+        let _ = write!(out, "{word}{}.{}.{}", of.sync, of.timeline, of.failsafe);
+    }
 }
 
 /// Prints the same words.
@@ -107,6 +134,7 @@ pub(super) fn print_peer(out: &mut String, store: Option<PeerStore>) {
         "@store{}.{}.{}",
         store.cluster_id, store.revision, store.generation
     );
+    print_authority(out, "@written", &store.authority);
     for (is_set, word) in [
         (store.is_doubted, "@doubts"),
         (store.is_fresh, "@hears"),

@@ -66,7 +66,10 @@ impl World {
         let owner = owner.map(|(_, owner, _)| *owner);
         let highest = self.node(node).agent.lease.highest;
         let is_given = owner.is_some_and(|owner| owner != node);
-        if (is_given || epoch < highest) && self.nobody_could_tell(node) {
+        let agent = &mut self.node_mut(node).agent;
+        agent.met_before = agent.met;
+        let met = agent.met;
+        if (is_given || epoch < highest) && self.nobody_could_tell(node, &met) {
             self.ending = Some(Ending::OldCopyUntold);
             return false;
         }
@@ -129,7 +132,8 @@ impl World {
         let is_named = truth.is_some_and(|sync| {
             sync.quorum == 0 && (sync.leader.as_ref() == Some(name) || sync.standbys.contains(name))
         });
-        if !is_named && self.nobody_could_tell(node) {
+        let met = &self.node(node).agent.met_before;
+        if !is_named && self.nobody_could_tell(node, met) {
             self.ending = Some(Ending::OldCopyUntold);
             return;
         }

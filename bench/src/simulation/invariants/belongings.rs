@@ -23,6 +23,10 @@ impl World {
     /// `the_record_finds_every_commit`: called when commits are acknowledged that waited for `names`. The record lets
     /// nobody lead whom any `quorum` of its standbys could miss: so many of those and of `names` have each commit.
     pub(in crate::simulation) fn check_record(&mut self, node: NodeId, names: &SyncNames) {
+        let head = &self.store.head;
+        let is_paused = head.settings.as_ref().is_some_and(|s| s.is_paused);
+        // It was adopted just before: nobody makes commits wait in a pause.
+        self.ledger.synchronous_was_ended |= is_paused && head.sync.is_none();
         let name = &self.node(node).name;
         let leads = self
             .store

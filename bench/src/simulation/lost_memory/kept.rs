@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use trunkline_agent::decide::observation::Observation;
+use trunkline_agent::decide::store::PeerStore;
 use trunkline_agent::decide::{Memory, asking};
+use trunkline_shared::cluster::store::Authority;
 use trunkline_shared::cluster::{Lsn, Topology};
 use trunkline_shared::dcs::belief::Belief;
 
@@ -42,6 +44,42 @@ impl World {
                 saw_more: kept.saw_more,
                 ..KeptStore::default()
             };
+        }
+    }
+
+    /// Its own doubt is of what it has seen, in this boot or before, and so is what it knows of a store that it has not
+    /// met again.
+    pub(super) fn is_unproved(&self, node: NodeId) -> bool {
+        let this = self.node(node);
+        let kept = &this.run_dir.store;
+        let beside = this.postgres.data.as_ref();
+        let beside = beside.and_then(|data| Some(data.store.as_ref()?.belief.seen.cluster_id));
+        let is_remembered =
+            this.agent.view.is_none() && beside == Some(kept.belief.seen.cluster_id);
+        let is_own = is_remembered || kept.belief.doubt.is_some();
+        let speaks = this.agent.knew_store && is_own && !kept.belief.is_told;
+        !kept.is_trusted && !speaks
+    }
+
+    pub(super) fn authority(&self, node: NodeId) -> Authority {
+        let known = self.node(node).known();
+        known.map_or_else(Authority::default, |known| Authority::of(&known))
+    }
+
+    /// What an agent answers about the store.
+    pub(in crate::simulation) fn peer_store(&self, node: NodeId) -> PeerStore {
+        let this = self.node(node);
+        let kept = &this.run_dir.store;
+        let is_doubted = kept.belief.doubt.is_some();
+        let age = self.clock(node).since(this.agent.proved);
+        PeerStore {
+            cluster_id: kept.belief.seen.cluster_id,
+            revision: kept.belief.seen.revision,
+            generation: kept.belief.generation,
+            authority: self.authority(node),
+            is_doubted,
+            is_fresh: this.agent.view.is_some() && !is_doubted && age <= self.plan.retry_timeout,
+            is_unproved: self.is_unproved(node),
         }
     }
 

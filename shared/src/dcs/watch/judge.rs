@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::fold::change;
 use super::{Asked, Doubted, Follower, Taken, View};
 use crate::cluster::Topology;
+use crate::cluster::store::Told;
 use crate::cluster::topology::{Fact, FactKey};
 use crate::dcs::belief::Verdict;
 use crate::dcs::{DcsError, Entry, Listing};
@@ -57,8 +58,8 @@ impl Follower {
         self.take_listing(&asked, listing).map(|_| ())
     }
 
-    /// Nothing more is believed. With a generation others know more: only a higher one ends it.
-    pub(super) fn begin_doubt(&self, why: &str, told: Option<u64>) {
+    /// Nothing more is believed. What others say who know more is kept.
+    pub(super) fn begin_doubt(&self, why: &str, told: Option<Told>) {
         let is_new = self.views.borrow().went_back.is_none();
         if self.guards && (is_new || told.is_some()) {
             // Once: whoever makes the keys anew accepts the store before this view shows it.
@@ -70,8 +71,9 @@ impl Follower {
                 let belief = &mut view.belief;
                 belief.doubt.get_or_insert_with(|| why.into());
                 view.went_back.clone_from(&belief.doubt);
-                belief.is_told |= told.is_some();
-                belief.generation = belief.generation.max(told.unwrap_or(0));
+                if let Some(told) = told {
+                    belief.hear(told);
+                }
             }
             is_new
         });

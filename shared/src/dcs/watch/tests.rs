@@ -130,12 +130,16 @@ async fn what_was_decided_of_an_older_generation_does_not_doubt_the_grown_one() 
     store.put(FactKey::Generation, "1").await;
     see(&mut follow, |view| view.belief.generation == 1).await;
 
-    let late = follow.refresh.doubt("b knows more".into(), 1, 0).await;
+    let told = Told {
+        generation: 1,
+        cluster_id: None,
+    };
+    let late = follow.refresh.doubt("b knows more".into(), told, 0).await;
     late.unwrap();
     let view = follow.refresh.now().await.unwrap();
     assert!(view.went_back.is_none() && !view.belief.is_told);
 
-    let in_time = follow.refresh.doubt("b knows more".into(), 1, 1).await;
+    let in_time = follow.refresh.doubt("b knows more".into(), told, 1).await;
     in_time.unwrap();
     see(&mut follow, |view| view.went_back.is_some()).await;
     store.put(FactKey::Generation, "2").await;
