@@ -189,6 +189,13 @@ mod tests {
         assert_eq!(drawn(&mut draw, 3).len(), 0);
         let mut draw = Draw::new(&[Row::CancelStorm], conditions(), None, None, 7);
         assert_eq!(drawn(&mut draw, 3).len(), 3);
+        let tcp = Some(Entrance::Tcp);
+        let through_tcp = Conditions {
+            entrance: Entrance::Tcp,
+            ..conditions()
+        };
+        let mut draw = Draw::new(&[Row::CancelStorm], through_tcp, None, tcp, 7);
+        assert_eq!(drawn(&mut draw, 3).len(), 0, "PostgreSQL's own answer");
         let mut draw = Draw::new(&[Row::TenTimesTheClients], conditions(), None, None, 7);
         assert_eq!(
             drawn(&mut draw, 9).len(),

@@ -296,6 +296,9 @@ impl Row {
             Row::CancelStorm if conditions.synchronous != Some(Synchronous::Strict) => {
                 Some("commits wait for ever only with --sync strict")
             }
+            Row::CancelStorm if conditions.entrance == Entrance::Tcp => Some(
+                "bytes pass as they are with --entrance tcp: PostgreSQL itself acknowledges a commit whose wait was cancelled",
+            ),
             Row::SyncChurn if conditions.synchronous.is_none() => {
                 Some("there is a /sync only with --sync")
             }
