@@ -1,7 +1,48 @@
 //! The `config` key is gone: whoever leads writes it as it was (`patroni.md` 1, `patroni.dynamic.json`).
 
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use trunkline_shared::cluster::Topology;
+use trunkline_shared::cluster::settings::{ClusterSettings, SynchronousMode};
+
 use super::decision::{Action, Decision};
-use super::observation::{LeaseView, Observation};
+use super::observation::{DcsView, LeaseView, Observation};
+
+/// What is seen by a member that has nothing kept either: the defaults hold, but where the record of a synchronous mode
+/// stands commits rely on it. By a plain default its first leader would delete it and wait for nobody.
+pub(super) fn as_the_record_tells(seen: &Observation) -> Cow<'_, Observation> {
+    let DcsView::Known { topology, age } = &seen.dcs else {
+        return Cow::Borrowed(seen);
+    };
+    let Some(settings) = assumed(topology) else {
+        return Cow::Borrowed(seen);
+    };
+    let topology = Topology {
+        settings: Some(Arc::new(settings)),
+        ..Topology::clone(topology)
+    };
+    Cow::Owned(Observation {
+        dcs: DcsView::Known {
+            topology: Arc::new(topology),
+            age: *age,
+        },
+        ..seen.clone()
+    })
+}
+
+fn assumed(topology: &Topology) -> Option<ClusterSettings> {
+    let is_unknown = topology.settings.is_none() && !topology.is_config_unreadable;
+    let sync = topology.sync.as_ref().filter(|_| is_unknown)?;
+    sync.leader.as_ref()?;
+    Some(ClusterSettings {
+        synchronous_mode: match sync.quorum {
+            0 => SynchronousMode::On,
+            _ => SynchronousMode::Quorum,
+        },
+        ..ClusterSettings::default()
+    })
+}
 
 /// Completes the decision of a leader that the DCS answers. Last, for nobody waits for it: every member goes by
 /// what it remembers.
@@ -14,4 +55,32 @@ pub(super) fn note(seen: &Observation, mut decision: Decision) -> Decision {
         decision.actions.push(Action::RestoreConfig);
     }
     decision
+}
+
+#[cfg(test)]
+mod tests {
+    use trunkline_shared::cluster::MemberName;
+    use trunkline_shared::cluster::sync_state::SyncState;
+
+    use super::*;
+
+    #[test]
+    fn a_standing_record_tells_the_mode_where_nobody_knows_the_configuration() {
+        let of = |quorum, leader: Option<&str>| Topology {
+            sync: Some(SyncState {
+                leader: leader.map(MemberName::new),
+                standbys: vec![MemberName::new("b")],
+                quorum,
+                revision: 5,
+            }),
+            ..Topology::default()
+        };
+        let mode = |topology: &Topology| assumed(topology).map(|s| s.synchronous_mode);
+        assert_eq!(mode(&of(0, Some("a"))), Some(SynchronousMode::On));
+        assert_eq!(mode(&of(1, Some("a"))), Some(SynchronousMode::Quorum));
+        assert_eq!(mode(&of(0, None)), None, "Patroni empties it");
+        let mut known = of(0, Some("a"));
+        known.settings = Some(Arc::default());
+        assert_eq!(mode(&known), None);
+    }
 }

@@ -8,6 +8,7 @@ use trunkline_shared::cluster::topology::SwitchoverStage;
 use trunkline_shared::cluster::{LeaderEpoch, Lsn, MemberName, Moment};
 
 use super::callbacks::Told;
+use super::store::PeerStore;
 use super::sync_standbys::SyncNames;
 
 /// Given to each decision and returned changed by it. Lost when the agent restarts: nothing safety
@@ -92,6 +93,8 @@ pub struct Memory {
     pub alone_since: Option<Moment>,
     /// Since when others speak against the DCS that this member sees and knows nothing else of.
     pub contradicted_since: Option<Moment>,
+    /// Who did last, and what it knows: whoever falls silent then has taken nothing back.
+    pub contradicted_by: Option<(MemberName, PeerStore)>,
     /// The last leader, if it was none of Trunkline, and when it was last seen to hold the key.
     pub foreign_led: Option<(MemberName, Moment)>,
 }

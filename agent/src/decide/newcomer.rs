@@ -81,12 +81,16 @@ fn ask(turn: Turn<'_>, topology: &Topology) -> Option<Decision> {
     if seen.peers == Peers::NotAsked && !is_alone {
         return Some(turn.ask_peers());
     }
-    Some(match store::loudest(seen) {
+    let word = match fallen_silent(seen, &turn.decision.memory) {
+        Some(who) => (Word::Contradicts, Some(who)),
+        None => store::loudest(seen),
+    };
+    Some(match word {
         (Word::Contradicts, Some((name, other))) => contradicted(turn, name, other),
         (Word::IsAhead, Some((name, _))) => turn
             .detail(Detail::Member(name))
             .remember(|memory| {
-                memory.contradicted_since = None;
+                forget_contradiction(memory);
                 memory.wants_peers = true;
             })
             .within(Reason::PeerKnowsMore, ASK_AGAIN),
@@ -103,14 +107,31 @@ fn ask(turn: Turn<'_>, topology: &Topology) -> Option<Decision> {
     })
 }
 
+/// Who spoke against the DCS, and does not answer any more: it has not taken that back, and what it knows speaks against it
+/// still.
+fn fallen_silent(seen: &Observation, memory: &Memory) -> Option<(MemberName, PeerStore)> {
+    let (name, other) = memory.contradicted_by.as_ref()?;
+    let Peers::Asked(answers) = &seen.peers else {
+        return None;
+    };
+    let answers = matches!(answers.get(name), Some(PeerAnswer::Answered(_)));
+    let is_against = store::contradicts(seen, other);
+    (!answers && is_against).then(|| (name.clone(), *other))
+}
+
+fn forget_contradiction(memory: &mut Memory) {
+    memory.contradicted_since = None;
+    memory.contradicted_by = None;
+}
+
 fn trust(turn: Turn<'_>) -> Decision {
-    turn.remember(|memory| memory.contradicted_since = None)
+    turn.remember(forget_contradiction)
         .act(Action::TrustStore)
         .now(Reason::TrustingStore)
 }
 
 fn doubt(turn: Turn<'_>, name: MemberName, told: Told, reason: Reason) -> Decision {
-    turn.remember(|memory| memory.contradicted_since = None)
+    turn.remember(forget_contradiction)
         .act(Action::DoubtStore { name, told })
         .now(reason)
 }
@@ -125,6 +146,7 @@ fn contradicted(turn: Turn<'_>, name: MemberName, other: PeerStore) -> Decision 
         return turn
             .remember(|memory| {
                 memory.contradicted_since = Some(since);
+                memory.contradicted_by = Some((name, other));
                 memory.wants_peers = true;
             })
             .within(Reason::PeerKnowsMore, ASK_AGAIN);

@@ -98,6 +98,11 @@ impl StoreView {
     }
 }
 
+/// Whether what a peer knows speaks against the store as it is seen now.
+pub(super) fn contradicts(seen: &Observation, other: &PeerStore) -> bool {
+    seen.store.heard(other) == Word::Contradicts
+}
+
 /// Of the peers that answered, who speaks against the store most.
 pub(super) fn loudest(seen: &Observation) -> (Word, Option<(MemberName, PeerStore)>) {
     let Peers::Asked(answers) = &seen.peers else {

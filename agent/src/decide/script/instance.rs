@@ -6,7 +6,7 @@ use std::sync::Arc;
 use trunkline_shared::cluster::{LeaderEpoch, Lsn, MemberName, Moment, SystemId, Timeline};
 
 use super::words::Words;
-use super::{ScriptError, slots, synchronous};
+use super::{ScriptError, slots, store, synchronous};
 use crate::decide::callbacks::{CallbackRole, Told};
 use crate::decide::memory::{Memory, RestartSpan};
 use crate::decide::observation::{
@@ -73,6 +73,7 @@ pub(super) fn memory(words: &Words<'_, '_>, now: Moment) -> Result<Memory, Scrip
         };
         memory.not_primary_since = Some((epoch, ago(since)?));
     }
+    memory.contradicted_by = store::contradiction(words)?;
     synchronous::memory(&mut memory, words, now)?;
     Ok(memory)
 }
@@ -211,7 +212,7 @@ pub(super) fn peers(words: &Words<'_, '_>) -> Result<Peers, ScriptError> {
                 may_lead: !rest.contains(&"nofailover"),
                 priority: priority.map_or(Ok(1), |p| words.parse(p, "a priority"))?,
                 is_nearly_full: rest.contains(&"nearly_full"),
-                store: super::store::of_peer(words, &rest)?,
+                store: store::of_peer(words, &rest)?,
                 has_read_all: !rest.contains(&"reading"),
                 looked: match rest.iter().find_map(|w| w.strip_prefix("sees-")) {
                     Some("") => Looked::InTurn(None),

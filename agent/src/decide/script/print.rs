@@ -511,6 +511,7 @@ fn print_moments(out: &mut String, memory: &Memory, now: Moment) {
     option(out, "status", memory.status_at.map(ago));
     option(out, "alone", memory.alone_since.map(ago));
     option(out, "contradicted", memory.contradicted_since.map(ago));
+    store::print_contradiction(out, memory);
     let foreign = memory.foreign_led.as_ref();
     option(
         out,

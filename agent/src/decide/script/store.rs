@@ -9,6 +9,7 @@ use trunkline_shared::cluster::{MemberName, SystemId};
 
 use super::ScriptError;
 use super::words::Words;
+use crate::decide::memory::Memory;
 use crate::decide::store::{Doubt, PeerStore, Shown, StoreView};
 
 /// `store`: its `cluster`, `revision` and `generation`, `written=SYNC.TIMELINE.FAILSAFE`, `knew_others`, `unproved`; not believed with `doubted=WHY`, and what it
@@ -105,6 +106,28 @@ pub(super) fn of_peer(
         is_fresh: rest.contains(&"hears"),
         is_unproved: rest.contains(&"unproved"),
     }))
+}
+
+/// `contradicted_by=MEMBER@` with the words of a peer's store.
+pub(super) fn contradiction(
+    words: &Words<'_, '_>,
+) -> Result<Option<(MemberName, PeerStore)>, ScriptError> {
+    let Some((name, rest)) = words
+        .text("contradicted_by")
+        .and_then(|t| t.split_once('@'))
+    else {
+        return Ok(None);
+    };
+    let rest: Vec<&str> = rest.split('@').collect();
+    Ok(of_peer(words, &rest)?.map(|store| (MemberName::new(name), store)))
+}
+
+/// Prints the same words.
+pub(super) fn print_contradiction(out: &mut String, memory: &Memory) {
+    if let Some((name, store)) = &memory.contradicted_by {
+        let _ = write!(out, " contradicted_by={name}");
+        print_peer(out, Some(*store));
+    }
 }
 
 fn authority(words: &Words<'_, '_>, text: &str) -> Result<Authority, ScriptError> {
