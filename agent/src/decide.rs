@@ -71,7 +71,7 @@ pub const RETRY_PAUSE: Duration = Duration::from_millis(100);
 
 /// What to do next. Total: every observation has a decision.
 pub fn decide(seen: &Observation, memory: &Memory) -> Decision {
-    let seen = &*lost_config::as_the_record_tells(seen);
+    let seen = &*lost_config::as_the_record_tells(seen, memory);
     let seen = &*host_health::as_it_is_to_clients(seen);
     let decision = match newcomer::decide(seen, memory) {
         Some(decision) => decision,

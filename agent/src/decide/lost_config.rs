@@ -7,14 +7,22 @@ use trunkline_shared::cluster::Topology;
 use trunkline_shared::cluster::settings::{ClusterSettings, SynchronousMode};
 
 use super::decision::{Action, Decision};
+use super::memory::Memory;
 use super::observation::{DcsView, LeaseView, Observation};
 
 /// What is seen by a member that has nothing kept either: the defaults hold, but where the record of a synchronous mode
 /// stands commits rely on it. By a plain default its first leader would delete it and wait for nobody.
-pub(super) fn as_the_record_tells(seen: &Observation) -> Cow<'_, Observation> {
+/// Whether the cluster may be a standby is a question of its own.
+pub(super) fn as_the_record_tells<'a>(
+    seen: &'a Observation,
+    memory: &Memory,
+) -> Cow<'a, Observation> {
     let DcsView::Known { topology, age } = &seen.dcs else {
         return Cow::Borrowed(seen);
     };
+    if memory.is_standby_cluster {
+        return Cow::Borrowed(seen);
+    }
     let Some(settings) = assumed(topology) else {
         return Cow::Borrowed(seen);
     };

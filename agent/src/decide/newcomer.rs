@@ -34,7 +34,8 @@ const CONTRADICTED_FOR: Duration = Duration::from_secs(1);
 
 /// `None` where the DCS needs no proof any more, or nothing is done by it anyway.
 pub(super) fn decide(seen: &Observation, memory: &Memory) -> Option<Decision> {
-    let asks = seen.store.is_unproved || no_data::is_beside_data(seen);
+    let is_disputed = memory.contradicted_by.is_some();
+    let asks = seen.store.is_unproved || is_disputed || no_data::is_beside_data(seen);
     if !asks || seen.store.doubt.is_some() || !seen.is_dcs_fresh() {
         return None;
     }
@@ -114,9 +115,9 @@ fn fallen_silent(seen: &Observation, memory: &Memory) -> Option<(MemberName, Pee
     let Peers::Asked(answers) = &seen.peers else {
         return None;
     };
-    let answers = matches!(answers.get(name), Some(PeerAnswer::Answered(_)));
-    let is_against = store::contradicts(seen, other);
-    (!answers && is_against).then(|| (name.clone(), *other))
+    let is_silent = !matches!(answers.get(name), Some(PeerAnswer::Answered(_)));
+    let is_against = store::contradicts(seen, other) && !store::is_confirmed(seen, answers);
+    (is_silent && is_against).then(|| (name.clone(), *other))
 }
 
 fn forget_contradiction(memory: &mut Memory) {

@@ -1,5 +1,6 @@
 //! Whether the DCS is the one that was known, as this member and the others see it (`ha.md` 8).
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use trunkline_shared::cluster::store::Authority;
@@ -101,6 +102,18 @@ impl StoreView {
 /// Whether what a peer knows speaks against the store as it is seen now.
 pub(super) fn contradicts(seen: &Observation, other: &PeerStore) -> bool {
     seen.store.heard(other) == Word::Contradicts
+}
+
+/// Whether a peer that hears this store believes it, and has asked the others before.
+pub(super) fn is_confirmed(seen: &Observation, answers: &BTreeMap<MemberName, PeerAnswer>) -> bool {
+    let mut others = answers.values().filter_map(|answer| match answer {
+        PeerAnswer::Answered(view) => view.store,
+        PeerAnswer::Unreachable => None,
+    });
+    others.any(|other| {
+        let is_known = other.cluster_id == seen.store.cluster_id && !other.is_unproved;
+        is_known && other.is_fresh && !other.is_doubted
+    })
 }
 
 /// Of the peers that answered, who speaks against the store most.
