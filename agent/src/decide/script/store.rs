@@ -12,8 +12,8 @@ use super::words::Words;
 use crate::decide::memory::Memory;
 use crate::decide::store::{Doubt, PeerStore, Shown, StoreView};
 
-/// `store`: its `cluster`, `revision` and `generation`, `written=SYNC.TIMELINE.FAILSAFE`, `knew_others`, `unproved`; not believed with `doubted=WHY`, and what it
-/// shows with `shows_generation`, `shows_leader` and `shows_initialize`.
+/// `store`: its `cluster`, `revision` and `generation`, `written=SYNC.TIMELINE.FAILSAFE`, `knew_others`, `unproved`; not
+/// believed with `doubted=WHY`, and what it shows with `shows_generation`, `shows_leader` and `shows_initialize`.
 pub(super) fn view(words: &Words<'_, '_>) -> Result<StoreView, ScriptError> {
     let shown = match words.value("shows_generation")? {
         None => None,
