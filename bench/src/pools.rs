@@ -19,7 +19,7 @@ mod fairness;
 mod identity;
 mod life;
 mod wire;
-mod wire_fuzz;
+pub mod wire_fuzz;
 
 /// The pooled listener.
 const PORT: u16 = 5434;

@@ -16,6 +16,8 @@ mod planned;
 mod serial;
 #[path = "end_to_end/synchronous.rs"]
 mod synchronous;
+#[path = "end_to_end/wire.rs"]
+mod wire;
 
 use std::time::Duration;
 

@@ -130,9 +130,19 @@ impl Prepared {
         }
     }
 
+    /// Something was prepared that has no number.
+    pub fn note_other(&mut self) {
+        self.clock += 1;
+    }
+
+    /// Whether nothing was ever prepared, as far as is known, or everything is dropped since.
+    pub fn is_untouched(&self) -> bool {
+        self.clock == 0
+    }
+
     /// Nothing is prepared any more.
     pub fn clear(&mut self) {
-        self.used.clear();
+        *self = Self::default();
     }
 }
 

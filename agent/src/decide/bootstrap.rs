@@ -9,7 +9,7 @@ use trunkline_shared::cluster::topology::Initialize;
 
 use super::decision::{Action, Decision, Detail, Reason, StopMode};
 use super::memory::Memory;
-use super::observation::{JobKind, Local, Observation, Running};
+use super::observation::{JobKind, Local, Observation, Running, RunningRole};
 use super::{Turn, no_data};
 
 /// A running primary whose cluster is being made, or adopted, gets its roles and its identity first.
@@ -38,6 +38,36 @@ pub(super) fn identity<'a>(
     }
     let turn = turn.act(Action::FinishBootstrap);
     ControlFlow::Break(turn.routine(Reason::FinishingBootstrap))
+}
+
+/// A pause has met the cluster that is being made. It gets its identity, and no pause disarms it before: nobody would
+/// know of what an instance without a fence is. What has failed is stopped when the pause is over.
+pub(super) fn in_maintenance(turn: Turn<'_>, topology: &Topology) -> Decision {
+    let running = match &turn.seen.local {
+        Local::Running(running) => match running.role {
+            RunningRole::Primary { .. } => Some(running),
+            RunningRole::Replica { .. } => None,
+        },
+        Local::Unknown(_)
+        | Local::Empty
+        | Local::Stopped(_)
+        | Local::Starting { .. }
+        | Local::Unresponsive { .. }
+        | Local::Orphaned { .. } => None,
+    };
+    let is_own = turn.seen.is_bootstrap_unfinished;
+    let is_beside = is_own && beside(turn.seen).is_some();
+    let has_failed = turn.failure_of(JobKind::FinishBootstrap).is_some() || is_beside;
+    let Some(running) = running.filter(|_| !has_failed) else {
+        return turn.routine(Reason::Paused);
+    };
+    if !turn.seen.fence.is_armed() {
+        return turn.act(Action::ArmFence).now(Reason::ArmingFence);
+    }
+    match identity(turn, topology, running) {
+        ControlFlow::Break(decision) => decision,
+        ControlFlow::Continue(turn) => turn.routine(Reason::Paused),
+    }
 }
 
 fn fail(turn: Turn<'_>, why: Arc<str>) -> Decision {

@@ -12,7 +12,7 @@ use super::memory::{Memory, PlannedChange};
 use super::observation::{Held, LeaseView, Local, Observation, RunningRole};
 use super::sync_standbys::keeping;
 use super::{
-    Turn, authority_gone, following, holding_lease, leading, no_leader, requests, slots,
+    Turn, authority_gone, bootstrap, following, holding_lease, leading, no_leader, requests, slots,
     standby_cluster,
 };
 
@@ -47,6 +47,9 @@ fn as_leader<'a>(turn: Turn<'a>, held: &Held, topology: &Topology) -> Decision {
     }
     if held.has_unresolved_hand_over {
         return write_again(turn);
+    }
+    if topology.initialize == Initialize::Running {
+        return bootstrap::in_maintenance(turn, topology);
     }
     if !topology.disarmed.contains(&seen.me.name) {
         return turn

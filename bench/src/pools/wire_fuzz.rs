@@ -8,13 +8,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::Args;
 use fastrand::Rng;
+use tokio_postgres::Row;
 use trunkline_shared::service::clock;
 
 use crate::load::writers;
-use crate::pools::wire::{Wire, bind, execute, parse, query, sync};
+use crate::pools::wire::{Message, Wire, bind, execute, parse, query, sync};
 use crate::report::{self, Progress, say};
 use crate::stack::router::Pooled;
 use crate::stack::{APP, Layout, Plan, Stack};
@@ -41,6 +42,19 @@ const MAX_TOLD: usize = 20;
 /// How long what a dead client has left open may hold the table.
 const LOCK_LIMIT: &str = "SET lock_timeout = '30s'";
 
+/// The router's console.
+const CONSOLE: &str = "pgbouncer";
+/// Columns of its SHOW CLIENTS and SHOW SERVERS, counted from 0.
+const PORT: usize = 6;
+const REMOTE_PID: usize = 16;
+/// The servers of the load's user.
+const BACKENDS: &str = "SELECT pid::text FROM pg_stat_activity \
+    WHERE usename = $1::text AND backend_type = 'client backend'";
+/// Nobody has to do with a client that is gone for longer.
+const SETTLE_LIMIT: Duration = Duration::from_secs(60);
+/// How soon that is looked at again.
+const LOOK_AGAIN: Duration = Duration::from_millis(2);
+
 /// The options of `pools wire-fuzz`.
 #[derive(Args, Debug)]
 pub struct WireFuzzOptions {
@@ -53,6 +67,21 @@ pub struct WireFuzzOptions {
     /// Only the session of this number
     #[arg(long)]
     session: Option<u64>,
+    /// At most so many sessions
+    #[arg(long)]
+    sessions: Option<u64>,
+}
+
+impl WireFuzzOptions {
+    /// So many sessions of one seed, as a test leads them: however long they take.
+    pub const fn short(seed: u64, sessions: u64) -> Self {
+        Self {
+            seconds: 600,
+            seed: Some(seed),
+            session: None,
+            sessions: Some(sessions),
+        }
+    }
 }
 
 /// What was done.
@@ -109,7 +138,9 @@ impl Ground {
     async fn play(&self, side: &Side, script: &Script) -> Result<(Vec<Answer>, Vec<String>)> {
         let empty = self.owner.batch_execute("TRUNCATE wire").await;
         empty.context("a client that is gone still holds the table")?;
-        let mut answers = side::play(side, script).await?;
+        let (mut answers, port) = side::play(side, script).await?;
+        let quiet = self.settle(port).await;
+        quiet.context("what a client that is gone has asked for is still done")?;
         // What is torn off may have run before the client was gone, or not.
         let is_torn = matches!(script.end, End::Torn(_));
         let rows = match is_torn {
@@ -125,11 +156,43 @@ impl Ground {
         Ok((answers, rows))
     }
 
+    /// Waits until nobody has to do with the client of this port any more, and nothing is left of it in PostgreSQL: what
+    /// it has asked for last would be found by the next one.
+    async fn settle(&self, port: Option<u16>) -> Result<()> {
+        let (_, console) = MODES[0];
+        let parameters = [("user", APP), ("database", CONSOLE)];
+        let mut wire = Wire::connect(&self.address(console), &parameters).await?;
+        let port = port.map(|port| port.to_string());
+        let until = clock::now() + SETTLE_LIMIT;
+        while clock::now() < until {
+            let clients = wire.ask(&query("SHOW CLIENTS")).await?;
+            let is_known = port
+                .as_ref()
+                .is_some_and(|port| column(&clients, PORT).contains(port));
+            let backends = self.owner.query(BACKENDS, &[&APP]).await?;
+            // Later: what the router has opened meanwhile is among them.
+            let servers = column(&wire.ask(&query("SHOW SERVERS")).await?, REMOTE_PID);
+            let is_own = |row: &Row| servers.contains(&row.get::<_, String>(0));
+            if !is_known && backends.iter().all(is_own) {
+                return Ok(());
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+        bail!("not over after {} s", SETTLE_LIMIT.as_secs())
+    }
+
     async fn rows(&self) -> Result<Vec<String>> {
         let sql = "SELECT n || ' ' || length(t) || ' ' || md5(t) FROM wire ORDER BY 1";
         let rows = self.owner.query(sql, &[]).await?;
         Ok(rows.iter().map(|row| row.get(0)).collect())
     }
+}
+
+/// A column of the console's answer.
+fn column(answer: &[Message], number: usize) -> Vec<String> {
+    let rows = answer.iter().filter(|message| message.kind == b'D');
+    rows.filter_map(|row| row.columns().into_iter().nth(number))
+        .collect()
 }
 
 /// Runs it; whether nothing differed.
@@ -150,7 +213,8 @@ pub async fn run(options: &WireFuzzOptions) -> Result<bool> {
     let until = clock::now() + Duration::from_secs(options.seconds);
     let mut done = Done::default();
     let mut number = options.session.unwrap_or(0);
-    while clock::now() < until && done.differences.len() < MAX_TOLD {
+    let has_more = |led: u64| options.sessions.is_none_or(|most| led < most);
+    while clock::now() < until && has_more(done.sessions) && done.differences.len() < MAX_TOLD {
         let led = session(&ground, seed, number, &mut done).await;
         led.with_context(|| format!("session {number} of seed {seed}"))
             .with_context(|| format!("the router said last:\n{}", ground.stack.router.tail()))?;

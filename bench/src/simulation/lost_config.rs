@@ -74,7 +74,9 @@ impl World {
         let is_calm = self.now >= self.plan.ends;
         let is_left =
             is_calm && self.store.head.leader.is_none() && self.nodes.iter().any(is_paused);
-        let first = (is_garbled || is_left).then(|| self.settings.clone());
+        // Nor does anybody in a store that has lost what was not mended yet.
+        let is_forgotten = self.store.is_config_forgotten && self.store.is_vouched;
+        let first = (is_garbled || is_left || is_forgotten).then(|| self.settings.clone());
         if let Some(settings) = self.store.lost_config.clone().or(first) {
             let fact = Fact::Settings(settings);
             self.write_freely(Write::Put(FactKey::Settings, fact, 0));

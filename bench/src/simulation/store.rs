@@ -70,6 +70,8 @@ pub(super) struct Store {
     pub(super) head: Arc<Topology>,
     /// The configuration that was deleted last.
     pub(super) lost_config: Option<Arc<ClusterSettings>>,
+    /// Everything was lost while nobody but the operator knew the configuration.
+    pub(super) is_config_forgotten: bool,
     /// Earlier views, for answers from a member of the store that has fallen behind.
     pub(super) earlier: Vec<Arc<Topology>>,
     /// The identity that it shows.
@@ -108,6 +110,7 @@ impl Store {
             deposed_until: 0,
             head: Arc::default(),
             lost_config: None,
+            is_config_forgotten: false,
             earlier: Vec::new(),
             cluster_id: 1,
             incarnation: 0,
@@ -179,7 +182,8 @@ impl Store {
         self.incarnation += 1;
         self.is_vouched = false;
         self.deposed_until = 0;
-        self.lost_config = None;
+        let is_lost = self.lost.settings.is_none();
+        self.is_config_forgotten |= self.lost_config.take().is_some() && is_lost;
         self.earlier.clear();
     }
 

@@ -226,7 +226,7 @@ fn pooled_listeners(
         );
     }
     text += &format!(
-        "auth: {{type: {}, file: {}}}\npool: {{default_pool_size: {}}}\n",
+        "auth: {{type: {}, file: {}}}\nadmin: {{stats_users: {APP}}}\npool: {{default_pool_size: {}}}\n",
         pooled.auth,
         users.display(),
         pooled.size

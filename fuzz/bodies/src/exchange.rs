@@ -75,7 +75,8 @@ fn renames(expect: Expect) -> bool {
         | Expect::Sync
         | Expect::Query(_)
         | Expect::Function
-        | Expect::CopyEnd => false,
+        | Expect::CopyEnd
+        | Expect::Probe => false,
     }
 }
 
@@ -134,6 +135,7 @@ impl Asked {
             },
             Expect::Function => [&done(b"V")[..], b"Z"].concat(),
             Expect::Deallocate => [&done(b"TDC")[..], b"Z"].concat(),
+            Expect::Probe => b"IZ".to_vec(),
             Expect::CopyEnd | Expect::OwedParse | Expect::OwedClose | Expect::OwedDeallocate => {
                 Vec::new()
             }
@@ -316,8 +318,17 @@ fn sane(exchange: &Exchange) {
         exchange.is_idle(),
         exchange.is_quiet() && exchange.status() == Status::Idle
     );
-    // Nothing to lose is only what nothing was asked of.
-    assert_eq!(exchange.fate() == Fate::Nothing, exchange.is_idle());
+    // Nothing to lose is only what nothing was asked of, or what the router has asked of itself.
+    if exchange.is_idle() || exchange.is_in_doubt() && exchange.status() == Status::Idle {
+        assert_eq!(exchange.fate(), Fate::Nothing);
+    }
+    if exchange.fate() == Fate::Nothing {
+        assert_eq!((unanswered, is_open), (0, false));
+        assert_eq!(exchange.status(), Status::Idle);
+    }
+    if exchange.is_quiet() || exchange.is_in_doubt() {
+        assert!(!exchange.is_skipping());
+    }
     // Who is told that it is rolled back is told so to the end of what it has sent.
     if exchange.fate() == Fate::GivenUp {
         let mut out = Vec::new();
@@ -359,7 +370,11 @@ pub(crate) fn not_kept_to(draw: &mut Draw<'_>) {
         }
         sane(&exchange);
         exchange.may_drop();
-        exchange.may_be_left();
+        if exchange.is_in_doubt() {
+            exchange.sent(Expect::Probe);
+            assert!(!exchange.is_in_doubt());
+            sane(&exchange);
+        }
         exchange.is_unnamed_of_a_later_batch();
         let _ = exchange.are_statements_uncertain() | exchange.is_unnamed_uncertain();
     }

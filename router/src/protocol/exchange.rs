@@ -145,6 +145,7 @@ impl Place {
             | Expect::Describe { .. }
             | Expect::Close { .. }
             | Expect::CopyEnd
+            | Expect::Probe
             | Expect::OwedParse
             | Expect::OwedClose
             | Expect::OwedDeallocate => self,
@@ -180,14 +181,20 @@ pub struct Exchange {
     /// The batch that last changed what statements there are, and the one that last prepared the unnamed one.
     statements_in: Option<u64>,
     unnamed_in: Option<u64>,
+    /// The batch that may have opened a transaction last.
+    opened_in: Option<u64>,
     /// Nothing more is looked at before so many batches are answered.
     held_until: u64,
     /// The server reads copied data, of which the end was not sent.
     is_copying: bool,
     /// Syncs that COPY ignores, unless it has failed before it came to them.
     swallowed: usize,
-    /// A COPY has failed, and nobody knows whether before or behind a Sync: the server is not used by others any more.
+    /// A COPY has failed, and nobody knows whether before or behind a Sync: the server is not used by others before that is known.
     is_doubtful: bool,
+    /// Something was sent behind a Sync of a failed COPY that the server ignores, unless it answers that Sync.
+    is_astray: bool,
+    /// Something of the answer to the request that is answered now has come.
+    has_begun: bool,
     /// The client was told that the outcome of the request that is answered now is unknown.
     is_disowned: bool,
 }
@@ -206,10 +213,13 @@ impl Default for Exchange {
             done: 0,
             statements_in: None,
             unnamed_in: None,
+            opened_in: None,
             held_until: 0,
             is_copying: false,
             swallowed: 0,
             is_doubtful: false,
+            is_astray: false,
+            has_begun: false,
             is_disowned: false,
         }
     }
@@ -225,7 +235,10 @@ impl Exchange {
             }
             // What follows it is not ignored any more.
             Expect::Sync => self.is_skipping = false,
-            _ if self.is_skipping => return,
+            _ if self.is_skipping => {
+                self.is_astray |= self.swallowed > 0 && expect != Expect::CopyEnd;
+                return;
+            }
             Expect::CopyEnd if self.queue.is_empty() => return,
             Expect::CopyEnd => self.is_copying = false,
             Expect::Parse { statement: 0, .. } => self.unnamed_in = Some(self.sent),
@@ -235,15 +248,19 @@ impl Exchange {
             | Expect::OwedClose
             | Expect::Deallocate
             | Expect::ExecuteDeallocate => self.statements_in = Some(self.sent),
+            Expect::Execute(act) | Expect::Query(act) if act.may_open() => {
+                self.opened_in = Some(self.sent);
+            }
             Expect::Bind
             | Expect::Describe { .. }
             | Expect::Execute(_)
             | Expect::Query(_)
             | Expect::Function
+            | Expect::Probe
             | Expect::OwedDeallocate => {}
         }
         self.sent += u64::from(expect.ends_a_batch());
-        self.is_ready = false;
+        self.is_ready &= expect == Expect::Probe;
         self.has_dropping |= expect.drops();
         self.queue.push_back(expect);
     }
@@ -282,9 +299,9 @@ impl Exchange {
         self.is_copying
     }
 
-    /// Whether the client, if it asks something new, has done with this server, though one more answer may come.
-    pub fn may_be_left(&self) -> bool {
-        self.is_doubtful && self.queue.is_empty() && self.status == Status::Idle
+    /// Whether nothing is outstanding but, perhaps, answers to Syncs of a COPY that has failed: a [`Expect::Probe`] tells.
+    pub fn is_in_doubt(&self) -> bool {
+        self.is_doubtful && self.is_ready && self.queue.is_empty()
     }
 
     /// Whether an answer of the server is to come.
@@ -322,6 +339,7 @@ impl Exchange {
                 | Expect::Sync
                 | Expect::Query(_)
                 | Expect::Function
+                | Expect::Probe
                 | Expect::Deallocate => break,
             };
             if !self.is_disowned {
@@ -355,6 +373,7 @@ impl Exchange {
 
     fn judge(&mut self, kind: u8, mut hear: impl FnMut(Heard)) -> Verdict {
         let head = self.queue.front().copied();
+        self.has_begun |= !matches!(kind, b'N' | b'A' | b'S');
         match (kind, head) {
             (b'1', Some(parse @ Expect::Parse { is_hidden, .. })) => {
                 self.queue.pop_front();
@@ -399,7 +418,10 @@ impl Exchange {
                 self.swallow();
                 Verdict::Pass
             }
-            (b'T' | b'D', Some(Expect::Deallocate)) => Verdict::Hide,
+            // A cancel may have met it.
+            (b'I' | b'E', Some(Expect::Probe)) | (b'T' | b'D', Some(Expect::Deallocate)) => {
+                Verdict::Hide
+            }
             (b'C', Some(Expect::Deallocate)) => {
                 self.in_place_of_first(Expect::Query(Act::NOTHING));
                 self.queue.push_front(Expect::OwedDeallocate);
@@ -433,15 +455,33 @@ impl Exchange {
 
     /// Notes a ReadyForQuery.
     pub fn ready(&mut self, status: Status) -> Verdict {
-        match self.queue.front() {
-            Some(Expect::Sync | Expect::Query(_) | Expect::Function) => {
-                self.queue.pop_front();
-                self.done += 1;
+        let is_answered = match self.queue.front() {
+            Some(Expect::Sync) => true,
+            // None of them is answered by nothing else.
+            Some(Expect::Query(_) | Expect::Function | Expect::Probe) => {
+                self.has_begun || !self.is_doubtful
             }
-            // COPY had failed before it came to that Sync.
-            _ if self.is_doubtful && self.swallowed > 0 => self.swallowed -= 1,
-            _ => return Verdict::Lost,
+            _ => false,
+        };
+        let mut verdict = Verdict::Pass;
+        match is_answered {
+            true => {
+                self.done += 1;
+                if self.queue.pop_front() == Some(Expect::Probe) {
+                    self.swallowed = 0;
+                    verdict = Verdict::Hide;
+                }
+            }
+            // COPY had failed before it came to that Sync, and what came behind it, if anything did, is executed.
+            false if self.is_doubtful && self.swallowed > 0 && !self.is_astray => {
+                self.swallowed -= 1;
+                self.is_skipping = false;
+            }
+            false => return Verdict::Lost,
         }
+        self.is_doubtful &= self.swallowed > 0;
+        self.is_astray = false;
+        self.has_begun = false;
         self.is_disowned = false;
         self.status = status;
         self.place = match status {
@@ -454,7 +494,7 @@ impl Exchange {
         if self.queue.is_empty() {
             self.is_ready = true;
         }
-        Verdict::Pass
+        verdict
     }
 
     /// Copied data begins: the server ignores every Sync until the data ends.
@@ -492,6 +532,8 @@ impl Exchange {
             .range(..until)
             .filter(|asked| asked.ends_a_batch());
         self.done += batches.count() as u64;
+        let mut ignored = self.queue.range(1.min(until)..until);
+        self.is_astray |= self.swallowed > 0 && ignored.any(|asked| *asked != Expect::CopyEnd);
         // From the last to the first, for one statement may be closed and prepared anew.
         for asked in self.queue.drain(..until).rev() {
             match asked {
@@ -511,6 +553,7 @@ impl Exchange {
                 | Expect::Query(_)
                 | Expect::Function
                 | Expect::CopyEnd
+                | Expect::Probe
                 | Expect::OwedParse
                 | Expect::OwedClose
                 | Expect::Deallocate
@@ -551,29 +594,6 @@ impl Exchange {
     /// Whether so much is outstanding that the client is not read any further.
     pub fn is_full(&self) -> bool {
         self.queue.len() >= MAX_OUTSTANDING
-    }
-
-    /// What becomes of what was asked, if the server is lost now.
-    pub fn fate(&self) -> Fate {
-        if self.is_quiet() {
-            return match self.status {
-                Status::Idle => Fate::Nothing,
-                Status::Transaction | Status::Failed => Fate::Undone,
-            };
-        }
-        match self.queue.iter().fold(self.place, Place::behind) {
-            Place::Begun | Place::Supposed | Place::Inside => Fate::Undone,
-            Place::GivenUp if self.gives_up() => Fate::GivenUp,
-            Place::Outside | Place::GivenUp | Place::Unknown => Fate::Unknown,
-        }
-    }
-
-    /// How many requests wait for their ReadyForQuery, and whether a batch is open after the last of them.
-    pub fn unanswered(&self) -> (usize, bool) {
-        let ends = self.queue.iter().filter(|asked| asked.ends_a_batch());
-        let count = ends.count();
-        let is_open = !self.is_quiet() && !self.queue.back().is_some_and(Expect::ends_a_batch);
-        (count, is_open)
     }
 }
 

@@ -379,7 +379,8 @@ impl Pooled {
             })
     }
 
-    fn release_where_free(&mut self) -> Result<(), Turn> {
+    fn release_where_free(&mut self, cx: &mut Context<'_>) -> Result<(), Turn> {
+        self.probe_in_doubt(cx)?;
         match self.is_free() {
             true if self.to_ask.is_empty() => self.release(),
             true => return Err(Turn::AskSettings),

@@ -31,22 +31,15 @@ pub enum Side {
 struct Session {
     reader: Box<dyn AsyncRead + Unpin + Send>,
     writer: Box<dyn AsyncWrite + Unpin + Send>,
+    /// The client's, where the router sees it.
+    port: Option<u16>,
 }
 
-/// What became of a script: the log-in, each round, the end.
-pub async fn play(side: &Side, script: &Script) -> Result<Vec<Answer>> {
-    let mut session = Session::open(side).await?;
-    let mut answers = vec![session.log_in(script).await?];
-    for round in &script.rounds {
-        if answers.last().is_some_and(|answer| answer.end.is_some()) {
-            return Ok(answers);
-        }
-        answers.push(session.round(round).await);
-    }
-    if answers.last().is_none_or(|answer| answer.end.is_none()) {
-        answers.push(session.end(&script.end).await);
-    }
-    Ok(answers)
+/// What became of a script: the log-in, each round, the end; and the port that the router knew it by.
+pub async fn play(side: &Side, script: &Script) -> Result<(Vec<Answer>, Option<u16>)> {
+    let session = Session::open(side).await?;
+    let port = session.port;
+    Ok((session.lead(script).await?, port))
 }
 
 impl Session {
@@ -57,18 +50,35 @@ impl Session {
                 Ok(Self {
                     reader: Box::new(reader),
                     writer: Box::new(writer),
+                    port: None,
                 })
             }
             Side::Routed(address) => {
                 let stream = TcpStream::connect(address).await?;
                 stream.set_nodelay(true)?;
+                let port = stream.local_addr()?.port();
                 let (reader, writer) = stream.into_split();
                 Ok(Self {
                     reader: Box::new(reader),
                     writer: Box::new(writer),
+                    port: Some(port),
                 })
             }
         }
+    }
+
+    async fn lead(mut self, script: &Script) -> Result<Vec<Answer>> {
+        let mut answers = vec![self.log_in(script).await?];
+        for round in &script.rounds {
+            if answers.last().is_some_and(|answer| answer.end.is_some()) {
+                return Ok(answers);
+            }
+            answers.push(self.round(round).await);
+        }
+        if answers.last().is_none_or(|answer| answer.end.is_none()) {
+            answers.push(self.end(&script.end).await);
+        }
+        Ok(answers)
     }
 
     async fn log_in(&mut self, script: &Script) -> Result<Answer> {

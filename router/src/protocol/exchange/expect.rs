@@ -23,6 +23,11 @@ pub struct Act {
 }
 
 impl Act {
+    /// Whether a transaction may be open behind it that was not before.
+    pub(super) fn may_open(self) -> bool {
+        matches!(self.block, Block::Begins | Block::MayEnd)
+    }
+
     /// Of a text that was not seen, or not whole.
     pub const UNKNOWN: Act = Act {
         block: Block::MayEnd,
@@ -84,6 +89,8 @@ pub enum Expect {
     Function,
     /// The end of copied data, or its failure. Answered by nothing; a Sync before it is swallowed by COPY.
     CopyEnd,
+    /// An empty query of the router's own, behind which no answer to a Sync of a COPY that has failed can come.
+    Probe,
     /// A Parse that the server never sees: the client is told ParseComplete in its place.
     OwedParse,
     /// A Close that the server never sees.
@@ -114,7 +121,8 @@ impl Expect {
             | Expect::Sync
             | Expect::Query(_)
             | Expect::Function
-            | Expect::CopyEnd => false,
+            | Expect::CopyEnd
+            | Expect::Probe => false,
         }
     }
 
@@ -143,7 +151,11 @@ impl Expect {
     /// Whether it is answered by a ReadyForQuery.
     pub(super) fn ends_a_batch(&self) -> bool {
         match self {
-            Expect::Sync | Expect::Query(_) | Expect::Function | Expect::Deallocate => true,
+            Expect::Sync
+            | Expect::Query(_)
+            | Expect::Function
+            | Expect::Probe
+            | Expect::Deallocate => true,
             Expect::Parse { .. }
             | Expect::Bind
             | Expect::Describe { .. }
@@ -168,6 +180,7 @@ impl Expect {
             | Expect::Sync
             | Expect::Function
             | Expect::CopyEnd
+            | Expect::Probe
             | Expect::OwedParse
             | Expect::OwedClose
             | Expect::Deallocate

@@ -67,6 +67,7 @@ fn does_nothing_else(asked: &Expect, is_over: &mut bool) -> bool {
         Expect::ExecuteDeallocate
         | Expect::Function
         | Expect::CopyEnd
+        | Expect::Probe
         | Expect::Deallocate
         | Expect::OwedDeallocate => false,
     }
@@ -100,6 +101,7 @@ fn answer(asked: &Expect, out: &mut Vec<u8>) {
         Expect::ExecuteDeallocate
         | Expect::Function
         | Expect::CopyEnd
+        | Expect::Probe
         | Expect::Deallocate
         | Expect::OwedDeallocate => {}
     }

@@ -153,7 +153,7 @@ fn a_sync_before_the_end_of_copied_data_is_swallowed_and_one_after_it_is_not() {
     talk.sent(Expect::Sync);
     assert_eq!(hear(&mut talk, b"Z"), "Z");
     // Whether the Sync before was ignored is not known: one more answer may come.
-    assert!(!talk.is_idle() && talk.may_be_left());
+    assert!(!talk.is_idle() && talk.is_in_doubt());
     // Of a simple query.
     let mut talk = asked(&[QUERY]);
     hear(&mut talk, b"G");
@@ -353,17 +353,130 @@ fn a_sync_that_comes_while_data_is_copied_is_swallowed_too() {
 }
 
 #[test]
-fn a_copy_that_fails_before_or_behind_a_sync_leaves_a_server_for_nobody_else() {
+fn of_a_copy_that_failed_before_or_behind_a_sync_a_probe_tells_which() {
     // PostgreSQL came to the first Sync while it copied, or when it had failed: it answers one of two, or both.
-    for answers in [&b"EZ"[..], b"EZZ"] {
+    for (answers, more, told) in [
+        (&b"EZ"[..], &b"IZ"[..], "--"),
+        (b"EZ", b"ZIZ", "Z--"),
+        (b"EZZ", b"", ""),
+    ] {
         let mut talk = asked(&[Expect::Bind, EXECUTE, Expect::Sync]);
         assert_eq!(hear(&mut talk, b"2G"), "2G");
         talk.sent(Expect::CopyEnd);
         talk.sent(Expect::Sync);
         let heard = hear(&mut talk, answers);
         assert_eq!(heard.as_bytes(), answers);
-        assert!(!talk.is_idle() && talk.may_be_left());
+        assert_eq!(talk.is_in_doubt(), !more.is_empty());
+        if talk.is_in_doubt() {
+            talk.sent(Expect::Probe);
+            assert!(!talk.is_idle() && !talk.is_in_doubt() && talk.unanswered() == (0, false));
+        }
+        assert_eq!(hear(&mut talk, more), told);
+        assert!(talk.is_idle());
     }
+}
+
+#[test]
+fn what_is_asked_behind_a_copy_that_failed_is_not_answered_by_the_sync_of_that() {
+    // The Sync was sent inside COPY, which had failed before it came to it.
+    let failed = || {
+        let mut talk = asked(&[QUERY]);
+        hear(&mut talk, b"G");
+        talk.sent(Expect::Sync);
+        talk.sent(Expect::CopyEnd);
+        talk
+    };
+    for (next, answer) in [(QUERY, &b"CZ"[..]), (Expect::Function, b"EZ")] {
+        let mut talk = failed();
+        talk.sent(next);
+        assert_eq!(hear(&mut talk, b"EZZ"), "EZZ");
+        assert_eq!(talk.unanswered(), (1, false));
+        assert_eq!(hear(&mut talk, answer).as_bytes(), answer);
+        assert!(talk.is_idle());
+    }
+    // What is asked behind the probe.
+    let mut talk = failed();
+    assert_eq!(hear(&mut talk, b"EZ"), "EZ");
+    talk.sent(Expect::Probe);
+    talk.sent(PARSE);
+    talk.sent(Expect::Sync);
+    assert_eq!(hear(&mut talk, b"ZIZ1Z"), "Z--1Z");
+    assert!(talk.is_idle());
+    // There is no place for a probe inside a batch.
+    let mut talk = failed();
+    talk.sent(PARSE);
+    assert_eq!(hear(&mut talk, b"EZ1"), "EZ1");
+    assert!(!talk.is_in_doubt() && !talk.is_idle());
+    talk.sent(Expect::Sync);
+    assert_eq!(hear(&mut talk, b"Z"), "Z");
+    assert!(talk.is_in_doubt());
+}
+
+#[test]
+fn a_sync_that_is_answered_after_all_ends_what_the_server_ignores() {
+    // An error of COPY before it reads anything: of a trigger, or by a cancel.
+    let failed = || {
+        let mut talk = asked(&[Expect::Bind, EXECUTE, Expect::Sync]);
+        assert_eq!(hear(&mut talk, b"2GE"), "2GE");
+        talk
+    };
+    let mut talk = failed();
+    assert_eq!(hear(&mut talk, b"Z"), "Z");
+    assert!(talk.is_idle() && !talk.is_skipping());
+    talk.sent(QUERY);
+    assert_eq!(talk.unanswered(), (1, false));
+    // What was sent behind it is executed then, and was not counted.
+    let mut talk = failed();
+    talk.sent(Expect::CopyEnd);
+    talk.sent(QUERY);
+    assert_eq!(hear(&mut talk, b"Z"), "!");
+    // The next Sync answers for it, whichever it was.
+    let mut talk = failed();
+    talk.sent(QUERY);
+    talk.sent(Expect::Sync);
+    assert_eq!(hear(&mut talk, b"Z"), "Z");
+    assert!(talk.is_in_doubt());
+    talk.sent(Expect::Probe);
+    assert_eq!(talk.fate(), Fate::Nothing);
+    // A cancel that came late met the probe.
+    assert_eq!(hear(&mut talk, b"EZ"), "--");
+    assert!(talk.is_idle());
+    // Sent ahead of the error.
+    let mut talk = asked(&[EXECUTE, Expect::Sync]);
+    hear(&mut talk, b"G");
+    talk.sent(Expect::CopyEnd);
+    talk.sent(PARSE);
+    assert_eq!(hear(&mut talk, b"EZ"), "E!");
+}
+
+#[test]
+fn a_transaction_may_have_failed_from_what_is_outstanding_in_it() {
+    let begin = Expect::Query(Act {
+        block: Block::Begins,
+        ..Act::NOTHING
+    });
+    let stays = Expect::Query(Act::NOTHING);
+    assert!(!asked(&[]).may_have_failed() && !asked(&[stays, PARSE]).may_have_failed());
+    assert!(asked(&[stays, begin]).may_have_failed());
+    let mut talk = asked(&[begin]);
+    hear(&mut talk, b"Cz");
+    assert!(!talk.may_have_failed());
+    talk.sent(QUERY);
+    assert!(talk.may_have_failed());
+    hear(&mut talk, b"E");
+    talk.ready(Status::Failed);
+    assert!(talk.may_have_failed());
+    // What fails in the same batch is followed by nothing but its Sync.
+    talk = asked(&[]);
+    talk.sent(Expect::Execute(Act {
+        block: Block::Begins,
+        ..Act::NOTHING
+    }));
+    assert!(!talk.may_have_failed());
+    talk.sent(Expect::Sync);
+    assert!(talk.may_have_failed());
+    assert_eq!(hear(&mut talk, b"C"), "C");
+    assert!(talk.may_have_failed());
 }
 
 #[test]

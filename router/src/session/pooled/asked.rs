@@ -335,10 +335,14 @@ impl Scan<'_> {
         self.statements.get_mut().rename(name, named);
         let number = statement.number();
         let out = splice.replace(at, at + message.len());
-        if self.server.prepared.touch(number) {
-            self.server.exchange.sent(Expect::OwedParse);
-        } else {
+        if !self.server.prepared.touch(number) {
             self.prepare(&statement, number, false, out);
+        } else if self.server.exchange.may_have_failed() {
+            // PostgreSQL is asked, for it refuses most texts then.
+            self.close(number, out);
+            self.prepare(&statement, number, false, out);
+        } else {
+            self.server.exchange.sent(Expect::OwedParse);
         }
         Ok(())
     }
@@ -346,6 +350,7 @@ impl Scan<'_> {
     /// A Parse under a name that the client has given already. PostgreSQL says what it says of that, or of the text first,
     /// under a name that is surely taken: an empty statement has it.
     fn parse_taken(&mut self, tail: &[u8], out: &mut Vec<u8>) {
+        self.server.prepared.note_other();
         frame(out, b'C', |body| {
             body.push(b'S');
             body.extend_from_slice(TAKEN.as_bytes());
@@ -371,6 +376,7 @@ impl Scan<'_> {
     /// A Parse whose name the server gets to know. If it has one, it stays there: no other client may find it.
     fn parse_as_it_is(&mut self, name: &[u8], tail: &[u8], is_whole: bool) {
         self.tally.server_parses.add(1);
+        self.server.prepared.note_other();
         let act = self.look(tail, is_whole);
         self.server.exchange.sent(Expect::Parse {
             statement: 0,
@@ -397,15 +403,7 @@ impl Scan<'_> {
     /// Writes a Parse, after the Close of a statement that has to give way.
     fn prepare(&mut self, statement: &Statement, number: u32, is_hidden: bool, out: &mut Vec<u8>) {
         if let Some(old) = self.server.prepared.add(number, self.limit) {
-            frame(out, b'C', |body| {
-                body.push(b'S');
-                server_name(body, old);
-                body.push(0);
-            });
-            self.server.exchange.sent(Expect::Close {
-                statement: old,
-                is_hidden: true,
-            });
+            self.close(old, out);
         }
         self.tally.server_parses.add(1);
         frame(out, b'P', |body| {
@@ -416,6 +414,18 @@ impl Scan<'_> {
         self.server.exchange.sent(Expect::Parse {
             statement: number,
             is_hidden,
+        });
+    }
+
+    fn close(&mut self, number: u32, out: &mut Vec<u8>) {
+        frame(out, b'C', |body| {
+            body.push(b'S');
+            server_name(body, number);
+            body.push(0);
+        });
+        self.server.exchange.sent(Expect::Close {
+            statement: number,
+            is_hidden: true,
         });
     }
 

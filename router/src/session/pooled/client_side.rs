@@ -11,7 +11,8 @@ use super::hoard::SHORT;
 use super::{Buffers, Own, Pooled, Step, Turn, flush, write_on};
 use crate::error::SessionError;
 use crate::pool::registry::Registry;
-use crate::protocol::messages::FLUSH;
+use crate::protocol::exchange::Expect;
+use crate::protocol::messages::{EMPTY_QUERY, FLUSH};
 use crate::protocol::splice::{BadLength, Splice, head, text};
 use crate::server::Server;
 use crate::session::carry_over::look::PinReason;
@@ -84,7 +85,7 @@ impl Pooled {
         if self.stranded.is_some() || self.discards {
             return self.answer_here(bytes, out, cx);
         }
-        self.leave_in_doubt(bytes);
+        self.probe_in_doubt(cx)?;
         let mut bytes = bytes;
         if self.server.is_none() {
             if bytes.first() == Some(&b'C') {
@@ -111,19 +112,25 @@ impl Pooled {
         self.pass_on(bytes, out, cx)
     }
 
-    /// Closes a server of which one answer too many may come, once the client begins something new.
-    fn leave_in_doubt(&mut self, bytes: &[u8]) {
-        let begins = self.left == 0 && matches!(bytes, [b'Q' | b'P' | b'B' | b'F', ..]);
-        let server = self.server.as_ref();
-        if begins
-            && self.pinned.is_none()
-            && server.is_some_and(|server| server.exchange.may_be_left())
-        {
-            self.note_returned();
-            self.server = None;
-            self.is_seated = false;
-            self.has_unnamed = false;
+    /// Finds out whether one more answer comes of a COPY that has failed, so that the server is anybody's again.
+    pub(super) fn probe_in_doubt(&mut self, cx: &mut Context<'_>) -> Result<(), Turn> {
+        if self.left > 0 || self.pinned.is_some() {
+            return Ok(());
         }
+        let Some(server) = self.server.as_mut() else {
+            return Ok(());
+        };
+        let server: &mut Server = server;
+        // A cancel would meet the probe in the place of what is to end by it.
+        if server.exchange.is_in_doubt() && server.cancel.is_none() {
+            server.exchange.sent(Expect::Probe);
+            // A simple query ends the unnamed statement.
+            self.has_unnamed = false;
+            server.to_server.push(EMPTY_QUERY);
+            let flushed = flush(&mut server.stream, &mut server.to_server, cx);
+            flushed.map_err(|_| Turn::ServerGone)?;
+        }
+        Ok(())
     }
 
     fn keep(&mut self, bytes: &[u8], need: usize, is_unread: bool) {
@@ -203,7 +210,7 @@ impl Pooled {
         written.map_err(|_| Turn::ServerGone)?;
         self.settle(has_flushed, out, cx)?;
         // Something that is answered by nothing, and nothing else, needs no server any longer.
-        self.release_where_free()
+        self.release_where_free(cx)
     }
 
     /// Writes what the client is owed, where the server has nothing to say before it.

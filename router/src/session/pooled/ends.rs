@@ -16,6 +16,9 @@ use crate::protocol::settings::Settings;
 use crate::session::carry_over::look::PinReason;
 use crate::session::stranded::{Next, Stranded};
 
+/// Takes every prepared statement of a server away.
+pub(super) const DEALLOCATE_ALL: &str = "DEALLOCATE ALL";
+
 impl Pooled {
     /// The client is gone, or says so. What it leaves on its server is cleaned up, if that is possible.
     pub(super) fn leave(&mut self) {
@@ -141,6 +144,13 @@ impl Pooled {
     }
 }
 
+fn drops_statements(query: &str) -> bool {
+    let query = query.trim().trim_end_matches(';').trim_end();
+    ["DISCARD ALL", DEALLOCATE_ALL]
+        .iter()
+        .any(|known| query.eq_ignore_ascii_case(known))
+}
+
 /// Ends what a client has left open, and gives the server back.
 async fn clean(mut server: Lease, reset: Option<String>) {
     if server.exchange.status() != Status::Idle {
@@ -153,6 +163,10 @@ async fn clean(mut server: Lease, reset: Option<String>) {
     }
     if let Some(query) = reset {
         if server.run(&query).await.is_err() {
+            return;
+        }
+        // A query of the operator's own may leave statements there, and whoever comes next gives names of his own.
+        if !drops_statements(&query) && server.run(DEALLOCATE_ALL).await.is_err() {
             return;
         }
         server.prepared.clear();

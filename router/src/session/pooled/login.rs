@@ -9,6 +9,7 @@ use tokio::io::AsyncReadExt;
 use trunkline_shared::service::clock;
 
 use super::door::{Door, interned};
+use super::ends::DEALLOCATE_ALL;
 use super::proof::{Admitted, Arrival, authenticate};
 use super::whereabouts::{self, Whereabouts};
 use super::{Counts, Pooled};
@@ -32,6 +33,7 @@ use crate::protocol::sqlstate;
 use crate::protocol::startup::{First, Parameters, parameters};
 use crate::roster::{Listed, Newcomer};
 use crate::route::TargetKind;
+use crate::server::QueryFailed;
 use crate::session::{Client, first_packet, in_startup_time, meet, send};
 use crate::tls::{ALPN, ClientTls};
 
@@ -441,6 +443,7 @@ impl Pooled {
                 self.acquire().await?;
                 continue;
             }
+            self.drop_statements_of_others().await;
             let Some(server) = &self.server else { continue };
             let settings = self.wanted(asked, Settings::clone(&server.initial));
             self.settings = interned(settings);
@@ -453,6 +456,25 @@ impl Pooled {
                 let report = Arc::new(server.reported.clone());
                 self.note_taken();
                 return Ok((report, key));
+            }
+        }
+    }
+
+    /// In session mode a client's statements have the names that it gives them, and a server that was used in another
+    /// mode has those of others by such names.
+    async fn drop_statements_of_others(&mut self) {
+        let Some(server) = self.server.as_mut() else {
+            return;
+        };
+        if server.prepared.is_untouched() {
+            return;
+        }
+        match server.run(DEALLOCATE_ALL).await {
+            Ok(_) => server.prepared.clear(),
+            // Nothing of the client's was sent: another server will do.
+            Err(QueryFailed::Refused(_) | QueryFailed::Lost) => {
+                self.server = None;
+                self.is_seated = false;
             }
         }
     }

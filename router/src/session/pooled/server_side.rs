@@ -44,7 +44,7 @@ impl Pooled {
         match Pin::new(&mut server.stream).poll_read(cx, &mut read) {
             Poll::Pending => {
                 // An answer that filled the buffer to its last byte was not known to be all.
-                self.release_where_free()?;
+                self.release_where_free(cx)?;
                 // What the client has sent meanwhile may have waited for that.
                 return Ok(match self.server {
                     Some(_) => Step::Waits,
@@ -68,7 +68,7 @@ impl Pooled {
             self.answer(&bytes, out, cx)?;
         }
         if is_drained {
-            self.release_where_free()?;
+            self.release_where_free(cx)?;
         }
         Ok(Step::Moved)
     }
@@ -251,10 +251,13 @@ impl Scan<'_> {
                 if self.is_statement_mode && status != Status::Idle {
                     return Err(Trouble::TransactionBlock);
                 }
-                *self.is_resetting = false;
-                *self.answers += 1;
-                *self.ends += u64::from(status == Status::Idle);
-                self.server.exchange.ready(status)
+                let verdict = self.server.exchange.ready(status);
+                if verdict == Verdict::Pass {
+                    *self.is_resetting = false;
+                    *self.answers += 1;
+                    *self.ends += u64::from(status == Status::Idle);
+                }
+                verdict
             }
             b'E' => {
                 self.error(body)?;

@@ -60,6 +60,7 @@ impl Scan<'_> {
             return false;
         }
         let out = splice.replace(at.start, at.end);
+        self.server.prepared.note_other();
         if is_own {
             // One that was never executed may be there still; to close what is not there is no error.
             frame(out, b'C', |body| {
