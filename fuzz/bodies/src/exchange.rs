@@ -135,7 +135,7 @@ impl Asked {
             },
             Expect::Function => [&done(b"V")[..], b"Z"].concat(),
             Expect::Deallocate => [&done(b"TDC")[..], b"Z"].concat(),
-            Expect::Probe => b"IZ".to_vec(),
+            Expect::Probe => b"3".to_vec(),
             Expect::CopyEnd | Expect::OwedParse | Expect::OwedClose | Expect::OwedDeallocate => {
                 Vec::new()
             }

@@ -181,8 +181,9 @@ pub struct Exchange {
     /// The batch that last changed what statements there are, and the one that last prepared the unnamed one.
     statements_in: Option<u64>,
     unnamed_in: Option<u64>,
-    /// The batch that may have opened a transaction last.
+    /// The batch that may have opened a transaction last, and the one that a Sync has ended last.
     opened_in: Option<u64>,
+    synced_in: Option<u64>,
     /// Nothing more is looked at before so many batches are answered.
     held_until: u64,
     /// The server reads copied data, of which the end was not sent.
@@ -191,6 +192,8 @@ pub struct Exchange {
     swallowed: usize,
     /// A COPY has failed, and nobody knows whether before or behind a Sync: the server is not used by others before that is known.
     is_doubtful: bool,
+    /// The end of copied data was sent behind a Sync that is not answered: perhaps COPY ignores that.
+    has_sync_in_copy: bool,
     /// Something was sent behind a Sync of a failed COPY that the server ignores, unless it answers that Sync.
     is_astray: bool,
     /// Something of the answer to the request that is answered now has come.
@@ -214,10 +217,12 @@ impl Default for Exchange {
             statements_in: None,
             unnamed_in: None,
             opened_in: None,
+            synced_in: None,
             held_until: 0,
             is_copying: false,
             swallowed: 0,
             is_doubtful: false,
+            has_sync_in_copy: false,
             is_astray: false,
             has_begun: false,
             is_disowned: false,
@@ -228,19 +233,23 @@ impl Default for Exchange {
 impl Exchange {
     /// Notes a message that goes to the server, or that is answered in its place.
     pub fn sent(&mut self, expect: Expect) {
+        self.has_sync_in_copy &= !self.queue.is_empty();
         match expect {
             Expect::Sync if self.is_copying => {
                 self.swallowed += 1;
                 return;
             }
             // What follows it is not ignored any more.
-            Expect::Sync => self.is_skipping = false,
+            Expect::Sync => (self.is_skipping, self.synced_in) = (false, Some(self.sent)),
             _ if self.is_skipping => {
                 self.is_astray |= self.swallowed > 0 && expect != Expect::CopyEnd;
                 return;
             }
             Expect::CopyEnd if self.queue.is_empty() => return,
-            Expect::CopyEnd => self.is_copying = false,
+            Expect::CopyEnd => {
+                self.is_copying = false;
+                self.has_sync_in_copy |= self.is_uncertain(self.synced_in);
+            }
             Expect::Parse { statement: 0, .. } => self.unnamed_in = Some(self.sent),
             Expect::Parse { .. }
             | Expect::Close { .. }
@@ -297,11 +306,6 @@ impl Exchange {
     /// Whether the server reads copied data, of which the end was not sent.
     pub fn is_copying(&self) -> bool {
         self.is_copying
-    }
-
-    /// Whether nothing is outstanding but, perhaps, answers to Syncs of a COPY that has failed: a [`Expect::Probe`] tells.
-    pub fn is_in_doubt(&self) -> bool {
-        self.is_doubtful && self.is_ready && self.queue.is_empty()
     }
 
     /// Whether an answer of the server is to come.
@@ -418,10 +422,8 @@ impl Exchange {
                 self.swallow();
                 Verdict::Pass
             }
-            // A cancel may have met it.
-            (b'I' | b'E', Some(Expect::Probe)) | (b'T' | b'D', Some(Expect::Deallocate)) => {
-                Verdict::Hide
-            }
+            (b'3', Some(Expect::Probe)) => self.end_doubt(),
+            (b'T' | b'D', Some(Expect::Deallocate)) => Verdict::Hide,
             (b'C', Some(Expect::Deallocate)) => {
                 self.in_place_of_first(Expect::Query(Act::NOTHING));
                 self.queue.push_front(Expect::OwedDeallocate);
@@ -457,20 +459,14 @@ impl Exchange {
     pub fn ready(&mut self, status: Status) -> Verdict {
         let is_answered = match self.queue.front() {
             Some(Expect::Sync) => true,
-            // None of them is answered by nothing else.
-            Some(Expect::Query(_) | Expect::Function | Expect::Probe) => {
-                self.has_begun || !self.is_doubtful
-            }
+            // Neither is answered by nothing else.
+            Some(Expect::Query(_) | Expect::Function) => self.has_begun || !self.is_doubtful,
             _ => false,
         };
-        let mut verdict = Verdict::Pass;
         match is_answered {
             true => {
+                self.queue.pop_front();
                 self.done += 1;
-                if self.queue.pop_front() == Some(Expect::Probe) {
-                    self.swallowed = 0;
-                    verdict = Verdict::Hide;
-                }
             }
             // COPY had failed before it came to that Sync, and what came behind it, if anything did, is executed.
             false if self.is_doubtful && self.swallowed > 0 && !self.is_astray => {
@@ -494,7 +490,7 @@ impl Exchange {
         if self.queue.is_empty() {
             self.is_ready = true;
         }
-        verdict
+        Verdict::Pass
     }
 
     /// Copied data begins: the server ignores every Sync until the data ends.

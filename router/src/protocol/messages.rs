@@ -25,8 +25,8 @@ pub const AUTHENTICATION_OK: &[u8] = b"R\0\0\0\x08\0\0\0\0";
 pub const SSL_REQUEST: &[u8] = b"\0\0\0\x08\x04\xd2\x16\x2f";
 /// Flush, of a client.
 pub const FLUSH: &[u8] = b"H\0\0\0\x04";
-/// An empty query, of a client.
-pub const EMPTY_QUERY: &[u8] = b"Q\0\0\0\x05\0";
+/// A Close of a portal that nobody has, and a Flush, of a client: it is answered in any state, and changes nothing.
+pub const PROBE: &[u8] = b"C\0\0\0\x15Ptrunkline_probe\0H\0\0\0\x04";
 /// Terminate, of a client.
 pub const TERMINATE: &[u8] = b"X\0\0\0\x04";
 

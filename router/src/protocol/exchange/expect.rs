@@ -89,7 +89,7 @@ pub enum Expect {
     Function,
     /// The end of copied data, or its failure. Answered by nothing; a Sync before it is swallowed by COPY.
     CopyEnd,
-    /// An empty query of the router's own, behind which no answer to a Sync of a COPY that has failed can come.
+    /// A Close of the router's own, behind whose answer none to a Sync of a COPY that has failed can come.
     Probe,
     /// A Parse that the server never sees: the client is told ParseComplete in its place.
     OwedParse,
@@ -151,11 +151,7 @@ impl Expect {
     /// Whether it is answered by a ReadyForQuery.
     pub(super) fn ends_a_batch(&self) -> bool {
         match self {
-            Expect::Sync
-            | Expect::Query(_)
-            | Expect::Function
-            | Expect::Probe
-            | Expect::Deallocate => true,
+            Expect::Sync | Expect::Query(_) | Expect::Function | Expect::Deallocate => true,
             Expect::Parse { .. }
             | Expect::Bind
             | Expect::Describe { .. }
@@ -163,6 +159,7 @@ impl Expect {
             | Expect::Execute(_)
             | Expect::ExecuteDeallocate
             | Expect::CopyEnd
+            | Expect::Probe
             | Expect::OwedParse
             | Expect::OwedClose
             | Expect::OwedDeallocate => false,

@@ -356,8 +356,8 @@ fn a_sync_that_comes_while_data_is_copied_is_swallowed_too() {
 fn of_a_copy_that_failed_before_or_behind_a_sync_a_probe_tells_which() {
     // PostgreSQL came to the first Sync while it copied, or when it had failed: it answers one of two, or both.
     for (answers, more, told) in [
-        (&b"EZ"[..], &b"IZ"[..], "--"),
-        (b"EZ", b"ZIZ", "Z--"),
+        (&b"EZ"[..], &b"3"[..], "-"),
+        (b"EZ", b"Z3", "Z-"),
         (b"EZZ", b"", ""),
     ] {
         let mut talk = asked(&[Expect::Bind, EXECUTE, Expect::Sync]);
@@ -400,7 +400,7 @@ fn what_is_asked_behind_a_copy_that_failed_is_not_answered_by_the_sync_of_that()
     talk.sent(Expect::Probe);
     talk.sent(PARSE);
     talk.sent(Expect::Sync);
-    assert_eq!(hear(&mut talk, b"ZIZ1Z"), "Z--1Z");
+    assert_eq!(hear(&mut talk, b"Z31Z"), "Z-1Z");
     assert!(talk.is_idle());
     // There is no place for a probe inside a batch.
     let mut talk = failed();
@@ -438,8 +438,7 @@ fn a_sync_that_is_answered_after_all_ends_what_the_server_ignores() {
     assert!(talk.is_in_doubt());
     talk.sent(Expect::Probe);
     assert_eq!(talk.fate(), Fate::Nothing);
-    // A cancel that came late met the probe.
-    assert_eq!(hear(&mut talk, b"EZ"), "--");
+    assert_eq!(hear(&mut talk, b"3"), "-");
     assert!(talk.is_idle());
     // Sent ahead of the error.
     let mut talk = asked(&[EXECUTE, Expect::Sync]);
@@ -447,6 +446,39 @@ fn a_sync_that_is_answered_after_all_ends_what_the_server_ignores() {
     talk.sent(Expect::CopyEnd);
     talk.sent(PARSE);
     assert_eq!(hear(&mut talk, b"EZ"), "E!");
+}
+
+#[test]
+fn what_follows_a_copy_with_a_sync_inside_waits_for_its_answer() {
+    // Sent ahead, and once the server copies.
+    let ahead = || asked(&[EXECUTE, Expect::Sync, Expect::CopyEnd]);
+    let mut while_it_copies = asked(&[EXECUTE]);
+    hear(&mut while_it_copies, b"G");
+    while_it_copies.sent(Expect::Sync);
+    assert!(!while_it_copies.is_copy_uncertain());
+    while_it_copies.sent(Expect::CopyEnd);
+    while_it_copies.sent(Expect::Sync);
+    let mut ended = ahead();
+    hear(&mut ended, b"G");
+    ended.sent(Expect::Sync);
+    for mut talk in [ended, while_it_copies] {
+        assert!(talk.is_copy_uncertain());
+        talk.hold();
+        assert_eq!(hear(&mut talk, b"CZ"), "CZ");
+        assert!(!talk.is_copy_uncertain() && !talk.is_held() && talk.is_idle());
+    }
+    // It fails at once, and both Syncs are answered.
+    let mut talk = ahead();
+    talk.sent(Expect::Sync);
+    talk.hold();
+    assert_eq!(hear(&mut talk, b"GEZ"), "GEZ");
+    assert!(!talk.is_held() && talk.is_in_doubt());
+    // Without one nothing is waited for.
+    let mut talk = asked(&[EXECUTE, Expect::CopyEnd, Expect::Sync]);
+    assert!(!talk.is_copy_uncertain());
+    hear(&mut talk, b"GCZ");
+    talk.sent(QUERY);
+    assert!(!talk.is_copy_uncertain());
 }
 
 #[test]

@@ -96,7 +96,9 @@ impl Scan<'_> {
             if kind == b'X' {
                 return Ok((at, Stop::Terminate));
             }
-            if self.refers_to_uncertain(kind, &rest[5..have]) {
+            let is_of_copy = matches!(kind, b'd' | b'c' | b'f' | b'S' | b'H');
+            let is_uncertain = !is_of_copy && self.server.exchange.is_copy_uncertain();
+            if is_uncertain || self.refers_to_uncertain(kind, &rest[5..have]) {
                 self.server.exchange.hold();
                 return Ok((at, Stop::Later));
             }

@@ -12,7 +12,7 @@ use super::{Buffers, Own, Pooled, Step, Turn, flush, write_on};
 use crate::error::SessionError;
 use crate::pool::registry::Registry;
 use crate::protocol::exchange::Expect;
-use crate::protocol::messages::{EMPTY_QUERY, FLUSH};
+use crate::protocol::messages::{FLUSH, PROBE};
 use crate::protocol::splice::{BadLength, Splice, head, text};
 use crate::server::Server;
 use crate::session::carry_over::look::PinReason;
@@ -114,19 +114,16 @@ impl Pooled {
 
     /// Finds out whether one more answer comes of a COPY that has failed, so that the server is anybody's again.
     pub(super) fn probe_in_doubt(&mut self, cx: &mut Context<'_>) -> Result<(), Turn> {
-        if self.left > 0 || self.pinned.is_some() {
+        if self.left > 0 || self.pinned == Some(PinReason::Replication) {
             return Ok(());
         }
         let Some(server) = self.server.as_mut() else {
             return Ok(());
         };
         let server: &mut Server = server;
-        // A cancel would meet the probe in the place of what is to end by it.
-        if server.exchange.is_in_doubt() && server.cancel.is_none() {
+        if server.exchange.is_in_doubt() {
             server.exchange.sent(Expect::Probe);
-            // A simple query ends the unnamed statement.
-            self.has_unnamed = false;
-            server.to_server.push(EMPTY_QUERY);
+            server.to_server.push(PROBE);
             let flushed = flush(&mut server.stream, &mut server.to_server, cx);
             flushed.map_err(|_| Turn::ServerGone)?;
         }

@@ -251,13 +251,10 @@ impl Scan<'_> {
                 if self.is_statement_mode && status != Status::Idle {
                     return Err(Trouble::TransactionBlock);
                 }
-                let verdict = self.server.exchange.ready(status);
-                if verdict == Verdict::Pass {
-                    *self.is_resetting = false;
-                    *self.answers += 1;
-                    *self.ends += u64::from(status == Status::Idle);
-                }
-                verdict
+                *self.is_resetting = false;
+                *self.answers += 1;
+                *self.ends += u64::from(status == Status::Idle);
+                self.server.exchange.ready(status)
             }
             b'E' => {
                 self.error(body)?;
