@@ -272,9 +272,26 @@ impl Stack {
 
     /// The leader by the key in the store: empty if there is none.
     pub async fn leader_key(&self) -> Result<String> {
+        self.read_key(&leader_key()).await
+    }
+
+    /// The only member that may lead by the record of a synchronous mode, if there is only one.
+    pub async fn alone_in_sync(&self) -> Result<Option<String>> {
+        let text = self.read_key(&format!("/service/{SCOPE}/sync")).await?;
+        if text.trim().is_empty() {
+            return Ok(None);
+        }
+        let record: serde_json::Value = serde_json::from_str(&text)?;
+        let standbys = record["sync_standby"].as_str().unwrap_or_default();
+        let leader = record["leader"].as_str().filter(|_| standbys.is_empty());
+        Ok(leader.map(str::to_owned))
+    }
+
+    /// What a key of the store holds, by the first member that answers: empty if there is none.
+    async fn read_key(&self, key: &str) -> Result<String> {
         let mut last = None;
         for etcd in &self.etcd {
-            match etcd.read(&leader_key()).await {
+            match etcd.read(key).await {
                 Ok(value) => return Ok(value),
                 Err(error) => last = Some(error),
             }

@@ -108,6 +108,11 @@ pub fn bind(portal: &str, statement: &str, parameter: Option<&str>) -> Vec<u8> {
     message(b'B', &body)
 }
 
+/// The unnamed statement, without parameters, to the unnamed portal.
+pub fn bind_nothing() -> Vec<u8> {
+    message(b'B', &[0; 8])
+}
+
 /// So many rows of a portal; 0: all.
 pub fn execute(portal: &str, rows: u32) -> Vec<u8> {
     let mut body = format!("{portal}\0").into_bytes();

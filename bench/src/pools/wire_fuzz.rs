@@ -39,6 +39,10 @@ const SERVERS: usize = 3;
 const NEIGHBOURS: usize = 3;
 /// Differences that are told; more add nothing.
 const MAX_TOLD: usize = 20;
+/// A table into which COPY fails before it reads anything.
+const REFUSED: &str = "CREATE TABLE refused (n int, t text); GRANT ALL ON refused TO PUBLIC;
+    CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RAISE EXCEPTION ''refused''; END';
+    CREATE TRIGGER refuse BEFORE INSERT ON refused FOR EACH STATEMENT EXECUTE FUNCTION refuse()";
 /// How long what a dead client has left open may hold the table.
 const LOCK_LIMIT: &str = "SET lock_timeout = '30s'";
 
@@ -122,6 +126,7 @@ impl Ground {
         let owner = stack.members[leader].sql(APP).await?;
         let table = format!("CREATE TABLE wire (n int, t text); ALTER TABLE wire OWNER TO {APP}");
         owner.batch_execute(&table).await?;
+        owner.batch_execute(REFUSED).await?;
         owner.batch_execute(LOCK_LIMIT).await?;
         Ok(Self {
             direct: Side::Direct(stack.members[leader].socket().join(".s.PGSQL.5432")),

@@ -250,10 +250,16 @@ async fn change_one(
         .map_or(answered, |hurt| hurt.done.max(answered));
     let leads = until_somebody_leads(stack, &watch, last, since).await?;
     let change = describe(drawn, stack, from, &watch.course(), hurt.as_ref(), leads);
+    let is_alone = !leads && stack.alone_in_sync().await?.as_ref() == Some(&change.candidate);
+    let outcome = match change.outcome {
+        Outcome::Nobody if is_alone => Outcome::OnlyIt,
+        other => other,
+    };
     // No other harm touches etcd.
     let has_store_elected =
         drawn.harm == harm::Harm::CutNode && stack.etcd[from].term().await? > term;
     let change = Change {
+        outcome,
         is_told_done,
         has_store_elected,
         command_ms: millis(answered.since(asked)),

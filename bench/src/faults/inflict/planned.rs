@@ -9,7 +9,7 @@ use trunkline_shared::service::clock;
 use super::leader_name;
 use crate::faults::site::{BESIDE, Field};
 use crate::stack::APP;
-use crate::stack::member::MAXIMUM_LAG;
+use crate::stack::member::{MAXIMUM_LAG, Synchronous};
 use crate::stack::proc::ProcessId;
 use crate::switchover::candidate::bars::Outcome;
 use crate::switchover::candidate::harm::Harm;
@@ -156,7 +156,14 @@ pub async fn candidate_hurt(field: &mut Field<'_>) -> Result<()> {
         let (outcome, step) = hurt_one(field.run.stack, harm, seed, &writes).await?;
         let step = step.map_or("too late", |step| step.name());
         let what = format!("{} ({step}): {}", harm.name(), outcome.name());
-        if outcome == Outcome::Nobody {
+        // Commits of a new leader that has no standby yet wait for nobody in this mode, and it alone has them.
+        let is_on = field.conditions.synchronous == Some(Synchronous::On);
+        let is_met = match outcome {
+            Outcome::Nobody => false,
+            Outcome::OnlyIt => is_on,
+            Outcome::RolledBack | Outcome::MovedToIt | Outcome::Another | Outcome::PassedOn => true,
+        };
+        if !is_met {
             field.missed(format!(
                 "{what}: nobody led before the candidate was healed"
             ));

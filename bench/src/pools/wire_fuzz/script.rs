@@ -304,7 +304,20 @@ impl Drawing<'_> {
             round.push("Query COPY TO STDOUT", query(sql));
             return;
         }
-        round.push("Query COPY FROM STDIN", query("COPY wire FROM STDIN"));
+        let table = self.one(&["wire", "wire", "wire", "refused"]);
+        let sql = format!("COPY {table} FROM STDIN");
+        let is_extended = self.rng.bool();
+        if is_extended {
+            round.push(format!("Parse \"\" {sql}"), parse("", &sql));
+            round.push("Bind \"\" \"\"", crate::pools::wire::bind_nothing());
+            self.execute(round, "");
+            if self.rng.bool() {
+                // As libpq sends it.
+                round.push("Sync ahead of the data", sync());
+            }
+        } else {
+            round.push(format!("Query {sql}"), query(&sql));
+        }
         for _ in 0..self.rng.usize(..4) {
             let line = self.one(&[
                 "11\televen\n",
@@ -322,6 +335,10 @@ impl Drawing<'_> {
             _ => {}
         }
         round.push("CopyDone", message(b'c', b""));
+        if is_extended {
+            // Without it nobody can tell what of the rest PostgreSQL ignores: the router says 08007.
+            round.push("Sync", sync());
+        }
     }
 
     /// A function by its number: int4pl, none, and one whose arguments end too early.

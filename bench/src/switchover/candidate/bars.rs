@@ -29,17 +29,20 @@ pub enum Outcome {
     Another,
     /// It got the key, and somebody else leads now.
     PassedOn,
+    /// Nobody led before it was healed: it had the key, and by the record of the synchronous mode nobody else may lead.
+    OnlyIt,
     /// Nobody led before it was healed.
     Nobody,
 }
 
 impl Outcome {
     /// Every outcome.
-    pub const ALL: [Outcome; 5] = [
+    pub const ALL: [Outcome; 6] = [
         Outcome::RolledBack,
         Outcome::MovedToIt,
         Outcome::Another,
         Outcome::PassedOn,
+        Outcome::OnlyIt,
         Outcome::Nobody,
     ];
 
@@ -50,6 +53,7 @@ impl Outcome {
             Outcome::MovedToIt => "moved to it",
             Outcome::Another => "another",
             Outcome::PassedOn => "passed on",
+            Outcome::OnlyIt => "only it may",
             Outcome::Nobody => "NOBODY",
         }
     }
@@ -99,7 +103,9 @@ pub fn missed(facts: &Facts<'_>, ttl: Duration, judges_times: bool) -> Vec<Strin
         missed.push(format!("undeserved errors {}", wrong.join(" ")));
     }
     match facts.outcome {
-        Outcome::Nobody => missed.push("nobody led before it was healed".to_owned()),
+        Outcome::OnlyIt | Outcome::Nobody => {
+            missed.push("nobody led before it was healed".to_owned());
+        }
         Outcome::RolledBack if facts.is_told_done => {
             missed.push("the command said that it was done".to_owned());
         }
