@@ -13,11 +13,13 @@ use std::path::Path;
 use goldenscript::{Argument, Command, Context, Runner};
 use test_each_file::test_each_path;
 
+use trunkline_agent::decide::announce::announcement;
 use trunkline_agent::decide::decision::Action;
 use trunkline_agent::decide::observation::LeaseView;
 use trunkline_agent::decide::script::print::to_script;
 use trunkline_agent::decide::script::{Line, Scene, ScriptError, outcome, test_case};
 use trunkline_agent::decide::{Memory, Observation, decide};
+use trunkline_shared::dcs::records::member_to_json;
 
 test_each_path! { in "./agent/tests/decide" => run }
 
@@ -34,15 +36,24 @@ impl Runner for Script {
     type Command = Command;
 
     fn run(&mut self, command: &Command, _: &Context) -> Result<String, Box<dyn Error>> {
-        if command.name == "decide" {
-            return Ok(self.decide());
+        match command.name.as_str() {
+            "decide" => return Ok(self.decide()),
+            "announce" => return Ok(self.announce()),
+            _ => take(&mut self.scene, command)?,
         }
-        take(&mut self.scene, command)?;
         Ok(String::new())
     }
 }
 
 impl Script {
+    /// The member's record after the next decision.
+    fn announce(&self) -> String {
+        let seen = &self.scene.seen;
+        let decision = decide(seen, &self.scene.memory);
+        let record = announcement(seen, &decision, &"http://a:8008/patroni".into(), &"1".into());
+        member_to_json(&record)
+    }
+
     fn decide(&mut self) -> String {
         let seen = &self.scene.seen;
         let decision = decide(seen, &self.scene.memory);
