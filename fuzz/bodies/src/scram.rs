@@ -233,7 +233,10 @@ fn kept(draw: &mut Draw<'_>) {
             assert!(verifier.is_none() || !is_md5);
             if let Ok(user) = User::read("app", text.clone().into_owned()) {
                 let shown = format!("{user:?}");
-                let is_secret = text.len() > 20;
+                // A text may be what is shown of every user.
+                let of_another = User::read("app", "another".to_owned());
+                let is_common = format!("{of_another:?}").contains(&*text);
+                let is_secret = text.len() > 20 && !is_common;
                 assert!(!(is_secret && shown.contains(&*text)), "a secret is shown");
             }
         }

@@ -8,6 +8,7 @@ pub use expect::{Act, Block, Expect};
 use crate::protocol::messages::{CLOSE_COMPLETE, DEALLOCATED, PARSE_COMPLETE};
 
 mod batches;
+mod copy;
 mod expect;
 mod given_up;
 
@@ -192,6 +193,8 @@ pub struct Exchange {
     swallowed: usize,
     /// A COPY has failed, and nobody knows whether before or behind a Sync: the server is not used by others before that is known.
     is_doubtful: bool,
+    /// Copied data has begun since the last command was over.
+    has_copied: bool,
     /// The end of copied data was sent behind a Sync that is not answered: perhaps COPY ignores that.
     has_sync_in_copy: bool,
     /// Something was sent behind a Sync of a failed COPY that the server ignores, unless it answers that Sync.
@@ -222,6 +225,7 @@ impl Default for Exchange {
             is_copying: false,
             swallowed: 0,
             is_doubtful: false,
+            has_copied: false,
             has_sync_in_copy: false,
             is_astray: false,
             has_begun: false,
@@ -234,6 +238,8 @@ impl Exchange {
     /// Notes a message that goes to the server, or that is answered in its place.
     pub fn sent(&mut self, expect: Expect) {
         self.has_sync_in_copy &= !self.queue.is_empty();
+        // COPY fails by any other message, and what follows is not its own.
+        self.is_copying &= expect.may_be_inside_copy();
         match expect {
             Expect::Sync if self.is_copying => {
                 self.swallowed += 1;
@@ -300,7 +306,8 @@ impl Exchange {
 
     /// Whether that is so.
     pub fn is_held(&self) -> bool {
-        self.done < self.held_until
+        // A COPY among that waits for its data.
+        self.done < self.held_until && !self.is_copying
     }
 
     /// Whether the server reads copied data, of which the end was not sent.
@@ -411,6 +418,7 @@ impl Exchange {
                 Verdict::Pass
             }
             (b'C', Some(Expect::Query(_))) => {
+                self.forget_copy_end();
                 self.end_copy(true);
                 Verdict::Pass
             }
@@ -434,15 +442,15 @@ impl Exchange {
                 hear(Heard::NotRenamed(1));
                 Verdict::Pass
             }
-            (b'E', Some(Expect::Query(_) | Expect::Function | Expect::Sync)) => {
+            (b'E', Some(asked)) if asked != Expect::Probe => {
                 self.end_copy(false);
+                if !matches!(asked, Expect::Query(_) | Expect::Function | Expect::Sync) {
+                    self.skip(&mut hear);
+                }
                 Verdict::Pass
             }
-            (b'E', Some(_)) => {
-                self.end_copy(false);
-                self.skip(&mut hear);
-                Verdict::Pass
-            }
+            // Something that was not counted has failed.
+            (b'E', _) if self.is_doubtful => Verdict::Lost,
             // What a server says unasked; an error unasked is its last word.
             (b'N' | b'A' | b'S' | b'E', _) => Verdict::Pass,
             _ => Verdict::Lost,
@@ -457,6 +465,10 @@ impl Exchange {
 
     /// Notes a ReadyForQuery.
     pub fn ready(&mut self, status: Status) -> Verdict {
+        if self.is_doubtful && self.is_astray {
+            // Perhaps of the Sync inside a COPY that failed, and what came behind that is executed.
+            return Verdict::Lost;
+        }
         let is_answered = match self.queue.front() {
             Some(Expect::Sync) => true,
             // Neither is answered by nothing else.
@@ -468,15 +480,14 @@ impl Exchange {
                 self.queue.pop_front();
                 self.done += 1;
             }
-            // COPY had failed before it came to that Sync, and what came behind it, if anything did, is executed.
-            false if self.is_doubtful && self.swallowed > 0 && !self.is_astray => {
+            // COPY had failed before it came to that Sync.
+            false if self.is_doubtful && self.swallowed > 0 => {
                 self.swallowed -= 1;
                 self.is_skipping = false;
             }
             false => return Verdict::Lost,
         }
         self.is_doubtful &= self.swallowed > 0;
-        self.is_astray = false;
         self.has_begun = false;
         self.is_disowned = false;
         self.status = status;
@@ -491,20 +502,6 @@ impl Exchange {
             self.is_ready = true;
         }
         Verdict::Pass
-    }
-
-    /// Copied data begins: the server ignores every Sync until the data ends.
-    fn swallow(&mut self) {
-        let mut has_ended = false;
-        let before = self.queue.len();
-        self.queue.retain(|expect| {
-            has_ended |= *expect == Expect::CopyEnd;
-            *expect != Expect::Sync || has_ended
-        });
-        self.is_copying = !has_ended;
-        self.swallowed = before - self.queue.len();
-        // They are no batches.
-        self.done += self.swallowed as u64;
     }
 
     /// A command is over, COPY perhaps.

@@ -24,6 +24,7 @@ use crate::pool::clients::Places;
 use crate::pool::registry::{Entered, Mailbox, Registry};
 use crate::pool::{Lease, PoolId};
 use crate::protocol::exchange::Heard;
+use crate::protocol::exchange::Status;
 use crate::protocol::settings::{Settings, SettingsSeen};
 use crate::roster::Listed;
 use crate::server::Cancelled;
@@ -380,7 +381,11 @@ impl Pooled {
     }
 
     fn release_where_free(&mut self, cx: &mut Context<'_>) -> Result<(), Turn> {
-        self.probe_in_doubt(cx)?;
+        let talk = self.server.as_ref().map(|server| &server.exchange);
+        // In a transaction it would end what limits its idle time: the next request comes behind it.
+        if talk.is_some_and(|talk| talk.status() == Status::Idle) {
+            self.probe_in_doubt(cx)?;
+        }
         match self.is_free() {
             true if self.to_ask.is_empty() => self.release(),
             true => return Err(Turn::AskSettings),

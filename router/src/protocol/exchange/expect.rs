@@ -126,6 +126,18 @@ impl Expect {
         }
     }
 
+    /// Whether COPY goes on when it is sent before the end of the data, or the server never sees it.
+    pub(super) fn may_be_inside_copy(&self) -> bool {
+        matches!(
+            self,
+            Expect::Sync
+                | Expect::CopyEnd
+                | Expect::OwedParse
+                | Expect::OwedClose
+                | Expect::OwedDeallocate
+        )
+    }
+
     /// Whether it is the description of a statement, whose parameters were not told yet.
     pub(super) fn has_parameters(&self) -> bool {
         matches!(

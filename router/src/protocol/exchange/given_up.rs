@@ -63,11 +63,10 @@ fn does_nothing_else(asked: &Expect, is_over: &mut bool) -> bool {
         // What is prepared behind the end may be anything.
         Expect::Parse { .. } | Expect::OwedParse | Expect::Bind => !*is_over,
         Expect::Describe { block, .. } => !*is_over && *block == Block::RollsBack,
-        Expect::Close { .. } | Expect::Sync | Expect::OwedClose => true,
+        Expect::Close { .. } | Expect::Sync | Expect::OwedClose | Expect::Probe => true,
         Expect::ExecuteDeallocate
         | Expect::Function
         | Expect::CopyEnd
-        | Expect::Probe
         | Expect::Deallocate
         | Expect::OwedDeallocate => false,
     }

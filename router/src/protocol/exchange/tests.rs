@@ -430,9 +430,18 @@ fn a_sync_that_is_answered_after_all_ends_what_the_server_ignores() {
     talk.sent(Expect::CopyEnd);
     talk.sent(QUERY);
     assert_eq!(hear(&mut talk, b"Z"), "!");
-    // The next Sync answers for it, whichever it was.
+    // Of which Sync the next answer is, nobody can tell.
     let mut talk = failed();
     talk.sent(QUERY);
+    talk.sent(Expect::Sync);
+    assert_eq!(hear(&mut talk, b"Z"), "!");
+    assert_eq!(
+        (talk.fate(), talk.unanswered()),
+        (Fate::Unknown, (1, false))
+    );
+    // With nothing sent behind it the probe tells.
+    let mut talk = failed();
+    talk.sent(Expect::CopyEnd);
     talk.sent(Expect::Sync);
     assert_eq!(hear(&mut talk, b"Z"), "Z");
     assert!(talk.is_in_doubt());
@@ -440,12 +449,47 @@ fn a_sync_that_is_answered_after_all_ends_what_the_server_ignores() {
     assert_eq!(talk.fate(), Fate::Nothing);
     assert_eq!(hear(&mut talk, b"3"), "-");
     assert!(talk.is_idle());
+    talk = failed();
+    talk.sent(Expect::Sync);
+    assert_eq!(hear(&mut talk, b"Z"), "Z");
+    talk.sent(Expect::Probe);
+    assert_eq!(hear(&mut talk, b"E"), "!");
     // Sent ahead of the error.
     let mut talk = asked(&[EXECUTE, Expect::Sync]);
     hear(&mut talk, b"G");
     talk.sent(Expect::CopyEnd);
     talk.sent(PARSE);
     assert_eq!(hear(&mut talk, b"EZ"), "E!");
+}
+
+#[test]
+fn a_sync_behind_another_message_is_not_inside_copy() {
+    // The COPY fails at once, and the next query is answered as always.
+    let mut talk = asked(&[QUERY, QUERY, Expect::Sync]);
+    assert_eq!(hear(&mut talk, b"GEZCZ"), "GEZCZ");
+    assert!(!talk.is_idle());
+    assert_eq!(hear(&mut talk, b"Z"), "Z");
+    assert!(talk.is_idle());
+    let mut talk = asked(&[QUERY]);
+    hear(&mut talk, b"G");
+    talk.sent(QUERY);
+    assert!(!talk.is_copying());
+    talk.sent(Expect::Sync);
+    assert_eq!(hear(&mut talk, b"EZCZ"), "EZCZ");
+    assert!(!talk.is_idle() && !talk.is_in_doubt());
+}
+
+#[test]
+fn each_copy_of_one_query_has_an_end_of_its_own() {
+    let mut talk = asked(&[QUERY, Expect::CopyEnd, Expect::Sync]);
+    assert_eq!(hear(&mut talk, b"GCG"), "GCG");
+    assert!(talk.is_copying());
+    talk.hold();
+    assert!(!talk.is_held());
+    talk.sent(Expect::CopyEnd);
+    assert!(talk.is_held() && talk.is_copy_uncertain());
+    assert_eq!(hear(&mut talk, b"CZ"), "CZ");
+    assert!(talk.is_idle());
 }
 
 #[test]

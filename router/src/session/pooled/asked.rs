@@ -97,8 +97,10 @@ impl Scan<'_> {
                 return Ok((at, Stop::Terminate));
             }
             let is_of_copy = matches!(kind, b'd' | b'c' | b'f' | b'S' | b'H');
-            let is_uncertain = !is_of_copy && self.server.exchange.is_copy_uncertain();
-            if is_uncertain || self.refers_to_uncertain(kind, &rest[5..have]) {
+            let talk = &self.server.exchange;
+            let is_uncertain = !is_of_copy && talk.is_copy_uncertain()
+                || self.refers_to_uncertain(kind, &rest[5..have]);
+            if is_uncertain && !talk.is_copying() {
                 self.server.exchange.hold();
                 return Ok((at, Stop::Later));
             }

@@ -85,7 +85,10 @@ impl Pooled {
         if self.stranded.is_some() || self.discards {
             return self.answer_here(bytes, out, cx);
         }
-        self.probe_in_doubt(cx)?;
+        if let Err(turn) = self.probe_in_doubt(cx) {
+            self.keep(bytes, 0, true);
+            return Err(turn);
+        }
         let mut bytes = bytes;
         if self.server.is_none() {
             if bytes.first() == Some(&b'C') {

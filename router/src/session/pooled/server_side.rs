@@ -267,7 +267,7 @@ impl Scan<'_> {
                 });
                 // Its last word is told in any case.
                 match (*self.is_explained, verdict) {
-                    (true, Verdict::Hide) => Verdict::Pass,
+                    (true, Verdict::Hide | Verdict::Lost) => Verdict::Pass,
                     (true | false, verdict) => verdict,
                 }
             }
