@@ -247,6 +247,7 @@ impl Actor {
             Action::Checkpoint => self.checkpoint().await?,
             Action::CutWal(ends) => self.cut_wal(ends),
             Action::Follow(upstream) => self.follow(upstream).await?,
+            Action::EndReplayConflicts => self.end_replay_conflicts().await?,
             Action::Clone(upstream) => self.clone_from(seen, upstream).await?,
             Action::Rewind(upstream) => self.rewind(seen, upstream).await?,
             Action::CancelJob => self.cancel_job().await,

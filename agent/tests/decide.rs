@@ -50,7 +50,12 @@ impl Script {
     fn announce(&self) -> String {
         let seen = &self.scene.seen;
         let decision = decide(seen, &self.scene.memory);
-        let record = announcement(seen, &decision, &"http://a:8008/patroni".into(), &"1".into());
+        let record = announcement(
+            seen,
+            &decision,
+            &"http://a:8008/patroni".into(),
+            &"1".into(),
+        );
         member_to_json(&record)
     }
 

@@ -235,6 +235,11 @@ impl Actor {
         Ok(0)
     }
 
+    pub(super) async fn end_replay_conflicts(&mut self) -> Result<Revision, ActError> {
+        self.postgres.end_replay_conflicts().await?;
+        Ok(0)
+    }
+
     pub(super) async fn clone_from(
         &mut self,
         seen: &Observation,

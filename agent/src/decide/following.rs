@@ -4,6 +4,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 
+use trunkline_shared::cluster::settings::SynchronousMode;
 use trunkline_shared::cluster::timeline::Ancestry;
 use trunkline_shared::cluster::topology::SwitchoverStage;
 use trunkline_shared::cluster::{Lsn, Member, MemberRole, MemberState, Moment, Timeline, Topology};
@@ -19,6 +20,9 @@ use super::{RETRY_PAUSE, Turn, no_data, past_changes, slots, upstream};
 /// How often a candidate looks whether it has the old leader's last record, and whether the new leader is
 /// ready: PostgreSQL tells nobody when replay gets there.
 const WATCH_REPLAY: Duration = Duration::from_millis(10);
+
+/// How long a replica that commits wait for may lack its upstream before queries that replay waits for are ended.
+const QUERIES_END: Duration = Duration::from_secs(1);
 
 pub(super) fn decide(seen: &Observation, memory: &Memory, topology: &Topology) -> Decision {
     let turn = Turn::new(seen, memory);
@@ -168,7 +172,7 @@ fn follow(turn: Turn<'_>, topology: &Topology, running: &Running, at: At<'_>) ->
         if running.is_wal_gone {
             return without_wal(turn, upstream, at.end);
         }
-        return repair(turn, upstream);
+        return repair(turn, topology, upstream);
     }
     let mut turn = turn
         .remember(|memory| {
@@ -246,20 +250,44 @@ fn wait_for_leader(turn: Turn<'_>, topology: &Topology) -> Decision {
 }
 
 /// The upstream is right and nothing streams: PostgreSQL retries by itself, and after a ttl its receiver
-/// is made to connect anew.
-fn repair(turn: Turn<'_>, upstream: Upstream) -> Decision {
+/// is made to connect anew. While replay waits for queries no receiver is started at all: where commits wait for this
+/// member the queries are ended.
+fn repair(turn: Turn<'_>, topology: &Topology, upstream: Upstream) -> Decision {
     let seen = turn.seen;
     let ttl = seen.settings().ttl;
     let since = turn.decision.memory.not_streaming_since.unwrap_or(seen.now);
     let waited = seen.now.since(since);
+    let is_waited_for = commits_wait_for(seen, topology);
+    let turn = match is_waited_for && waited >= QUERIES_END {
+        true => turn.act(Action::EndReplayConflicts),
+        false => turn,
+    };
     if waited < ttl {
+        let next = match is_waited_for && waited < QUERIES_END {
+            true => QUERIES_END - waited,
+            false => ttl - waited,
+        };
         return turn
             .remember(|memory| memory.not_streaming_since = Some(since))
-            .within(Reason::NotStreaming, ttl - waited);
+            .within(Reason::NotStreaming, next);
     }
     turn.remember(|memory| memory.not_streaming_since = Some(seen.now))
         .act(Action::Follow(upstream))
         .routine(Reason::RepairingReplication)
+}
+
+/// Whether commits wait however long they must, and no other member streams that they could wait for.
+fn commits_wait_for(seen: &Observation, topology: &Topology) -> bool {
+    let settings = seen.settings();
+    let is_without_end = match settings.synchronous_mode {
+        SynchronousMode::Off => false,
+        SynchronousMode::On => settings.is_synchronous_mode_strict,
+        SynchronousMode::Quorum => true,
+    };
+    let mut others = topology.members.values();
+    let has_another =
+        others.any(|member| member.name != seen.me.name && member.is_streaming == Some(true));
+    is_without_end && !seen.me.tags.nosync && !has_another
 }
 
 /// The WAL it needs is gone from its upstream. PostgreSQL goes on asking its `restore_command` meanwhile; if the

@@ -42,6 +42,14 @@ SELECT pg_catalog.pg_terminate_backend(pid)::text FROM pg_catalog.pg_stat_activi
  WHERE backend_type = 'client backend' AND pid <> pg_catalog.pg_backend_pid()
  AND (xact_start IS NOT NULL OR backend_xmin IS NOT NULL)";
 
+/// The same where replay does wait.
+const END_CONFLICTS: &str = "\
+SELECT pg_catalog.pg_terminate_backend(pid)::text FROM pg_catalog.pg_stat_activity
+ WHERE backend_type = 'client backend' AND pid <> pg_catalog.pg_backend_pid()
+ AND (xact_start IS NOT NULL OR backend_xmin IS NOT NULL)
+ AND EXISTS (SELECT FROM pg_catalog.pg_stat_activity WHERE backend_type = 'startup'
+ AND (wait_event LIKE 'RecoveryConflict%' OR wait_event_type IN ('Lock', 'BufferPin')))";
+
 /// How a promotion went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Promoted {
@@ -129,6 +137,12 @@ impl Postgres {
             took,
             timeline: Timeline(timeline),
         })
+    }
+
+    /// Ends the client sessions of a replica whose replay waits for one of them. Until it goes on, PostgreSQL takes up no other
+    /// upstream.
+    pub async fn end_replay_conflicts(&self) -> Result<(), PostgresError> {
+        self.query(END_CONFLICTS, STATEMENT_LIMIT).await.map(|_| ())
     }
 
     /// Written down before the signal, so that an agent that is started again knows of it.

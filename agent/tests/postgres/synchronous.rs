@@ -55,6 +55,38 @@ fn commits_that_wait_are_released_once_they_are_to_wait_for_somebody_else() {
 }
 
 #[test]
+fn queries_are_ended_where_replay_waits_for_them_and_nowhere_else() {
+    on_every_major(
+        "synchronous::queries_are_ended_where_replay_waits_for_them_and_nowhere_else",
+        async |servers| {
+            let (first, second) = with_table(servers).await;
+            let watching = servers.client(2).await;
+            for sql in [
+                "ALTER SYSTEM SET max_standby_streaming_delay = -1",
+                "SELECT pg_reload_conf()",
+            ] {
+                watching.batch_execute(sql).await.unwrap();
+            }
+            let reading = servers.client(2).await;
+            reading.batch_execute("BEGIN; SELECT FROM t").await.unwrap();
+            second.end_replay_conflicts().await.unwrap();
+            reading.batch_execute("SELECT FROM t").await.unwrap();
+
+            let changing = servers.client(1).await;
+            let change = "SET default_transaction_read_only = off; ALTER TABLE t ADD held int";
+            changing.batch_execute(change).await.unwrap();
+            let held = "SELECT FROM pg_stat_activity WHERE backend_type = 'startup' AND wait_event_type = 'Lock'";
+            let waits =
+                async || (watching.query(held, &[]).await.unwrap().len() == 1).then_some(());
+            wait_for("replay to wait for the query", String::new, waits).await;
+            second.end_replay_conflicts().await.unwrap();
+            wait_replayed(&first, &second).await;
+            assert!(reading.batch_execute("SELECT 1").await.is_err());
+        },
+    );
+}
+
+#[test]
 fn what_a_crashed_primary_alone_wrote_confirms_no_commit_of_the_next() {
     on_every_major(
         "synchronous::what_a_crashed_primary_alone_wrote_confirms_no_commit_of_the_next",

@@ -115,7 +115,8 @@ impl World {
                 Went::Done
             }
             Action::CloneWithoutLeader => self.begin_job(node, JobKind::Clone, None),
-            Action::CallBack(..) => Went::Done,
+            // No client of the simulation holds replay up.
+            Action::CallBack(..) | Action::EndReplayConflicts => Went::Done,
             Action::CompareHistory(_) => self.begin_job(node, JobKind::CompareHistory, None),
             Action::CopyLogicalSlots { from, .. } => {
                 self.begin_copy(node, JobKind::CopySlots, from)
@@ -290,6 +291,7 @@ impl World {
             | Action::Checkpoint
             | Action::CutWal(_)
             | Action::Follow(_)
+            | Action::EndReplayConflicts
             | Action::Clone(_)
             | Action::Rewind(_)
             | Action::CancelJob

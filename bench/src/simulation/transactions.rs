@@ -91,6 +91,7 @@ impl World {
             | Action::TendLogicalSlots(_)
             | Action::SetSynchronizedSlots(_)
             | Action::CreateSlots(_)
+            | Action::EndReplayConflicts
             | Action::DropSlots(_)
             | Action::AdvanceSlots(_) => None,
         }

@@ -40,6 +40,7 @@ pub(super) fn of(action: &Action) -> &'static str {
         Action::Checkpoint => "a checkpoint, so that others may rewind or a stop is short",
         Action::CutWal(_) => "takes away WAL that the leader's history does not have",
         Action::Follow(_) => "points PostgreSQL at its upstream",
+        Action::EndReplayConflicts => "ends sessions that replay waits for",
         Action::Clone(_) => "copies the data anew",
         Action::Rewind(_) => "takes its WAL back to where it left the leader's",
         Action::CancelJob => "ends the job in progress",

@@ -91,6 +91,8 @@ pub enum Action {
     CutWal(Arc<[TimelineEnd]>),
     /// Replicate from this address.
     Follow(Upstream),
+    /// End the sessions of clients that replay waits for, if it does.
+    EndReplayConflicts,
     /// Copy the data anew.
     Clone(Upstream),
     /// Take the own history back to where it left the leader's.
@@ -316,6 +318,7 @@ impl Action {
         "checkpoint",
         "cut_wal",
         "follow",
+        "end_replay_conflicts",
         "clone",
         "rewind",
         "cancel_job",
@@ -379,6 +382,7 @@ impl Action {
             Action::Checkpoint => long("checkpoint", JobKind::Checkpoint),
             Action::CutWal(_) => brief("cut_wal"),
             Action::Follow(_) => brief("follow"),
+            Action::EndReplayConflicts => brief("end_replay_conflicts"),
             Action::Clone(_) => replaces("clone", JobKind::Clone),
             Action::Rewind(_) => replaces("rewind", JobKind::Rewind),
             Action::CancelJob => brief("cancel_job"),

@@ -95,6 +95,7 @@ impl fmt::Display for Action {
             | Action::ClaimBootstrap
             | Action::RecordHistory
             | Action::DiscardBootstrap
+            | Action::EndReplayConflicts
             | Action::RunPrePromote
             | Action::CloneWithoutLeader
             | Action::ClearSwitchover
