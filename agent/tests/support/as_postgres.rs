@@ -17,9 +17,14 @@ pub fn run_again(name: &str, programs: &[(&str, &str)]) {
     let test = std::env::current_exe().unwrap();
     let copies = [("test", test.to_str().unwrap())];
     for (copy, program) in copies.iter().chain(programs) {
-        let copy = folder.path().join(copy);
-        fs::copy(program, &copy).unwrap();
-        fs::set_permissions(&copy, fs::Permissions::from_mode(0o755)).unwrap();
+        // By a process of its own: what another test starts at this moment would inherit a descriptor that the copy is
+        // written through, and a program that somebody writes to cannot be executed ("Text file busy").
+        let status = std::process::Command::new("install")
+            .args(["-m", "755", program])
+            .arg(folder.path().join(copy))
+            .status()
+            .expect("install (package coreutils) copies the test");
+        assert!(status.success(), "{program} is not copied");
     }
     let status = std::process::Command::new("setpriv")
         .args([
