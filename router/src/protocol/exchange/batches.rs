@@ -1,6 +1,6 @@
-//! Where one batch of a client ends and the next begins.
+//! Where one batch of a client ends and the next begins, and what becomes of those that are not answered.
 
-use super::{Exchange, Expect, Fate, Place, Status, Verdict};
+use super::{Exchange, Expect, Fate, Place, Status};
 
 impl Exchange {
     /// Whether something is outstanding, and what was sent last has ended a batch.
@@ -17,25 +17,6 @@ impl Exchange {
             && !self.is_skipping
             && !self.is_doubtful
             && !has_copy()
-    }
-
-    /// Whether nothing is outstanding but, perhaps, answers to Syncs of a COPY that has failed: a [`Expect::Probe`] tells.
-    pub fn is_in_doubt(&self) -> bool {
-        self.is_doubtful && self.is_ready && self.queue.is_empty()
-    }
-
-    /// The probe is answered: no answer to a Sync inside COPY comes any more.
-    pub(super) fn end_doubt(&mut self) -> Verdict {
-        self.queue.pop_front();
-        (self.swallowed, self.is_doubtful) = (0, false);
-        Verdict::Hide
-    }
-
-    /// Whether a COPY is to be answered inside which a Sync was sent: what it makes of that decides what belongs to the answers that
-    /// follow.
-    pub fn is_copy_uncertain(&self) -> bool {
-        let has_sync = self.swallowed > 0 || self.has_sync_in_copy;
-        has_sync && !self.is_copying && self.done < self.sent
     }
 
     /// Whether nothing of the client's is outstanding, though an answer to the router may be, or one of a COPY that failed.
