@@ -43,24 +43,15 @@ pub(super) fn identity<'a>(
 /// A pause has met the cluster that is being made. It gets its identity, and no pause disarms it before: nobody would
 /// know of what an instance without a fence is. What has failed is stopped when the pause is over.
 pub(super) fn in_maintenance(turn: Turn<'_>, topology: &Topology) -> Decision {
-    let running = match &turn.seen.local {
-        Local::Running(running) => match running.role {
-            RunningRole::Primary { .. } => Some(running),
-            RunningRole::Replica { .. } => None,
-        },
-        Local::Unknown(_)
-        | Local::Empty
-        | Local::Stopped(_)
-        | Local::Starting { .. }
-        | Local::Unresponsive { .. }
-        | Local::Orphaned { .. } => None,
-    };
-    let is_own = turn.seen.is_bootstrap_unfinished;
-    let is_beside = is_own && beside(turn.seen).is_some();
-    let has_failed = turn.failure_of(JobKind::FinishBootstrap).is_some() || is_beside;
-    let Some(running) = running.filter(|_| !has_failed) else {
+    let Local::Running(running) = &turn.seen.local else {
         return turn.routine(Reason::Paused);
     };
+    let is_primary = matches!(running.role, RunningRole::Primary { .. });
+    let is_beside = turn.seen.is_bootstrap_unfinished && beside(turn.seen).is_some();
+    let has_failed = turn.failure_of(JobKind::FinishBootstrap).is_some() || is_beside;
+    if !is_primary || has_failed {
+        return turn.routine(Reason::Paused);
+    }
     if !turn.seen.fence.is_armed() {
         return turn.act(Action::ArmFence).now(Reason::ArmingFence);
     }

@@ -36,13 +36,7 @@ SELECT pg_catalog.pg_is_in_recovery() || ' ' || EXISTS (
  SELECT FROM pg_catalog.pg_stat_activity WHERE backend_type = 'startup'
  AND (wait_event LIKE 'RecoveryConflict%' OR wait_event_type IN ('Lock', 'BufferPin')))";
 
-/// Ends the client sessions of a replica that hold a snapshot or a transaction: what replay can wait for.
-const LIFT_CONFLICTS: &str = "\
-SELECT pg_catalog.pg_terminate_backend(pid)::text FROM pg_catalog.pg_stat_activity
- WHERE backend_type = 'client backend' AND pid <> pg_catalog.pg_backend_pid()
- AND (xact_start IS NOT NULL OR backend_xmin IS NOT NULL)";
-
-/// The same where replay does wait.
+/// Ends the client sessions that replay can wait for, those with a snapshot or a transaction, if it does wait.
 const END_CONFLICTS: &str = "\
 SELECT pg_catalog.pg_terminate_backend(pid)::text FROM pg_catalog.pg_stat_activity
  WHERE backend_type = 'client backend' AND pid <> pg_catalog.pg_backend_pid()
@@ -116,7 +110,7 @@ impl Postgres {
             match answer.as_deref() {
                 Ok(text) if text.starts_with("false") => break,
                 Ok("true true") if passed >= CONFLICT_PATIENCE => {
-                    let _ = self.query(LIFT_CONFLICTS, STATEMENT_LIMIT).await;
+                    let _ = self.end_replay_conflicts().await;
                 }
                 _ => {}
             }
