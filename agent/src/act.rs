@@ -27,7 +27,7 @@ use crate::lease::arming::Arming;
 use crate::lease::{HandOver, LeaseError, LeaseHandle, LeaseStatus};
 use crate::postgres::hooks::Callbacks;
 use crate::postgres::{Postgres, PostgresError};
-use crate::watchdog::{self, Readiness, Teller};
+use crate::watchdog::{self, Teller};
 
 mod failsafe;
 mod history;
@@ -427,10 +427,7 @@ impl MayBecomeWritable {
         // It is locked for writing only while it is replaced.
         let is_live = self.fence.try_read().is_ok_and(|fence| fence.is_live(now));
         let (watchdog, run_dir) = &self.watchdog;
-        let is_watched = match watchdog::readiness(watchdog, run_dir) {
-            Readiness::NotRequired | Readiness::Ready => true,
-            Readiness::Failed(_) => false,
-        };
+        let is_watched = watchdog::is_kept(watchdog, run_dir);
         holds_lease && is_live && is_watched && self.arming.is_armed()
     }
 }

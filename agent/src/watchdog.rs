@@ -483,6 +483,12 @@ pub fn readiness(config: &WatchdogConfig, run_dir: &Path) -> Readiness {
     usable.map_or_else(Readiness::Failed, |()| Readiness::Ready)
 }
 
+/// Whether the fence has the device that is required in hand. That one could be opened is not enough to become
+/// writable: a fence that froze before it was armed has not opened it, and does not kill either.
+pub fn is_kept(config: &WatchdogConfig, run_dir: &Path) -> bool {
+    config.mode != WatchdogMode::Required || matches!(State::read(run_dir), State::Open(..))
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::OpenOptionsExt;

@@ -528,6 +528,17 @@ async fn what_is_not_the_protocol_ends_only_its_sender() {
 }
 
 #[tokio::test]
+async fn who_breaks_the_protocol_hears_it_of_postgresql_and_is_gone() {
+    let (stack, _a) = led(Mode::Transaction).await;
+    let mut good = stack.session().await;
+    let mut bad = stack.session().await;
+    bad.query("breach").await;
+    assert_eq!(bad.message().await.0, b'E');
+    assert_eq!(bad.fatal().await.0, "08P01");
+    assert_eq!(ask(&mut good, "select 1").await, "CZI");
+}
+
+#[tokio::test]
 async fn a_slow_reader_slows_only_itself() {
     let (stack, mut a) = led(Mode::Transaction).await;
     let mut slow = stack.session().await;

@@ -10,7 +10,7 @@ use rustix::process::{Pid, Signal, getsid};
 use trunkline_agent::config::{WatchdogConfig, WatchdogMode};
 use trunkline_agent::fence::{Deadline, FenceHandle, HEARTBEAT};
 use trunkline_agent::postgres::{Postgres, ServerRole};
-use trunkline_agent::watchdog::{Readiness, Teller, readiness};
+use trunkline_agent::watchdog::{Readiness, Teller, is_kept, readiness};
 use trunkline_shared::cluster::Moment;
 use trunkline_shared::service::clock;
 
@@ -254,6 +254,7 @@ fn the_watchdog_is_pinged_only_in_time_stopped_when_harmless_and_kept_over_a_kil
             .await;
             assert!(!pings.contains('V'));
             assert_eq!(readiness(&config, &run_dir), Readiness::Ready);
+            assert!(is_kept(&config, &run_dir));
 
             // A fence that is killed stops nothing, and the next one goes on.
             let first = fence.0.pid().unwrap();
@@ -270,6 +271,12 @@ fn the_watchdog_is_pinged_only_in_time_stopped_when_harmless_and_kept_over_a_kil
             .await;
 
             fires_in_silence(&fence, &door, &mut pipe).await;
+            // It could be opened, and nothing becomes writable before it is.
+            wait_for("the word of it", String::new, async || {
+                (!is_kept(&config, &run_dir)).then_some(())
+            })
+            .await;
+            assert_eq!(readiness(&config, &run_dir), Readiness::Ready);
 
             // Armed again it counts again, and a disarmed fence stops it at once.
             fence.0.arm(clock::now() + PATIENCE).unwrap();

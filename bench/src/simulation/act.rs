@@ -389,8 +389,10 @@ impl World {
             .state
             .held()
             .is_some_and(is_resolved);
-        let may =
-            is_resolved && left.is_some_and(|left| left > PROMOTE_NEEDS) && is_armed && is_live;
+        let this = self.node(node);
+        let is_watched = this.watchdog != WatchdogView::Ready || this.holds_watchdog(self.now);
+        let has_time = left.is_some_and(|left| left > PROMOTE_NEEDS);
+        let may = is_resolved && has_time && is_armed && is_live && is_watched;
         if may || skips {
             self.check_promotion(node);
         }
@@ -487,7 +489,12 @@ impl World {
         let was_armed = this.run_dir.deadline.is_some();
         this.run_dir.deadline = Some(held.deadline);
         if !was_armed {
+            this.run_dir.armed_at = now;
             self.set_fence_timer(node);
+        }
+        let this = self.node(node);
+        if this.watchdog == WatchdogView::Ready && !this.holds_watchdog(now) {
+            return Went::Failed;
         }
         Went::Done
     }

@@ -138,7 +138,7 @@ impl World {
         let Some(deadline) = this.run_dir.deadline else {
             return;
         };
-        if this.watchdog != WatchdogView::Ready {
+        if this.watchdog != WatchdogView::Ready || !this.holds_watchdog(now) {
             return;
         }
         this.fence.left += 1;

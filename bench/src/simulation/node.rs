@@ -212,6 +212,8 @@ pub(super) struct RunDir {
     pub(super) failsafe: Kept,
     /// Until when the instance may live; armed if there is one.
     pub(super) deadline: Option<Moment>,
+    /// Since when it has been armed.
+    pub(super) armed_at: Time,
     pub(super) lease: i64,
     /// What is known of the store.
     pub(super) store: KeptStore,
@@ -290,6 +292,11 @@ impl Node {
     pub(super) fn fence_looks_live(&self, now: Time) -> bool {
         let is_stale = self.fence.frozen_until > now && now > self.fence.frozen_since + HEARTBEAT;
         self.fence.is_alive && !is_stale
+    }
+
+    /// Whether the fence has run since it was armed, and so has the watchdog in hand.
+    pub(super) fn holds_watchdog(&self, now: Time) -> bool {
+        self.fence.frozen_until <= now || self.fence.frozen_since >= self.run_dir.armed_at
     }
 
     /// What its agent leaves unused of a lease.

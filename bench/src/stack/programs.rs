@@ -1,13 +1,12 @@
 //! Where the programs are that a stack is made of.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
 use super::place::{Owner, Place};
-use super::process::find;
+use super::process::{find, run_now};
 
 /// Ours, built beside the harness.
 const OURS: [&str; 3] = ["trunkline-agent", "trunkline", "trunkline-router"];
@@ -49,11 +48,13 @@ impl Programs {
             Owner::User(_) => {
                 let copies = place.folder().join("bin");
                 place.own(&copies)?;
+                // By a process of its own: a file that this one has open for writing could be open in a child of
+                // another thread yet, and is not run meanwhile ("Text file busy").
+                let target = copies.display().to_string();
                 for name in OURS {
-                    let copy = copies.join(name);
-                    fs::copy(built.join(name), &copy)
-                        .with_context(|| format!("cannot copy {name} to {}", copies.display()))?;
-                    fs::set_permissions(&copy, fs::Permissions::from_mode(0o755))?;
+                    let program = built.join(name).display().to_string();
+                    run_now("install", &["--mode=755", &program, &target])
+                        .with_context(|| format!("cannot copy {name} to {target}"))?;
                 }
                 copies
             }

@@ -309,6 +309,9 @@ const NO_SLOT: &[u8] = b"E\0\0\0\x1aSFATAL\0VFATAL\0C53300\0\0";
 /// What a server says that is told to stop.
 const STOPS: &[u8] = b"E\0\0\0\x1aSFATAL\0VFATAL\0C57P01\0\0";
 
+/// What it says whose client asks something in the middle of COPY FROM STDIN.
+const BREACH: &[u8] = b"E\0\0\0\x1aSERROR\0VERROR\0C08P01\0\0E\0\0\0\x1aSFATAL\0VFATAL\0C08P01\0\0";
+
 /// What an idle server does that was not asked.
 async fn speak_up(mut stream: Stream, notes: &Notes, query: &str) -> std::io::Result<()> {
     // Kind, version and length of a record, and less than that many bytes.
@@ -391,11 +394,8 @@ async fn talk(mut stream: Stream, notes: &Notes) -> std::io::Result<()> {
             // A message that never ends.
             "half" => stream.send(b"D\0\0\x10\0half").await?,
             "die" => return Ok(()),
-            // What a server says when it is told to stop.
-            "stop" => {
-                stream.send(STOPS).await?;
-                return Ok(());
-            }
+            "stop" => return stream.send(STOPS).await,
+            "breach" => return stream.send(BREACH).await,
             // An answer, and what it says comes when the test says so.
             query if query.starts_with("later ") => {
                 done(&mut stream, query, status).await?;

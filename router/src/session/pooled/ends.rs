@@ -90,7 +90,7 @@ impl Pooled {
         };
         // What was set there and not asked for yet is lost with it.
         let is_shared = self.pinned.is_none() && self.to_ask.is_empty();
-        if !is_shared || !self.is_at_boundary() {
+        if !is_shared || self.is_explained || !self.is_at_boundary() {
             return Err(ended(fate.has_outstanding()));
         }
         self.is_seated = false;

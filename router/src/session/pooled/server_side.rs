@@ -296,7 +296,9 @@ impl Scan<'_> {
         self.executed.doubt_unnamed();
         let complaint = Complaint::read(body);
         if complaint.is_fatal {
-            if self.pinned.is_none() {
+            // Who broke the protocol waits for what no other server would answer either.
+            let is_the_clients = complaint.code == sqlstate::PROTOCOL_VIOLATION;
+            if self.pinned.is_none() && !is_the_clients {
                 // What the client hears is not that its connection is over.
                 return Err(Trouble::Lost);
             }
