@@ -356,7 +356,7 @@ impl Actor {
     }
 
     /// The device's time follows the cluster's ttl, once the lease has it.
-    pub(crate) fn tell_watchdog(&mut self, seen: &Observation) {
+    pub(crate) fn tell_watchdog(&self, seen: &Observation) {
         if seen.topology().is_none() {
             return;
         }

@@ -30,6 +30,15 @@ pub use record::Recorder;
 use request::Requests;
 pub use settings::{ReadConfig, SettingsKeeper};
 
+/// The next turn comes so soon after a failed action at the latest: `loop_wait` is no time to let a primary wait for
+/// its start.
+const AFTER_FAILURE: Duration = Duration::from_millis(500);
+
+/// How long to wait after a turn of which an action failed, whose decision would wait for `pause`.
+pub fn after_failure(pause: Duration) -> Duration {
+    pause.clamp(RETRY_PAUSE, AFTER_FAILURE)
+}
+
 /// Why a turn runs. Closed list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wake {
@@ -236,7 +245,7 @@ impl Tick {
             .after_acting(wake, &look, &memory, &decision, outcome.err());
         let pause = decision.next.within;
         let pause = if self.recorder.has_failed() {
-            pause.max(RETRY_PAUSE)
+            after_failure(pause)
         } else {
             pause
         };

@@ -157,6 +157,8 @@ pub struct Watchdog {
     /// A device that a fence before this one left counting when it died.
     left: Option<PathBuf>,
     state: Option<State>,
+    /// The agent can read how it stands.
+    is_said: bool,
 }
 
 /// One that counts.
@@ -260,6 +262,7 @@ impl Watchdog {
             open: None,
             left: None,
             state: None,
+            is_said: true,
         };
         match State::read(run_dir) {
             State::Open(_, device) => watchdog.left = Some(device),
@@ -273,6 +276,7 @@ impl Watchdog {
     /// The fence is armed: opens the device as ordered and pings it while that is allowed. Returns what is new
     /// and worth a line in the log.
     pub fn keep(&mut self, deadline: Moment, now: Moment) -> Option<String> {
+        self.say_again();
         let ordered = match fs::read(self.run_dir.join(ORDER_FILE)) {
             Ok(line) => Order::decode(&line),
             // What cannot be read has not changed; without a file there is none.
@@ -324,6 +328,7 @@ impl Watchdog {
 
     /// There is nothing to guard: stops the device, be it one that a fence which died left counting.
     pub fn close(&mut self) -> Option<String> {
+        self.say_again();
         let (device, stopped) = match (self.open.take(), &self.left) {
             (Some(open), _) => (open.order.device, open.device.stop()),
             (None, Some(device)) => {
@@ -350,9 +355,16 @@ impl Watchdog {
             return None;
         }
         let line = state.encode();
-        let _ = replace(&self.run_dir, STATE_FILE, &line);
+        self.is_said = replace(&self.run_dir, STATE_FILE, &line).is_ok();
         self.state = Some(state);
         Some(format!("watchdog: {}", String::from_utf8_lossy(&line)))
+    }
+
+    /// What could not be written, since the memory it lies in was full, is written as soon as it can be.
+    fn say_again(&mut self) {
+        if let Some(state) = self.state.as_ref().filter(|_| !self.is_said) {
+            self.is_said = replace(&self.run_dir, STATE_FILE, &state.encode()).is_ok();
+        }
     }
 }
 
@@ -406,7 +418,6 @@ pub enum Readiness {
 pub struct Teller {
     config: WatchdogConfig,
     run_dir: PathBuf,
-    told: Option<Order>,
 }
 
 impl Teller {
@@ -415,7 +426,6 @@ impl Teller {
         Self {
             config,
             run_dir: run_dir.to_owned(),
-            told: None,
         }
     }
 
@@ -423,7 +433,7 @@ impl Teller {
     /// changed. `granted` is how long the lease in the store lives, where a ttl that was `wanted` later is not in
     /// force yet: a device that counts longer than that would get no ping, and reset too late who got none. Writes
     /// only what is new.
-    pub fn tell(&mut self, wanted: Duration, granted: Duration) -> io::Result<()> {
+    pub fn tell(&self, wanted: Duration, granted: Duration) -> io::Result<()> {
         if self.config.mode == WatchdogMode::Off {
             let path = self.run_dir.join(ORDER_FILE);
             return match fs::remove_file(path) {
@@ -432,12 +442,13 @@ impl Teller {
             };
         }
         let order = Order::new(&self.config, wanted.min(granted));
-        if self.told.as_ref() == Some(&order) {
+        let line = order.encode();
+        // Somebody may have removed it.
+        let stands = fs::read(self.run_dir.join(ORDER_FILE)).is_ok_and(|told| told == line);
+        if stands {
             return Ok(());
         }
-        replace(&self.run_dir, ORDER_FILE, &order.encode())?;
-        self.told = Some(order);
-        Ok(())
+        replace(&self.run_dir, ORDER_FILE, &line)
     }
 
     /// What [`readiness`] is to be asked with.
@@ -452,7 +463,7 @@ impl Teller {
         }
         let began = clock::now();
         loop {
-            match State::read(&self.run_dir) {
+            match state_of(&self.config, &self.run_dir) {
                 State::Open(..) => return Ok(()),
                 State::Failed(why) => return Err(why),
                 State::Closed if clock::now().since(began) >= limit => {
@@ -475,7 +486,7 @@ pub fn readiness(config: &WatchdogConfig, run_dir: &Path) -> Readiness {
     if config.mode != WatchdogMode::Required {
         return Readiness::NotRequired;
     }
-    let usable = match State::read(run_dir) {
+    let usable = match state_of(config, run_dir) {
         State::Open(..) => Ok(()),
         State::Failed(why) => Err(why),
         State::Closed => check(&config.device).map(drop),
@@ -486,7 +497,15 @@ pub fn readiness(config: &WatchdogConfig, run_dir: &Path) -> Readiness {
 /// Whether the fence has the device that is required in hand. That one could be opened is not enough to become
 /// writable: a fence that froze before it was armed has not opened it, and does not kill either.
 pub fn is_kept(config: &WatchdogConfig, run_dir: &Path) -> bool {
-    config.mode != WatchdogMode::Required || matches!(State::read(run_dir), State::Open(..))
+    config.mode != WatchdogMode::Required || matches!(state_of(config, run_dir), State::Open(..))
+}
+
+/// What the fence made of this device: another one that it has open yet, after a reload, does not count.
+fn state_of(config: &WatchdogConfig, run_dir: &Path) -> State {
+    match State::read(run_dir) {
+        State::Open(_, device) if device != config.device => State::Closed,
+        state @ (State::Closed | State::Open(..) | State::Failed(_)) => state,
+    }
 }
 
 #[cfg(test)]

@@ -128,7 +128,8 @@ fn duties(turn: Turn<'_>, leading: &Leading<'_>) -> Decision {
 fn withdraw_announcement<'a>(turn: Turn<'a>, leading: &Leading<'_>) -> Turn<'a> {
     let turn = turn.withdraw_of_patroni();
     if leading.topology.disarmed.contains(&turn.seen.me.name) {
-        return turn.act(Action::RemoveDisarmed);
+        // Arming may have failed half-way: the deadline stands, and a fence that froze has not opened its watchdog.
+        return turn.act(Action::ArmFence).act(Action::RemoveDisarmed);
     }
     turn
 }

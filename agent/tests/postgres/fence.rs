@@ -234,7 +234,7 @@ fn the_watchdog_is_pinged_only_in_time_stopped_when_harmless_and_kept_over_a_kil
             };
             let mut fence = fence(servers).await;
             let run_dir = servers.config(1).run_dir;
-            let mut teller = Teller::new(config.clone(), &run_dir);
+            let teller = Teller::new(config.clone(), &run_dir);
             // The reader of the pipe is the device: without it nothing can be opened.
             let ttl = Duration::from_secs(10);
             teller.tell(ttl, ttl).unwrap();

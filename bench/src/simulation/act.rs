@@ -390,7 +390,7 @@ impl World {
             .held()
             .is_some_and(is_resolved);
         let this = self.node(node);
-        let is_watched = this.watchdog != WatchdogView::Ready || this.holds_watchdog(self.now);
+        let is_watched = this.is_watched(self.now);
         let has_time = left.is_some_and(|left| left > PROMOTE_NEEDS);
         let may = is_resolved && has_time && is_armed && is_live && is_watched;
         if may || skips {
@@ -493,10 +493,11 @@ impl World {
             self.set_fence_timer(node);
         }
         let this = self.node(node);
-        if this.watchdog == WatchdogView::Ready && !this.holds_watchdog(now) {
-            return Went::Failed;
+        if this.is_watched(now) {
+            Went::Done
+        } else {
+            Went::Failed
         }
-        Went::Done
     }
 
     fn disarm(&mut self, node: NodeId) -> Went {

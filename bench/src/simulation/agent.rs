@@ -13,6 +13,7 @@ use trunkline_agent::decide::observation::{
 };
 use trunkline_agent::decide::small_moves::WrittenRecord;
 use trunkline_agent::decide::{Action, Decision, asking, decide};
+use trunkline_agent::tick;
 use trunkline_shared::cluster::topology::{Fact, FactKey};
 use trunkline_shared::cluster::{Lsn, MemberName, Moment};
 
@@ -28,8 +29,6 @@ use super::world::World;
 
 /// How soon a turn follows another at the earliest.
 const TURN_GAP: Time = 2 * MS;
-/// How long a turn is put off after a failed action.
-const AFTER_FAILURE: Time = 200 * MS;
 
 impl World {
     /// Starts the agent of a node: its memory is empty, what its run_dir holds is taken up.
@@ -496,7 +495,7 @@ impl World {
         let is_woken = agent.is_woken;
         let within = agent.next_within;
         let delay = match (failed, is_woken) {
-            (true, _) => AFTER_FAILURE.min(within.max(AFTER_FAILURE / 4)),
+            (true, _) => tick::after_failure(Duration::from_nanos(within)).as_nanos() as Time,
             (false, true) => TURN_GAP,
             (false, false) => within.max(TURN_GAP),
         };

@@ -299,6 +299,15 @@ impl Node {
         self.fence.frozen_until <= now || self.fence.frozen_since >= self.run_dir.armed_at
     }
 
+    /// Whether the watchdog lets it become writable.
+    pub(super) fn is_watched(&self, now: Time) -> bool {
+        match self.watchdog {
+            WatchdogView::NotRequired => true,
+            WatchdogView::Ready => self.holds_watchdog(now),
+            WatchdogView::Failed => false,
+        }
+    }
+
     /// What its agent leaves unused of a lease.
     pub(super) fn reserve(&self) -> Duration {
         reserve(self.watchdog)

@@ -320,7 +320,8 @@ impl Drawing<'_> {
         } else {
             round.push(format!("Query {sql}"), query(&sql));
         }
-        for _ in 0..self.rng.usize(..4) {
+        let lines = self.rng.usize(..4);
+        for _ in 0..lines {
             let line = self.one(&[
                 "11\televen\n",
                 "12\ttwelve\n13\t",
@@ -335,7 +336,7 @@ impl Drawing<'_> {
             1 => round.push("Sync inside COPY", sync()),
             2 => round.push("Flush inside COPY", flush()),
             // As who takes it for a statement like others: what is asked next breaks the protocol.
-            3 if !is_synced => return,
+            3 if !is_synced || lines == 0 => return,
             _ => {}
         }
         round.push("CopyDone", message(b'c', b""));

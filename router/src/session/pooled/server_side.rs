@@ -303,6 +303,7 @@ impl Scan<'_> {
                 return Err(Trouble::Lost);
             }
             *self.is_explained = true;
+            self.server.is_spoiled = true;
         }
         let is_stale = complaint.code == sqlstate::FEATURE_NOT_SUPPORTED
             && complaint.routine == "RevalidateCachedQuery";
