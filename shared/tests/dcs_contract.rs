@@ -23,6 +23,8 @@ mod etcd_access;
 mod etcd_cluster;
 #[path = "dcs_contract/etcd_faults.rs"]
 mod etcd_faults;
+#[path = "dcs_contract/silent_connections.rs"]
+mod silent_connections;
 
 use etcd_cluster::EtcdCluster;
 

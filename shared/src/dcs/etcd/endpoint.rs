@@ -21,6 +21,10 @@ const PROBE_INTERVAL: Duration = Duration::from_millis(500);
 /// How long a probe may stay unanswered.
 const PROBE_TIMEOUT: Duration = Duration::from_millis(500);
 
+/// A connection on which nothing has come for so long, though a probe waited, is left for a new one: the path may have
+/// lost it (a firewall that forgot it), and HTTP/2 pings find that out after 15 s only. Longer than opening one takes.
+const SILENT: Duration = Duration::from_secs(2);
+
 /// One etcd member's client address.
 pub(super) struct Endpoint {
     pub(super) url: String,
@@ -28,7 +32,7 @@ pub(super) struct Endpoint {
     options: ConnectOptions,
     /// The same without a user.
     anonymous: ConnectOptions,
-    client: OnceCell<Client>,
+    client: Mutex<Arc<OnceCell<Client>>>,
     keep_alive: Mutex<Option<KeepAlive>>,
     is_bad: AtomicBool,
     /// Told when it becomes bad.
@@ -37,6 +41,8 @@ pub(super) struct Endpoint {
     is_said: AtomicBool,
     /// [`Moment`] of the last answer.
     answered: AtomicU64,
+    /// [`Moment`] from which on an answer of this client could come.
+    renewed: AtomicU64,
 }
 
 /// An open stream of renewals. Whoever renews takes it out and puts it back after the answer, so that a
@@ -49,8 +55,9 @@ struct KeepAlive {
 
 impl Endpoint {
     /// The client, connected (and logged in) at first use.
-    pub(super) async fn client(&self) -> Result<&Client, Failure> {
-        self.client
+    pub(super) async fn client(&self) -> Result<Client, Failure> {
+        let client = self.lock_client().clone();
+        client
             .get_or_try_init(|| async {
                 match Client::from_channel(
                     Channel::Tonic(self.route.channel()),
@@ -73,6 +80,7 @@ impl Endpoint {
                 }
             })
             .await
+            .cloned()
             .map_err(|error| match classify(&self.url, error) {
                 // Logging in changes nothing in the store.
                 Failure::Unknown(why) => Failure::NotExecuted(why),
@@ -123,6 +131,23 @@ impl Endpoint {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn lock_client(&self) -> std::sync::MutexGuard<'_, Arc<OnceCell<Client>>> {
+        self.client.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whatever is asked next opens a new connection, if this one has been silent for long.
+    fn leave_silent(&self) {
+        let now = clock::now();
+        let heard = self.answered.load(Ordering::Relaxed);
+        let heard = Moment(heard.max(self.renewed.load(Ordering::Relaxed)));
+        if now.since(heard) < SILENT {
+            return;
+        }
+        self.renewed.store(now.0, Ordering::Relaxed);
+        *self.lock_client() = Arc::default();
+        self.lock_keep_alive().take();
+    }
+
     pub(super) fn is_bad(&self) -> bool {
         self.is_bad.load(Ordering::Relaxed)
     }
@@ -136,7 +161,10 @@ impl Endpoint {
     async fn probe(&self) -> Result<(), String> {
         let status = async { Ok(self.client().await?.maintenance_client().status().await) };
         match timeout(PROBE_TIMEOUT, status).await {
-            Err(_) => Err(format!("no answer to a probe within {PROBE_TIMEOUT:?}")),
+            Err(_) => {
+                self.leave_silent();
+                Err(format!("no answer to a probe within {PROBE_TIMEOUT:?}"))
+            }
             Ok(Err::<_, Failure>(failure)) => Err(format!("{failure:?}")),
             Ok(Ok(Err(error))) => Err(error.to_string()),
             Ok(Ok(Ok(status))) if status.leader() == 0 => Err("it knows no etcd leader".to_owned()),
@@ -164,12 +192,13 @@ impl Endpoints {
                 route,
                 options: options.clone(),
                 anonymous: anonymous.clone(),
-                client: OnceCell::new(),
+                client: Mutex::default(),
                 keep_alive: Mutex::new(None),
                 is_bad: AtomicBool::new(false),
                 doubted: Notify::new(),
                 is_said: AtomicBool::new(false),
                 answered: AtomicU64::new(0),
+                renewed: AtomicU64::new(clock::now().0),
             }));
         }
         if list.is_empty() {
