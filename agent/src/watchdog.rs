@@ -565,8 +565,8 @@ mod tests {
             device: PathBuf::from("/dev/a watchdog"),
             safety_margin: Some(Duration::from_secs(5)),
         };
-        let mut teller = Teller::new(config, folder.path());
-        let mut told = |wanted, granted| {
+        let teller = Teller::new(config, folder.path());
+        let told = |wanted, granted| {
             let (wanted, granted) = (Duration::from_secs(wanted), Duration::from_secs(granted));
             teller.tell(wanted, granted).unwrap();
             Order::decode(&fs::read(folder.path().join(ORDER_FILE)).unwrap())

@@ -23,6 +23,8 @@ mod slots;
 mod synchronous;
 #[path = "postgres/tablespaces.rs"]
 mod tablespaces;
+#[path = "postgres/timeline_of_replay.rs"]
+mod timeline_of_replay;
 
 use std::time::Duration;
 

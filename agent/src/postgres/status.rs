@@ -4,6 +4,8 @@ use serde::Deserialize;
 
 use trunkline_shared::cluster::{Lsn, SystemId, Timeline};
 
+use super::rewind::parse_history;
+
 /// One row and column of JSON: everything a tick needs in one round trip. Every column named here exists
 /// in PostgreSQL 13 to 18. They are looked at in this order: what waits for more after `received` has replayed that, and
 /// `replayed` after it says how far that is.
@@ -33,6 +35,16 @@ SELECT pg_catalog.json_build_object(
  'receiver', (SELECT pg_catalog.json_build_object('status', status, 'timeline', received_tli,
     'slot', slot_name, 'host', sender_host, 'port', sender_port, 'latest_end', latest_end_lsn)
     FROM pg_catalog.pg_stat_wal_receiver WHERE pid IS NOT NULL),
+ 'replaying', CASE WHEN r.r AND NOT EXISTS (SELECT FROM pg_catalog.pg_stat_wal_receiver
+    WHERE received_tli IS NOT NULL) THEN (SELECT pg_catalog.json_build_object('newest', w.newest,
+      'history', pg_catalog.convert_from(pg_catalog.pg_read_binary_file(
+        'pg_wal/' || w.newest || '.history', 0, 1048576, true), 'UTF8'), 'segments', w.segments)
+    FROM (SELECT max(pg_catalog.left(name, 8)) FILTER (WHERE name LIKE '________.history') AS newest,
+      pg_catalog.json_agg(pg_catalog.left(name, 8)) FILTER (WHERE pg_catalog.substr(name, 9) = pg_catalog.upper(
+        pg_catalog.lpad(pg_catalog.to_hex(p.at >> 32), 8, '0')
+        || pg_catalog.lpad(pg_catalog.to_hex((p.at & 4294967295) / p.size), 8, '0'))) AS segments
+      FROM pg_catalog.pg_ls_waldir(), (SELECT (pg_catalog.pg_last_wal_replay_lsn() - '0/0')::bigint - 1 AS at,
+        pg_catalog.pg_size_bytes(pg_catalog.current_setting('wal_segment_size')) AS size) AS p) AS w) END,
  'senders', (SELECT coalesce(pg_catalog.json_agg(pg_catalog.json_build_object('pid', pid,
     'usename', usename, 'sync_priority', sync_priority, 'application_name', application_name, 'client_addr', client_addr, 'state', state,
     'sync_state', sync_state, 'sent', sent_lsn, 'flushed', flush_lsn, 'replayed', replay_lsn)), '[]')
@@ -253,6 +265,7 @@ struct RawStatus {
     synchronous_standby_names: String,
     checkpointer: Option<String>,
     receiver: Option<RawReceiver>,
+    replaying: Option<RawReplaying>,
     senders: Vec<RawSender>,
     slots: Vec<RawSlot>,
     pending_restart: Vec<Waiting>,
@@ -267,6 +280,39 @@ struct RawReceiver {
     host: Option<String>,
     port: Option<u16>,
     latest_end: Option<String>,
+}
+
+/// What lies in `pg_wal` for who asks which timeline replay is on.
+#[derive(Deserialize)]
+struct RawReplaying {
+    /// The newest history file's timeline, and what it says.
+    newest: Option<String>,
+    history: Option<String>,
+    /// The timelines that have a file of the segment in which replay stands.
+    segments: Option<Vec<String>>,
+}
+
+impl RawReplaying {
+    /// The timeline of the WAL that ends at `replayed`. The control file names one that replay has left, until the next
+    /// restartpoint or page written, and no function does; but replay goes along the newest history, and reads a
+    /// segment from the newest timeline that has a file of it (`XLogFileReadAnyTLI`). Without such a file it has left
+    /// that history.
+    fn timeline(&self, replayed: Lsn) -> Option<Timeline> {
+        let number = |hex: &String| u32::from_str_radix(hex, 16).ok().map(Timeline);
+        let newest = number(self.newest.as_ref()?)?;
+        let history = parse_history(self.history.as_ref()?);
+        let ends = history.shared_ends(Timeline(0), newest);
+        // A number that was passed over has a file without a line.
+        ends.last()?;
+        let ended = ends.iter().find(|end| replayed <= end.end);
+        let timeline = ended.map_or(newest, |end| end.timeline);
+        let is_of_it =
+            |read: Timeline| read == newest || (read >= timeline && history.end_of(read).is_some());
+        let mut segments = self.segments.iter().flatten();
+        segments
+            .any(|segment| number(segment).is_some_and(is_of_it))
+            .then_some(timeline)
+    }
 }
 
 #[derive(Deserialize)]
@@ -331,7 +377,10 @@ impl From<RawStatus> for ServerStatus {
         let recovered = raw.recovery_timeline.unwrap_or(0);
         let replayed = lsn(raw.replayed);
         let has_read_all = raw.replay_waits_for.as_deref().is_some_and(waits_for_more);
+        let replaying = raw.replaying.zip(replayed);
+        let replaying = replaying.and_then(|(found, replayed)| found.timeline(replayed));
         let reached = raw.control_timeline.max(recovered).max(received);
+        let reached = reached.max(replaying.map_or(0, |timeline| timeline.0));
         Self {
             version: raw.version,
             started_us: raw.started,
@@ -396,5 +445,35 @@ impl From<RawSlot> for Slot {
             is_failover: raw.is_failover,
             is_synced: raw.is_synced,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn replay_is_on_the_newest_history_only_where_a_file_of_it_is_read() {
+        // Timeline 3 left 2 at 0/5000100, in the segment that begins at 0/5000000.
+        let history = "1\t0/3000000\tno recovery target specified\n2\t0/5000100\t-\n";
+        let timeline = |history: &str, segments: &[&str], replayed: u64| {
+            let found = RawReplaying {
+                newest: Some("00000003".to_owned()),
+                history: Some(history.to_owned()),
+                segments: Some(segments.iter().map(|s| (*s).to_owned()).collect()),
+            };
+            found.timeline(Lsn(replayed)).map(|timeline| timeline.0)
+        };
+        let both = ["00000002", "00000003"];
+        assert_eq!(timeline(history, &both, 0x500_0200), Some(3));
+        // The segment's first part is a copy of what the earlier timeline had.
+        assert_eq!(timeline(history, &both, 0x500_0080), Some(2));
+        assert_eq!(timeline(history, &["00000003"], 0x500_0080), Some(2));
+        assert_eq!(timeline(history, &["00000001"], 0x200_0080), Some(1));
+        // It went on beyond the fork: what it is on, the control file says.
+        assert_eq!(timeline(history, &["00000002"], 0x500_0200), None);
+        assert_eq!(timeline(history, &[], 0x500_0200), None);
+        // A number that was passed over.
+        assert_eq!(timeline("# placeholder\n", &both, 0x500_0200), None);
     }
 }
