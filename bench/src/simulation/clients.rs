@@ -3,7 +3,7 @@
 use super::breaks::Bug;
 use super::event::{Event, MS, NodeId, SECOND, Time};
 use super::fake_postgres::Phase;
-use super::invariants::Invariant;
+use super::invariants::{GRACE, Invariant};
 use super::network::Place;
 use super::routers::Lane;
 use super::world::World;
@@ -134,7 +134,9 @@ impl World {
         let this = self.node(node);
         let deadline = this.run_dir.deadline;
         let is_over = deadline.is_some_and(|deadline| this.clock(self.now) > deadline);
-        let is_unguarded = is_over && !this.is_guarded(self.now);
+        // One that thaws may still commit until its fence has killed, and a standby that streams yet confirm it.
+        let is_in_grace = this.unguarded != 0 && self.now < this.unguarded + GRACE;
+        let is_unguarded = is_over && (is_in_grace || !this.is_guarded(self.now));
         self.writes[write as usize].is_unguarded = is_unguarded;
         let router = self.writes[write as usize].router;
         if self.net.reaches(Place::Node(node), Place::Router(router)) {

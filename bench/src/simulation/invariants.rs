@@ -165,7 +165,7 @@ impl Ledger {
 }
 
 /// How long a node has to restore order after nothing on it could.
-const GRACE: Time = 1500 * MS;
+pub(super) const GRACE: Time = 1500 * MS;
 /// What a kill at the deadline may take.
 const KILL_LIMIT: Time = 260 * MS;
 /// Turns in ten seconds that are more than events can explain.
@@ -531,10 +531,7 @@ impl World {
         let Some(own) = &self.node(node).postgres.data else {
             return;
         };
-        // An operator named who leads the standby cluster: nothing is promoted there by which the loss would show.
-        let leader = self.store.leader().map(|(leader, _)| leader);
-        let is_named = leader.is_some() && leader == self.ledger.named.as_ref();
-        if is_named && self.follows_another(node) {
+        if self.node(node).agent.is_job_of_operators_leader {
             return;
         }
         if own.system_id != source.system_id {

@@ -111,6 +111,8 @@ pub(super) struct Agent {
     pub(super) next_within: Time,
     pub(super) job: JobView,
     pub(super) job_number: u32,
+    /// When it began, an operator had named who leads the standby cluster.
+    pub(super) is_job_of_operators_leader: bool,
     /// What the job that tends logical slots was told.
     pub(super) slot_care: SlotCare,
     pub(super) request: Option<LocalRequest>,
@@ -175,6 +177,7 @@ impl Agent {
             next_within: 0,
             job: JobView::default(),
             job_number: 0,
+            is_job_of_operators_leader: false,
             slot_care: SlotCare::default(),
             request: None,
             is_shutting_down: false,

@@ -135,6 +135,13 @@ impl World {
         view.is_some_and(|v| v.settings_or_default().standby_cluster.is_some())
     }
 
+    /// Whether an operator named who leads the standby cluster: nothing is promoted there by which the loss would show.
+    pub(super) fn follows_operators_leader(&self, node: NodeId) -> bool {
+        let leader = self.store.leader().map(|(leader, _)| leader);
+        let is_named = leader.is_some() && leader == self.ledger.named.as_ref();
+        is_named && self.follows_another(node)
+    }
+
     pub(super) fn was_standby(&self) -> bool {
         let mut faults = self.plan.faults.iter();
         faults.any(|fault| fault.kind == FaultKind::OperatorDemotes)
