@@ -31,12 +31,17 @@ use request::Requests;
 pub use settings::{ReadConfig, SettingsKeeper};
 
 /// The next turn comes so soon after a failed action at the latest: `loop_wait` is no time to let a primary wait for
-/// its start.
+/// its start. After each turn in a row that fails twice as late, for what fails on is not mended by haste.
 const AFTER_FAILURE: Duration = Duration::from_millis(500);
 
-/// How long to wait after a turn of which an action failed, whose decision would wait for `pause`.
-pub fn after_failure(pause: Duration) -> Duration {
-    pause.clamp(RETRY_PAUSE, AFTER_FAILURE)
+/// Times that it is doubled; by then it is longer than any pause.
+const DOUBLED: u32 = 10;
+
+/// How long to wait after the last of `failures` turns in a row of which an action failed, whose decision would wait for
+/// `pause`.
+pub fn after_failure(pause: Duration, failures: u32) -> Duration {
+    let doubled = failures.saturating_sub(1).min(DOUBLED);
+    pause.clamp(RETRY_PAUSE, AFTER_FAILURE * 2u32.pow(doubled))
 }
 
 /// Why a turn runs. Closed list.
@@ -125,6 +130,8 @@ pub struct Tick {
     pub settings: SettingsKeeper,
     requests: Requests,
     memory: Memory,
+    /// Turns in a row of which an action failed.
+    failures: u32,
     /// Turns in a row whose rules failed; kept, once there are enough, until the lease is given up.
     panics: u32,
     /// The postmaster that the fence was told of.
@@ -149,6 +156,7 @@ impl Tick {
             settings,
             requests: Requests::default(),
             memory,
+            failures: 0,
             panics: 0,
             told_of: None,
         }
@@ -245,8 +253,10 @@ impl Tick {
             .after_acting(wake, &look, &memory, &decision, outcome.err());
         let pause = decision.next.within;
         let pause = if self.recorder.has_failed() {
-            after_failure(pause)
+            self.failures = self.failures.saturating_add(1);
+            after_failure(pause, self.failures)
         } else {
+            self.failures = 0;
             pause
         };
         (pause, decision.reason == Reason::ShutDown)

@@ -128,8 +128,13 @@ fn duties(turn: Turn<'_>, leading: &Leading<'_>) -> Decision {
 fn withdraw_announcement<'a>(turn: Turn<'a>, leading: &Leading<'_>) -> Turn<'a> {
     let turn = turn.withdraw_of_patroni();
     if leading.topology.disarmed.contains(&turn.seen.me.name) {
-        // Arming may have failed half-way: the deadline stands, and a fence that froze has not opened its watchdog.
-        return turn.act(Action::ArmFence).act(Action::RemoveDisarmed);
+        // Arming may have failed half-way: the deadline stands, and a fence that froze has not opened its watchdog. One
+        // that says it cannot runs, and kills; the other duties are not to wait for a device that is broken.
+        let turn = match turn.seen.fence.watchdog {
+            WatchdogView::NotRequired | WatchdogView::Ready => turn.act(Action::ArmFence),
+            WatchdogView::Failed => turn,
+        };
+        return turn.act(Action::RemoveDisarmed);
     }
     turn
 }

@@ -30,6 +30,10 @@ use super::world::World;
 /// How soon a turn follows another at the earliest.
 const TURN_GAP: Time = 2 * MS;
 
+fn after_failure(within: Time, failures: u32) -> Time {
+    tick::after_failure(Duration::from_nanos(within), failures).as_nanos() as Time
+}
+
 impl World {
     /// Starts the agent of a node: its memory is empty, what its run_dir holds is taken up.
     pub(super) fn start_agent(&mut self, node: NodeId) {
@@ -494,8 +498,10 @@ impl World {
         agent.actions.clear();
         let is_woken = agent.is_woken;
         let within = agent.next_within;
+        agent.failures = if failed { agent.failures + 1 } else { 0 };
+        let failures = agent.failures;
         let delay = match (failed, is_woken) {
-            (true, _) => tick::after_failure(Duration::from_nanos(within)).as_nanos() as Time,
+            (true, _) => after_failure(within, failures),
             (false, true) => TURN_GAP,
             (false, false) => within.max(TURN_GAP),
         };

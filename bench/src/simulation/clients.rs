@@ -1,9 +1,11 @@
 //! Clients that write through the routers and remember what was acknowledged.
 
+use trunkline_shared::cluster::settings::SynchronousMode;
+
 use super::breaks::Bug;
 use super::event::{Event, MS, NodeId, SECOND, Time};
 use super::fake_postgres::Phase;
-use super::invariants::{GRACE, Invariant};
+use super::invariants::{Invariant, KILL_LIMIT};
 use super::network::Place;
 use super::routers::Lane;
 use super::world::World;
@@ -134,9 +136,12 @@ impl World {
         let this = self.node(node);
         let deadline = this.run_dir.deadline;
         let is_over = deadline.is_some_and(|deadline| this.clock(self.now) > deadline);
-        // One that thaws may still commit until its fence has killed, and a standby that streams yet confirm it.
-        let is_in_grace = this.unguarded != 0 && self.now < this.unguarded + GRACE;
-        let is_unguarded = is_over && (is_in_grace || !this.is_guarded(self.now));
+        // One that thaws after the deadline may commit until its fence has killed, and in quorum mode a standby that
+        // streams yet confirm it, which has voted for another.
+        let is_thawing = self.now < this.unguarded + KILL_LIMIT
+            && deadline.is_some_and(|deadline| this.clock(this.unguarded) >= deadline)
+            && self.plan.synchronous_mode == SynchronousMode::Quorum;
+        let is_unguarded = is_over && (is_thawing || !this.is_guarded(self.now));
         self.writes[write as usize].is_unguarded = is_unguarded;
         let router = self.writes[write as usize].router;
         if self.net.reaches(Place::Node(node), Place::Router(router)) {

@@ -120,6 +120,7 @@ impl World {
         }
         this.is_starting = false;
         this.is_alive = true;
+        this.is_pinged_late = false;
         this.frozen_until = 0;
         this.started = now;
         tell!(self, Actor::Fence(node), "starts");
@@ -143,6 +144,9 @@ impl World {
         }
         this.fence.left += 1;
         let left = this.fence.left;
+        let is_frozen = this.fence.frozen_until > now;
+        let is_late = is_frozen && this.clock(now) > deadline;
+        this.fence.is_pinged_late = end == FenceEnd::Killed && is_late;
         let ran = match this.fence.frozen_until > now {
             true => this.fence.frozen_since,
             false => now,

@@ -8,6 +8,7 @@ use trunkline_agent::decide::decision::{StartAs, Upstream};
 use trunkline_agent::decide::observation::Observation;
 use trunkline_agent::decide::{Action, Decision, PROMOTE_NEEDS};
 use trunkline_agent::lease::state::margin;
+use trunkline_agent::watchdog::PAST_DEADLINE;
 use trunkline_shared::cluster::topology::Initialize;
 use trunkline_shared::cluster::{LeaderEpoch, MemberName, MemberRole, MemberState, Topology};
 
@@ -165,9 +166,9 @@ impl Ledger {
 }
 
 /// How long a node has to restore order after nothing on it could.
-pub(super) const GRACE: Time = 1500 * MS;
+const GRACE: Time = 1500 * MS;
 /// What a kill at the deadline may take.
-const KILL_LIMIT: Time = 260 * MS;
+pub(super) const KILL_LIMIT: Time = 260 * MS;
 /// Turns in ten seconds that are more than events can explain.
 const TURNS_LIMIT: u32 = 3000;
 
@@ -233,7 +234,11 @@ impl World {
         let is_left = !node.fence.is_alive || runs_since + KILL_LIMIT > self.now;
         let limit = match is_left {
             // A machine is reset before its lease ends, and its own clocks may differ by half a percent.
-            true => deadline + margin(self.plan.ttl) + node.reserve().min(self.plan.ttl * 3 / 10),
+            true => {
+                let reserve = node.reserve().min(self.plan.ttl * 3 / 10);
+                let pinged = node.fence.is_pinged_late.then_some(PAST_DEADLINE);
+                deadline + margin(self.plan.ttl) + reserve + pinged.unwrap_or_default()
+            }
             false => deadline + Duration::from_nanos(KILL_LIMIT),
         };
         let clock = node.clock(self.now);

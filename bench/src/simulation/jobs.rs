@@ -15,7 +15,7 @@ impl World {
     /// Begins a job; the instance's phases end their own jobs, the others end by time.
     pub(super) fn start_job(&mut self, node: NodeId, kind: JobKind, source: Option<MemberName>) {
         let since = self.clock(node);
-        let is_job_of_operators_leader = self.follows_operators_leader(node);
+        let is_job_of_operators_leader = self.follows_operators_leader(node, source.as_ref());
         let agent = &mut self.node_mut(node).agent;
         agent.is_job_of_operators_leader = is_job_of_operators_leader;
         agent.job_number += 1;

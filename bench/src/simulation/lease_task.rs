@@ -273,8 +273,13 @@ impl World {
             return;
         };
         let run_dir = &mut self.node_mut(node).run_dir;
-        if run_dir.deadline.is_some() {
-            run_dir.deadline = Some(held.deadline);
+        let Some(before) = run_dir.deadline else {
+            return;
+        };
+        run_dir.deadline = Some(held.deadline);
+        // By a renewed lease it may be earlier than by the others' consent: the fence reads that with its next heartbeat.
+        if held.deadline < before {
+            self.set_fence_timer(node);
         }
     }
 }

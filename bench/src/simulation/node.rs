@@ -109,6 +109,8 @@ pub(super) struct Agent {
     pub(super) actions: Vec<Action>,
     pub(super) step: usize,
     pub(super) next_within: Time,
+    /// Turns in a row of which an action failed.
+    pub(super) failures: u32,
     pub(super) job: JobView,
     pub(super) job_number: u32,
     /// When it began, an operator had named who leads the standby cluster.
@@ -175,6 +177,7 @@ impl Agent {
             actions: Vec::new(),
             step: 0,
             next_within: 0,
+            failures: 0,
             job: JobView::default(),
             job_number: 0,
             is_job_of_operators_leader: false,
@@ -205,6 +208,9 @@ pub(super) struct Fence {
     pub(super) number: u32,
     /// How often it stopped running.
     pub(super) left: u32,
+    /// It was frozen until the deadline and killed after it, before its watchdog had counted to the end: that counts once
+    /// more then, for it was pinged as its file was closed.
+    pub(super) is_pinged_late: bool,
     pub(super) is_starting: bool,
 }
 

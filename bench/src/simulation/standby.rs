@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use trunkline_agent::decide::observation::{DcsView, Observation, SourceTrouble, WatchdogView};
+use trunkline_shared::cluster::MemberName;
 use trunkline_shared::cluster::settings::StandbyCluster;
 use trunkline_shared::cluster::topology::FactKey;
 
@@ -135,10 +136,15 @@ impl World {
         view.is_some_and(|v| v.settings_or_default().standby_cluster.is_some())
     }
 
-    /// Whether an operator named who leads the standby cluster: nothing is promoted there by which the loss would show.
-    pub(super) fn follows_operators_leader(&self, node: NodeId) -> bool {
+    /// Whether an operator named this source, which leads the standby cluster: nothing is promoted there by which the loss
+    /// would show.
+    pub(super) fn follows_operators_leader(
+        &self,
+        node: NodeId,
+        source: Option<&MemberName>,
+    ) -> bool {
         let leader = self.store.leader().map(|(leader, _)| leader);
-        let is_named = leader.is_some() && leader == self.ledger.named.as_ref();
+        let is_named = source.is_some() && leader == source && leader == self.ledger.named.as_ref();
         is_named && self.follows_another(node)
     }
 
