@@ -35,15 +35,17 @@ SELECT pg_catalog.json_build_object(
  'receiver', (SELECT pg_catalog.json_build_object('status', status, 'timeline', received_tli,
     'slot', slot_name, 'host', sender_host, 'port', sender_port, 'latest_end', latest_end_lsn)
     FROM pg_catalog.pg_stat_wal_receiver WHERE pid IS NOT NULL),
- 'replaying', CASE WHEN r.r AND NOT EXISTS (SELECT FROM pg_catalog.pg_stat_wal_receiver
-    WHERE received_tli IS NOT NULL) THEN (SELECT pg_catalog.json_build_object('newest', w.newest,
-      'history', pg_catalog.convert_from(pg_catalog.pg_read_binary_file(
-        'pg_wal/' || w.newest || '.history', 0, 1048576, true), 'UTF8'), 'segments', w.segments)
-    FROM (SELECT max(pg_catalog.left(name, 8)) FILTER (WHERE name LIKE '________.history') AS newest,
+ 'replaying', CASE WHEN r.r AND pg_catalog.current_setting('restore_command') = ''
+    AND pg_catalog.current_setting('recovery_target_timeline') = 'latest'
+    AND NOT EXISTS (SELECT FROM pg_catalog.pg_stat_wal_receiver WHERE received_tli IS NOT NULL)
+    THEN (SELECT pg_catalog.json_build_object('newest', w.newest,
+      'history', pg_catalog.encode(pg_catalog.pg_read_binary_file(
+        'pg_wal/' || w.newest || '.history', 0, 1048576, true), 'escape'), 'segments', w.segments)
+    FROM (SELECT max(pg_catalog.left(name, 8) COLLATE \"C\") FILTER (WHERE name LIKE '________.history') AS newest,
       pg_catalog.json_agg(pg_catalog.left(name, 8)) FILTER (WHERE pg_catalog.substr(name, 9) = pg_catalog.upper(
         pg_catalog.lpad(pg_catalog.to_hex(p.at >> 32), 8, '0')
         || pg_catalog.lpad(pg_catalog.to_hex((p.at & 4294967295) / p.size), 8, '0'))) AS segments
-      FROM pg_catalog.pg_ls_waldir(), (SELECT (pg_catalog.pg_last_wal_replay_lsn() - '0/0')::bigint - 1 AS at,
+      FROM pg_catalog.pg_ls_dir('pg_wal') AS l(name), (SELECT (pg_catalog.pg_last_wal_replay_lsn() - '0/0')::bigint - 1 AS at,
         pg_catalog.pg_size_bytes(pg_catalog.current_setting('wal_segment_size')) AS size) AS p) AS w) END,
  'senders', (SELECT coalesce(pg_catalog.json_agg(pg_catalog.json_build_object('pid', pid,
     'usename', usename, 'sync_priority', sync_priority, 'application_name', application_name, 'client_addr', client_addr, 'state', state,
@@ -296,7 +298,7 @@ impl RawReplaying {
     /// The timeline of the WAL that ends at `replayed`. The control file names one that replay has left, until the next
     /// restartpoint or page written, and no function does; but replay goes along the newest history, and reads a
     /// segment from the newest timeline that has a file of it (`XLogFileReadAnyTLI`). Without such a file it has left
-    /// that history.
+    /// that history. With an archive nothing is asked: from there a file can come that replay has passed already.
     fn timeline(&self, replayed: Lsn) -> Option<Timeline> {
         let number = |hex: &String| u32::from_str_radix(hex, 16).ok().map(Timeline);
         let newest = number(self.newest.as_ref()?)?;

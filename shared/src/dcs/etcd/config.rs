@@ -215,6 +215,11 @@ impl EtcdConfig {
     }
 
     /// The same options with the user, if there is one.
+    /// Whether a client logs in.
+    pub(super) fn has_user(&self) -> bool {
+        self.username.is_some() && self.password.is_some()
+    }
+
     pub(super) fn with_user(&self, options: ConnectOptions) -> ConnectOptions {
         match (&self.username, &self.password) {
             (Some(user), Some(password)) => options.with_user(user, password.expose_secret()),

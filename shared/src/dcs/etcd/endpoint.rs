@@ -1,6 +1,6 @@
 //! The endpoints: one client each, which of them is asked first, and the probe that finds out.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
@@ -21,9 +21,9 @@ const PROBE_INTERVAL: Duration = Duration::from_millis(500);
 /// How long a probe may stay unanswered.
 const PROBE_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// A connection on which nothing has come for so long, though a probe waited, is left for a new one: the path may have
-/// lost it (a firewall that forgot it), and HTTP/2 pings find that out after 15 s only. Longer than opening one takes.
-const SILENT: Duration = Duration::from_secs(2);
+/// A connection on which so many probes in a row got no answer is left for a new one: the path may have lost it (a
+/// firewall that forgot it), and HTTP/2 pings find that out after 15 s only.
+const SILENT_PROBES: u32 = 3;
 
 /// One etcd member's client address.
 pub(super) struct Endpoint {
@@ -41,8 +41,10 @@ pub(super) struct Endpoint {
     is_said: AtomicBool,
     /// [`Moment`] of the last answer.
     answered: AtomicU64,
-    /// [`Moment`] from which on an answer of this client could come.
-    renewed: AtomicU64,
+    /// Probes without an answer since the last one, or since the client is this one.
+    unanswered: AtomicU32,
+    /// A new client logs in first, which an etcd under load can bear least: its connection is left to the pings.
+    logs_in: bool,
 }
 
 /// An open stream of renewals. Whoever renews takes it out and puts it back after the answer, so that a
@@ -137,13 +139,11 @@ impl Endpoint {
 
     /// Whatever is asked next opens a new connection, if this one has been silent for long.
     fn leave_silent(&self) {
-        let now = clock::now();
-        let heard = self.answered.load(Ordering::Relaxed);
-        let heard = Moment(heard.max(self.renewed.load(Ordering::Relaxed)));
-        if now.since(heard) < SILENT {
+        let unanswered = self.unanswered.fetch_add(1, Ordering::Relaxed) + 1;
+        if self.logs_in || unanswered < SILENT_PROBES {
             return;
         }
-        self.renewed.store(now.0, Ordering::Relaxed);
+        self.unanswered.store(0, Ordering::Relaxed);
         *self.lock_client() = Arc::default();
         self.lock_keep_alive().take();
     }
@@ -198,7 +198,8 @@ impl Endpoints {
                 doubted: Notify::new(),
                 is_said: AtomicBool::new(false),
                 answered: AtomicU64::new(0),
-                renewed: AtomicU64::new(clock::now().0),
+                unanswered: AtomicU32::new(0),
+                logs_in: config.has_user(),
             }));
         }
         if list.is_empty() {
@@ -241,6 +242,7 @@ impl Endpoints {
         let endpoint = self.at(index);
         let now = clock::now().0;
         endpoint.answered.store(now, Ordering::Relaxed);
+        endpoint.unanswered.store(0, Ordering::Relaxed);
         let was_bad = endpoint.is_bad.swap(false, Ordering::Relaxed);
         if endpoint.is_said.swap(false, Ordering::Relaxed) && was_bad {
             tracing::info!(endpoint = %endpoint.url, "the DCS endpoint answers again");
