@@ -113,7 +113,7 @@ pub(super) struct Agent {
     pub(super) failures: u32,
     pub(super) job: JobView,
     pub(super) job_number: u32,
-    /// When it began, an operator had named who leads the standby cluster.
+    /// It copies from whom an operator named to lead the standby cluster, as it was when it began.
     pub(super) is_job_of_operators_leader: bool,
     /// What the job that tends logical slots was told.
     pub(super) slot_care: SlotCare,

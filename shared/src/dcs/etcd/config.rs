@@ -214,12 +214,12 @@ impl EtcdConfig {
         hosts.map(|host| Route::new(host, tls.clone())).collect()
     }
 
-    /// The same options with the user, if there is one.
     /// Whether a client logs in.
     pub(super) fn has_user(&self) -> bool {
         self.username.is_some() && self.password.is_some()
     }
 
+    /// The same options with the user, if there is one.
     pub(super) fn with_user(&self, options: ConnectOptions) -> ConnectOptions {
         match (&self.username, &self.password) {
             (Some(user), Some(password)) => options.with_user(user, password.expose_secret()),
