@@ -178,7 +178,7 @@ impl Actor {
 
     /// Until when PostgreSQL may live: a restarted agent holds no lease, and the deadline it found armed
     /// stands all the same.
-    fn stands_until(&self) -> Option<Moment> {
+    pub(crate) fn stands_until(&self) -> Option<Moment> {
         let armed = self.arming.deadline();
         match (self.deadline(), armed) {
             (Some(held), Some(armed)) => Some(held.min(armed)),

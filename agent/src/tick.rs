@@ -8,14 +8,16 @@ use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
+use trunkline_shared::cluster::Moment;
 use trunkline_shared::cluster::topology::FactKey;
 use trunkline_shared::dcs::watch::View;
+use trunkline_shared::service::clock;
 
 use crate::act::Actor;
 use crate::api::LocalRequest;
 use crate::decide::defective::PANICS;
 use crate::decide::observation::LeaseView;
-use crate::decide::{self, Decision, Memory, RETRY_PAUSE, Reason, asking};
+use crate::decide::{self, Decision, Memory, RETRY_PAUSE, Reason, STOP_AHEAD, asking};
 use crate::lease::LeaseStatus;
 use crate::lease::rounds::Shown;
 use crate::observe::{Circumstances, Look, Observer};
@@ -42,6 +44,20 @@ const DOUBLED: u32 = 10;
 pub fn after_failure(pause: Duration, failures: u32) -> Duration {
     let doubled = failures.saturating_sub(1).min(DOUBLED);
     pause.clamp(RETRY_PAUSE, AFTER_FAILURE * 2u32.pow(doubled))
+}
+
+/// The pause after a turn that looked at `looked_at` and ends `now`. When PostgreSQL is to be stopped is not slept through
+/// by a turn that looked before and took its time; one that looked later has decided about it.
+pub fn not_past(
+    pause: Duration,
+    (looked_at, now): (Moment, Moment),
+    deadline: Option<Moment>,
+) -> Duration {
+    let stop_at = deadline.map(|deadline| deadline.before(STOP_AHEAD));
+    match stop_at.filter(|stop_at| looked_at < *stop_at) {
+        Some(stop_at) => pause.min(now.until(stop_at)),
+        None => pause,
+    }
 }
 
 /// Why a turn runs. Closed list.
@@ -259,6 +275,8 @@ impl Tick {
             self.failures = 0;
             pause
         };
+        let ended = (look.observation.now, clock::now());
+        let pause = not_past(pause, ended, self.actor.stands_until());
         (pause, decision.reason == Reason::ShutDown)
     }
 
@@ -360,4 +378,25 @@ impl Tick {
 fn replaces_data(decision: &Decision) -> bool {
     let mut actions = decision.actions.iter();
     actions.any(|action| action.traits().replaces_data)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_turn_that_took_its_time_does_not_sleep_through_the_stop() {
+        let at = |ms: u64| Moment(ms * 1_000_000);
+        let second = Duration::from_secs(1);
+        let pause = |looked: u64, ended: u64, deadline| {
+            not_past(second, (at(looked), at(ended)), deadline).as_millis()
+        };
+        assert_eq!(pause(0, 5, None), 1000);
+        // It is stopped at 1,200 ms.
+        assert_eq!(pause(0, 100, Some(at(1500))), 1000);
+        assert_eq!(pause(0, 900, Some(at(1500))), 300);
+        assert_eq!(pause(0, 1300, Some(at(1500))), 0);
+        // The decision was made of it.
+        assert_eq!(pause(1200, 1300, Some(at(1500))), 1000);
+    }
 }

@@ -66,6 +66,7 @@ pub fn member(published: &Published, now: Moment) -> Value {
             "lease_left_ms": published.lease_left_ms(now),
             "reason": published.reason.as_deref(),
             "stands_still": published.stands_still(now),
+            "stands_back": published.stands_back(now),
             "disk_nearly_full": published.is_disk_nearly_full,
             "write_waits_ms": published.write_waits(now).as_millis() as u64,
             "dcs": {

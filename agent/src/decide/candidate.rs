@@ -144,7 +144,7 @@ pub(super) fn may_run(
     let own = own_standing(seen).ok_or((Reason::WaitingForStart, Detail::None))?;
     // What is scheduled for later names nobody yet.
     let request = topology.failover.as_ref();
-    let request = request.filter(|request| request.scheduled_at.is_none());
+    let request = request.filter(|r| r.scheduled_at.is_none() && !has_lapsed(topology, r));
     let is_named = request.is_some_and(|r| r.candidate.as_ref() == Some(&seen.me.name));
     let race = Race {
         seen,
@@ -155,6 +155,15 @@ pub(super) fn may_run(
         is_named,
     };
     GUARDS.iter().try_for_each(|guard| guard(&race))
+}
+
+/// Whether a failover was asked for before somebody was promoted, or tried to be: it was fulfilled and its candidate
+/// ended before it could remove it, or it came to nothing. The operator did not know of what was acknowledged since, so it
+/// accepts no loss of that.
+pub(super) fn has_lapsed(topology: &Topology, request: &FailoverRequest) -> bool {
+    let (claim, history) = topology.claim_and_history;
+    let is_failover = request.leader.is_none() && request.scheduled_at.is_none();
+    is_failover && request.revision < claim.max(history)
 }
 
 impl Race<'_> {
@@ -234,10 +243,16 @@ fn no_other_is_named(race: &Race<'_>) -> Result<(), Refusal> {
         return Ok(());
     };
     // A switchover does not accept loss, so its candidate may be unable to run for ever.
-    let furthest = race.furthest().max(race.own.position);
+    let own = shared_position(race.topology, race.own.timeline, race.own.position);
     let limit = race.lag_limit();
     let can_run = |view: &PeerView| {
-        let is_near = view.position.bytes_behind(furthest) <= limit;
+        // As it measures itself.
+        let is_near = view.timeline.is_some_and(|timeline| {
+            let own = Some(own).filter(|_| race.own.timeline >= timeline);
+            let furthest = furthest(race.topology, race.answers, timeline);
+            let kept = shared_position(race.topology, timeline, view.position);
+            kept.bytes_behind(furthest.max(own.unwrap_or_default())) <= limit
+        });
         let may = is_near && race.sync_lets(candidate, view) && is_on_newest(race, view.timeline);
         is_able(view) && (race.request_accepts_loss() || may)
     };

@@ -12,8 +12,8 @@ use super::memory::{Memory, PlannedChange};
 use super::observation::{Held, LeaseView, Local, Observation, RunningRole};
 use super::sync_standbys::keeping;
 use super::{
-    Turn, authority_gone, bootstrap, following, holding_lease, leading, no_leader, requests, slots,
-    standby_cluster,
+    Turn, authority_gone, bootstrap, candidate, following, holding_lease, leading, no_leader,
+    requests, slots, standby_cluster,
 };
 
 pub(super) fn decide(seen: &Observation, memory: &Memory, topology: &Topology) -> Decision {
@@ -199,7 +199,8 @@ fn as_member(turn: Turn<'_>, memory: &Memory, topology: &Topology) -> Decision {
 fn is_named(seen: &Observation, topology: &Topology) -> bool {
     let me = &seen.me.name;
     let is_asked = topology.failover.as_ref().is_some_and(|request| {
-        request.scheduled_at.is_none() && request.candidate.as_ref() == Some(me)
+        let is_due = request.scheduled_at.is_none() && !candidate::has_lapsed(topology, request);
+        is_due && request.candidate.as_ref() == Some(me)
     });
     let record = topology.switchover.as_ref();
     is_asked || record.is_some_and(|record| record.to == *me && !record.is_restart())

@@ -89,6 +89,7 @@ fn run(turn: Turn<'_>, memory: &Memory, topology: &Topology) -> Decision {
             .remember(|memory| memory.wants_peers = true)
             .within(Reason::WalStillArrives, left.min(ASK_AGAIN));
     }
+    let turn = drop_lapsed(turn, topology);
     match candidate::may_run(seen, topology, answers) {
         Ok(()) => {
             // Whoever is silent would have to be waited for: only where all answer do they cost nothing to
@@ -103,6 +104,17 @@ fn run(turn: Turn<'_>, memory: &Memory, topology: &Topology) -> Decision {
             .remember(|memory| memory.wants_peers = true)
             .detail(detail)
             .within(reason, ASK_AGAIN),
+    }
+}
+
+/// Patroni's members would wait for its candidate, and whoever asked is told that nothing came of it.
+fn drop_lapsed<'a>(turn: Turn<'a>, topology: &Topology) -> Turn<'a> {
+    let request = topology.failover.as_ref();
+    match request.filter(|request| candidate::has_lapsed(topology, request)) {
+        Some(request) => turn.act(Action::DropFailoverRequest {
+            revision: request.revision,
+        }),
+        None => turn,
     }
 }
 

@@ -151,6 +151,13 @@ impl Observation {
             DcsView::Unknown => false,
         }
     }
+
+    /// Whether what is known of the DCS was believed, however long ago that was: whoever copies data while the DCS is
+    /// silent keeps beside it what he knew before.
+    pub fn has_believed_dcs(&self) -> bool {
+        let is_known = self.topology().is_some();
+        is_known && self.store.doubt.is_none() && !self.store.is_unproved
+    }
 }
 
 impl Local {

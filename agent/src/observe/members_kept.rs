@@ -46,9 +46,8 @@ impl MembersKept {
     /// Brings the file up to date with whom the believed DCS names. Never while a job works on the directory.
     pub async fn keep(&mut self, data_dir: &Path, seen: &Observation, whom: Members) {
         let has_data = matches!(seen.local, Local::Stopped(_) | Local::Running(_));
-        let is_believed = seen.is_dcs_fresh() && !seen.store.is_unproved;
         let is_known = whom.is_empty() || self.written.as_ref() == Some(&whom);
-        if !has_data || !is_believed || is_known || seen.job.running.is_some() {
+        if !has_data || !seen.has_believed_dcs() || is_known || seen.job.running.is_some() {
             return;
         }
         let (dir, text) = (data_dir.to_owned(), failsafe_to_json(&whom));

@@ -11,7 +11,8 @@ use serde_json::Value;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use trunkline_shared::cluster::store::Authority;
-use trunkline_shared::cluster::{Lsn, MemberName, Tags, Timeline, Topology};
+use trunkline_shared::cluster::topology::Initialize;
+use trunkline_shared::cluster::{Lsn, MemberName, SystemId, Tags, Timeline, Topology};
 use trunkline_shared::dcs::watch::View;
 use trunkline_shared::service::http::{HttpClient, HttpError};
 
@@ -28,12 +29,16 @@ async fn ask(
 ) -> Arc<BTreeMap<MemberName, PeerAnswer>> {
     let mut asking = JoinSet::new();
     let mut answers = BTreeMap::new();
+    let cluster = match topology.initialize {
+        Initialize::Done(system_id) => Some(system_id),
+        Initialize::Absent | Initialize::Running => None,
+    };
     for (name, url) in whom {
         answers.insert(name.clone(), PeerAnswer::Unreachable);
         let record = topology.members.get(&name);
         let tags = record.map(|member| member.tags.clone()).unwrap_or_default();
         let client = client.clone();
-        asking.spawn(async move { (name, ask_one(&client, &url, &tags).await) });
+        asking.spawn(async move { (name, ask_one(&client, &url, &tags, cluster).await) });
     }
     while let Some(asked) = asking.join_next().await {
         if let Ok((name, Some(view))) = asked {
@@ -63,10 +68,15 @@ pub async fn ask_while_unled(
     }
 }
 
-async fn ask_one(client: &HttpClient, url: &str, registered: &Tags) -> Option<PeerView> {
+async fn ask_one(
+    client: &HttpClient,
+    url: &str,
+    registered: &Tags,
+    cluster: Option<SystemId>,
+) -> Option<PeerView> {
     let answer = client.request(Method::GET, url, Bytes::new(), PEER_LIMIT);
     match answer.await {
-        Ok(answer) => view(&answer.body, registered),
+        Ok(answer) => view(&answer.body, registered, cluster),
         Err(error @ HttpError::Untrusted { .. }) => {
             // It counts as silent although it lives: somebody must mend the certificates.
             tracing::warn!(%error, "a member cannot be asked");
@@ -82,7 +92,7 @@ async fn ask_one(client: &HttpClient, url: &str, registered: &Tags) -> Option<Pe
 }
 
 /// Reads Patroni's status JSON. Without `xlog` its PostgreSQL does not answer.
-fn view(body: &[u8], registered: &Tags) -> Option<PeerView> {
+fn view(body: &[u8], registered: &Tags, cluster: Option<SystemId>) -> Option<PeerView> {
     let answer: Value = serde_json::from_slice(body).ok()?;
     // Its loop hangs, and what it says is as old: like one that does not answer.
     let stands_still = answer.pointer("/trunkline/stands_still");
@@ -103,7 +113,8 @@ fn view(body: &[u8], registered: &Tags) -> Option<PeerView> {
     let says = |name: &str| answer.get(name).and_then(Value::as_bool) == Some(true);
     // Patroni keeps to its consent for a ttl and takes no key meanwhile, whoever names it.
     let is_bound = answer.get("trunkline").is_none() && says("failsafe_mode_is_active");
-    Some(PeerView {
+    let stands_back = answer.pointer("/trunkline/stands_back") == Some(&Value::Bool(true));
+    let seen = PeerView {
         is_running: xlog.is_some(),
         is_primary: current.is_some()
             || (matches!(role, "primary" | "master")
@@ -120,7 +131,7 @@ fn view(body: &[u8], registered: &Tags) -> Option<PeerView> {
             .and_then(Value::as_str)
             .map(|state| state == "streaming"),
         is_replay_paused: xlog.and_then(|x| x.get("paused")?.as_bool()) == Some(true),
-        may_lead: tags.may_lead() && !says("watchdog_failed") && !is_bound,
+        may_lead: tags.may_lead() && !says("watchdog_failed") && !is_bound && !stands_back,
         priority: tags.priority(),
         is_nearly_full: answer
             .pointer("/trunkline/disk_nearly_full")
@@ -129,7 +140,26 @@ fn view(body: &[u8], registered: &Tags) -> Option<PeerView> {
         store: answer.pointer("/trunkline/dcs").and_then(store),
         has_read_all: received.is_some_and(|lsn| lsn.0 > 0),
         looked: looked(&answer, says("cluster_unlocked")),
-    })
+    };
+    let system_id = word("database_system_identifier")
+        .parse()
+        .ok()
+        .map(SystemId);
+    let is_foreign = system_id.is_some() && cluster.is_some() && system_id != cluster;
+    Some(if is_foreign { without_data(seen) } else { seen })
+}
+
+/// A member whose data is of another cluster never leads this one, and its positions say nothing here. That it is a primary
+/// counts: two of one scope would be too many.
+fn without_data(seen: PeerView) -> PeerView {
+    PeerView {
+        timeline: None,
+        position: Lsn(0),
+        replayed: Lsn(0),
+        may_lead: false,
+        has_read_all: false,
+        ..seen
+    }
 }
 
 /// Patroni queries PostgreSQL for each answer; an agent answers what its last turn found, and names the leader of then. One
@@ -188,40 +218,50 @@ mod tests {
         let replica = br#"{"state":"running","role":"replica","timeline":3,
             "xlog":{"received_location":100,"replayed_location":90,"paused":false},
             "tags":{"failover_priority":2}}"#;
-        let seen = view(replica, &Tags::default()).unwrap();
+        let seen = view(replica, &Tags::default(), None).unwrap();
         assert!(seen.is_running && !seen.is_primary && seen.may_lead);
         assert_eq!((seen.position, seen.replayed), (Lsn(100), Lsn(90)));
         assert_eq!((seen.timeline, seen.priority), (Some(Timeline(3)), 2));
         assert_eq!((seen.is_streaming, seen.is_replay_paused), (None, false));
         let paused = br#"{"state":"running","role":"replica","replication_state":"streaming",
             "xlog":{"received_location":1,"replayed_location":1,"paused":true}}"#;
-        let seen = view(paused, &Tags::default()).unwrap();
+        let seen = view(paused, &Tags::default(), None).unwrap();
         assert_eq!(
             (seen.is_streaming, seen.is_replay_paused),
             (Some(true), true)
         );
         let full = br#"{"state":"running","role":"replica","xlog":{"received_location":1,
             "replayed_location":1},"trunkline":{"disk_nearly_full":true}}"#;
-        assert!(view(full, &Tags::default()).unwrap().is_nearly_full);
+        assert!(view(full, &Tags::default(), None).unwrap().is_nearly_full);
         let primary = br#"{"state":"running","role":"master","xlog":{"location":7}}"#;
-        assert!(view(primary, &Tags::default()).unwrap().is_primary);
+        assert!(view(primary, &Tags::default(), None).unwrap().is_primary);
         let hung = br#"{"state":"running","role":"primary","xlog":{"location":7},
             "trunkline":{"stands_still":true}}"#;
-        assert!(view(hung, &Tags::default()).is_none());
+        assert!(view(hung, &Tags::default(), None).is_none());
         let unwatched = br#"{"state":"running","role":"replica","watchdog_failed":true,
             "xlog":{"received_location":1,"replayed_location":1}}"#;
-        assert!(!view(unwatched, &Tags::default()).unwrap().may_lead);
+        assert!(!view(unwatched, &Tags::default(), None).unwrap().may_lead);
         let bound = r#"{"state":"running","role":"replica","failsafe_mode_is_active":true,
             "xlog":{"received_location":1,"replayed_location":1}}"#;
-        assert!(!view(bound.as_bytes(), &Tags::default()).unwrap().may_lead);
+        assert!(
+            !view(bound.as_bytes(), &Tags::default(), None)
+                .unwrap()
+                .may_lead
+        );
         let ours = bound.replacen('{', r#"{"trunkline":{},"#, 1);
-        assert!(view(ours.as_bytes(), &Tags::default()).unwrap().may_lead);
+        assert!(
+            view(ours.as_bytes(), &Tags::default(), None)
+                .unwrap()
+                .may_lead
+        );
         let looked = |ours: &str| {
             let answer = format!(
                 r#"{{"state":"running","role":"replica","cluster_unlocked":true{ours},
                 "xlog":{{"received_location":1,"replayed_location":1}}}}"#
             );
-            view(answer.as_bytes(), &Tags::default()).unwrap().looked
+            view(answer.as_bytes(), &Tags::default(), None)
+                .unwrap()
+                .looked
         };
         assert_eq!(looked(""), Looked::Asked);
         assert_eq!(
@@ -233,7 +273,31 @@ mod tests {
             Looked::InTurn(None),
             "it does not know that nobody leads"
         );
+        let back = br#"{"state":"running","role":"replica","trunkline":{"stands_back":true},
+            "xlog":{"received_location":1,"replayed_location":1}}"#;
+        assert!(!view(back, &Tags::default(), None).unwrap().may_lead);
         let stopped = br#"{"state":"stopped","role":"replica"}"#;
-        assert!(!view(stopped, &Tags::default()).unwrap().is_running);
+        assert!(!view(stopped, &Tags::default(), None).unwrap().is_running);
+    }
+
+    #[test]
+    fn data_of_another_cluster_is_no_rival_and_no_measure_but_a_primary_of_it_is_one() {
+        let answer = |xlog: &str| {
+            format!(
+                r#"{{"state":"running","role":"replica","timeline":9,"xlog":{{{xlog}}},
+                "database_system_identifier":"8"}}"#
+            )
+        };
+        let replica = answer(r#""received_location":100,"replayed_location":90"#);
+        let seen = |cluster| view(replica.as_bytes(), &Tags::default(), cluster).unwrap();
+        for known in [None, Some(SystemId(8))] {
+            assert!(seen(known).may_lead && seen(known).position == Lsn(100));
+        }
+        let foreign = seen(Some(SystemId(7)));
+        assert!(!foreign.may_lead && !foreign.has_read_all);
+        assert_eq!((foreign.timeline, foreign.position), (None, Lsn(0)));
+        let primary = answer(r#""location":7"#);
+        let seen = view(primary.as_bytes(), &Tags::default(), Some(SystemId(7))).unwrap();
+        assert!(seen.is_primary);
     }
 }

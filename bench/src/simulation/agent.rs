@@ -8,8 +8,8 @@ use std::time::Duration;
 use trunkline_agent::decide::announce::announcement;
 use trunkline_agent::decide::decision::StartAs;
 use trunkline_agent::decide::observation::{
-    DcsView, FenceView, Local, Looked, Observation, PeerAnswer, PeerView, Peers, RunningRole,
-    WatchdogView,
+    DcsView, FenceView, LeaseView, Local, Looked, Observation, PeerAnswer, PeerView, Peers,
+    RunningRole, WatchdogView,
 };
 use trunkline_agent::decide::small_moves::WrittenRecord;
 use trunkline_agent::decide::{Action, Decision, asking, decide};
@@ -29,10 +29,6 @@ use super::world::World;
 
 /// How soon a turn follows another at the earliest.
 const TURN_GAP: Time = 2 * MS;
-
-fn after_failure(within: Time, failures: u32) -> Time {
-    tick::after_failure(Duration::from_nanos(within), failures).as_nanos() as Time
-}
 
 impl World {
     /// Starts the agent of a node: its memory is empty, what its run_dir holds is taken up.
@@ -267,6 +263,12 @@ impl World {
         true
     }
 
+    fn stands_back(&self, node: NodeId) -> bool {
+        let until = self.node(node).agent.memory.stands_back_until;
+        let has_fence = self.node(node).fence_looks_live(self.now);
+        until.is_some_and(|until| until > self.clock(node)) || !has_fence
+    }
+
     fn peer_view(&self, node: NodeId) -> PeerView {
         let tags = &self.node(node).agent.me.tags;
         let mut view = PeerView {
@@ -277,7 +279,9 @@ impl World {
             replayed: Lsn(0),
             is_streaming: None,
             is_replay_paused: false,
-            may_lead: tags.may_lead() && self.node(node).watchdog != WatchdogView::Failed,
+            may_lead: tags.may_lead()
+                && self.node(node).watchdog != WatchdogView::Failed
+                && !self.stands_back(node),
             priority: tags.priority(),
             is_nearly_full: self.node(node).troubles.disk_is_full > self.now,
             store: Some(self.peer_store(node)),
@@ -474,6 +478,7 @@ impl World {
         let ends = decision.reason == trunkline_agent::decide::Reason::ShutDown;
         let agent = &mut self.node_mut(node).agent;
         agent.memory = decision.memory;
+        agent.looked_at = seen.now;
         agent.next_within = decision.next.within.as_nanos() as Time;
         agent.actions = decision.actions;
         agent.step = 0;
@@ -500,12 +505,27 @@ impl World {
         let within = agent.next_within;
         agent.failures = if failed { agent.failures + 1 } else { 0 };
         let failures = agent.failures;
-        let delay = match (failed, is_woken) {
-            (true, _) => after_failure(within, failures),
-            (false, true) => TURN_GAP,
-            (false, false) => within.max(TURN_GAP),
+        let delay = Duration::from_nanos(match (failed, is_woken) {
+            (false, true) => 0,
+            (true, _) | (false, false) => within,
+        });
+        let delay = match failed {
+            true => tick::after_failure(delay, failures),
+            false => delay,
         };
-        self.wake_in(node, delay);
+        let turn = (agent.looked_at, self.clock(node));
+        let delay = tick::not_past(delay, turn, self.stands_until(node));
+        self.wake_in(node, (delay.as_nanos() as Time).max(TURN_GAP));
+    }
+
+    /// Until when PostgreSQL may live, as its agent knows it.
+    fn stands_until(&self, node: NodeId) -> Option<Moment> {
+        let this = self.node(node);
+        let held = match this.agent.lease.state.view() {
+            LeaseView::Held(held) => Some(held.deadline),
+            LeaseView::NotHeld | LeaseView::Lost => None,
+        };
+        held.into_iter().chain(this.run_dir.deadline).min()
     }
 
     /// Writes the member's record when it is due. An earlier one that is not answered yet is waited for no more.

@@ -420,7 +420,8 @@ impl World {
                 leader.is_some() && leader != candidate && self.request_change(leader, candidate)
             }
             FaultKind::OperatorFailover => {
-                self.request_change(None, candidate.clone()) && self.accept_loss(candidate)
+                let led = self.led_by_choice();
+                self.request_change(None, candidate.clone()) && self.accept_loss(candidate, led)
             }
             FaultKind::OperatorRestart => {
                 self.request(fault.node, LocalRequest::Restart(self.plan.fleet.drain))
@@ -488,7 +489,26 @@ impl World {
         runs
     }
 
-    fn accept_loss(&mut self, named: Option<MemberName>) -> bool {
+    /// The key of the leader that an operator has chosen, and that is not promoted yet.
+    fn led_by_choice(&self) -> Option<(u32, i64)> {
+        let (leader, key) = self.store.leader()?;
+        let key = (self.store.incarnation, key.revision);
+        let mut nodes = 0..self.plan.members;
+        let leader = nodes.find(|node| self.node(*node).name == *leader)?;
+        let is_chosen = self.ledger.loss_accepted && self.is_chosen(leader);
+        (is_chosen || self.ledger.led_by_choice == Some(key)).then_some(key)
+    }
+
+    /// Whether what an operator asked for was asked after the last promotion began; the store may have lost that.
+    pub(super) fn is_still_asked(&self) -> bool {
+        let (claim, history) = self.store.head.claim_and_history;
+        let request = self.store.head.failover.as_ref();
+        let is_newer = request.is_some_and(|request| request.revision > claim.max(history));
+        is_newer || self.store.incarnation > 0
+    }
+
+    fn accept_loss(&mut self, named: Option<MemberName>, led: Option<(u32, i64)>) -> bool {
+        self.ledger.led_by_choice = led;
         self.ledger.loss_accepted = true;
         self.ledger.named = named;
         true

@@ -139,6 +139,8 @@ pub(super) struct Ledger {
     pub(super) standby_ended: Time,
     /// Whom that operator named.
     pub(super) named: Option<MemberName>,
+    /// The store and the key that an operator's choice held, before its promotion, when another was named.
+    pub(super) led_by_choice: Option<(u32, i64)>,
     pub(super) fences_fired: u32,
     /// How far primaries' slots have come.
     pub(super) slots: Furthest,
@@ -435,20 +437,20 @@ impl World {
     /// `loss_within_limit`: called when a promotion is complete.
     pub(super) fn check_loss(&mut self, node: NodeId, branch: u32) {
         // One that ends recovery although it lost the key meanwhile is killed: nothing goes on from it.
-        let leads = self
-            .store
-            .leader()
-            .is_some_and(|(name, _)| *name == self.node(node).name);
-        if !leads {
+        let key = self.store.leader();
+        let key = key.filter(|(name, _)| **name == self.node(node).name);
+        let Some((_, key)) = key else {
             self.ledger.keyless = Some((node, branch));
             return;
-        }
+        };
+        let key = (self.store.incarnation, key.revision);
+        let led_by_choice = self.ledger.led_by_choice == Some(key);
         self.ledger.keyless = None;
         let old = std::mem::replace(&mut self.ledger.line, branch);
         let is_chosen = self.is_chosen(node);
         let accepted = self.ledger.loss_accepted && is_chosen;
-        self.ledger.loss_accepted &= !is_chosen;
-        if accepted || self.ledger.disk_was_lost {
+        self.ledger.loss_accepted &= !is_chosen && self.is_still_asked();
+        if accepted || led_by_choice || self.ledger.disk_was_lost {
             return;
         }
         let fork = self.branches.0[branch as usize].fork;
@@ -496,7 +498,7 @@ impl World {
 
     /// Whether an operator's choice of this member stands. Who was elected while that of another was under way is nobody's
     /// choice, nor is who was named once and is elected later; but the store may have lost what was written there.
-    fn is_chosen(&self, node: NodeId) -> bool {
+    pub(super) fn is_chosen(&self, node: NodeId) -> bool {
         let name = &self.node(node).name;
         let request = self.store.head.failover.as_ref();
         let stands = request.is_some_and(|request| request.candidate.as_ref() == Some(name));

@@ -111,6 +111,8 @@ pub(super) struct Agent {
     pub(super) next_within: Time,
     /// Turns in a row of which an action failed.
     pub(super) failures: u32,
+    /// When the turn in progress looked.
+    pub(super) looked_at: Moment,
     pub(super) job: JobView,
     pub(super) job_number: u32,
     /// It copies from whom an operator named to lead the standby cluster, as it was when it began.
@@ -178,6 +180,7 @@ impl Agent {
             step: 0,
             next_within: 0,
             failures: 0,
+            looked_at: Moment::default(),
             job: JobView::default(),
             job_number: 0,
             is_job_of_operators_leader: false,

@@ -89,6 +89,7 @@ impl Router {
         self.view = None;
         self.table.highest_epoch = None;
         self.table.revision = 0;
+        self.sent = LeaderEpoch::default();
     }
 }
 

@@ -71,7 +71,7 @@ impl World {
             return false;
         }
         let mut speaking = wise.iter().filter(|other| self.speaks(**other, Place::Dcs));
-        let is_heard = speaking.clone().next().is_some();
+        let is_heard = speaking.clone().next().is_some() && self.store.down_until <= self.now;
         let members = &self.store.head.members;
         let is_listed = speaking.any(|other| members.contains_key(&self.node(*other).name));
         let limit = self.plan.retry_timeout.as_nanos() as Time + ASKED_EVERY;

@@ -197,11 +197,14 @@ fn print_topology(out: &mut String, topology: &Topology, is_config_lost: bool) {
     } else {
         ""
     };
-    let _ = writeln!(
+    let _ = write!(
         out,
         "claimed {}@{}{behind}",
         claimed.timeline, claimed.parent
     );
+    let revision = Some(topology.claim_revision());
+    option(out, "revision", revision.filter(|revision| *revision != 0));
+    out.push('\n');
     slots::print_status(out, &topology.status);
     synchronous::print_record(out, topology);
     if let Some(request) = &topology.failover {

@@ -85,8 +85,7 @@ impl World {
 
     /// Whom the believed store names is kept beside the data, and how far it was seen when what decides changed last.
     pub(in crate::simulation) fn keep_members(&mut self, node: NodeId, seen: &Observation) {
-        let is_believed = seen.is_dcs_fresh() && !seen.store.is_unproved;
-        let Some(topology) = seen.topology().filter(|_| is_believed) else {
+        let Some(topology) = seen.topology().filter(|_| seen.has_believed_dcs()) else {
             return;
         };
         let whom = asking::whom(topology, &self.node(node).agent.memory, &seen.me.name);
@@ -108,7 +107,8 @@ impl World {
             let kept = data.store.as_ref().and_then(|kept| kept.known.as_ref());
             let kept = kept.map_or(Lsn(0), |known| known.status.optime);
             let is_overtaken = seen.local.is_behind_unrecorded(topology, kept);
-            if (is_old || is_overtaken) && store.belief.doubt.is_none() {
+            let is_kept = seen.is_dcs_fresh() && store.belief.doubt.is_none();
+            if (is_old || is_overtaken) && is_kept {
                 data.store = Some(store);
             }
         }
