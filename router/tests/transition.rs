@@ -21,10 +21,10 @@ use trunkline_router::route::{NoRoute, RouteRequest, TargetKind, route};
 use trunkline_router::topology::routing_table::{LaneId, LastLeader, RoutingTable, Wants, Writer};
 use trunkline_router::topology::transition::{Answer, Health, Rules, Testimony, View, transition};
 use trunkline_shared::cluster::member::TrunklineFields;
-use trunkline_shared::cluster::topology::{Status, SwitchoverRecord, SwitchoverStage};
+use trunkline_shared::cluster::topology::{Initialize, Status, SwitchoverRecord, SwitchoverStage};
 use trunkline_shared::cluster::{
-    Leader, LeaderEpoch, Lsn, Member, MemberName, MemberRole, MemberState, Moment, Tags, Timeline,
-    Topology, quantity,
+    Leader, LeaderEpoch, Lsn, Member, MemberName, MemberRole, MemberState, Moment, SystemId, Tags,
+    Timeline, Topology, quantity,
 };
 
 test_each_path! { in "./router/tests/transition" as transition => run }
@@ -52,6 +52,7 @@ impl Default for Script {
         Self {
             now: Moment(1_000_000_000_000),
             topology: Topology {
+                initialize: Initialize::Done(SystemId(7)),
                 status: Arc::new(Status {
                     optime: Lsn(OPTIME),
                     ..Status::default()
@@ -121,6 +122,12 @@ impl Runner for Script {
             }
             // What the leader's agent announces.
             "switchover" => self.switchover(&words),
+            "initialize" => {
+                self.topology.initialize = match words.first() {
+                    "absent" => Initialize::Absent,
+                    id => Initialize::Done(SystemId(id.parse()?)),
+                }
+            }
             "generation" => self.topology.generation = words.first().parse()?,
             "max_lag" => self.rules.max_lag = quantity::bytes(words.first()),
             "hold_timeout" => self.rules.hold_timeout = quantity::duration(words.first()),

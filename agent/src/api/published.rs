@@ -62,8 +62,6 @@ pub struct Published {
     pub has_watchdog_failed: bool,
     /// Until when it lets others run first.
     pub stands_back_until: Option<Moment>,
-    /// The fence's process answers.
-    pub is_fence_live: bool,
     /// Leading by the consent of the members while the DCS is away.
     pub is_failsafe_active: bool,
     /// When the DCS last answered, seconds since 1970; 0 for never.
@@ -149,7 +147,6 @@ impl Published {
             is_paused: false,
             has_watchdog_failed: false,
             stands_back_until: None,
-            is_fence_live: false,
             is_failsafe_active: false,
             dcs_last_seen: 0,
             store: StoreView::default(),
@@ -177,9 +174,9 @@ impl Published {
         now.since(self.last_tick) >= self.topology.settings_or_default().ttl
     }
 
-    /// Whether it lets others run first: it gave the lease up lately, or has no fence to lead with.
+    /// Whether it gave the lease up lately and lets others run first.
     pub fn stands_back(&self, now: Moment) -> bool {
-        self.stands_back_until.is_some_and(|until| until > now) || !self.is_fence_live
+        self.stands_back_until.is_some_and(|until| until > now)
     }
 
     /// For how long a write to the disks has not come back.

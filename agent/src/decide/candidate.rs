@@ -247,11 +247,12 @@ fn no_other_is_named(race: &Race<'_>) -> Result<(), Refusal> {
     let limit = race.lag_limit();
     let can_run = |view: &PeerView| {
         // As it measures itself.
+        let has_record = election::record_in_force(race.topology).is_some();
         let is_near = view.timeline.is_some_and(|timeline| {
             let own = Some(own).filter(|_| race.own.timeline >= timeline);
             let furthest = furthest(race.topology, race.answers, timeline);
             let kept = shared_position(race.topology, timeline, view.position);
-            kept.bytes_behind(furthest.max(own.unwrap_or_default())) <= limit
+            has_record || kept.bytes_behind(furthest.max(own.unwrap_or_default())) <= limit
         });
         let may = is_near && race.sync_lets(candidate, view) && is_on_newest(race, view.timeline);
         is_able(view) && (race.request_accepts_loss() || may)

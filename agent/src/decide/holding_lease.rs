@@ -529,8 +529,7 @@ fn start_primary(turn: Turn<'_>, reason: Reason) -> Decision {
 }
 
 /// How a primary starts again: without clients where commits may have waited that nobody confirmed, which are
-/// visible after the restart, and where the cluster has no identity yet: what it committed would be lost to whoever makes
-/// another one, if this member ended before it could write it.
+/// visible after the restart.
 pub(super) fn start_as(seen: &Observation) -> StartAs {
     let settings = seen.settings();
     let is_on = settings.synchronous_mode != SynchronousMode::Off;
@@ -540,9 +539,7 @@ pub(super) fn start_as(seen: &Observation) -> StartAs {
         let is_made = matches!(topology.initialize, Initialize::Done(_));
         is_made && (has_standby || settings.is_synchronous_mode_strict)
     };
-    let is_unrecorded = |topology: &Topology| topology.initialize == Initialize::Absent;
-    let is_closed = |topology| is_unrecorded(topology) || is_on && waits(topology);
-    if seen.topology().is_some_and(is_closed) {
+    if is_on && seen.topology().is_some_and(waits) {
         StartAs::PrimaryClosed
     } else {
         StartAs::Primary

@@ -4,7 +4,6 @@
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use trunkline_shared::cluster::topology::Initialize;
 use trunkline_shared::cluster::{Lsn, Topology};
 
 use super::decision::{Action, Decision, Reason, StopMode};
@@ -82,16 +81,10 @@ pub(super) fn decide(
     duties(turn, &leading)
 }
 
-/// Without the DCS: after a restart clients are let in all the same, by what the standbys say, but not into a cluster that
-/// has no identity. Who is registered is not
+/// Without the DCS: after a restart clients are let in all the same, by what the standbys say. Who is registered is not
 /// known, so nobody's slot is forgotten by that time.
 fn go_on(turn: Turn<'_>, running: &Running, position: Lsn, reason: Reason) -> Decision {
-    let turn = slots::count_anew(turn);
-    let shown = turn.seen.topology();
-    let turn = match shown.is_some_and(|shown| shown.initialize == Initialize::Absent) {
-        true => turn,
-        false => keeping::let_clients_in(turn, running, position),
-    };
+    let turn = keeping::let_clients_in(slots::count_anew(turn), running, position);
     let reason = turn.why.unwrap_or(reason);
     match turn.soon {
         Some(within) => turn.within(reason, within),

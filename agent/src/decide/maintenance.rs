@@ -199,7 +199,13 @@ fn as_member(turn: Turn<'_>, memory: &Memory, topology: &Topology) -> Decision {
 fn is_named(seen: &Observation, topology: &Topology) -> bool {
     let me = &seen.me.name;
     let is_asked = topology.failover.as_ref().is_some_and(|request| {
-        let is_due = request.scheduled_at.is_none() && !candidate::has_lapsed(topology, request);
+        // What it claimed itself, by a key that it took for this request, is no other's promotion.
+        let is_held = match &seen.lease {
+            LeaseView::Held(held) => held.epoch.revision > request.revision,
+            LeaseView::NotHeld | LeaseView::Lost => false,
+        };
+        let stands = is_held || !candidate::has_lapsed(topology, request);
+        let is_due = request.scheduled_at.is_none() && stands;
         is_due && request.candidate.as_ref() == Some(me)
     });
     let record = topology.switchover.as_ref();

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::time::Duration;
 
+use trunkline_shared::cluster::topology::FailoverRequest;
 use trunkline_shared::cluster::{MemberName, Topology};
 
 use super::decision::{Action, Decision, Detail, Reason, StartAs, StopMode};
@@ -89,7 +90,10 @@ fn run(turn: Turn<'_>, memory: &Memory, topology: &Topology) -> Decision {
             .remember(|memory| memory.wants_peers = true)
             .within(Reason::WalStillArrives, left.min(ASK_AGAIN));
     }
-    let turn = drop_lapsed(turn, topology);
+    let request = topology.failover.as_ref();
+    if let Some(request) = request.filter(|request| candidate::has_lapsed(topology, request)) {
+        return drop_lapsed(turn, request);
+    }
     match candidate::may_run(seen, topology, answers) {
         Ok(()) => {
             // Whoever is silent would have to be waited for: only where all answer do they cost nothing to
@@ -107,15 +111,14 @@ fn run(turn: Turn<'_>, memory: &Memory, topology: &Topology) -> Decision {
     }
 }
 
-/// Patroni's members would wait for its candidate, and whoever asked is told that nothing came of it.
-fn drop_lapsed<'a>(turn: Turn<'a>, topology: &Topology) -> Turn<'a> {
-    let request = topology.failover.as_ref();
-    match request.filter(|request| candidate::has_lapsed(topology, request)) {
-        Some(request) => turn.act(Action::DropFailoverRequest {
-            revision: request.revision,
-        }),
-        None => turn,
-    }
+/// Patroni's members would wait for its candidate, and nobody runs by answers that are older than this write.
+fn drop_lapsed<'a>(turn: Turn<'a>, request: &FailoverRequest) -> Decision {
+    let why = "somebody was promoted, or tried to be, after it was asked for; ask again";
+    turn.act(Action::DropFailoverRequest {
+        revision: request.revision,
+    })
+    .detail(Detail::Text(why.into()))
+    .now(Reason::SwitchoverRefused)
 }
 
 /// A leader without a fence may outlive its key by as much as its agent is late: while WAL comes from it, it

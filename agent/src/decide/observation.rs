@@ -374,7 +374,7 @@ pub struct PeerView {
     pub is_streaming: Option<bool>,
     /// An operator has paused its replay.
     pub is_replay_paused: bool,
-    /// It may be promoted by its tags, its watchdog, its fence and what it has promised, and has not just given the lease up.
+    /// It may be promoted by its tags, its watchdog and what it has promised, and has not just given the lease up.
     pub may_lead: bool,
     /// Its preference among equals.
     pub priority: u32,

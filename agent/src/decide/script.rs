@@ -171,6 +171,7 @@ impl Scene {
             "standby_cluster" => self.settings.standby_cluster = slots::standby_cluster(&words)?,
             "claimed" => {
                 self.topology.claimed = claimed(&words)?;
+                // That of the claim or of the history: the younger tells as much of either.
                 self.topology.claim_and_history.0 = words.value("revision")?.unwrap_or(0);
                 self.topology.is_history_behind = words.has("unrecorded");
             }

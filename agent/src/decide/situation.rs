@@ -153,10 +153,9 @@ impl Observation {
     }
 
     /// Whether what is known of the DCS was believed, however long ago that was: whoever copies data while the DCS is
-    /// silent keeps beside it what he knew before.
+    /// silent, or has gone back, keeps beside it whom he knew before.
     pub fn has_believed_dcs(&self) -> bool {
-        let is_known = self.topology().is_some();
-        is_known && self.store.doubt.is_none() && !self.store.is_unproved
+        self.topology().is_some() && !self.store.is_unproved
     }
 }
 

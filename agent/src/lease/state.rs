@@ -181,6 +181,16 @@ impl LeaseState {
         });
     }
 
+    /// The key of `before` was written again, on the lease that it stands on: what that was renewed to meanwhile holds for
+    /// the new one.
+    pub fn written_again(&mut self, before: LeaderEpoch, epoch: LeaderEpoch) {
+        if let LeaseView::Held(held) = &mut self.view
+            && held.epoch == before
+        {
+            held.epoch = epoch;
+        }
+    }
+
     /// The key may come to stand on a lease that allows no more than this.
     pub fn capped(&mut self, deadline: Moment) {
         if let LeaseView::Held(held) = &mut self.view {
@@ -388,6 +398,19 @@ mod tests {
         lease.acquired(epoch(9), Moment(8_000_000_000), TTL);
         let held = lease.held().unwrap();
         assert!(held.deadline == renewed && !held.is_by_failsafe && !held.has_unresolved_hand_over);
+    }
+
+    #[test]
+    fn what_the_lease_was_renewed_to_before_the_key_was_written_again_stands() {
+        let mut lease = LeaseState::default();
+        lease.renewed(renewal(10, KeyCheck::Mine(epoch(7))));
+        let renewed = lease.held().unwrap().deadline;
+        lease.written_again(epoch(7), epoch(9));
+        lease.acquired(epoch(9), Moment(8_000_000_000), TTL);
+        let held = lease.held().unwrap();
+        assert!(held.epoch == epoch(9) && held.deadline == renewed);
+        lease.written_again(epoch(7), epoch(11));
+        assert_eq!(lease.held().unwrap().epoch, epoch(9));
     }
 
     #[test]

@@ -157,6 +157,7 @@ fn without_data(seen: PeerView) -> PeerView {
         position: Lsn(0),
         replayed: Lsn(0),
         may_lead: false,
+        is_streaming: None,
         has_read_all: false,
         ..seen
     }

@@ -213,7 +213,6 @@ impl Recorder {
             writes_since: seen.health.writes_since,
             has_watchdog_failed: seen.fence.watchdog == WatchdogView::Failed,
             stands_back_until: decision.memory.stands_back_until,
-            is_fence_live: seen.fence.is_live,
             dcs_last_seen: dcs_last_seen(look),
             store: seen.store.clone(),
             is_dcs_fresh: seen.is_dcs_fresh(),

@@ -250,9 +250,24 @@ impl World {
         );
     }
 
+    fn stands_as(&mut self, node: NodeId, revision: i64) {
+        let generation = self.store.head.generation;
+        let state = &mut self.node_mut(node).agent.lease.state;
+        if let Some(held) = state.held() {
+            let epoch = LeaderEpoch {
+                generation,
+                revision,
+            };
+            state.written_again(held.epoch, epoch);
+        }
+    }
+
     fn committed(&mut self, node: NodeId, action: &Action, revision: i64, at: usize) {
         match action {
             Action::AcquireLeader | Action::ReassertLeader | Action::ClaimBootstrap => {
+                if *action == Action::ReassertLeader {
+                    self.stands_as(node, revision);
+                }
                 self.key_was_written(node, action, revision);
                 self.count_taken(node, revision, at);
             }

@@ -265,8 +265,7 @@ impl World {
 
     fn stands_back(&self, node: NodeId) -> bool {
         let until = self.node(node).agent.memory.stands_back_until;
-        let has_fence = self.node(node).fence_looks_live(self.now);
-        until.is_some_and(|until| until > self.clock(node)) || !has_fence
+        until.is_some_and(|until| until > self.clock(node))
     }
 
     fn peer_view(&self, node: NodeId) -> PeerView {

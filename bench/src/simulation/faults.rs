@@ -280,6 +280,10 @@ impl World {
             .leader()
             .and_then(|(name, _)| self.id_of(name))
             .is_some_and(|id| self.node(id).postgres.phase == Phase::Primary);
+        // An old copy of the store names a former leader.
+        let truth = &self.store.cluster().leader;
+        let has_led = truth.as_ref().map(|led| &led.member) == Some(&self.node(node).name);
+        let is_leader = is_leader || has_led;
         if is_leader || !leads_elsewhere || self.node(node).postgres.data.is_none() {
             return false;
         }
@@ -420,8 +424,7 @@ impl World {
                 leader.is_some() && leader != candidate && self.request_change(leader, candidate)
             }
             FaultKind::OperatorFailover => {
-                let led = self.led_by_choice();
-                self.request_change(None, candidate.clone()) && self.accept_loss(candidate, led)
+                self.request_change(None, candidate.clone()) && self.accept_loss(candidate)
             }
             FaultKind::OperatorRestart => {
                 self.request(fault.node, LocalRequest::Restart(self.plan.fleet.drain))
@@ -507,8 +510,7 @@ impl World {
         is_newer || self.store.incarnation > 0
     }
 
-    fn accept_loss(&mut self, named: Option<MemberName>, led: Option<(u32, i64)>) -> bool {
-        self.ledger.led_by_choice = led;
+    fn accept_loss(&mut self, named: Option<MemberName>) -> bool {
         self.ledger.loss_accepted = true;
         self.ledger.named = named;
         true
@@ -534,6 +536,9 @@ impl World {
     }
 
     pub(super) fn write_by_operator(&mut self, key: FactKey, fact: Fact) {
+        if key == FactKey::Failover {
+            self.ledger.led_by_choice = self.led_by_choice();
+        }
         self.write_freely(Write::Put(key, fact, 0));
     }
 

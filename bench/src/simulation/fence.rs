@@ -92,9 +92,7 @@ impl World {
         if fence.is_starting {
             return;
         }
-        if fence.is_alive {
-            self.watchdog_is_left(node, FenceEnd::Killed);
-        }
+        self.watchdog_is_left(node, FenceEnd::Killed);
         let fence = &mut self.node_mut(node).fence;
         fence.is_alive = false;
         fence.is_starting = true;
@@ -139,7 +137,8 @@ impl World {
         let Some(deadline) = this.run_dir.deadline else {
             return;
         };
-        if this.watchdog != WatchdogView::Ready || !this.holds_watchdog(now) {
+        let is_held = this.fence.is_alive && this.holds_watchdog(now);
+        if this.watchdog != WatchdogView::Ready || !is_held {
             return;
         }
         this.fence.left += 1;

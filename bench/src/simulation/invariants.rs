@@ -139,7 +139,7 @@ pub(super) struct Ledger {
     pub(super) standby_ended: Time,
     /// Whom that operator named.
     pub(super) named: Option<MemberName>,
-    /// The store and the key that an operator's choice held, before its promotion, when another was named.
+    /// The store and the key that an operator's choice held, before its promotion, when something else was asked.
     pub(super) led_by_choice: Option<(u32, i64)>,
     pub(super) fences_fired: u32,
     /// How far primaries' slots have come.

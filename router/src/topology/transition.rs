@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use trunkline_shared::cluster::topology::Initialize;
 use trunkline_shared::cluster::{
     Leader, LeaderEpoch, Member, MemberName, MemberRole, MemberState, Moment, Timeline, Topology,
 };
@@ -317,7 +318,8 @@ impl Step<'_> {
         }
         let has_lane = self.next.last.as_ref().is_some_and(|l| l.lane.is_some());
         let is_writer = match said {
-            Said::Confirmed => is_fresh || has_lane,
+            // What is committed before the cluster has an identity would be lost to whoever makes another one.
+            Said::Confirmed => has_lane || is_fresh && has_identity(topology),
             // The holder of the key is the only member that may be promoted, so what is open to it stays
             // good while its record has not caught up with a key it took again.
             Said::Before | Said::Nothing => has_lane,
@@ -546,6 +548,13 @@ impl Step<'_> {
             Writer::Known { .. } => self.next.last.as_ref().and_then(|l| l.timeline),
             Writer::Promoting { .. } | Writer::None { .. } => None,
         }
+    }
+}
+
+fn has_identity(topology: &Topology) -> bool {
+    match topology.initialize {
+        Initialize::Done(_) => true,
+        Initialize::Absent | Initialize::Running => false,
     }
 }
 

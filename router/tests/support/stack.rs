@@ -195,6 +195,8 @@ impl Stack {
             "timeline": 1,
         });
         let key = format!("members/{name}");
+        self.put_in(scope, "initialize", "7000000000000000001")
+            .await;
         self.put_in(scope, &key, &record.to_string()).await;
     }
 

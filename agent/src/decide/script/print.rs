@@ -202,8 +202,9 @@ fn print_topology(out: &mut String, topology: &Topology, is_config_lost: bool) {
         "claimed {}@{}{behind}",
         claimed.timeline, claimed.parent
     );
-    let revision = Some(topology.claim_revision());
-    option(out, "revision", revision.filter(|revision| *revision != 0));
+    let (claim, history) = topology.claim_and_history;
+    let revision = Some(claim.max(history)).filter(|at| *at != 0);
+    option(out, "revision", revision);
     out.push('\n');
     slots::print_status(out, &topology.status);
     synchronous::print_record(out, topology);

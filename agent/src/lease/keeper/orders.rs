@@ -184,6 +184,15 @@ impl Keeper {
         })
     }
 
+    /// A renewal that was counted while the write was under way is of the same lease: without it the deadline would go back,
+    /// after a slow answer behind the present.
+    fn stands_as(&self, held: &Held, epoch: LeaderEpoch) {
+        self.inner
+            .borrow_mut()
+            .state
+            .written_again(held.epoch, epoch);
+    }
+
     async fn reassert(&self) -> Result<Revision, LeaseError> {
         let what = "write the leader key again";
         let (held, session) = self.own_key(what)?;
@@ -201,6 +210,7 @@ impl Keeper {
                     revision: committed.header.revision,
                 };
                 self.written_again(&held, epoch);
+                self.stands_as(&held, epoch);
                 return self
                     .count_taken(epoch, committed.header.term, session)
                     .await;
@@ -215,6 +225,7 @@ impl Keeper {
         match looked.found {
             KeyCheck::Mine(epoch) if epoch.revision != held.epoch.revision => {
                 self.written_again(&held, epoch);
+                self.stands_as(&held, epoch);
                 self.count_taken(epoch, looked.header.term, session).await
             }
             KeyCheck::Mine(_) => Err(refused(what, "it was not written".to_owned())),

@@ -61,6 +61,14 @@ impl World {
 
     /// Whether this member's epochs only grew.
     pub(super) fn note_owner(&mut self, node: NodeId, epoch: LeaderEpoch) -> bool {
+        let lease = &self.node(node).agent.lease;
+        let held = lease.state.held();
+        let is_unresolved = held.is_some_and(|held| held.has_unresolved_hand_over);
+        if is_unresolved && epoch < lease.highest && self.store.incarnation > 0 {
+            // Found in an old copy that has caught up: it is written again, under a new revision, and routers go by none that
+            // is lower than what they have seen.
+            return true;
+        }
         let mut owners = self.ledger.owners.iter();
         let owner = owners.find(|(owned, ..)| *owned == epoch);
         let owner = owner.map(|(_, owner, _)| *owner);
