@@ -33,8 +33,8 @@ pub(super) struct WriteSent {
 /// How long an instance may still be written to after it stopped being a primary: how long a router may
 /// believe an old view, and a margin.
 const BELIEF: Time = 4 * SECOND;
-/// In how short a time a router that the DCS does not answer asks an agent that was gone and is back: until
-/// then what it vouched for before counts.
+/// In how short a time a router that the DCS does not answer asks an agent that was gone, or could not be reached, and is
+/// back: until then what it vouched for before counts.
 const ASKED_ANEW: Time = 300 * MS;
 
 impl World {
@@ -100,7 +100,9 @@ impl World {
             let since = this.postgres.was_primary_until;
             self.note_recorded_primary();
             let since = since.max(self.ledger.recorded_primary[usize::from(node)]);
-            let is_asked = self.node(node).agent.started_at + ASKED_ANEW;
+            let router = Place::Router(sent.router);
+            let is_heard = self.net.mended_at(Place::Node(node), router);
+            let is_asked = self.node(node).agent.started_at.max(is_heard) + ASKED_ANEW;
             if sent.sent > is_asked.max(since + BELIEF) {
                 self.fail(
                     Invariant::RouterNeverSendsWritesToAReplica,

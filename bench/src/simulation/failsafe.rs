@@ -477,7 +477,7 @@ impl World {
             for other in [Place::Dcs, Place::Node(alone)] {
                 let here = Place::Node(node);
                 for (from, to) in [(here, other), (other, here)] {
-                    self.net.change(from, to, cut);
+                    self.net.change(from, to, cut, self.now);
                 }
             }
         }

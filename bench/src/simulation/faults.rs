@@ -340,10 +340,10 @@ impl World {
         let here = Place::Node(fault.node);
         let there = Place::Node(fault.other);
         let router = Place::Router(fault.other % self.plan.routers);
-        let members = self.plan.members;
+        let (members, now) = (self.plan.members, self.now);
         let mut both = |one: Place, other: Place| {
-            self.net.change(one, other, cut);
-            self.net.change(other, one, cut);
+            self.net.change(one, other, cut, now);
+            self.net.change(other, one, cut, now);
         };
         match fault.kind {
             FaultKind::NodeCutFromDcs => both(here, Place::Dcs),
@@ -358,8 +358,8 @@ impl World {
             }
             FaultKind::NodeHalfDeaf => {
                 // Nothing reaches it, what it says is heard.
-                self.net.change(Place::Dcs, here, cut);
-                self.net.change(there, here, cut);
+                self.net.change(Place::Dcs, here, cut, now);
+                self.net.change(there, here, cut, now);
             }
             FaultKind::OneLeftWithDcs => self.leave_one_with_the_dcs(fault.other, cut),
             // No faults of the network.
@@ -559,7 +559,7 @@ impl World {
         self.is_calm = true;
         self.calm_since = now;
         tell!(self, Actor::World, "all faults end");
-        self.net.mend_all();
+        self.net.mend_all(self.now);
         self.weather = Default::default();
         self.store.down_until = 0;
         self.store.deposed_until = 0;

@@ -234,6 +234,10 @@ impl World {
         // One that starts or thaws after the deadline kills from then on.
         let runs_since = node.fence.frozen_until.max(node.fence.started);
         let is_left = !node.fence.is_alive || runs_since + KILL_LIMIT > self.now;
+        if is_left && self.store.cluster().disarmed.contains(&node.name) {
+            // It is announced to be without one, and nobody is elected.
+            return;
+        }
         let limit = match is_left {
             // A machine is reset before its lease ends, and its own clocks may differ by half a percent.
             true => {

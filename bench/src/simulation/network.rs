@@ -1,6 +1,6 @@
 //! Who reaches whom: a count of cuts for each directed pair of endpoints.
 
-use super::event::NodeId;
+use super::event::{NodeId, Time};
 
 /// An endpoint of the network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,6 +29,8 @@ impl Place {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Network {
     cuts: [[u8; PLACES]; PLACES],
+    /// When a cut of it ended last.
+    mended: [[Time; PLACES]; PLACES],
 }
 
 impl Network {
@@ -41,8 +43,16 @@ impl Network {
         self.reaches(one, other) && self.reaches(other, one)
     }
 
+    /// When the link was mended last.
+    pub(super) fn mended_at(&self, from: Place, to: Place) -> Time {
+        self.mended[from.index()][to.index()]
+    }
+
     /// A fault cuts the link, or such a cut ends.
-    pub(super) fn change(&mut self, from: Place, to: Place, cut: bool) {
+    pub(super) fn change(&mut self, from: Place, to: Place, cut: bool, now: Time) {
+        if !cut {
+            self.mended[from.index()][to.index()] = now;
+        }
         let count = &mut self.cuts[from.index()][to.index()];
         *count = match cut {
             true => *count + 1,
@@ -50,7 +60,8 @@ impl Network {
         };
     }
 
-    pub(super) fn mend_all(&mut self) {
+    pub(super) fn mend_all(&mut self, now: Time) {
         self.cuts = Default::default();
+        self.mended = [[now; PLACES]; PLACES];
     }
 }

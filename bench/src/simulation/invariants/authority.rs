@@ -75,8 +75,11 @@ impl World {
         let highest = self.node(node).agent.lease.highest;
         let is_given = owner.is_some_and(|owner| owner != node);
         let agent = &mut self.node_mut(node).agent;
-        agent.met_before = agent.met;
         let met = agent.met;
+        // A renewal of what it holds asks nobody.
+        if owner != Some(node) {
+            agent.met_before = met;
+        }
         if (is_given || epoch < highest) && self.nobody_could_tell(node, &met) {
             self.ending = Some(Ending::OldCopyUntold);
             return false;
