@@ -136,3 +136,23 @@ fn row(row: &ReplicationRow) -> Value {
         "sync_priority": row.sync_priority,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use trunkline_shared::cluster::{ClusterName, MemberName};
+
+    use super::*;
+
+    #[test]
+    fn who_gave_the_lease_up_says_so_for_as_long_as_it_stands_back() {
+        let at = |seconds: u64| Moment(seconds * 1_000_000_000);
+        let (cluster, name) = (ClusterName::new("demo"), MemberName::new("a"));
+        let published = Published {
+            reason: Some("waiting".into()),
+            stands_back_until: Some(at(30)),
+            ..Published::before_the_first_tick(cluster, name, at(20))
+        };
+        let says = |now| member(&published, now)["trunkline"]["stands_back"].clone();
+        assert_eq!((says(at(29)), says(at(30))), (true.into(), false.into()));
+    }
+}

@@ -504,3 +504,34 @@ pub(super) fn successor(
     best.map(|(_, standing)| standing.name.0.clone())
         .ok_or(lacking)
 }
+
+#[cfg(test)]
+mod tests {
+    use trunkline_shared::cluster::switchover::Drain;
+
+    use super::*;
+
+    #[test]
+    fn a_failover_lapses_by_a_claim_or_a_history_after_it_and_a_switchover_never() {
+        let lapses = |leader: Option<&str>, claim_and_history| {
+            let request = FailoverRequest {
+                leader: leader.map(MemberName::new),
+                candidate: Some(MemberName::new("b")),
+                scheduled_at: None,
+                drain: Drain::default(),
+                revision: 20,
+            };
+            let topology = Topology {
+                claim_and_history,
+                ..Topology::default()
+            };
+            has_lapsed(&topology, &request)
+        };
+        assert!(!lapses(None, (10, 19)));
+        assert!(
+            lapses(None, (21, 0)) && lapses(None, (10, 21)),
+            "Patroni claims nothing"
+        );
+        assert!(!lapses(Some("a"), (21, 22)));
+    }
+}
