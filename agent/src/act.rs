@@ -24,7 +24,7 @@ use crate::fence::FenceHandle;
 use crate::fence::known::Known;
 use crate::fence::run_dir::{RunDir, RunDirError};
 use crate::lease::arming::Arming;
-use crate::lease::{HandOver, LeaseError, LeaseHandle, LeaseStatus};
+use crate::lease::{HandOver, LeaseError, LeaseHandle, LeaseStatus, brake};
 use crate::postgres::hooks::Callbacks;
 use crate::postgres::{Postgres, PostgresError};
 use crate::watchdog::{self, Teller};
@@ -305,7 +305,10 @@ impl Actor {
     }
 
     fn let_lease_lapse(&self, seen: &Observation) -> Revision {
-        self.lease.let_lapse(seen.settings().ttl);
+        match seen.fence.is_live {
+            true => self.lease.let_lapse(seen.settings().ttl, brake::KILL_HANGS),
+            false => self.lease.let_lapse(brake::WITHOUT_FENCE, brake::NO_FENCE),
+        }
         0
     }
 

@@ -21,6 +21,7 @@ mod dcs_unreachable;
 pub mod decision;
 pub mod defective;
 pub mod failsafe;
+mod fence_gone;
 mod following;
 mod foreign_data;
 pub mod handing_over;
@@ -85,6 +86,7 @@ pub fn decide(seen: &Observation, memory: &Memory) -> Decision {
     let decision = stopping::note(seen, decision);
     let decision = host_health::note(seen, decision);
     let decision = host_health::look_in_time(seen, decision);
+    let decision = fence_gone::note(seen, decision);
     let decision = lost_config::note(seen, decision);
     let decision = recreate::note(seen, decision);
     callbacks::note(seen, memory.told, decision)

@@ -255,9 +255,9 @@ impl LeaseHandle {
         });
     }
 
-    /// Renewals cease for a ttl from now: the lease ends, and whoever can takes over.
-    pub fn let_lapse(&self, ttl: Duration) {
-        self.brake.pull(clock::now() + ttl);
+    /// Renewals cease for so long from now, which is said with why: the lease ends, and whoever can takes over.
+    pub fn let_lapse(&self, lasts: Duration, why: &'static str) {
+        self.brake.pull(clock::now() + lasts, why);
     }
 
     /// A turn of the loop begins. One that does not end is found by the lease task.

@@ -57,6 +57,8 @@ pub struct Memory {
     pub told: Told,
     /// Since when a PostgreSQL that was killed does not die.
     pub kill_hangs_since: Option<Moment>,
+    /// Since when no live fence was seen.
+    pub fence_gone_since: Option<Moment>,
     /// Since when the upstream lacks the WAL that this replica needs, and from where on.
     pub wal_gone_since: Option<(Moment, Lsn)>,
     /// It was stopped because of that, to be copied anew.
@@ -82,7 +84,7 @@ pub struct Memory {
     pub checkpoint_put_off_since: Option<Moment>,
     /// What this standby would begin to lead with, once it was seen in force.
     pub sync_ready: Option<SyncReady>,
-    /// Since when this synchronous standby, told to end, waits to be released.
+    /// Since when this member, told to end, waits: as a synchronous standby to be released, as a leader for its key.
     pub leaving_since: Option<Moment>,
     /// Clients are let in once standbys have everything up to here.
     pub closed_until: Option<Lsn>,

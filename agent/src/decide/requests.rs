@@ -438,8 +438,8 @@ fn roll_back(turn: Turn<'_>, held: &Held, topology: &Topology, id: u64) -> Decis
             | Local::Orphaned { .. } => None,
         };
         return turn
-            .act(Action::ClearSwitchover)
             .act(Action::DisarmFence)
+            .act(Action::ClearSwitchover)
             .act(Action::ReleaseLeader { position })
             .now(Reason::ReleasingForShutdown);
     }

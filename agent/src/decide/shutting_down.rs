@@ -7,7 +7,7 @@ use super::handing_over::Plan;
 use super::memory::Memory;
 use super::observation::{Held, LeaseView, Local, Observation, Running, RunningRole};
 use super::sync_standbys::election;
-use super::{Turn, handing_over, requests};
+use super::{PROMOTE_NEEDS, Turn, handing_over, requests};
 use trunkline_shared::cluster::Topology;
 
 pub(super) fn decide(seen: &Observation, memory: &Memory) -> Decision {
@@ -70,6 +70,9 @@ fn stop(turn: Turn<'_>) -> Decision {
 
 fn as_leader(turn: Turn<'_>, held: &Held, topology: &Topology) -> Decision {
     let seen = turn.seen;
+    if held.is_key_missing {
+        return without_key(turn, held);
+    }
     match &seen.local {
         Local::Running(running) => match running.role {
             RunningRole::Primary { .. } if is_announced_to_restart(seen, topology) => {
@@ -100,6 +103,22 @@ fn as_leader(turn: Turn<'_>, held: &Held, topology: &Topology) -> Decision {
         | Local::Orphaned { .. }
         | Local::Unknown(_) => stop(turn),
     }
+}
+
+/// Whoever goes on by everybody's consent after an outage has no key to hand over until it has made it anew. Where the
+/// DCS does not let it, it ends without: everybody would go on to consent for ever.
+fn without_key(turn: Turn<'_>, held: &Held) -> Decision {
+    let seen = turn.seen;
+    let since = turn.decision.memory.leaving_since.unwrap_or(seen.now);
+    let has_time = seen.now.since(since) < seen.settings().loop_wait * 2
+        && seen.now.until(held.deadline) > PROMOTE_NEEDS;
+    let is_primary = matches!(&seen.local, Local::Running(running) if matches!(running.role, RunningRole::Primary { .. }));
+    if !has_time || !is_primary || !seen.is_dcs_fresh() {
+        return stop(turn);
+    }
+    turn.remember(|memory| memory.leaving_since = Some(since))
+        .act(Action::AcquireLeader)
+        .now(Reason::LeaderKeyMissing)
 }
 
 /// Whether clients are held for a restart, which will not be.

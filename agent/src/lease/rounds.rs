@@ -23,6 +23,9 @@ pub(super) use asking::ask;
 pub use asking::{ACCEPTED, Speaker};
 pub(super) use kept::SavedAuthority;
 
+/// For how many `ttl` after an outage a leader goes on by consent while it makes its key anew.
+const KEYLESS_TTLS: u32 = 3;
+
 /// Names of members, and the URLs of their agents.
 pub type List = BTreeMap<MemberName, Arc<str>>;
 
@@ -222,6 +225,8 @@ pub struct Rounds {
     /// has failed since.
     heard: Moment,
     is_failing: bool,
+    /// Since when it has answered again after a renewal that failed.
+    answers_since: Moment,
     /// What is on file for a restart.
     kept: Option<Authority>,
     /// What held before the own key was written again.
@@ -238,6 +243,7 @@ impl Rounds {
             list: FailsafeList::default(),
             heard: standing.now,
             is_failing: false,
+            answers_since: standing.now,
             carried: None,
             resumable: found.clone().filter(|_| standing.stands_armed()),
             kept: found,
@@ -259,6 +265,9 @@ impl Rounds {
 
     /// The store answered a renewal that was sent at `sent`: as a whole, or by two terms.
     pub fn store_spoke(&mut self, sent: Moment, is_definite: bool) {
+        if self.is_failing && is_definite {
+            self.answers_since = sent;
+        }
         self.is_failing = !is_definite;
         if is_definite {
             self.heard = self.heard.max(sent);
@@ -329,8 +338,8 @@ impl Rounds {
         self.resumable = None;
     }
 
-    /// Whom to ask now, if anybody: the last renewal failed, or none was answered for `patience`. Nobody is
-    /// asked to stand back for an instance that accepts no writes.
+    /// Whom to ask now, if anybody: the last renewal failed, none was answered for `patience`, or the key is to be made
+    /// anew. Nobody is asked to stand back for an instance that accepts no writes.
     pub fn wanted(
         &self,
         view: &LeaseView,
@@ -347,7 +356,8 @@ impl Rounds {
             LeaseView::Held(_) | LeaseView::Lost => patience,
         };
         let is_late = standing.now.since(self.heard) > patience;
-        if !self.is_failing && !is_late || !standing.stands_armed() {
+        let is_wanted = self.is_failing || is_late || self.is_keyless(view, standing);
+        if !is_wanted || !standing.stands_armed() {
             return None;
         }
         match view {
@@ -361,6 +371,17 @@ impl Rounds {
             }),
             LeaseView::Lost => None,
         }
+    }
+
+    /// Whether what everybody consented to is half over and the DCS, which answers again, does not show the key: to make it
+    /// anew may take longer than what is left. What keeps it from being made for much longer is no outage.
+    fn is_keyless(&self, view: &LeaseView, standing: Standing<'_>) -> bool {
+        let LeaseView::Held(held) = view else {
+            return false;
+        };
+        let left = standing.now.until(held.deadline);
+        let is_soon = standing.now.since(self.answers_since) < standing.ttl * KEYLESS_TTLS;
+        held.is_by_failsafe && held.is_key_missing && left < standing.ttl / 2 && is_soon
     }
 
     /// Everybody consented to a round whose first request was sent at `began`. Returns whether it counts: the
@@ -575,6 +596,49 @@ mod tests {
         assert_eq!(whom(&rounds, &moved).unwrap(), ["a", "b", "c", "d"]);
         rounds.list.show(shown_at(&["a", "b"], 7, 30), Some(next));
         assert_eq!(whom(&rounds, &moved).unwrap(), ["a", "b"]);
+    }
+
+    #[test]
+    fn a_leader_by_consent_whose_key_is_gone_asks_again_when_half_of_it_is_over() {
+        let me = MemberName::new("a");
+        let mut rounds = Rounds::begin(None, standing(&me));
+        rounds.list.show(shown(&["a", "b"], 7), Some(UNDER));
+        let asks = |left: u64, is_key_missing, is_by_failsafe| {
+            let view = LeaseView::Held(Held {
+                deadline: standing(&me).now + Duration::from_millis(left),
+                is_key_missing,
+                is_by_failsafe,
+                ..held(UNDER, false)
+            });
+            rounds
+                .wanted(&view, Duration::from_secs(2), standing(&me))
+                .is_some()
+        };
+        assert!(asks(2400, true, true));
+        assert!(!asks(2600, true, true), "there is time to make it anew");
+        assert!(!asks(2400, false, true), "the store shows the key");
+        assert!(
+            !asks(2400, true, false),
+            "a renewed lease, and a key that somebody removed"
+        );
+        rounds.answers_since = Moment::default();
+        let late = Standing {
+            now: Moment(15_000_000_000),
+            armed_until: Some(Moment(17_000_000_000)),
+            ..standing(&me)
+        };
+        rounds.heard = late.now;
+        let view = LeaseView::Held(Held {
+            deadline: Moment(17_000_000_000),
+            is_key_missing: true,
+            is_by_failsafe: true,
+            ..held(UNDER, false)
+        });
+        let patience = Duration::from_secs(2);
+        assert_eq!(rounds.wanted(&view, patience, late), None);
+        rounds.store_is_silent();
+        rounds.store_spoke(late.now, true);
+        assert!(rounds.wanted(&view, patience, late).is_some());
     }
 
     #[test]

@@ -38,7 +38,7 @@ reasons! {
     LeaseAboutToExpire "lease_about_to_expire" "The lease could not be renewed and ends now: PostgreSQL is stopped before the deadline."
     LeaseExpired "lease_expired" "The lease's deadline has passed; this member does not act as leader until it is renewed."
     LeaderKeyMissing "leader_key_missing" "The leader key vanished while the lease still holds; it is created again."
-    FenceNotLive "fence_not_live" "The fence process does not answer; it is replaced before anything that needs it."
+    FenceNotLive "fence_not_live" "The fence process does not answer: it is replaced before anything that needs it, or the lease is let lapse."
     ArmingFence "arming_fence" "PostgreSQL accepts writes under a held lease; the fence is armed."
     Promoting "promoting" "This member holds the lease and its PostgreSQL leaves recovery."
     PromotionFailed "promotion_failed" "Promotion did not succeed in time; the lease is given up so that another member can run."

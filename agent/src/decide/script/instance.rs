@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use trunkline_shared::cluster::{LeaderEpoch, Lsn, MemberName, Moment, SystemId, Timeline};
 
+use super::print::option;
 use super::words::Words;
 use super::{ScriptError, slots, store, synchronous};
 use crate::decide::callbacks::{CallbackRole, Told};
@@ -13,6 +14,13 @@ use crate::decide::observation::{
     FinishedJob, JobKind, JobView, Local, Looked, PeerAnswer, PeerView, Peers, Running, RunningJob,
     RunningRole, SourceTrouble, Stopped,
 };
+
+/// What the host does, as it is remembered.
+pub(super) fn print_host(out: &mut String, memory: &Memory, ago: impl Fn(Moment) -> String) {
+    option(out, "asked_for_room", memory.asked_for_room.map(&ago));
+    option(out, "kill_hangs", memory.kill_hangs_since.map(&ago));
+    option(out, "fence_gone", memory.fence_gone_since.map(&ago));
+}
 
 pub(super) fn memory(words: &Words<'_, '_>, now: Moment) -> Result<Memory, ScriptError> {
     let ago = |text: &str| words.parse_seconds(text).map(|ago| now - ago);
@@ -34,6 +42,7 @@ pub(super) fn memory(words: &Words<'_, '_>, now: Moment) -> Result<Memory, Scrip
         reads_since: at("reads")?.zip(words.value("reads_at")?),
         asked_for_room: at("asked_for_room")?,
         kill_hangs_since: at("kill_hangs")?,
+        fence_gone_since: at("fence_gone")?,
         is_restarting: words.has("restarting"),
         last_restart: at("restart_began")?
             .zip(at("restart_seen")?)

@@ -7,7 +7,7 @@ use trunkline_shared::cluster::topology::Initialize;
 use trunkline_shared::cluster::{ClusterSettings, Member, Moment, SystemId, Topology};
 
 use super::names::{role_word, state_word};
-use super::{changes, failsafe, slots, store, synchronous};
+use super::{changes, failsafe, instance, slots, store, synchronous};
 use crate::decide::callbacks::Told;
 use crate::decide::memory::Memory;
 use crate::decide::observation::{
@@ -522,8 +522,7 @@ fn print_moments(out: &mut String, memory: &Memory, now: Moment) {
         "foreign_led",
         foreign.map(|(name, at)| format!("{name}@{}", ago(*at))),
     );
-    option(out, "asked_for_room", memory.asked_for_room.map(ago));
-    option(out, "kill_hangs", memory.kill_hangs_since.map(ago));
+    instance::print_host(out, memory, ago);
     flag(out, memory.is_stopped_for_copy, "stopped_for_copy");
     option(out, "copy_ordered", memory.copy_ordered_at.map(ago));
     if let Some((at, from)) = memory.wal_gone_since {

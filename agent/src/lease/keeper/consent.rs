@@ -207,7 +207,7 @@ impl Keeper {
                 if inner.refused.as_ref() != Some(&why) {
                     tracing::warn!(
                         why,
-                        "the DCS does not answer, and not every member consents"
+                        "not every member consents to this leader going on without the DCS"
                     );
                 }
                 inner.refused = Some(why);
@@ -229,9 +229,7 @@ impl Keeper {
             inner.state = state;
             let is = inner.state.held().is_some_and(|held| held.is_by_failsafe);
             if counts && (inner.refused.take().is_some() || is && !was) {
-                tracing::warn!(
-                    "the DCS does not answer; every member consents to this leader going on"
-                );
+                tracing::warn!("every member consents to this leader going on without the DCS");
             }
             inner.state.held().filter(|_| counts)
         };

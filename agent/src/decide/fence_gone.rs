@@ -1,0 +1,60 @@
+//! A fence that stays away: nobody may write by this member's key, so the key is to end.
+
+use std::time::Duration;
+
+use trunkline_shared::cluster::Topology;
+use trunkline_shared::cluster::topology::Initialize;
+
+use super::decision::{Action, Decision, NextWhy};
+use super::observation::{LeaseView, Observation};
+
+/// A fence that ended is replaced in a moment, and one that hangs is noticed after a second. What lasts longer, such as a
+/// limit on processes, waits for somebody who mends the host.
+const STAYS_AWAY: Duration = Duration::from_secs(5);
+
+/// How soon it is looked at again while the lease is let lapse: before renewals go on (`lease::brake::WITHOUT_FENCE`).
+const LOOK_AGAIN: Duration = Duration::from_millis(300);
+
+/// Completes a decision: a member that the leader key names, that cannot write, and whose fence is not replaced lets its
+/// lease end. The store would renew it for ever, and nobody would lead.
+pub(super) fn note(seen: &Observation, mut decision: Decision) -> Decision {
+    let memory = &mut decision.memory;
+    if seen.fence.is_live {
+        memory.fence_gone_since = None;
+        return decision;
+    }
+    let since = *memory.fence_gone_since.get_or_insert(seen.now);
+    let needs_it = seen
+        .topology()
+        .is_some_and(|topology| is_to_write(seen, topology));
+    let gives_up =
+        |action: &Action| matches!(action, Action::ReleaseLeader { .. } | Action::LetLeaseLapse);
+    let is_settled = seen.is_shutting_down || decision.actions.iter().any(gives_up);
+    if !needs_it || is_settled || seen.local.may_accept_writes() || seen.is_automation_off() {
+        return decision;
+    }
+    let left = STAYS_AWAY.saturating_sub(seen.now.since(since));
+    let within = match left.is_zero() {
+        true => {
+            decision.actions.push(Action::LetLeaseLapse);
+            LOOK_AGAIN
+        }
+        false => left,
+    };
+    if within < decision.next.within {
+        decision.next.within = within;
+        decision.next.why = NextWhy::Limit;
+    }
+    decision
+}
+
+/// Whether the key names this member, and asks it to lead what is written to. A standby leader is never armed, and who
+/// makes a cluster has nobody to give way to.
+fn is_to_write(seen: &Observation, topology: &Topology) -> bool {
+    let is_held = matches!(seen.lease, LeaseView::Held(_));
+    let leader = topology.leader.as_ref().map(|leader| &leader.member);
+    let is_made =
+        matches!(topology.initialize, Initialize::Done(_)) && !seen.is_bootstrap_unfinished;
+    let is_standby = seen.settings().standby_cluster.is_some();
+    (is_held || leader == Some(&seen.me.name)) && is_made && !is_standby
+}
