@@ -10,6 +10,7 @@ use trunkline_shared::cluster::{LeaderEpoch, MemberName, Timeline};
 
 use super::event::{NodeId, Time};
 use super::fake_postgres::Phase;
+use super::node::Trusted;
 use super::requests::{Ask, Purpose, Reply};
 use super::story::{Actor, tell};
 use super::world::World;
@@ -55,7 +56,15 @@ impl World {
                 self.begin_doubt(node, why, Some(*told));
             }
         } else {
-            self.node_mut(node).run_dir.store.is_trusted = true;
+            let (at, incarnation) = (self.now, self.store.incarnation);
+            let this = self.node_mut(node);
+            this.run_dir.store.is_trusted = true;
+            let met = this.agent.met;
+            this.agent.trusted = Trusted {
+                at,
+                incarnation,
+                met,
+            };
         }
         Went::Done
     }
@@ -229,8 +238,7 @@ impl World {
             revision,
         };
         let ttl = self.plan.ttl;
-        let this = self.node(node);
-        let may_move_on = this.run_dir.deadline.is_none() || this.fence_looks_live(self.now);
+        let may_move_on = self.node(node).may_move_on(self.now);
         let lease = &mut self.node_mut(node).agent.lease;
         lease.changes += 1;
         // A keep-alive answered by another term proves nothing about the lease's length, and without a fence it

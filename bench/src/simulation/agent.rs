@@ -113,6 +113,7 @@ impl World {
         // As the agent's view of it: taken before anybody is asked.
         let store = self.store_view(node);
         let now = self.now;
+        let met = self.met_without_asking(node);
         let agent = &mut self.node_mut(node).agent;
         agent.next_wake = Time::MAX;
         agent.is_in_turn = true;
@@ -135,7 +136,7 @@ impl World {
         if agent.memory.wants_peers {
             self.ask_peers(node, turn);
         } else {
-            agent.met = [true; 5];
+            agent.met = met;
             let takes = self.rng.u64(MS / 5..3 * MS);
             self.put_in(takes, Event::Decide { node, turn });
         }

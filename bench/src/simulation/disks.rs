@@ -1,6 +1,7 @@
 //! Disks that hang or fill up under the leader, and that it is left.
 
 use trunkline_agent::decide::observation::{HealthView, Local, RunningRole, WatchdogView};
+use trunkline_agent::lease::brake;
 use trunkline_shared::cluster::SystemId;
 
 use super::event::{NodeId, SECOND, Time};
@@ -45,7 +46,11 @@ impl World {
 
     /// The brake of the lease task.
     pub(super) fn let_lease_lapse(&mut self, node: NodeId) {
-        let until = self.clock(node) + self.plan.ttl;
+        let lasts = match self.node(node).fence_looks_live(self.now) {
+            true => self.plan.ttl,
+            false => brake::WITHOUT_FENCE,
+        };
+        let until = self.clock(node) + lasts;
         self.node_mut(node).agent.lease.lapses_until = until;
     }
 

@@ -30,6 +30,8 @@ pub(super) struct Branch {
     pub(super) history: Arc<TimelineHistory>,
     /// Acknowledged commits: when, and the position after them.
     pub(super) acknowledged: Vec<(Time, u64)>,
+    /// Who was promoted onto it.
+    pub(super) writer: Option<NodeId>,
 }
 
 /// All branches of a world.
@@ -44,6 +46,7 @@ impl Branches {
             fork: 0,
             history: Arc::default(),
             acknowledged: Vec::new(),
+            writer: None,
         })
     }
 
@@ -67,6 +70,7 @@ impl Branches {
             fork: end,
             history,
             acknowledged: Vec::new(),
+            writer: None,
         })
     }
 

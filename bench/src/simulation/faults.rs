@@ -9,16 +9,12 @@ use trunkline_shared::cluster::topology::{Fact, FactKey, FailoverRequest};
 use super::event::{Event, MS, NodeId, SECOND, Time};
 use super::failsafe::Listing;
 use super::fake_postgres::Phase;
-use super::fence::FenceEnd;
 use super::network::Place;
 use super::plan::{Fault, FaultKind};
 use super::store::Write;
 use super::story::{Actor, tell};
 use super::word::ASKED_EVERY;
 use super::world::World;
-
-/// How soon the agent sees the end of its fence.
-const FENCE_END_SEEN: Time = 5 * MS;
 
 impl World {
     pub(super) fn on_fault(&mut self, index: u8) -> bool {
@@ -77,11 +73,11 @@ impl World {
                 longer(&mut self.node_mut(node).agent.paused_until);
                 self.freeze_fence(node, until);
             }
-            FaultKind::NodeFrozen => longer(&mut self.node_mut(node).frozen_until),
+            FaultKind::NodeFrozen => self.freeze(node, until),
             FaultKind::NodePowerOff => self.power_off(node),
             // Nothing ends on a machine that stands still.
             FaultKind::FenceKilled if self.node(node).frozen_until > now => return false,
-            FaultKind::FenceKilled => self.kill_fence(node),
+            FaultKind::FenceKilled => self.kill_fence(node, fault.lasts),
             FaultKind::FenceFrozen => self.freeze_fence(node, until),
             FaultKind::NodeCutFromDcs
             | FaultKind::NodeCutFromNode
@@ -207,24 +203,13 @@ impl World {
         true
     }
 
-    fn kill_fence(&mut self, node: NodeId) {
-        self.watchdog_is_left(node, FenceEnd::Killed);
-        let fence = &mut self.node_mut(node).fence;
-        fence.is_alive = false;
-        fence.number += 1;
-        fence.is_starting = false;
-        self.look_at_fence(node, FENCE_END_SEEN);
-    }
-
-    fn freeze_fence(&mut self, node: NodeId, until: Time) {
+    fn freeze(&mut self, node: NodeId, until: Time) {
         let now = self.now;
-        let fence = &mut self.node_mut(node).fence;
-        if fence.frozen_until <= now {
-            fence.frozen_since = now;
-        }
-        fence.frozen_until = until.max(fence.frozen_until);
-        self.watchdog_is_left(node, FenceEnd::Frozen);
-        self.look_at_fence(node, SECOND);
+        let this = self.node_mut(node);
+        let (from, before) = this.stood_still;
+        let from = if before >= now { from } else { now };
+        this.frozen_until = this.frozen_until.max(until);
+        this.stood_still = (from, this.frozen_until);
     }
 
     pub(super) fn kill_agent(&mut self, node: NodeId) {
@@ -245,6 +230,7 @@ impl World {
         this.fence.is_alive = false;
         this.fence.is_starting = false;
         this.fence.frozen_until = 0;
+        this.fence.missing_until = 0;
         this.fence.number += 1;
         this.run_dir = super::node::RunDir::default();
     }

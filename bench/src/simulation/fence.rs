@@ -12,6 +12,10 @@ use super::world::World;
 const KILL_AGAIN: Time = 200 * MS;
 /// How soon the agent looks again at a fence whose heartbeat is not old enough yet.
 const LOOK_AGAIN: Time = 250 * MS;
+/// How soon the agent sees the end of its fence.
+const FENCE_END_SEEN: Time = 5 * MS;
+/// A fence that was killed for longer is not replaced before that is over.
+const REPLACED_WITHIN: Time = 5 * SECOND;
 /// How long a new fence takes to live.
 const FENCE_STARTS: Time = 50 * MS;
 /// How long a machine that was reset takes to come back.
@@ -19,7 +23,7 @@ const REBOOT: Time = 5 * SECOND;
 
 /// How a fence stops running.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum FenceEnd {
+enum FenceEnd {
     Killed,
     Frozen,
 }
@@ -64,6 +68,32 @@ impl World {
         true
     }
 
+    /// A long one is of a host on which no other can be started before it is over.
+    pub(super) fn kill_fence(&mut self, node: NodeId, lasts: Time) {
+        self.watchdog_is_left(node, FenceEnd::Killed);
+        let now = self.now;
+        self.node_mut(node).note_live_fence(now);
+        let fence = &mut self.node_mut(node).fence;
+        if lasts > REPLACED_WITHIN {
+            fence.missing_until = fence.missing_until.max(now + lasts);
+        }
+        fence.is_alive = false;
+        fence.number += 1;
+        fence.is_starting = false;
+        self.look_at_fence(node, FENCE_END_SEEN);
+    }
+
+    pub(super) fn freeze_fence(&mut self, node: NodeId, until: Time) {
+        let now = self.now;
+        let fence = &mut self.node_mut(node).fence;
+        if fence.frozen_until <= now {
+            fence.frozen_since = now;
+        }
+        fence.frozen_until = until.max(fence.frozen_until);
+        self.watchdog_is_left(node, FenceEnd::Frozen);
+        self.look_at_fence(node, SECOND);
+    }
+
     /// Beside its turns, the agent sees its fence end at once, and freeze when the heartbeat is old.
     pub(super) fn look_at_fence(&mut self, node: NodeId, delay: Time) {
         let boot = self.node(node).agent.boot;
@@ -93,13 +123,16 @@ impl World {
             return;
         }
         self.watchdog_is_left(node, FenceEnd::Killed);
+        let now = self.now;
+        self.node_mut(node).note_live_fence(now);
         let fence = &mut self.node_mut(node).fence;
         fence.is_alive = false;
         fence.is_starting = true;
         fence.number += 1;
         let number = fence.number;
-        self.put_in(
-            FENCE_STARTS,
+        let at = (self.now + FENCE_STARTS).max(self.node(node).fence.missing_until);
+        self.queue.put(
+            at,
             Event::FenceStarted {
                 node,
                 fence: number,
@@ -112,11 +145,15 @@ impl World {
             return true;
         }
         let now = self.now;
+        let is_started = self.node(node).agent.is_alive;
         let this = &mut self.node_mut(node).fence;
         if this.number != fence {
             return false;
         }
         this.is_starting = false;
+        if !is_started {
+            return true;
+        }
         this.is_alive = true;
         this.is_pinged_late = false;
         this.frozen_until = 0;
@@ -129,7 +166,7 @@ impl World {
 
     /// The fence stops running, and with it the pings: the machine is reset once the device has counted to its
     /// end, unless a fence runs again by then. One that is killed closes the device, which pings it a last time.
-    pub(super) fn watchdog_is_left(&mut self, node: NodeId, end: FenceEnd) {
+    fn watchdog_is_left(&mut self, node: NodeId, end: FenceEnd) {
         let now = self.now;
         let seconds = self.plan.watchdog_counts();
         let is_pinged_to_the_end = self.rule == Some(Break::PingedToTheEnd);

@@ -334,6 +334,8 @@ impl World {
         if as_primary {
             let is_closed = self.node(node).postgres.starts_closed;
             self.recovered_in_place(node, is_closed);
+        } else {
+            self.is_not_in_place(node);
         }
         tell!(
             self,
@@ -351,6 +353,7 @@ impl World {
         let (parent, end) = (data.branch, data.end);
         let timeline = self.node(node).postgres.promotes_to;
         let branch = self.branches.fork(parent, end, timeline);
+        self.branches.0[branch as usize].writer = Some(node);
         let postgres = &mut self.node_mut(node).postgres;
         postgres.phase = Phase::Primary;
         postgres.is_wal_gone = false;
@@ -371,6 +374,7 @@ impl World {
             trunkline_shared::cluster::Lsn(end)
         );
         self.forget_waiting(node);
+        self.is_not_in_place(node);
         self.take_up_names(node);
         self.check_loss(node, branch);
         self.ship_to_all(node);

@@ -32,14 +32,13 @@ impl World {
     }
 
     pub(super) fn ask_for_lease(&mut self, node: NodeId) {
-        let is_fence_live = self.node(node).fence_looks_live(self.now);
         let lease = &mut self.node_mut(node).agent.lease;
         if lease.id == 0 {
             if !lease.is_granting {
                 lease.is_granting = true;
                 self.send(node, Ask::Grant, Purpose::Lease);
             }
-        } else if is_fence_live {
+        } else {
             let id = lease.id;
             self.send(node, Ask::KeepAlive(id), Purpose::Lease);
         }
@@ -201,10 +200,13 @@ impl World {
             };
             let check_term = self.requests[at].term;
             let found = self.found_by(node, found);
-            if matches!(found, KeyCheck::Mine(_)) {
+            let is_yes = matches!(found, KeyCheck::Mine(_));
+            if is_yes {
                 self.key_is_of(node, at);
             }
-            self.renewed(node, sent, term, check_term, found);
+            if !is_yes || self.node(node).may_move_on(self.now) {
+                self.renewed(node, sent, term, check_term, found);
+            }
         } else if matches!(self.requests[at].reply, Reply::None) {
             self.renewal_failed(node);
         }

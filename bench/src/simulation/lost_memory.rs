@@ -204,6 +204,12 @@ impl World {
             Verdict::Accepted => {
                 kept.belief.accept(header, shown);
                 kept.saw_more = false;
+                let beside = this.postgres.data.as_mut();
+                if let Some(beside) = beside.and_then(|data| data.store.as_mut()) {
+                    let seen = beside.belief.seen;
+                    let is_of_another = seen.cluster_id != header.cluster_id;
+                    beside.saw_more &= is_of_another || seen.revision > header.revision;
+                }
                 this.agent.doubted = None;
                 this.agent.is_store_shut = false;
                 this.agent.client_saw = header;

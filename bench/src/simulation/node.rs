@@ -104,6 +104,8 @@ pub(super) struct Agent {
     pub(super) answers_missing: u8,
     /// Whose agents ran when it asked last, or when its question came to them; all of them before it asked any.
     pub(super) met: [bool; 5],
+    /// When it trusted the store last, and whose agents ran then.
+    pub(super) trusted: Trusted,
     /// The same when it took the key last.
     pub(super) met_before: [bool; 5],
     pub(super) actions: Vec<Action>,
@@ -175,6 +177,7 @@ impl Agent {
             answers: None,
             answers_missing: 0,
             met: [true; 5],
+            trusted: Trusted::default(),
             met_before: [true; 5],
             actions: Vec::new(),
             step: 0,
@@ -215,6 +218,18 @@ pub(super) struct Fence {
     /// more then, for it was pinged as its file was closed.
     pub(super) is_pinged_late: bool,
     pub(super) is_starting: bool,
+    /// Until then no other can be started.
+    pub(super) missing_until: Time,
+    /// Until when the one before looked live.
+    pub(super) live_until: Time,
+}
+
+/// What a member trusted the store by.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Trusted {
+    pub(super) at: Time,
+    pub(super) incarnation: u32,
+    pub(super) met: [bool; 5],
 }
 
 /// What lies in the folder that survives the agent but not the machine.
@@ -256,6 +271,8 @@ pub(super) struct Node {
     /// For how long others who know the cluster could be heard while this one was to start last.
     pub(super) waits_for_word: Time,
     pub(super) frozen_until: Time,
+    /// From when to when it stood still last.
+    pub(super) stood_still: (Time, Time),
     /// What CLOCK_BOOTTIME showed at the beginning of the world.
     pub(super) offset: i64,
     /// Its rate error, parts per million.
@@ -306,6 +323,22 @@ impl Node {
         self.fence.is_alive && !is_stale
     }
 
+    /// Whether a renewal may count: an armed deadline moves on only while a live fence keeps it, or did a moment ago.
+    pub(super) fn may_move_on(&self, now: Time) -> bool {
+        let was_live = now <= self.fence.live_until + SEEN_LIMIT;
+        self.run_dir.deadline.is_none() || self.fence_looks_live(now) || was_live
+    }
+
+    /// The fence is about to end: until when it looked live.
+    pub(super) fn note_live_fence(&mut self, now: Time) {
+        if self.fence.is_alive {
+            self.fence.live_until = match self.fence.frozen_until > now {
+                true => now.min(self.fence.frozen_since + HEARTBEAT),
+                false => now,
+            };
+        }
+    }
+
     /// Whether the fence has run since it was armed, and so has the watchdog in hand.
     pub(super) fn holds_watchdog(&self, now: Time) -> bool {
         self.fence.frozen_until <= now || self.fence.frozen_since >= self.run_dir.armed_at
@@ -339,6 +372,9 @@ impl Node {
 
 /// A fence that has not stamped its heartbeat for so long is taken for frozen.
 const HEARTBEAT: Time = super::event::SECOND;
+
+/// How long ago a live fence may have been seen for renewals to count (`fence/supervision.rs`).
+const SEEN_LIMIT: Time = 2 * super::event::SECOND;
 
 /// What is left unused of a lease where there is such a watchdog.
 pub(super) fn reserve(watchdog: WatchdogView) -> Duration {

@@ -45,6 +45,8 @@ pub(super) struct Waiting {
     pub(super) is_closed: bool,
     /// The end of the last recovery in place, while it is not known that standbys have it.
     unconfirmed: Option<u64>,
+    /// The end of the first recovery in place since clients were let in last: none of them wrote anything after it.
+    hidden: Option<u64>,
     told: [Told; 5],
     /// Commits that wait: their write and the position after them.
     commits: Vec<(u32, u64)>,
@@ -290,12 +292,21 @@ impl World {
         let matters = is_made && is_awaited && (has_standby || self.plan.is_strict);
         let postgres = &mut self.node_mut(node).postgres;
         let end = postgres.data.as_ref().map(|data| data.end);
+        let end = postgres.waiting.hidden.or(end);
         postgres.waiting.is_closed = is_closed;
+        postgres.waiting.hidden = end.filter(|_| is_closed);
         postgres.waiting.unconfirmed = end.filter(|_| matters);
     }
 
+    /// It follows another, or is promoted: what it has, others may have written.
+    pub(super) fn is_not_in_place(&mut self, node: NodeId) {
+        self.node_mut(node).postgres.waiting.hidden = None;
+    }
+
     pub(super) fn let_clients_in(&mut self, node: NodeId) {
-        self.node_mut(node).postgres.waiting.is_closed = false;
+        let waiting = &mut self.node_mut(node).postgres.waiting;
+        waiting.is_closed = false;
+        waiting.hidden = None;
         tell!(self, Actor::Postgres(node), "lets clients in");
         self.note_confirmed(node);
     }

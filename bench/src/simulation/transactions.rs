@@ -44,7 +44,7 @@ impl World {
             Action::DropFailoverRequest { revision } => Some(drop_failover(*revision)),
             Action::RequestSwitchover(to) => self.request_switchover(node, to),
             Action::AnnounceSwitchover(record) => self.announce(node, record.clone()),
-            Action::ClearSwitchover => always(Write::Delete(FactKey::Switchover)),
+            Action::ClearSwitchover => self.clear_switchover(node),
             Action::WriteDisarmed => self.as_leader(node, vec![put(disarmed(), Fact::Disarmed)]),
             Action::RemoveDisarmed => always(Write::Delete(disarmed())),
             Action::RemoveDisarmedOf(name, at) => Some(remove_disarmed_of(name, *at)),
@@ -255,6 +255,10 @@ impl World {
     }
 
     /// Under the condition that the own leader key stands as it was written.
+    fn clear_switchover(&self, node: NodeId) -> Option<Txn> {
+        self.as_leader(node, vec![Write::Delete(FactKey::Switchover)])
+    }
+
     fn as_leader(&self, node: NodeId, then: Vec<Write>) -> Option<Txn> {
         let held = self.node(node).agent.lease.state.held()?;
         Some(Txn {

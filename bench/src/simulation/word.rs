@@ -57,7 +57,7 @@ impl World {
 
     /// Whether this member, which knows nothing, is alone with a store that has lost the cluster: all who know it are down or
     /// cut off, or their word, asked for while they were, is not there yet. Nothing tells that from a new cluster, so its
-    /// operator starts it last, once another is listed (`deploy/README.md`), or had the time to be.
+    /// operator starts it last, once the member's own host sees another listed (`deploy/README.md`), or had the time to.
     pub(super) fn is_to_start_last(&mut self, node: NodeId) -> bool {
         let is_lost = !self.store.is_vouched && self.store.head.initialize == Initialize::Absent;
         let knows = |node: &Node| {
@@ -71,9 +71,11 @@ impl World {
             return false;
         }
         let mut speaking = wise.iter().filter(|other| self.speaks(**other, Place::Dcs));
-        let is_heard = speaking.clone().next().is_some() && self.store.down_until <= self.now;
+        let sees =
+            self.net.connects(Place::Node(node), Place::Dcs) && self.store.down_until <= self.now;
+        let is_heard = sees && speaking.clone().next().is_some();
         let members = &self.store.head.members;
-        let is_listed = speaking.any(|other| members.contains_key(&self.node(*other).name));
+        let is_listed = sees && speaking.any(|other| members.contains_key(&self.node(*other).name));
         let limit = self.plan.retry_timeout.as_nanos() as Time + ASKED_EVERY;
         let waited = &mut self.node_mut(node).waits_for_word;
         *waited = if is_heard { *waited + ASKED_EVERY } else { 0 };

@@ -419,6 +419,7 @@ fn new_node(
         is_powered: true,
         waits_for_word: 0,
         frozen_until: 0,
+        stood_still: (0, 0),
         offset: 100 * SECOND as i64 + rng.i64(0..1_000 * SECOND as i64),
         drift: plan.drift[usize::from(id)],
         agent: Agent::started(me, 0, reserve(watchdog(plan, id))),

@@ -135,6 +135,15 @@ impl World {
         };
     }
 
+    /// Whether it leads by an old copy of the store of which nobody whom it met could tell: the history ends then.
+    pub(super) fn is_by_an_old_copy(&mut self, node: NodeId) -> bool {
+        let is_untold = self.nobody_could_tell(node, &self.node(node).agent.met_before);
+        if is_untold {
+            self.ending = Some(Ending::OldCopyUntold);
+        }
+        is_untold
+    }
+
     /// `no_acknowledged_commit_lost`, where synchronous commits are missing: an old copy of the store, of which nobody who is
     /// heard knows that it is old, names standbys that were none any more. Whom the newest record names has no such excuse.
     pub(super) fn check_synchronous_loss(&mut self, node: NodeId, lost: u64) {
@@ -143,11 +152,10 @@ impl World {
         let is_named = truth.is_some_and(|sync| {
             sync.quorum == 0 && (sync.leader.as_ref() == Some(name) || sync.standbys.contains(name))
         });
-        let met = &self.node(node).agent.met_before;
-        if !is_named && self.nobody_could_tell(node, met) {
-            self.ending = Some(Ending::OldCopyUntold);
+        if !is_named && self.is_by_an_old_copy(node) {
             return;
         }
+        let name = &self.node(node).name;
         let detail = format!(
             "{name} was promoted and lost {lost} bytes of acknowledged synchronous commits"
         );
@@ -172,17 +180,20 @@ impl World {
 
     /// `nobody_is_deposed_for_nothing`: called with every decision.
     pub(super) fn check_deposed(&mut self, node: NodeId, decision: &Decision) {
-        let stops = decision.actions.iter();
-        let stops = stops.filter(|action| matches!(action, Action::Stop(_)));
-        // A store that was restored may name whom a newer one had deposed; who made its keys anew and never heard that it
-        // did knows nothing of their lease once its agent is started again.
-        let is_unheard = self.store.incarnation > 0 && self.loses_answers();
-        let is_doubtful = !self.store.is_vouched || is_unheard;
-        if decision.reason != Reason::AnotherLeads || stops.count() == 0 || is_doubtful {
+        let is_stop = |action: &Action| matches!(action, Action::Stop(_));
+        if decision.reason != Reason::AnotherLeads || !decision.actions.iter().any(is_stop) {
             return;
         }
+        // A store that was restored may name whom a newer one had deposed; who made its keys anew and never heard that it
+        // did knows nothing of their lease once its agent is started again.
         let name = &self.node(node).name;
         let own = self.store.leader().filter(|(leader, _)| *leader == name);
+        let known = self.node(node).run_dir.lease;
+        let is_unheard =
+            self.store.incarnation > 0 && own.is_some_and(|(_, key)| key.lease != known);
+        if !self.store.is_vouched || is_unheard {
+            return;
+        }
         let ends = own.and_then(|(_, key)| self.store.lease_ends(key.lease));
         let needed = margin(self.plan.ttl).as_nanos() as Time;
         if ends.is_some_and(|ends| ends > self.now + needed) {

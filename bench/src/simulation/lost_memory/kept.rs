@@ -11,7 +11,7 @@ use trunkline_shared::dcs::belief::Belief;
 
 use super::KeptStore;
 use crate::simulation::breaks::Break;
-use crate::simulation::event::NodeId;
+use crate::simulation::event::{NodeId, Time};
 use crate::simulation::node::Node;
 use crate::simulation::world::World;
 
@@ -59,6 +59,19 @@ impl World {
         let is_own = is_remembered || kept.belief.doubt.is_some();
         let speaks = this.agent.knew_store && is_own && !kept.belief.is_told;
         !kept.is_trusted && !speaks
+    }
+
+    /// Whom a turn has met that asks nobody: all of them, but for what it trusted a moment ago it goes by those of then.
+    pub(in crate::simulation) fn met_without_asking(&self, node: NodeId) -> [bool; 5] {
+        let this = self.node(node);
+        let trusted = this.agent.trusted;
+        let ttl = self.plan.ttl.as_nanos() as Time;
+        let is_of_this = trusted.at > 0 && trusted.incarnation == self.store.incarnation;
+        let is_just_now = this.run_dir.store.is_trusted && self.now <= trusted.at + ttl;
+        match is_of_this && is_just_now {
+            true => trusted.met,
+            false => [true; 5],
+        }
     }
 
     pub(super) fn authority(&self, node: NodeId) -> Authority {
