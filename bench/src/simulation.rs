@@ -28,6 +28,7 @@ mod lost_memory;
 mod network;
 mod node;
 mod pause;
+mod peers;
 mod plan;
 mod replay;
 mod replication;
