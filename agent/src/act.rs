@@ -186,6 +186,11 @@ impl Actor {
         }
     }
 
+    /// The same while the fence is armed: PostgreSQL may write.
+    pub(crate) fn armed_until(&self) -> Option<Moment> {
+        self.arming.deadline().and_then(|_| self.stands_until())
+    }
+
     fn lease_left(&self) -> Option<Duration> {
         self.deadline().map(|deadline| clock::now().until(deadline))
     }

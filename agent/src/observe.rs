@@ -155,6 +155,8 @@ pub struct Circumstances {
     pub is_shutting_down: bool,
     /// Whom to ask, and where, if the other members' agents are to be asked.
     pub asked: Option<BTreeMap<MemberName, Arc<str>>>,
+    /// How long their answers are waited for.
+    pub asking_limit: Duration,
 }
 
 impl Observer {
@@ -168,7 +170,7 @@ impl Observer {
             .is_some_and(|job| job.kind.is_stop());
         let postgres = self.postgres.clone();
         let limit = self.status_limit();
-        let asking = peers::ask_while_unled(&client, &mut self.cluster, now.asked);
+        let asking = peers::ask_in_time(&client, &mut self.cluster, now.asked, now.asking_limit);
         let local = look_at_instance(&postgres, &mut self.before, is_stopping, limit);
         let ((local, status), (view, peers)) = tokio::join!(local, asking);
         let fence = self.fence_view().await;

@@ -49,11 +49,14 @@ async fn ask(
 }
 
 /// The view, and what those who are asked answer. Where nobody led when they were asked and somebody does meanwhile, the newer
-/// view alone: one that is frozen would hold up whoever is to follow, for nothing, since no race is left to be run.
-pub async fn ask_while_unled(
+/// view alone: one that is frozen would hold up whoever is to follow, for nothing, since no race is left to be run. The same
+/// where not all have answered within `limit`: what is due by then needs nobody's answer, and for all else they are asked
+/// again.
+pub async fn ask_in_time(
     client: &HttpClient,
     cluster: &mut watch::Receiver<Arc<View>>,
     asked: Option<BTreeMap<MemberName, Arc<str>>>,
+    limit: Duration,
 ) -> (Arc<View>, Peers) {
     let view = cluster.borrow_and_update().clone();
     let Some(whom) = asked else {
@@ -64,6 +67,7 @@ pub async fn ask_while_unled(
     tokio::select! {
         biased;
         Ok(led) = somebody_leads => (led.clone(), Peers::NotAsked),
+        () = tokio::time::sleep(limit), if limit < PEER_LIMIT => (view, Peers::NotAsked),
         answers = ask(client, &view.topology, whom) => (view, Peers::Asked(answers)),
     }
 }

@@ -325,7 +325,7 @@ impl World {
     }
 
     /// Until when PostgreSQL may live, as its agent knows it.
-    fn stands_until(&self, node: NodeId) -> Option<Moment> {
+    pub(super) fn stands_until(&self, node: NodeId) -> Option<Moment> {
         let this = self.node(node);
         let held = match this.agent.lease.state.view() {
             LeaseView::Held(held) => Some(held.deadline),

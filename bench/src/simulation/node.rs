@@ -102,6 +102,8 @@ pub(super) struct Agent {
     pub(super) reach_at_look: Option<(Lsn, bool)>,
     pub(super) answers: Option<BTreeMap<MemberName, PeerAnswer>>,
     pub(super) answers_missing: u8,
+    /// They are waited for no longer than PostgreSQL may write.
+    pub(super) is_asking_cut_short: bool,
     /// Whose agents ran when it asked last, or when its question came to them; all of them before it asked any.
     pub(super) met: [bool; 5],
     /// When it trusted the store last, and whose agents ran then.
@@ -176,6 +178,7 @@ impl Agent {
             reach_at_look: None,
             answers: None,
             answers_missing: 0,
+            is_asking_cut_short: false,
             met: [true; 5],
             trusted: Trusted::default(),
             met_before: [true; 5],

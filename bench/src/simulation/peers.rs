@@ -6,6 +6,8 @@ use trunkline_agent::decide::asking;
 use trunkline_agent::decide::observation::{
     Local, Looked, PeerAnswer, PeerView, RunningRole, WatchdogView,
 };
+use trunkline_agent::observe::peers::PEER_LIMIT;
+use trunkline_agent::tick;
 use trunkline_shared::cluster::Lsn;
 
 use super::breaks::Break;
@@ -47,6 +49,16 @@ impl World {
         let limit = match peers.len() {
             0 => MS,
             _ => (self.plan.retry_timeout.as_nanos() as Time / 2).min(SECOND),
+        };
+        // Not into the time in which PostgreSQL must be stopped.
+        let armed = self.node(from).run_dir.deadline;
+        let armed = armed.and_then(|_| self.stands_until(from));
+        let in_time = tick::asking_limit(self.clock(from), armed);
+        let is_cut_short = in_time < PEER_LIMIT && in_time.as_nanos() < u128::from(limit);
+        self.node_mut(from).agent.is_asking_cut_short = is_cut_short;
+        let limit = match is_cut_short {
+            true => in_time.as_nanos() as Time,
+            false => limit,
         };
         self.put_in(limit, Event::PeersLimit { node: from, turn });
     }
@@ -131,7 +143,11 @@ impl World {
         if self.put_off(self.node(node).agent_sleeps_until(), event) {
             return true;
         }
-        self.node_mut(node).agent.answers_missing = 0;
+        let agent = &mut self.node_mut(node).agent;
+        if agent.is_asking_cut_short && agent.answers_missing > 0 {
+            agent.answers = None;
+        }
+        agent.answers_missing = 0;
         self.put_in(0, Event::Decide { node, turn });
         true
     }
