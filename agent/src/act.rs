@@ -17,14 +17,14 @@ use trunkline_shared::dcs::{Dcs, DcsError, Revision};
 use trunkline_shared::service::clock;
 
 use crate::config::WatchdogConfig;
-use crate::decide::decision::{Action, BrokenRule, Decision, StartAs};
+use crate::decide::decision::{Action, BrokenRule, Decision, Lapse, StartAs};
 use crate::decide::observation::{LeaseView, Me, Observation};
 use crate::decide::{PROMOTE_NEEDS, STOP_AHEAD};
 use crate::fence::FenceHandle;
 use crate::fence::known::Known;
 use crate::fence::run_dir::{RunDir, RunDirError};
 use crate::lease::arming::Arming;
-use crate::lease::{HandOver, LeaseError, LeaseHandle, LeaseStatus, brake};
+use crate::lease::{HandOver, LeaseError, LeaseHandle, LeaseStatus};
 use crate::postgres::hooks::Callbacks;
 use crate::postgres::{Postgres, PostgresError};
 use crate::watchdog::{self, Teller};
@@ -41,7 +41,7 @@ mod sync;
 use jobs::{JobRuns, Jobs};
 
 /// Longest time that one action may hold the loop up; what was begun goes on and shows in a later look.
-const ACTION_LIMIT: Duration = Duration::from_secs(2);
+pub const ACTION_LIMIT: Duration = Duration::from_secs(2);
 
 /// Longest wait for the data directory to be looked at for the fence.
 const TELL_LIMIT: Duration = Duration::from_millis(200);
@@ -144,6 +144,10 @@ impl Actor {
         if let Some(rule) = decision.broken_rule(seen, self.lease_left()) {
             return Err(ActError::Broken(rule));
         }
+        let no_fence = Action::LetLeaseLapse(Lapse::NoFence);
+        if !decision.actions.contains(&no_fence) {
+            self.lease.is_without_fence(false);
+        }
         for action in &decision.actions {
             let limit = self.limit(seen);
             let limit = decision.act_limit.map_or(limit, |most| most.min(limit));
@@ -158,7 +162,8 @@ impl Actor {
 
     /// No action is waited for into the time in which PostgreSQL must be stopped.
     fn limit(&self, seen: &Observation) -> Duration {
-        let may_write = seen.local.may_accept_writes();
+        // The start of a primary may be among the actions before it.
+        let may_write = seen.local.may_accept_writes() || self.arming.is_armed();
         match self.stands_until() {
             Some(deadline) if may_write => {
                 let left = clock::now().until(deadline.before(STOP_AHEAD));
@@ -184,11 +189,6 @@ impl Actor {
             (Some(held), Some(armed)) => Some(held.min(armed)),
             (held, armed) => held.or(armed),
         }
-    }
-
-    /// The same while the fence is armed: PostgreSQL may write.
-    pub(crate) fn armed_until(&self) -> Option<Moment> {
-        self.arming.deadline().and_then(|_| self.stands_until())
     }
 
     fn lease_left(&self) -> Option<Duration> {
@@ -275,7 +275,7 @@ impl Actor {
             Action::OpenClientAccess => self.open_client_access()?,
             Action::PublishFailsafe(list) => self.publish_failsafe(seen, list).await?,
             Action::SwitchFailsafeOn => self.switch_failsafe_on(seen).await?,
-            Action::LetLeaseLapse => self.let_lease_lapse(seen),
+            Action::LetLeaseLapse(lapse) => self.let_lease_lapse(seen, *lapse),
             Action::RestoreConfig => self.restore_config(seen).await?,
             Action::RecreateKeys { .. } | Action::DoubtStore { .. } | Action::TrustStore => {
                 self.judge_store(seen, action).await?
@@ -309,10 +309,10 @@ impl Actor {
         0
     }
 
-    fn let_lease_lapse(&self, seen: &Observation) -> Revision {
-        match seen.fence.is_live {
-            true => self.lease.let_lapse(seen.settings().ttl, brake::KILL_HANGS),
-            false => self.lease.let_lapse(brake::WITHOUT_FENCE, brake::NO_FENCE),
+    fn let_lease_lapse(&self, seen: &Observation, lapse: Lapse) -> Revision {
+        match lapse {
+            Lapse::KillHangs => self.lease.let_lapse(seen.settings().ttl),
+            Lapse::NoFence => self.lease.is_without_fence(true),
         }
         0
     }

@@ -262,17 +262,17 @@ impl<'a> Turn<'a> {
         self
     }
 
-    /// Takes back the announcement that this member is without a fence, once its PostgreSQL is surely dead or
-    /// in recovery; nobody may run for leader before (`ha.md` 7).
+    /// Takes back the announcement that this member is without a fence, once its PostgreSQL is surely dead, in
+    /// recovery, or without data; nobody may run for leader before (`ha.md` 7).
     fn withdraw_announcement(self) -> Self {
         let is_surely_harmless = match &self.seen.local {
             Local::Stopped(_)
+            | Local::Empty
             | Local::Starting {
                 as_primary: false, ..
             } => true,
             Local::Running(running) => matches!(running.role, RunningRole::Replica { .. }),
             Local::Unknown(_)
-            | Local::Empty
             | Local::Starting { .. }
             | Local::Unresponsive { .. }
             | Local::Orphaned { .. } => false,

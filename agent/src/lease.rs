@@ -255,9 +255,14 @@ impl LeaseHandle {
         });
     }
 
-    /// Renewals cease for so long from now, which is said with why: the lease ends, and whoever can takes over.
-    pub fn let_lapse(&self, lasts: Duration, why: &'static str) {
-        self.brake.pull(clock::now() + lasts, why);
+    /// Renewals cease for a ttl from now: the lease ends, and whoever can takes over.
+    pub fn let_lapse(&self, ttl: Duration) {
+        self.brake.pull(clock::now() + ttl);
+    }
+
+    /// Whether renewals cease because no fence can be had.
+    pub fn is_without_fence(&self, is_without: bool) {
+        self.brake.is_without_fence(is_without);
     }
 
     /// A turn of the loop begins. One that does not end is found by the lease task.

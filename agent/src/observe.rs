@@ -155,8 +155,6 @@ pub struct Circumstances {
     pub is_shutting_down: bool,
     /// Whom to ask, and where, if the other members' agents are to be asked.
     pub asked: Option<BTreeMap<MemberName, Arc<str>>>,
-    /// How long their answers are waited for.
-    pub asking_limit: Duration,
 }
 
 impl Observer {
@@ -170,7 +168,13 @@ impl Observer {
             .is_some_and(|job| job.kind.is_stop());
         let postgres = self.postgres.clone();
         let limit = self.status_limit();
-        let asking = peers::ask_in_time(&client, &mut self.cluster, now.asked, now.asking_limit);
+        // Only what runs is to be stopped; the deadline moves with each renewal.
+        let (arming, may_write) = (self.arming.clone(), postgres.adopt().is_some());
+        let left = move || {
+            let deadline = arming.deadline().filter(|_| may_write);
+            peers::stop_is_due_in(clock::now(), deadline)
+        };
+        let asking = peers::ask_in_time(&client, &mut self.cluster, now.asked, left);
         let local = look_at_instance(&postgres, &mut self.before, is_stopping, limit);
         let ((local, status), (view, peers)) = tokio::join!(local, asking);
         let fence = self.fence_view().await;

@@ -20,7 +20,6 @@ use crate::decide::observation::LeaseView;
 use crate::decide::{self, Decision, Memory, RETRY_PAUSE, Reason, STOP_AHEAD, asking};
 use crate::lease::LeaseStatus;
 use crate::lease::rounds::Shown;
-use crate::observe::peers::PEER_LIMIT;
 use crate::observe::{Circumstances, Look, Observer};
 use crate::postgres::{Postmaster, ProcessId};
 use crate::watchdog::Teller;
@@ -58,15 +57,6 @@ pub fn not_past(
     match stop_at.filter(|stop_at| looked_at < *stop_at) {
         Some(stop_at) => pause.min(now.until(stop_at)),
         None => pause,
-    }
-}
-
-/// How long the others' answers may be waited for, `now`: not into the time in which an armed PostgreSQL must be stopped,
-/// for the fence that would do it may be gone. After the deadline nothing is left to stop.
-pub fn asking_limit(now: Moment, deadline: Option<Moment>) -> Duration {
-    match deadline.filter(|deadline| now < *deadline) {
-        Some(deadline) => PEER_LIMIT.min(now.until(deadline.before(STOP_AHEAD))),
-        None => PEER_LIMIT,
     }
 }
 
@@ -317,13 +307,11 @@ impl Tick {
             let view = self.observer.cluster.borrow();
             asking::whom(&view.topology, &self.memory, &self.observer.me.name)
         });
-        let armed = self.actor.armed_until();
         let circumstances = Circumstances {
             job: self.actor.jobs.view(),
             request: self.requests.shown(),
             is_shutting_down: self.inbox.shutdown.is_cancelled(),
             asked,
-            asking_limit: asking_limit(clock::now(), armed),
         };
         let mut look = self.observer.look(circumstances).await;
         self.tell_of_failsafe(&look);
@@ -410,17 +398,5 @@ mod tests {
         assert_eq!(pause(0, 1300, Some(at(1500))), 0);
         // The decision was made of it.
         assert_eq!(pause(1200, 1300, Some(at(1500))), 1000);
-    }
-
-    #[test]
-    fn nobody_is_waited_for_while_an_armed_primary_must_be_stopped() {
-        let at = |ms: u64| Moment(ms * 1_000_000);
-        let limit = |now: u64, deadline| asking_limit(at(now), deadline).as_millis();
-        assert_eq!(limit(0, None), PEER_LIMIT.as_millis());
-        assert_eq!(limit(100, Some(at(1500))), PEER_LIMIT.as_millis());
-        assert_eq!(limit(1000, Some(at(1500))), 200);
-        assert_eq!(limit(1300, Some(at(1500))), 0);
-        // The fence has fired, and whoever wants to lead again asks as everybody does.
-        assert_eq!(limit(1500, Some(at(1500))), PEER_LIMIT.as_millis());
     }
 }

@@ -95,7 +95,9 @@ const IMPORTS: &[Never] = &[
     Never {
         modules: &["agent/src/observe"],
         imports: &["crate::act", "crate::decide"],
+        // The span is the time before a deadline into which nobody's answer is waited for.
         except: &[
+            "crate::decide::STOP_AHEAD",
             "crate::act::jobs",
             "crate::decide::observation",
             "crate::decide::memory",

@@ -17,7 +17,7 @@ mod action;
 mod reason;
 
 pub use action::{
-    Action, ActionTraits, LogicalSlot, SlotAdvance, SlotCare, StartAs, StopMode, Upstream,
+    Action, ActionTraits, Lapse, LogicalSlot, SlotAdvance, SlotCare, StartAs, StopMode, Upstream,
 };
 pub use reason::Reason;
 

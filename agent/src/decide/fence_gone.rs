@@ -5,14 +5,14 @@ use std::time::Duration;
 use trunkline_shared::cluster::Topology;
 use trunkline_shared::cluster::topology::Initialize;
 
-use super::decision::{Action, Decision, NextWhy};
+use super::decision::{Action, Decision, Lapse, NextWhy};
 use super::observation::{LeaseView, Observation};
 
 /// A fence that ended is replaced in a moment, and one that hangs is noticed after a second. What lasts longer, such as a
 /// limit on processes, waits for somebody who mends the host.
 const STAYS_AWAY: Duration = Duration::from_secs(5);
 
-/// How soon it is looked at again while the lease is let lapse: before renewals go on (`lease::brake::WITHOUT_FENCE`).
+/// How soon it is looked at again while the lease is let lapse: with a fence that is there by then its member leads on.
 const LOOK_AGAIN: Duration = Duration::from_millis(300);
 
 /// Completes a decision: a member that the leader key names, that cannot write, and whose fence is not replaced lets its
@@ -27,8 +27,7 @@ pub(super) fn note(seen: &Observation, mut decision: Decision) -> Decision {
     let needs_it = seen
         .topology()
         .is_some_and(|topology| is_to_write(seen, topology));
-    let gives_up =
-        |action: &Action| matches!(action, Action::ReleaseLeader { .. } | Action::LetLeaseLapse);
+    let gives_up = |action: &Action| matches!(action, Action::ReleaseLeader { .. });
     let is_settled = seen.is_shutting_down || decision.actions.iter().any(gives_up);
     if !needs_it || is_settled || seen.local.may_accept_writes() || seen.is_automation_off() {
         return decision;
@@ -36,7 +35,9 @@ pub(super) fn note(seen: &Observation, mut decision: Decision) -> Decision {
     let left = STAYS_AWAY.saturating_sub(seen.now.since(since));
     let within = match left.is_zero() {
         true => {
-            decision.actions.push(Action::LetLeaseLapse);
+            // What comes before it may fail.
+            let lapse = Action::LetLeaseLapse(Lapse::NoFence);
+            decision.actions.insert(0, lapse);
             LOOK_AGAIN
         }
         false => left,

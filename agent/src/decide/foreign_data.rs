@@ -9,6 +9,11 @@ use super::observation::{LeaseView, Observation};
 /// PostgreSQL must not look like this cluster's primary; without a lease the other cluster is none of ours.
 pub(super) fn decide(seen: &Observation, memory: &Memory) -> Decision {
     let turn = Turn::new(seen, memory);
+    // Paused, only what an operator asks for is done.
+    let turn = match seen.is_dcs_fresh() && !seen.is_automation_off() {
+        true => turn.withdraw_announcement(),
+        false => turn,
+    };
     let is_held = matches!(seen.lease, LeaseView::Held(_));
     // Paused, PostgreSQL is not touched, and what is not dead is not released.
     if !is_held || seen.is_left_alone() && seen.local.may_accept_writes() {

@@ -9,7 +9,7 @@ use std::time::Duration;
 use trunkline_shared::cluster::{MemberName, Moment, Topology};
 
 use super::candidate::{self, Succession};
-use super::decision::{Action, Decision, Detail, NextWhy, Reason, StopMode};
+use super::decision::{Action, Decision, Detail, Lapse, NextWhy, Reason, StopMode};
 use super::observation::{JobKind, LeaseView, Local, Observation, PeerAnswer};
 use super::{Turn, holding_lease};
 
@@ -82,7 +82,9 @@ pub(super) fn note(seen: &Observation, mut decision: Decision) -> Decision {
         return decision;
     }
     if memory.kill_hangs_since.is_some() {
-        decision.actions.push(Action::LetLeaseLapse);
+        decision
+            .actions
+            .push(Action::LetLeaseLapse(Lapse::KillHangs));
         decision.reason = Reason::KillHangs;
         return decision;
     }

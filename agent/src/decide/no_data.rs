@@ -16,6 +16,7 @@ pub(super) fn decide(seen: &Observation, memory: &Memory) -> Decision {
     let Some(topology) = seen.topology().filter(|_| seen.is_dcs_fresh()) else {
         return turn.routine(Reason::DcsUnknown);
     };
+    let turn = turn.withdraw_announcement();
     if let LeaseView::Held(_) = seen.lease {
         return as_leader(turn, topology);
     }

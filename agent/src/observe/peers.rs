@@ -12,10 +12,11 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use trunkline_shared::cluster::store::Authority;
 use trunkline_shared::cluster::topology::Initialize;
-use trunkline_shared::cluster::{Lsn, MemberName, SystemId, Tags, Timeline, Topology};
+use trunkline_shared::cluster::{Lsn, MemberName, Moment, SystemId, Tags, Timeline, Topology};
 use trunkline_shared::dcs::watch::View;
 use trunkline_shared::service::http::{HttpClient, HttpError};
 
+use crate::decide::STOP_AHEAD;
 use crate::decide::observation::{Looked, PeerAnswer, PeerStore, PeerView, Peers};
 
 /// How long a peer may take to answer.
@@ -50,13 +51,13 @@ async fn ask(
 
 /// The view, and what those who are asked answer. Where nobody led when they were asked and somebody does meanwhile, the newer
 /// view alone: one that is frozen would hold up whoever is to follow, for nothing, since no race is left to be run. The same
-/// where not all have answered within `limit`: what is due by then needs nobody's answer, and for all else they are asked
-/// again.
+/// where not all have answered when the stop of an armed PostgreSQL is due, in `left`: what is due needs nobody's answer, and
+/// for all else they are asked again.
 pub async fn ask_in_time(
     client: &HttpClient,
     cluster: &mut watch::Receiver<Arc<View>>,
     asked: Option<BTreeMap<MemberName, Arc<str>>>,
-    limit: Duration,
+    left: impl Fn() -> Option<Duration>,
 ) -> (Arc<View>, Peers) {
     let view = cluster.borrow_and_update().clone();
     let Some(whom) = asked else {
@@ -67,8 +68,26 @@ pub async fn ask_in_time(
     tokio::select! {
         biased;
         Ok(led) = somebody_leads => (led.clone(), Peers::NotAsked),
-        () = tokio::time::sleep(limit), if limit < PEER_LIMIT => (view, Peers::NotAsked),
+        () = has_passed(left) => (view, Peers::NotAsked),
         answers = ask(client, &view.topology, whom) => (view, Peers::Asked(answers)),
+    }
+}
+
+/// In how long an armed PostgreSQL must be stopped, `now`; `None` where none is armed, and after the deadline, when nothing is
+/// left to stop. The fence does it, too, but may be gone.
+pub fn stop_is_due_in(now: Moment, deadline: Option<Moment>) -> Option<Duration> {
+    let deadline = deadline.filter(|deadline| now < *deadline)?;
+    Some(now.until(deadline.before(STOP_AHEAD)))
+}
+
+/// Waits until no time is left, by what it is each time.
+async fn has_passed(left: impl Fn() -> Option<Duration>) {
+    loop {
+        match left() {
+            Some(Duration::ZERO) => return,
+            Some(left) => tokio::time::sleep(left).await,
+            None => std::future::pending().await,
+        }
     }
 }
 
@@ -217,6 +236,17 @@ fn tags(answer: Option<&Value>, registered: &Tags) -> Tags {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nobody_is_waited_for_while_an_armed_primary_must_be_stopped() {
+        let at = |ms: u64| Moment(ms * 1_000_000);
+        let due = |now: u64, deadline| stop_is_due_in(at(now), deadline);
+        assert_eq!(due(0, None), None);
+        assert_eq!(due(1000, Some(at(1500))), Some(Duration::from_millis(200)));
+        assert_eq!(due(1300, Some(at(1500))), Some(Duration::ZERO));
+        // The fence has fired, and whoever wants to lead again asks as everybody does.
+        assert_eq!(due(1500, Some(at(1500))), None);
+    }
 
     #[test]
     fn reads_patronis_answers() {

@@ -71,6 +71,6 @@ pub(super) fn of(action: &Action) -> &'static str {
         }
         Action::TendLogicalSlots(_) => "makes, moves or proves logical slots",
         Action::SetSynchronizedSlots(_) => "consumers of failover slots wait for these standbys",
-        Action::LetLeaseLapse => "renews the lease no more, so that it ends",
+        Action::LetLeaseLapse(_) => "renews the lease no more, so that it ends",
     }
 }

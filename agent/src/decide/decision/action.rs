@@ -165,8 +165,17 @@ pub enum Action {
     TendLogicalSlots(SlotCare),
     /// Let consumers of `failover` slots wait for the standbys behind these physical slots.
     SetSynchronizedSlots(BTreeSet<Arc<str>>),
-    /// Renew the lease no more, so that it ends: PostgreSQL was killed and does not die.
-    LetLeaseLapse,
+    /// Renew the lease no more, so that it ends.
+    LetLeaseLapse(Lapse),
+}
+
+/// Why a lease is let lapse.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lapse {
+    /// PostgreSQL was killed and does not die: for a ttl, whatever becomes of it.
+    KillHangs,
+    /// No fence can be had: until a turn does not say so any more.
+    NoFence,
 }
 
 /// A logical slot of the configuration.
@@ -406,7 +415,7 @@ impl Action {
             Action::OpenClientAccess => brief("open_client_access"),
             Action::PublishFailsafe(_) => brief("publish_failsafe"),
             Action::SwitchFailsafeOn => brief("switch_failsafe_on"),
-            Action::LetLeaseLapse => brief("let_lease_lapse"),
+            Action::LetLeaseLapse(_) => brief("let_lease_lapse"),
             Action::RestoreConfig => brief("restore_config"),
             Action::RecreateKeys { .. } => brief("recreate_keys"),
             Action::DoubtStore { .. } => brief("doubt_store"),

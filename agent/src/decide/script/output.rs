@@ -107,7 +107,7 @@ impl fmt::Display for Action {
             | Action::FinishBootstrap
             | Action::Checkpoint
             | Action::SwitchFailsafeOn
-            | Action::LetLeaseLapse
+            | Action::LetLeaseLapse(_)
             | Action::RestoreConfig
             | Action::TrustStore
             | Action::CancelJob => Ok(()),

@@ -4,7 +4,7 @@ use trunkline_shared::dcs::{Compare, Entry, LeaseAnswer, Listing, Watch};
 
 use super::*;
 use crate::decide::observation::{Held, LeaseView};
-use crate::lease::{AsSeen, HandOver, LeaseError, brake};
+use crate::lease::{AsSeen, HandOver, LeaseError};
 
 mod consent;
 mod word;
@@ -421,7 +421,8 @@ async fn an_armed_deadline_does_not_move_on_without_a_live_fence() {
 async fn a_lease_that_is_let_go_or_whose_loop_stands_still_lapses() {
     let ttl = Duration::from_secs(1);
     for stops in [
-        (|handle: &LeaseHandle| handle.let_lapse(SOON, brake::NO_FENCE)) as fn(&LeaseHandle),
+        (|handle: &LeaseHandle| handle.let_lapse(SOON)) as fn(&LeaseHandle),
+        |handle| handle.is_without_fence(true),
         LeaseHandle::turn_begins,
     ] {
         let bench = Bench::new();
