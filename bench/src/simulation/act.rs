@@ -17,7 +17,7 @@ use super::world::World;
 
 /// How an action went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Went {
+pub(super) enum Went {
     Done,
     /// The answer of the DCS will tell.
     Waits,
@@ -119,10 +119,7 @@ impl World {
                 self.cancel_job(node);
                 Went::Done
             }
-            Action::LetLeaseLapse => {
-                self.let_lease_lapse(node);
-                Went::Done
-            }
+            Action::LetLeaseLapse(lapse) => self.let_lease_lapse(node, *lapse),
             Action::CloneWithoutLeader => self.begin_job(node, JobKind::Clone, None),
             // No client of the simulation holds replay up.
             Action::CallBack(..) | Action::EndReplayConflicts => Went::Done,
@@ -329,7 +326,7 @@ impl World {
             | Action::CreateSlots(_)
             | Action::DropSlots(_)
             | Action::PublishFailsafe(_)
-            | Action::LetLeaseLapse
+            | Action::LetLeaseLapse(_)
             | Action::SwitchFailsafeOn
             | Action::RestoreConfig
             | Action::RecreateKeys { .. }

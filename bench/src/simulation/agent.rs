@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use trunkline_agent::decide::announce::announcement;
-use trunkline_agent::decide::decision::StartAs;
+use trunkline_agent::decide::decision::{Lapse, StartAs};
 use trunkline_agent::decide::observation::{
     DcsView, FenceView, LeaseView, Local, Observation, Peers,
 };
@@ -286,6 +286,8 @@ impl World {
         agent.memory = decision.memory;
         agent.looked_at = seen.now;
         agent.next_within = decision.next.within.as_nanos() as Time;
+        let no_fence = Action::LetLeaseLapse(Lapse::NoFence);
+        agent.lease.is_without_fence = decision.actions.contains(&no_fence);
         agent.actions = decision.actions;
         agent.step = 0;
         if decision.is_request_taken {
@@ -325,7 +327,7 @@ impl World {
     }
 
     /// Until when PostgreSQL may live, as its agent knows it.
-    pub(super) fn stands_until(&self, node: NodeId) -> Option<Moment> {
+    fn stands_until(&self, node: NodeId) -> Option<Moment> {
         let this = self.node(node);
         let held = match this.agent.lease.state.view() {
             LeaseView::Held(held) => Some(held.deadline),

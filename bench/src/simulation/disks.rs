@@ -1,9 +1,10 @@
 //! Disks that hang or fill up under the leader, and that it is left.
 
+use trunkline_agent::decide::decision::Lapse;
 use trunkline_agent::decide::observation::{HealthView, Local, RunningRole, WatchdogView};
-use trunkline_agent::lease::brake;
 use trunkline_shared::cluster::SystemId;
 
+use super::act::Went;
 use super::event::{NodeId, SECOND, Time};
 use super::fake_postgres::Phase;
 use super::invariants::Invariant;
@@ -45,13 +46,17 @@ impl World {
     }
 
     /// The brake of the lease task.
-    pub(super) fn let_lease_lapse(&mut self, node: NodeId) {
-        let lasts = match self.node(node).fence_looks_live(self.now) {
-            true => self.plan.ttl,
-            false => brake::WITHOUT_FENCE,
-        };
-        let until = self.clock(node) + lasts;
-        self.node_mut(node).agent.lease.lapses_until = until;
+    pub(super) fn let_lease_lapse(&mut self, node: NodeId, lapse: Lapse) -> Went {
+        match lapse {
+            Lapse::KillHangs => {
+                let until = self.clock(node) + self.plan.ttl;
+                let lease = &mut self.node_mut(node).agent.lease;
+                lease.lapses_until = lease.lapses_until.max(until);
+            }
+            // Every decision says it anew.
+            Lapse::NoFence => {}
+        }
+        Went::Done
     }
 
     /// A killed instance whose processes wait for the disk: its postmaster is gone, they are not.

@@ -23,7 +23,8 @@ impl World {
         let every = self.plan.ttl.as_nanos() as Time / 5;
         self.put_in(every, event);
         self.lapse(node);
-        if self.clock(node) < self.node(node).agent.lease.lapses_until {
+        let lease = &self.node(node).agent.lease;
+        if self.clock(node) < lease.lapses_until || lease.is_without_fence {
             return true;
         }
         self.ask_for_lease(node);

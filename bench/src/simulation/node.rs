@@ -38,6 +38,8 @@ pub(super) struct LeaseTask {
     pub(super) changes: u32,
     /// Nothing is renewed before that.
     pub(super) lapses_until: Moment,
+    /// None is renewed because no fence can be had.
+    pub(super) is_without_fence: bool,
     /// The highest epoch held so far.
     pub(super) highest: LeaderEpoch,
     /// The keys were ordered to be made anew, the leader's on another lease, and whether that was done is not known.
@@ -102,8 +104,6 @@ pub(super) struct Agent {
     pub(super) reach_at_look: Option<(Lsn, bool)>,
     pub(super) answers: Option<BTreeMap<MemberName, PeerAnswer>>,
     pub(super) answers_missing: u8,
-    /// They are waited for no longer than PostgreSQL may write.
-    pub(super) is_asking_cut_short: bool,
     /// Whose agents ran when it asked last, or when its question came to them; all of them before it asked any.
     pub(super) met: [bool; 5],
     /// When it trusted the store last, and whose agents ran then.
@@ -178,7 +178,6 @@ impl Agent {
             reach_at_look: None,
             answers: None,
             answers_missing: 0,
-            is_asking_cut_short: false,
             met: [true; 5],
             trusted: Trusted::default(),
             met_before: [true; 5],

@@ -1,17 +1,18 @@
 //! The question to the other members' agents before a race, and what they answer.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use trunkline_agent::decide::asking;
 use trunkline_agent::decide::observation::{
     Local, Looked, PeerAnswer, PeerView, RunningRole, WatchdogView,
 };
-use trunkline_agent::observe::peers::PEER_LIMIT;
-use trunkline_agent::tick;
+use trunkline_agent::observe::peers::{PEER_LIMIT, stop_is_due_in};
 use trunkline_shared::cluster::Lsn;
 
 use super::breaks::Break;
 use super::event::{Event, MS, NodeId, SECOND, Time};
+use super::fake_postgres::Phase;
 use super::network::Place;
 use super::world::World;
 
@@ -50,17 +51,19 @@ impl World {
             0 => MS,
             _ => (self.plan.retry_timeout.as_nanos() as Time / 2).min(SECOND),
         };
-        // Not into the time in which PostgreSQL must be stopped.
-        let armed = self.node(from).run_dir.deadline;
-        let armed = armed.and_then(|_| self.stands_until(from));
-        let in_time = tick::asking_limit(self.clock(from), armed);
-        let is_cut_short = in_time < PEER_LIMIT && in_time.as_nanos() < u128::from(limit);
-        self.node_mut(from).agent.is_asking_cut_short = is_cut_short;
-        let limit = match is_cut_short {
-            true => in_time.as_nanos() as Time,
-            false => limit,
-        };
+        let limit = limit.min(PEER_LIMIT.as_nanos() as Time);
+        let left = self.stop_is_due_in(from);
+        let left = left.map(|left| left.as_nanos() as Time);
+        let limit = left.map_or(limit, |left| limit.min(left));
         self.put_in(limit, Event::PeersLimit { node: from, turn });
+    }
+
+    /// In how long a PostgreSQL that runs armed must be stopped.
+    fn stop_is_due_in(&self, node: NodeId) -> Option<Duration> {
+        let this = self.node(node);
+        let runs = this.postgres.phase != Phase::Down;
+        let deadline = this.run_dir.deadline.filter(|_| runs);
+        stop_is_due_in(self.clock(node), deadline)
     }
 
     pub(super) fn on_peer_ask(
@@ -143,8 +146,10 @@ impl World {
         if self.put_off(self.node(node).agent_sleeps_until(), event) {
             return true;
         }
+        // The deadline may have moved; what is due now needs nobody's answer.
+        let is_cut_short = self.stop_is_due_in(node) == Some(Duration::ZERO);
         let agent = &mut self.node_mut(node).agent;
-        if agent.is_asking_cut_short && agent.answers_missing > 0 {
+        if is_cut_short && agent.answers_missing > 0 {
             agent.answers = None;
         }
         agent.answers_missing = 0;

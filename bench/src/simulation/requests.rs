@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use trunkline_agent::act::ACTION_LIMIT;
 use trunkline_agent::decide::STOP_AHEAD;
 use trunkline_shared::cluster::topology::{Fact, FactKey};
 use trunkline_shared::cluster::{Member, Moment};
@@ -105,10 +106,10 @@ impl World {
     pub(super) fn send(&mut self, node: NodeId, ask: Ask, purpose: Purpose) {
         let limit = match purpose {
             Purpose::Lease | Purpose::Check { .. } => self.plan.ttl.as_nanos() as Time / 4,
-            Purpose::Confirm { .. }
-            | Purpose::Action { .. }
-            | Purpose::Record { .. }
-            | Purpose::Word => self.plan.retry_timeout.as_nanos() as Time,
+            Purpose::Confirm { .. } | Purpose::Action { .. } => {
+                self.plan.retry_timeout.min(ACTION_LIMIT).as_nanos() as Time
+            }
+            Purpose::Record { .. } | Purpose::Word => self.plan.retry_timeout.as_nanos() as Time,
         };
         let is_shut =
             self.node(node).agent.is_store_shut && !matches!(ask, Ask::Recreate(_) | Ask::Word(_));
@@ -156,7 +157,9 @@ impl World {
             .flatten()
             .min();
         match left {
-            Some(left) if is_action && self.node(node).postgres.can_commit() => {
+            Some(left)
+                if is_action && (armed.is_some() || self.node(node).postgres.can_commit()) =>
+            {
                 let left = left.saturating_sub(STOP_AHEAD).as_nanos() as Time;
                 limit.min(left.max(50 * MS))
             }
@@ -257,6 +260,8 @@ impl World {
                 let Some(revision) = self.store.commit(&txn) else {
                     return Reply::Committed(None);
                 };
+                let boot = self.requests[at].boot;
+                self.ledger.authority.recreated = Some((node, lease, boot));
                 self.dcs_changed(Some(node), before);
                 Reply::Recreated(revision, lease)
             }

@@ -65,7 +65,7 @@ impl World {
             | Action::RecreateKeys { .. }
             | Action::DoubtStore { .. }
             | Action::TrustStore
-            | Action::LetLeaseLapse
+            | Action::LetLeaseLapse(_)
             | Action::ArmFence
             | Action::DisarmFence
             | Action::Initialize

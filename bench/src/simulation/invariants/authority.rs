@@ -19,6 +19,8 @@ pub(in crate::simulation) struct Authority {
     disarmed: [Option<Moment>; 5],
     /// To whom the last leader gave the key, and its revision now.
     moved: Option<(NodeId, i64)>,
+    /// Who made all keys anew last, its own on which lease, in which run of its agent.
+    pub(in crate::simulation) recreated: Option<(NodeId, i64, u32)>,
     /// Until when the last fault lasts that is more than an outage of the DCS, or less.
     disturbed_until: Time,
     /// When each member was registered.
@@ -188,9 +190,11 @@ impl World {
         // did knows nothing of their lease once its agent is started again.
         let name = &self.node(node).name;
         let own = self.store.leader().filter(|(leader, _)| *leader == name);
-        let known = self.node(node).run_dir.lease;
-        let is_unheard =
-            self.store.incarnation > 0 && own.is_some_and(|(_, key)| key.lease != known);
+        let boot = self.node(node).agent.boot;
+        let recreated = self.ledger.authority.recreated;
+        let is_unheard = recreated.is_some_and(|(by, lease, then)| {
+            by == node && then != boot && own.is_some_and(|(_, key)| key.lease == lease)
+        });
         if !self.store.is_vouched || is_unheard {
             return;
         }

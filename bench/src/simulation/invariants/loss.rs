@@ -160,7 +160,11 @@ impl World {
             self.branches.shared_until(data.branch, data.end, newest)
         });
         let elsewhere = parts.max();
-        if own_part > their_part && own_part > elsewhere && lost > limit {
+        // By the position that such a store shows, whoever leads a standby cluster is near enough.
+        let shown = self.store.head.status.optime.0;
+        let is_near = self.loses_answers() && source.end + self.plan.maximum_lag >= shown;
+        let is_late = is_near && self.was_standby();
+        if own_part > their_part && own_part > elsewhere && lost > limit && !is_late {
             let detail = format!(
                 "{} replaces the newest history by one that lacks {lost} acknowledged bytes; the limit is {limit}",
                 self.node(node).name
