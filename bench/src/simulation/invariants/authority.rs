@@ -128,6 +128,15 @@ impl World {
         let stands = self.store.leader();
         let stands = stands.and_then(|(name, key)| Some((self.id_of(name)?, key.revision)));
         let moved = self.ledger.authority.moved;
+        // Whoever an operator's choice let lead does so by the key that it writes again.
+        let chosen = before.map(|before| (self.store.incarnation, before));
+        if let (Some(by), Some((to, revision))) = (by, stands)
+            && by == to
+            && chosen.is_some()
+            && self.ledger.led_by_choice == chosen
+        {
+            self.ledger.led_by_choice = Some((self.store.incarnation, revision));
+        }
         self.ledger.authority.moved = match (by, stands) {
             (Some(by), Some((to, revision))) if by != to => Some((to, revision)),
             (Some(by), Some((to, revision))) => moved
