@@ -21,7 +21,7 @@ use trunkline_shared::cluster::{LeaderEpoch, MemberName, Moment};
 use trunkline_shared::dcs::{DcsError, LeaseId, Revision};
 use trunkline_shared::service::clock;
 
-use crate::decide::observation::LeaseView;
+use crate::decide::observation::{LeaseView, Reached};
 use crate::recreation::Recreation;
 use brake::Brake;
 use rounds::{List, Shown};
@@ -158,6 +158,7 @@ pub struct LeaseHandle {
     commands: mpsc::Sender<Command>,
     record: watch::Sender<WantedRecord>,
     failsafe: watch::Sender<Option<Shown>>,
+    written: watch::Sender<Option<Reached>>,
     status: watch::Receiver<LeaseStatus>,
     brake: Arc<Brake>,
 }
@@ -185,6 +186,11 @@ impl LeaseHandle {
             *known = Some(shown);
             is_news
         });
+    }
+
+    /// How far the primary here has written: whoever is asked for its consent is told.
+    pub fn show_reached(&self, reached: Option<Reached>) {
+        self.written.send_replace(reached);
     }
 
     /// Writes this list in place of the one at `base`. Whoever is in it is asked from now on, too, whatever

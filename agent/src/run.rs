@@ -288,8 +288,8 @@ fn consent(parts: &Parts) -> Arc<Consent> {
         promises: parts.promises.clone(),
         lease: parts.lease.status(),
     };
-    Arc::new(move |asker, epoch, ttl, may_write| {
-        let given = acceptor.consent(asker, epoch, ttl, may_write);
+    Arc::new(move |asker, asked, may_write| {
+        let given = acceptor.consent(asker, asked, may_write);
         given.map_err(|refusal| refusal.to_string())
     })
 }

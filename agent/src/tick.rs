@@ -16,7 +16,7 @@ use trunkline_shared::service::clock;
 use crate::act::Actor;
 use crate::api::LocalRequest;
 use crate::decide::defective::PANICS;
-use crate::decide::observation::LeaseView;
+use crate::decide::observation::{LeaseView, Local, Observation, Reached, RunningRole};
 use crate::decide::{self, Decision, Memory, RETRY_PAUSE, Reason, STOP_AHEAD, asking};
 use crate::lease::LeaseStatus;
 use crate::lease::rounds::Shown;
@@ -337,6 +337,7 @@ impl Tick {
         if let LeaseView::Held(held) = &look.observation.lease {
             promises.saw(held.epoch, &look.observation.me.name);
         }
+        self.actor.lease.show_reached(written(&look.observation));
         let Some(topology) = look.observation.topology() else {
             return;
         };
@@ -371,6 +372,17 @@ impl Tick {
                 None
             }
         }
+    }
+}
+
+/// How far a running primary has written.
+pub fn written(seen: &Observation) -> Option<Reached> {
+    let Local::Running(running) = &seen.local else {
+        return None;
+    };
+    match running.role {
+        RunningRole::Primary { position, .. } => Some((running.timeline, position)),
+        RunningRole::Replica { .. } => None,
     }
 }
 

@@ -117,8 +117,8 @@ impl Fixture {
                     promises: Promises::open(&path, clock::now()).unwrap(),
                     lease: lease.subscribe(),
                 };
-                Arc::new(move |asker, epoch, ttl, may_write| {
-                    let given = acceptor.consent(asker, epoch, ttl, may_write);
+                Arc::new(move |asker, asked, may_write| {
+                    let given = acceptor.consent(asker, asked, may_write);
                     given.map_err(|refusal| refusal.to_string())
                 })
             },

@@ -5,11 +5,12 @@ use std::time::Duration;
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::Response;
 use serde::Deserialize;
-use trunkline_shared::cluster::{LeaderEpoch, MemberName, MemberRole};
+use trunkline_shared::cluster::{Lsn, MemberName, MemberRole, Timeline};
 use trunkline_shared::dcs::records::{epoch_from_text, failsafe_to_json};
 
 use super::published::Published;
 use super::{Api, local, text, with_status};
+use crate::decide::observation::Asked;
 
 /// The longest time that a leader may ask for, where the cluster's `ttl` is not known: no lease is longer.
 const LONGEST: Duration = Duration::from_secs(3600);
@@ -18,14 +19,13 @@ const LONGEST: Duration = Duration::from_secs(3600);
 /// asks need not prove who it is, and a promise keeps this member from leading.
 const LONGEST_TTLS: u32 = 2;
 
-/// Promises this asker, under an epoch if it says its own, not to run for so long, unless the function given says
-/// that this member may write; an error says why not.
-pub type Consent = dyn Fn(&MemberName, Option<LeaderEpoch>, Duration, &dyn Fn() -> bool) -> Result<(), String>
-    + Send
-    + Sync;
+/// Promises this asker what it asks for, unless the function given says that this member may write; an error says why
+/// not.
+pub type Consent =
+    dyn Fn(&MemberName, Asked, &dyn Fn() -> bool) -> Result<(), String> + Send + Sync;
 
 #[derive(Debug, Deserialize)]
-struct Asked {
+struct Body {
     name: String,
     trunkline: Option<Fields>,
 }
@@ -37,6 +37,9 @@ struct Fields {
     ttl_ms: u64,
     cluster: String,
     to: String,
+    /// How far it has written, and on which timeline.
+    timeline: Option<u32>,
+    position: Option<u64>,
 }
 
 /// `GET /failsafe`: the list, 502 where there is none.
@@ -52,7 +55,7 @@ pub(super) fn list(published: &Published) -> Response {
 /// leads itself or knows better, 502 where the mode is off.
 pub(super) fn consent(api: &Api, body: &[u8]) -> Response {
     let published = api.published.load();
-    let asked: Asked = match local::object(body) {
+    let asked: Body = match local::object(body) {
         Ok(asked) => asked,
         Err(why) => return text(StatusCode::BAD_REQUEST, &why),
     };
@@ -95,7 +98,15 @@ pub(super) fn consent(api: &Api, body: &[u8]) -> Response {
         return text(StatusCode::INTERNAL_SERVER_ERROR, "starting");
     }
     let leads = || may_write(&api.published.load()) || asked.name == published.name.as_str();
-    match (api.consent)(&MemberName::new(&asked.name), epoch, ttl, &leads) {
+    let fields = asked.trunkline.as_ref();
+    let reached =
+        fields.and_then(|fields| Some((Timeline(fields.timeline?), Lsn(fields.position?))));
+    let wish = Asked {
+        epoch,
+        ttl,
+        reached,
+    };
+    match (api.consent)(&MemberName::new(&asked.name), wish, &leads) {
         Ok(()) => {
             let mut response = text(StatusCode::OK, "Accepted");
             let position = published.received.max(published.replayed);

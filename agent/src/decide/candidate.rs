@@ -174,7 +174,13 @@ impl Race<'_> {
     }
 
     fn furthest(&self) -> Lsn {
-        furthest(self.topology, self.answers, self.own.timeline)
+        self.furthest_from(self.own.timeline)
+    }
+
+    /// As far as is known to whoever stands on this timeline.
+    fn furthest_from(&self, timeline: Timeline) -> Lsn {
+        let known = furthest(self.topology, self.answers, timeline);
+        known.max(told(self.seen, self.topology, timeline).unwrap_or_default())
     }
 
     /// Whether another member, which answered, has every acknowledged commit; this one may vote for it.
@@ -250,7 +256,7 @@ fn no_other_is_named(race: &Race<'_>) -> Result<(), Refusal> {
         let has_record = election::record_in_force(race.topology).is_some();
         let is_near = view.timeline.is_some_and(|timeline| {
             let own = Some(own).filter(|_| race.own.timeline >= timeline);
-            let furthest = furthest(race.topology, race.answers, timeline);
+            let furthest = race.furthest_from(timeline);
             let kept = shared_position(race.topology, timeline, view.position);
             has_record || kept.bytes_behind(furthest.max(own.unwrap_or_default())) <= limit
         });
@@ -388,6 +394,13 @@ fn furthest(
             None => view.position,
         })
         .fold(topology.status.optime, Lsn::max)
+}
+
+/// How far a leader had written when it asked this member for its consent: it could not publish that. Who stands on a later
+/// timeline, or knows of one, does not go by it: what was promoted since goes on from somewhere else.
+fn told(seen: &Observation, topology: &Topology, from: Timeline) -> Option<Lsn> {
+    let (timeline, position) = seen.no_race.promise?.reached?;
+    (timeline >= from.max(topology.newest_timeline())).then_some(position)
 }
 
 /// Whether a member answers that it has the record at this position, whole or in part: everything before it is

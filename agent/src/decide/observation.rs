@@ -422,6 +422,22 @@ pub struct Promise {
     pub until: Moment,
     /// Under which epoch the asker led; a Patroni leader does not say.
     pub epoch: Option<LeaderEpoch>,
+    /// How far it had written then, where it said so: it could not publish that.
+    pub reached: Option<Reached>,
+}
+
+/// A position, and the timeline on which it lies.
+pub type Reached = (Timeline, Lsn);
+
+/// What a leader asks that the DCS does not answer.
+#[derive(Clone, Copy, Debug)]
+pub struct Asked {
+    /// Under which epoch it leads; Patroni does not say.
+    pub epoch: Option<LeaderEpoch>,
+    /// For how long nobody is to run.
+    pub ttl: Duration,
+    /// How far it has written, where it says so.
+    pub reached: Option<Reached>,
 }
 
 /// Whether the host lets PostgreSQL work.

@@ -23,9 +23,9 @@ use super::arming::Arming;
 use super::brake::Brake;
 use super::rounds::{Rounds, SavedAuthority, Shown, Speaker, Standing};
 use super::saved::SavedLease;
-use super::state::{self, KeyCheck, LeaseState, Renewal};
+use super::state::{KeyCheck, LeaseState, Renewal};
 use super::{Command, LeaseHandle, LeaseStatus, WantedRecord};
-use crate::decide::observation::Held;
+use crate::decide::observation::{Held, Reached};
 
 mod consent;
 mod length;
@@ -70,6 +70,7 @@ where
     let (commands, orders) = mpsc::channel(super::COMMANDS);
     let (record, wanted) = watch::channel(WantedRecord::default());
     let (failsafe, shown) = watch::channel(None);
+    let (written, reached) = watch::channel(None);
     let (publish, status) = watch::channel(LeaseStatus::new(config.ttl));
     let brake = Arc::new(Brake::default());
     let held_by = brake.clone();
@@ -78,7 +79,14 @@ where
         .spawn(move || {
             let keeper = async move {
                 if let Some(dcs) = connect() {
-                    let keeper = Rc::new(Keeper::new(config, arming, dcs, publish, shown, held_by));
+                    let keeper = Rc::new(Keeper::new(
+                        config,
+                        arming,
+                        dcs,
+                        publish,
+                        (shown, reached),
+                        held_by,
+                    ));
                     keeper.run(orders, wanted).await;
                 }
             };
@@ -88,6 +96,7 @@ where
         commands,
         record,
         failsafe,
+        written,
         status,
         brake,
     })
@@ -138,6 +147,8 @@ struct Keeper {
     publish: watch::Sender<LeaseStatus>,
     /// The failsafe list as the loop read it last.
     shown: watch::Receiver<Option<Shown>>,
+    /// How far its primary has written, as the loop saw it last.
+    reached: watch::Receiver<Option<Reached>>,
     renew_now: Notify,
     record_now: Notify,
     round_now: Notify,
@@ -146,6 +157,12 @@ struct Keeper {
     alone: Mutex<()>,
     inner: RefCell<Inner>,
 }
+
+/// What the loop has seen: the failsafe list, and how far its primary has written.
+type Seen = (
+    watch::Receiver<Option<Shown>>,
+    watch::Receiver<Option<Reached>>,
+);
 
 /// What a linearizable read of the leader key found.
 struct Looked {
@@ -164,7 +181,7 @@ impl Keeper {
         arming: Arc<Arming>,
         dcs: Arc<dyn Dcs>,
         publish: watch::Sender<LeaseStatus>,
-        shown: watch::Receiver<Option<Shown>>,
+        (shown, reached): Seen,
         brake: Arc<Brake>,
     ) -> Self {
         let leader_key = config.keys.path(&FactKey::Leader);
@@ -190,6 +207,7 @@ impl Keeper {
             dcs,
             publish,
             shown,
+            reached,
             renew_now: Notify::new(),
             record_now: Notify::new(),
             round_now: Notify::new(),
@@ -307,24 +325,8 @@ impl Keeper {
         inner.trouble = error.map(|e| e.to_string());
     }
 
-    /// While the key may stand on either of two leases the shorter one sets the pace.
-    fn interval(&self) -> Duration {
-        state::renew_interval(self.shorter_ttl())
-    }
-
-    fn shorter_ttl(&self) -> Duration {
-        let inner = self.inner.borrow();
-        let ttl = inner.session.map_or(inner.asked, |s| s.ttl);
-        inner.moving.map_or(ttl, |moving| ttl.min(moving.ttl))
-    }
-
     fn held(&self) -> Option<Held> {
         self.inner.borrow().state.held()
-    }
-
-    /// Longest wait for one answer of a renewal: two intervals, so that a lost one leaves room for others.
-    fn limit(&self) -> Duration {
-        self.interval() * 2
     }
 
     /// Goes on with the lease of the agent before, if it still lives.

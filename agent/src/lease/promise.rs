@@ -2,18 +2,18 @@
 //! leader itself (`ha.md` 6). Kept in `run_dir`, written before the promise is given, so that an agent that
 //! is restarted keeps it.
 
+use std::fmt::Write as _;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use tokio::sync::watch;
-use trunkline_shared::cluster::{LeaderEpoch, MemberName, Moment};
+use trunkline_shared::cluster::{LeaderEpoch, Lsn, MemberName, Moment, Timeline};
 use trunkline_shared::service::clock;
 
 use super::LeaseStatus;
-use crate::decide::observation::{LeaseView, NoRace, Promise};
+use crate::decide::observation::{Asked, LeaseView, NoRace, Promise, Reached};
 
 /// Why a promise was not given.
 #[derive(Debug, thiserror::Error)]
@@ -49,18 +49,17 @@ pub struct Acceptor {
 }
 
 impl Acceptor {
-    /// Promises `asker` not to run for `ttl` from now; `may_write` says whether PostgreSQL here is a primary, or
+    /// Promises `asker` not to run from now on; `may_write` says whether PostgreSQL here is a primary, or
     /// becoming one. An error says why not.
     pub fn consent(
         &self,
         asker: &MemberName,
-        epoch: Option<LeaderEpoch>,
-        ttl: Duration,
+        asked: Asked,
         may_write: &dyn Fn() -> bool,
     ) -> Result<(), NoPromise> {
         let is_held = || matches!(self.lease.borrow().view, LeaseView::Held(_));
         let leads = || is_held() || may_write();
-        self.promises.give(asker, epoch, ttl, clock::now(), leads)
+        self.promises.give(asker, asked, clock::now(), leads)
     }
 }
 
@@ -108,7 +107,7 @@ impl Promises {
         }
     }
 
-    /// Promises `asker` not to run for `ttl` from `now`. Whoever leads under the highest epoch known here may ask
+    /// Promises `asker` not to run from `now` on. Whoever leads under the highest epoch known here may ask
     /// under an earlier one of its own: it has written its key again and never learnt of it, and nobody else has
     /// led since. `leads` is asked before and after the promise is there to
     /// be seen: whoever is about to become a primary looks at the promises after it was shown to lead, so
@@ -116,11 +115,15 @@ impl Promises {
     pub fn give(
         &self,
         asker: &MemberName,
-        epoch: Option<LeaderEpoch>,
-        ttl: Duration,
+        asked: Asked,
         now: Moment,
         leads: impl Fn() -> bool,
     ) -> Result<(), NoPromise> {
+        let Asked {
+            epoch,
+            ttl,
+            reached,
+        } = asked;
         let mut kept = self.kept();
         if leads() {
             return Err(NoPromise::Leads);
@@ -134,6 +137,7 @@ impl Promises {
             promise: Some(Promise {
                 until: earlier.max(now + ttl),
                 epoch,
+                reached,
             }),
             ..kept.clone()
         };
@@ -177,15 +181,16 @@ impl Kept {
     }
 
     /// Numbers: boot, until (0 for no promise), whether the asker said its epoch, that epoch, the known one. Then
-    /// who led under that, to the end.
+    /// who led under that, to the end of the line. How far the asker had written is a second line, if it said so.
     fn write(&self, path: &Path) -> io::Result<()> {
         let promise = self.promise.unwrap_or(Promise {
             until: Moment(0),
             epoch: None,
+            reached: None,
         });
         let asked = promise.epoch.unwrap_or_default();
         let led_by = self.led_by.as_ref().map_or("", MemberName::as_str);
-        let text = format!(
+        let mut text = format!(
             "{} {} {} {} {} {} {} {led_by}\n",
             self.booted.0,
             promise.until.0,
@@ -195,11 +200,19 @@ impl Kept {
             self.known.generation,
             self.known.revision
         );
+        if let Some((timeline, position)) = promise.reached {
+            let _ = writeln!(text, "{} {}", timeline.0, position.0);
+        }
         super::saved::replace(path, text.as_bytes())
     }
 
     fn parse(text: &str) -> Option<Self> {
-        let mut words = text.strip_suffix('\n')?.splitn(8, ' ');
+        let (first, second) = text.split_once('\n')?;
+        let reached = match second {
+            "" => None,
+            _ => Some(reached(second)?),
+        };
+        let mut words = first.splitn(8, ' ');
         let numbers: Option<Vec<u64>> = words
             .by_ref()
             .take(7)
@@ -222,6 +235,7 @@ impl Kept {
             promise: (*until > 0).then_some(Promise {
                 until: Moment(*until),
                 epoch: (*says == 1).then_some(asked),
+                reached,
             }),
             known: epoch(*known, *at)?,
             led_by: (!led_by.is_empty()).then(|| MemberName::new(led_by)),
@@ -229,11 +243,17 @@ impl Kept {
     }
 }
 
+fn reached(line: &str) -> Option<Reached> {
+    let (timeline, position) = line.strip_suffix('\n')?.split_once(' ')?;
+    let timeline = timeline.parse().ok()?;
+    Some((Timeline(timeline), Lsn(position.parse().ok()?)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const TTL: Duration = Duration::from_secs(5);
+    const TTL: std::time::Duration = std::time::Duration::from_secs(5);
 
     fn name(text: &str) -> MemberName {
         MemberName::new(text)
@@ -246,6 +266,16 @@ mod tests {
         })
     }
 
+    const REACHED: Reached = (Timeline(3), Lsn(0x1_5000_0060));
+
+    fn asked(epoch: Option<LeaderEpoch>) -> Asked {
+        Asked {
+            epoch,
+            ttl: TTL,
+            reached: epoch.map(|_| REACHED),
+        }
+    }
+
     #[test]
     fn a_promise_outlives_the_agent_and_never_shrinks() {
         let dir = tempfile::tempdir().unwrap();
@@ -253,7 +283,7 @@ mod tests {
         let promises = Promises::open(&path, Moment(7)).unwrap();
         assert_eq!(promises.no_race().promise, None);
         for at in [100, 50] {
-            let given = promises.give(&name("b"), epoch(10), TTL, Moment(at), || false);
+            let given = promises.give(&name("b"), asked(epoch(10)), Moment(at), || false);
             given.unwrap();
         }
         let again = Promises::open(&path, Moment(9_000)).unwrap();
@@ -261,9 +291,14 @@ mod tests {
         assert_eq!(kept.booted, Some(Moment(7)));
         let promise = kept.promise.unwrap();
         assert_eq!(
-            (promise.until, promise.epoch),
-            (Moment(100) + TTL, epoch(10))
+            (promise.until, promise.epoch, promise.reached),
+            (Moment(100) + TTL, epoch(10), Some(REACHED))
         );
+        // A Patroni leader says neither.
+        let given = again.give(&name("b"), asked(None), Moment(101), || false);
+        given.unwrap();
+        let again = Promises::open(&path, Moment(9_001)).unwrap();
+        assert_eq!(again.no_race().promise.unwrap().reached, None);
     }
 
     #[test]
@@ -271,15 +306,15 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("no_race");
         let promises = Promises::open(&path, Moment(7)).unwrap();
-        let leads = promises.give(&name("b"), epoch(10), TTL, Moment(8), || true);
+        let leads = promises.give(&name("b"), asked(epoch(10)), Moment(8), || true);
         assert!(matches!(leads, Err(NoPromise::Leads)));
         assert_eq!(promises.no_race().promise, None);
         promises.saw(epoch(12).unwrap(), &name("c"));
         let again = Promises::open(&path, Moment(9)).unwrap();
-        let old = again.give(&name("b"), epoch(11), TTL, Moment(9), || false);
+        let old = again.give(&name("b"), asked(epoch(11)), Moment(9), || false);
         assert!(matches!(old, Err(NoPromise::HigherEpoch(_))));
         // A Patroni leader says none.
-        let given = again.give(&name("b"), None, TTL, Moment(9), || false);
+        let given = again.give(&name("b"), asked(None), Moment(9), || false);
         given.unwrap();
     }
 
@@ -292,7 +327,7 @@ mod tests {
         promises.saw(epoch(12).unwrap(), &name("b of two"));
         // An agent that is restarted knows whose epoch that was.
         let again = Promises::open(&path, Moment(9)).unwrap();
-        let asks = |by: &str| again.give(&name(by), epoch(10), TTL, Moment(9), || false);
+        let asks = |by: &str| again.give(&name(by), asked(epoch(10)), Moment(9), || false);
         asks("b of two").unwrap();
         assert!(matches!(asks("c"), Err(NoPromise::HigherEpoch(_))));
         again.saw(epoch(13).unwrap(), &name("c"));
@@ -303,10 +338,10 @@ mod tests {
     fn who_begins_to_lead_while_it_promises_has_not_promised() {
         let dir = tempfile::tempdir().unwrap();
         let promises = Promises::open(&dir.path().join("no_race"), Moment(7)).unwrap();
-        let asked = std::cell::Cell::new(0);
-        let outcome = promises.give(&name("b"), epoch(10), TTL, Moment(8), || {
-            asked.set(asked.get() + 1);
-            asked.get() > 1
+        let times = std::cell::Cell::new(0);
+        let outcome = promises.give(&name("b"), asked(epoch(10)), Moment(8), || {
+            times.set(times.get() + 1);
+            times.get() > 1
         });
         assert!(matches!(outcome, Err(NoPromise::Leads)));
         // Whoever becomes a primary looks after it was shown to lead, and finds it.
@@ -323,6 +358,7 @@ mod tests {
             "1 2 1 0 0 0 0\n",
             "1 2 1 0 0 0 0 b",
             "a b c d e f g \n",
+            "1 2 1 0 0 0 0 b\nhalf",
         ] {
             fs::write(&path, damaged).unwrap();
             let promises = Promises::open(&path, Moment(42)).unwrap();

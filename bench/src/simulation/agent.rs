@@ -222,6 +222,7 @@ impl World {
         let agent = &mut self.node_mut(node).agent;
         agent.leader_at_look = leader.map(|leader| leader.member.clone()).or(somebody);
         agent.reach_at_look = seen.local.position().map(|found| (found, is_all));
+        agent.written_at_look = tick::written(seen);
     }
 
     fn observation(&mut self, node: NodeId) -> Option<Observation> {

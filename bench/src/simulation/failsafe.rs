@@ -262,6 +262,7 @@ impl World {
         let now = self.clock(to);
         let ttl = self.plan.ttl;
         let asker = self.node(from).name.clone();
+        let reached = self.node(from).agent.written_at_look;
         let this = self.node_mut(to);
         let leads = matches!(this.agent.lease.state.view(), LeaseView::Held(_))
             || this.postgres.can_commit();
@@ -274,6 +275,7 @@ impl World {
         kept.no_race.promise = Some(Promise {
             until: earlier.max(now + ttl),
             epoch: Some(asked),
+            reached,
         });
         kept.note(asked, &asker);
         if self.net.reaches(Place::Node(to), Place::Node(from)) {

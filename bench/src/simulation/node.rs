@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use trunkline_agent::decide::decision::SlotCare;
 use trunkline_agent::decide::observation::Local;
-use trunkline_agent::decide::observation::{JobView, LocalRequest, Me, PeerAnswer, WatchdogView};
+use trunkline_agent::decide::observation::{
+    JobView, LocalRequest, Me, PeerAnswer, Reached, WatchdogView,
+};
 use trunkline_agent::decide::small_moves::WrittenRecord;
 use trunkline_agent::decide::store::StoreView;
 use trunkline_agent::decide::{Action, Memory};
@@ -102,6 +104,8 @@ pub(super) struct Agent {
     /// answered.
     pub(super) leader_at_look: Option<MemberName>,
     pub(super) reach_at_look: Option<(Lsn, bool)>,
+    /// How far its primary had written then.
+    pub(super) written_at_look: Option<Reached>,
     pub(super) answers: Option<BTreeMap<MemberName, PeerAnswer>>,
     pub(super) answers_missing: u8,
     /// Whose agents ran when it asked last, or when its question came to them; all of them before it asked any.
@@ -176,6 +180,7 @@ impl Agent {
             decided_at: 0,
             leader_at_look: None,
             reach_at_look: None,
+            written_at_look: None,
             answers: None,
             answers_missing: 0,
             met: [true; 5],

@@ -3,7 +3,9 @@
 use std::fmt::Write as _;
 use std::sync::Arc;
 
-use trunkline_shared::cluster::{ClusterSettings, LeaderEpoch, MemberName, Moment, Topology};
+use trunkline_shared::cluster::{
+    ClusterSettings, LeaderEpoch, MemberName, Moment, Timeline, Topology,
+};
 
 use super::ScriptError;
 use super::words::Words;
@@ -56,8 +58,8 @@ pub(super) fn print_list(out: &mut String, topology: &Topology) {
     out.push('\n');
 }
 
-/// `no_race`: the promise with `left`, `generation`, `revision`, or without an epoch `patroni`; and when the
-/// first agent of this boot started, with `booted`.
+/// `no_race`: the promise with `left`, `generation`, `revision`, or without an epoch `patroni`, and how far the asker had
+/// written, with `tl` and `reached`; and when the first agent of this boot started, with `booted`.
 pub(super) fn no_race(words: &Words<'_, '_>, now: Moment) -> Result<NoRace, ScriptError> {
     let epoch = LeaderEpoch {
         generation: words.value("generation")?.unwrap_or(0),
@@ -65,10 +67,13 @@ pub(super) fn no_race(words: &Words<'_, '_>, now: Moment) -> Result<NoRace, Scri
     };
     let epoch = (!words.has("patroni")).then_some(epoch);
     let left = words.seconds("left")?;
+    let timeline = words.value("tl")?.map_or(Timeline(1), Timeline);
+    let reached = words.value("reached")?.map(|position| (timeline, position));
     Ok(NoRace {
         promise: left.map(|left| Promise {
             until: now + left,
             epoch,
+            reached,
         }),
         booted: words.seconds("booted")?.map(|ago| now - ago),
     })
@@ -80,7 +85,9 @@ pub(super) fn print_no_race(out: &mut String, no_race: &NoRace, now: Moment) {
         format!("{}.{:09}", duration.as_secs(), duration.subsec_nanos())
     };
     out.push_str("no_race");
-    if let Some(promise) = no_race.promise.filter(|promise| promise.until > now) {
+    // What was told counts also when the promise is over.
+    let matters = |promise: &Promise| promise.until > now || promise.reached.is_some();
+    if let Some(promise) = no_race.promise.filter(matters) {
         let _ = write!(out, " left={}", seconds(now.until(promise.until)));
         match promise.epoch {
             Some(epoch) => {
@@ -88,6 +95,9 @@ pub(super) fn print_no_race(out: &mut String, no_race: &NoRace, now: Moment) {
                 let _ = write!(out, " generation={generation} revision={revision}");
             }
             None => out.push_str(" patroni"),
+        }
+        if let Some((timeline, position)) = promise.reached {
+            let _ = write!(out, " tl={} reached={position}", timeline.0);
         }
     }
     if let Some(booted) = no_race.booted {

@@ -199,7 +199,8 @@ impl Keeper {
 
     async fn round(&self, round: &Round) {
         let began = clock::now();
-        let outcome = ask(&self.speaker, &self.me, &round.authority).await;
+        let reached = *self.reached.borrow();
+        let outcome = ask(&self.speaker, &self.me, &round.authority, reached).await;
         match outcome {
             Ok(()) => self.all_consented(round, began),
             Err(why) => {

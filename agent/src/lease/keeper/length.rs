@@ -10,7 +10,7 @@ use trunkline_shared::cluster::LeaderEpoch;
 use trunkline_shared::dcs::{DcsError, Revision, Txn};
 use trunkline_shared::service::clock;
 
-use super::super::LeaseError;
+use super::super::{LeaseError, state};
 use super::orders::{refused, said};
 use super::{Keeper, Looked, Session};
 use crate::decide::observation::Held;
@@ -18,6 +18,22 @@ use crate::decide::observation::Held;
 const WHAT: &str = "move the leader key onto a lease of another length";
 
 impl Keeper {
+    /// While the key may stand on either of two leases the shorter one sets the pace.
+    pub(super) fn interval(&self) -> Duration {
+        state::renew_interval(self.shorter_ttl())
+    }
+
+    pub(super) fn shorter_ttl(&self) -> Duration {
+        let inner = self.inner.borrow();
+        let ttl = inner.session.map_or(inner.asked, |s| s.ttl);
+        inner.moving.map_or(ttl, |moving| ttl.min(moving.ttl))
+    }
+
+    /// Longest wait for one answer of a renewal: two intervals, so that a lost one leaves room for others.
+    pub(super) fn limit(&self) -> Duration {
+        self.interval() * 2
+    }
+
     /// Answered with the revision of the moved key, 0 if none is held or the length stands already.
     pub(super) async fn set_ttl(&self, ttl: Duration) -> Result<Revision, LeaseError> {
         self.inner.borrow_mut().asked = ttl;

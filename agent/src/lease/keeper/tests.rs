@@ -4,7 +4,7 @@ use trunkline_shared::dcs::{Compare, Entry, LeaseAnswer, Listing, Watch};
 
 use super::*;
 use crate::decide::observation::{Held, LeaseView};
-use crate::lease::{AsSeen, HandOver, LeaseError};
+use crate::lease::{AsSeen, HandOver, LeaseError, state};
 
 mod consent;
 mod word;

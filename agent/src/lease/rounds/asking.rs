@@ -12,6 +12,7 @@ use trunkline_shared::service::http::HttpClient;
 use trunkline_shared::service::tls::Reloadable;
 
 use super::Authority;
+use crate::decide::observation::Reached;
 
 /// The body of a consent, Patroni's.
 pub const ACCEPTED: &[u8] = b"Accepted";
@@ -40,6 +41,7 @@ pub(in crate::lease) async fn ask(
     speaker: &Speaker,
     me: &MemberName,
     authority: &Authority,
+    reached: Option<Reached>,
 ) -> Result<(), String> {
     let ttl = u64::try_from(authority.ttl.as_millis()).unwrap_or(u64::MAX);
     let body = |to: &MemberName| {
@@ -54,6 +56,9 @@ pub(in crate::lease) async fn ask(
                 "ttl_ms": ttl,
                 "cluster": speaker.cluster,
                 "to": to.as_str(),
+                // Nobody can look it up while the DCS does not answer.
+                "timeline": reached.map(|(timeline, _)| timeline.0),
+                "position": reached.map(|(_, position)| position.0),
             },
         });
         Bytes::from(body.to_string())
