@@ -267,10 +267,11 @@ impl<'a> Turn<'a> {
     fn withdraw_announcement(self) -> Self {
         let is_surely_harmless = match &self.seen.local {
             Local::Stopped(_)
-            | Local::Empty
             | Local::Starting {
                 as_primary: false, ..
             } => true,
+            // In a pause somebody may have unmounted it under a server.
+            Local::Empty => !self.seen.is_automation_off(),
             Local::Running(running) => matches!(running.role, RunningRole::Replica { .. }),
             Local::Unknown(_)
             | Local::Starting { .. }

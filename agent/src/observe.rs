@@ -169,9 +169,9 @@ impl Observer {
         let postgres = self.postgres.clone();
         let limit = self.status_limit();
         // Only what runs is to be stopped; the deadline moves with each renewal.
-        let (arming, may_write) = (self.arming.clone(), postgres.adopt().is_some());
-        let left = move || {
-            let deadline = arming.deadline().filter(|_| may_write);
+        let left = || {
+            let deadline = self.arming.deadline();
+            let deadline = deadline.filter(|_| postgres.adopt().is_some());
             peers::stop_is_due_in(clock::now(), deadline)
         };
         let asking = peers::ask_in_time(&client, &mut self.cluster, now.asked, left);

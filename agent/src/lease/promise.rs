@@ -128,6 +128,9 @@ impl Promises {
         if leads() {
             return Err(NoPromise::Leads);
         }
+        // An agent that was restarted goes on by rounds before it has looked.
+        let earlier = kept.promise.filter(|promise| promise.epoch == epoch);
+        let reached = reached.or(earlier.and_then(|promise| promise.reached));
         let is_its = kept.led_by.as_ref() == Some(asker);
         if epoch.is_some_and(|epoch| epoch < kept.known) && !is_its {
             return Err(NoPromise::HigherEpoch(kept.known));
@@ -176,6 +179,10 @@ impl Kept {
         if is_news {
             self.known = epoch;
             self.led_by = Some(leader.clone());
+            // It publishes how far it comes. A cluster that is made anew under the same name begins from nothing.
+            if let Some(promise) = self.promise.as_mut().filter(|p| p.epoch < Some(epoch)) {
+                promise.reached = None;
+            }
         }
         is_news
     }
@@ -294,11 +301,19 @@ mod tests {
             (promise.until, promise.epoch, promise.reached),
             (Moment(100) + TTL, epoch(10), Some(REACHED))
         );
-        // A Patroni leader says neither.
-        let given = again.give(&name("b"), asked(None), Moment(101), || false);
-        given.unwrap();
+        // An agent that has not looked yet does not say it, and takes nothing back; a later leadership does.
+        let silent = Asked {
+            reached: None,
+            ..asked(epoch(10))
+        };
+        let reached = |promises: &Promises| promises.no_race().promise.unwrap().reached;
+        again
+            .give(&name("b"), silent, Moment(101), || false)
+            .unwrap();
+        assert_eq!(reached(&again), Some(REACHED));
+        again.saw(epoch(11).unwrap(), &name("c"));
         let again = Promises::open(&path, Moment(9_001)).unwrap();
-        assert_eq!(again.no_race().promise.unwrap().reached, None);
+        assert_eq!(reached(&again), None);
     }
 
     #[test]

@@ -35,6 +35,10 @@ impl Kept {
         if epoch > self.known {
             self.known = epoch;
             self.led_by = Some(leader.clone());
+            let promise = self.no_race.promise.as_mut();
+            if let Some(promise) = promise.filter(|promise| promise.epoch < Some(epoch)) {
+                promise.reached = None;
+            }
         }
     }
 }
@@ -271,6 +275,8 @@ impl World {
         if leads || asked < kept.known && !is_its {
             return true;
         }
+        let before = kept.no_race.promise.filter(|p| p.epoch == Some(asked));
+        let reached = reached.or(before.and_then(|promise| promise.reached));
         let earlier = kept.no_race.promise.map_or(Moment(0), |p| p.until);
         kept.no_race.promise = Some(Promise {
             until: earlier.max(now + ttl),

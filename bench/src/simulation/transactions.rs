@@ -254,11 +254,11 @@ impl World {
         Write::Put(FactKey::Leader, Fact::Leader(me), lease)
     }
 
-    /// Under the condition that the own leader key stands as it was written.
     fn clear_switchover(&self, node: NodeId) -> Option<Txn> {
         self.as_leader(node, vec![Write::Delete(FactKey::Switchover)])
     }
 
+    /// Under the condition that the own leader key stands as it was written.
     fn as_leader(&self, node: NodeId, then: Vec<Write>) -> Option<Txn> {
         let held = self.node(node).agent.lease.state.held()?;
         Some(Txn {
