@@ -49,7 +49,7 @@ fn clusters_of_two_to_five_keep_every_invariant() {
 }
 
 /// Histories that once broke an invariant: seed and, where they need another than three, members.
-const FOUND: [(u64, Option<u8>); 59] = [
+const FOUND: [(u64, Option<u8>); 61] = [
     (467, Some(3)),
     (47_040, Some(3)),
     (40_709, Some(3)),
@@ -109,6 +109,8 @@ const FOUND: [(u64, Option<u8>); 59] = [
     (50_034_975, Some(3)),
     (50_039_279, Some(3)),
     (50_031_164, Some(3)),
+    (120_275_540, Some(3)),
+    (130_639_801, Some(3)),
 ];
 
 #[test]

@@ -1,6 +1,7 @@
 //! There is no data here: initialise, clone, or wait.
 
 use std::ops::ControlFlow;
+use std::sync::Arc;
 
 use trunkline_shared::cluster::topology::Initialize;
 use trunkline_shared::cluster::{Member, MemberName, MemberState, Topology};
@@ -124,10 +125,20 @@ fn as_leader(turn: Turn<'_>, topology: &Topology) -> Decision {
         let from = standby_cluster::remote(section);
         return standby_cluster::copy(turn, topology, from, Reason::Bootstrapping);
     }
-    match standby_cluster::unless_config_gone(turn, topology) {
-        ControlFlow::Break(decision) => decision,
-        ControlFlow::Continue(turn) => turn.act(Action::Initialize).routine(Reason::Bootstrapping),
+    let turn = match standby_cluster::unless_config_gone(turn, topology) {
+        ControlFlow::Break(decision) => return decision,
+        ControlFlow::Continue(turn) => turn,
+    };
+    if topology.settings.is_none() {
+        // The claim wrote it: it was deleted since, and may have said that this is a standby cluster.
+        let why = Arc::from("the key config was deleted while the cluster was being made");
+        return turn
+            .remember(|memory| memory.stands_back_until = Some(back))
+            .detail(Detail::Text(why))
+            .act(release)
+            .now(Reason::BootstrapFailed);
     }
+    turn.act(Action::Initialize).routine(Reason::Bootstrapping)
 }
 
 fn clone_from_leader(turn: Turn<'_>, topology: &Topology) -> Decision {

@@ -439,7 +439,8 @@ impl World {
         }
         let leader = request.node;
         let until = self.now + UNSHOWN;
-        self.watches[usize::from(leader)].stalled_until = until;
+        let watch = &mut self.watches[usize::from(leader)];
+        (watch.stalled_until, watch.lists_at) = (until, until);
         self.weather.listing = Some(Listing::Unknown { alone, leader });
         true
     }

@@ -14,7 +14,7 @@ use super::plan::{Fault, FaultKind};
 use super::store::Write;
 use super::story::{Actor, tell};
 use super::word::ASKED_EVERY;
-use super::world::World;
+use super::world::{SILENCE_LIMIT, World};
 
 impl World {
     pub(super) fn on_fault(&mut self, index: u8) -> bool {
@@ -309,7 +309,8 @@ impl World {
             true => self.plan.members + fault.node % self.plan.routers,
             false => fault.other,
         };
-        self.watches[usize::from(watcher)].stalled_until = until;
+        let watch = &mut self.watches[usize::from(watcher)];
+        (watch.stalled_until, watch.lists_at) = (until, self.now + SILENCE_LIMIT);
         self.falls_behind(watcher);
         // The connection ends, and the next one is to a member of the store that has fallen behind.
         let place = self.place_of(watcher);

@@ -14,7 +14,7 @@ use super::failsafe::Listing;
 use super::network::Place;
 use super::store::{LeaderKey, Txn, Write};
 use super::story::{Actor, tell};
-use super::world::World;
+use super::world::{SILENCE_LIMIT, World};
 
 /// What the path to the DCS does to requests, each until a time.
 #[derive(Clone, Copy, Default)]
@@ -347,6 +347,7 @@ impl World {
         watch.boot += 1;
         watch.seen = -1;
         watch.coming = None;
+        watch.lists_at = self.now;
         let boot = watch.boot;
         self.put_in(MS, Event::WatchProbe { watcher, boot });
     }
@@ -362,7 +363,8 @@ impl World {
         if asked.is_none() && self.watches[at].seen < 0 {
             return;
         }
-        if self.watches[at].stalled_until > self.now || !self.net.reaches(Place::Dcs, place) {
+        let is_stalled = self.watches[at].stalled_until > self.now && asked.is_none();
+        if is_stalled || !self.net.reaches(Place::Dcs, place) {
             return;
         }
         self.watches[at].coming = Some((self.store.head.clone(), asked));
@@ -483,14 +485,15 @@ impl World {
         let place = self.place_of(watcher);
         let every = (self.plan.retry_timeout.as_nanos() as Time / 3).min(SECOND);
         self.put_in(every, event);
+        let is_silent = self.watches[at].stalled_until > self.now;
+        let lists = is_silent && self.watches[at].lists_at <= self.now;
         let is_unheard = self.has_bug(Bug::CancelUnheard);
-        let is_open = self.net.connects(place, Place::Dcs)
-            && self.store.down_until <= self.now
-            && (is_unheard || self.watches[at].stalled_until <= self.now);
-        if is_open {
+        let is_open = self.net.connects(place, Place::Dcs) && self.store.down_until <= self.now;
+        if is_open && (is_unheard || !is_silent || lists) {
             let there = self.hop();
             let revision = self.store.revision();
-            if self.watches[at].seen < revision {
+            self.watches[at].lists_at = self.now + SILENCE_LIMIT;
+            if self.watches[at].seen < revision && !(is_unheard && is_silent) {
                 self.push_view(watcher, Some(self.now));
             }
             self.put_in(

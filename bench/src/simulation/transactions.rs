@@ -221,10 +221,18 @@ impl World {
         let lease = self.session(node)?;
         let mut txn = self.acquire(node)?;
         txn.when.push(Compare::Absent(FactKey::Initialize));
-        txn.then.extend([
-            Write::Put(FactKey::Initialize, Fact::Initialize(None), lease),
-            put(FactKey::Settings, Fact::Settings(self.settings.clone())),
-        ]);
+        txn.then.push(Write::Put(
+            FactKey::Initialize,
+            Fact::Initialize(None),
+            lease,
+        ));
+        let view = self.node(node).agent.view.as_ref()?;
+        if view.settings.is_none() {
+            txn.then.push(put(
+                FactKey::Settings,
+                Fact::Settings(self.settings.clone()),
+            ));
+        }
         Some(txn)
     }
 

@@ -27,6 +27,10 @@ use super::store::{Store, Txn, Write};
 use super::story::Story;
 use super::synchronous;
 
+/// How long a watch is silent until it is given up and the store is listed: it is asked for a sign of life each second,
+/// and has two to answer (`dcs::etcd`).
+pub(super) const SILENCE_LIMIT: Time = 3 * SECOND;
+
 /// A watcher's connection to the DCS; the agents' come first, then the routers'.
 #[derive(Default)]
 pub(super) struct Watch {
@@ -37,6 +41,8 @@ pub(super) struct Watch {
     pub(super) from: Header,
     pub(super) seen: i64,
     pub(super) stalled_until: Time,
+    /// When it is given up for its silence, and the store is listed.
+    pub(super) lists_at: Time,
     /// What the member of the store shows that it is connected to, where a bug believes one that has fallen behind.
     pub(super) behind: Option<Arc<trunkline_shared::cluster::Topology>>,
 }
