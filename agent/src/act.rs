@@ -239,7 +239,7 @@ impl Actor {
             Action::AnnounceSwitchover(record) => self.announce_switchover(seen, record).await?,
             Action::ClearSwitchover => self.clear_switchover(seen).await?,
             Action::WriteDisarmed => self.write_disarmed(seen).await?,
-            Action::RemoveDisarmed => self.remove_disarmed().await?,
+            Action::RemoveDisarmed => self.remove_disarmed(seen).await?,
             Action::RemoveDisarmedOf(name, at) => self.remove_disarmed_of(name, *at).await?,
             Action::ArmFence => self.arm(seen).await?,
             Action::DisarmFence => self.disarm(seen)?,

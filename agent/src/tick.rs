@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use trunkline_shared::cluster::Moment;
-use trunkline_shared::cluster::topology::FactKey;
+use trunkline_shared::cluster::topology::{FactKey, Initialize};
 use trunkline_shared::dcs::watch::View;
 use trunkline_shared::service::clock;
 
@@ -335,7 +335,7 @@ impl Tick {
     fn tell_of_failsafe(&self, look: &Look) {
         let promises = &self.observer.promises;
         if let LeaseView::Held(held) = &look.observation.lease {
-            promises.saw(held.epoch, &look.observation.me.name);
+            promises.saw(held.epoch, &look.observation.me.name, true);
         }
         self.actor.lease.show_reached(written(&look.observation));
         let Some(topology) = look.observation.topology() else {
@@ -348,7 +348,8 @@ impl Tick {
             is_on: topology.settings_or_default().failsafe_mode == Some(true),
         });
         if let Some(leader) = &topology.leader {
-            promises.saw(leader.epoch, &leader.member);
+            let is_made = matches!(topology.initialize, Initialize::Done(_));
+            promises.saw(leader.epoch, &leader.member, is_made);
         }
     }
 

@@ -240,9 +240,21 @@ impl Actor {
         .await
     }
 
-    pub(super) async fn remove_disarmed(&self) -> Result<Revision, ActError> {
+    /// Only under the configuration that was seen. A copy of the request may be executed late, and what a pause that was
+    /// switched on meanwhile announced must stand.
+    pub(super) async fn remove_disarmed(&self, seen: &Observation) -> Result<Revision, ActError> {
+        const WHAT: &str = "trunkline/disarmed";
+        let key = self.keys.path(&FactKey::Settings);
+        let view = self.cluster.borrow().clone();
+        let as_seen = match view.raw_config() {
+            Some(config) if Some(config.revision) > seen.topology().map(|t| t.revision) => {
+                return Err(ActError::Changed(WHAT));
+            }
+            Some(config) => Compare::ModRevision(key, config.revision),
+            None => Compare::Absent(key),
+        };
         let then = vec![self.delete(&FactKey::Disarmed(self.me.name.clone()))];
-        self.write("trunkline/disarmed", Vec::new(), then).await
+        self.write(WHAT, vec![as_seen], then).await
     }
 
     pub(super) async fn remove_disarmed_of(

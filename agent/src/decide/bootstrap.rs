@@ -21,10 +21,11 @@ pub(super) fn identity<'a>(
     let record = Action::RecordSystemId(running.system_id);
     match topology.initialize {
         Initialize::Done(_) => return ControlFlow::Continue(turn),
-        Initialize::Absent => {
+        // Absent it is, too, where a claim went with the lease that it was on.
+        Initialize::Absent if !turn.seen.is_bootstrap_unfinished => {
             return ControlFlow::Break(turn.act(record).now(Reason::RecordingIdentity));
         }
-        Initialize::Running => {}
+        Initialize::Absent | Initialize::Running => {}
     }
     let failure = turn.failure_of(JobKind::FinishBootstrap);
     let is_own = turn.seen.is_bootstrap_unfinished;

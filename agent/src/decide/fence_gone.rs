@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use trunkline_shared::cluster::Topology;
-use trunkline_shared::cluster::topology::Initialize;
 
 use super::decision::{Action, Decision, Lapse, NextWhy};
 use super::observation::{LeaseView, Observation};
@@ -49,13 +48,11 @@ pub(super) fn note(seen: &Observation, mut decision: Decision) -> Decision {
     decision
 }
 
-/// Whether the key names this member, and asks it to lead what is written to. A standby leader is never armed, and who
-/// makes a cluster has nobody to give way to.
+/// Whether the key names this member, and asks it to lead what is written to, or to make it. A standby leader is never
+/// armed.
 fn is_to_write(seen: &Observation, topology: &Topology) -> bool {
     let is_held = matches!(seen.lease, LeaseView::Held(_));
     let leader = topology.leader.as_ref().map(|leader| &leader.member);
-    let is_made =
-        matches!(topology.initialize, Initialize::Done(_)) && !seen.is_bootstrap_unfinished;
     let is_standby = seen.settings().standby_cluster.is_some();
-    (is_held || leader == Some(&seen.me.name)) && is_made && !is_standby
+    (is_held || leader == Some(&seen.me.name)) && !is_standby
 }

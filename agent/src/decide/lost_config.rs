@@ -10,8 +10,9 @@ use super::decision::{Action, Decision};
 use super::memory::Memory;
 use super::observation::{DcsView, LeaseView, Observation};
 
-/// What is seen by a member that has nothing kept either: the defaults hold, but where the record of a synchronous mode
-/// stands commits rely on it. By a plain default its first leader would delete it and wait for nobody.
+/// What is seen by a member that has nothing kept either, or something of before the mode was switched on: where the
+/// record of a synchronous mode stands commits rely on it. By a plain default, or by what it has kept, the first leader
+/// would delete it and wait for nobody.
 /// Whether the cluster may be a standby is a question of its own.
 pub(super) fn as_the_record_tells<'a>(
     seen: &'a Observation,
@@ -23,7 +24,7 @@ pub(super) fn as_the_record_tells<'a>(
     if memory.is_standby_cluster {
         return Cow::Borrowed(seen);
     }
-    let Some(settings) = assumed(topology) else {
+    let Some(settings) = assumed(topology, seen.lost_config.is_some()) else {
         return Cow::Borrowed(seen);
     };
     let topology = Topology {
@@ -39,8 +40,12 @@ pub(super) fn as_the_record_tells<'a>(
     })
 }
 
-fn assumed(topology: &Topology) -> Option<ClusterSettings> {
-    let is_unknown = topology.settings.is_none() && !topology.is_config_unreadable;
+fn assumed(topology: &Topology, is_lost: bool) -> Option<ClusterSettings> {
+    let kept = topology.settings.as_ref();
+    let is_unknown = match kept {
+        Some(kept) => is_lost && kept.synchronous_mode == SynchronousMode::Off,
+        None => !topology.is_config_unreadable,
+    };
     let sync = topology.sync.as_ref().filter(|_| is_unknown)?;
     sync.leader.as_ref()?;
     Some(ClusterSettings {
@@ -48,7 +53,7 @@ fn assumed(topology: &Topology) -> Option<ClusterSettings> {
             0 => SynchronousMode::On,
             _ => SynchronousMode::Quorum,
         },
-        ..ClusterSettings::default()
+        ..ClusterSettings::clone(&topology.settings_or_default())
     })
 }
 
@@ -83,12 +88,14 @@ mod tests {
             }),
             ..Topology::default()
         };
-        let mode = |topology: &Topology| assumed(topology).map(|s| s.synchronous_mode);
+        let mode = |topology: &Topology| assumed(topology, false).map(|s| s.synchronous_mode);
         assert_eq!(mode(&of(0, Some("a"))), Some(SynchronousMode::On));
         assert_eq!(mode(&of(1, Some("a"))), Some(SynchronousMode::Quorum));
         assert_eq!(mode(&of(0, None)), None, "Patroni empties it");
         let mut known = of(0, Some("a"));
         known.settings = Some(Arc::default());
         assert_eq!(mode(&known), None);
+        let told = assumed(&known, true).map(|s| s.synchronous_mode);
+        assert_eq!(told, Some(SynchronousMode::On), "kept from before the mode");
     }
 }

@@ -8,9 +8,9 @@ use trunkline_shared::cluster::{Member, MemberName, MemberState, Topology};
 
 use super::decision::{Action, Decision, Detail, Reason, Upstream};
 use super::memory::Memory;
-use super::observation::{JobKind, LeaseView, Local, Observation, WatchdogView};
+use super::observation::{Held, JobKind, LeaseView, Local, Observation, WatchdogView};
 use super::sync_standbys::keeping;
-use super::{Turn, following, standby_cluster, upstream};
+use super::{RETRY_PAUSE, Turn, following, standby_cluster, upstream};
 
 pub(super) fn decide(seen: &Observation, memory: &Memory) -> Decision {
     let turn = Turn::new(seen, memory).disarm_if_harmless();
@@ -18,8 +18,12 @@ pub(super) fn decide(seen: &Observation, memory: &Memory) -> Decision {
         return turn.routine(Reason::DcsUnknown);
     };
     let turn = turn.withdraw_announcement();
-    if let LeaseView::Held(_) = seen.lease {
-        return as_leader(turn, topology);
+    if let LeaseView::Held(held) = &seen.lease {
+        return match held.is_key_missing || shows(topology, seen, held) {
+            true => as_leader(turn, topology),
+            // Given up by what was before it, a claim would leave `initialize` behind, on a lease that goes on.
+            false => turn.within(Reason::ClaimingBootstrap, RETRY_PAUSE),
+        };
     }
     if topology
         .leader
@@ -83,6 +87,12 @@ pub(super) fn who_has_data<'a>(
             says || member.state == MemberState::Running
         })
         .map(|member| &member.name)
+}
+
+/// Whether the view includes the transaction by which the key is held.
+fn shows(topology: &Topology, seen: &Observation, held: &Held) -> bool {
+    let leader = topology.leader.as_ref();
+    leader.is_some_and(|leader| leader.member == seen.me.name && leader.epoch >= held.epoch)
 }
 
 /// The claim to make the cluster is held, or data vanished under a leader.

@@ -21,7 +21,9 @@ use trunkline_shared::cluster::{Lsn, MemberName, Moment, Topology};
 use super::decision::{Action, Decision, Detail, Reason};
 use super::handing_over::{self, Plan};
 use super::memory::{Memory, PlannedChange};
-use super::observation::{Due, Held, JobKind, LeaseView, Local, Observation, Stopped};
+use super::observation::{
+    Due, Held, JobKind, LeaseView, Local, Observation, Stopped, WatchdogView,
+};
 use super::{PROMOTE_NEEDS, RETRY_PAUSE, Turn, candidate, holding_lease, restarting, slots};
 
 /// How long the stop, the write of the last position and the candidate's confirmation may take together before this
@@ -423,7 +425,8 @@ fn note_rolled_back(turn: Turn<'_>, id: u64) -> Turn<'_> {
 /// Goes on as leader. Only while no hand-over can still be executed, and with enough of the lease left.
 fn roll_back(turn: Turn<'_>, held: &Held, topology: &Topology, id: u64) -> Decision {
     let seen = turn.seen;
-    if seen.is_shutting_down {
+    let cannot_start = seen.fence.watchdog == WatchdogView::Failed;
+    if seen.is_shutting_down || cannot_start {
         // Whoever leads next is measured by what was acknowledged here.
         let position = match &seen.local {
             Local::Stopped(stopped) if stopped.is_clean && stopped.was_primary => {
@@ -437,11 +440,17 @@ fn roll_back(turn: Turn<'_>, held: &Held, topology: &Topology, id: u64) -> Decis
             | Local::Unresponsive { .. }
             | Local::Orphaned { .. } => None,
         };
+        let back = seen.now + seen.settings().ttl;
+        let (reason, stands_back_until) = match seen.is_shutting_down {
+            true => (Reason::ReleasingForShutdown, None),
+            false => (Reason::WatchdogNotReady, Some(back)),
+        };
         return turn
+            .remember(|memory| memory.stands_back_until = stands_back_until)
             .act(Action::DisarmFence)
             .act(Action::ClearSwitchover)
             .act(Action::ReleaseLeader { position })
-            .now(Reason::ReleasingForShutdown);
+            .now(reason);
     }
     let turn = note_rolled_back(turn, id);
     if seen.now.until(held.deadline) <= PROMOTE_NEEDS || !seen.fence.is_live {

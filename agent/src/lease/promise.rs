@@ -129,9 +129,11 @@ impl Promises {
             return Err(NoPromise::Leads);
         }
         // An agent that was restarted goes on by rounds before it has looked.
-        let earlier = kept.promise.filter(|promise| promise.epoch == epoch);
-        let reached = reached.or(earlier.and_then(|promise| promise.reached));
         let is_its = kept.led_by.as_ref() == Some(asker);
+        let earlier = kept
+            .promise
+            .filter(|promise| is_its || promise.epoch == epoch);
+        let reached = reached.or(earlier.and_then(|promise| promise.reached));
         if epoch.is_some_and(|epoch| epoch < kept.known) && !is_its {
             return Err(NoPromise::HigherEpoch(kept.known));
         }
@@ -145,7 +147,7 @@ impl Promises {
             ..kept.clone()
         };
         if let Some(epoch) = epoch {
-            next.note(epoch, asker);
+            next.note(epoch, asker, true);
         }
         next.write(&self.path).map_err(NoPromise::NotWritten)?;
         *kept = next;
@@ -157,9 +159,10 @@ impl Promises {
     }
 
     /// An epoch was seen in the DCS, and who leads under it; whoever else leads under an older one gets no promise.
-    pub fn saw(&self, epoch: LeaderEpoch, leader: &MemberName) {
+    /// `is_made` is false while there is no cluster yet that it leads.
+    pub fn saw(&self, epoch: LeaderEpoch, leader: &MemberName, is_made: bool) {
         let mut kept = self.kept();
-        if !kept.note(epoch, leader) {
+        if !kept.note(epoch, leader, is_made) {
             return;
         }
         if let Err(error) = kept.write(&self.path) {
@@ -174,15 +177,17 @@ impl Promises {
 
 impl Kept {
     /// Takes the epoch up if it is news; whether it was.
-    fn note(&mut self, epoch: LeaderEpoch, leader: &MemberName) -> bool {
+    fn note(&mut self, epoch: LeaderEpoch, leader: &MemberName, is_made: bool) -> bool {
         let is_news = epoch > self.known;
         if is_news {
+            // The same leader has written that, whatever it writes its key by, and may end before it publishes more. A
+            // cluster that is made anew under the same name begins from nothing.
+            let stands = self.led_by.as_ref() == Some(leader) && is_made;
+            if let Some(promise) = self.promise.as_mut().filter(|p| p.epoch < Some(epoch)) {
+                promise.reached = promise.reached.filter(|_| stands);
+            }
             self.known = epoch;
             self.led_by = Some(leader.clone());
-            // It publishes how far it comes. A cluster that is made anew under the same name begins from nothing.
-            if let Some(promise) = self.promise.as_mut().filter(|p| p.epoch < Some(epoch)) {
-                promise.reached = None;
-            }
         }
         is_news
     }
@@ -311,7 +316,20 @@ mod tests {
             .give(&name("b"), silent, Moment(101), || false)
             .unwrap();
         assert_eq!(reached(&again), Some(REACHED));
-        again.saw(epoch(11).unwrap(), &name("c"));
+        // It writes its key again, and may end before it publishes.
+        again.saw(epoch(11).unwrap(), &name("b"), true);
+        let later = Asked {
+            epoch: epoch(11),
+            ..silent
+        };
+        again
+            .give(&name("b"), later, Moment(102), || false)
+            .unwrap();
+        assert_eq!(reached(&again), Some(REACHED));
+        let made_anew = Promises::open(&path, Moment(9_001)).unwrap();
+        made_anew.saw(epoch(12).unwrap(), &name("b"), false);
+        assert_eq!(reached(&made_anew), None);
+        again.saw(epoch(12).unwrap(), &name("c"), true);
         let again = Promises::open(&path, Moment(9_001)).unwrap();
         assert_eq!(reached(&again), None);
     }
@@ -324,7 +342,7 @@ mod tests {
         let leads = promises.give(&name("b"), asked(epoch(10)), Moment(8), || true);
         assert!(matches!(leads, Err(NoPromise::Leads)));
         assert_eq!(promises.no_race().promise, None);
-        promises.saw(epoch(12).unwrap(), &name("c"));
+        promises.saw(epoch(12).unwrap(), &name("c"), true);
         let again = Promises::open(&path, Moment(9)).unwrap();
         let old = again.give(&name("b"), asked(epoch(11)), Moment(9), || false);
         assert!(matches!(old, Err(NoPromise::HigherEpoch(_))));
@@ -338,14 +356,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("no_race");
         let promises = Promises::open(&path, Moment(7)).unwrap();
-        promises.saw(epoch(10).unwrap(), &name("b of two"));
-        promises.saw(epoch(12).unwrap(), &name("b of two"));
+        promises.saw(epoch(10).unwrap(), &name("b of two"), true);
+        promises.saw(epoch(12).unwrap(), &name("b of two"), true);
         // An agent that is restarted knows whose epoch that was.
         let again = Promises::open(&path, Moment(9)).unwrap();
         let asks = |by: &str| again.give(&name(by), asked(epoch(10)), Moment(9), || false);
         asks("b of two").unwrap();
         assert!(matches!(asks("c"), Err(NoPromise::HigherEpoch(_))));
-        again.saw(epoch(13).unwrap(), &name("c"));
+        again.saw(epoch(13).unwrap(), &name("c"), true);
         assert!(matches!(asks("b of two"), Err(NoPromise::HigherEpoch(_))));
     }
 
