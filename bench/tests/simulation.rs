@@ -49,7 +49,7 @@ fn clusters_of_two_to_five_keep_every_invariant() {
 }
 
 /// Histories that once broke an invariant: seed and, where they need another than three, members.
-const FOUND: [(u64, Option<u8>); 61] = [
+const FOUND: [(u64, Option<u8>); 65] = [
     (467, Some(3)),
     (47_040, Some(3)),
     (40_709, Some(3)),
@@ -111,6 +111,10 @@ const FOUND: [(u64, Option<u8>); 61] = [
     (50_031_164, Some(3)),
     (120_275_540, Some(3)),
     (130_639_801, Some(3)),
+    (142_733_619, Some(3)),
+    (142_367_532, Some(3)),
+    (142_981_949, Some(3)),
+    (143_027_701, Some(3)),
 ];
 
 #[test]

@@ -110,6 +110,7 @@ impl World {
         let store = self.store_view(node);
         let now = self.now;
         let met = self.met_without_asking(node);
+        let has_read_all = self.node(node).postgres.has_read_all(now);
         let agent = &mut self.node_mut(node).agent;
         agent.next_wake = Time::MAX;
         agent.is_in_turn = true;
@@ -121,6 +122,7 @@ impl World {
             job: agent.job.clone(),
             store,
             proved: agent.view.is_some().then_some(agent.proved),
+            has_read_all,
         });
         agent.answers = None;
         if now.saturating_sub(agent.turns_since) > 10 * SECOND {
@@ -218,10 +220,8 @@ impl World {
         let leader = seen.topology().and_then(|shown| shown.leader.as_ref());
         // Whom the DCS did not answer says of nobody that he leads, and not that nobody does.
         let somebody = (!seen.is_dcs_fresh()).then(|| MemberName::new(""));
-        let is_all = self.node(node).postgres.has_read_all(self.now);
         let agent = &mut self.node_mut(node).agent;
         agent.leader_at_look = leader.map(|leader| leader.member.clone()).or(somebody);
-        agent.reach_at_look = seen.local.position().map(|found| (found, is_all));
         agent.written_at_look = tick::written(seen);
     }
 
@@ -236,8 +236,10 @@ impl World {
             job,
             store,
             proved,
+            has_read_all,
         } = this.agent.snapshot.take()?;
         let agent = &mut this.agent;
+        agent.reach_at_look = local.position().map(|found| (found, has_read_all));
         let dcs = match (&agent.view, proved) {
             (Some(topology), Some(proved)) => DcsView::Known {
                 topology: topology.clone(),

@@ -82,6 +82,10 @@ pub const UNREACHED: &[(&str, &str)] = &[
         "an identity that is gone is doubted by whoever has seen it; a script holds the rule",
     ),
     (
+        "leader_without_data",
+        "in this world no data vanishes under a leader; a script holds the rule",
+    ),
+    (
         "rules_fail",
         "only a defect in the rules makes it so, and a seed ends with the first",
     ),

@@ -9,7 +9,7 @@ use trunkline_agent::decide::observation::{LeaseView, NoRace, Promise};
 use trunkline_agent::lease::rounds::{
     Authority, FailsafeList, List, Round, Rounds, Shown, Standing,
 };
-use trunkline_shared::cluster::topology::{Fact, FactKey};
+use trunkline_shared::cluster::topology::{Fact, FactKey, Initialize};
 use trunkline_shared::cluster::{LeaderEpoch, MemberName, Moment, Topology};
 
 use super::breaks::{Break, Bug};
@@ -31,14 +31,15 @@ pub(super) struct Kept {
 }
 
 impl Kept {
-    fn note(&mut self, epoch: LeaderEpoch, leader: &MemberName) {
+    fn note(&mut self, epoch: LeaderEpoch, leader: &MemberName, is_made: bool) {
         if epoch > self.known {
-            self.known = epoch;
-            self.led_by = Some(leader.clone());
+            let stands = self.led_by.as_ref() == Some(leader) && is_made;
             let promise = self.no_race.promise.as_mut();
             if let Some(promise) = promise.filter(|promise| promise.epoch < Some(epoch)) {
-                promise.reached = None;
+                promise.reached = promise.reached.filter(|_| stands);
             }
+            self.known = epoch;
+            self.led_by = Some(leader.clone());
         }
     }
 }
@@ -144,10 +145,15 @@ impl World {
         let this = self.node_mut(node);
         let view = this.agent.view.clone();
         if let Some(held) = this.agent.lease.state.held() {
-            this.run_dir.failsafe.note(held.epoch, &this.name);
+            this.run_dir.failsafe.note(held.epoch, &this.name, true);
         }
-        if let Some(leader) = view.as_ref().and_then(|view| view.leader.as_ref()) {
-            this.run_dir.failsafe.note(leader.epoch, &leader.member);
+        if let Some(view) = &view
+            && let Some(leader) = &view.leader
+        {
+            let is_made = matches!(view.initialize, Initialize::Done(_));
+            this.run_dir
+                .failsafe
+                .note(leader.epoch, &leader.member, is_made);
         }
         if let Some(view) = view {
             let shown = shown(&view);
@@ -283,7 +289,7 @@ impl World {
             epoch: Some(asked),
             reached,
         });
-        kept.note(asked, &asker);
+        kept.note(asked, &asker, true);
         if self.net.reaches(Place::Node(to), Place::Node(from)) {
             let way = self.hop();
             self.put_in(way, Event::Consented { from, to, number });

@@ -308,7 +308,11 @@ impl World {
         let deadline = self.node(node).when(held.deadline);
         let is_by_lease = !held.is_by_failsafe;
         if is_by_lease && ends.is_some_and(|ends| deadline + self.plan.kill_takes > ends) {
-            let detail = format!("{name}'s deadline lies too near or beyond the end of its lease");
+            let over = (deadline + self.plan.kill_takes).saturating_sub(ends.unwrap_or_default());
+            let detail = format!(
+                "{name}'s deadline is {} ms nearer to the end of its lease than it may be: {held:?}",
+                over / MS
+            );
             self.fail(Invariant::DeadlineWithinTheLease, detail);
         }
     }

@@ -228,6 +228,8 @@ impl World {
         }
         let lease = &mut self.node_mut(node).agent.lease;
         (lease.id, lease.is_moving) = (key.lease, false);
+        // What was asked of the other one says nothing of this.
+        lease.changes += 1;
         self.node_mut(node).run_dir.lease = key.lease;
         self.ask_for_lease(node);
         true

@@ -462,6 +462,18 @@ impl World {
         Succession::new(generation, before)
     }
 
+    /// A router that outlived the others saw more than anybody remembers: started again, it sees what all see.
+    fn start_wiser_routers_again(&mut self) {
+        let shown = self.store.head.clone();
+        for router in 0..self.plan.routers {
+            let this = &mut self.routers[usize::from(router)];
+            if this.saw_more(&shown) {
+                this.start_again();
+                self.start_watch(self.plan.members + router);
+            }
+        }
+    }
+
     /// `trunkline accept-dcs`: once everybody is back and no agent could.
     pub(super) fn operator_accepts(&mut self, waited: Time) {
         // A lease of the store before may live for a ttl.
@@ -476,12 +488,7 @@ impl World {
             self.set_standby(false);
             self.empty_foreign(0);
             self.operator_writes_config();
-            // A router that outlived the others saw more than anybody remembers: started again, it sees what all see.
-            let shown = self.store.head.clone();
-            let routers = self.routers.iter_mut();
-            routers
-                .filter(|router| router.saw_more(&shown))
-                .for_each(|router| router.start_again());
+            self.start_wiser_routers_again();
             return;
         }
         let is_again = self.accepted_at > 0 && self.now < self.accepted_at + lease + OPERATOR_WAITS;

@@ -57,6 +57,7 @@ pub(super) struct Snapshot {
     pub(super) store: StoreView,
     /// When the view was last proved the newest, if there was one.
     pub(super) proved: Option<Moment>,
+    pub(super) has_read_all: bool,
 }
 
 /// The agent process.

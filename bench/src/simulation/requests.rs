@@ -519,6 +519,9 @@ impl World {
             return true;
         }
         let place = self.place_of(watcher);
+        if matches!(place, Place::Node(node) if !self.node(node).agent.is_alive) {
+            return false;
+        }
         let seen = self.watches[usize::from(watcher)].seen;
         let is_behind = seen < i64::from(revision) && !self.has_bug(Bug::CancelUnheard);
         if !self.net.reaches(Place::Dcs, place) || is_behind {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use trunkline_shared::cluster::topology::{Change, ClaimedTimeline, Fact, FactKey};
+use trunkline_shared::cluster::topology::{Change, ClaimedTimeline, Fact, FactKey, Initialize};
 use trunkline_shared::cluster::{ClusterSettings, MemberName, Topology};
 
 use super::event::Time;
@@ -19,6 +19,10 @@ pub(super) enum Compare {
     Claimed(ClaimedTimeline),
     /// The settings are as they were seen.
     Settings(Arc<ClusterSettings>),
+    /// Nobody has written this key since.
+    Unchanged(FactKey, i64),
+    /// A cluster is being made.
+    Unmade,
 }
 
 /// A write of a transaction.
@@ -242,6 +246,10 @@ impl Store {
             Compare::Claimed(claimed) => self.head.claimed == *claimed,
             Compare::Settings(seen) => self.head.settings.as_ref() == Some(seen),
             Compare::Generation(generation) => self.head.generation == *generation,
+            Compare::Unchanged(key, since) => {
+                self.keys.get(key).is_none_or(|e| e.revision <= *since)
+            }
+            Compare::Unmade => self.head.initialize == Initialize::Running,
             Compare::Absent(key) => !self.keys.contains_key(key),
             Compare::Revision(key, revision) => {
                 self.keys.get(key).is_some_and(|e| e.revision == *revision)

@@ -46,7 +46,7 @@ impl World {
             Action::AnnounceSwitchover(record) => self.announce(node, record.clone()),
             Action::ClearSwitchover => self.clear_switchover(node),
             Action::WriteDisarmed => self.as_leader(node, vec![put(disarmed(), Fact::Disarmed)]),
-            Action::RemoveDisarmed => always(Write::Delete(disarmed())),
+            Action::RemoveDisarmed => self.remove_disarmed(node),
             Action::RemoveDisarmedOf(name, at) => Some(remove_disarmed_of(name, *at)),
             Action::ClaimTimeline(claimed) => self.claim_timeline(node, *claimed),
             Action::WriteSync(sync) => self.on_sync_as_seen(node, sync.revision, record(sync)),
@@ -127,11 +127,23 @@ impl World {
 
     fn release(&self, node: NodeId, position: Option<Lsn>) -> Option<Txn> {
         let mut then = vec![Write::Delete(FactKey::Leader)];
-        let is_claimed = self.store.head.initialize == Initialize::Running;
+        let view = self.node(node).agent.view.as_ref()?;
+        let is_claimed = view.initialize == Initialize::Running;
         then.extend(is_claimed.then_some(Write::Delete(FactKey::Initialize)));
         then.extend(position.map(|at| self.last_status(node, at)));
         then.extend(self.empty_failsafe(node));
-        self.as_leader(node, then)
+        let mut txn = self.as_leader(node, then)?;
+        txn.when.extend(is_claimed.then_some(Compare::Unmade));
+        Some(txn)
+    }
+
+    fn remove_disarmed(&self, node: NodeId) -> Option<Txn> {
+        let this = self.node(node);
+        let seen = this.agent.view.as_ref()?.revision;
+        Some(Txn {
+            when: vec![Compare::Unchanged(FactKey::Settings, seen)],
+            then: vec![Write::Delete(FactKey::Disarmed(this.name.clone()))],
+        })
     }
 
     fn reassert(&self, node: NodeId) -> Option<Txn> {
@@ -316,13 +328,6 @@ fn put(key: FactKey, fact: Fact) -> Write {
 
 fn record(sync: &SyncState) -> Write {
     put(FactKey::Sync, Fact::Sync(sync.clone()))
-}
-
-fn always(write: Write) -> Option<Txn> {
-    Some(Txn {
-        when: Vec::new(),
-        then: vec![write],
-    })
 }
 
 fn drop_failover(revision: i64) -> Txn {
