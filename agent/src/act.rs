@@ -347,7 +347,7 @@ impl Actor {
             ));
         }
         let status = position.map(|position| records::status(seen, position));
-        let ends_bootstrap = records::is_bootstrap(seen);
+        let ends_bootstrap = records::may_be_claimed(seen);
         Ok(self.lease.release(status, ends_bootstrap).await?)
     }
 

@@ -337,6 +337,9 @@ impl Tick {
         if let LeaseView::Held(held) = &look.observation.lease {
             promises.saw(held.epoch, &look.observation.me.name, true);
         }
+        if look.observation.local == Local::Empty {
+            promises.has_no_data();
+        }
         self.actor.lease.show_reached(written(&look.observation));
         let Some(topology) = look.observation.topology() else {
             return;

@@ -68,6 +68,19 @@ pub(super) fn is_bootstrap(seen: &Observation) -> bool {
         .is_some_and(|t| t.initialize == Initialize::Running)
 }
 
+/// Whether the key `initialize` may be this member's claim. A view of before the leader key does not tell: given up without
+/// it, the claim would stand on a lease that goes on.
+pub(super) fn may_be_claimed(seen: &Observation) -> bool {
+    let (Some(topology), LeaseView::Held(held)) = (seen.topology(), &seen.lease) else {
+        return false;
+    };
+    match topology.initialize {
+        Initialize::Running => true,
+        Initialize::Absent => !topology.shows_leader(&seen.me.name, held.epoch),
+        Initialize::Done(_) => false,
+    }
+}
+
 impl Actor {
     pub(super) fn put(&self, key: &FactKey, value: String) -> Operation {
         Operation::Put {

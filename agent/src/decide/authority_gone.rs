@@ -1,7 +1,7 @@
 //! PostgreSQL can accept writes and the right to let it is gone or ends now: it is stopped at once.
 //!
 //! This is checked before every other situation, long jobs and shutdown included, and only maintenance
-//! holds it back ("pause means pause").
+//! holds it back ("pause means pause"), but not from the deadline of a fence that is gone.
 
 use trunkline_shared::cluster::topology::Initialize;
 use trunkline_shared::cluster::{LeaderEpoch, MemberName, Moment, Timeline, Topology};
@@ -14,7 +14,7 @@ use super::{STOP_AHEAD, Turn};
 /// Why PostgreSQL may not go on, if so.
 pub(super) fn verdict(seen: &Observation) -> Option<(Reason, Detail)> {
     if seen.is_left_alone() {
-        return None;
+        return in_place_of_the_fence(seen).then_some((Reason::LeaseAboutToExpire, Detail::None));
     }
     if matches!(seen.local, Local::Orphaned { .. }) {
         // A rewind begins where nothing lives. What lives then is the single-user server by which pg_rewind recovers
@@ -39,6 +39,15 @@ pub(super) fn verdict(seen: &Observation) -> Option<(Reason, Detail)> {
                 .then_some((Reason::LeaseAboutToExpire, Detail::None))
         }),
     }
+}
+
+/// The pause came before it could be announced that no fence is armed: others lead once the pause is over, and the fence
+/// that would end this primary by then is gone.
+fn in_place_of_the_fence(seen: &Observation) -> bool {
+    let topology = seen.topology();
+    let is_announced = topology.is_some_and(|topology| topology.disarmed.contains(&seen.me.name));
+    let is_due = !seen.fence.is_live && has_come(seen.fence.armed_until, seen);
+    is_due && !is_announced && seen.local.may_accept_writes()
 }
 
 /// The lease task is not answered, and the view shows all the same that the key was taken later.

@@ -21,11 +21,10 @@ pub(super) fn identity<'a>(
     let record = Action::RecordSystemId(running.system_id);
     match topology.initialize {
         Initialize::Done(_) => return ControlFlow::Continue(turn),
-        // Absent it is, too, where a claim went with the lease that it was on.
-        Initialize::Absent if !turn.seen.is_bootstrap_unfinished => {
+        Initialize::Absent => {
             return ControlFlow::Break(turn.act(record).now(Reason::RecordingIdentity));
         }
-        Initialize::Absent | Initialize::Running => {}
+        Initialize::Running => {}
     }
     let failure = turn.failure_of(JobKind::FinishBootstrap);
     let is_own = turn.seen.is_bootstrap_unfinished;

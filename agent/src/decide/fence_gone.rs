@@ -5,7 +5,7 @@ use std::time::Duration;
 use trunkline_shared::cluster::Topology;
 
 use super::decision::{Action, Decision, Lapse, NextWhy};
-use super::observation::{LeaseView, Observation};
+use super::observation::{JobKind, LeaseView, Observation};
 
 /// A fence that ended is replaced in a moment, and one that hangs is noticed after a second. What lasts longer, such as a
 /// limit on processes, waits for somebody who mends the host.
@@ -49,10 +49,12 @@ pub(super) fn note(seen: &Observation, mut decision: Decision) -> Decision {
 }
 
 /// Whether the key names this member, and asks it to lead what is written to, or to make it. A standby leader is never
-/// armed.
+/// armed, and what makes a cluster's data needs no fence before it is started.
 fn is_to_write(seen: &Observation, topology: &Topology) -> bool {
     let is_held = matches!(seen.lease, LeaseView::Held(_));
     let leader = topology.leader.as_ref().map(|leader| &leader.member);
+    let job = seen.job.running.as_ref();
+    let is_filled = job.is_some_and(|job| job.kind == JobKind::Initialize);
     let is_standby = seen.settings().standby_cluster.is_some();
-    (is_held || leader == Some(&seen.me.name)) && !is_standby
+    (is_held || leader == Some(&seen.me.name)) && !is_standby && !is_filled
 }

@@ -11,8 +11,8 @@ use super::memory::Memory;
 use super::observation::{DcsView, LeaseView, Observation};
 
 /// What is seen by a member that has nothing kept either, or something of before the mode was switched on: where the
-/// record of a synchronous mode stands commits rely on it. By a plain default, or by what it has kept, the first leader
-/// would delete it and wait for nobody.
+/// record of a synchronous mode stands commits rely on it. By a plain default, or by what it has kept, whoever races would
+/// not ask whether it has them. Whoever has nothing kept goes on by the record as leader, too.
 /// Whether the cluster may be a standby is a question of its own.
 pub(super) fn as_the_record_tells<'a>(
     seen: &'a Observation,

@@ -8,7 +8,7 @@ use trunkline_shared::cluster::{Member, MemberName, MemberState, Topology};
 
 use super::decision::{Action, Decision, Detail, Reason, Upstream};
 use super::memory::Memory;
-use super::observation::{Held, JobKind, LeaseView, Local, Observation, WatchdogView};
+use super::observation::{JobKind, LeaseView, Local, Observation, WatchdogView};
 use super::sync_standbys::keeping;
 use super::{RETRY_PAUSE, Turn, following, standby_cluster, upstream};
 
@@ -19,7 +19,7 @@ pub(super) fn decide(seen: &Observation, memory: &Memory) -> Decision {
     };
     let turn = turn.withdraw_announcement();
     if let LeaseView::Held(held) = &seen.lease {
-        return match held.is_key_missing || shows(topology, seen, held) {
+        return match held.is_key_missing || topology.shows_leader(&seen.me.name, held.epoch) {
             true => as_leader(turn, topology),
             // Given up by what was before it, a claim would leave `initialize` behind, on a lease that goes on.
             false => turn.within(Reason::ClaimingBootstrap, RETRY_PAUSE),
@@ -87,12 +87,6 @@ pub(super) fn who_has_data<'a>(
             says || member.state == MemberState::Running
         })
         .map(|member| &member.name)
-}
-
-/// Whether the view includes the transaction by which the key is held.
-fn shows(topology: &Topology, seen: &Observation, held: &Held) -> bool {
-    let leader = topology.leader.as_ref();
-    leader.is_some_and(|leader| leader.member == seen.me.name && leader.epoch >= held.epoch)
 }
 
 /// The claim to make the cluster is held, or data vanished under a leader.

@@ -170,6 +170,18 @@ impl Promises {
         }
     }
 
+    /// This member has no data: what it copies goes beyond what it was told, or is of another cluster under this name.
+    pub fn has_no_data(&self) {
+        let mut kept = self.kept();
+        let Some(promise) = kept.promise.as_mut().filter(|p| p.reached.is_some()) else {
+            return;
+        };
+        promise.reached = None;
+        if let Err(error) = kept.write(&self.path) {
+            tracing::warn!(%error, "what a leader had told could not be forgotten");
+        }
+    }
+
     fn kept(&self) -> MutexGuard<'_, Kept> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -329,7 +341,13 @@ mod tests {
         let made_anew = Promises::open(&path, Moment(9_001)).unwrap();
         made_anew.saw(epoch(12).unwrap(), &name("b"), false);
         assert_eq!(reached(&made_anew), None);
-        again.saw(epoch(12).unwrap(), &name("c"), true);
+        again.has_no_data();
+        assert_eq!(reached(&again), None);
+        again
+            .give(&name("b"), asked(epoch(12)), Moment(103), || false)
+            .unwrap();
+        assert_eq!(reached(&again), Some(REACHED));
+        again.saw(epoch(13).unwrap(), &name("c"), true);
         let again = Promises::open(&path, Moment(9_001)).unwrap();
         assert_eq!(reached(&again), None);
     }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
+use trunkline_shared::cluster::topology::Initialize;
 use trunkline_shared::cluster::{ClusterSettings, Moment};
 
 use crate::act::Actor;
@@ -40,6 +41,8 @@ pub struct SettingsKeeper {
     named: Option<Arc<str>>,
     /// Over which settings of the cluster the file was laid last.
     laid_over: Option<Arc<ClusterSettings>>,
+    /// The length that the lease was told last.
+    lease_ttl: Option<Duration>,
     applied: Option<Applied>,
     /// After a failure the next attempt waits until then.
     again_at: Moment,
@@ -90,6 +93,7 @@ impl SettingsKeeper {
             elsewhere,
             named: None,
             laid_over: None,
+            lease_ttl: None,
             applied: None,
             // The first turn tells everybody.
             is_changed: true,
@@ -227,7 +231,9 @@ impl SettingsKeeper {
             settings,
             has_data,
         };
-        if self.applied.as_ref() == Some(&wanted) {
+        let is_applied = self.applied.as_ref() == Some(&wanted);
+        let ttl = self.lease_to_be(seen, &wanted.settings);
+        if is_applied && ttl.is_none() {
             return Ok(());
         }
         if let Some(job) = &seen.job.running {
@@ -240,8 +246,18 @@ impl SettingsKeeper {
             self.lay_over(&wanted.settings);
             self.laid_over = Some(wanted.settings.clone());
         }
-        let applied = tokio::time::timeout(LIMIT, self.apply(&wanted, role(seen), actor)).await;
-        let failed = match applied {
+        let applying = async {
+            if let Some(ttl) = ttl {
+                let granted = actor.lease.set_ttl(ttl).await;
+                granted.map_err(|error| error.to_string())?;
+                self.lease_ttl = Some(ttl);
+            }
+            match is_applied {
+                true => Ok(()),
+                false => self.apply(&wanted, role(seen), actor).await,
+            }
+        };
+        let failed = match tokio::time::timeout(LIMIT, applying).await {
             Ok(Ok(())) => None,
             Ok(Err(why)) => Some(why),
             Err(_) => Some(format!("not done within {LIMIT:?}")),
@@ -254,11 +270,19 @@ impl SettingsKeeper {
             self.again_at = seen.now + wanted.settings.loop_wait;
             return Err(why);
         }
-        if !matches!(seen.request, Some(LocalRequest::Restart(_))) {
+        if !is_applied && !matches!(seen.request, Some(LocalRequest::Restart(_))) {
             tracing::info!("the cluster's settings are applied");
         }
         self.applied = Some(wanted);
         Ok(())
+    }
+
+    /// Another length of the lease, if it is to have one. While the cluster is being made it keeps its own: the claim to
+    /// that is on it, and does not move with the leader key.
+    fn lease_to_be(&self, seen: &Observation, settings: &ClusterSettings) -> Option<Duration> {
+        let initialize = seen.topology().map(|topology| topology.initialize);
+        let is_being_made = initialize == Some(Initialize::Running);
+        (!is_being_made && self.lease_ttl != Some(settings.ttl)).then_some(settings.ttl)
     }
 
     async fn apply(
@@ -270,8 +294,6 @@ impl SettingsKeeper {
         let settings = wanted.settings.as_ref();
         let config = instance::postgres_config(&self.in_force, settings, &self.run_dir);
         actor.postgres.reconfigure(config).await;
-        let granted = actor.lease.set_ttl(settings.ttl).await;
-        granted.map_err(|error| error.to_string())?;
         if let Some(role) = role {
             let applied = actor
                 .postgres

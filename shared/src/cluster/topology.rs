@@ -257,6 +257,12 @@ pub struct Topology {
 pub type Routers = Arc<BTreeMap<Arc<str>, Arc<RouterRecord>>>;
 
 impl Topology {
+    /// Whether the leader key names this member, as it was written in this epoch or later.
+    pub fn shows_leader(&self, member: &MemberName, epoch: LeaderEpoch) -> bool {
+        let leader = self.leader.as_ref();
+        leader.is_some_and(|leader| leader.member == *member && leader.epoch >= epoch)
+    }
+
     /// The settings, or Patroni's defaults where the key is absent.
     pub fn settings_or_default(&self) -> Arc<ClusterSettings> {
         self.settings.clone().unwrap_or_default()

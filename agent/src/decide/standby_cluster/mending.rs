@@ -74,28 +74,23 @@ fn take_back(turn: Turn<'_>, topology: &Topology, from: Upstream) -> Decision {
     }
 }
 
-/// After a copy that failed, or where none may be made, another member is to lead, if one can: who is alone tries again.
+/// After a copy that failed another member is to lead, if one can: who is alone tries again.
 fn copy_anew<'a>(
     turn: Turn<'a>,
     topology: &Topology,
     from: Upstream,
     may_replace: bool,
 ) -> Decision {
-    let failure = turn.failure_of(JobKind::Clone);
-    if may_replace && failure.is_none() {
-        return replace(turn, topology, from, Reason::Recloning);
+    if !may_replace {
+        return turn.routine(Reason::ReplaceForbidden);
     }
+    let Some(why) = turn.failure_of(JobKind::Clone) else {
+        return replace(turn, topology, from, Reason::Recloning);
+    };
     let Some(answers) = candidate::answers(turn.seen) else {
         return turn.ask_peers();
     };
-    let another_can = candidate::somebody_could_lead(answers);
-    let Some(why) = failure.filter(|_| may_replace) else {
-        return match another_can {
-            true => holding_lease::give_up(turn, Reason::ReplaceForbidden, None),
-            false => turn.routine(Reason::ReplaceForbidden),
-        };
-    };
-    if another_can {
+    if candidate::somebody_could_lead(answers) {
         let turn = turn.detail(Detail::Text(why));
         return holding_lease::give_up(turn, Reason::RemoteUnusable, None);
     }
