@@ -144,6 +144,11 @@ impl World {
     pub(super) fn show_failsafe(&mut self, node: NodeId) {
         let this = self.node_mut(node);
         let view = this.agent.view.clone();
+        if this.postgres.data.is_none()
+            && let Some(promise) = &mut this.run_dir.failsafe.no_race.promise
+        {
+            promise.reached = None;
+        }
         if let Some(held) = this.agent.lease.state.held() {
             this.run_dir.failsafe.note(held.epoch, &this.name, true);
         }

@@ -1,7 +1,7 @@
 //! What must hold while the cluster is paused.
 
 use trunkline_agent::decide::observation::JobKind;
-use trunkline_agent::decide::{Action, Decision};
+use trunkline_agent::decide::{Action, Decision, Reason};
 
 use super::event::NodeId;
 use super::invariants::Invariant;
@@ -24,7 +24,13 @@ impl World {
             let traits = action.traits();
             traits.is_disruptive && !was_asked_for(action)
         });
-        let Some(action) = disruptive.next().filter(|_| is_paused && !is_asked_for) else {
+        // What a fence that is gone would have ended, before it was announced that there is none.
+        let is_announced = view.disarmed.contains(&self.node(node).name);
+        let is_fences = decision.reason == Reason::LeaseAboutToExpire
+            && !self.node(node).fence.is_alive
+            && !is_announced;
+        let is_left_alone = is_paused && !is_asked_for && !is_fences;
+        let Some(action) = disruptive.next().filter(|_| is_left_alone) else {
             return;
         };
         let detail = format!(

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use trunkline_agent::decide::observation::{DcsView, Observation, SourceTrouble, WatchdogView};
 use trunkline_shared::cluster::MemberName;
 use trunkline_shared::cluster::settings::StandbyCluster;
-use trunkline_shared::cluster::topology::FactKey;
+use trunkline_shared::cluster::topology::{FactKey, Initialize};
 
 use super::event::{NodeId, SECOND, Time};
 use super::fake_postgres::{Data, Phase};
@@ -158,9 +158,14 @@ impl World {
         // A section written while the decision is being carried out is seen by the next one.
         let view = self.node(node).agent.made_writable_by.as_ref();
         let is_standby = view.is_some_and(|view| {
-            // Deleted, it still says what the cluster is.
-            let settings = view.settings.as_ref();
-            let settings = settings.or(self.store.lost_config.as_ref());
+            // Deleted, it still says what the cluster is, but not to whoever has copied its data since: none of it is kept
+            // beside that.
+            let is_being_made = self.store.head.initialize == Initialize::Running;
+            let data = self.node(node).postgres.data.as_ref();
+            let is_kept = data.is_some_and(|data| data.config.is_some());
+            let lost = self.store.lost_config.as_ref();
+            let lost = lost.filter(|_| is_being_made || is_kept);
+            let settings = view.settings.as_ref().or(lost);
             settings.is_some_and(|settings| settings.standby_cluster.is_some())
         });
         if is_standby {

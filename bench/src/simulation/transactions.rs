@@ -127,8 +127,13 @@ impl World {
 
     fn release(&self, node: NodeId, position: Option<Lsn>) -> Option<Txn> {
         let mut then = vec![Write::Delete(FactKey::Leader)];
-        let view = self.node(node).agent.view.as_ref()?;
-        let is_claimed = view.initialize == Initialize::Running;
+        let this = self.node(node);
+        let (view, held) = (this.agent.view.as_ref()?, this.agent.lease.state.held()?);
+        let is_claimed = match view.initialize {
+            Initialize::Running => true,
+            Initialize::Absent => !view.shows_leader(&this.name, held.epoch),
+            Initialize::Done(_) => false,
+        };
         then.extend(is_claimed.then_some(Write::Delete(FactKey::Initialize)));
         then.extend(position.map(|at| self.last_status(node, at)));
         then.extend(self.empty_failsafe(node));
