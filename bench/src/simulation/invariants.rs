@@ -220,6 +220,20 @@ impl World {
     }
 
     fn at_most_one_writable_primary(&mut self, one: usize, other: usize) {
+        // One goes on by everybody's consent, and whom an old copy of the store does not show as unlisted leads by that.
+        let (one_id, other_id) = (one as NodeId, other as NodeId);
+        let is_copys = |this: &mut Self, by: NodeId, beside: NodeId| {
+            let held = this.node(beside).agent.lease.state.held();
+            let is_by_failsafe = held.is_some_and(|held| held.is_by_failsafe);
+            let is_later = this.holds_by_an_earlier_store(beside);
+            is_by_failsafe
+                && is_later
+                && !this.holds_by_an_earlier_store(by)
+                && this.is_by_an_old_copy(by)
+        };
+        if is_copys(self, one_id, other_id) || is_copys(self, other_id, one_id) {
+            return;
+        }
         let detail = format!(
             "{} and {} can both commit",
             self.nodes[other].name, self.nodes[one].name
