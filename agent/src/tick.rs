@@ -254,6 +254,10 @@ impl Tick {
         self.recorder
             .before_acting(&look, &decision, waiting, &self.actor.lease);
         if replaces_data(&decision) {
+            // An empty directory alone may be a disk that is not mounted.
+            if seen.local == Local::Empty {
+                self.observer.promises.has_no_data();
+            }
             self.observer.before.forget();
             self.observer.config.data_replaced();
             self.observer.members.data_replaced();
@@ -336,9 +340,6 @@ impl Tick {
         let promises = &self.observer.promises;
         if let LeaseView::Held(held) = &look.observation.lease {
             promises.saw(held.epoch, &look.observation.me.name, true);
-        }
-        if look.observation.local == Local::Empty {
-            promises.has_no_data();
         }
         self.actor.lease.show_reached(written(&look.observation));
         let Some(topology) = look.observation.topology() else {

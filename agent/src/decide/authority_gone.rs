@@ -46,8 +46,10 @@ pub(super) fn verdict(seen: &Observation) -> Option<(Reason, Detail)> {
 fn in_place_of_the_fence(seen: &Observation) -> bool {
     let topology = seen.topology();
     let is_announced = topology.is_some_and(|topology| topology.disarmed.contains(&seen.me.name));
-    let is_due = !seen.fence.is_live && has_come(seen.fence.armed_until, seen);
-    is_due && !is_announced && seen.local.may_accept_writes()
+    // An agent that ends leaves nobody to come back to it.
+    let until = seen.fence.armed_until;
+    let is_due = has_come(until, seen) || until.is_some() && seen.is_shutting_down;
+    is_due && !seen.fence.is_live && !is_announced && seen.local.may_accept_writes()
 }
 
 /// The lease task is not answered, and the view shows all the same that the key was taken later.

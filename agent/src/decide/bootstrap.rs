@@ -12,6 +12,15 @@ use super::memory::Memory;
 use super::observation::{JobKind, Local, Observation, Running, RunningRole};
 use super::{Turn, no_data};
 
+/// Whether this member's data is of a cluster that is being made. The claim to that may have been deleted since.
+pub(super) fn is_being_made(seen: &Observation, topology: &Topology) -> bool {
+    match topology.initialize {
+        Initialize::Running => true,
+        Initialize::Absent => seen.is_bootstrap_unfinished,
+        Initialize::Done(_) => false,
+    }
+}
+
 /// A running primary whose cluster is being made, or adopted, gets its roles and its identity first.
 pub(super) fn identity<'a>(
     turn: Turn<'a>,
@@ -21,10 +30,10 @@ pub(super) fn identity<'a>(
     let record = Action::RecordSystemId(running.system_id);
     match topology.initialize {
         Initialize::Done(_) => return ControlFlow::Continue(turn),
-        Initialize::Absent => {
+        Initialize::Absent if !turn.seen.is_bootstrap_unfinished => {
             return ControlFlow::Break(turn.act(record).now(Reason::RecordingIdentity));
         }
-        Initialize::Running => {}
+        Initialize::Absent | Initialize::Running => {}
     }
     let failure = turn.failure_of(JobKind::FinishBootstrap);
     let is_own = turn.seen.is_bootstrap_unfinished;
@@ -89,8 +98,7 @@ pub(super) fn when_stopped<'a>(turn: Turn<'a>, failed: bool) -> ControlFlow<Deci
 fn beside(seen: &Observation) -> Option<Arc<str>> {
     let topology = seen.topology()?;
     let member = no_data::who_has_data(seen, topology)?;
-    let is_unmade = topology.initialize == Initialize::Running;
-    is_unmade.then(|| format!("{member} has data of a cluster").into())
+    is_being_made(seen, topology).then(|| format!("{member} has data of a cluster").into())
 }
 
 /// Whether the data here is of a bootstrap that this member no longer has the claim for: the agent died in

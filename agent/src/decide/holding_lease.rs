@@ -121,7 +121,7 @@ fn promote(turn: Turn<'_>, held: &Held, topology: &Topology, running: &Running) 
         return promoting(turn, held);
     }
     let seen = turn.seen;
-    if topology.initialize == Initialize::Absent {
+    if topology.initialize == Initialize::Absent && !seen.is_bootstrap_unfinished {
         // Whoever makes a cluster of a replica splits it from its primary (`ha.md` 5.6).
         return give_up(turn, Reason::ReplicaWithoutCluster, None);
     }
@@ -369,7 +369,7 @@ fn when_stopped(turn: Turn<'_>, held: &Held, topology: &Topology, stopped: &Stop
         ControlFlow::Break(decision) => return decision,
         ControlFlow::Continue(turn) => turn,
     };
-    let is_being_made = topology.initialize == Initialize::Running;
+    let is_being_made = bootstrap::is_being_made(seen, topology);
     let is_made_here = is_being_made && seen.is_bootstrap_unfinished;
     if !stopped.was_primary && !is_made_here {
         return start_copy(turn, held, topology);
@@ -451,7 +451,7 @@ fn unfinished<'a>(
     held: &Held,
     topology: &Topology,
 ) -> ControlFlow<Decision, Turn<'a>> {
-    if topology.initialize != Initialize::Running {
+    if !bootstrap::is_being_made(turn.seen, topology) {
         return ControlFlow::Continue(turn);
     }
     if turn.failure_of(JobKind::Start).is_none() {

@@ -48,7 +48,7 @@ fn as_leader<'a>(turn: Turn<'a>, held: &Held, topology: &Topology) -> Decision {
     if held.has_unresolved_hand_over {
         return write_again(turn);
     }
-    if topology.initialize == Initialize::Running {
+    if bootstrap::is_being_made(seen, topology) {
         return bootstrap::in_maintenance(turn, topology);
     }
     if !topology.disarmed.contains(&seen.me.name) {
@@ -115,7 +115,7 @@ fn hold_again<'a>(turn: Turn<'a>, topology: &Topology) -> Decision {
 /// that nobody leads.
 fn no_primary(turn: Turn<'_>, held: &Held, memory: &Memory, topology: &Topology) -> Decision {
     let seen = turn.seen;
-    if !seen.is_dcs_fresh() || topology.initialize == Initialize::Running {
+    if !seen.is_dcs_fresh() || bootstrap::is_being_made(seen, topology) {
         return turn.routine(Reason::Paused);
     }
     if held.has_unresolved_hand_over && !held.is_key_missing {

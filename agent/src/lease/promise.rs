@@ -170,7 +170,7 @@ impl Promises {
         }
     }
 
-    /// This member has no data: what it copies goes beyond what it was told, or is of another cluster under this name.
+    /// This member has no data and is about to copy some: that goes beyond what it was told, or is of another cluster under this name.
     pub fn has_no_data(&self) {
         let mut kept = self.kept();
         let Some(promise) = kept.promise.as_mut().filter(|p| p.reached.is_some()) else {

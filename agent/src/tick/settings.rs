@@ -248,6 +248,8 @@ impl SettingsKeeper {
         }
         let applying = async {
             if let Some(ttl) = ttl {
+                // Whether it has it is not known until it is answered.
+                self.lease_ttl = None;
                 let granted = actor.lease.set_ttl(ttl).await;
                 granted.map_err(|error| error.to_string())?;
                 self.lease_ttl = Some(ttl);
