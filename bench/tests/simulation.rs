@@ -49,7 +49,7 @@ fn clusters_of_two_to_five_keep_every_invariant() {
 }
 
 /// Histories that once broke an invariant: seed and, where they need another than three, members.
-const FOUND: [(u64, Option<u8>); 68] = [
+const FOUND: [(u64, Option<u8>); 70] = [
     (467, Some(3)),
     (47_040, Some(3)),
     (40_709, Some(3)),
@@ -118,6 +118,8 @@ const FOUND: [(u64, Option<u8>); 68] = [
     (151_135_491, Some(3)),
     (151_651_630, Some(3)),
     (161_822_438, Some(3)),
+    (170_321_383, Some(3)),
+    (170_794_050, Some(3)),
 ];
 
 #[test]

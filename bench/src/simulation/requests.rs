@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use trunkline_agent::act::ACTION_LIMIT;
 use trunkline_agent::decide::STOP_AHEAD;
-use trunkline_shared::cluster::topology::{Fact, FactKey};
 use trunkline_shared::cluster::{Member, Moment};
 use trunkline_shared::dcs::Header;
 
@@ -12,7 +11,7 @@ use super::breaks::{Break, Bug};
 use super::event::{Event, MS, NodeId, SECOND, Time};
 use super::failsafe::Listing;
 use super::network::Place;
-use super::store::{LeaderKey, Txn, Write};
+use super::store::{LeaderKey, Txn};
 use super::story::{Actor, tell};
 use super::world::{SILENCE_LIMIT, World};
 
@@ -254,9 +253,7 @@ impl World {
                 let mut txn = txn.clone();
                 let before = self.store.leader().map(|(_, key)| key.revision);
                 let lease = self.store.grant(self.plan.ttl.as_nanos() as Time, now);
-                let me = self.node(node).name.clone();
-                let key = Write::Put(FactKey::Leader, Fact::Leader(me), lease);
-                txn.then.push(key);
+                txn.then.extend(self.leader_anew(node, lease));
                 let Some(revision) = self.store.commit(&txn) else {
                     return Reply::Committed(None);
                 };

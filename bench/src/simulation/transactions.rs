@@ -142,6 +142,17 @@ impl World {
         Some(txn)
     }
 
+    /// The leader key, and the record of who leads, by which routers go.
+    pub(super) fn leader_anew(&self, node: NodeId, lease: i64) -> Vec<Write> {
+        let this = self.node(node);
+        let key = Write::Put(FactKey::Leader, Fact::Leader(this.name.clone()), lease);
+        let record = this.agent.wanted.clone().map(|record| {
+            let key = FactKey::Member(this.name.clone());
+            Write::Put(key, Fact::Member(record), lease)
+        });
+        record.into_iter().chain([key]).collect()
+    }
+
     fn remove_disarmed(&self, node: NodeId) -> Option<Txn> {
         let this = self.node(node);
         let seen = this.agent.view.as_ref()?.revision;

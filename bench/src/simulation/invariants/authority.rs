@@ -73,6 +73,7 @@ impl World {
         }
         let mut owners = self.ledger.owners.iter();
         let owner = owners.find(|(owned, ..)| *owned == epoch);
+        let owner = owner.filter(|(_, owner, since)| !self.led_nothing(*owner, *since));
         let owner = owner.map(|(_, owner, _)| *owner);
         let highest = self.node(node).agent.lease.highest;
         let is_given = owner.is_some_and(|owner| owner != node);
@@ -100,6 +101,14 @@ impl World {
         }
         self.node_mut(node).agent.lease.highest = epoch;
         true
+    }
+
+    /// Whether what it acquired then was lost with the store that is restored, before it promoted anything by it: a revision
+    /// is given out once more, and it was nobody's.
+    fn led_nothing(&self, owner: NodeId, since: Time) -> bool {
+        let postgres = &self.node(owner).postgres;
+        let is_lost = self.store.incarnation > 0 && !self.store.is_vouched;
+        is_lost && !postgres.can_commit() && postgres.was_primary_until < since
     }
 
     /// The same among the claims of one store.
