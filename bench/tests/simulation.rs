@@ -49,7 +49,7 @@ fn clusters_of_two_to_five_keep_every_invariant() {
 }
 
 /// Histories that once broke an invariant: seed and, where they need another than three, members.
-const FOUND: [(u64, Option<u8>); 70] = [
+const FOUND: [(u64, Option<u8>); 72] = [
     (467, Some(3)),
     (47_040, Some(3)),
     (40_709, Some(3)),
@@ -120,6 +120,8 @@ const FOUND: [(u64, Option<u8>); 70] = [
     (161_822_438, Some(3)),
     (170_321_383, Some(3)),
     (170_794_050, Some(3)),
+    (180_077_568, Some(3)),
+    (180_115_884, Some(3)),
 ];
 
 #[test]

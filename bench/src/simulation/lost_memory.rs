@@ -200,16 +200,16 @@ impl World {
             false => kept.belief.weigh(header, shown, &known.unwrap_or_default()),
         };
         match verdict {
-            Verdict::Believed => kept.belief.take(header, shown),
+            Verdict::Believed => {
+                kept.belief.take(header, shown);
+                // An old copy has grown past what this member has seen: nothing tells the two apart.
+                if !anything {
+                    this.saw_no_more_than(header);
+                }
+            }
             Verdict::Accepted => {
                 kept.belief.accept(header, shown);
-                kept.saw_more = false;
-                let beside = this.postgres.data.as_mut();
-                if let Some(beside) = beside.and_then(|data| data.store.as_mut()) {
-                    let seen = beside.belief.seen;
-                    let is_of_another = seen.cluster_id != header.cluster_id;
-                    beside.saw_more &= is_of_another || seen.revision > header.revision;
-                }
+                this.saw_no_more_than(header);
                 this.agent.doubted = None;
                 this.agent.is_store_shut = false;
                 this.agent.client_saw = header;

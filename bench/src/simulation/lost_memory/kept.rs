@@ -7,6 +7,7 @@ use trunkline_agent::decide::store::PeerStore;
 use trunkline_agent::decide::{Memory, asking};
 use trunkline_shared::cluster::store::Authority;
 use trunkline_shared::cluster::{Lsn, Topology};
+use trunkline_shared::dcs::Header;
 use trunkline_shared::dcs::belief::Belief;
 
 use super::KeptStore;
@@ -14,6 +15,19 @@ use crate::simulation::breaks::Break;
 use crate::simulation::event::{NodeId, Time};
 use crate::simulation::node::Node;
 use crate::simulation::world::World;
+
+impl Node {
+    /// It believes the store that answers so: what lies beside its data may still say otherwise.
+    pub(super) fn saw_no_more_than(&mut self, header: Header) {
+        self.run_dir.store.saw_more = false;
+        let beside = self.postgres.data.as_mut();
+        if let Some(beside) = beside.and_then(|data| data.store.as_mut()) {
+            let seen = beside.belief.seen;
+            let is_of_another = seen.cluster_id != header.cluster_id;
+            beside.saw_more &= is_of_another || seen.revision > header.revision;
+        }
+    }
+}
 
 impl World {
     /// The agent starts with whom an earlier one knew.
