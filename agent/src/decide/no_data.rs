@@ -21,7 +21,7 @@ pub(super) fn decide(seen: &Observation, memory: &Memory) -> Decision {
     if let LeaseView::Held(held) = &seen.lease {
         return match held.is_key_missing || topology.shows_leader(&seen.me.name, held.epoch) {
             true => as_leader(turn, topology),
-            // Given up by what was before it, a claim would leave `initialize` behind, on a lease that goes on.
+            // The view is of before the claim, and so is what it says of `initialize`.
             false => turn.within(Reason::ClaimingBootstrap, RETRY_PAUSE),
         };
     }
