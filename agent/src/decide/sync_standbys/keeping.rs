@@ -127,14 +127,15 @@ fn alone<'a>(
 fn taken_over(seen: &Observation, topology: &Topology) -> Option<(SyncState, SyncNames)> {
     let (settings, me) = (seen.settings(), &seen.me.name);
     let record = topology.sync.as_ref()?;
+    // Trunkline's agent tells when it gives its data up, Patroni's does not.
+    let is_ours = |member: &Arc<Member>| member.trunkline.is_some();
+    let is_known =
+        |leader: &MemberName| leader == me || topology.members.get(leader).is_some_and(is_ours);
+    let is_known = record.leader.as_ref().is_some_and(is_known);
     match settings.synchronous_mode {
-        SynchronousMode::Quorum => quorum::taken_over(record, me),
-        // Where commits may go on without a standby, they would wait for one that may be gone for good. Nor for one of which
-        // nobody knows that its agent tells when it gives its data up: Patroni's does not.
+        SynchronousMode::Quorum => quorum::taken_over(record, me, is_known),
+        // Where commits may go on without a standby, they would wait for one that may be gone for good.
         SynchronousMode::On if settings.is_synchronous_mode_strict => {
-            let leader = record.leader.as_ref()?;
-            let is_ours = |member: &Arc<Member>| member.trunkline.is_some();
-            let is_known = leader == me || topology.members.get(leader).is_some_and(is_ours);
             named::taken_over(record, me).filter(|_| is_known)
         }
         SynchronousMode::On | SynchronousMode::Off => None,

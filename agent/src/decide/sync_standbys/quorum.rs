@@ -20,11 +20,16 @@ use crate::decide::decision::Reason;
 
 type Names = BTreeSet<MemberName>;
 
-/// With what an elected member goes on where another led: the voters and the quorum stay, so that whoever
-/// could be elected before still finds each commit from before; and so many of the others have each commit
-/// of the new leader that the same election finds those as well. `None` if nobody else could be elected:
-/// then nothing depends on what it waits for.
-pub(super) fn taken_over(record: &SyncState, me: &MemberName) -> Option<(SyncState, SyncNames)> {
+/// With what an elected member goes on where another led: the former leader, which has each commit from before, stands in
+/// its place among the voters, and the quorum stays, so that whoever is elected finds each of those; and so many of the
+/// others have each commit of the new leader that the same election finds those as well. Should this one end before it has
+/// written another record, the others can elect one of them. Without `is_known`, a former leader that may give its data up
+/// untold, it is waited for and has no vote. `None` if nobody else could be elected: then nothing depends on what it waits for.
+pub(super) fn taken_over(
+    record: &SyncState,
+    me: &MemberName,
+    is_known: bool,
+) -> Option<(SyncState, SyncNames)> {
     let voters = record.standbys.iter().filter(|name| *name != me).cloned();
     let voters: Names = voters.collect();
     let quorum = usize::try_from(record.quorum).unwrap_or(usize::MAX);
@@ -34,9 +39,10 @@ pub(super) fn taken_over(record: &SyncState, me: &MemberName) -> Option<(SyncSta
     if voters.is_empty() || needed == 0 {
         return None;
     }
+    let voters = if is_known { &others } else { &voters };
     let claim = SyncState {
         leader: Some(me.clone()),
-        standbys: voters.into_iter().collect(),
+        standbys: voters.iter().cloned().collect(),
         ..record.clone()
     };
     Some((claim, SyncNames::Any(count(needed), others)))

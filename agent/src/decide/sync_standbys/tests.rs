@@ -282,7 +282,7 @@ impl World {
             revision: 1,
         });
         let taken = record.filter(|_| self.is_quorum);
-        let taken = taken.and_then(|record| quorum::taken_over(&record, &name(node)));
+        let taken = taken.and_then(|record| quorum::taken_over(&record, &name(node), true));
         let (record, names) = taken.unwrap_or_default();
         self.leader = node;
         self.record = Some(Written {
@@ -350,6 +350,21 @@ fn four_members_lose_nothing_wherever_a_change_is_interrupted() {
     for (is_quorum, wanted) in [(false, 1), (false, 2), (true, 1), (true, 2)] {
         walk(World::new(4, is_quorum, false, wanted), false, 10_000);
     }
+}
+
+/// A new leader that ends before it has written another record: the former one and the rest elect one of them.
+#[test]
+fn the_former_leader_votes_in_the_place_of_who_took_over() {
+    let record = |leader: usize, standbys: &[usize]| SyncState {
+        leader: Some(name(leader)),
+        standbys: standbys.iter().copied().map(name).collect(),
+        quorum: 1,
+        revision: 7,
+    };
+    let names = |members: [usize; 2]| SyncNames::Any(1, members.map(name).into());
+    let taken = |is_known| quorum::taken_over(&record(0, &[1, 2]), &name(1), is_known);
+    assert_eq!(taken(true), Some((record(1, &[0, 2]), names([0, 2]))));
+    assert_eq!(taken(false), Some((record(1, &[2]), names([0, 2]))));
 }
 
 /// Without faults every standby that streams is taken, and the steps end.
