@@ -158,7 +158,7 @@ impl Default for Scene {
 impl Scene {
     /// Takes in one line.
     pub fn take(&mut self, line: &Line<'_>) -> Result<(), ScriptError> {
-        let words = Words { line };
+        let words = Words::new(line);
         match line.name {
             "me" => self.me(&words)?,
             "settings" => self.settings(&words)?,
@@ -224,6 +224,7 @@ impl Scene {
             }
             other => return Err(ScriptError::UnknownCommand(other.to_owned())),
         }
+        words.finish()?;
         self.settle();
         Ok(())
     }

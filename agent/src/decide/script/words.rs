@@ -1,5 +1,7 @@
 //! The words of a line, split and asked for by name.
 
+use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -7,10 +9,32 @@ use super::{Line, ScriptError};
 
 /// The words of a line, asked for by name.
 pub(super) struct Words<'a, 'b> {
-    pub(super) line: &'a Line<'b>,
+    line: &'a Line<'b>,
+    /// The keys that were asked for.
+    asked: RefCell<BTreeSet<String>>,
 }
 
 impl<'a, 'b> Words<'a, 'b> {
+    pub(super) fn new(line: &'a Line<'b>) -> Self {
+        Self {
+            line,
+            asked: RefCell::default(),
+        }
+    }
+
+    /// A key that nobody has asked for would say nothing, and the script would not say what it seems to.
+    pub(super) fn finish(&self) -> Result<(), ScriptError> {
+        let asked = self.asked.borrow();
+        let mut keys = self.line.words.iter().filter_map(|(key, _)| *key);
+        match keys.find(|key| !asked.contains(*key)) {
+            Some(key) => Err(ScriptError::UnknownWord {
+                command: self.line.name.to_owned(),
+                word: key.to_owned(),
+            }),
+            None => Ok(()),
+        }
+    }
+
     pub(super) fn plain(&self) -> impl Iterator<Item = &'b str> + '_ {
         self.line
             .words
@@ -19,11 +43,13 @@ impl<'a, 'b> Words<'a, 'b> {
             .map(|(_, word)| *word)
     }
 
+    /// All of them; each is asked for by that.
     pub(super) fn keyed(&self) -> impl Iterator<Item = (&'b str, &'b str)> + '_ {
-        self.line
-            .words
-            .iter()
-            .filter_map(|(key, word)| key.map(|k| (k, *word)))
+        let keyed = self.line.words.iter();
+        let keyed = keyed.filter_map(|(key, word)| key.map(|k| (k, *word)));
+        let keys = keyed.clone().map(|(key, _)| key.to_owned());
+        self.asked.borrow_mut().extend(keys);
+        keyed
     }
 
     pub(super) fn first(&self) -> Option<&'b str> {
@@ -35,9 +61,11 @@ impl<'a, 'b> Words<'a, 'b> {
     }
 
     pub(super) fn text(&self, key: &str) -> Option<&'b str> {
-        self.keyed()
-            .find(|(k, _)| *k == key)
-            .map(|(_, value)| value)
+        self.asked.borrow_mut().insert(key.to_owned());
+        let mut words = self.line.words.iter();
+        words
+            .find(|(k, _)| *k == Some(key))
+            .map(|(_, value)| *value)
     }
 
     pub(super) fn value<T: FromStr>(&self, key: &str) -> Result<Option<T>, ScriptError> {
