@@ -81,6 +81,16 @@ pub(super) fn may_be_claimed(seen: &Observation) -> bool {
     }
 }
 
+/// The condition that the configuration is that of the decision; `None` where the one that `stands`, a revision, is newer
+/// than what was seen.
+fn as_decided(seen: &Observation, key: String, stands: Option<Revision>) -> Option<Compare> {
+    match stands {
+        Some(revision) if Some(revision) > seen.topology().map(|t| t.revision) => None,
+        Some(revision) => Some(Compare::ModRevision(key, revision)),
+        None => Some(Compare::Absent(key)),
+    }
+}
+
 impl Actor {
     pub(super) fn put(&self, key: &FactKey, value: String) -> Operation {
         Operation::Put {
@@ -258,14 +268,8 @@ impl Actor {
     pub(super) async fn remove_disarmed(&self, seen: &Observation) -> Result<Revision, ActError> {
         const WHAT: &str = "trunkline/disarmed";
         let key = self.keys.path(&FactKey::Settings);
-        let view = self.cluster.borrow().clone();
-        let as_seen = match view.raw_config() {
-            Some(config) if Some(config.revision) > seen.topology().map(|t| t.revision) => {
-                return Err(ActError::Changed(WHAT));
-            }
-            Some(config) => Compare::ModRevision(key, config.revision),
-            None => Compare::Absent(key),
-        };
+        let stands = self.cluster.borrow().raw_config().map(|c| c.revision);
+        let as_seen = as_decided(seen, key, stands).ok_or(ActError::Changed(WHAT))?;
         let then = vec![self.delete(&FactKey::Disarmed(self.me.name.clone()))];
         self.write(WHAT, vec![as_seen], then).await
     }
@@ -279,5 +283,41 @@ impl Actor {
         let as_seen = Compare::ModRevision(record, record_revision);
         let then = vec![self.delete(&FactKey::Disarmed(member.clone()))];
         self.write("trunkline/disarmed", vec![as_seen], then).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::decide::script::Scene;
+
+    fn seen(lines: &[&str]) -> Observation {
+        let mut scene = Scene::default();
+        lines.iter().for_each(|line| scene.take_text(line).unwrap());
+        scene.seen
+    }
+
+    #[test]
+    fn only_a_view_that_shows_the_key_tells_that_initialize_is_no_claim() {
+        let held = "lease held left=4 revision=12";
+        let may = |lines: &[&str]| may_be_claimed(&seen(lines));
+        assert!(may(&[held, "leader a revision=12", "initialize running"]));
+        assert!(may(&[held, "leader none", "initialize absent"]));
+        assert!(may(&[held, "leader a revision=11", "initialize absent"]));
+        assert!(!may(&[held, "leader a revision=12", "initialize absent"]));
+        assert!(!may(&[held, "leader none", "initialize 7"]));
+        assert!(!may(&["leader none", "initialize running"]));
+    }
+
+    #[test]
+    fn disarmed_is_removed_only_under_the_configuration_of_the_decision() {
+        let seen = seen(&["leader a revision=12"]);
+        let revision = seen.topology().map(|t| t.revision).unwrap();
+        let key = || "/c/config".to_owned();
+        let compared = |stands| as_decided(&seen, key(), stands);
+        let same = Compare::ModRevision(key(), revision);
+        assert_eq!(compared(Some(revision)), Some(same));
+        assert_eq!(compared(Some(revision + 1)), None);
+        assert_eq!(compared(None), Some(Compare::Absent(key())));
     }
 }

@@ -232,7 +232,7 @@ impl SettingsKeeper {
             has_data,
         };
         let is_applied = self.applied.as_ref() == Some(&wanted);
-        let ttl = self.lease_to_be(seen, &wanted.settings);
+        let ttl = lease_to_be(seen, self.lease_ttl, wanted.settings.ttl);
         if is_applied && ttl.is_none() {
             return Ok(());
         }
@@ -279,14 +279,6 @@ impl SettingsKeeper {
         Ok(())
     }
 
-    /// Another length of the lease, if it is to have one. While the cluster is being made it keeps its own: the claim to
-    /// that is on it, and does not move with the leader key.
-    fn lease_to_be(&self, seen: &Observation, settings: &ClusterSettings) -> Option<Duration> {
-        let initialize = seen.topology().map(|topology| topology.initialize);
-        let is_being_made = initialize == Some(Initialize::Running);
-        (!is_being_made && self.lease_ttl != Some(settings.ttl)).then_some(settings.ttl)
-    }
-
     async fn apply(
         &self,
         wanted: &Applied,
@@ -308,6 +300,14 @@ impl SettingsKeeper {
         }
         Ok(())
     }
+}
+
+/// Another length of the lease than it `has`, if it is to have one. While the cluster is being made it keeps its own: the
+/// claim to that is on it, and does not move with the leader key.
+fn lease_to_be(seen: &Observation, has: Option<Duration>, ttl: Duration) -> Option<Duration> {
+    let initialize = seen.topology().map(|topology| topology.initialize);
+    let is_being_made = initialize == Some(Initialize::Running);
+    (!is_being_made && has != Some(ttl)).then_some(ttl)
 }
 
 /// As what the instance runs, if it does.
@@ -351,5 +351,22 @@ mod tests {
         assert!(!may(&["disarmed none"]));
         assert!(may(&["local running replica received=0/5"]));
         assert!(!may(&["settings"]));
+    }
+
+    #[test]
+    fn the_lease_keeps_its_length_while_the_cluster_is_being_made() {
+        let seconds = Duration::from_secs;
+        let to_be = |initialize: &str, has| {
+            let mut scene = Scene::default();
+            scene.take_text(initialize).unwrap();
+            lease_to_be(&scene.seen, has, seconds(20))
+        };
+        assert_eq!(to_be("initialize running", Some(seconds(30))), None);
+        assert_eq!(to_be("initialize running", None), None);
+        for made in ["initialize 7", "initialize absent"] {
+            assert_eq!(to_be(made, Some(seconds(30))), Some(seconds(20)));
+            assert_eq!(to_be(made, None), Some(seconds(20)), "an unanswered order");
+            assert_eq!(to_be(made, Some(seconds(20))), None);
+        }
     }
 }
