@@ -24,6 +24,7 @@ mod invariants;
 mod jobs;
 mod lease_task;
 mod lost_config;
+mod lost_disks;
 mod lost_memory;
 mod network;
 mod node;

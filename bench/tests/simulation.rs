@@ -49,7 +49,7 @@ fn clusters_of_two_to_five_keep_every_invariant() {
 }
 
 /// Histories that once broke an invariant: seed and, where they need another than three, members.
-const FOUND: [(u64, Option<u8>); 72] = [
+const FOUND: [(u64, Option<u8>); 75] = [
     (467, Some(3)),
     (47_040, Some(3)),
     (40_709, Some(3)),
@@ -122,6 +122,9 @@ const FOUND: [(u64, Option<u8>); 72] = [
     (170_794_050, Some(3)),
     (180_077_568, Some(3)),
     (180_115_884, Some(3)),
+    (190_288_004, Some(3)),
+    (190_445_482, Some(3)),
+    (191_022_471, Some(3)),
 ];
 
 #[test]
@@ -229,7 +232,7 @@ fn a_failing_seed_is_told_with_the_faults_that_it_needs_and_no_others() {
 
 #[test]
 fn what_is_excused_is_few_and_explained() {
-    assert!(UNREACHED.len() <= 10 && RARE.len() <= 5);
+    assert!(UNREACHED.len() <= 6 && RARE.len() <= 5);
     assert!(UNREACHED.iter().all(|(_, why)| why.len() > 20));
     let rows = Coverage::default().rows();
     let rare = RARE.iter().map(|(name, _)| name);

@@ -70,22 +70,6 @@ pub const UNREACHED: &[(&str, &str)] = &[
         "whoever saw that it is a standby cluster remembers the configuration; a script holds the rule",
     ),
     (
-        "standby_cluster",
-        "an identity that is gone is doubted by whoever has seen it; a script holds the rule",
-    ),
-    (
-        "standby_without_identity",
-        "an identity that is gone is doubted by whoever has seen it; a script holds the rule",
-    ),
-    (
-        "adopting_standby",
-        "an identity that is gone is doubted by whoever has seen it; a script holds the rule",
-    ),
-    (
-        "leader_without_data",
-        "in this world no data vanishes under a leader; a script holds the rule",
-    ),
-    (
         "rules_fail",
         "only a defect in the rules makes it so, and a seed ends with the first",
     ),

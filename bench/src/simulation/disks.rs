@@ -100,7 +100,8 @@ impl World {
         }
     }
 
-    fn could_lead(&self, node: NodeId) -> bool {
+    /// Whether it streams and may lead.
+    pub(super) fn could_lead(&self, node: NodeId) -> bool {
         let this = self.node(node);
         let streams = match self.local(node) {
             Local::Running(running) => match running.role {

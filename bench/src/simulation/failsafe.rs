@@ -286,9 +286,10 @@ impl World {
         if leads || asked < kept.known && !is_its {
             return true;
         }
-        let before = kept.no_race.promise.filter(|p| p.epoch == Some(asked));
-        let reached = reached.or(before.and_then(|promise| promise.reached));
-        let earlier = kept.no_race.promise.map_or(Moment(0), |p| p.until);
+        let before = kept.no_race.promise;
+        let its = before.filter(|p| is_its || p.epoch == Some(asked));
+        let reached = reached.or(its.and_then(|promise| promise.reached));
+        let earlier = before.map_or(Moment(0), |p| p.until);
         kept.no_race.promise = Some(Promise {
             until: earlier.max(now + ttl),
             epoch: Some(asked),

@@ -8,7 +8,6 @@ use trunkline_shared::cluster::topology::{Fact, FactKey, FailoverRequest};
 
 use super::event::{Event, MS, NodeId, SECOND, Time};
 use super::failsafe::Listing;
-use super::fake_postgres::Phase;
 use super::network::Place;
 use super::plan::{Fault, FaultKind};
 use super::store::Write;
@@ -67,6 +66,7 @@ impl World {
                 longer(&mut self.node_mut(node).postgres.unreadable_until);
             }
             FaultKind::DataForeign | FaultKind::DataLost => return self.replace_disk(fault),
+            FaultKind::LeaderDataLost => return self.lose_leaders_disk(node),
             FaultKind::AgentKilled => self.kill_agent(node),
             FaultKind::AgentPaused => longer(&mut self.node_mut(node).agent.paused_until),
             FaultKind::AgentAndFencePaused => {
@@ -153,9 +153,7 @@ impl World {
             }
             FaultKind::NodePowerOff => self.power_on(node),
             FaultKind::AgentKilled | FaultKind::AgentToldToEnd => self.start_agent(node),
-            FaultKind::OperatorDemotes => {
-                self.set_standby(false);
-            }
+            FaultKind::OperatorDemotes => self.end_standby(),
             FaultKind::OperatorPauses => {
                 self.set_pause(false);
             }
@@ -171,6 +169,7 @@ impl World {
             FaultKind::PostmasterKilled
             | FaultKind::StopIsSlow
             | FaultKind::DataLost
+            | FaultKind::LeaderDataLost
             | FaultKind::AgentPaused
             | FaultKind::AgentAndFencePaused
             | FaultKind::NodeFrozen
@@ -253,57 +252,6 @@ impl World {
         self.start_agent(node);
     }
 
-    /// A disk is lost, or another cluster's is found in its place. Never that of the leader, and never
-    /// the newest: what is lost then no software brings back.
-    pub(super) fn replace_disk(&mut self, fault: Fault) -> bool {
-        let node = fault.other;
-        let is_leader = self
-            .store
-            .leader()
-            .is_some_and(|(name, _)| *name == self.node(node).name);
-        let leads_elsewhere = self
-            .store
-            .leader()
-            .and_then(|(name, _)| self.id_of(name))
-            .is_some_and(|id| self.node(id).postgres.phase == Phase::Primary);
-        // An old copy of the store names a former leader.
-        let truth = &self.store.cluster().leader;
-        let has_led = truth.as_ref().map(|led| &led.member) == Some(&self.node(node).name);
-        let is_leader = is_leader || has_led;
-        if is_leader || !leads_elsewhere || self.node(node).postgres.data.is_none() {
-            return false;
-        }
-        self.die(node);
-        let is_foreign = fault.kind == FaultKind::DataForeign;
-        let root = self.branches.root();
-        let system_id = self.rng.u64(1..1 << 62);
-        let postgres = &mut self.node_mut(node).postgres;
-        postgres.data = is_foreign.then(|| super::fake_postgres::Data::new(system_id, root));
-        self.wake(node);
-        true
-    }
-
-    /// An operator empties directories that belong to another cluster.
-    pub(super) fn empty_foreign(&mut self, _node: NodeId) {
-        use trunkline_shared::cluster::topology::Initialize;
-        let Initialize::Done(id) = self.store.head.initialize else {
-            return;
-        };
-        for node in 0..self.plan.members {
-            let is_foreign = self
-                .node(node)
-                .postgres
-                .data
-                .as_ref()
-                .is_some_and(|d| d.system_id != id.0);
-            if is_foreign {
-                self.die(node);
-                self.node_mut(node).postgres.data = None;
-                self.wake(node);
-            }
-        }
-    }
-
     fn stall_watch(&mut self, fault: Fault, until: Time) {
         let watcher = match fault.hits_leader {
             true => self.plan.members + fault.node % self.plan.routers,
@@ -339,9 +287,8 @@ impl World {
             FaultKind::RouterCutFromNode => both(router, here),
             FaultKind::NodeIsolated => {
                 both(here, Place::Dcs);
-                for node in (0..members).filter(|n| *n != fault.node) {
-                    both(here, Place::Node(node));
-                }
+                let others = (0..members).filter(|n| *n != fault.node);
+                others.for_each(|node| both(here, Place::Node(node)));
             }
             FaultKind::NodeHalfDeaf => {
                 // Nothing reaches it, what it says is heard.
@@ -356,6 +303,7 @@ impl World {
             | FaultKind::DataUnreadable
             | FaultKind::DataForeign
             | FaultKind::DataLost
+            | FaultKind::LeaderDataLost
             | FaultKind::AgentKilled
             | FaultKind::AgentPaused
             | FaultKind::AgentAndFencePaused
@@ -431,6 +379,7 @@ impl World {
             | FaultKind::DataUnreadable
             | FaultKind::DataForeign
             | FaultKind::DataLost
+            | FaultKind::LeaderDataLost
             | FaultKind::AgentKilled
             | FaultKind::AgentPaused
             | FaultKind::AgentAndFencePaused
@@ -555,7 +504,7 @@ impl World {
         }
         self.operator_writes_config();
         self.set_pause(false);
-        self.set_standby(false);
+        self.end_standby();
         self.empty_foreign(0);
         for node in 0..self.plan.members {
             self.power_on(node);

@@ -145,8 +145,9 @@ pub(super) struct Ledger {
     pub(super) fences_fired: u32,
     /// How far primaries' slots have come.
     pub(super) slots: Furthest,
-    /// The loss of histories cannot be judged any more: a disk with the newest was lost.
-    pub(super) disk_was_lost: bool,
+    /// Whom `/sync` names as the leader since an operator's choice let it lead: it alone leads on by that record, also
+    /// once the request is dropped and its first promotion was given up.
+    recorded_by_choice: Option<NodeId>,
 }
 
 impl Ledger {
@@ -347,6 +348,7 @@ impl World {
     pub(super) fn leader_key_changed(&mut self, by: Option<NodeId>, before: Option<i64>) {
         self.note_recorded_primary();
         self.note_members();
+        self.note_record(by);
         let after = self
             .store
             .leader()

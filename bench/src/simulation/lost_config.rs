@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use fastrand::Rng;
 use trunkline_shared::cluster::Topology;
-use trunkline_shared::cluster::topology::{Fact, FactKey};
+use trunkline_shared::cluster::topology::{Fact, FactKey, Initialize};
 
 use super::breaks::Break;
 use super::event::{NodeId, SECOND, Time};
 use super::node::Node;
-use super::plan::{Fault, FaultKind};
+use super::plan::{Fault, FaultKind, Origin};
 use super::store::{Txn, Write};
 use super::world::World;
 
@@ -38,9 +38,12 @@ pub(super) fn draw(rng: &Rng, faults: &[Fault], ends: Time) -> Option<Fault> {
 }
 
 impl World {
-    /// The key is deleted while no agent runs: none of them remembers it.
+    /// The key is deleted while no agent runs: none of them remembers it. Not where nothing else says that there is a
+    /// cluster: whoever starts first without data would rightly make another.
     pub(super) fn delete_config(&mut self) -> bool {
-        let Some(settings) = self.store.head.settings.clone() else {
+        let is_made = matches!(self.store.head.initialize, Initialize::Done(_));
+        let is_all = self.plan.origin == Origin::AdoptedStandby && !is_made;
+        let Some(settings) = self.store.head.settings.clone().filter(|_| !is_all) else {
             return false;
         };
         self.store.lost_config = Some(settings);
@@ -66,18 +69,22 @@ impl World {
         // An old copy of the store may show again what had been mended. In a pause that only members remember nobody leads who
         // would write it.
         let is_garbled = self.store.head.is_config_unreadable;
-        let is_paused = |node: &Node| {
-            let view = node.agent.view.as_ref();
-            let settings = view.and_then(|view| view.settings.as_ref());
-            node.agent.is_alive && settings.is_some_and(|settings| settings.is_paused)
+        let remembered = |node: &Node| {
+            let view = node.agent.view.as_ref().filter(|_| node.agent.is_alive);
+            view.and_then(|view| view.settings.clone())
         };
         let is_calm = self.now >= self.plan.ends;
-        let is_left =
-            is_calm && self.store.head.leader.is_none() && self.nodes.iter().any(is_paused);
+        let is_leaderless = is_calm && self.store.head.leader.is_none();
+        let mut remembered = self.nodes.iter().filter_map(remembered);
+        let is_left = is_leaderless && remembered.clone().any(|settings| settings.is_paused);
+        // Nor in a standby cluster that has not been made.
+        let of_standby = remembered.find(|settings| settings.standby_cluster.is_some());
+        let of_standby = of_standby.filter(|_| is_leaderless);
         // Nor does anybody in a store that has lost what was not mended yet.
         let is_forgotten = self.store.is_config_forgotten && self.store.is_vouched;
         let first = (is_garbled || is_left || is_forgotten).then(|| self.settings.clone());
-        if let Some(settings) = self.store.lost_config.clone().or(first) {
+        let settings = self.store.lost_config.clone().or(first).or(of_standby);
+        if let Some(settings) = settings {
             let fact = Fact::Settings(settings);
             self.write_freely(Write::Put(FactKey::Settings, fact, 0));
         }

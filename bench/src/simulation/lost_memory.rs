@@ -485,7 +485,7 @@ impl World {
         if !self.nodes.iter().any(doubts) {
             // What was paused or made a standby when the memory was lost is so again with it.
             self.set_pause(false);
-            self.set_standby(false);
+            self.end_standby();
             self.empty_foreign(0);
             self.operator_writes_config();
             self.start_wiser_routers_again();

@@ -82,6 +82,7 @@ fault_kinds! {
     WaitsCancelled "waits_cancelled"
     SyncSwitchedOff "sync_switched_off"
     ConfigGarbled "config_garbled"
+    LeaderDataLost "leader_data_lost"
 }
 
 impl FaultKind {
@@ -126,6 +127,7 @@ impl FaultKind {
                 | FaultKind::WaitsCancelled
                 | FaultKind::SyncSwitchedOff
                 | FaultKind::ConfigGarbled
+                | FaultKind::LeaderDataLost
         )
     }
 }
@@ -153,6 +155,9 @@ pub(super) enum Origin {
     Fresh,
     /// A primary without a cluster, and empty members; a replica too in some.
     Adopted,
+    /// The same of a standby cluster, whose configuration is there: members that follow the remote, or one that is a
+    /// primary all the same.
+    AdoptedStandby,
 }
 
 /// The parameters of one seed.
@@ -259,6 +264,7 @@ impl Plan {
         plan.draw_faults(rng);
         plan.draw_synchronous(&mut rng.clone());
         plan.draw_together(rng);
+        plan.draw_lost_disk(rng);
         plan.draw_hands(rng);
         plan
     }
@@ -467,7 +473,11 @@ impl Plan {
 fn origin(rng: &mut Rng) -> Origin {
     match rng.u8(..20) {
         0 | 1 => Origin::Fresh,
-        2 => Origin::Adopted,
+        // By a source of its own, so that everything else is drawn the same.
+        2 => match Rng::with_seed(rng.clone().u64(..) ^ 0xAD0).u8(..4) {
+            0 => Origin::AdoptedStandby,
+            _ => Origin::Adopted,
+        },
         3 => Origin::Cold,
         _ => Origin::Running,
     }

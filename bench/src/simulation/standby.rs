@@ -3,17 +3,17 @@
 use std::sync::Arc;
 
 use trunkline_agent::decide::observation::{DcsView, Observation, SourceTrouble, WatchdogView};
-use trunkline_shared::cluster::MemberName;
 use trunkline_shared::cluster::settings::StandbyCluster;
-use trunkline_shared::cluster::topology::{FactKey, Initialize};
+use trunkline_shared::cluster::topology::{Fact, FactKey, Initialize};
+use trunkline_shared::cluster::{ClusterSettings, MemberName};
 
 use super::event::{NodeId, SECOND, Time};
-use super::fake_postgres::{Data, Phase};
+use super::fake_postgres::{Data, Phase, Postgres};
 use super::invariants::Invariant;
 use super::node::Node;
-use super::plan::FaultKind;
+use super::plan::{FaultKind, Origin};
 use super::store::Write;
-use super::world::World;
+use super::world::{SYSTEM_ID, World};
 
 /// Where the remote is.
 pub(super) const REMOTE: &str = "remote:5432";
@@ -55,6 +55,43 @@ pub(super) fn unread(seen: &mut Observation) {
 }
 
 impl World {
+    /// Members that follow the remote, of a cluster that the store does not know: only its configuration is there.
+    pub(super) fn begin_with_a_standby(&mut self) {
+        let root = self.branches.root();
+        let mut settings = ClusterSettings::clone(&self.settings);
+        settings.standby_cluster = Some(section());
+        let settings = Fact::Settings(Arc::new(settings));
+        self.write_freely(Write::Put(FactKey::Settings, settings, 0));
+        let are_running = self.rng.bool();
+        let was_promoted = self.rng.u8(..4) == 0;
+        for node in 0..self.rng.u8(1..=self.plan.members) {
+            let mut data = Data::new(SYSTEM_ID, root);
+            data.was_primary = was_promoted && node == 0;
+            data.follows_remote = !data.was_primary;
+            let phase = match data.was_primary {
+                true => Phase::Primary,
+                false => Phase::Replica { promotes: false },
+            };
+            let postgres = &mut self.node_mut(node).postgres;
+            *postgres = Postgres::new(Some(data));
+            if are_running {
+                postgres.phase = phase;
+            }
+        }
+    }
+
+    /// The cluster stands on its own from now on. Not before it is one: replicas without a cluster wait for their primary.
+    pub(super) fn end_standby(&mut self) {
+        let is_made = matches!(self.store.head.initialize, Initialize::Done(_));
+        let mut data = self
+            .nodes
+            .iter()
+            .filter_map(|node| node.postgres.data.as_ref());
+        if is_made || data.any(|data| data.was_primary) {
+            self.set_standby(false);
+        }
+    }
+
     /// A rewind against the remote, which shares the history of whoever led last: while it cannot be reached, or is not
     /// fit yet, nothing is touched; else it may still break off and leave pages of two histories.
     pub(super) fn rewind_from_remote(&mut self, node: NodeId) -> Result<(), Option<SourceTrouble>> {
@@ -150,7 +187,8 @@ impl World {
 
     pub(super) fn was_standby(&self) -> bool {
         let mut faults = self.plan.faults.iter();
-        faults.any(|fault| fault.kind == FaultKind::OperatorDemotes)
+        self.plan.origin == Origin::AdoptedStandby
+            || faults.any(|fault| fault.kind == FaultKind::OperatorDemotes)
     }
 
     /// `a_standby_cluster_never_writes`: called at the signal that makes an instance writable.

@@ -87,7 +87,7 @@ pub(super) struct World {
 }
 
 /// The identity of the cluster that most worlds begin with.
-const SYSTEM_ID: u64 = 7_300_000_000_000_000_001;
+pub(super) const SYSTEM_ID: u64 = 7_300_000_000_000_000_001;
 
 impl World {
     pub(super) fn new(mut rng: Rng, plan: Plan, rule: Option<Break>, story: Option<Story>) -> Self {
@@ -160,6 +160,7 @@ impl World {
         match self.plan.origin {
             Origin::Running | Origin::Cold => self.begin_with_a_cluster(),
             Origin::Adopted => self.begin_with_a_primary(),
+            Origin::AdoptedStandby => self.begin_with_a_standby(),
             Origin::Fresh => {}
         }
         for node in 0..self.plan.members {

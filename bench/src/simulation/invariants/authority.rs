@@ -73,7 +73,8 @@ impl World {
         }
         let mut owners = self.ledger.owners.iter();
         let owner = owners.find(|(owned, ..)| *owned == epoch);
-        let owner = owner.filter(|(_, owner, since)| !self.led_nothing(*owner, *since));
+        let owner =
+            owner.filter(|(_, owner, since)| *owner == node || !self.led_nothing(*owner, *since));
         let owner = owner.map(|(_, owner, _)| *owner);
         let highest = self.node(node).agent.lease.highest;
         let is_given = owner.is_some_and(|owner| owner != node);
@@ -130,6 +131,19 @@ impl World {
         }
         self.ledger.claims.push(claim);
         true
+    }
+
+    /// Whoever an operator let lead has written `/sync`, or somebody else has since.
+    pub(super) fn note_record(&mut self, by: Option<NodeId>) {
+        let record = self.store.head.sync.as_ref();
+        let recorded = record.and_then(|record| self.id_of(record.leader.as_ref()?));
+        let leader = self.store.leader().and_then(|(name, _)| self.id_of(name));
+        let is_its = by.is_some() && by == recorded && by == leader;
+        if is_its && self.ledger.loss_accepted && by.is_some_and(|by| self.is_chosen(by)) {
+            self.ledger.recorded_by_choice = by;
+        } else if recorded != self.ledger.recorded_by_choice {
+            self.ledger.recorded_by_choice = None;
+        }
     }
 
     /// The leader key has changed: was it given to somebody, or written again by whom it was given to?

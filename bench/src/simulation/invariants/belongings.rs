@@ -123,10 +123,16 @@ impl World {
         if !self.store.is_vouched {
             return;
         }
+        // What a machine does as it goes on was decided before it stood still.
+        let (from, until) = self.node(node).stood_still;
+        let decided_at = match from < self.now && until + SECOND > self.now {
+            true => from,
+            false => self.now,
+        };
         let registered = self.ledger.authority.registered;
         for (id, registered) in (0..self.plan.members).zip(registered) {
             let is_recent = registered.stands || registered.gone_at + kept_for > self.now;
-            let is_known = registered.since + known_by_now <= self.now;
+            let is_known = registered.since + known_by_now <= decided_at;
             let was_ever = registered.stands || registered.gone_at > 0;
             let slot = self.node(id).name.slot_name();
             let is_dropped = id != node && names.iter().any(|name| **name == *slot);

@@ -19,6 +19,7 @@ impl World {
             3
         };
         let limit = CONVERGE_LIMIT + times * self.plan.ttl.as_nanos() as Time;
+        self.end_standby();
         self.operator_accepts(waited);
         self.operator_names_a_leader(waited);
         match self.everyone_converged() {

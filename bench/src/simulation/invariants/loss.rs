@@ -31,7 +31,8 @@ impl World {
         let is_chosen = self.is_chosen(node);
         let accepted = self.ledger.loss_accepted && is_chosen;
         self.ledger.loss_accepted &= !is_chosen && self.is_still_asked();
-        if accepted || led_by_choice || self.ledger.disk_was_lost {
+        let recorded_by_choice = self.ledger.recorded_by_choice.take() == Some(node);
+        if accepted || led_by_choice || recorded_by_choice {
             return;
         }
         let fork = self.branches.0[branch as usize].fork;
