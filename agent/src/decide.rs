@@ -195,7 +195,7 @@ impl<'a> Turn<'a> {
     /// Takes the leader key. What accepts writes is armed in the same breath, should the agent die right after.
     fn acquire(self) -> Self {
         let may_write = self.seen.local.may_accept_writes();
-        let turn = self.act(Action::AcquireLeader);
+        let turn = past_changes::forget_candidacy(self).act(Action::AcquireLeader);
         if may_write {
             return turn.act(Action::ArmFence);
         }

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use trunkline_shared::cluster::Topology;
 use trunkline_shared::cluster::switchover::{ChangeParts, LeaderChange};
-use trunkline_shared::cluster::topology::SwitchoverStage;
+use trunkline_shared::cluster::topology::{SwitchoverRecord, SwitchoverStage};
+use trunkline_shared::cluster::{MemberName, Topology};
 
 use super::Turn;
 use super::decision::Action;
@@ -31,6 +31,34 @@ pub(super) fn note_candidacy<'a>(turn: Turn<'a>, topology: &Topology) -> Turn<'a
             });
         }
     })
+}
+
+/// It takes the key by itself: nobody hands it over.
+pub(super) fn forget_candidacy(turn: Turn<'_>) -> Turn<'_> {
+    let record = turn.seen.topology().and_then(|t| t.switchover.clone());
+    let record = record.filter(|record| is_candidate(turn.seen, record));
+    turn.remember(|memory| {
+        let is_its = |known: &mut PlannedChange| record.is_some_and(|record| record.id == known.id);
+        memory.switchover.take_if(is_its);
+    })
+}
+
+fn is_candidate(seen: &Observation, record: &SwitchoverRecord) -> bool {
+    record.to == seen.me.name && !record.is_restart()
+}
+
+/// Who has handed the key over to this member, after its PostgreSQL had stopped and this member had said that it has all
+/// of it.
+pub(super) fn handed_over_by<'a>(
+    turn: &Turn<'_>,
+    topology: &'a Topology,
+) -> Option<&'a MemberName> {
+    let record = topology.switchover.as_ref();
+    let record =
+        record.filter(|record| is_candidate(turn.seen, record) && has_stopped(record.stage));
+    let known = turn.decision.memory.switchover.as_ref();
+    let is_known = known.is_some_and(|known| record.is_some_and(|record| record.id == known.id));
+    record.filter(|_| is_known).map(|record| &record.from)
 }
 
 /// The first look at a primary that this member has just become.

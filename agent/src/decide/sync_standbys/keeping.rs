@@ -14,7 +14,7 @@ use super::{Standby, SyncNames, SyncStep, SyncView, count, election, named, quor
 use crate::decide::decision::{Action, Decision, Detail, Reason};
 use crate::decide::memory::{SyncNote, SyncReady};
 use crate::decide::observation::{JobKind, LeaseView, Observation, Running};
-use crate::decide::{Turn, holding_lease};
+use crate::decide::{Turn, holding_lease, past_changes};
 
 /// How long a setting must have been seen in force before a position is taken to lie behind it. The session
 /// that sees it is told by the same signal as the processes that release commits; each takes it up before it
@@ -68,7 +68,7 @@ pub(in crate::decide) fn before_promotion<'a>(
         let names = running.commits.own.iter().map(|_| Action::ClearSyncNames);
         return ControlFlow::Continue(record.into_iter().chain(names).fold(turn, Turn::act));
     }
-    if let Some((wanted, names)) = taken_over(seen, topology) {
+    if let Some((wanted, names)) = taken_over(&turn, topology) {
         let mut turn = prepare(turn, topology, running);
         let ready = turn.decision.memory.sync_ready.as_ref();
         let is_ready = |ready: &SyncReady| {
@@ -93,22 +93,19 @@ pub(in crate::decide) fn before_promotion<'a>(
 /// nothing to be in force. A checkpointer that syncs files on a slow disk tells nobody.
 fn is_late(turn: &Turn<'_>) -> bool {
     let (seen, memory) = (turn.seen, &turn.decision.memory);
-    let since = memory
-        .not_primary_since
-        .map_or(seen.now, |(_, since)| since);
+    let since = memory.not_primary_since.map_or(seen.now, |(_, at)| at);
     let is_named = seen.settings().synchronous_mode == SynchronousMode::On;
     is_named && seen.now.since(since) >= PREPARES_FOR
 }
 
 /// Nobody else may lead until a standby has everything.
 fn alone<'a>(
-    turn: Turn<'a>,
+    mut turn: Turn<'a>,
     topology: &Topology,
     running: &Running,
 ) -> ControlFlow<Decision, Turn<'a>> {
     let (seen, settings) = (turn.seen, turn.seen.settings());
     let wanted = nobody_but(seen, topology);
-    let mut turn = turn;
     if topology.sync.as_ref() != Some(&wanted) {
         turn = turn.act(Action::WriteSync(wanted));
     }
@@ -124,18 +121,21 @@ fn alone<'a>(
 }
 
 /// What this member would begin to lead with, where others may be elected after it as well.
-fn taken_over(seen: &Observation, topology: &Topology) -> Option<(SyncState, SyncNames)> {
-    let (settings, me) = (seen.settings(), &seen.me.name);
+fn taken_over(turn: &Turn<'_>, topology: &Topology) -> Option<(SyncState, SyncNames)> {
+    let (settings, me) = (turn.seen.settings(), &turn.seen.me.name);
     let record = topology.sync.as_ref()?;
-    // Trunkline's agent tells when it gives its data up, Patroni's does not.
-    let is_ours = |member: &Arc<Member>| member.trunkline.is_some();
-    let is_known =
-        |leader: &MemberName| leader == me || topology.members.get(leader).is_some_and(is_ours);
-    let is_known = record.leader.as_ref().is_some_and(is_known);
     match settings.synchronous_mode {
-        SynchronousMode::Quorum => quorum::taken_over(record, me, is_known),
-        // Where commits may go on without a standby, they would wait for one that may be gone for good.
+        SynchronousMode::Quorum => {
+            let giver = past_changes::handed_over_by(turn, topology);
+            let is_its = giver.is_some() && giver == record.leader.as_ref();
+            quorum::taken_over(record, me, is_its)
+        }
+        // Where commits may go on without a standby, they would wait for one that may be gone for good. Nor for one of which
+        // nobody knows that its agent tells when it gives its data up: Patroni's does not.
         SynchronousMode::On if settings.is_synchronous_mode_strict => {
+            let leader = record.leader.as_ref()?;
+            let is_ours = |member: &Arc<Member>| member.trunkline.is_some();
+            let is_known = leader == me || topology.members.get(leader).is_some_and(is_ours);
             named::taken_over(record, me).filter(|_| is_known)
         }
         SynchronousMode::On | SynchronousMode::Off => None,
@@ -149,7 +149,7 @@ pub(in crate::decide) fn prepare<'a>(
     topology: &Topology,
     running: &Running,
 ) -> Turn<'a> {
-    let Some((_, names)) = taken_over(turn.seen, topology) else {
+    let Some((_, names)) = taken_over(&turn, topology) else {
         return turn.remember(|memory| memory.sync_ready = None);
     };
     let (commits, now) = (&running.commits, turn.seen.now);

@@ -20,15 +20,18 @@ use crate::decide::decision::Reason;
 
 type Names = BTreeSet<MemberName>;
 
-/// With what an elected member goes on where another led: the former leader, which has each commit from before, stands in
-/// its place among the voters, and the quorum stays, so that whoever is elected finds each of those; and so many of the
-/// others have each commit of the new leader that the same election finds those as well. Should this one end before it has
-/// written another record, the others can elect one of them. Without `is_known`, a former leader that may give its data up
-/// untold, it is waited for and has no vote. `None` if nobody else could be elected: then nothing depends on what it waits for.
+/// With what an elected member goes on where another led: the voters and the quorum stay, so that whoever
+/// could be elected before still finds each commit from before; and so many of the others have each commit
+/// of the new leader that the same election finds those as well. `None` if no other voter is left: then
+/// nothing depends on what it waits for.
+///
+/// Who has handed the key over has each commit from before and nothing else: it votes in this member's place, so that the
+/// others can elect one of them should this one end before it has written another record. One that was not asked may have
+/// more than was acknowledged, and would be elected for that by who has taken up this one's timeline and cannot tell.
 pub(super) fn taken_over(
     record: &SyncState,
     me: &MemberName,
-    is_known: bool,
+    is_handed_over: bool,
 ) -> Option<(SyncState, SyncNames)> {
     let voters = record.standbys.iter().filter(|name| *name != me).cloned();
     let voters: Names = voters.collect();
@@ -39,7 +42,7 @@ pub(super) fn taken_over(
     if voters.is_empty() || needed == 0 {
         return None;
     }
-    let voters = if is_known { &others } else { &voters };
+    let voters = if is_handed_over { &others } else { &voters };
     let claim = SyncState {
         leader: Some(me.clone()),
         standbys: voters.iter().cloned().collect(),

@@ -282,7 +282,9 @@ impl World {
             revision: 1,
         });
         let taken = record.filter(|_| self.is_quorum);
-        let taken = taken.and_then(|record| quorum::taken_over(&record, &name(node), true));
+        let is_handed_over = self.flushed[node] == self.flushed[self.leader];
+        let taken =
+            taken.and_then(|record| quorum::taken_over(&record, &name(node), is_handed_over));
         let (record, names) = taken.unwrap_or_default();
         self.leader = node;
         self.record = Some(Written {
@@ -354,7 +356,7 @@ fn four_members_lose_nothing_wherever_a_change_is_interrupted() {
 
 /// A new leader that ends before it has written another record: the former one and the rest elect one of them.
 #[test]
-fn the_former_leader_votes_in_the_place_of_who_took_over() {
+fn who_handed_the_key_over_votes_in_the_place_of_who_got_it() {
     let record = |leader: usize, standbys: &[usize]| SyncState {
         leader: Some(name(leader)),
         standbys: standbys.iter().copied().map(name).collect(),
@@ -362,7 +364,7 @@ fn the_former_leader_votes_in_the_place_of_who_took_over() {
         revision: 7,
     };
     let names = |members: [usize; 2]| SyncNames::Any(1, members.map(name).into());
-    let taken = |is_known| quorum::taken_over(&record(0, &[1, 2]), &name(1), is_known);
+    let taken = |is_handed_over| quorum::taken_over(&record(0, &[1, 2]), &name(1), is_handed_over);
     assert_eq!(taken(true), Some((record(1, &[0, 2]), names([0, 2]))));
     assert_eq!(taken(false), Some((record(1, &[2]), names([0, 2]))));
 }
