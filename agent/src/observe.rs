@@ -382,22 +382,23 @@ async fn silent(postgres: &Postgres, before: &mut Before, may_be_starting: bool)
         Some(_) | None => clock::now(),
     };
     before.silent_since = Some((pid, since));
+    // Who hangs carries a promotion out as soon as it goes on.
+    let recovers = is_set_to_recover(&postgres.config().data_dir) && !postgres.is_promoting();
     match &before.answered {
         Some((of, status)) if *of == pid || !may_be_starting => Local::Unresponsive {
             since,
-            was_primary: !status.is_in_recovery || !is_set_to_recover(&postgres.config().data_dir),
+            was_primary: !status.is_in_recovery || !recovers,
             system_id,
         },
         Some(_) | None => Local::Starting {
             since,
-            as_primary: !is_set_to_recover(&postgres.config().data_dir),
+            as_primary: !recovers,
             system_id,
         },
     }
 }
 
-/// Whether the directory holds the file that makes PostgreSQL stay in recovery. With the other one alone it
-/// leaves recovery by itself.
+/// Whether the directory holds the file that makes PostgreSQL stay in recovery; with the other alone it leaves it by itself.
 fn is_set_to_recover(data_dir: &Path) -> bool {
     data_dir.join("standby.signal").exists()
 }

@@ -415,7 +415,8 @@ impl Postgres {
                 commits: CommitsView::default(),
             })
         };
-        let is_primary = self.phase == Phase::Primary;
+        // Who hangs carries a promotion out as soon as it goes on.
+        let is_primary = [Phase::Primary, Phase::Replica { promotes: true }].contains(&self.phase);
         match self.phase {
             Phase::Down if self.has_orphans => Local::Orphaned {
                 was_primary: data.was_primary || is_unreadable,
