@@ -224,6 +224,7 @@ impl Scene {
             }
             other => return Err(ScriptError::UnknownCommand(other.to_owned())),
         }
+        words.may_say("none");
         words.finish()?;
         self.settle();
         Ok(())
@@ -253,6 +254,7 @@ impl Scene {
     fn host(&mut self, name: &str, words: &Words<'_, '_>) -> Result<(), ScriptError> {
         match name {
             "fence" => {
+                words.may_say("dead");
                 let left = words.seconds("left")?.unwrap_or(ARMED_FOR);
                 let gone = words.seconds("gone")?.unwrap_or_default();
                 let armed_until = words.has("armed").then_some(self.seen.now + left - gone);
@@ -267,6 +269,7 @@ impl Scene {
                 };
             }
             "health" => {
+                words.may_say("clear");
                 let waits = words.seconds("write_waits")?;
                 let stopped = words.seconds("postmaster_stopped")?;
                 self.seen.health = HealthView {

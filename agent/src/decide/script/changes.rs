@@ -94,9 +94,9 @@ pub(super) fn print_drain(out: &mut String, drain: &Drain) {
 /// The parts of a change that are over, each by its word.
 pub(super) fn parts(words: &Words<'_, '_>) -> Result<ChangeParts, ScriptError> {
     let mut parts = ChangeParts::default();
-    for (key, text) in words.keyed() {
-        if let Some(part) = parts.part_mut(key) {
-            *part = Some(words.parse_seconds(text)?);
+    for (word, _) in ChangeParts::default().named() {
+        if let (Some(part), Some(took)) = (parts.part_mut(word), words.seconds(word)?) {
+            *part = Some(took);
         }
     }
     Ok(parts)

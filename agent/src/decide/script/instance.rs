@@ -56,7 +56,7 @@ pub(super) fn memory(words: &Words<'_, '_>, now: Moment) -> Result<Memory, Scrip
         let (name, since) = split.ok_or_else(|| words.wrong(text, "MEMBER@SECONDS"))?;
         memory.foreign_led = Some((MemberName::new(name), ago(since)?));
     }
-    for (_, text) in words.keyed().filter(|(key, _)| *key == "needed") {
+    for text in words.all("needed") {
         let (name, seen) = text
             .rsplit_once('@')
             .ok_or_else(|| words.wrong(text, "SLOT@SECONDS"))?;
@@ -115,6 +115,7 @@ pub(super) fn local(words: &Words<'_, '_>, now: Moment) -> Result<Local, ScriptE
     let timeline = Timeline(words.value("tl")?.unwrap_or(1));
     let since = now - words.seconds("since")?.unwrap_or_default();
     let was_primary = words.has("primary");
+    words.may_say("replica");
     Ok(match words.first() {
         Some("empty") => Local::Empty,
         Some("unknown") => Local::Unknown(Arc::from(words.text("why").unwrap_or("unknown"))),
@@ -189,6 +190,7 @@ pub(super) fn peers(words: &Words<'_, '_>) -> Result<Peers, ScriptError> {
     if words.has("not_asked") {
         return Ok(Peers::NotAsked);
     }
+    words.may_say("asked");
     let mut answers = BTreeMap::new();
     for (name, text) in words.keyed() {
         let mut parts = text.split('@');

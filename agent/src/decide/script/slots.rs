@@ -15,8 +15,7 @@ use crate::decide::observation::{SlotView, SynchronizedSlots};
 /// Every `slot=NAME` of an instance, with `@idle`, `@temporary`, `@failover`, `@synced`, `@lost`, `@xmin`, `@ready`,
 /// `@logical:DATABASE:PLUGIN` and `@POSITION` after it.
 pub(super) fn views(words: &Words<'_, '_>) -> Result<Vec<SlotView>, ScriptError> {
-    let texts = words.keyed().filter(|(key, _)| *key == "slot");
-    texts.map(|(_, text)| view(words, text)).collect()
+    words.all("slot").map(|text| view(words, text)).collect()
 }
 
 fn view(words: &Words<'_, '_>, text: &str) -> Result<SlotView, ScriptError> {
@@ -114,16 +113,15 @@ pub(super) fn status(words: &Words<'_, '_>) -> Result<Status, ScriptError> {
         optime: words.value("optime")?.unwrap_or_default(),
         ..Status::default()
     };
-    for (key, text) in words.keyed() {
-        match (key, text.split_once('@')) {
-            ("slot", Some((name, at))) => {
-                let at = words.parse(at, "a position")?;
-                status.slots.insert(name.to_owned(), at);
-            }
-            ("retain", _) => status.retain_slots.push(text.to_owned()),
-            _ => {}
-        }
+    for text in words.all("slot") {
+        let (name, at) = text
+            .split_once('@')
+            .ok_or_else(|| words.wrong(text, "NAME@POSITION"))?;
+        let at = words.parse(at, "a position")?;
+        status.slots.insert(name.to_owned(), at);
     }
+    let retain = words.all("retain").map(str::to_owned);
+    status.retain_slots.extend(retain);
     Ok(status)
 }
 

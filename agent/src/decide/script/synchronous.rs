@@ -137,7 +137,7 @@ fn parse_named(words: &Words<'_, '_>, text: &str) -> Result<SyncNames, ScriptErr
 /// `sender=NAME@FLUSHED` (with `@catchup` while it does not stream yet) for each receiver.
 pub(super) fn commits(words: &Words<'_, '_>) -> Result<CommitsView, ScriptError> {
     let mut senders = Vec::new();
-    for (_, text) in words.keyed().filter(|(key, _)| *key == "sender") {
+    for text in words.all("sender") {
         let mut parts = text.split('@');
         senders.push(SenderView {
             name: MemberName::new(parts.next().unwrap_or_default()),

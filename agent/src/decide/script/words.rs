@@ -10,9 +10,13 @@ use super::{Line, ScriptError};
 /// The words of a line, asked for by name.
 pub(super) struct Words<'a, 'b> {
     line: &'a Line<'b>,
-    /// The keys that were asked for.
-    asked: RefCell<BTreeSet<String>>,
+    /// What was asked for: keys, and plain words.
+    asked: RefCell<BTreeSet<(bool, String)>>,
 }
+
+/// In what was asked for.
+const KEY: bool = true;
+const PLAIN: bool = false;
 
 impl<'a, 'b> Words<'a, 'b> {
     pub(super) fn new(line: &'a Line<'b>) -> Self {
@@ -22,50 +26,77 @@ impl<'a, 'b> Words<'a, 'b> {
         }
     }
 
-    /// A key that nobody has asked for would say nothing, and the script would not say what it seems to.
+    /// A word that nobody has asked for would say nothing, and the script would not say what it seems to.
     pub(super) fn finish(&self) -> Result<(), ScriptError> {
         let asked = self.asked.borrow();
-        let mut keys = self.line.words.iter().filter_map(|(key, _)| *key);
-        match keys.find(|key| !asked.contains(*key)) {
-            Some(key) => Err(ScriptError::UnknownWord {
+        let mut words = self.line.words.iter();
+        let unknown = words.find_map(|(key, word)| {
+            let word = key.unwrap_or(word);
+            let is_asked = asked.contains(&(key.is_some(), word.to_owned()));
+            (!is_asked).then_some(word)
+        });
+        match unknown {
+            Some(word) => Err(ScriptError::UnknownWord {
                 command: self.line.name.to_owned(),
-                word: key.to_owned(),
+                word: word.to_owned(),
             }),
             None => Ok(()),
         }
     }
 
-    pub(super) fn plain(&self) -> impl Iterator<Item = &'b str> + '_ {
-        self.line
-            .words
-            .iter()
+    fn asks(&self, kind: bool, word: &str) {
+        self.asked.borrow_mut().insert((kind, word.to_owned()));
+    }
+
+    fn plain_words(&self) -> impl Iterator<Item = &'b str> + '_ {
+        let words = self.line.words.iter();
+        words
             .filter(|(key, _)| key.is_none())
             .map(|(_, word)| *word)
     }
 
-    /// All of them; each is asked for by that.
+    fn keyed_words(&self) -> impl Iterator<Item = (&'b str, &'b str)> + '_ {
+        let words = self.line.words.iter();
+        words.filter_map(|(key, word)| key.map(|k| (k, *word)))
+    }
+
+    /// All plain words, where each may be anything.
+    pub(super) fn plain(&self) -> impl Iterator<Item = &'b str> + '_ {
+        self.plain_words().for_each(|word| self.asks(PLAIN, word));
+        self.plain_words()
+    }
+
+    /// All keys with their values, where each may be anything.
     pub(super) fn keyed(&self) -> impl Iterator<Item = (&'b str, &'b str)> + '_ {
-        let keyed = self.line.words.iter();
-        let keyed = keyed.filter_map(|(key, word)| key.map(|k| (k, *word)));
-        let keys = keyed.clone().map(|(key, _)| key.to_owned());
-        self.asked.borrow_mut().extend(keys);
-        keyed
+        self.keyed_words().for_each(|(key, _)| self.asks(KEY, key));
+        self.keyed_words()
     }
 
     pub(super) fn first(&self) -> Option<&'b str> {
-        self.plain().next()
+        let first = self.plain_words().next();
+        first.inspect(|word| self.asks(PLAIN, word))
     }
 
     pub(super) fn has(&self, word: &str) -> bool {
-        self.plain().any(|w| w == word)
+        self.asks(PLAIN, word);
+        self.plain_words().any(|w| w == word)
+    }
+
+    /// A word for what is so where its opposite does not stand.
+    pub(super) fn may_say(&self, word: &str) {
+        self.asks(PLAIN, word);
+    }
+
+    /// Every value of a key that may be repeated.
+    pub(super) fn all(&self, key: &str) -> impl Iterator<Item = &'b str> {
+        self.asks(KEY, key);
+        let values = self.keyed_words().filter(|(k, _)| *k == key);
+        let values: Vec<_> = values.map(|(_, value)| value).collect();
+        values.into_iter()
     }
 
     pub(super) fn text(&self, key: &str) -> Option<&'b str> {
-        self.asked.borrow_mut().insert(key.to_owned());
-        let mut words = self.line.words.iter();
-        words
-            .find(|(k, _)| *k == Some(key))
-            .map(|(_, value)| *value)
+        self.all(key).next()
     }
 
     pub(super) fn value<T: FromStr>(&self, key: &str) -> Result<Option<T>, ScriptError> {
