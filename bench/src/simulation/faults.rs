@@ -221,11 +221,13 @@ impl World {
     }
 
     pub(super) fn power_off(&mut self, node: NodeId) {
+        let now = self.now;
         self.kill_agent(node);
         self.die(node);
         let this = self.node_mut(node);
         this.is_powered = false;
         this.frozen_until = 0;
+        this.stood_still.1 = this.stood_still.1.min(now);
         this.fence.is_alive = false;
         this.fence.is_starting = false;
         this.fence.frozen_until = 0;

@@ -148,6 +148,8 @@ pub(super) struct Ledger {
     /// Whom `/sync` names as the leader since an operator's choice let it lead: it alone leads on by that record, also
     /// once the request is dropped and its first promotion was given up.
     recorded_by_choice: Option<NodeId>,
+    /// The revision of `/sync` when the store changed last.
+    recorded_at: i64,
 }
 
 impl Ledger {
@@ -425,8 +427,11 @@ impl World {
         let Some(upstream) = upstream else {
             return;
         };
-        let view: Option<&Arc<Topology>> = self.node(node).agent.view.as_ref();
-        let is_standby = view.is_some_and(|v| v.settings_or_default().standby_cluster.is_some());
+        let agent = &self.node(node).agent;
+        let view: Option<&Arc<Topology>> = agent.view.as_ref();
+        // A section that is removed while the decision is being carried out is missed by the next one.
+        let mut views = view.into_iter().chain(&agent.decided_by);
+        let is_standby = views.any(|v| v.settings_or_default().standby_cluster.is_some());
         if upstream.member.is_none() && is_standby {
             return;
         }

@@ -79,7 +79,8 @@ impl World {
         let is_left = is_leaderless && remembered.clone().any(|settings| settings.is_paused);
         // Nor in a standby cluster that has not been made.
         let of_standby = remembered.find(|settings| settings.standby_cluster.is_some());
-        let of_standby = of_standby.filter(|_| is_leaderless);
+        let is_made = matches!(self.store.head.initialize, Initialize::Done(_));
+        let of_standby = of_standby.filter(|_| is_leaderless && !is_made);
         // Nor does anybody in a store that has lost what was not mended yet.
         let is_forgotten = self.store.is_config_forgotten && self.store.is_vouched;
         let first = (is_garbled || is_left || is_forgotten).then(|| self.settings.clone());

@@ -61,7 +61,11 @@ impl World {
             return false;
         };
         let shared = self.branches.shared_until(its.branch, its.end, all.branch);
-        shared.is_some_and(|shared| shared >= all.end)
+        // Who is not listed does not race: somebody may lead by the consent of those who are.
+        let listed = &self.store.head.failsafe;
+        let may_race = listed.is_empty() || listed.contains_key(&self.node(heir).name);
+        may_race
+            && shared.is_some_and(|shared| shared >= all.end)
             && (self.plan.synchronous_mode == SynchronousMode::Off || self.is_elected(heir))
     }
 

@@ -155,7 +155,7 @@ pub(super) enum Origin {
     Fresh,
     /// A primary without a cluster, and empty members; a replica too in some.
     Adopted,
-    /// The same of a standby cluster, whose configuration is there: members that follow the remote, or one that is a
+    /// The same of a standby cluster, whose configuration is there: members that follow the remote; one of them may be a
     /// primary all the same.
     AdoptedStandby,
 }

@@ -80,14 +80,16 @@ impl World {
         }
     }
 
-    /// The cluster stands on its own from now on. Not before it is one: replicas without a cluster wait for their primary.
+    /// The cluster stands on its own from now on. One that is adopted not before it is one: replicas without a cluster wait
+    /// for their primary.
     pub(super) fn end_standby(&mut self) {
         let is_made = matches!(self.store.head.initialize, Initialize::Done(_));
-        let mut data = self
-            .nodes
-            .iter()
-            .filter_map(|node| node.postgres.data.as_ref());
-        if is_made || data.any(|data| data.was_primary) {
+        let mut nodes = self.nodes.iter();
+        let has_primary = nodes.any(|node| {
+            let data = node.postgres.data.as_ref();
+            data.is_some_and(|data| data.was_primary)
+        });
+        if self.plan.origin != Origin::AdoptedStandby || is_made || has_primary {
             self.set_standby(false);
         }
     }
@@ -187,8 +189,7 @@ impl World {
 
     pub(super) fn was_standby(&self) -> bool {
         let mut faults = self.plan.faults.iter();
-        self.plan.origin == Origin::AdoptedStandby
-            || faults.any(|fault| fault.kind == FaultKind::OperatorDemotes)
+        faults.any(|fault| fault.kind == FaultKind::OperatorDemotes)
     }
 
     /// `a_standby_cluster_never_writes`: called at the signal that makes an instance writable.

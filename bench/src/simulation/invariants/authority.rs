@@ -71,10 +71,13 @@ impl World {
             // is lower than what they have seen.
             return true;
         }
-        let mut owners = self.ledger.owners.iter();
-        let owner = owners.find(|(owned, ..)| *owned == epoch);
-        let owner =
-            owner.filter(|(_, owner, since)| *owner == node || !self.led_nothing(*owner, *since));
+        let owners = self.ledger.owners.iter();
+        let mut owners = owners.filter(|(owned, ..)| *owned == epoch);
+        let is_others = |(_, owner, since): &&(LeaderEpoch, NodeId, Time)| {
+            *owner != node && !self.led_nothing(*owner, *since)
+        };
+        let other = owners.clone().find(is_others);
+        let owner = other.or_else(|| owners.find(|(_, owner, _)| *owner == node));
         let owner = owner.map(|(_, owner, _)| *owner);
         let highest = self.node(node).agent.lease.highest;
         let is_given = owner.is_some_and(|owner| owner != node);
@@ -137,9 +140,12 @@ impl World {
     pub(super) fn note_record(&mut self, by: Option<NodeId>) {
         let record = self.store.head.sync.as_ref();
         let recorded = record.and_then(|record| self.id_of(record.leader.as_ref()?));
+        let revision = record.map_or(0, |record| record.revision);
+        let is_new = std::mem::replace(&mut self.ledger.recorded_at, revision) != revision;
         let leader = self.store.leader().and_then(|(name, _)| self.id_of(name));
-        let is_its = by.is_some() && by == recorded && by == leader;
-        if is_its && self.ledger.loss_accepted && by.is_some_and(|by| self.is_chosen(by)) {
+        let by = by.filter(|by| is_new && recorded == Some(*by) && leader == Some(*by));
+        let by = by.filter(|by| self.is_chosen(*by) && !self.node(*by).postgres.can_commit());
+        if by.is_some() && self.ledger.loss_accepted {
             self.ledger.recorded_by_choice = by;
         } else if recorded != self.ledger.recorded_by_choice {
             self.ledger.recorded_by_choice = None;
