@@ -282,7 +282,9 @@ async fn look_at_instance(
     limit: Duration,
 ) -> Seen {
     match postgres.probe(limit).await {
-        Probe::Answer(status) => {
+        Probe::Answer(mut status) => {
+            let known = before.answered.iter();
+            known.for_each(|(_, known)| status.goes_on_from(known));
             before.silent_since = None;
             before.crashed_at = None;
             before.system_id = Some(status.system_id);
@@ -344,10 +346,8 @@ fn note_end(postgres: &Postgres, before: &mut Before, is_stopping: bool) {
         return;
     }
     before.seen_end = Some(at);
-    let has_answered = before
-        .answered
-        .as_ref()
-        .is_some_and(|(pid, _)| *pid == id.pid);
+    let mut answered = before.answered.iter();
+    let has_answered = answered.any(|(pid, _)| *pid == id.pid);
     if is_stopping {
         before.crashed_at = None;
     } else if has_answered {

@@ -225,6 +225,15 @@ impl ServerStatus {
         }
     }
 
+    /// One postmaster recovers along timelines that only rise, and once its receiver is gone nothing else may tell that it has
+    /// taken up a newer one: what it said before, `known`, still holds.
+    pub fn goes_on_from(&mut self, known: &Self) {
+        let is_same = self.started_us == known.started_us;
+        if is_same && self.is_in_recovery && known.is_in_recovery {
+            self.timeline = self.timeline.max(known.timeline);
+        }
+    }
+
     /// How far the WAL of this instance reaches: flushed by a primary, received or replayed by a replica.
     pub fn position(&self) -> Lsn {
         let of = |lsn: Option<Lsn>| lsn.unwrap_or_default();
@@ -453,6 +462,33 @@ impl From<RawSlot> for Slot {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_timeline_that_was_received_once_is_not_left_with_the_receiver() {
+        let status = |started: i64, in_recovery: bool, control: u32, received: Option<u32>| {
+            let receiver = received.map(|timeline| {
+                serde_json::json!({"status": "streaming", "timeline": timeline, "slot": null, "host": null,
+                    "port": null, "latest_end": null})
+            });
+            let json = serde_json::json!({"version": 150_018, "started": started, "system_id": "7",
+                "in_recovery": in_recovery, "control_timeline": control, "receiver": receiver,
+                "timeline": (!in_recovery).then(|| format!("{control:08X}")),
+                "synchronous_standby_names": "", "senders": [], "slots": [], "pending_restart": [],
+                "controlled": {}});
+            ServerStatus::parse(&json.to_string()).unwrap()
+        };
+        let after = |mut now: ServerStatus, known: &ServerStatus| {
+            now.goes_on_from(known);
+            now.timeline
+        };
+        let received = status(1, true, 1, Some(2));
+        assert_eq!(received.timeline, Timeline(2));
+        assert_eq!(after(status(1, true, 1, None), &received), Timeline(2));
+        assert_eq!(after(status(1, true, 3, None), &received), Timeline(3));
+        // Another postmaster may have other data, and a primary knows its own.
+        assert_eq!(after(status(2, true, 1, None), &received), Timeline(1));
+        assert_eq!(after(status(1, false, 1, None), &received), Timeline(1));
+    }
 
     #[test]
     fn replay_is_on_the_newest_history_only_where_a_file_of_it_is_read() {
