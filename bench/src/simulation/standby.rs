@@ -152,7 +152,8 @@ impl World {
             .iter()
             .filter(|node| node.watchdog != WatchdogView::Failed);
         let is_whole = |data: &Data| !data.is_broken;
-        self.was_standby() && !guarded.any(|node| node.postgres.data.as_ref().is_some_and(is_whole))
+        let has_followed = self.was_standby() || self.plan.origin == Origin::AdoptedStandby;
+        has_followed && !guarded.any(|node| node.postgres.data.as_ref().is_some_and(is_whole))
     }
 
     /// Bytes that a standby cluster's leader may lack when the others follow it: nothing marks its election in

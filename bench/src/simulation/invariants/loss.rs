@@ -1,6 +1,7 @@
 //! What a change of leader may lose, and what a copy may destroy.
 
 use super::{Data, Fault, FaultKind, Invariant, NodeId, SECOND, Time, World};
+use crate::simulation::coverage::Ending;
 
 impl World {
     /// A primary that was promoted while a store of before did not show its key has it now.
@@ -73,6 +74,11 @@ impl World {
             // As far as the old copy tells, it lags no more than it may.
             let is_near = fork + self.plan.maximum_lag >= shown;
             if is_near && self.is_by_an_old_copy(node) {
+                return;
+            }
+            // Nor does what was remembered best, by which an operator has accepted a store since that was written.
+            if is_near && self.branches.last_acknowledged(old, u64::MAX) < self.accepted_at {
+                self.ending = Some(Ending::OldCopyUntold);
                 return;
             }
             let detail = format!(
